@@ -1,0 +1,67 @@
+# Every command a person needs. `make help` lists them.
+
+PYTHON ?= python3
+# pytest processes; each holds about 1 GB
+TEST_WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help install quickstart test test-slow check lint format wheel constraints clean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Make .venv with the package and the tested versions of everything it needs
+
+# A Python without ensurepip (Debian's python3 without python3-venv) lends its own pip to the new environment.
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  f"rmat-hf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	else $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; fi
+	$(PIP_INSTALL) setuptools
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,viz]'
+	@touch $@
+
+quickstart: $(INSTALLED) ## Install, finetune on FreeSolv, compare with two baselines, predict three molecules
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/quickstart.sh
+
+# One thread per test process: the workers already fill the cores.
+test: $(INSTALLED) ## Install and run the tests: fast, on the CPU, offline
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+test-slow: $(INSTALLED) ## Run the tests marked slow
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m "slow and not gpu"
+
+check: lint ## Lint, types, import direction and the style guide
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+lint: $(INSTALLED) ## Lint and formatting only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## Rewrite the files in the formatter's style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+wheel: $(INSTALLED) ## Build dist/*.whl
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+constraints: $(INSTALLED) ## Write the versions in .venv to constraints.txt, after an upgrade that passed the tests
+	{ echo '# The tested versions, written by `make constraints`. Every install uses them.'; \
+	  $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable --disable-pip-version-check \
+	  | sed 's/+[^ ]*$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+	@touch $(INSTALLED)
+
+clean: ## Remove the environment, build outputs and caches (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find rmat_hf tests -name __pycache__ -type d -prune -exec rm -rf {} +

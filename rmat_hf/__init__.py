@@ -1,0 +1,43 @@
+"""R-MAT, the Relative Molecule Attention Transformer, for the Hugging Face ecosystem.
+
+Importing this package registers configuration, models and processor with the Auto classes.
+"""
+
+from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.models.auto.feature_extraction_auto import AutoFeatureExtractor
+from transformers.models.auto.modeling_auto import (
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+)
+from transformers.models.auto.processing_auto import AutoProcessor
+
+from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.conversion import convert_checkpoint
+from rmat_hf.inference import embed, predict
+from rmat_hf.modeling_rmat import (
+    RMatForPreTraining,
+    RMatForSequenceClassification,
+    RMatModel,
+)
+from rmat_hf.processing_rmat import RMatProcessor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RMatConfig",
+    "RMatForPreTraining",
+    "RMatForSequenceClassification",
+    "RMatModel",
+    "RMatProcessor",
+    "convert_checkpoint",
+    "embed",
+    "predict",
+]
+
+AutoConfig.register("rmat", RMatConfig)
+AutoModel.register(RMatConfig, RMatModel)
+AutoModelForPreTraining.register(RMatConfig, RMatForPreTraining)
+AutoModelForSequenceClassification.register(RMatConfig, RMatForSequenceClassification)
+AutoProcessor.register(RMatConfig, RMatProcessor)
+AutoFeatureExtractor.register(RMatConfig, RMatProcessor)

@@ -1,0 +1,78 @@
+"""Output folders that appear whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class OutputError(ValueError):
+    """An output that cannot or must not be written."""
+
+
+def validate_output_folder(folder: str | Path, *, overwrite: bool = False) -> None:
+    """Raise if `folder` cannot be created, or has files in it and `overwrite` is false.
+
+    Raises:
+        OutputError: With the way out.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{str(folder)!r} is a file. Choose another output folder.")
+    if folder.is_dir() and (folder.is_mount() or Path.cwd().is_relative_to(folder.resolve())):
+        raise OutputError(
+            f"{str(folder)!r} is the current folder, one above it or a mounted one, which cannot "
+            "be replaced. Choose a folder inside it."
+        )
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise OutputError(
+            f"The output folder {str(folder)!r} is not empty. "
+            "Choose another one, or pass --overwrite to replace it."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot create {str(folder.parent)!r}: {error.strerror}.") from error
+    if not os.access(folder.parent, os.W_OK):
+        raise OutputError(f"{str(folder.parent)!r} is not writable. Choose another output folder.")
+
+
+@contextmanager
+def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` when the block ends without an error.
+
+    After an error the temporary folder is gone, and what was at `folder` before is untouched.
+
+    Args:
+        folder (`str` or `Path`): The folder to create.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace a folder that has files.
+
+    Raises:
+        OutputError: If `folder` has files and `overwrite` is false, or cannot be created.
+    """
+    folder = Path(folder).resolve()  # a link stays, what it points to is replaced
+    validate_output_folder(folder, overwrite=overwrite)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        os.chmod(temporary, 0o777 & ~_read_umask())
+        yield temporary
+        replaced = temporary.with_name(temporary.name + ".replaced")
+        if folder.exists():
+            os.replace(folder, replaced)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if replaced.exists():
+                os.replace(replaced, folder)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

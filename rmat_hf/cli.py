@@ -1,0 +1,200 @@
+"""`rmat VERB`: parse the flags, call one function, report."""
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from transformers.utils.logging import disable_progress_bar
+from typer.core import TyperCommand
+
+from rmat_hf import __version__
+from rmat_hf.conversion import convert_checkpoint
+from rmat_hf.screening import (
+    ScreeningOptions,
+    ScreeningResult,
+    run_embedding,
+    run_prediction,
+)
+from rmat_hf.training.arguments import (
+    ConversionArguments,
+    FinetuningArguments,
+    PredictionArguments,
+)
+from rmat_hf.training.finetuning import FinetuningResult, run_finetuning
+
+app = typer.Typer(
+    help="R-MAT: finetune on a table of SMILES, predict, embed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class ListFlagCommand(TyperCommand):
+    """A command whose list flags take several values: `--smiles CCO CCN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the flag before each of its values, as click wants it."""
+        list_flags = {
+            flag
+            for parameter in self.params
+            if getattr(parameter, "multiple", False)
+            for flag in parameter.opts
+        }
+        expanded: list[str] = []
+        current = None
+        for arg in args:
+            if arg.startswith("--"):
+                current = arg if arg in list_flags else None
+                if current is None:
+                    expanded.append(arg)
+            elif current is not None:
+                expanded += [current, arg]
+            else:
+                expanded.append(arg)
+        return super().parse_args(ctx, expanded)
+
+
+def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], None]) -> None:
+    """Add a verb whose flags are the fields of a dataclass.
+
+    Args:
+        verb (`str`): Name of the command.
+        arguments_class (`type`): Dataclass; `metadata["help"]` of a field is its help.
+        report (`Callable`): Called with the arguments; runs the verb and prints the outcome.
+    """
+    hints = get_type_hints(arguments_class)
+    parameters = []
+    for argument in fields(arguments_class):
+        flag = f"--{argument.name.replace('_', '-')}"
+        default = argument.default
+        if argument.default_factory is not MISSING:
+            default = argument.default_factory()
+        is_required = default is MISSING
+        option = typer.Option(flag, help=argument.metadata["help"], show_default=bool(default))
+        parameters.append(
+            inspect.Parameter(
+                argument.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if is_required else default,
+                annotation=Annotated[hints[argument.name], option],
+            )
+        )
+
+    def command(**values: Any) -> None:
+        report(arguments_class(**values))
+
+    # typer reads a function's signature
+    vars(command)["__signature__"] = inspect.Signature(parameters)
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = report.__doc__
+    app.command(verb, cls=ListFlagCommand)(command)
+
+
+def finetune(arguments: FinetuningArguments) -> None:
+    """Finetune on a table of SMILES and labels; write a folder that predicts."""
+    result = run_finetuning(arguments)
+    print(describe_metrics(result))
+    print(
+        f"\nWrote {result.output_dir}: the model, metrics.json, predictions.csv and a model card."
+    )
+    if result.dropped:
+        print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
+
+
+def predict(arguments: PredictionArguments) -> None:
+    """Predict the molecules of a file, or a few SMILES, with a finetuned model."""
+    print_screening(run_prediction(**_build_screening(arguments)), noun="predictions")
+
+
+def embed(arguments: PredictionArguments) -> None:
+    """Compute one vector per molecule of a file, or of a few SMILES."""
+    print_screening(run_embedding(**_build_screening(arguments)), noun="embeddings")
+
+
+def convert(arguments: ConversionArguments) -> None:
+    """Convert weights of the authors' code to a model folder."""
+    conversion = convert_checkpoint(arguments.weights, arguments.config, pooling=arguments.pooling)
+    conversion.save(arguments.output_dir)
+    for note in conversion.notes:
+        print(f"Note: {note}")
+    print(f"Wrote {arguments.output_dir}.")
+
+
+def describe_metrics(result: FinetuningResult) -> str:
+    """Return a table of the metrics: one row per model, one column per part and metric."""
+    models = {"R-MAT": result.metrics, **result.baselines}
+    names = [name for name, value in result.metrics["test"].items() if not isinstance(value, dict)]
+    lines = [f"{'':34}" + "".join(f"{name:>12}" for name in names)]
+    for model, metrics in models.items():
+        for part in ("train", "valid", "test"):
+            cells = [metrics[part][name] for name in names]
+            values = "".join(f"{'undefined' if c is None else f'{c:.4f}':>12}" for c in cells)
+            lines.append(f"{model:28}{part:6}{values}")
+    return "\n".join(lines)
+
+
+def print_screening(result: ScreeningResult, *, noun: str) -> None:
+    """Print the summary line of a screen."""
+    num_done = result.num_rows - result.num_failed
+    print(
+        f"{result.num_rows} rows: {num_done} {noun}, {result.num_failed} failed "
+        f"(reasons in the column 'error'). Wrote {result.output}."
+    )
+
+
+def _build_screening(arguments: PredictionArguments) -> dict[str, Any]:
+    return {
+        "model": arguments.model,
+        "molecules": arguments.smiles or arguments.input,
+        "output": arguments.output,
+        "smiles_column": arguments.smiles_column,
+        "revision": arguments.revision,
+        "options": ScreeningOptions(
+            batch_size=arguments.batch_size,
+            num_workers=arguments.num_workers,
+            chunk_size=arguments.chunk_size,
+            device=arguments.device,
+            show_progress=True,
+        ),
+    }
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _configure(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # bars for reading and writing weights would break up those of training and prediction
+    disable_progress_bar()
+
+
+add_command("finetune", FinetuningArguments, report=finetune)
+add_command("predict", PredictionArguments, report=predict)
+add_command("embed", PredictionArguments, report=embed)
+add_command("convert", ConversionArguments, report=convert)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"rmat: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rmat: interrupted", file=sys.stderr)
+        sys.exit(130)

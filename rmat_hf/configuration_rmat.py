@@ -1,0 +1,200 @@
+"""RMatConfig: every architecture choice of R-MAT, and the codes that model and featurizer share."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.type_validators import interval
+
+# Columns of `node_features`; the atom features follow them.
+MASK_COLUMN = 0
+DUMMY_COLUMN = 1
+DUMMY_NODE_IDX = 0
+
+# `bond_types` of a bonded pair: 1 + 8 * order + 4 * aromatic + 2 * conjugated + in_ring,
+# order in (single, aromatic, double, triple).
+NO_BOND_TYPE = 0
+NUM_BOND_ORDERS = 4
+MASKED_BOND_TYPE = 1 + 8 * NUM_BOND_ORDERS
+NUM_BOND_TYPES = MASKED_BOND_TYPE + 1
+NUM_BOND_FEATURES = 1 + NUM_BOND_ORDERS + 3
+
+# `topological_distances` between unconnected nodes; a real distance is at most one less.
+UNREACHABLE_DISTANCE = 255
+
+# Å; outside every cutoff, so that the radial basis of the pair is zero.
+BEYOND_CUTOFF = 1.0e6
+
+# Fields that belong to the labels a model was finetuned on.
+TASK_FIELDS = (
+    "num_molecule_descriptors",
+    "label_mean",
+    "label_std",
+    "label_units",
+    "label_name",
+    "loss_weights",
+)
+
+
+@strict
+class RMatConfig(PreTrainedConfig):
+    r"""Configuration of the Relative Molecule Attention Transformer (arXiv 2110.05841).
+
+    The defaults are the sizes of the published model (48 million parameters).
+
+    Args:
+        num_node_features (`int`, *optional*, defaults to 37):
+            Columns of `node_features`: mask flag, dummy flag, 35 atom features.
+        num_bond_features (`int`, *optional*, defaults to 8):
+            Mask flag, bond order (4), aromatic, conjugated, in ring.
+        max_neighborhood_order (`int`, *optional*, defaults to 4):
+            Shortest paths of this many bonds and more share one class. One more class stands for
+            unreachable, so there are `max_neighborhood_order + 2`.
+        num_radial_basis (`int`, *optional*, defaults to 32):
+            Number of radial basis functions of the interatomic distance.
+        distance_cutoff (`float`, *optional*, defaults to 20.0):
+            Distance in Å from which on the radial basis is zero.
+        radial_envelope_exponent (`int`, *optional*, defaults to 5):
+            Exponent of the polynomial envelope of the radial basis (arXiv 2003.03123, eq. 8).
+        hidden_size (`int`, *optional*, defaults to 768): Width of the nodes.
+        intermediate_size (`int`, *optional*, defaults to 1536): Width of the feed-forward networks.
+        num_hidden_layers (`int`, *optional*, defaults to 10): Number of layers.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Number of attention heads; divides `hidden_size`. The hidden layer of the pair networks
+            is as wide as one head.
+        hidden_act (`str`, *optional*, defaults to `"leaky_relu"`):
+            Activation of feed-forward, pair and two-layer head networks.
+        leaky_relu_slope (`float`, *optional*, defaults to 0.1): Negative slope of `"leaky_relu"`.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout in feed-forward and pair networks, on residual branches and in the head.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout on the attention probabilities.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial relative attention biases; matrices start from
+            Xavier's uniform distribution.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the layer normalizations.
+        attention_form (`str`, *optional*, defaults to `"paper"`):
+            `"paper"`: the attention score of the publication. `"reference"`: the score of the
+            authors' code, which their published weights need.
+        pooling (`str`, *optional*, defaults to `"attention"`):
+            How nodes become one vector: `"attention"` (GROVER's self-attentive readout),
+            `"mean"` over the nodes without padding, or `"dummy_node"`.
+        num_pooling_heads (`int`, *optional*, defaults to 4):
+            Attention distributions of the `"attention"` pooling, concatenated.
+        pooling_hidden_size (`int`, *optional*, defaults to 128):
+            Width of the hidden layer of the `"attention"` pooling.
+        num_head_layers (`int`, *optional*, defaults to 1):
+            Linear layers of the prediction head, 1 or 2.
+        head_hidden_size (`int`, *optional*, defaults to 128):
+            Width of the hidden layer of a two-layer head.
+        num_molecule_descriptors (`int`, *optional*, defaults to 0):
+            Molecule descriptors concatenated to the molecule vector before the head; 0 for none.
+        num_atom_contexts (`int`, *optional*, defaults to 2048):
+            Classes of the contextual atom prediction of `RMatForPreTraining`.
+        num_descriptor_labels (`int`, *optional*, defaults to 200):
+            Descriptors predicted by `RMatForPreTraining`.
+        label_mean (`list[float]`, *optional*):
+            Mean of each regression label on the training rows, in the user's units.
+        label_std (`list[float]`, *optional*):
+            Standard deviation of each regression label on the training rows.
+        label_units (`list[str]`, *optional*):
+            Unit of each regression label, for example `["kcal/mol"]`.
+        label_name (`str`, *optional*):
+            Name of the one label whose classes `id2label` lists, for single-label classification.
+        loss_weights (`list[float]`, *optional*):
+            Multi-label: weight of the positive rows of each label. Single-label: weight of each
+            class. Regression: weight of each label.
+    """
+
+    model_type = "rmat"
+
+    num_node_features: int = interval(min=3)(default=37)
+    num_bond_features: int = interval(min=1)(default=NUM_BOND_FEATURES)
+    max_neighborhood_order: int = interval(min=1, max=UNREACHABLE_DISTANCE - 1)(default=4)
+    num_radial_basis: int = interval(min=1)(default=32)
+    distance_cutoff: float | int = interval(min=0.0, exclude_min=True)(default=20.0)
+    radial_envelope_exponent: int = interval(min=1)(default=5)
+    hidden_size: int = interval(min=1)(default=768)
+    intermediate_size: int = interval(min=1)(default=1536)
+    num_hidden_layers: int = interval(min=1)(default=10)
+    num_attention_heads: int = interval(min=1)(default=12)
+    hidden_act: str = "leaky_relu"
+    leaky_relu_slope: float | int = 0.1
+    hidden_dropout_prob: float | int = interval(min=0.0, max=1.0)(default=0.0)
+    attention_probs_dropout_prob: float | int = interval(min=0.0, max=1.0)(default=0.0)
+    initializer_range: float | int = interval(min=0.0)(default=0.02)
+    layer_norm_eps: float = 1e-5
+    attention_form: Literal["paper", "reference"] = "paper"
+    pooling: Literal["attention", "mean", "dummy_node"] = "attention"
+    num_pooling_heads: int = interval(min=1)(default=4)
+    pooling_hidden_size: int = interval(min=1)(default=128)
+    num_head_layers: Literal[1, 2] = 1
+    head_hidden_size: int = interval(min=1)(default=128)
+    num_molecule_descriptors: int = interval(min=0)(default=0)
+    num_atom_contexts: int = interval(min=1)(default=2048)
+    num_descriptor_labels: int = interval(min=1)(default=200)
+    label_mean: list[float | int] | None = None
+    label_std: list[float | int] | None = None
+    label_units: list[str] | None = None
+    label_name: str | None = None
+    loss_weights: list[float | int] | None = None
+
+    def validate_architecture(self) -> None:
+        """Raise if fields contradict each other; called at construction and before saving."""
+        if self.hidden_size % self.num_attention_heads != 0:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}. Choose sizes that divide."
+            )
+        if self.num_bond_features != NUM_BOND_FEATURES:
+            raise ValueError(f"num_bond_features={self.num_bond_features} is not supported.")
+        for name in ("label_mean", "label_std", "label_units"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.num_labels:
+                raise ValueError(
+                    f"{name} has {len(values)} entries for {self.num_labels} labels. Give one each."
+                )
+        if (self.label_mean is None) != (self.label_std is None):
+            raise ValueError("label_mean and label_std belong together: give both or neither.")
+        if self.label_std is not None and min(self.label_std) <= 0:
+            raise ValueError(f"label_std={self.label_std} must be positive.")
+
+    @classmethod
+    def list_architecture_fields(cls) -> list[str]:
+        """Return the names of the fields that describe the network and not the labels."""
+        return [name for name in cls.__annotations__ if name not in TASK_FIELDS]
+
+    def get_architecture(self) -> dict[str, Any]:
+        """Return the fields that describe the network, to build a config for other labels."""
+        return {name: getattr(self, name) for name in self.list_architecture_fields()}
+
+    @property
+    def num_neighborhood_orders(self) -> int:
+        """Classes of the neighborhood order: 0 to `max_neighborhood_order`, and unreachable."""
+        return self.max_neighborhood_order + 2
+
+    @property
+    def num_pair_features(self) -> int:
+        """Width of everything known about a pair: bond, neighborhood order and radial basis."""
+        return self.num_bond_features + self.num_neighborhood_orders + self.num_radial_basis
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of `pooler_output`."""
+        num_vectors = self.num_pooling_heads if self.pooling == "attention" else 1
+        return num_vectors * self.hidden_size
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs of the head: labels, or the classes of a single label."""
+        names = sorted((self.id2label or {}).items(), key=lambda item: int(item[0]))
+        return [str(name) for _, name in names]
+
+    @property
+    def label_columns(self) -> list[str]:
+        """Names of the labels, in the order of the training table's columns."""
+        return self.output_names if self.label_name is None else [self.label_name]
+
+
+__all__ = ["RMatConfig"]

@@ -1,0 +1,1 @@
+"""Data sets: tables, checked training data, splits."""

@@ -1,0 +1,87 @@
+"""Read the records of an SDF file one by one, without losing the unreadable ones."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rdkit import Chem, rdBase
+
+PROPERTY_HEADER = re.compile(r"^>.*?<(.*)>")
+
+
+@dataclass(frozen=True)
+class SdfRecord:
+    """One record: title line, mol block (empty when there is none) and properties as text."""
+
+    title: str
+    mol_block: str
+    properties: dict[str, str]
+
+
+def iterate_sdf_records(path: Path) -> Iterator[SdfRecord]:
+    """Yield the records of a UTF-8 file in order; a `ValueError` names a record that is ambiguous.
+
+    The text of a property is exact, without the line break at its end.
+    """
+    for num_records, lines in enumerate(_iterate_record_lines(path)):
+        try:
+            yield _parse_record(lines)
+        except ValueError as error:
+            raise ValueError(f"record {num_records} (counted from 0): {error}") from error
+
+
+def _iterate_record_lines(path: Path) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8-sig") as stream:
+        lines: list[str] = []
+        for line in stream:
+            if line.startswith("$$$$"):
+                yield lines
+                lines = []
+            else:
+                lines.append(line.rstrip("\n"))
+        if any(line.strip() for line in lines):
+            yield lines
+
+
+def _parse_record(lines: list[str]) -> SdfRecord:
+    block_end = next((i + 1 for i, line in enumerate(lines) if line.startswith("M  END")), 0)
+    texts: dict[str, list[str]] = {}
+    values: list[str] | None = None
+    for line in lines[block_end:]:
+        if values is None and line.startswith(">"):
+            values = []
+            if header := PROPERTY_HEADER.match(line):
+                if header[1] in texts:
+                    raise ValueError(f"two properties are called {header[1]!r}. Rename one")
+                texts[header[1]] = values
+        elif not line.strip():
+            values = None
+        elif values is not None:
+            values.append(line)
+    properties = {name: "\n".join(text) for name, text in texts.items()}
+    return SdfRecord(lines[0] if lines else "", "\n".join(lines[:block_end]), properties)
+
+
+def parse_mol_block(mol_block: str) -> Chem.Mol | None:
+    """Return the molecule with all its hydrogens and coordinates.
+
+    Where the chemistry is wrong the molecule comes back unsanitized, so that whoever sanitizes it
+    gets RDKit's reason; where the text is wrong the result is `None`.
+    """
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromMolBlock(mol_block, removeHs=False)
+        if mol is None:
+            mol = Chem.MolFromMolBlock(mol_block, removeHs=False, sanitize=False)
+    return mol
+
+
+def compute_record_smiles(mol: Chem.Mol | None) -> str | None:
+    """Return the SMILES without explicit hydrogens, of an unsanitized molecule as it is drawn."""
+    if mol is None:
+        return None
+    with rdBase.BlockLogs():
+        try:
+            return str(Chem.MolToSmiles(Chem.RemoveHs(mol)))
+        except ValueError:  # what makes RDKit refuse to sanitize it
+            return str(Chem.MolToSmiles(mol))

@@ -1,0 +1,134 @@
+"""Write a table of results chunk by chunk, all or nothing."""
+
+import csv
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rmat_hf.data.tables import TableError
+
+ColumnKind = Literal["text", "integer", "number", "vector"]
+ARROW_TYPES: dict[ColumnKind, pa.DataType] = {
+    "text": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "vector": pa.list_(pa.float32()),
+}
+OUTPUT_EXTENSIONS = (".csv", ".parquet")
+
+
+def validate_output_path(
+    path: str | os.PathLike[str], *, extensions: Sequence[str] = OUTPUT_EXTENSIONS
+) -> None:
+    """Raise a `TableError` when a table cannot be written there, before any work is done."""
+    path = Path(path)
+    if path.suffix.lower() not in extensions:
+        raise TableError(f"{path}: cannot write this kind of file. Use {' or '.join(extensions)}.")
+    if path.is_dir():
+        raise TableError(f"{path} is a folder. Name a file.")
+    if not path.parent.is_dir():
+        raise TableError(f"{path}: the folder {path.parent} does not exist. Create it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise TableError(f"{path}: the folder {path.parent} is not writable.")
+
+
+class TableWriter:
+    """Write a .csv or .parquet file chunk by chunk; the file appears only when all went well.
+
+    Use it as a context manager. Until the end the rows go to a hidden temporary file in the same
+    folder, which an error removes; an older file of the same name stays untouched until then.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file to write.
+        input_schema (`pa.Schema`, *optional*):
+            Columns carried over from an input table (`Table.schema`), with their types.
+        added_columns (`Mapping[str, ColumnKind]`, *optional*):
+            Columns that follow: `"text"`, `"integer"`, `"number"` or `"vector"` (a list of
+            float32). In a CSV file `None` and NaN become an empty cell.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        input_schema: pa.Schema | None = None,
+        added_columns: Mapping[str, ColumnKind] | None = None,
+    ) -> None:
+        validate_output_path(path)
+        self.path = Path(path)
+        fields = list(input_schema or [])
+        for name, kind in (added_columns or {}).items():
+            if any(field.name == name for field in fields):
+                raise TableError(
+                    f"The input already has a column {name!r}, which the output adds. "
+                    "Rename or drop it in the input."
+                )
+            fields.append(pa.field(name, ARROW_TYPES[kind]))
+        self.schema = pa.schema(fields)
+        self.temporary_path = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
+        self._stream: TextIO | None = None
+        self._parquet_writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "TableWriter":
+        try:
+            with self._explained_writing():
+                if self.path.suffix.lower() == ".parquet":
+                    self._parquet_writer = pq.ParquetWriter(self.temporary_path, self.schema)
+                else:
+                    self._stream = self.temporary_path.open("w", encoding="utf-8", newline="")
+                    csv.writer(self._stream, lineterminator="\n").writerow(self.schema.names)
+        except TableError:
+            self.temporary_path.unlink(missing_ok=True)
+            raise
+        return self
+
+    def write(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Append rows: exactly the announced columns, in any order, all of one length."""
+        if set(columns) != set(self.schema.names):
+            raise ValueError(f"Got columns {list(columns)}, expected {self.schema.names}.")
+        with self._explained_writing():
+            if self._parquet_writer is not None:
+                arrays = [pa.array(columns[field.name], type=field.type) for field in self.schema]
+                self._parquet_writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
+            elif self._stream is not None:
+                cells = [
+                    [_build_csv_cell(value) for value in column] for column in columns.values()
+                ]
+                rows = zip(*cells, strict=True)
+                csv.writer(self._stream, lineterminator="\n").writerows(rows)
+            else:
+                raise ValueError("Use TableWriter in a with statement.")
+
+    def __exit__(self, error_type: type[BaseException] | None, *details: object) -> None:
+        try:
+            with self._explained_writing():
+                for file in (self._parquet_writer, self._stream):
+                    if file is not None:
+                        file.close()
+                if error_type is None:
+                    os.replace(self.temporary_path, self.path)
+        finally:
+            self._parquet_writer = self._stream = None
+            self.temporary_path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained_writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise TableError(f"{self.path} cannot be written: {reason}.") from error
+        except pa.ArrowException as error:
+            raise TableError(f"{self.path} cannot be written: {error}") from error
+
+
+def _build_csv_cell(value: object) -> object:
+    return None if isinstance(value, float | np.floating) and np.isnan(value) else value

@@ -1,0 +1,245 @@
+"""Read a table of molecules (CSV, Parquet, SDF) chunk by chunk, in order, cells as they are."""
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rdkit import Chem
+
+from rmat_hf.data.sdf import compute_record_smiles, iterate_sdf_records, parse_mol_block
+
+SDF_SMILES_COLUMN = "smiles"
+SDF_TITLE_COLUMN = "sdf_title"
+
+Item = TypeVar("Item")
+
+
+class TableError(ValueError):
+    """A mistake in the user's data or file names, told in one line that says the way out."""
+
+
+@dataclass(frozen=True)
+class TableChunk:
+    """Consecutive rows of a table; `mols` is set for the structures of an SDF file only."""
+
+    source: str
+    columns: dict[str, list[Any]]
+    num_rows: int
+    mols: list[Chem.Mol | None] | None = None
+
+    def molecules(self, smiles_column: str) -> list[str | Chem.Mol | None]:
+        """Return one molecule per row.
+
+        Args:
+            smiles_column (`str`):
+                Column of SMILES. In an SDF file, `"smiles"` stands for the structures themselves,
+                with their coordinates; a record that cannot be read is `None`.
+
+        Returns:
+            `list[str | Chem.Mol | None]`, as long as the chunk.
+        """
+        if self.mols is not None and smiles_column == SDF_SMILES_COLUMN:
+            return list(self.mols)
+        validate_columns(self.columns, [smiles_column], source=self.source)
+        values = self.columns[smiles_column]
+        for value in values:
+            if value is not None and not isinstance(value, str):
+                raise TableError(
+                    f"{self.source}: column {smiles_column!r} holds {value!r}, which is not text. "
+                    "Name the column of SMILES."
+                )
+        return list(values)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is read in chunks, so that memory does not grow with the file.
+
+    Args:
+        source (`str`):
+            Name of the file or data set, for messages.
+        schema (`pa.Schema`):
+            Columns and their types.
+        num_rows (`int`):
+            Exact number of rows.
+        read_chunks (`Callable[[int], Iterator[TableChunk]]`):
+            Yields the rows from the start, at most so many at a time.
+    """
+
+    source: str
+    schema: pa.Schema
+    num_rows: int
+    read_chunks: Callable[[int], Iterator[TableChunk]]
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns, in the order of the source."""
+        return list(self.schema.names)
+
+    def iterate_chunks(self, chunk_size: int) -> Iterator[TableChunk]:
+        """Yield the rows in order, `chunk_size` at a time; each call starts at the first row."""
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1.")
+        return self.read_chunks(chunk_size)
+
+
+def validate_columns(columns: Iterable[str], required: Iterable[str], *, source: str) -> None:
+    """Raise a `TableError` that lists the columns there are when a required one is missing."""
+    columns = list(columns)
+    missing = [name for name in required if name not in columns]
+    if not missing:
+        return
+    message = f"{source} has no column {missing[0]!r}. Its columns are: {', '.join(columns)}."
+    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
+        message += " It seems to have another separator than the comma: save it with commas."
+    raise TableError(message)
+
+
+def open_table(path: str | os.PathLike[str]) -> Table:
+    """Open a .csv, .parquet or .sdf file; the whole file is checked before the first row is used.
+
+    CSV cells are kept as their exact text. A Parquet file keeps its column types. The columns of an
+    SDF file are `"smiles"`, the title line (`"sdf_title"`, when there is one) and every property.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file. CSV and SDF are UTF-8 text.
+
+    Returns:
+        `Table`.
+    """
+    path = Path(path)
+    openers = {".csv": _open_csv, ".parquet": _open_parquet, ".sdf": _open_sdf}
+    opener = openers.get(path.suffix.lower())
+    if opener is None:
+        raise TableError(f"{path}: cannot read this kind of file. Use .csv, .parquet or .sdf.")
+    if path.is_dir():
+        raise TableError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
+    with _explained_reading(path):
+        if path.stat().st_size == 0:
+            raise TableError(f"{path} is empty. Expected at least a header line.")
+        return opener(path)
+
+
+@contextmanager
+def _explained_reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TableError(f"{path}: no such file. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+    except TableError:
+        raise
+    except (csv.Error, pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TableError(f"{path} cannot be read: {reason}") from error
+
+
+def _validate_unique(names: Sequence[str], path: Path) -> None:
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise TableError(f"{path}: two columns are called {duplicates[0]!r}. Rename one of them.")
+
+
+def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
+    """Yield the header, then the rows. Blank lines count in the middle of one-column files only."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, strict=True)
+        try:
+            header = next(reader, [])
+            yield header
+            num_blank = 0
+            for cells in reader:
+                if not cells:
+                    num_blank += 1
+                    continue
+                if len(header) == 1:
+                    yield from ([""] for _ in range(num_blank))
+                num_blank = 0
+                if len(cells) != len(header):
+                    raise TableError(
+                        f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has "
+                        f"{len(header)}. Quote cells that contain commas."
+                    )
+                yield cells
+        except csv.Error as error:
+            raise TableError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def _open_csv(path: Path) -> Table:
+    rows = _iterate_csv_rows(path)
+    header = next(rows)
+    if not any(name.strip() for name in header):
+        raise TableError(f"{path}: the first line is blank. It must hold the column names.")
+    if "\0" in "".join(header):
+        raise TableError(f"{path} is not a CSV table: its first line holds binary data.")
+    _validate_unique(header, path)
+
+    def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
+        with _explained_reading(path):
+            rows = _iterate_csv_rows(path)
+            next(rows)
+            for batch in _batched(rows, chunk_size):
+                columns = dict(zip(header, map(list, zip(*batch, strict=True)), strict=True))
+                yield TableChunk(str(path), columns, len(batch))
+
+    schema = pa.schema([(name, pa.string()) for name in header])
+    return Table(str(path), schema, sum(1 for _ in rows), read_chunks)
+
+
+def _open_parquet(path: Path) -> Table:
+    with pq.ParquetFile(path) as file:
+        # Metadata of the schema describes the old set of columns, wrong as soon as one is added.
+        schema, num_rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows
+    _validate_unique(schema.names, path)
+
+    def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
+        with _explained_reading(path), pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=chunk_size):
+                yield TableChunk(str(path), batch.to_pydict(), batch.num_rows)
+
+    return Table(str(path), schema, num_rows, read_chunks)
+
+
+def _open_sdf(path: Path) -> Table:
+    names: dict[str, None] = {}
+    num_rows = num_blocks = num_titles = 0
+    for record in iterate_sdf_records(path):
+        names.update(dict.fromkeys(record.properties))
+        num_rows += 1
+        num_blocks += bool(record.mol_block)
+        num_titles += bool(record.title.strip())
+    if num_blocks == 0:
+        raise TableError(f"{path} is not an SDF file: no record has an 'M  END' line.")
+    generated = [SDF_SMILES_COLUMN] + [SDF_TITLE_COLUMN] * (num_titles > 0)
+    column_names = [name for name in generated if name not in names] + list(names)
+
+    def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
+        with _explained_reading(path):
+            for records in _batched(iterate_sdf_records(path), chunk_size):
+                mols = [parse_mol_block(record.mol_block) for record in records]
+                columns: dict[str, list[Any]] = {
+                    SDF_SMILES_COLUMN: [compute_record_smiles(mol) for mol in mols],
+                    SDF_TITLE_COLUMN: [record.title for record in records],
+                }
+                for name in names:
+                    columns[name] = [record.properties.get(name) for record in records]
+                columns = {name: columns[name] for name in column_names}
+                yield TableChunk(str(path), columns, len(records), mols)
+
+    schema = pa.schema([(name, pa.string()) for name in column_names])
+    return Table(str(path), schema, num_rows, read_chunks)
+
+
+def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,249 @@
+"""predict(...) and embed(...): many molecules in, one row per molecule out, nothing lost."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rdkit import Chem
+from torch.utils.data import DataLoader
+
+from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.model_loading import load_embedder, load_predictor
+from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
+from rmat_hf.processing_rmat import RMatProcessor
+
+Molecule = str | Chem.Mol | None
+
+
+class Predictions(NamedTuple):
+    """Predicted properties, one row per molecule in input order.
+
+    Args:
+        values (`np.ndarray` of shape `(num_molecules, num_outputs)`, float64):
+            Regression: in the units of the training labels. Multi-label: probabilities. Single-
+            label: one probability per class. NaN in the rows that have an error.
+        errors (`list[str | None]` of length `num_molecules`): Why a row has no prediction.
+        config (`RMatConfig`): Configuration of the model that predicted.
+    """
+
+    values: np.ndarray
+    errors: list[str | None]
+    config: RMatConfig
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the columns of `values`: labels, or classes for single-label classification."""
+        return self.config.output_names
+
+    def to_columns(self) -> dict[str, list[Any]]:
+        """Return table columns: `prediction_<label>` and `error`; None where there is no value.
+
+        Single-label classification: with two classes `prediction_<label>` is the probability of
+        the second one; with more it is the most probable class, followed by one column
+        `probability_<label>_<class>` for each.
+        """
+        errors: list[Any] = list(self.errors)
+        if self.config.label_name is None:
+            names = [f"prediction_{name}" for name in self.output_names]
+            columns = dict(zip(names, self._list_columns(), strict=True))
+        elif len(self.output_names) == 2:
+            columns = {f"prediction_{self.config.label_name}": self._list_columns()[1]}
+        else:
+            label = self.config.label_name
+            best = [
+                None if error is not None else self.output_names[int(np.argmax(row))]
+                for row, error in zip(self.values, self.errors, strict=True)
+            ]
+            names = [f"probability_{label}_{name}" for name in self.output_names]
+            columns = {f"prediction_{label}": best}
+            columns |= dict(zip(names, self._list_columns(), strict=True))
+        return {**columns, "error": errors}
+
+    def _list_columns(self) -> list[list[Any]]:
+        return [
+            # the shortest number that is the same in float32, the precision of the model
+            [None if np.isnan(value) else float(str(np.float32(value))) for value in column]
+            for column in self.values.T
+        ]
+
+
+class Embeddings(NamedTuple):
+    """Molecule vectors, one row per molecule in input order.
+
+    Args:
+        values (`np.ndarray` of shape `(num_molecules, pooled_size)`, float32):
+            `pooler_output` of the model; NaN in the rows that have an error.
+        errors (`list[str | None]` of length `num_molecules`): Why a row has no embedding.
+    """
+
+    values: np.ndarray
+    errors: list[str | None]
+
+    def to_columns(self) -> dict[str, list[Any]]:
+        """Return table columns: `embedding` (a list, None where there is no value) and `error`."""
+        embeddings = [
+            None if error is not None else row.tolist()
+            for row, error in zip(self.values, self.errors, strict=True)
+        ]
+        return {"embedding": embeddings, "error": list(self.errors)}
+
+
+class _FeaturizedBatch(NamedTuple):
+    inputs: dict[str, torch.Tensor]
+    kept: list[int]
+    errors: list[str | None]
+
+
+class _Featurizer:
+    """Turns a list of molecules into model inputs; runs in the dataloader's workers."""
+
+    def __init__(self, processor: RMatProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, molecules: list[Molecule]) -> _FeaturizedBatch:
+        batch = self.processor(molecules, errors="skip", return_tensors="pt")
+        errors = [batch.skipped_rows.get(row) for row in range(len(molecules))]
+        return _FeaturizedBatch(dict(batch), batch.row_indices, errors)
+
+
+def predict(
+    model: str | Path | RMatForSequenceClassification,
+    molecules: Sequence[Molecule],
+    *,
+    processor: RMatProcessor | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    device: str | torch.device | None = None,
+) -> Predictions:
+    """Predict the properties of molecules with a finetuned model.
+
+    Args:
+        model (`str`, `Path` or a loaded model):
+            Folder, Hub id or a loaded `RMatForSequenceClassification`.
+        molecules (`Sequence[str | Chem.Mol | None]`): SMILES or RDKit molecules.
+        processor (`RMatProcessor`, *optional*): Needed with a loaded model.
+        batch_size (`int`, *optional*, defaults to 32): Molecules in one forward pass.
+        num_workers (`int`, *optional*, defaults to 0): Processes that featurize.
+        device (`str` or `torch.device`, *optional*): By default where a loaded model is, else the
+            accelerator if there is one.
+
+    Returns:
+        [`Predictions`] with one row per molecule; an invalid molecule has NaN and a reason.
+    """
+    if isinstance(model, str | Path):
+        model, processor = load_predictor(model, device=device)
+    config = model.config
+    values, errors = _run_model(
+        model,
+        molecules,
+        read_output=lambda output: compute_probabilities(output.logits, config.problem_type),
+        num_columns=len(config.output_names),
+        processor=processor,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+    )
+    return Predictions(values, errors, config)
+
+
+def embed(
+    model: str | Path | RMatPreTrainedModel,
+    molecules: Sequence[Molecule],
+    *,
+    processor: RMatProcessor | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    device: str | torch.device | None = None,
+) -> Embeddings:
+    """Compute one vector per molecule, the `pooler_output`; padding takes no part in it.
+
+    Args:
+        model (`str`, `Path` or a loaded model):
+            Folder, Hub id or a loaded R-MAT model, with any head or none.
+        molecules (`Sequence[str | Chem.Mol | None]`): SMILES or RDKit molecules.
+        processor (`RMatProcessor`, *optional*): Needed with a loaded model.
+        batch_size (`int`, *optional*, defaults to 32): Molecules in one forward pass.
+        num_workers (`int`, *optional*, defaults to 0): Processes that featurize.
+        device (`str` or `torch.device`, *optional*): As in [`predict`].
+
+    Returns:
+        [`Embeddings`] with one row per molecule; an invalid molecule has NaN and a reason.
+    """
+    if isinstance(model, str | Path):
+        model, processor = load_embedder(model, device=device)
+    encoder: RMatPreTrainedModel = model.base_model  # type: ignore[assignment]  # typed Module
+    values, errors = _run_model(
+        encoder,
+        molecules,
+        read_output=lambda output: output.pooler_output,
+        num_columns=encoder.config.pooled_size,
+        processor=processor,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+    )
+    return Embeddings(values.astype(np.float32), errors)
+
+
+def compute_probabilities(logits: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """Return what a user reads off the head's output.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Output of the head.
+        problem_type (`str`, *optional*): Problem type of the model.
+
+    Returns:
+        `torch.Tensor` of the same shape, float64: softmax or sigmoid for a classification, the
+        value itself, in the units of the labels, for a regression.
+    """
+    logits = logits.double()
+    if problem_type == "single_label_classification":
+        return logits.softmax(-1)
+    return logits.sigmoid() if problem_type == "multi_label_classification" else logits
+
+
+def _run_model(
+    model: RMatPreTrainedModel,
+    molecules: Sequence[Molecule],
+    *,
+    read_output: Callable[[Any], torch.Tensor],
+    num_columns: int,
+    processor: RMatProcessor | None,
+    batch_size: int,
+    num_workers: int,
+    device: str | torch.device | None,
+) -> tuple[np.ndarray, list[str | None]]:
+    """Return one row of the output per molecule, NaN where it failed, and every row's error."""
+    if processor is None:
+        raise ValueError(
+            "A loaded model needs its processor: pass processor=AutoProcessor.from_pretrained(...)."
+        )
+    if isinstance(molecules, str | Chem.Mol):
+        raise TypeError("Pass a list of molecules, for example ['CCO'].")
+    device = torch.device(device) if device is not None else model.device
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its signature
+    model.eval()
+    if getattr(model, "descriptor_scaler", None) is None:
+        processor = copy.copy(processor)
+        processor.molecule_descriptors = None
+    loader: DataLoader[Any] = DataLoader(
+        list(molecules),  # type: ignore[arg-type]  # any sequence is a map-style dataset
+        batch_size=batch_size,
+        collate_fn=_Featurizer(processor),
+        num_workers=num_workers,
+    )
+    values = np.full((len(molecules), num_columns), np.nan)
+    errors: list[str | None] = []
+    for batch in loader:
+        start = len(errors)
+        errors.extend(batch.errors)
+        if not batch.kept:
+            continue
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        with torch.inference_mode():
+            output = read_output(model(**inputs))
+        values[[start + row for row in batch.kept]] = output.double().cpu().numpy()
+    return values, errors

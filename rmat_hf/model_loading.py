@@ -1,0 +1,144 @@
+"""Load R-MAT models and their processors from a folder or the Hub, or say why not."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
+from transformers.models.auto.processing_auto import AutoProcessor
+
+from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatModel
+from rmat_hf.processing_rmat import RMatProcessor
+
+
+class ModelLoadingError(ValueError):
+    """A model folder or repository that cannot do what was asked of it."""
+
+
+def load_processor(
+    model: str | Path, *, revision: str | None = None, **options: Any
+) -> RMatProcessor:
+    """Load the processor saved with a model.
+
+    Args:
+        model (`str` or `Path`): Folder or Hub id.
+        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
+        options: Options of [`RMatProcessor`] that replace the saved ones.
+
+    Raises:
+        ModelLoadingError: If there is none, or it is not R-MAT's.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(model, revision=revision, **options)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelLoadingError(
+            f"Cannot load the processor of {str(model)!r}: {_first_line(error)}. "
+            "A model folder has a preprocessor_config.json; save the processor with the model."
+        ) from error
+    if type(processor).__name__ != RMatProcessor.__name__:
+        raise ModelLoadingError(
+            f"{str(model)!r} holds a {type(processor).__name__}, not an R-MAT model."
+        )
+    return processor
+
+
+def load_config(model: str | Path, *, revision: str | None = None) -> RMatConfig:
+    """Load the configuration of an R-MAT model from a folder or the Hub.
+
+    Raises:
+        ModelLoadingError: If it cannot be loaded or is not R-MAT's.
+    """
+    if Path(model).is_file():
+        raise ModelLoadingError(f"{str(model)!r} is a file. Give the folder that holds it.")
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise ModelLoadingError(
+            f"Cannot load a model from {str(model)!r}: {_first_line(error)}. "
+            "Give a folder written by rmat finetune, or a Hub id."
+        ) from error
+    if config.model_type != RMatConfig.model_type:
+        raise ModelLoadingError(f"{str(model)!r} is a {config.model_type!r} model, not R-MAT.")
+    return config
+
+
+def load_for_finetuning(
+    model: str | Path, *, config: RMatConfig, revision: str | None = None
+) -> RMatForSequenceClassification:
+    """Load a model to finetune; what does not fit the labels of `config` starts untrained.
+
+    Args:
+        model (`str` or `Path`): Folder or Hub id.
+        config (`RMatConfig`): The model's architecture with the labels to learn.
+        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
+
+    Raises:
+        ModelLoadingError: If it cannot be loaded or is not R-MAT.
+    """
+    options = {"config": config, "ignore_mismatched_sizes": True}
+    return _load_model(AutoModelForSequenceClassification, model, revision=revision, **options)[0]
+
+
+def load_predictor(
+    model: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
+) -> tuple[RMatForSequenceClassification, RMatProcessor]:
+    """Load a finetuned model with its processor from a folder or the Hub.
+
+    Raises:
+        ModelLoadingError: If it cannot be loaded, is not R-MAT or has no trained prediction head.
+    """
+    loaded, missing = _load_model(AutoModelForSequenceClassification, model, revision=revision)
+    if missing:
+        raise ModelLoadingError(
+            f"{str(model)!r} has no trained prediction head ({missing[0]} is missing), so its "
+            "predictions would be random. Finetune it first: rmat finetune --model ..."
+        )
+    return loaded.to(device or _default_device()), load_processor(model, revision=revision)
+
+
+def load_embedder(
+    model: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
+) -> tuple[RMatModel, RMatProcessor]:
+    """Load the encoder of a model with its processor from a folder or the Hub.
+
+    Raises:
+        ModelLoadingError: If it cannot be loaded, is not R-MAT or has untrained pooling.
+    """
+    loaded, missing = _load_model(AutoModel, model, revision=revision)
+    if missing:
+        raise ModelLoadingError(
+            f"{str(model)!r} has no trained {missing[0]}, so its embeddings would be random. "
+            "Convert it with mean pooling (rmat convert --pooling mean) or finetune it first."
+        )
+    return loaded.to(device or _default_device()), load_processor(model, revision=revision)
+
+
+def _load_model(
+    auto_class: Any, model: str | Path, *, revision: str | None, **options: Any
+) -> tuple[Any, list[str]]:
+    """Return the model and the parameters that were not in the checkpoint."""
+    load_config(model, revision=revision)
+    try:
+        loaded, info = auto_class.from_pretrained(
+            model, revision=revision, output_loading_info=True, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelLoadingError(
+            f"Cannot load the weights of {str(model)!r}: {_first_line(error)}."
+        ) from error
+    return loaded, sorted(info["missing_keys"])
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # the first line of these names the field only, the next one what is wrong with it
+    first_lines = lines[:2] if isinstance(error, StrictDataclassError) else lines[:1]
+    return " ".join(line.strip() for line in first_lines).rstrip(".")
+
+
+def _default_device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")

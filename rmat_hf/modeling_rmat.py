@@ -1,0 +1,610 @@
+"""R-MAT in PyTorch: relative self-attention over bonds, neighborhoods and 3D distances.
+
+Source: Maziarka et al., Relative Molecule Self-Attention Transformer, arXiv 2110.05841 and
+J. Cheminf. 16:3 (2024).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
+from .losses_rmat import (
+    compute_multi_label_loss,
+    compute_regression_loss,
+    compute_single_label_loss,
+)
+from .pair_features_rmat import RMatPairFeatures, widen
+
+# A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
+MAX_SCALED_DESCRIPTOR = 8.0
+
+
+def build_activation(config: RMatConfig) -> nn.Module:
+    """Return the activation that `hidden_act` names."""
+    # CODEPATH: leaky_relu with slope 0.1 is the authors' checkpoints'; ACT2FN knows only 0.01.
+    if config.hidden_act == "leaky_relu":
+        return nn.LeakyReLU(config.leaky_relu_slope)
+    return ACT2FN[config.hidden_act]
+
+
+@dataclass
+class RMatForPreTrainingOutput(ModelOutput):
+    """Output of [`RMatForPreTraining`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Sum of the losses whose labels were given.
+        context_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Cross-entropy of the atom contexts.
+        descriptor_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Mean squared error of the molecule descriptors.
+        context_logits (`torch.FloatTensor` of shape `(batch_size, num_nodes, num_atom_contexts)`):
+            Scores of the atom contexts before the softmax.
+        descriptor_logits (`torch.FloatTensor` of shape `(batch_size, num_descriptor_labels)`):
+            Predicted molecule descriptors.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the layers and outputs.
+        attentions (`tuple(torch.FloatTensor)`, *optional*): Attention probabilities.
+    """
+
+    loss: torch.Tensor | None = None
+    context_loss: torch.Tensor | None = None
+    descriptor_loss: torch.Tensor | None = None
+    context_logits: torch.Tensor | None = None
+    descriptor_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class RMatEmbeddings(nn.Module):
+    """Linear embedding of the node features."""
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__()
+        self.node_proj: nn.Module = nn.Linear(config.num_node_features, config.hidden_size)
+
+    def forward(self, node_features: torch.Tensor) -> torch.Tensor:
+        dtype = next(self.node_proj.parameters()).dtype
+        return self.node_proj(node_features.to(dtype))
+
+
+class RMatSelfAttention(nn.Module):
+    """Relative self-attention with pair biases on keys and values (section 3 of the paper).
+
+    The pair biases `b_ij = W z_ij + c` share `z_ij`, as wide as one head, between the heads. So
+    `q . b_ij = (W^T q) . z_ij + q . c`, and `sum_j a_ij b_ij = W (sum_j a_ij z_ij) + c sum_j a_ij`:
+    no tensor larger than `(batch_size, num_nodes, num_nodes, head_size)` is ever needed. Terms
+    that are constant along a row of the softmax cancel and are left out.
+    """
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_pair_proj = nn.Linear(config.num_pair_features, self.head_size)
+        self.key_pair_out_proj = nn.Linear(self.head_size, config.hidden_size)
+        self.value_pair_proj = nn.Linear(config.num_pair_features, self.head_size)
+        self.value_pair_out_proj = nn.Linear(self.head_size, config.hidden_size)
+        self.content_bias = nn.Parameter(torch.zeros(self.num_heads, self.head_size))
+        self.pair_bias = nn.Parameter(torch.zeros(self.num_heads, self.head_size))
+        self.act_fn = build_activation(config)
+        self.pair_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def compute_pair_hidden(
+        self, pair_codes: torch.Tensor, radial_basis: torch.Tensor, code_features: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the hidden layers of the key and the value pair network.
+
+        Each has the shape `(batch_size, num_nodes, num_nodes, head_size)`.
+        """
+        weight = torch.cat((self.key_pair_proj.weight, self.value_pair_proj.weight))
+        bias = torch.cat((self.key_pair_proj.bias, self.value_pair_proj.bias))
+        num_code_features = code_features.shape[1]
+        code_table = nn.functional.linear(code_features, weight[:, :num_code_features], bias)
+        pair_hidden = nn.functional.linear(radial_basis, weight[:, num_code_features:])
+        pair_hidden = pair_hidden + nn.functional.embedding(pair_codes, code_table)
+        pair_hidden = self.pair_dropout(self.act_fn(pair_hidden))
+        return pair_hidden.split(self.head_size, dim=-1)
+
+    def project_to_pair_hidden(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Map `(batch_size, num_nodes, num_heads, head_size)` by `W^T` of the key pair network."""
+        weight = self.key_pair_out_proj.weight.view(self.num_heads, self.head_size, self.head_size)
+        return torch.einsum("bihe,hed->bihd", vectors, weight)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_bias: torch.Tensor,
+        pair_codes: torch.Tensor,
+        radial_basis: torch.Tensor,
+        code_features: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        head_shape = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
+        query = self.q_proj(hidden_states).view(head_shape)
+        key = self.k_proj(hidden_states).view(head_shape)
+        value = self.v_proj(hidden_states).view(head_shape)
+        key_hidden, value_hidden = self.compute_pair_hidden(pair_codes, radial_basis, code_features)
+
+        # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
+        if self.config.attention_form == "reference":
+            content_query = query
+            pair_query = query + key + math.sqrt(self.head_size) * self.pair_bias
+        else:
+            key_pair_constant = self.key_pair_out_proj.bias.view(self.num_heads, self.head_size)
+            content_query = query + self.content_bias + key_pair_constant
+            pair_query = query + self.pair_bias
+
+        # (batch_size, num_nodes, num_heads, num_nodes): row i, head, column j
+        pair_query = self.project_to_pair_hidden(pair_query)
+        pair_scores = torch.matmul(pair_query, key_hidden.transpose(-1, -2))
+        scores = torch.matmul(content_query.transpose(1, 2), key.permute(0, 2, 3, 1))
+        scores = scores + pair_scores.transpose(1, 2)
+        # CODEPATH: "paper" only, where the key of column j meets the pair (i, j) too.
+        if self.config.attention_form == "paper":
+            # (batch_size, num_nodes, num_heads, num_nodes): row j, head, column i
+            pair_key = self.project_to_pair_hidden(key)
+            key_scores = torch.matmul(pair_key, key_hidden.permute(0, 2, 3, 1))
+            scores = scores + key_scores.permute(0, 2, 3, 1)
+        scores = scores / math.sqrt(self.head_size) + attention_bias
+
+        attention_probs = nn.functional.softmax(scores, dim=-1)
+        dropped_probs = self.attention_dropout(attention_probs)
+
+        context = torch.matmul(dropped_probs, value.transpose(1, 2)).transpose(1, 2)
+        pair_context = torch.matmul(dropped_probs.transpose(1, 2), value_hidden)
+        weight = self.value_pair_out_proj.weight.view(self.num_heads, self.head_size, -1)
+        context = context + torch.einsum("bihd,hed->bihe", pair_context, weight)
+        constant = self.value_pair_out_proj.bias.view(self.num_heads, self.head_size)
+        context = context + dropped_probs.sum(-1).transpose(1, 2).unsqueeze(-1) * constant
+        return self.o_proj(context.flatten(2)), attention_probs
+
+
+class RMatFeedForward(nn.Module):
+    """Two linear layers applied to every node."""
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act_fn = build_activation(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.dropout(self.act_fn(self.up_proj(hidden_states))))
+
+
+class RMatLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attention = RMatSelfAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = RMatFeedForward(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_bias: torch.Tensor,
+        pair_codes: torch.Tensor,
+        radial_basis: torch.Tensor,
+        code_features: torch.Tensor,
+    ) -> torch.Tensor:
+        attention_output, _ = self.self_attention(
+            self.attention_norm(hidden_states),
+            attention_bias,
+            pair_codes,
+            radial_basis,
+            code_features,
+        )
+        hidden_states = hidden_states + self.dropout(attention_output)
+        feed_forward_output = self.feed_forward(self.feed_forward_norm(hidden_states))
+        return hidden_states + self.dropout(feed_forward_output)
+
+
+class RMatAttentionPooling(nn.Module):
+    """Self-attentive readout of GROVER (arXiv 2007.02835, 4.3); the dummy node takes part."""
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__()
+        self.hidden_proj = nn.Linear(config.hidden_size, config.pooling_hidden_size, bias=False)
+        self.score_proj = nn.Linear(
+            config.pooling_hidden_size, config.num_pooling_heads, bias=False
+        )
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        scores = self.score_proj(torch.tanh(self.hidden_proj(hidden_states)))
+        padding = attention_mask.unsqueeze(-1) == 0
+        scores = scores.masked_fill(padding, torch.finfo(scores.dtype).min)
+        weights = nn.functional.softmax(scores, dim=1)
+        return torch.matmul(weights.transpose(1, 2), hidden_states).flatten(1)
+
+
+class RMatMeanPooling(nn.Module):
+    """Mean over the nodes that are not padding, the dummy node included."""
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        weights = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
+        return (hidden_states * weights).sum(1) / weights.sum(1)
+
+
+class RMatDummyNodePooling(nn.Module):
+    """The dummy node, which sees every atom."""
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return hidden_states[:, DUMMY_NODE_IDX]
+
+
+def build_pooler(config: RMatConfig) -> nn.Module:
+    """Return the pooling module that `config.pooling` names."""
+    # CODEPATH: "attention" is the authors' finetuned models and our default.
+    if config.pooling == "attention":
+        return RMatAttentionPooling(config)
+    # CODEPATH: "mean" is converted weights that came without a pooling.
+    if config.pooling == "mean":
+        return RMatMeanPooling()
+    return RMatDummyNodePooling()
+
+
+class RMatDescriptorScaler(nn.Module):
+    """Standardizes raw molecule descriptors with statistics that are saved with the weights."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(config.num_molecule_descriptors))
+        self.register_buffer("std", torch.ones(config.num_molecule_descriptors))
+
+    @torch.no_grad()
+    def fit(self, molecule_descriptors: torch.Tensor) -> None:
+        """Set mean and standard deviation to those of the training molecules.
+
+        Args:
+            molecule_descriptors (`torch.Tensor` of shape `(num_molecules, num_descriptors)`):
+                Raw descriptors, NaN where undefined.
+        """
+        descriptors = molecule_descriptors.double()
+        known = descriptors.isfinite()
+        num_known = known.sum(0).clamp(min=1)
+        mean = descriptors.masked_fill(~known, 0.0).sum(0) / num_known
+        variance = ((descriptors - mean) ** 2).masked_fill(~known, 0.0).sum(0) / num_known
+        # a constant descriptor says nothing and keeps its scale
+        std = torch.where(variance > 0, variance.sqrt(), 1.0)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, molecule_descriptors: torch.Tensor) -> torch.Tensor:
+        scaled = (molecule_descriptors.to(self.mean.dtype) - self.mean) / self.std
+        # a missing descriptor takes the mean of the training molecules
+        scaled = scaled.nan_to_num(0.0, posinf=MAX_SCALED_DESCRIPTOR, neginf=-MAX_SCALED_DESCRIPTOR)
+        return scaled.clamp(-MAX_SCALED_DESCRIPTOR, MAX_SCALED_DESCRIPTOR)
+
+
+class RMatPredictionHead(nn.Module):
+    """One or two linear layers from the molecule vector to the outputs."""
+
+    def __init__(self, config: RMatConfig, *, input_size: int, output_size: int) -> None:
+        super().__init__()
+        self.num_layers = config.num_head_layers
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # CODEPATH: two layers are the authors' models with `generator_n_layers` = 2.
+        if self.num_layers == 2:
+            self.dense = nn.Linear(input_size, config.head_hidden_size)
+            self.act_fn = build_activation(config)
+            self.norm = nn.LayerNorm(config.head_hidden_size, eps=config.layer_norm_eps)
+            input_size = config.head_hidden_size
+        self.out_proj = nn.Linear(input_size, output_size)
+
+    def forward(self, pooled_output: torch.Tensor) -> torch.Tensor:
+        if self.num_layers == 2:
+            pooled_output = self.norm(self.act_fn(self.dense(pooled_output)))
+        return self.out_proj(self.dropout(pooled_output))
+
+
+class RMatPreTrainedModel(PreTrainedModel):
+    """Weight initialization and everything else that `PreTrainedModel` needs to know."""
+
+    config: RMatConfig
+    base_model_prefix = "rmat"
+    main_input_name = "node_features"
+    input_modalities = "graph"
+    supports_gradient_checkpointing = True
+    # The head divides by the number of known labels itself, so Trainer has to divide the loss
+    # by the number of accumulation steps.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["RMatLayer"]
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": RMatLayer, "attentions": RMatSelfAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, RMatSelfAttention):
+            init.normal_(module.content_bias, std=self.config.initializer_range)
+            init.normal_(module.pair_bias, std=self.config.initializer_range)
+        elif isinstance(module, RMatPairFeatures):
+            init.copy_(module.code_features, module.compute_code_features())
+        elif isinstance(module, RMatDescriptorScaler):
+            init.zeros_(module.mean)
+            init.ones_(module.std)
+
+
+class RMatModel(RMatPreTrainedModel):
+    """The encoder with its pooling: molecules in, node and molecule vectors out."""
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__(config)
+        self.embeddings = RMatEmbeddings(config)
+        self.pair_features = RMatPairFeatures(config)
+        self.layers = nn.ModuleList([RMatLayer(config) for _ in range(config.num_hidden_layers)])
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = build_pooler(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the linear layer that embeds the node features."""
+        return self.embeddings.node_proj
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the linear layer that embeds the node features."""
+        self.embeddings.node_proj = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        node_features: torch.Tensor,
+        bond_types: torch.Tensor,
+        topological_distances: torch.Tensor,
+        interatomic_distances: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""Encode a padded batch of molecules, as `RMatProcessor` makes it.
+
+        Args:
+            node_features (`torch.Tensor` of shape `(batch_size, num_nodes, num_node_features)`):
+                Dummy node at index 0, then the heavy atoms.
+            bond_types (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
+                Integer code of the bond between two nodes, 0 where there is none.
+            topological_distances (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
+                Shortest path in bonds, 255 where there is none.
+            interatomic_distances (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
+                3D distance in Å, 1e6 to the dummy node.
+            attention_mask (`torch.Tensor` of shape `(batch_size, num_nodes)`, *optional*):
+                1 for a node, 0 for padding. All ones if not given.
+
+        Returns:
+            [`~modeling_outputs.BaseModelOutputWithPooling`] with `last_hidden_state` of shape
+            `(batch_size, num_nodes, hidden_size)` and `pooler_output` of shape
+            `(batch_size, pooled_size)`.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(node_features[..., 0], dtype=torch.long)
+        hidden_states = self.embeddings(node_features)
+        pair_codes, radial_basis = self.pair_features(
+            bond_types, topological_distances, interatomic_distances
+        )
+        attention_bias = torch.zeros_like(attention_mask, dtype=hidden_states.dtype)
+        attention_bias = attention_bias.masked_fill(
+            attention_mask == 0, torch.finfo(hidden_states.dtype).min
+        )[:, None, None, :]
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_bias,
+                pair_codes,
+                radial_basis,
+                self.pair_features.code_features,
+            )
+        last_hidden_state = self.final_norm(hidden_states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=self.pooler(last_hidden_state, attention_mask),
+        )
+
+
+class RMatForPreTraining(RMatPreTrainedModel):
+    """Predicts the contexts of masked atoms and the descriptors of the molecule."""
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__(config)
+        self.rmat = RMatModel(config)
+        self.context_head = nn.Linear(config.hidden_size, config.num_atom_contexts)
+        self.descriptor_head = nn.Linear(config.pooled_size, config.num_descriptor_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        node_features: torch.Tensor,
+        bond_types: torch.Tensor,
+        topological_distances: torch.Tensor,
+        interatomic_distances: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        descriptor_labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RMatForPreTrainingOutput:
+        r"""Predict contexts and descriptors of a padded batch of molecules.
+
+        Args:
+            node_features, bond_types, topological_distances, interatomic_distances, attention_mask:
+                See [`RMatModel`].
+            labels (`torch.Tensor` of shape `(batch_size, num_nodes)`, *optional*):
+                Context class of each masked center, -100 for every other node.
+            descriptor_labels (`torch.Tensor` of shape `(batch_size, num_descriptor_labels)`):
+                Normalized descriptors, NaN where missing. Optional.
+        """
+        outputs = self.rmat(
+            node_features,
+            bond_types,
+            topological_distances,
+            interatomic_distances,
+            attention_mask,
+            **kwargs,
+        )
+        context_logits = self.context_head(outputs.last_hidden_state)
+        descriptor_logits = self.descriptor_head(outputs.pooler_output)
+        context_loss = descriptor_loss = None
+        if labels is not None:
+            context_loss = compute_single_label_loss(
+                widen(context_logits).flatten(0, 1), labels.flatten()
+            )
+        if descriptor_labels is not None:
+            descriptor_loss = compute_regression_loss(
+                widen(descriptor_logits), widen(descriptor_labels)
+            )
+        losses = [loss for loss in (context_loss, descriptor_loss) if loss is not None]
+        return RMatForPreTrainingOutput(
+            loss=torch.stack(losses).sum() if losses else None,
+            context_loss=context_loss,
+            descriptor_loss=descriptor_loss,
+            context_logits=context_logits,
+            descriptor_logits=descriptor_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class RMatForSequenceClassification(RMatPreTrainedModel):
+    """Predicts properties of a molecule: regression or classification, one label or several."""
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__(config)
+        self.num_labels = len(config.output_names)
+        self.rmat = RMatModel(config)
+        self.descriptor_scaler = (
+            # CODEPATH: descriptors are models finetuned with `--molecule-descriptors rdkit_2d`.
+            RMatDescriptorScaler(config) if config.num_molecule_descriptors > 0 else None
+        )
+        self.classifier = RMatPredictionHead(
+            config,
+            input_size=config.pooled_size + config.num_molecule_descriptors,
+            output_size=self.num_labels,
+        )
+        self.post_init()
+
+    def append_descriptors(
+        self, pooled_output: torch.Tensor, molecule_descriptors: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the molecule vector followed by the scaled descriptors, if the model has any."""
+        if self.descriptor_scaler is None:
+            return pooled_output
+        if molecule_descriptors is None:
+            raise ValueError(
+                f"This model was trained with {self.config.num_molecule_descriptors} molecule "
+                "descriptors, and the batch has none. Use the processor saved with the model."
+            )
+        return torch.cat((pooled_output, self.descriptor_scaler(molecule_descriptors)), dim=-1)
+
+    def compute_loss(self, head_output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of the head's output, before it is brought to the user's units."""
+        weights = None
+        # CODEPATH: models finetuned with `--class-weighting balanced`.
+        if self.config.loss_weights is not None:
+            weights = head_output.new_tensor(self.config.loss_weights)
+        problem_type = self.config.problem_type
+        if problem_type is None:
+            is_class = self.num_labels > 1 and not labels.is_floating_point()
+            is_regression = self.num_labels == 1
+            problem_type = (
+                "single_label_classification" if is_class else "multi_label_classification"
+            )
+            problem_type = "regression" if is_regression else problem_type
+        if problem_type == "single_label_classification":
+            return compute_single_label_loss(head_output, labels.flatten(), class_weights=weights)
+        labels = labels.to(head_output.dtype).view_as(head_output)
+        if problem_type == "multi_label_classification":
+            return compute_multi_label_loss(head_output, labels, positive_weights=weights)
+        # CODEPATH: every regression finetuned here; not the authors' converted checkpoints.
+        if self.config.label_mean is not None:
+            mean, std = self.build_label_scaling(head_output)
+            labels = (labels - mean) / std
+        return compute_regression_loss(head_output, labels, label_weights=weights)
+
+    def build_label_scaling(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of the labels on the device and in the type given."""
+        return like.new_tensor(self.config.label_mean), like.new_tensor(self.config.label_std)
+
+    @can_return_tuple
+    def forward(
+        self,
+        node_features: torch.Tensor,
+        bond_types: torch.Tensor,
+        topological_distances: torch.Tensor,
+        interatomic_distances: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        molecule_descriptors: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""Predict the properties of a padded batch of molecules.
+
+        Args:
+            node_features, bond_types, topological_distances, interatomic_distances, attention_mask:
+                See [`RMatModel`].
+            molecule_descriptors (`torch.Tensor` of shape `(batch_size, num_molecule_descriptors)`):
+                Raw descriptors, NaN where undefined. Only for models trained with them.
+            labels (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*):
+                In the user's units, NaN where missing; class indices `(batch_size,)` for
+                single-label classification, NaN or -100 where missing.
+
+        Returns:
+            [`~modeling_outputs.SequenceClassifierOutput`] with `logits` of shape
+            `(batch_size, num_labels)`: for regression in the user's units.
+        """
+        outputs = self.rmat(
+            node_features,
+            bond_types,
+            topological_distances,
+            interatomic_distances,
+            attention_mask,
+            **kwargs,
+        )
+        pooled_output = self.append_descriptors(outputs.pooler_output, molecule_descriptors)
+        head_output = widen(self.classifier(pooled_output))
+        loss = None if labels is None else self.compute_loss(head_output, labels)
+        logits = head_output
+        # CODEPATH: as in `compute_loss`.
+        if self.config.label_mean is not None:
+            mean, std = self.build_label_scaling(head_output)
+            logits = head_output * std + mean
+        return SequenceClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "RMatForPreTraining",
+    "RMatForSequenceClassification",
+    "RMatModel",
+    "RMatPreTrainedModel",
+]

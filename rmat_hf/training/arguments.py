@@ -1,0 +1,201 @@
+"""The dataclasses behind every CLI flag: a field is a flag, its `help` is the flag's help."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from transformers.training_args import TrainingArguments
+
+ProblemType = Literal["regression", "multi_label_classification", "single_label_classification"]
+SplitName = Literal["random", "scaffold", "column"]
+Geometry = Literal["conformer", "bounds", "2d", "given"]
+ConformerFallback = Literal["raise", "bounds", "2d"]
+DescriptorSet = Literal["none", "rdkit_2d"]
+ClassWeighting = Literal["none", "balanced"]
+
+SCRATCH = "scratch"
+# Metrics of which less is better.
+ERROR_METRICS = ("loss", "rmse", "mae")
+# Peak learning rate by whether training starts from random weights.
+DEFAULT_LEARNING_RATES = {True: 5e-4, False: 1e-4}
+# What a few hundred to a few thousand labels can fill, trained from random weights.
+SCRATCH_ARCHITECTURE: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_head_layers": 2,
+    "hidden_dropout_prob": 0.1,
+}
+
+
+def _flag(default: Any, text: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def _required(text: str) -> Any:
+    return field(metadata={"help": text})
+
+
+@dataclass(kw_only=True)
+class FinetuningArguments:
+    """Everything `run_finetuning` needs to know; each field is a flag of `rmat finetune`."""
+
+    dataset: str = _required("CSV, Parquet or SDF file, bundled name (freesolv) or Hub data set.")
+    label_columns: list[str] = _required("Columns with the labels; several make it multi-task.")
+    output_dir: str = _required("Folder to write; it becomes the whole predictor.")
+    model: str = _flag(SCRATCH, "Model folder, Hub id, or 'scratch' for random weights.")
+    model_revision: str | None = _flag(None, "Branch, tag or commit of a model on the Hub.")
+    model_config: str | None = _flag(None, "JSON file with RMatConfig fields to override.")
+    dataset_revision: str | None = _flag(None, "Branch, tag or commit of a data set on the Hub.")
+    smiles_column: str = _flag("smiles", "Column with the SMILES.")
+    label_units: list[str] = _flag([], "Unit of each label, for example kcal/mol.")
+    problem_type: ProblemType = _flag("regression", "What the labels are.")
+    split: SplitName = _flag("random", "How rows are divided into train, valid and test.")
+    split_column: str | None = _flag(None, "Column with train / valid / test, for --split column.")
+    seed: int = _flag(0, "Seed of split, weights and training.")
+    overwrite: bool = _flag(False, "Replace the output folder if it has files.")
+    resume: bool = _flag(False, "Continue an interrupted run of the same output folder.")
+    geometry: Geometry | None = _flag(None, "Where distances come from. Default: the model's.")
+    on_conformer_failure: ConformerFallback | None = _flag(
+        None, "Geometry to step down to when no conformer is found. Default: drop the row."
+    )
+    molecule_descriptors: DescriptorSet = _flag(
+        "none", "Molecule descriptors to concatenate before the prediction head."
+    )
+    class_weighting: ClassWeighting = _flag("none", "Weight classes against their imbalance.")
+    conflict_tolerance: float = _flag(
+        0.1, "Labels of one molecule further apart than this many standard deviations conflict."
+    )
+    learning_rate: float | None = _flag(
+        None, "Peak learning rate of AdamW. Default: 5e-4 from scratch, 1e-4 for a trained model."
+    )
+    num_train_epochs: float = _flag(60.0, "Most epochs.")
+    batch_size: int = _flag(32, "Molecules in a batch.")
+    weight_decay: float = _flag(0.01, "Weight decay of AdamW.")
+    warmup_ratio: float = _flag(0.1, "Share of the steps with a rising learning rate.")
+    early_stopping_patience: int = _flag(
+        30, "Epochs without a better validation metric after which training stops."
+    )
+    num_workers: int = _flag(1, "Processes that featurize.")
+    with_baselines: bool = _flag(False, "Fit random forest and SVM on the same split to compare.")
+    report_to: list[str] = _flag(["none"], "Experiment trackers, for example tensorboard.")
+    training_arguments: str | None = _flag(
+        None, "JSON file with transformers.TrainingArguments to override, for example bf16."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` for values that contradict each other."""
+        if self.split == "column" and self.split_column is None:
+            raise ValueError("--split column needs --split-column NAME.")
+        if self.split != "column" and self.split_column is not None:
+            raise ValueError(
+                f"--split-column {self.split_column} needs --split column, not {self.split}."
+            )
+        if self.label_units and len(self.label_units) != len(self.label_columns):
+            raise ValueError(
+                f"--label-units has {len(self.label_units)} entries for "
+                f"{len(self.label_columns)} label columns. Give one per column."
+            )
+        choices = {"problem_type": ProblemType, "split": SplitName}
+        choices |= {"molecule_descriptors": DescriptorSet, "class_weighting": ClassWeighting}
+        for name, choice in choices.items():
+            if getattr(self, name) not in get_args(choice):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown. Known: {list(get_args(choice))}."
+                )
+        if self.overwrite and self.resume:
+            raise ValueError("--overwrite starts anew and --resume continues: choose one.")
+
+
+@dataclass(kw_only=True)
+class PredictionArguments:
+    """Everything `run_prediction` and `run_embedding` need to know."""
+
+    model: str = _required("Model folder written by rmat finetune, or Hub id.")
+    output: str = _required("File to write: .csv or .parquet.")
+    smiles: list[str] = _flag([], "Molecules as SMILES.")
+    input: str | None = _flag(None, "CSV, Parquet or SDF file with the molecules.")
+    smiles_column: str = _flag("smiles", "Column with the SMILES.")
+    revision: str | None = _flag(None, "Branch, tag or commit of a model on the Hub.")
+    batch_size: int = _flag(32, "Molecules in one forward pass.")
+    num_workers: int = _flag(0, "Processes that featurize beside the one that computes.")
+    chunk_size: int = _flag(1000, "Rows in memory at a time.")
+    device: str | None = _flag(None, "Torch device. Default: the accelerator if there is one.")
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` unless there is exactly one source of molecules."""
+        if bool(self.smiles) == (self.input is not None):
+            raise ValueError("Give the molecules either with --smiles or with --input.")
+
+
+@dataclass(kw_only=True)
+class ConversionArguments:
+    """Everything `rmat convert` needs to know."""
+
+    weights: str = _required("Weights of the authors' code: .pt or .safetensors.")
+    config: str = _required("The authors' JSON configuration.")
+    output_dir: str = _required("Folder to write.")
+    pooling: Literal["attention", "mean", "dummy_node"] | None = _flag(
+        None, "Pooling of the model. Default: the one in the weights, else mean."
+    )
+
+
+def load_json_fields(path: str | None) -> dict[str, Any]:
+    """Return the object in a JSON file; empty without a path.
+
+    Raises:
+        ValueError: If the file is missing or holds no JSON object.
+    """
+    if path is None:
+        return {}
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read the JSON file {path!r}: {error}.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path!r} holds no JSON object with named fields.")
+    return fields
+
+
+def build_training_arguments(
+    arguments: FinetuningArguments, checkpoint_dir: Path
+) -> TrainingArguments:
+    """Return the `TrainingArguments` of a finetuning run, overridden by `--training-arguments`."""
+    overrides = load_json_fields(arguments.training_arguments)
+    default_metric = "rmse" if arguments.problem_type == "regression" else "roc_auc"
+    metric = str(overrides.get("metric_for_best_model", default_metric))
+    learning_rate = arguments.learning_rate
+    if learning_rate is None:
+        learning_rate = DEFAULT_LEARNING_RATES[arguments.model == SCRATCH]
+    fields = {
+        "per_device_train_batch_size": arguments.batch_size,
+        "per_device_eval_batch_size": 2 * arguments.batch_size,
+        "learning_rate": learning_rate,
+        "num_train_epochs": arguments.num_train_epochs,
+        "weight_decay": arguments.weight_decay,
+        "warmup_steps": arguments.warmup_ratio,
+        "lr_scheduler_type": "cosine",
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": metric,
+        "greater_is_better": metric.removeprefix("eval_") not in ERROR_METRICS,
+        "seed": arguments.seed,
+        "report_to": arguments.report_to,
+        "label_names": ["labels"],
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        # the collator reads the packed features, which are no arguments of the model
+        "remove_unused_columns": False,
+        **overrides,
+    }
+    try:
+        return TrainingArguments(output_dir=str(checkpoint_dir), **fields)
+    except TypeError as error:
+        raise ValueError(f"{arguments.training_arguments!r}: {error}.") from error

@@ -1,0 +1,120 @@
+"""The model that a finetuning run starts from: architecture, labels, loss weights."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.data.featurization import unpack_features
+from rmat_hf.model_loading import load_config, load_for_finetuning
+from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.training.arguments import (
+    SCRATCH,
+    SCRATCH_ARCHITECTURE,
+    FinetuningArguments,
+    load_json_fields,
+)
+from rmat_hf.training.task import FinetuningTask
+
+
+def build_finetuning_model(
+    arguments: FinetuningArguments, task: FinetuningTask
+) -> RMatForSequenceClassification:
+    """Return the model to train, with the scaling of labels and descriptors fitted on train.
+
+    Args:
+        arguments (`FinetuningArguments`): Model to start from.
+        task (`FinetuningTask`): Labels and descriptors.
+
+    Raises:
+        ValueError: If the model cannot be loaded or a configuration field is unknown.
+    """
+    config = build_finetuning_config(arguments, task)
+    if arguments.model == SCRATCH:
+        model = RMatForSequenceClassification(config)
+    else:
+        model = load_for_finetuning(
+            arguments.model, config=config, revision=arguments.model_revision
+        )
+    if model.descriptor_scaler is not None:
+        rows = task.select("train")
+        descriptors = np.stack([unpack_features(row)["molecule_descriptors"] for row in rows])
+        model.descriptor_scaler.fit(torch.from_numpy(descriptors))
+    return model
+
+
+def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask) -> RMatConfig:
+    """Return the architecture of the model to start from, with the labels of the task."""
+    if arguments.model == SCRATCH:
+        fields = dict(SCRATCH_ARCHITECTURE)
+    else:
+        fields = load_config(arguments.model, revision=arguments.model_revision).get_architecture()
+    overrides = load_json_fields(arguments.model_config)
+    unknown = sorted(set(overrides) - set(RMatConfig.list_architecture_fields()))
+    if unknown:
+        raise ValueError(
+            f"{arguments.model_config!r} has unknown fields {unknown}. "
+            f"Known: {RMatConfig.list_architecture_fields()}."
+        )
+    return RMatConfig(**(fields | overrides), **_build_label_fields(arguments, task))
+
+
+def _build_label_fields(arguments: FinetuningArguments, task: FinetuningTask) -> dict[str, Any]:
+    labels = task.labels("train")
+    names = task.class_names or arguments.label_columns
+    fields: dict[str, Any] = {
+        "num_molecule_descriptors": len(task.processor.molecule_descriptors or []),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: idx for idx, name in enumerate(names)},
+        "problem_type": arguments.problem_type,
+        "label_units": list(arguments.label_units) or None,
+    }
+    if arguments.problem_type == "regression":
+        unlabeled = np.flatnonzero(np.isnan(labels).all(axis=0))
+        if len(unlabeled):
+            raise ValueError(
+                f"Label {names[unlabeled[0]]!r} has no value in the train part. "
+                "Drop the label, or choose another split."
+            )
+        # a label that is constant on train is centered and keeps its scale; its computed standard
+        # deviation may be a rounding error instead of 0
+        is_constant = np.nanmax(labels, axis=0) == np.nanmin(labels, axis=0)
+        fields["label_mean"] = np.nanmean(labels, axis=0).tolist()
+        fields["label_std"] = np.where(is_constant, 1.0, np.nanstd(labels, axis=0)).tolist()
+    elif arguments.problem_type == "single_label_classification":
+        fields["label_name"] = arguments.label_columns[0]
+    if arguments.class_weighting == "balanced":
+        fields["loss_weights"] = compute_balanced_weights(
+            labels, problem_type=arguments.problem_type, num_outputs=len(names)
+        )
+    return fields
+
+
+def compute_balanced_weights(
+    labels: np.ndarray, *, problem_type: str, num_outputs: int
+) -> list[float]:
+    """Return weights under which rare and frequent classes cost the same.
+
+    Args:
+        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Train labels, NaN where missing.
+        problem_type (`str`): One of the two classifications.
+        num_outputs (`int`): Labels of a multi-label, classes of a single-label classification.
+
+    Returns:
+        `list[float]`: negatives per positive for each label, or the weight of each class.
+
+    Raises:
+        ValueError: If a class has no row, or the problem is a regression.
+    """
+    if problem_type == "regression":
+        raise ValueError("--class-weighting balanced is for classification. Leave it out.")
+    if problem_type == "multi_label_classification":
+        counts = np.stack([(labels == 0).sum(axis=0), (labels == 1).sum(axis=0)])
+        weights = counts[0] / np.maximum(counts[1], 1)
+    else:
+        counts = np.bincount(labels[~np.isnan(labels)].astype(int), minlength=num_outputs)
+        weights = counts.sum() / (num_outputs * np.maximum(counts, 1))
+    if not counts.all():
+        raise ValueError("A class has no row in the train part, so it cannot be balanced.")
+    return weights.tolist()

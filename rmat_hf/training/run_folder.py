@@ -1,0 +1,134 @@
+"""What a finetuning run leaves behind: its model folder, file by file."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.trainer_callback import TrainerState
+
+from rmat_hf.data.table_writer import TableWriter
+from rmat_hf.inference import Predictions, compute_probabilities
+from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.screening import describe_prediction_columns
+from rmat_hf.training.arguments import FinetuningArguments, load_json_fields
+from rmat_hf.training.model_card import FinetuningReport, save_model_card
+from rmat_hf.training.task import PARTS, FinetuningTask
+
+ARGUMENTS_FILE = "finetuning_arguments.json"
+
+
+def save_run_folder(
+    folder: Path,
+    *,
+    model: RMatForSequenceClassification,
+    task: FinetuningTask,
+    report: FinetuningReport,
+    arguments: FinetuningArguments,
+    state: TrainerState,
+) -> None:
+    """Write model, processor, metrics, tables, training log and model card.
+
+    Args:
+        folder (`Path`): An empty folder.
+        model (`RMatForSequenceClassification`): The best model.
+        task (`FinetuningTask`): Rows, parts and processor.
+        report (`FinetuningReport`): Metrics and predictions.
+        arguments (`FinetuningArguments`): Saved without paths of this machine.
+        state (`TrainerState`): Its log history is the training log.
+    """
+    model.save_pretrained(folder)
+    task.processor.save_pretrained(folder)
+    save_json(folder / "metrics.json", report.metrics)
+    if report.baselines:
+        save_json(folder / "baselines.json", report.baselines)
+    save_json(folder / ARGUMENTS_FILE, describe_arguments(arguments))
+    save_json(folder / "training_log.json", state.log_history)
+    _save_tables(folder, task, report=report)
+    save_model_card(folder, report)
+
+
+def copy_tracker_logs(work_dir: Path, folder: Path) -> None:
+    """Copy the event files of an experiment tracker, if one was asked for."""
+    if (work_dir / "runs").is_dir():
+        shutil.copytree(work_dir / "runs", folder / "runs")
+
+
+def describe_arguments(arguments: FinetuningArguments) -> dict[str, Any]:
+    """Return what decides the result, without paths of this machine or what only starts it."""
+    fields = asdict(arguments)
+    for name in ("overwrite", "resume", "num_workers"):
+        del fields[name]
+    for name in ("dataset", "model", "output_dir"):
+        fields[name] = name_source(fields[name])
+    for name in ("model_config", "training_arguments"):
+        fields[name] = load_json_fields(fields[name])
+    return fields
+
+
+def name_source(source: str) -> str:
+    """Return a file's or folder's own name; the id itself for something on the Hub."""
+    path = Path(source)
+    return path.resolve().name if path.exists() or path.is_absolute() else source
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport) -> None:
+    """Write each row's part, labels and predictions, and the rows that were not used."""
+    config = report.config
+    with TableWriter(
+        folder / "split.csv", added_columns={"row": "integer", "smiles": "text", "split": "text"}
+    ) as writer:
+        for part in PARTS:
+            rows = task.select(part)
+            columns = {"row": rows["row"][:], "smiles": rows["smiles"][:]}
+            writer.write({**columns, "split": [part] * len(rows)})
+    added = describe_prediction_columns(config)
+    del added["error"]
+    label_columns = config.label_columns
+    with TableWriter(
+        folder / "predictions.csv",
+        added_columns={
+            "row": "integer",
+            "smiles": "text",
+            "split": "text",
+            **dict.fromkeys(label_columns, "text" if config.label_name else "number"),
+            **added,
+        },
+    ) as writer:
+        for part in PARTS:
+            rows = task.select(part)
+            columns = {"row": rows["row"][:], "smiles": rows["smiles"][:]}
+            columns["split"] = [part] * len(rows)
+            columns |= _build_label_columns(task.labels(part), report)
+            columns |= _build_prediction_columns(report.predictions[part], report)
+            writer.write(columns)
+    with TableWriter(
+        folder / "dropped_rows.csv",
+        added_columns={"row": "integer", "smiles": "text", "reason": "text"},
+    ) as writer:
+        names = ("row", "smiles", "reason")
+        writer.write({name: [getattr(row, name) for row in task.dropped] for name in names})
+
+
+def _build_label_columns(labels: np.ndarray, report: FinetuningReport) -> dict[str, list[Any]]:
+    config = report.config
+    if config.label_name is None:
+        return dict(zip(config.label_columns, labels.T.tolist(), strict=True))
+    names = [None if np.isnan(label) else config.output_names[int(label)] for label in labels[:, 0]]
+    return {config.label_name: names}
+
+
+def _build_prediction_columns(logits: np.ndarray, report: FinetuningReport) -> dict[str, list[Any]]:
+    config = report.config
+    values = compute_probabilities(torch.from_numpy(logits), config.problem_type).numpy()
+    columns = Predictions(values, [None] * len(values), config).to_columns()
+    del columns["error"]
+    return columns

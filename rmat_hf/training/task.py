@@ -1,0 +1,101 @@
+"""The data of a finetuning run: featurized rows, their parts and their labels."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from rmat_hf.data.featurization import featurize_dataset
+from rmat_hf.data.loading import DroppedRow, load_training_table
+from rmat_hf.data.splits import SplitIndices, split_by_column, split_by_scaffold, split_randomly
+from rmat_hf.data.tables import TableError
+from rmat_hf.model_loading import load_processor
+from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.training.arguments import SCRATCH, FinetuningArguments
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class FinetuningTask:
+    """Featurized rows, divided into parts, and the processor that featurized them.
+
+    Args:
+        dataset (`datasets.Dataset`): Rows of the table with packed features.
+        split (`SplitIndices`): Positions in `dataset` of train, valid and test.
+        dropped (`list[DroppedRow]`): Rows of the table that are not in `dataset`.
+        class_names (`list[str]`, *optional*): Classes of a single-label classification.
+        processor (`RMatProcessor`): Saved with the model.
+    """
+
+    dataset: Dataset
+    split: SplitIndices
+    dropped: list[DroppedRow]
+    class_names: list[str] | None
+    processor: RMatProcessor
+
+    def select(self, part: str) -> Dataset:
+        """Return the rows of train, valid or test."""
+        return self.dataset.select(getattr(self.split, part))
+
+    def labels(self, part: str) -> np.ndarray:
+        """Return the labels of a part, `(num_rows, num_labels)`, NaN where missing."""
+        return np.array(self.select(part)["labels"], dtype=np.float64)
+
+
+def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
+    """Load, check, featurize and split the training table.
+
+    Args:
+        arguments (`FinetuningArguments`): Data, geometry and split.
+
+    Raises:
+        ValueError: If a column is missing, a label cannot be read or a part would be empty.
+    """
+    processor = _build_processor(arguments)
+    loaded = load_training_table(
+        arguments.dataset,
+        smiles_column=arguments.smiles_column,
+        label_columns=arguments.label_columns,
+        problem_type=arguments.problem_type,
+        split_column=arguments.split_column,
+        revision=arguments.dataset_revision,
+        max_atoms=processor.max_atoms,
+        conflict_tolerance=arguments.conflict_tolerance,
+    )
+    dataset, failed = featurize_dataset(
+        loaded.dataset, processor, num_workers=arguments.num_workers
+    )
+    dropped = sorted(loaded.dropped + failed, key=lambda row: row.row)
+    if failed:
+        logger.warning("Dropped %d rows without features: see dropped_rows.csv.", len(failed))
+    split = _split(dataset, arguments)
+    if len(split.valid) == 0:
+        raise TableError("The valid part is empty, and the best checkpoint is chosen on it.")
+    return FinetuningTask(dataset, split, dropped, loaded.class_names, processor)
+
+
+def _split(dataset: Dataset, arguments: FinetuningArguments) -> SplitIndices:
+    if arguments.split == "column":
+        return split_by_column(dataset["split"], column=str(arguments.split_column))
+    if arguments.split == "scaffold":
+        return split_by_scaffold(dataset["canonical_smiles"])
+    return split_randomly(dataset["canonical_smiles"], seed=arguments.seed)
+
+
+def _build_processor(arguments: FinetuningArguments) -> RMatProcessor:
+    """Return the model's processor, or a new one, with the geometry that was asked for."""
+    options: dict[str, Any] = {}
+    for name in ("geometry", "on_conformer_failure"):
+        if getattr(arguments, name) is not None:
+            options[name] = getattr(arguments, name)
+    if arguments.molecule_descriptors == "rdkit_2d":
+        options["molecule_descriptors"] = list_molecule_descriptor_names()
+    if arguments.model == SCRATCH:
+        return RMatProcessor(**options)
+    return load_processor(arguments.model, revision=arguments.model_revision, **options)

@@ -1,0 +1,75 @@
+"""Fixtures and settings shared by all tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
+
+from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.processing_rmat import RMatProcessor
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples on every run; a busy machine is no failure.
+settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout the tests belong to."""
+    return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Small files computed by other implementations; see tests/golden/README.md."""
+    return REPO_ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Larger data beside the checkout; a test that wants it is skipped where it is missing."""
+    path = REPO_ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("needs the data folder ../shared")
+    return path
+
+
+@pytest.fixture
+def tiny_config() -> RMatConfig:
+    """A configuration that runs in milliseconds."""
+    return RMatConfig(**TINY_ARCHITECTURE, num_labels=1, problem_type="regression")
+
+
+@pytest.fixture
+def tiny_model(tiny_config: RMatConfig) -> RMatForSequenceClassification:
+    """A tiny untrained regression model in evaluation mode."""
+    torch.manual_seed(0)
+    return RMatForSequenceClassification(tiny_config).eval()
+
+
+@pytest.fixture(scope="session")
+def processor() -> RMatProcessor:
+    """The default processor with the cheapest geometry."""
+    return RMatProcessor(geometry="bounds")
+
+
+@pytest.fixture
+def tiny_batch(processor: RMatProcessor) -> dict[str, torch.Tensor]:
+    """Six molecules of different sizes, one of them a salt, one a single atom."""
+    return dict(processor(TINY_SMILES, return_tensors="pt"))
+
+
+@pytest.fixture
+def tiny_model_folder(
+    tiny_model: RMatForSequenceClassification, processor: RMatProcessor, tmp_path: Path
+) -> Path:
+    """A folder as `rmat finetune` writes it, with an untrained tiny model."""
+    folder = tmp_path / "tiny_model"
+    tiny_model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

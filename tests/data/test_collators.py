@@ -1,0 +1,56 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+from tiny import TINY_SMILES
+
+from rmat_hf.data.collators import FinetuningCollator
+from rmat_hf.data.featurization import featurize_dataset
+from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.processing_rmat import RMatProcessor
+
+
+def featurize(
+    processor: RMatProcessor, labels: list[list[float]], smiles: list[str] = TINY_SMILES
+) -> datasets.Dataset:
+    columns = {"row": list(range(len(smiles))), "smiles": smiles, "labels": labels}
+    return featurize_dataset(datasets.Dataset.from_dict(columns), processor)[0]
+
+
+@pytest.mark.parametrize("descriptors", [None, ["MolWt", "TPSA"]])
+def test_batch_is_the_one_of_the_processor_with_labels(descriptors: list[str] | None) -> None:
+    processor = RMatProcessor(geometry="bounds", molecule_descriptors=descriptors)
+    rows = featurize(processor, [[float(i)] for i in range(len(TINY_SMILES))])
+    batch = FinetuningCollator(processor)([rows[i] for i in range(len(rows))])
+    labels = batch.pop("labels")
+    expected = dict(processor(TINY_SMILES, return_tensors="pt"))
+    assert set(batch) == set(expected)
+    for name, tensor in expected.items():
+        assert batch[name].dtype == tensor.dtype, name
+        assert torch.equal(batch[name], tensor), name
+    assert labels.tolist() == [[float(i)] for i in range(len(TINY_SMILES))]
+
+
+def test_rows_are_padded_to_the_largest_of_their_batch(processor: RMatProcessor) -> None:
+    rows = featurize(processor, [[0.0]] * len(TINY_SMILES))
+    batch = FinetuningCollator(processor)([rows[2], rows[0]])
+    # methane and ethanol, each with its dummy node
+    assert batch["attention_mask"].sum(1).tolist() == [2, 4]
+    assert batch["node_features"].shape[:2] == (2, 4)
+
+
+def test_missing_labels_stay_nan_in_float32(processor: RMatProcessor) -> None:
+    labels = [[0.1, float("nan")], [float("nan"), 2.0], [float("nan")] * 2]
+    rows = featurize(processor, labels, ["CCO", "CCN", "C"])
+    batch = FinetuningCollator(processor)(list(rows))
+    assert batch["labels"].dtype == torch.float32
+    np.testing.assert_array_equal(batch["labels"].numpy(), np.array(labels, dtype=np.float32))
+
+
+def test_model_takes_the_batch_and_ignores_missing_labels(
+    processor: RMatProcessor, tiny_model: RMatForSequenceClassification
+) -> None:
+    rows = featurize(processor, [[1.0], [float("nan")], [3.0]], ["CCO", "CCN", "C"])
+    output = tiny_model(**FinetuningCollator(processor)(list(rows)))
+    known = output.logits[[0, 2]] - torch.tensor([[1.0], [3.0]])
+    torch.testing.assert_close(output.loss, (known**2).mean(), rtol=1e-5, atol=1e-6)

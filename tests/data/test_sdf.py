@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+from rdkit import Chem
+from rdkit.Chem import rdDepictor
+
+from rmat_hf.data.sdf import SdfRecord, compute_record_smiles, iterate_sdf_records, parse_mol_block
+
+BLOCK = Chem.MolToMolBlock(Chem.MolFromSmiles("CCO"))
+
+
+def read(tmp_path: Path, content: str) -> list[SdfRecord]:
+    path = tmp_path / "mols.sdf"
+    path.write_bytes(content.encode())
+    return list(iterate_sdf_records(path))
+
+
+def test_records_keep_order_titles_and_exact_property_text(tmp_path: Path) -> None:
+    content = (
+        f"first{BLOCK}>  <id>  (1)\n007\n\n>  25 <melting point>\n 1.5 \n\n$$$$\n"
+        f"second{BLOCK}$$$$\n"
+    )
+    records = read(tmp_path, content)
+    assert [record.title for record in records] == ["first", "second"]
+    assert [record.properties for record in records] == [
+        {"id": "007", "melting point": " 1.5 "},
+        {},
+    ]
+
+
+def test_last_record_needs_no_separator(tmp_path: Path) -> None:
+    assert len(read(tmp_path, f"{BLOCK}$$$$\n{BLOCK}")) == 2
+
+
+def test_windows_line_ends_make_no_difference(tmp_path: Path) -> None:
+    content = f"{BLOCK}>  <y>\n1\n\n$$$$\n"
+    assert read(tmp_path, content.replace("\n", "\r\n")) == read(tmp_path, content)
+
+
+def test_property_value_may_start_like_a_header(tmp_path: Path) -> None:
+    records = read(tmp_path, f"{BLOCK}>  <activity>\n>10\n\n>  <unit>\nnM\n\n$$$$\n")
+    assert records[0].properties == {"activity": ">10", "unit": "nM"}
+
+
+def test_header_without_a_name_is_left_out(tmp_path: Path) -> None:
+    records = read(tmp_path, f"{BLOCK}>  DT12\n5\n\n>  <y>\n1\n\n$$$$\n")
+    assert records[0].properties == {"y": "1"}
+
+
+def test_record_without_a_mol_block_keeps_its_properties(tmp_path: Path) -> None:
+    record = read(tmp_path, ">  <y>\n1\n\n$$$$\n")[0]
+    assert (record.mol_block, record.properties) == ("", {"y": "1"})
+
+
+def test_same_records_as_rdkit(tmp_path: Path) -> None:
+    path = tmp_path / "mols.sdf"
+    with Chem.SDWriter(str(path)) as writer:
+        for i, smiles in enumerate(
+            ["CCO", "C[N+](C)(C)C.[Cl-]", "C[C@H](F)Cl", "c1ccncc1", "[Na+]"]
+        ):
+            mol = Chem.MolFromSmiles(smiles)
+            rdDepictor.Compute2DCoords(mol)
+            mol.SetProp("label", f"{i}.50")
+            writer.write(mol)
+    supplied = list(Chem.SDMolSupplier(str(path), removeHs=False))
+    records = list(iterate_sdf_records(path))
+    mols = [parse_mol_block(record.mol_block) for record in records]
+    assert [Chem.MolToSmiles(mol) for mol in mols] == [Chem.MolToSmiles(mol) for mol in supplied]
+    assert [record.properties for record in records] == [
+        mol.GetPropsAsDict(False, False, False) for mol in supplied
+    ]
+
+
+def test_version_3000_block_is_read() -> None:
+    block = Chem.MolToV3KMolBlock(Chem.MolFromSmiles("CCO"))
+    assert compute_record_smiles(parse_mol_block(block)) == "CCO"
+
+
+@pytest.mark.parametrize("mol_block", ["", "\n\n\n", "junk", BLOCK.replace("  3  2", " 99 98")])
+def test_unreadable_block_gives_none_without_noise(
+    mol_block: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert parse_mol_block(mol_block) is None
+    assert compute_record_smiles(None) is None
+    assert capfd.readouterr().err == ""
+
+
+def test_impossible_valence_comes_back_unsanitized(capfd: pytest.CaptureFixture[str]) -> None:
+    mol = Chem.MolFromSmiles("C(C)(C)(C)(C)C", sanitize=False)
+    mol.UpdatePropertyCache(strict=False)
+    read_back = parse_mol_block(Chem.MolToMolBlock(mol, kekulize=False))
+    assert read_back is not None
+    assert read_back.GetNumAtoms() == 6
+    assert compute_record_smiles(read_back) == Chem.MolToSmiles(mol)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(Chem.AtomValenceException, match="valence"):
+        Chem.SanitizeMol(read_back)
+
+
+def test_smiles_of_a_record_has_no_explicit_hydrogens() -> None:
+    block = Chem.MolToMolBlock(Chem.AddHs(Chem.MolFromSmiles("CO")))
+    mol = parse_mol_block(block)
+    assert mol is not None
+    assert mol.GetNumAtoms() == 6
+    assert compute_record_smiles(mol) == "CO"

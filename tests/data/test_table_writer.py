@@ -1,0 +1,217 @@
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rmat_hf.data.table_writer import TableWriter, validate_output_path
+from rmat_hf.data.tables import TableError, open_table
+
+
+def test_csv_keeps_input_cells_and_adds_columns(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_bytes(b'smiles,id,"a, b"\r\nCCO,007," x "\r\nC,,"say ""hi""\nnow"\r\n')
+    table = open_table(source)
+    output = tmp_path / "out.csv"
+    writer = TableWriter(
+        output,
+        input_schema=table.schema,
+        added_columns={"prediction_y": "number", "error": "text"},
+    )
+    with writer:
+        for chunk in table.iterate_chunks(1):
+            value = 0.1 if chunk.columns["id"] == ["007"] else None
+            writer.write({**chunk.columns, "prediction_y": [value], "error": ["bad, row"]})
+    with output.open(newline="") as stream:
+        assert list(csv.reader(stream)) == [
+            ["smiles", "id", "a, b", "prediction_y", "error"],
+            ["CCO", "007", " x ", "0.1", "bad, row"],
+            ["C", "", 'say "hi"\nnow', "", "bad, row"],
+        ]
+
+
+def test_csv_writes_nan_as_an_empty_cell_and_floats_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with TableWriter(path, added_columns={"y": "number"}) as writer:
+        writer.write({"y": [float("nan"), 1 / 3, np.float64(2.5), np.float32("nan")]})
+    assert path.read_text() == 'y\n""\n0.3333333333333333\n2.5\n""\n'
+
+
+def test_parquet_keeps_the_types_of_the_input(tmp_path: Path) -> None:
+    schema = pa.schema(
+        {
+            "smiles": pa.large_string(),
+            "n": pa.int16(),
+            "half": pa.float16(),
+            "when": pa.timestamp("ns"),
+            "kind": pa.dictionary(pa.int32(), pa.string()),
+            "vector": pa.list_(pa.float32()),
+        }
+    )
+    columns = {
+        "smiles": ["C", None],
+        "n": [3, None],
+        "half": [np.float16(0.5), None],
+        "when": [pd.Timestamp("2024-01-01 00:00:00.000000001"), None],
+        "kind": ["a", None],
+        "vector": [[0.1], None],
+    }
+    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table(columns, schema=schema), source)
+    table = open_table(source)
+    with TableWriter(output, input_schema=table.schema, added_columns={"error": "text"}) as writer:
+        for chunk in table.iterate_chunks(1):
+            writer.write({**chunk.columns, "error": [None]})
+    written = pq.read_table(output)
+    assert written.schema == schema.append(pa.field("error", pa.string()))
+    assert written.drop_columns("error").to_pylist() == pq.read_table(source).to_pylist()
+
+
+def test_parquet_embedding_column_is_a_list_of_float32(tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    with TableWriter(path, added_columns={"embedding": "vector", "error": "text"}) as writer:
+        writer.write({"embedding": [None], "error": ["bad"]})
+        writer.write({"error": [None], "embedding": [[0.5, 1.5]]})
+        writer.write({"embedding": [np.array([2.5, 3.5], dtype=np.float32)], "error": [None]})
+    table = pq.read_table(path)
+    assert table.schema.field("embedding").type == pa.list_(pa.float32())
+    assert table.column("embedding").to_pylist() == [None, [0.5, 1.5], [2.5, 3.5]]
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+def test_table_without_rows_has_its_columns(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"out.{extension}"
+    with TableWriter(path, added_columns={"y": "number", "error": "text"}):
+        pass
+    table = open_table(path)
+    assert (table.column_names, table.num_rows) == (["y", "error"], 0)
+
+
+def test_parquet_of_a_pandas_frame_can_be_read_after_adding_a_column(
+    tmp_path: Path,
+) -> None:
+    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pd.DataFrame({"smiles": ["C", "N"]}, index=[5, 6]).to_parquet(source)
+    table = open_table(source)
+    with TableWriter(output, input_schema=table.schema, added_columns={"y": "number"}) as writer:
+        for chunk in table.iterate_chunks(9):
+            writer.write({**chunk.columns, "y": [1.0, 2.0]})
+    assert list(pd.read_parquet(output).columns) == ["smiles", "__index_level_0__", "y"]
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_error_leaves_the_old_file_and_no_temporary_file(
+    tmp_path: Path, extension: str, error: type[BaseException]
+) -> None:
+    path = tmp_path / f"out.{extension}"
+    path.write_text("old")
+    with pytest.raises(error), TableWriter(path, added_columns={"y": "number"}) as writer:
+        writer.write({"y": [1.0]})
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_file_appears_at_the_end_only_with_ordinary_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with TableWriter(path, added_columns={"y": "number"}) as writer:
+        writer.write({"y": [1.0]})
+        assert not path.exists()
+    (tmp_path / "other").write_text("")
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert sorted(os.listdir(tmp_path)) == ["other", "out.csv"]
+
+
+def test_input_file_can_be_replaced_by_the_output(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("smiles\nC\nN\n")
+    table = open_table(path)
+    with TableWriter(path, input_schema=table.schema, added_columns={"y": "number"}) as writer:
+        for chunk in table.iterate_chunks(1):
+            writer.write({**chunk.columns, "y": [1.0]})
+    assert path.read_text() == "smiles,y\nC,1.0\nN,1.0\n"
+
+
+def test_column_that_the_output_adds_may_not_be_in_the_input(tmp_path: Path) -> None:
+    schema = pa.schema({"smiles": pa.string(), "error": pa.string()})
+    with pytest.raises(TableError, match="already has a column 'error'"):
+        TableWriter(tmp_path / "out.csv", input_schema=schema, added_columns={"error": "text"})
+    assert os.listdir(tmp_path) == []
+
+
+def test_value_of_the_wrong_type_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    with (
+        pytest.raises(TableError, match=r"cannot be written"),
+        TableWriter(path, added_columns={"y": "number"}) as writer,
+    ):
+        writer.write({"y": ["high"]})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("columns", [{"y": [1.0]}, {"y": [1.0], "x": ["a"], "z": [1]}])
+def test_other_columns_than_announced_are_refused(
+    tmp_path: Path, columns: dict[str, list[object]]
+) -> None:
+    writer = TableWriter(tmp_path / "out.csv", added_columns={"x": "text", "y": "number"})
+    with pytest.raises(ValueError, match=r"expected \['x', 'y'\]"), writer:
+        writer.write(columns)
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+def test_columns_of_different_length_are_refused(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"out.{extension}"
+    writer = TableWriter(path, added_columns={"x": "text", "y": "number"})
+    with pytest.raises(ValueError), writer:
+        writer.write({"x": ["a", "b"], "y": [1.0]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_writing_outside_a_with_statement_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="with statement"):
+        TableWriter(tmp_path / "out.csv", added_columns={"y": "number"}).write({"y": [1.0]})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("out.xlsx", "Use .csv or .parquet"),
+        ("out", "Use .csv or .parquet"),
+        ("missing/out.csv", "does not exist. Create it first"),
+        ("file.txt/out.csv", "does not exist"),
+        ("folder.csv", "is a folder"),
+    ],
+)
+def test_unusable_output_is_refused_before_any_work(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file.txt").write_text("")
+    for check in (validate_output_path, TableWriter):
+        with pytest.raises(TableError, match=words):
+            check(tmp_path / name)
+
+
+def test_extension_that_the_caller_does_not_allow_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"Use \.parquet"):
+        validate_output_path(tmp_path / "out.csv", extensions=[".parquet"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(TableError, match="not writable"):
+        validate_output_path(tmp_path / "out.csv")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+def test_full_disk_is_a_one_line_error(tmp_path: Path, extension: str) -> None:
+    writer = TableWriter(tmp_path / f"out.{extension}", added_columns={"y": "text"})
+    writer.temporary_path.symlink_to("/dev/full")
+    with pytest.raises(TableError, match=r"cannot be written.*No space left on device"), writer:
+        writer.write({"y": [str(i) * 1000 for i in range(1000)]})
+    assert os.listdir(tmp_path) == []

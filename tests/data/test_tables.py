@@ -1,0 +1,313 @@
+import csv
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
+
+from rmat_hf.data.tables import Table, TableError, open_table, validate_columns
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+
+
+def write_csv(folder: Path, content: str | bytes, name: str = "table.csv") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def read_all(table: Table, chunk_size: int = 2) -> dict[str, list[object]]:
+    columns: dict[str, list[object]] = {name: [] for name in table.column_names}
+    for chunk in table.iterate_chunks(chunk_size):
+        assert list(chunk.columns) == table.column_names
+        assert 1 <= chunk.num_rows <= chunk_size
+        for name, values in chunk.columns.items():
+            assert len(values) == chunk.num_rows
+            columns[name] += values
+    return columns
+
+
+def build_mol(smiles: str, *, name: str = "") -> Chem.Mol:
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    rdDistGeom.EmbedMolecule(mol, randomSeed=1)
+    mol.SetProp("_Name", name)
+    return mol
+
+
+def write_sdf(path: Path, mols: list[Chem.Mol]) -> Path:
+    with Chem.SDWriter(str(path)) as writer:
+        for mol in mols:
+            writer.write(mol)
+    return path
+
+
+def test_csv_cells_are_the_exact_text(tmp_path: Path) -> None:
+    text = 'smiles,id,note\nCCO,007," 1.50 "\nC,,"a ""b"", c"\r\nN,1e3,"two\nlines"\n'
+    table = open_table(write_csv(tmp_path, text))
+    assert table.num_rows == 3
+    assert read_all(table) == {
+        "smiles": ["CCO", "C", "N"],
+        "id": ["007", "", "1e3"],
+        "note": [" 1.50 ", 'a "b", c', "two\nlines"],
+    }
+
+
+def test_csv_with_byte_order_mark_and_upper_case_extension(tmp_path: Path) -> None:
+    table = open_table(write_csv(tmp_path, b"\xef\xbb\xbfsmiles\nCCO\n", "T.CSV"))
+    assert table.column_names == ["smiles"]
+
+
+def test_csv_without_a_line_break_at_the_end_keeps_the_last_row(tmp_path: Path) -> None:
+    assert read_all(open_table(write_csv(tmp_path, "smiles,y\nC,1\nN,2"))) == {
+        "smiles": ["C", "N"],
+        "y": ["1", "2"],
+    }
+
+
+def test_blank_line_inside_a_one_column_csv_is_a_row(tmp_path: Path) -> None:
+    table = open_table(write_csv(tmp_path, "smiles\nC\n\n\nN\n\n\n"))
+    assert read_all(table) == {"smiles": ["C", "", "", "N"]}
+    assert table.num_rows == 4
+
+
+def test_blank_lines_of_a_csv_with_more_columns_are_no_rows(tmp_path: Path) -> None:
+    table = open_table(write_csv(tmp_path, "smiles,y\nC,1\n\nN,2\n\n"))
+    assert read_all(table)["smiles"] == ["C", "N"]
+    assert table.num_rows == 2
+
+
+def test_csv_with_only_a_header_has_no_rows(tmp_path: Path) -> None:
+    table = open_table(write_csv(tmp_path, "smiles,y\n"))
+    assert table.num_rows == 0
+    assert list(table.iterate_chunks(10)) == []
+
+
+@given(
+    st.integers(2, 4).flatmap(
+        lambda width: st.lists(st.lists(TEXTS, min_size=width, max_size=width), min_size=1)
+    ),
+    st.integers(1, 5),
+)
+def test_every_csv_comes_back_as_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], chunk_size: int
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "table.csv"
+    header = [f"column {i}" for i in range(len(rows[0]))]
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    table = open_table(path)
+    columns = read_all(table, chunk_size)
+    assert table.num_rows == len(rows)
+    assert [list(row) for row in zip(*columns.values(), strict=True)] == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", ["is empty"]),
+        ("\n\n", ["first line is blank"]),
+        ("a,b,a\n1,2,3\n", ["two columns are called 'a'", "Rename"]),
+        ("a,b\n1,2\n3\n", ["line 3", "1 cells", "header has 2"]),
+        ('a,b\n1,"2\n3"\n5,6,7\n', ["line 4", "3 cells"]),
+        ('a,b\n1,"2\n3,4\n', ["line 3", "end of data"]),
+        ("a,b\n1,é\n".encode("latin-1"), ["not UTF-8", "Save it as UTF-8"]),
+        ("a,b\n1,2\n".encode("utf-16"), ["not UTF-8"]),
+        (b"a\0b,c\n", ["binary data"]),
+        ("a\n" + "C" * 200_000 + "\n", ["line 2", "field larger"]),
+    ],
+)
+def test_malformed_csv_is_refused_at_once(
+    tmp_path: Path, content: str | bytes, words: list[str]
+) -> None:
+    path = write_csv(tmp_path, content)
+    with pytest.raises(TableError) as caught:
+        open_table(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in [str(path), *words])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing.csv", "no such file"),
+        ("missing.parquet", "no such file"),
+        ("missing.sdf", "no such file"),
+        ("table.xlsx", "Use .csv, .parquet or .sdf"),
+        ("table", "Use .csv, .parquet or .sdf"),
+        ("folder.csv", "is a folder"),
+    ],
+)
+def test_unusable_path_is_explained(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(TableError, match=words):
+        open_table(tmp_path / name)
+
+
+def test_missing_column_lists_the_columns_there_are(tmp_path: Path) -> None:
+    table = open_table(write_csv(tmp_path, "SMILES,y\nC,1\n"))
+    with pytest.raises(TableError, match=r"no column 'smiles'\. Its columns are: SMILES, y"):
+        validate_columns(table.column_names, ["y", "smiles"], source=table.source)
+    chunk = next(table.iterate_chunks(1))
+    with pytest.raises(TableError, match="no column 'smiles'"):
+        chunk.molecules("smiles")
+
+
+def test_another_separator_is_recognized_in_the_message(tmp_path: Path) -> None:
+    table = open_table(write_csv(tmp_path, "smiles;y\nC;1\n"))
+    with pytest.raises(TableError, match="another separator than the comma"):
+        validate_columns(table.column_names, ["smiles"], source=table.source)
+
+
+def test_chunk_size_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="chunk_size is 0"):
+        open_table(write_csv(tmp_path, "smiles\nC\n")).iterate_chunks(0)
+
+
+def test_each_iteration_starts_at_the_first_row(tmp_path: Path) -> None:
+    table = open_table(write_csv(tmp_path, "smiles\nC\nN\nO\n"))
+    next(table.iterate_chunks(1))
+    assert read_all(table)["smiles"] == ["C", "N", "O"]
+
+
+def test_parquet_keeps_its_types_and_missing_values(tmp_path: Path) -> None:
+    schema = pa.schema(
+        {"smiles": pa.string(), "y": pa.float32(), "n": pa.int16(), "v": pa.list_(pa.int8())}
+    )
+    columns = {
+        "smiles": ["C", None, "N"],
+        "y": [0.5, None, 1],
+        "n": [1, 2, None],
+        "v": [[1], [], None],
+    }
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table(columns, schema=schema), path)
+    table = open_table(path)
+    assert (table.schema, table.num_rows) == (schema, 3)
+    assert read_all(table) == columns
+    assert next(table.iterate_chunks(3)).molecules("smiles") == ["C", None, "N"]
+
+
+def test_column_of_numbers_is_no_smiles_column(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"smiles": ["C"], "y": [1.5]}), path)
+    with pytest.raises(TableError, match=r"column 'y' holds 1\.5, which is not text"):
+        next(open_table(path).iterate_chunks(1)).molecules("y")
+
+
+@pytest.mark.parametrize("content", [b"", b"smiles,y\nC,1\n", b"PAR1xxPAR1"])
+def test_file_that_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "table.parquet"
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=r"is empty|cannot be read"):
+        open_table(path)
+
+
+def test_damaged_parquet_page_is_an_error_and_no_short_table(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"smiles": ["C" * (i % 9 + 1) for i in range(5000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[8:200] = b"\xff" * 192
+    path.write_bytes(content)
+    with pytest.raises(TableError, match="cannot be read"):
+        read_all(open_table(path), 1000)
+
+
+def test_duplicate_parquet_columns_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    table = pa.Table.from_arrays([pa.array(["C"]), pa.array(["N"])], names=["smiles", "smiles"])
+    pq.write_table(table, path)
+    with pytest.raises(TableError, match="two columns are called 'smiles'"):
+        open_table(path)
+
+
+def test_sdf_gives_structures_with_coordinates_and_properties(tmp_path: Path) -> None:
+    mols = [build_mol("CCO", name="ethanol"), build_mol("c1ccccc1")]
+    mols[0].SetProp("y", " 1.50")
+    mols[1].SetProp("note", "two\nlines")
+    table = open_table(write_sdf(tmp_path / "mols.sdf", mols))
+    assert table.column_names == ["smiles", "sdf_title", "y", "note"]
+    assert table.num_rows == 2
+    chunk = next(table.iterate_chunks(5))
+    assert chunk.columns == {
+        "smiles": ["CCO", "c1ccccc1"],
+        "sdf_title": ["ethanol", ""],
+        "y": [" 1.50", None],
+        "note": [None, "two\nlines"],
+    }
+    for read, written in zip(chunk.molecules("smiles"), mols, strict=True):
+        assert isinstance(read, Chem.Mol)
+        difference = read.GetConformer().GetPositions() - written.GetConformer().GetPositions()
+        assert read.GetConformer().Is3D()
+        assert abs(difference).max() < 1e-4  # four decimals in the file
+
+
+def test_unreadable_sdf_record_stays_as_a_row(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = Chem.MolToMolBlock(build_mol("CCO"))
+    broken = good.replace(" O ", " Qq ", 1).replace("  9  8", "  x  8")
+    path = write_csv(tmp_path, f"{good}>  <y>\n1\n\n$$$$\n{broken}>  <y>\n2\n\n$$$$\n", "mols.sdf")
+    table = open_table(path)
+    chunk = next(table.iterate_chunks(5))
+    assert table.num_rows == chunk.num_rows == 2
+    assert chunk.columns == {"smiles": ["CCO", None], "y": ["1", "2"]}
+    assert isinstance(chunk.molecules("smiles")[0], Chem.Mol)
+    assert chunk.molecules("smiles")[1] is None
+    assert capfd.readouterr().err == ""
+
+
+def test_sdf_property_called_smiles_stands_in_the_column_and_structures_stay(
+    tmp_path: Path,
+) -> None:
+    mol = build_mol("CCO")
+    mol.SetProp("smiles", "OCC")
+    table = open_table(write_sdf(tmp_path / "mols.sdf", [mol]))
+    chunk = next(table.iterate_chunks(1))
+    assert table.column_names == ["smiles"]
+    assert chunk.columns == {"smiles": ["OCC"]}
+    assert isinstance(chunk.molecules("smiles")[0], Chem.Mol)
+
+
+def test_other_sdf_column_is_read_as_smiles_when_named(tmp_path: Path) -> None:
+    mol = build_mol("CCO")
+    mol.SetProp("parent", "OCC")
+    table = open_table(write_sdf(tmp_path / "mols.sdf", [mol]))
+    assert next(table.iterate_chunks(1)).molecules("parent") == ["OCC"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"smiles,y\nC,1\n", "no record has an 'M  END' line"),
+        (b"", "is empty"),
+        (b"\xff\xfe\n", "not UTF-8"),
+    ],
+)
+def test_file_that_is_no_sdf_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    with pytest.raises(TableError, match=words):
+        open_table(write_csv(tmp_path, content, "mols.sdf"))
+
+
+def test_ambiguous_sdf_property_is_refused(tmp_path: Path) -> None:
+    block = Chem.MolToMolBlock(Chem.MolFromSmiles("C"))
+    content = f"{block}>  <y>\n1\n\n>  <y>\n2\n\n$$$$\n"
+    with pytest.raises(TableError, match=r"record 0 .*two properties are called 'y'"):
+        open_table(write_csv(tmp_path, content, "mols.sdf"))
+
+
+def test_memory_does_not_grow_with_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    peaks = []
+    for num_rows in (5_000, 50_000):
+        path.write_text("smiles,y\n" + "CCO,1.5\n" * num_rows)
+        tracemalloc.start()
+        assert sum(chunk.num_rows for chunk in open_table(path).iterate_chunks(100)) == num_rows
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]

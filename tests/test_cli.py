@@ -1,0 +1,219 @@
+"""The command contract: flags, files, one-line errors, exit codes."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+import pytest
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
+
+from rmat_hf import __version__
+from rmat_hf.cli import main
+
+GOLDEN = Path(__file__).parent / "golden" / "reference" / "mean_pool"
+TABLE = """smiles,y,z,text,part
+CCO,1.0,0,high,train
+CCCO,1.5,1,low,train
+CCCCO,2.5,0,high,train
+CCN,0.5,1,low,train
+CCCN,0.9,0,high,train
+c1ccccc1,2.0,1,low,train
+CC(=O)C,0.7,0,high,valid
+CCOC,1.1,1,low,valid
+CCCl,1.9,0,high,test
+CCBr,2.2,1,low,test
+"""
+
+
+class Outcome(NamedTuple):
+    exit_code: int
+    output: str
+    error: str
+
+
+RunCli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
+    """Run `rmat` in this process; a traceback would be an exception that is not SystemExit."""
+
+    def run(*args: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["rmat", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(stop.value.code or 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "table.csv"
+    path.write_text(TABLE)
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY_ARCHITECTURE))
+    return path
+
+
+def list_finetuning_flags(table: Path) -> list[str | Path]:
+    folder = table.parent
+    return [
+        *["finetune", "--model", "scratch", "--dataset", table, "--smiles-column", "smiles"],
+        *["--problem-type", "regression", "--split", "column", "--split-column", "part"],
+        *["--seed", "0", "--output-dir", folder / "run", "--geometry", "bounds"],
+        *["--model-config", folder / "tiny.json", "--num-train-epochs", "1"],
+    ]
+
+
+def test_the_command_contract_from_table_to_predictions(table: Path, run_cli: RunCli) -> None:
+    run = table.parent / "run"
+    outcome = run_cli(*list_finetuning_flags(table), "--label-columns", "y", "z")
+    assert outcome.exit_code == 0, outcome.error
+    assert re.search(r"R-MAT +test +[\d.]+", outcome.output)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics) == {"train", "valid", "test"}
+    assert set(metrics["test"]["per_label"]["z"]) == {"rmse", "mae", "r2", "spearman"}
+
+    output = table.parent / "p.csv"
+    outcome = run_cli("predict", "--model", run, "--smiles", "CCO", "c1ccccc1", "--output", output)
+    assert outcome.exit_code == 0, outcome.error
+    rows = list(csv.DictReader(output.open()))
+    assert list(rows[0]) == ["smiles", "prediction_y", "prediction_z", "error"]
+    assert [row["smiles"] for row in rows] == ["CCO", "c1ccccc1"]
+
+    output = table.parent / "e.parquet"
+    outcome = run_cli("embed", "--model", run, "--input", table, "--output", output)
+    assert outcome.exit_code == 0, outcome.error
+    embedded = pq.read_table(output)
+    assert embedded.column_names == ["smiles", "y", "z", "text", "part", "embedding", "error"]
+    assert len(embedded["embedding"][0].as_py()) == 4 * TINY_ARCHITECTURE["hidden_size"]
+
+
+def test_bad_rows_are_counted_in_one_line_and_the_exit_code_is_0(
+    tiny_model_folder: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    smiles = [*TINY_SMILES, "CC", "CN", "C1CC", ""]
+    (tmp_path / "in.csv").write_text("\n".join(["smiles,id", *(f"{s},x" for s in smiles)]) + "\n")
+    output = tmp_path / "out.csv"
+    outcome = run_cli(
+        "predict", "--model", tiny_model_folder, "--input", tmp_path / "in.csv", "--output", output
+    )
+    assert outcome.exit_code == 0
+    summary = outcome.output.strip().splitlines()
+    assert len(summary) == 1
+    assert summary[0].startswith("10 rows: 8 predictions, 2 failed")
+    assert len(list(csv.DictReader(output.open()))) == 10
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--label-columns", "yy"],
+            "has no column 'yy'. Its columns are: smiles, y, z, text, part",
+        ),
+        (["--label-columns", "text"], "label 'text' is 'high', not a number"),
+        (["--label-columns", "y", "--smiles-column", "S"], "has no column 'S'"),
+        (["--label-columns", "y", "--split-column", "z"], "'z'"),
+        (["--label-columns", "y", "--split", "random"], "needs --split column, not random"),
+        (["--label-columns", "y", "--dataset", "missing.csv"], "missing.csv"),
+        (["--label-columns", "y", "--model", "no/such/model"], "no/such/model"),
+        (["--label-columns", "y", "--label-units", "a", "b"], "2 entries for 1 label columns"),
+        (["--label-columns", "y", "--model-config", "none.json"], "Cannot read the JSON file"),
+        (["--label-columns", "y", "--class-weighting", "balanced"], "is for classification"),
+    ],
+)
+def test_a_mistake_is_one_line_with_exit_code_2_and_no_output(
+    table: Path, run_cli: RunCli, flags: list[str], message: str
+) -> None:
+    before = sorted(table.parent.iterdir())
+    outcome = run_cli(*list_finetuning_flags(table), *flags)
+    lines = [line for line in outcome.error.splitlines() if "Featurizing" not in line]
+    assert outcome.exit_code == 2
+    assert message in lines[-1]
+    assert lines[-1].startswith("rmat: error: ")
+    assert "Traceback" not in outcome.error
+    assert sorted(table.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\xff\xfe\x00binary", "in.csv"),
+        (b"id,structure\n1,CCO\n", "has no column 'smiles'. Its columns are: id, structure"),
+        (b"smiles,id\nCCO,1\nCC\n", "line 3"),
+        (b"smiles,smiles\nCCO,1\n", "smiles"),
+    ],
+)
+def test_an_unusable_input_file_is_one_line_with_exit_code_2_and_no_output(
+    tiny_model_folder: Path, tmp_path: Path, run_cli: RunCli, content: bytes, message: str
+) -> None:
+    (tmp_path / "in.csv").write_bytes(content)
+    outcome = run_cli(
+        *["predict", "--model", tiny_model_folder, "--input", tmp_path / "in.csv"],
+        *["--output", tmp_path / "out.csv"],
+    )
+    assert outcome.exit_code == 2
+    assert outcome.error.startswith("rmat: error: ")
+    assert message in outcome.error
+    assert len(outcome.error.strip().splitlines()) == 1
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_an_unknown_flag_or_choice_has_exit_code_2(table: Path, run_cli: RunCli) -> None:
+    flags = [*list_finetuning_flags(table), "--label-columns", "y"]
+    assert run_cli(*flags, "--lerning-rate", "1").exit_code == 2
+    outcome = run_cli(*flags, "--problem-type", "regresion")
+    assert outcome.exit_code == 2
+    assert "multi_label_classification" in outcome.error
+    assert run_cli("finetune").exit_code == 2
+    assert run_cli("predict", "--model", "m", "--output", "o.csv").exit_code == 2
+
+
+def test_convert_writes_a_folder_that_predicts(tmp_path: Path, run_cli: RunCli) -> None:
+    outcome = run_cli(
+        *["convert", "--weights", GOLDEN / "reference_state_dict.safetensors"],
+        *["--config", GOLDEN / "reference_config.json", "--output-dir", tmp_path / "model"],
+    )
+    assert outcome.exit_code == 0, outcome.error
+    outcome = run_cli(
+        *["predict", "--model", tmp_path / "model", "--smiles", "CCO"],
+        *["--output", tmp_path / "out.csv"],
+    )
+    assert outcome.exit_code == 0, outcome.error
+    row = next(csv.DictReader((tmp_path / "out.csv").open()))
+    assert {"prediction_LABEL_0", "prediction_LABEL_2"} <= set(row)
+
+
+def test_convert_does_not_write_over_a_folder_with_files(tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    outcome = run_cli(
+        *["convert", "--weights", GOLDEN / "reference_state_dict.safetensors"],
+        *["--config", GOLDEN / "reference_config.json", "--output-dir", tmp_path],
+    )
+    assert outcome.exit_code == 2
+    assert "is not empty" in outcome.error
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_help_names_every_flag_of_the_contract(run_cli: RunCli) -> None:
+    outcome = run_cli("finetune", "--help")
+    assert outcome.exit_code == 0
+    for flag in ("--model", "--dataset", "--smiles-column", "--label-columns", "--problem-type"):
+        assert flag in outcome.output
+    for flag in ("--split", "--split-column", "--seed", "--output-dir"):
+        assert flag in outcome.output
+
+
+def test_the_installed_command_reports_its_version() -> None:
+    command = Path(sys.executable).with_name("rmat")
+    result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == __version__

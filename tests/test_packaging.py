@@ -1,0 +1,146 @@
+"""The wheel holds the whole package, and works without the checkout."""
+
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+# What a distribution brings along for direct use, besides the module named like it.
+PROVIDED_BY = {
+    "scikit-learn": {"sklearn", "scipy"},
+    "datasets": {"datasets", "pandas", "pyarrow", "tqdm"},
+}
+
+
+@pytest.fixture(scope="module")
+def wheel_path(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy, so that no build output is left behind or picked up."""
+    source_dir = tmp_path_factory.mktemp("source")
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(repo_root / "rmat_hf", source_dir / "rmat_hf", ignore=ignore)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(repo_root / name, source_dir)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps"]
+    command += ["--no-build-isolation", "--wheel-dir", "dist", "."]
+    subprocess.run(command, cwd=source_dir, check=True)
+    (path,) = (source_dir / "dist").iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_path: Path) -> Iterator[zipfile.ZipFile]:
+    with zipfile.ZipFile(wheel_path) as file:
+        yield file
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    return email.message_from_bytes(wheel.read(find_member(wheel, "METADATA")))
+
+
+def find_member(wheel: zipfile.ZipFile, name: str) -> str:
+    """The path of a file of the wheel's metadata folder."""
+    (member,) = [member for member in wheel.namelist() if member.endswith(f".dist-info/{name}")]
+    return member
+
+
+def read_version(repo_root: Path) -> str:
+    source = (repo_root / "rmat_hf" / "__init__.py").read_text(encoding="utf-8")
+    (version,) = re.findall(r'^__version__ = "(.+)"$', source, re.M)
+    return version
+
+
+def test_wheel_contains_every_file_of_the_package(repo_root: Path, wheel: zipfile.ZipFile) -> None:
+    in_tree = {
+        path.relative_to(repo_root).as_posix()
+        for path in (repo_root / "rmat_hf").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    in_wheel = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert in_wheel == in_tree
+    assert {"rmat_hf/py.typed", "rmat_hf/data/freesolv/freesolv.csv"} <= in_wheel
+
+
+def test_wheel_contains_the_license(repo_root: Path, wheel: zipfile.ZipFile) -> None:
+    text = wheel.read(find_member(wheel, "licenses/LICENSE")).decode()
+    assert text == (repo_root / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text
+
+
+def test_wheel_metadata_agree_with_the_package(repo_root: Path, metadata: Message) -> None:
+    assert metadata["Name"] == "rmat-hf"
+    assert metadata["Version"] == read_version(repo_root)
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert {"viz", "hpo", "tracking", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+
+
+def test_version_is_in_the_changelog(repo_root: Path) -> None:
+    changelog = (repo_root / "CHANGELOG.md").read_text(encoding="utf-8")
+    (newest, *_) = re.findall(r"^## (\S+)", changelog, re.M)
+    assert newest == read_version(repo_root)
+
+
+def test_wheel_installs_the_rmat_command(wheel: zipfile.ZipFile) -> None:
+    entry_points = wheel.read(find_member(wheel, "entry_points.txt")).decode()
+    assert entry_points.split() == ["[console_scripts]", "rmat", "=", "rmat_hf.cli:main"]
+
+
+def test_every_import_of_the_package_is_declared(repo_root: Path) -> None:
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    provided = {"rmat_hf", *sys.stdlib_module_names}
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *extras["viz"], *extras["hpo"], *extras["tracking"]]
+    for requirement in requirements:
+        (name,) = re.findall(r"^[\w-]+", requirement)
+        provided |= PROVIDED_BY.get(name, {name.replace("-", "_")})
+    for path in (repo_root / "rmat_hf").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        imported = set(re.findall(r"^\s*(?:from|import) (\w+)", source, re.M))
+        assert imported <= provided, f"{path.name} imports {imported - provided}"
+
+
+def test_constraints_pin_every_declared_requirement(repo_root: Path) -> None:
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    lines = (repo_root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
+    for requirement in [*project["dependencies"], *extras["viz"], *extras["dev"]]:
+        (name,) = re.findall(r"^[\w-]+", requirement)
+        assert name in pinned, f"constraints.txt has no {name}"
+
+
+def test_wheel_works_without_the_checkout(
+    repo_root: Path, wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    wheel.extractall(tmp_path)
+    code = (
+        "import importlib.resources, importlib.metadata, rmat_hf\n"
+        "data = importlib.resources.files('rmat_hf') / 'data' / 'freesolv' / 'freesolv.csv'\n"
+        "assert data.read_text().startswith('smiles,')\n"
+        "(command,) = importlib.metadata.distribution('rmat-hf').entry_points\n"
+        "assert callable(command.load())\n"
+        "print(rmat_hf.__file__, rmat_hf.__version__)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    init_file = tmp_path / "rmat_hf" / "__init__.py"
+    assert result.stdout.split() == [str(init_file), read_version(repo_root)]

@@ -1,0 +1,298 @@
+"""The main job end to end, on tiny models: table in, folder that predicts out."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rdkit import Chem
+from rdkit.Chem import Crippen, Descriptors
+from safetensors.torch import load_file
+from tiny import TINY_ARCHITECTURE
+from transformers import AutoModelForSequenceClassification, AutoProcessor, TrainerCallback
+from transformers.trainer import Trainer
+
+from rmat_hf.atomic_output import OutputError
+from rmat_hf.inference import embed, predict
+from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.finetuning import run_finetuning
+
+SMILES = [
+    *["C", "CC", "CCC", "CCCC", "CCCCC", "CCO", "CCCO", "CCCCO", "OCCO", "CC(C)O", "CC(C)C"],
+    *["c1ccccc1", "Cc1ccccc1", "Oc1ccccc1", "Nc1ccccc1", "CN", "CCN", "CCCN", "CNC", "CC#N"],
+    *["CC=O", "CCC=O", "CC(C)=O", "CC(=O)O", "CCC(=O)O", "COC", "CCOC", "C1CCCCC1", "C1CCOC1"],
+    *["CCl", "CCCl", "ClCCl", "CBr", "CCBr", "CF", "CS", "CCS", "CSC", "C=C", "CC=C"],
+]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with a table of 40 molecules, their logP and weight, and a tiny architecture."""
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY_ARCHITECTURE | {"pooling": "mean"}))
+    mols = [Chem.MolFromSmiles(smiles) for smiles in SMILES]
+    logp = [Crippen.MolLogP(mol) for mol in mols]
+    write_table(
+        tmp_path / "table.csv",
+        smiles=SMILES,
+        logp=[f"{value:.3f}" for value in logp],
+        weight=[
+            "" if row % 4 == 1 else f"{Descriptors.MolWt(mol):.2f}" for row, mol in enumerate(mols)
+        ],
+        is_polar=[int(value < 0.5) for value in logp],
+        has_ring=["" if row % 7 == 2 else int("1" in smiles) for row, smiles in enumerate(SMILES)],
+        verdict=["good" if value < 0.5 else "bad" for value in logp],
+        bin=[str(int(min(max(value, 0.0), 2.0))) for value in logp],
+        part=[("train", "train", "train", "valid", "test")[row % 5] for row in range(len(SMILES))],
+    )
+    return tmp_path
+
+
+def write_table(path: Path, **columns: list[Any]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def build_arguments(work: Path, **changes: Any) -> FinetuningArguments:
+    fields = {
+        "dataset": str(work / "table.csv"),
+        "label_columns": ["logp"],
+        "split": "column",
+        "split_column": "part",
+        "output_dir": str(work / "run"),
+        "geometry": "bounds",
+        "model_config": str(work / "tiny.json"),
+        "num_train_epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+    }
+    return FinetuningArguments(**(fields | changes))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_one_complete_folder_that_predicts_what_it_reported(work: Path) -> None:
+    result = run_finetuning(build_arguments(work, label_units=["log units"], with_baselines=True))
+    folder = work / "run"
+    assert {path.name for path in folder.iterdir()} >= {
+        *["model.safetensors", "config.json", "preprocessor_config.json", "README.md"],
+        *["metrics.json", "baselines.json", "split.csv", "predictions.csv", "dropped_rows.csv"],
+        *["finetuning_arguments.json", "training_log.json", "parity.png"],
+    }
+    assert sorted(path.name for path in work.iterdir()) == ["run", "table.csv", "tiny.json"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == result.metrics
+    assert list(metrics) == ["train", "valid", "test"]
+    assert set(metrics["test"]) == {"rmse", "mae", "r2", "spearman"}
+
+    rows = [row for row in read_csv(folder / "predictions.csv") if row["split"] == "test"]
+    values = predict(folder, [row["smiles"] for row in rows]).values[:, 0]
+    saved = [float(row["prediction_logp"]) for row in rows]
+    labels = np.array([float(row["logp"]) for row in rows])
+    np.testing.assert_allclose(values, saved, atol=1e-5)
+    assert np.sqrt(np.mean((values - labels) ** 2)) == pytest.approx(
+        metrics["test"]["rmse"], abs=1e-5
+    )
+    assert set(result.baselines) == {"random_forest_ecfp4_counts", "svm_rdkit_descriptors"}
+
+
+def test_training_learns(work: Path) -> None:
+    untrained = run_finetuning(
+        build_arguments(work, num_train_epochs=1, learning_rate=1e-9, output_dir=str(work / "a"))
+    )
+    trained = run_finetuning(build_arguments(work, num_train_epochs=40, output_dir=str(work / "b")))
+    assert trained.metrics["train"]["rmse"] < 0.5 * untrained.metrics["train"]["rmse"]
+    assert trained.metrics["train"]["spearman"] > 0.8
+
+
+def test_the_saved_model_is_the_one_with_the_best_validation_metric(work: Path) -> None:
+    result = run_finetuning(build_arguments(work, num_train_epochs=8, learning_rate=3e-2))
+    log = json.loads((work / "run" / "training_log.json").read_text())
+    history = [entry["eval_rmse"] for entry in log if "eval_rmse" in entry]
+    assert len(set(history)) > 4
+    assert history[-1] > min(history)
+    assert result.metrics["valid"]["rmse"] == pytest.approx(min(history), abs=1e-6)
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:
+    run_finetuning(
+        build_arguments(work, num_train_epochs=60, learning_rate=0.1, early_stopping_patience=3)
+    )
+    log = json.loads((work / "run" / "training_log.json").read_text())
+    history = [entry["eval_rmse"] for entry in log if "eval_rmse" in entry]
+    assert len(history) == history.index(min(history)) + 1 + 3 < 60
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(work: Path) -> None:
+    for name, seed in {"a": 1, "b": 1, "c": 2}.items():
+        run_finetuning(build_arguments(work, seed=seed, output_dir=str(work / name)))
+    first, again, other = (load_file(work / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["classifier.out_proj.weight"], other["classifier.out_proj.weight"])
+
+
+def test_several_labels_with_missing_cells_are_scored_one_by_one_and_on_average(
+    work: Path,
+) -> None:
+    result = run_finetuning(build_arguments(work, label_columns=["logp", "weight"]))
+    test = result.metrics["test"]
+    assert set(test["per_label"]) == {"logp", "weight"}
+    assert test["rmse"] == pytest.approx(
+        np.mean([test["per_label"][name]["rmse"] for name in ("logp", "weight")])
+    )
+    config = AutoModelForSequenceClassification.from_pretrained(work / "run").config
+    train = [row for row in read_csv(work / "table.csv") if row["part"] == "train"]
+    weights = [float(row["weight"]) for row in train if row["weight"]]
+    assert config.label_mean[1] == pytest.approx(np.mean(weights))
+    assert config.label_std[1] == pytest.approx(np.std(weights))
+    assert predict(work / "run", ["CCO"]).output_names == ["logp", "weight"]
+
+
+def test_multi_label_classification_predicts_one_probability_per_label(work: Path) -> None:
+    result = run_finetuning(
+        build_arguments(
+            work,
+            label_columns=["is_polar", "has_ring"],
+            problem_type="multi_label_classification",
+            class_weighting="balanced",
+        )
+    )
+    assert set(result.metrics["test"]) == {"roc_auc", "pr_auc", "accuracy", "mcc", "per_label"}
+    prediction = predict(work / "run", ["CCO", "C1CC"])
+    assert ((prediction.values[0] > 0) & (prediction.values[0] < 1)).all()
+    assert set(prediction.to_columns()) == {"prediction_is_polar", "prediction_has_ring", "error"}
+    assert "parity.png" not in {path.name for path in (work / "run").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("label", "classes"), [("verdict", ["bad", "good"]), ("bin", ["0", "1", "2"])]
+)
+def test_single_label_classification_predicts_the_classes_of_the_table(
+    work: Path, label: str, classes: list[str]
+) -> None:
+    result = run_finetuning(
+        build_arguments(work, label_columns=[label], problem_type="single_label_classification")
+    )
+    assert set(result.metrics["train"]) == {"roc_auc", "pr_auc", "accuracy", "mcc"}
+    prediction = predict(work / "run", ["CCO", "CCCC"])
+    assert prediction.output_names == classes
+    np.testing.assert_allclose(prediction.values.sum(1), 1.0)
+    saved = read_csv(work / "run" / "predictions.csv")
+    assert {row[label] for row in saved} == set(classes)
+    assert f"prediction_{label}" in saved[0]
+
+
+def test_descriptors_are_part_of_the_saved_predictor(work: Path) -> None:
+    run_finetuning(build_arguments(work, molecule_descriptors="rdkit_2d"))
+    processor = AutoProcessor.from_pretrained(work / "run")
+    weights = load_file(work / "run" / "model.safetensors")
+    assert len(processor.molecule_descriptors) == len(weights["descriptor_scaler.mean"]) > 200
+    assert weights["descriptor_scaler.std"].min() > 0
+    assert np.isfinite(predict(work / "run", ["CCO"]).values).all()
+    # the encoder alone needs none
+    assert np.isfinite(embed(work / "run", ["CCO"]).values).all()
+
+
+def test_finetuning_goes_on_from_a_folder_with_its_geometry(work: Path) -> None:
+    run_finetuning(build_arguments(work, output_dir=str(work / "first")))
+    run_finetuning(
+        build_arguments(
+            work,
+            model=str(work / "first"),
+            model_config=None,
+            geometry=None,
+            label_columns=["weight", "logp"],
+            learning_rate=1e-9,
+            num_train_epochs=1,
+        )
+    )
+    first, second = (load_file(work / name / "model.safetensors") for name in ("first", "run"))
+    name = "rmat.layers.1.self_attention.q_proj.weight"
+    torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6)
+    assert second["classifier.out_proj.weight"].shape[0] == 2
+    assert AutoProcessor.from_pretrained(work / "run").geometry == "bounds"
+
+
+class Interruption(TrainerCallback):
+    """Stands for a crash: raises after some steps."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 8:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"num_train_epochs": 4, "training_arguments": str(work / "dropout.json")}
+    (work / "dropout.json").write_text(json.dumps({"logging_nan_inf_filter": False}))
+    run_finetuning(build_arguments(work, output_dir=str(work / "undisturbed"), **arguments))
+    build = Trainer.__init__
+
+    def build_interrupted(self: Trainer, *args: Any, callbacks: list[Any], **kwargs: Any) -> None:
+        build(self, *args, callbacks=[*callbacks, Interruption()], **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "__init__", build_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_finetuning(build_arguments(work, **arguments))
+    assert not (work / "run").exists()
+    with pytest.raises(OutputError, match="Pass --resume to continue it, or --overwrite"):
+        run_finetuning(build_arguments(work, **arguments))
+    with pytest.raises(OutputError, match="Cannot resume: learning_rate differ"):
+        run_finetuning(build_arguments(work, resume=True, **arguments, learning_rate=1.0))
+    assert (work / "run.in_progress" / "checkpoint-6").is_dir()
+    steps = []
+    train_step = Trainer.training_step
+    monkeypatch.setattr(
+        Trainer, "training_step", lambda *args: steps.append(1) or train_step(*args)
+    )
+    result = run_finetuning(build_arguments(work, resume=True, **arguments))
+    assert len(steps) == 12 - 6
+    undisturbed, resumed = (
+        load_file(work / name / "model.safetensors") for name in ("undisturbed", "run")
+    )
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+    assert not (work / "run.in_progress").exists()
+    assert result.metrics == json.loads((work / "undisturbed" / "metrics.json").read_text())
+
+
+def test_a_folder_with_files_is_kept_unless_overwriting_was_asked_for(work: Path) -> None:
+    (work / "run").mkdir()
+    (work / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        run_finetuning(build_arguments(work))
+    assert (work / "run" / "notes.txt").read_text() == "mine"
+    run_finetuning(build_arguments(work, overwrite=True))
+    assert not (work / "run" / "notes.txt").exists()
+    assert (work / "run" / "model.safetensors").exists()
+
+
+def test_rows_that_cannot_be_used_are_counted_and_listed(work: Path) -> None:
+    rows = read_csv(work / "table.csv")
+    extra = {"logp": "1.0", "part": "train", "weight": "", "verdict": "", "bin": ""}
+    extra |= {"is_polar": "", "has_ring": ""}
+    rows += [
+        extra | {"smiles": "C1CC"},
+        extra | {"smiles": "CCCCCCO", "logp": ""},
+        extra | {"smiles": "OC(C)(C)C", "logp": "9.0"},
+        extra | {"smiles": "CC(C)(C)O", "logp": "-9.0"},
+        extra | {"smiles": "CCCCCCC"},
+    ]
+    write_table(work / "table.csv", **{name: [row[name] for row in rows] for name in rows[0]})
+    result = run_finetuning(build_arguments(work))
+    dropped = read_csv(work / "run" / "dropped_rows.csv")
+    assert [int(row["row"]) for row in dropped] == [40, 41, 42, 43]
+    assert "unclosed ring" in dropped[0]["reason"]
+    assert dropped[1]["reason"] == "no label"
+    assert "contradictory labels" in dropped[2]["reason"]
+    assert len(result.dropped) == 4
+    split = read_csv(work / "run" / "split.csv")
+    assert sorted(int(row["row"]) for row in split) == [*range(40), 44]

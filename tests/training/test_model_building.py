@@ -1,0 +1,267 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY_ARCHITECTURE
+from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
+
+from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification
+from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE
+from rmat_hf.training.model_building import (
+    build_finetuning_config,
+    build_finetuning_model,
+    compute_balanced_weights,
+)
+from rmat_hf.training.task import build_finetuning_task
+
+OUTLIER = 1e6
+
+
+def build_config(folder: Path, columns: Any = None, **options: Any) -> RMatConfig:
+    columns = {"y": range(12), "part": TABLE_PARTS} if columns is None else columns
+    arguments = build_tiny_arguments(folder, columns, **options)
+    return build_finetuning_config(arguments, build_finetuning_task(arguments))
+
+
+def build_model(folder: Path, columns: Any = None, **options: Any) -> RMatForSequenceClassification:
+    arguments = build_tiny_arguments(folder, columns, **options)
+    return build_finetuning_model(arguments, build_finetuning_task(arguments))
+
+
+def assert_same_parameters(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    saved = theirs.state_dict()
+    loaded = ours.state_dict()
+    assert list(loaded) == list(saved)
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+
+
+def test_label_scaling_is_fitted_on_train_alone(tmp_path: Path) -> None:
+    labels = [3.0, 1.0, 4.0, 1.5, 5.0, 9.0, 2.0, 6.0, -OUTLIER, OUTLIER, OUTLIER, OUTLIER]
+    config = build_config(tmp_path, {"y": labels, "part": TABLE_PARTS})
+    assert config.label_mean == pytest.approx([31.5 / 8], rel=1e-12)
+    assert config.label_std == pytest.approx([np.std(labels[:8])], rel=1e-12)
+
+
+def test_label_scaling_leaves_missing_labels_out(tmp_path: Path) -> None:
+    a = [1.0, None, 3.0, None, 5.0, None, None, None, *range(4)]
+    config = build_config(tmp_path, {"a": a, "b": range(12), "part": TABLE_PARTS})
+    assert config.label_mean == pytest.approx([3.0, 3.5], rel=1e-12)
+    assert config.label_std == pytest.approx([math.sqrt(8 / 3), math.sqrt(5.25)], rel=1e-12)
+
+
+# the mean of eight times 0.1 is not 0.1, so that its standard deviation is not 0
+@pytest.mark.parametrize("value", [7.0, 0.1, -1234.567])
+def test_label_that_is_constant_on_train_keeps_its_scale(tmp_path: Path, value: float) -> None:
+    labels = [value, None, value, value, *[value] * 4, 3, 4, 5, 6]
+    config = build_config(tmp_path, {"y": labels, "part": TABLE_PARTS})
+    assert config.label_mean == pytest.approx([value], rel=1e-12)
+    assert config.label_std == [1.0]
+
+
+def test_label_without_a_train_value_is_an_error_that_names_it(tmp_path: Path) -> None:
+    lost = [None] * 8 + [1.0, 2.0, 3.0, 4.0]
+    with pytest.raises(ValueError, match=r"'lost' has no value in the train part.*another split"):
+        build_config(tmp_path, {"y": range(12), "lost": lost, "part": TABLE_PARTS})
+
+
+def test_config_tells_what_the_outputs_are(tmp_path: Path) -> None:
+    columns = {"a": range(12), "b": range(12), "part": TABLE_PARTS}
+    config = build_config(tmp_path, columns, label_units=["nM", "kcal/mol"])
+    assert config.problem_type == "regression"
+    assert config.output_names == config.label_columns == ["a", "b"]
+    assert config.label2id == {"a": 0, "b": 1}
+    assert config.label_units == ["nM", "kcal/mol"]
+    assert config.label_name is None
+    assert config.loss_weights is None
+
+
+def test_classes_are_the_outputs_of_a_single_label(tmp_path: Path) -> None:
+    columns = {"y": ["low", "high", "medium"] * 4, "part": TABLE_PARTS}
+    config = build_config(tmp_path, columns, problem_type="single_label_classification")
+    assert config.problem_type == "single_label_classification"
+    assert config.output_names == ["high", "low", "medium"]
+    assert config.label_name == "y"
+    assert config.label_mean is config.label_std is config.label_units is None
+
+
+def test_classification_labels_are_not_scaled(tmp_path: Path) -> None:
+    columns = {"a": [0, 1] * 6, "part": TABLE_PARTS}
+    config = build_config(tmp_path, columns, problem_type="multi_label_classification")
+    assert config.label_mean is config.label_std is config.label_name is None
+    assert config.output_names == ["a"]
+
+
+@pytest.mark.parametrize("name", ["hidden_sise", "label_mean", "num_molecule_descriptors"])
+def test_field_that_is_no_architecture_is_an_error_that_names_file_and_field(
+    tmp_path: Path, name: str
+) -> None:
+    path = write_json(tmp_path / "fields.json", {name: 3, "hidden_size": 32})
+    with pytest.raises(ValueError, match=rf"unknown fields \['{name}'\].*'hidden_size'") as error:
+        build_config(tmp_path, model_config=path)
+    assert path in str(error.value)
+
+
+def test_scratch_without_overrides_has_the_scratch_architecture(tmp_path: Path) -> None:
+    expected = RMatConfig(**SCRATCH_ARCHITECTURE).get_architecture()
+    assert build_config(tmp_path, model_config=None).get_architecture() == expected
+
+
+def test_overrides_replace_scratch_fields_and_defaults_and_nothing_else(tmp_path: Path) -> None:
+    overrides = {"hidden_size": 64, "pooling": "mean"}
+    path = write_json(tmp_path / "fields.json", overrides)
+    config = build_config(tmp_path, model_config=path)
+    expected = RMatConfig(**{**SCRATCH_ARCHITECTURE, **overrides}).get_architecture()
+    assert config.get_architecture() == expected
+
+
+def test_model_from_scratch_has_the_architecture_of_the_json_file(tmp_path: Path) -> None:
+    model = build_model(tmp_path)
+    assert len(model.rmat.layers) == TINY_ARCHITECTURE["num_hidden_layers"]
+    assert model.config.hidden_size == TINY_ARCHITECTURE["hidden_size"]
+    assert model.descriptor_scaler is None
+
+
+def test_multi_label_weights_are_negatives_per_positive() -> None:
+    labels = np.array([[0, 1], [0, np.nan], [1, 1], [0, 0]])
+    weights = compute_balanced_weights(
+        labels, problem_type="multi_label_classification", num_outputs=2
+    )
+    assert weights == pytest.approx([3.0, 0.5], rel=1e-12)
+
+
+def test_class_weights_make_every_class_cost_the_same() -> None:
+    labels = np.array([[0], [1], [1], [2], [2], [2], [np.nan]], dtype=np.float64)
+    weights = compute_balanced_weights(
+        labels, problem_type="single_label_classification", num_outputs=3
+    )
+    # six rows in three classes of one, two and three
+    assert weights == pytest.approx([2.0, 1.0, 2 / 3], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels"),
+    [
+        ("multi_label_classification", [[0, 1], [1, 1]]),
+        ("multi_label_classification", [[0, 0], [1, 0]]),
+        ("single_label_classification", [[0], [0]]),
+        ("single_label_classification", [[1], [1]]),
+    ],
+)
+def test_class_without_a_row_cannot_be_balanced(
+    problem_type: str, labels: list[list[float]]
+) -> None:
+    with pytest.raises(ValueError, match="no row in the train part"):
+        compute_balanced_weights(np.array(labels, float), problem_type=problem_type, num_outputs=2)
+
+
+def test_balanced_weights_count_train_rows_only(tmp_path: Path) -> None:
+    labels = [1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1]
+    options: dict[str, Any] = {"problem_type": "multi_label_classification"}
+    columns = {"y": labels, "part": TABLE_PARTS}
+    balanced = build_config(tmp_path, columns, class_weighting="balanced", **options)
+    assert balanced.loss_weights == pytest.approx([3.0], rel=1e-12)
+    assert build_config(tmp_path, columns, **options).loss_weights is None
+
+
+def test_balanced_classes_of_a_single_label_reach_the_config(tmp_path: Path) -> None:
+    columns = {"y": ["b"] * 2 + ["a"] * 6 + ["b"] * 4, "part": TABLE_PARTS}
+    config = build_config(
+        tmp_path,
+        columns,
+        problem_type="single_label_classification",
+        class_weighting="balanced",
+    )
+    assert config.loss_weights == pytest.approx([8 / (2 * 6), 8 / (2 * 2)], rel=1e-12)
+
+
+def test_regression_cannot_be_balanced(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--class-weighting balanced is for classification"):
+        build_config(tmp_path, class_weighting="balanced")
+
+
+def test_descriptor_scaler_is_fitted_on_train_alone(tmp_path: Path) -> None:
+    smiles = [*TABLE_SMILES[:11], "C" * 60]
+    columns = {"smiles": smiles, "y": range(12), "part": TABLE_PARTS}
+    model = build_model(tmp_path, columns, molecule_descriptors="rdkit_2d")
+    names = list_molecule_descriptor_names()
+    processor = RMatProcessor(geometry="bounds", molecule_descriptors=names)
+    descriptors = processor(smiles, return_tensors="pt")["molecule_descriptors"].double()
+    train = descriptors[:8]
+    finite = descriptors.isfinite().all(0)
+    torch.testing.assert_close(
+        model.descriptor_scaler.mean[finite].double(), train.mean(0)[finite], rtol=1e-5, atol=1e-6
+    )
+    varying = finite & (train.std(0) > 1e-3)
+    torch.testing.assert_close(
+        model.descriptor_scaler.std[varying].double(),
+        train.std(0, correction=0)[varying],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    weight = names.index("MolWt")
+    assert model.descriptor_scaler.mean[weight] < 0.8 * descriptors[:, weight].mean()
+    assert model.config.num_molecule_descriptors == len(names)
+
+
+def test_saved_model_keeps_encoder_and_architecture_bit_for_bit(
+    tmp_path: Path, tiny_model_folder: Path, tiny_model: RMatForSequenceClassification
+) -> None:
+    model = build_model(tmp_path, model=str(tiny_model_folder))
+    assert_same_parameters(model.rmat, tiny_model.rmat)
+    assert model.config.get_architecture() == tiny_model.config.get_architecture()
+    assert model.config.output_names == ["y"]
+
+
+def test_other_number_of_labels_gives_a_new_head_on_the_same_encoder(
+    tmp_path: Path, tiny_model_folder: Path, tiny_model: RMatForSequenceClassification
+) -> None:
+    columns = {"a": range(12), "b": range(12), "c": range(12)}
+    model = build_model(tmp_path, columns, model=str(tiny_model_folder))
+    assert_same_parameters(model.rmat, tiny_model.rmat)
+    batch = dict(RMatProcessor(geometry="bounds")(["CCO", "CCN"], return_tensors="pt"))
+    logits = model.eval()(**batch).logits
+    assert logits.shape == (2, 3)
+    assert logits.isfinite().all()
+    assert len(set(logits[0].tolist())) == 3
+
+
+def test_pretrained_model_gives_its_encoder(tmp_path: Path, processor: RMatProcessor) -> None:
+    torch.manual_seed(1)
+    pretrained = RMatForPreTraining(RMatConfig(**TINY_ARCHITECTURE, attention_form="reference"))
+    pretrained.save_pretrained(tmp_path / "pretrained")
+    processor.save_pretrained(tmp_path / "pretrained")
+    model = build_model(tmp_path, model=str(tmp_path / "pretrained"))
+    assert_same_parameters(model.rmat, pretrained.rmat)
+    assert model.config.attention_form == "reference"
+
+
+def test_override_changes_a_saved_model_and_keeps_its_weights(
+    tmp_path: Path, tiny_model_folder: Path, tiny_model: RMatForSequenceClassification
+) -> None:
+    path = write_json(tmp_path / "fields.json", {"hidden_dropout_prob": 0.25})
+    model = build_model(tmp_path, model=str(tiny_model_folder), model_config=path)
+    expected = {**tiny_model.config.get_architecture(), "hidden_dropout_prob": 0.25}
+    assert model.config.get_architecture() == expected
+    assert_same_parameters(model.rmat, tiny_model.rmat)
+
+
+def test_saved_descriptor_scaling_gives_way_to_the_new_train_rows(
+    tmp_path: Path, tiny_config: RMatConfig
+) -> None:
+    names = ["MolWt", "TPSA"]
+    config = RMatConfig(**tiny_config.get_architecture(), num_labels=1, num_molecule_descriptors=2)
+    saved = RMatForSequenceClassification(config)
+    saved.descriptor_scaler.mean.fill_(123.0)
+    saved.save_pretrained(tmp_path / "saved")
+    processor = RMatProcessor(geometry="bounds", molecule_descriptors=names)
+    processor.save_pretrained(tmp_path / "saved")
+    columns = {"y": range(12), "part": TABLE_PARTS}
+    model = build_model(tmp_path, columns, model=str(tmp_path / "saved"))
+    train = processor(TABLE_SMILES[:8], return_tensors="pt")["molecule_descriptors"]
+    torch.testing.assert_close(model.descriptor_scaler.mean, train.mean(0), rtol=1e-5, atol=1e-5)

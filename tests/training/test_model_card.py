@@ -1,0 +1,257 @@
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from matplotlib.axes import Axes
+from tiny import TINY_ARCHITECTURE
+from typer.testing import CliRunner
+
+from rmat_hf.cli import app
+from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.training.metrics import compute_metrics_for_problem
+from rmat_hf.training.model_card import (
+    PARITY_PLOT,
+    FinetuningReport,
+    save_model_card,
+    save_parity_plot,
+)
+
+SIZES = {"train": 8, "valid": 4, "test": 5}
+PIXELS_PER_LABEL = 720
+
+
+def build_report(
+    problem_type: str = "regression", names: tuple[str, ...] = ("y",), **fields: Any
+) -> FinetuningReport:
+    """Random labels and predictions; the first label of every part is missing."""
+    rng = np.random.default_rng(0)
+    num_labels = len(names)
+    is_single_label = problem_type == "single_label_classification"
+    classes = ["high", "low", "medium"] if is_single_label else list(names)
+    options: dict[str, Any] = {"id2label": dict(enumerate(classes)), "problem_type": problem_type}
+    if is_single_label:
+        options["label_name"] = names[0]
+    labels, predictions = {}, {}
+    for part, size in SIZES.items():
+        predictions[part] = rng.normal(size=(size, len(classes))).astype(np.float32)
+        labels[part] = rng.normal(size=(size, num_labels))
+        if problem_type == "multi_label_classification":
+            labels[part] = (
+                np.arange(size * num_labels).reshape(size, num_labels) // num_labels % 2.0
+            )
+        elif is_single_label:
+            labels[part] = np.arange(size).reshape(size, 1) % 3.0
+        labels[part][0, 0] = np.nan
+    metrics = {
+        part: compute_metrics_for_problem(
+            problem_type, predictions[part], labels=labels[part], label_names=names
+        )
+        for part in SIZES
+    }
+    defaults = {
+        "config": RMatConfig(**TINY_ARCHITECTURE, **options),
+        "dataset": "table.csv",
+        "split": "scaffold",
+        "metrics": metrics,
+        "baselines": {},
+        "labels": labels,
+        "predictions": predictions,
+        "num_dropped": 7,
+    }
+    return FinetuningReport(**{**defaults, **fields})
+
+
+def save_card(folder: Path, report: FinetuningReport) -> ModelCard:
+    save_model_card(folder, report)
+    return ModelCard.load(folder / "README.md")
+
+
+def read_table(card: ModelCard) -> list[list[str]]:
+    lines = [line for line in card.text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def read_png_size(path: Path) -> tuple[int, int]:
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    return int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "names", "metrics"),
+    [
+        ("regression", ("y",), ["rmse", "mae", "r2", "spearman"]),
+        ("regression", ("a", "b"), ["rmse", "mae", "r2", "spearman"]),
+        ("multi_label_classification", ("a", "b"), ["roc_auc", "pr_auc", "accuracy", "mcc"]),
+        ("single_label_classification", ("y",), ["roc_auc", "pr_auc", "accuracy", "mcc"]),
+    ],
+)
+def test_card_metadata_hold_the_test_metrics(
+    tmp_path: Path, problem_type: str, names: tuple[str, ...], metrics: list[str]
+) -> None:
+    report = build_report(problem_type, names)
+    data = save_card(tmp_path, report).data
+    values = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert values == {
+        metric: pytest.approx(report.metrics["test"][metric], abs=5e-5) for metric in metrics
+    }
+    assert {result.dataset_split for result in data.eval_results} == {"test (scaffold split)"}
+    assert {result.dataset_name for result in data.eval_results} == {"table.csv"}
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "graph-ml"
+    assert "rmat" in data.tags
+    assert data.model_name == f"R-MAT {', '.join(names)}"
+
+
+def test_undefined_metrics_are_left_out_of_the_metadata(tmp_path: Path) -> None:
+    report = build_report()
+    report.metrics["test"].update(r2=None, spearman=None)
+    data = save_card(tmp_path, report).data
+    assert {result.metric_type for result in data.eval_results} == {"rmse", "mae"}
+
+
+def test_card_without_any_defined_metric_is_valid(tmp_path: Path) -> None:
+    report = build_report()
+    report.metrics["test"] = dict.fromkeys(report.metrics["test"])
+    card = save_card(tmp_path, report)
+    assert card.data.eval_results is None
+    assert read_table(card)[4] == ["R-MAT", "test", "–", "–", "–", "–"]
+
+
+def test_names_with_yaml_syntax_make_a_valid_card(tmp_path: Path) -> None:
+    card = save_card(tmp_path, build_report(names=("Kd: [nM] #1",), dataset="a: 'b'.csv"))
+    assert card.data.model_name == "R-MAT Kd: [nM] #1"
+    assert card.data.eval_results[0].dataset_name == "a: 'b'.csv"
+
+
+def test_table_has_every_metric_of_every_part_and_model(tmp_path: Path) -> None:
+    baseline = {
+        part: {"rmse": 1.23449, "mae": 0.5, "r2": -0.25, "spearman": None} for part in SIZES
+    }
+    report = build_report(baselines={"random_forest": {**baseline, "setting": {"y": 1}}})
+    header, _, *rows = read_table(save_card(tmp_path, report))
+    assert header == ["model", "part", "rmse", "mae", "r2", "spearman"]
+    for row, part in zip(rows[:3], SIZES, strict=True):
+        values = [f"{report.metrics[part][metric]:.3f}" for metric in header[2:]]
+        assert row == ["R-MAT", part, *values]
+    assert rows[3:] == [["random_forest", part, "1.234", "0.500", "-0.250", "–"] for part in SIZES]
+
+
+def test_card_tells_labels_units_data_and_sizes(tmp_path: Path) -> None:
+    report = build_report(names=("a", "b"))
+    report.config.label_units = ["nM", "kcal/mol"]
+    text = save_card(tmp_path, report).text
+    assert "# R-MAT for a (nM), b (kcal/mol)" in text
+    assert "- predicts: a (nM), b (kcal/mol) (regression)" in text
+    assert "- data: table.csv; 8 train, 4 valid, 5 test molecules, scaffold split" in text
+    assert "7 rows dropped" in text
+
+
+@pytest.mark.parametrize("names", [("y",), ("a", "b")])
+def test_parity_plot_has_one_panel_per_label_and_is_shown(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    card = save_card(tmp_path, build_report(names=names))
+    assert f"]({PARITY_PLOT})" in card.text
+    size = read_png_size(tmp_path / PARITY_PLOT)
+    assert size == (PIXELS_PER_LABEL * len(names), PIXELS_PER_LABEL)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray, str]]:
+    """What is drawn into the plot: measured, predicted, legend."""
+    calls = []
+    scatter = Axes.scatter
+
+    def record(self: Axes, x: np.ndarray, y: np.ndarray, **options: Any) -> Any:
+        calls.append((x, y, options["label"]))
+        return scatter(self, x, y, **options)
+
+    monkeypatch.setattr(Axes, "scatter", record)
+    return calls
+
+
+def test_parity_plot_shows_train_and_test_of_each_label_with_its_own_metrics(
+    tmp_path: Path, drawn: list[tuple[np.ndarray, np.ndarray, str]]
+) -> None:
+    report = build_report(names=("a", "b"))
+    assert save_parity_plot(tmp_path / "plot.png", report)
+    assert len(drawn) == 4
+    panels = [(0, "train"), (0, "test"), (1, "train"), (1, "test")]
+    for (idx, part), (measured, predicted, legend) in zip(panels, drawn, strict=True):
+        np.testing.assert_array_equal(measured, report.labels[part][:, idx])
+        np.testing.assert_array_equal(predicted, report.predictions[part][:, idx])
+        metrics = report.metrics[part]["per_label"]["ab"[idx]]
+        assert legend == f"{part}: RMSE {metrics['rmse']:.3f}, R² {metrics['r2']:.3f}"
+
+
+def test_parity_plot_of_a_label_unknown_in_test_is_drawn(
+    tmp_path: Path, drawn: list[tuple[np.ndarray, np.ndarray, str]]
+) -> None:
+    report = build_report()
+    report.labels["test"][:] = np.nan
+    report.metrics["test"] = dict.fromkeys(report.metrics["test"])
+    assert save_parity_plot(tmp_path / "plot.png", report)
+    assert drawn[1][2] == "test: RMSE –, R² –"
+    assert read_png_size(tmp_path / "plot.png") == (PIXELS_PER_LABEL, PIXELS_PER_LABEL)
+
+
+def test_card_without_matplotlib_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    find_spec = importlib.util.find_spec
+
+    def find_all_but_matplotlib(name: str, package: str | None = None) -> Any:
+        return None if name == "matplotlib" else find_spec(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_all_but_matplotlib)
+    card = save_card(tmp_path, build_report())
+    assert "matplotlib was not installed" in card.text
+    assert PARITY_PLOT not in card.text
+    assert not (tmp_path / PARITY_PLOT).exists()
+    assert "pip install rmat-hf[viz]" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "description"),
+    [
+        ("multi_label_classification", "one probability per label"),
+        ("single_label_classification", "one class per molecule"),
+    ],
+)
+def test_classification_has_no_plot_and_does_not_miss_one(
+    tmp_path: Path, problem_type: str, description: str
+) -> None:
+    card = save_card(tmp_path, build_report(problem_type))
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert PARITY_PLOT not in card.text
+    assert "matplotlib" not in card.text
+    assert description in card.text
+
+
+def test_python_snippet_of_the_card_predicts(tmp_path: Path, tiny_model_folder: Path) -> None:
+    card = save_card(tmp_path, build_report())
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    *lines, last = (
+        snippet.replace("path/to/this/folder", str(tiny_model_folder)).strip().split("\n")
+    )
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    values = eval(last, names)
+    assert values.shape == (2, 1)
+    assert np.isfinite(values).all()
+
+
+def test_command_of_the_card_predicts(tmp_path: Path, tiny_model_folder: Path) -> None:
+    card = save_card(tmp_path, build_report())
+    (command,) = re.findall(r"`(rmat predict .*?)`", card.text)
+    command = command.replace("path/to/this/folder", str(tiny_model_folder))
+    command = command.replace("predictions.csv", str(tmp_path / "predictions.csv"))
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 3

@@ -1,0 +1,336 @@
+import csv
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, softmax
+from tiny import TINY_ARCHITECTURE
+from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
+from transformers.trainer_callback import TrainerState
+
+from rmat_hf.data.collators import FinetuningCollator
+from rmat_hf.inference import predict
+from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.metrics import compute_metrics_for_problem
+from rmat_hf.training.model_building import build_finetuning_model
+from rmat_hf.training.model_card import FinetuningReport
+from rmat_hf.training.run_folder import (
+    copy_tracker_logs,
+    describe_arguments,
+    name_source,
+    save_json,
+    save_run_folder,
+)
+from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
+
+FILES = {
+    "README.md",
+    "config.json",
+    "dropped_rows.csv",
+    "finetuning_arguments.json",
+    "metrics.json",
+    "model.safetensors",
+    "predictions.csv",
+    "preprocessor_config.json",
+    "split.csv",
+    "training_log.json",
+}
+LOG = [{"epoch": 1.0, "loss": 0.5}, {"epoch": 1.0, "eval_rmse": 2.0}]
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run folder and what it was written from."""
+
+    folder: Path
+    model: RMatForSequenceClassification
+    task: FinetuningTask
+    logits: dict[str, np.ndarray]
+
+    def read_table(self, name: str) -> list[dict[str, str]]:
+        with (self.folder / name).open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+
+    def read_json(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+def save_untrained_run(
+    path: Path, columns: dict[str, Any], *, baselines: Any = None, **options: Any
+) -> SavedRun:
+    """Write the folder of a model that was not trained."""
+    arguments = build_tiny_arguments(path, columns, **options)
+    task = build_finetuning_task(arguments)
+    torch.manual_seed(0)
+    model = build_finetuning_model(arguments, task).eval()
+    collator = FinetuningCollator(task.processor)
+    with torch.no_grad():
+        logits = {part: model(**collator(list(task.select(part)))).logits.numpy() for part in PARTS}
+    labels = {part: task.labels(part) for part in PARTS}
+    metrics = {
+        part: compute_metrics_for_problem(
+            arguments.problem_type,
+            logits[part],
+            labels=labels[part],
+            label_names=model.config.label_columns,
+        )
+        for part in PARTS
+    }
+    report = FinetuningReport(
+        config=model.config,
+        dataset="table.csv",
+        split=arguments.split,
+        metrics=metrics,
+        baselines=baselines or {},
+        labels=labels,
+        predictions=logits,
+        num_dropped=len(task.dropped),
+    )
+    folder = path / "written"
+    folder.mkdir()
+    save_run_folder(
+        folder,
+        model=model,
+        task=task,
+        report=report,
+        arguments=arguments,
+        state=TrainerState(log_history=LOG),
+    )
+    return SavedRun(folder, model, task, logits)
+
+
+@pytest.fixture(scope="module")
+def regression_run(tmp_path_factory: pytest.TempPathFactory) -> SavedRun:
+    """Two labels with gaps; row 1 cannot be parsed and row 4 has no label."""
+    smiles = ["CCO", "C1CC", *TABLE_SMILES[2:]]
+    a = [1.5, 2, 3, None, None, 6, 7, 8, 9, 10, 11, None]
+    b = [0.25, 2, None, 4, None, 6, 7, 8, 9, 10, 11, 12]
+    columns = {"smiles": smiles, "a": a, "b": b, "part": TABLE_PARTS}
+    return save_untrained_run(tmp_path_factory.mktemp("regression"), columns)
+
+
+@pytest.fixture(scope="module")
+def multi_label_run(tmp_path_factory: pytest.TempPathFactory) -> SavedRun:
+    """Two yes/no labels, one of them with a gap in test."""
+    a, b = [0, 1] * 6, [1, 1, 0] * 4
+    columns = {"a": a, "b": [*b[:11], None], "part": TABLE_PARTS}
+    return save_untrained_run(
+        tmp_path_factory.mktemp("multi_label"), columns, problem_type="multi_label_classification"
+    )
+
+
+@pytest.fixture(scope="module")
+def three_class_run(tmp_path_factory: pytest.TempPathFactory) -> SavedRun:
+    """One label with three classes."""
+    columns = {"y": ["low", "high", "medium"] * 4, "part": TABLE_PARTS}
+    return save_untrained_run(
+        tmp_path_factory.mktemp("three_class"), columns, problem_type="single_label_classification"
+    )
+
+
+@pytest.fixture(scope="module")
+def two_class_run(tmp_path_factory: pytest.TempPathFactory) -> SavedRun:
+    """One label with two classes."""
+    columns = {"y": ["yes", "no"] * 6, "part": TABLE_PARTS}
+    return save_untrained_run(
+        tmp_path_factory.mktemp("two_class"), columns, problem_type="single_label_classification"
+    )
+
+
+def read_numbers(rows: list[dict[str, str]], names: list[str]) -> np.ndarray:
+    return np.array([[float(row[name] or "nan") for name in names] for row in rows])
+
+
+def stack(parts: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([parts[part] for part in PARTS])
+
+
+def test_regression_folder_has_every_file_and_no_other(regression_run: SavedRun) -> None:
+    assert {path.name for path in regression_run.folder.iterdir()} == {*FILES, "parity.png"}
+
+
+def test_classification_folder_has_every_file_and_no_other(three_class_run: SavedRun) -> None:
+    assert {path.name for path in three_class_run.folder.iterdir()} == FILES
+
+
+def test_baselines_get_a_file_of_their_own(tmp_path: Path) -> None:
+    metrics = {part: {"rmse": 1.0, "mae": None, "r2": 0.0, "spearman": None} for part in PARTS}
+    columns = {"y": range(12), "part": TABLE_PARTS}
+    run = save_untrained_run(tmp_path, columns, baselines={"forest": metrics})
+    assert run.read_json("baselines.json") == {"forest": metrics}
+
+
+def test_metrics_file_has_every_part(regression_run: SavedRun) -> None:
+    metrics = regression_run.read_json("metrics.json")
+    assert list(metrics) == ["train", "valid", "test"]
+    labels, logits = regression_run.task.labels("valid"), regression_run.logits["valid"]
+    errors = np.sqrt(np.mean((logits - labels) ** 2, axis=0))
+    assert metrics["valid"]["per_label"]["a"]["rmse"] == pytest.approx(errors[0], rel=1e-6)
+    assert metrics["valid"]["rmse"] == pytest.approx(errors.mean(), rel=1e-6)
+
+
+def test_undefined_metric_is_null(regression_run: SavedRun) -> None:
+    # one row of test has the label a
+    assert regression_run.read_json("metrics.json")["test"]["per_label"]["a"]["r2"] is None
+
+
+def test_training_log_is_the_one_of_the_trainer(regression_run: SavedRun) -> None:
+    assert regression_run.read_json("training_log.json") == LOG
+
+
+def test_every_row_of_the_table_is_in_a_part_or_dropped(regression_run: SavedRun) -> None:
+    split = regression_run.read_table("split.csv")
+    dropped = regression_run.read_table("dropped_rows.csv")
+    assert sorted(int(row["row"]) for row in [*split, *dropped]) == list(range(12))
+    assert list(split[0]) == ["row", "smiles", "split"]
+    for row in split:
+        assert row["split"] == TABLE_PARTS[int(row["row"])]
+    assert [row["smiles"] for row in split] == ["CCO", *TABLE_SMILES[2:4], *TABLE_SMILES[5:]]
+
+
+def test_dropped_rows_have_their_reasons(regression_run: SavedRun) -> None:
+    dropped = regression_run.read_table("dropped_rows.csv")
+    assert [(row["row"], row["smiles"]) for row in dropped] == [("1", "C1CC"), ("4", "c1ccccc1")]
+    assert "ring" in dropped[0]["reason"]
+    assert dropped[1]["reason"] == "no label"
+
+
+def test_regression_table_has_labels_and_predictions_in_the_users_units(
+    regression_run: SavedRun,
+) -> None:
+    rows = regression_run.read_table("predictions.csv")
+    assert list(rows[0]) == ["row", "smiles", "split", "a", "b", "prediction_a", "prediction_b"]
+    task = regression_run.task
+    labels = np.concatenate([task.labels(part) for part in PARTS])
+    np.testing.assert_array_equal(read_numbers(rows, ["a", "b"]), labels)
+    predictions = read_numbers(rows, ["prediction_a", "prediction_b"]).astype(np.float32)
+    np.testing.assert_array_equal(predictions, stack(regression_run.logits))
+    assert rows[-1]["a"] == "" and rows[-1]["b"] == "12.0"
+    keys = ("row", "smiles", "split")
+    split = regression_run.read_table("split.csv")
+    assert [[row[key] for key in keys] for row in rows] == [[r[key] for key in keys] for r in split]
+
+
+def test_multi_label_table_has_probabilities(multi_label_run: SavedRun) -> None:
+    rows = multi_label_run.read_table("predictions.csv")
+    assert list(rows[0]) == ["row", "smiles", "split", "a", "b", "prediction_a", "prediction_b"]
+    probabilities = read_numbers(rows, ["prediction_a", "prediction_b"])
+    expected = expit(stack(multi_label_run.logits).astype(np.float64))
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(read_numbers(rows, ["a"])[:, 0], [0, 1] * 6)
+    assert rows[-1]["b"] == ""
+
+
+def test_three_classes_have_names_and_one_probability_each(three_class_run: SavedRun) -> None:
+    rows = three_class_run.read_table("predictions.csv")
+    classes = ["high", "low", "medium"]
+    names = [f"probability_y_{name}" for name in classes]
+    assert list(rows[0]) == ["row", "smiles", "split", "y", "prediction_y", *names]
+    assert [row["y"] for row in rows] == ["low", "high", "medium"] * 4
+    probabilities = read_numbers(rows, names)
+    expected = softmax(stack(three_class_run.logits).astype(np.float64), axis=1)
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-6)
+    best = [classes[idx] for idx in expected.argmax(axis=1)]
+    assert [row["prediction_y"] for row in rows] == best
+
+
+def test_two_classes_have_the_probability_of_the_second(two_class_run: SavedRun) -> None:
+    rows = two_class_run.read_table("predictions.csv")
+    assert list(rows[0]) == ["row", "smiles", "split", "y", "prediction_y"]
+    assert [row["y"] for row in rows] == ["yes", "no"] * 6
+    assert two_class_run.task.class_names == ["no", "yes"]
+    expected = softmax(stack(two_class_run.logits).astype(np.float64), axis=1)[:, 1]
+    probabilities = read_numbers(rows, ["prediction_y"])[:, 0]
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["regression", "multi_label", "three_class", "two_class"])
+def test_saved_folder_predicts_what_its_table_says(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    run: SavedRun = request.getfixturevalue(f"{name}_run")
+    rows = run.read_table("predictions.csv")
+    predictions = predict(run.folder, [row["smiles"] for row in rows])
+    assert predictions.errors == [None] * len(rows)
+    columns = predictions.to_columns()
+    numeric = [c for c in columns if c != "error" and isinstance(columns[c][0], float)]
+    again = np.array([columns[column] for column in numeric]).T
+    np.testing.assert_allclose(read_numbers(rows, numeric), again, rtol=1e-5, atol=1e-6)
+
+
+def test_saved_folder_predicts_exactly_what_the_model_predicts(regression_run: SavedRun) -> None:
+    processor = regression_run.task.processor
+    reloaded = predict(regression_run.folder, TABLE_SMILES)
+    original = predict(regression_run.model, TABLE_SMILES, processor=processor)
+    np.testing.assert_array_equal(reloaded.values, original.values)
+    assert np.ptp(original.values, axis=0).min() > 0
+
+
+def test_arguments_file_holds_no_path_of_this_machine(regression_run: SavedRun) -> None:
+    saved = regression_run.read_json("finetuning_arguments.json")
+    assert saved["dataset"] == "table.csv"
+    assert saved["output_dir"] == "run"
+    assert str(regression_run.folder.parent) not in json.dumps(saved)
+    for path in regression_run.folder.iterdir():
+        if path.suffix in {".json", ".md", ".csv"}:
+            assert str(regression_run.folder.parent) not in path.read_text(), path.name
+
+
+def test_json_files_of_a_run_are_described_by_their_content(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    arguments = build_tiny_arguments(
+        tmp_path,
+        training_arguments=write_json(tmp_path / "trainer.json", {"max_steps": 3}),
+        model=str(tiny_model_folder),
+        model_config=write_json(tmp_path / "architecture.json", TINY_ARCHITECTURE),
+    )
+    described = describe_arguments(arguments)
+    assert described["training_arguments"] == {"max_steps": 3}
+    assert described["model_config"] == TINY_ARCHITECTURE
+    assert described["model"] == "tiny_model"
+    assert str(tmp_path) not in json.dumps(described)
+
+
+def test_described_arguments_are_all_that_decide_the_result(tmp_path: Path) -> None:
+    started = {"overwrite": True, "num_workers": 4}
+    described = describe_arguments(build_tiny_arguments(tmp_path, seed=5, **started))
+    assert described == describe_arguments(build_tiny_arguments(tmp_path, seed=5, resume=True))
+    names = {field.name for field in fields(FinetuningArguments)}
+    assert set(described) == names - {"overwrite", "resume", "num_workers"}
+    assert described["seed"] == 5
+    assert described["model"] == "scratch"
+
+
+def test_source_on_the_hub_keeps_its_id_and_a_path_its_last_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert name_source("scikit-fingerprints/MoleculeNet_ESOL") == (
+        "scikit-fingerprints/MoleculeNet_ESOL"
+    )
+    assert name_source("./data/") == "data"
+    assert name_source(str(tmp_path / "missing.csv")) == "missing.csv"
+    assert name_source("freesolv") == "freesolv"
+
+
+def test_json_is_indented_and_ends_with_a_newline(tmp_path: Path) -> None:
+    save_json(tmp_path / "x.json", {"a": None})
+    assert (tmp_path / "x.json").read_text() == '{\n  "a": null\n}\n'
+
+
+def test_tracker_logs_are_copied_where_there_are_some(tmp_path: Path) -> None:
+    for name in ("work", "folder"):
+        (tmp_path / name).mkdir()
+    copy_tracker_logs(tmp_path / "work", tmp_path / "folder")
+    assert list((tmp_path / "folder").iterdir()) == []
+    (tmp_path / "work" / "runs" / "now").mkdir(parents=True)
+    (tmp_path / "work" / "runs" / "now" / "events").write_text("loss")
+    copy_tracker_logs(tmp_path / "work", tmp_path / "folder")
+    assert (tmp_path / "folder" / "runs" / "now" / "events").read_text() == "loss"
