@@ -19,7 +19,7 @@ def compute_regression_loss(
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`): Standardized, NaN = missing.
         label_weights (`torch.Tensor` of shape `(num_labels,)`, *optional*): Weight of each label.
     """
-    known = labels.isfinite()
+    known = ~labels.isnan()
     errors = (predictions - labels.masked_fill(~known, 0.0)) ** 2
     if label_weights is not None:
         errors = errors * label_weights
@@ -40,7 +40,7 @@ def compute_multi_label_loss(
         positive_weights (`torch.Tensor` of shape `(num_labels,)`, *optional*):
             Weight of the positive rows of each label.
     """
-    known = labels.isfinite()
+    known = ~labels.isnan()
     losses = nn.functional.binary_cross_entropy_with_logits(
         logits, labels.masked_fill(~known, 0.0), pos_weight=positive_weights, reduction="none"
     )

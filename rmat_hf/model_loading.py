@@ -1,5 +1,6 @@
 """Load R-MAT models and their processors from a folder or the Hub, or say why not."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from transformers.models.auto.processing_auto import AutoProcessor
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatModel
 from rmat_hf.processing_rmat import RMatProcessor
+
+# Parts that depend on what a model was trained for.
+_OPTIONAL_PARTS = (
+    *("pooler.", "classifier.", "descriptor_scaler."),
+    *("context_head.", "descriptor_head."),
+)
 
 
 class ModelLoadingError(ValueError):
@@ -69,7 +76,7 @@ def load_config(model: str | Path, *, revision: str | None = None) -> RMatConfig
 def load_for_finetuning(
     model: str | Path, *, config: RMatConfig, revision: str | None = None
 ) -> RMatForSequenceClassification:
-    """Load a model to finetune; what does not fit the labels of `config` starts untrained.
+    """Load a model to finetune; head and pooling that do not fit `config` start untrained.
 
     Args:
         model (`str` or `Path`): Folder or Hub id.
@@ -130,7 +137,26 @@ def _load_model(
         raise ModelLoadingError(
             f"Cannot load the weights of {str(model)!r}: {_first_line(error)}."
         ) from error
+    for problem, names in _list_foreign_weights(info).items():
+        if names:
+            raise ModelLoadingError(
+                f"Weights and configuration of {str(model)!r} do not belong together: {names[0]} "
+                f"and {len(names) - 1} more {problem}. Restore the folder's own config.json."
+            )
     return loaded, sorted(info["missing_keys"])
+
+
+def _list_foreign_weights(info: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the weights of the encoder's layers that checkpoint and model do not share."""
+
+    def select(names: Iterable[str]) -> list[str]:
+        return sorted(n for n in names if not n.removeprefix("rmat.").startswith(_OPTIONAL_PARTS))
+
+    return {
+        "are missing": select(info["missing_keys"]),
+        "are left over": select(info["unexpected_keys"]),
+        "have another shape": select(mismatched[0] for mismatched in info["mismatched_keys"]),
+    }
 
 
 def _first_line(error: BaseException) -> str:

@@ -269,3 +269,27 @@ def test_a_configuration_that_cannot_be_says_which_field(
 def test_a_configuration_that_is_no_json_is_named(tiny_model_folder: Path) -> None:
     (tiny_model_folder / "config.json").write_text("{")
     assert "not a valid JSON file" in read_error(load_config, tiny_model_folder)
+
+
+# Weights and configuration that do not belong together
+
+
+@pytest.mark.parametrize(
+    ("num_hidden_layers", "message"), [(1, "are left over"), (3, "are missing")]
+)
+@each_loader
+def test_another_number_of_layers_than_in_the_weights_is_refused(
+    load: Loader, tiny_model_folder: Path, num_hidden_layers: int, message: str
+) -> None:
+    change_json(tiny_model_folder / "config.json", num_hidden_layers=num_hidden_layers)
+    error = read_error(load, tiny_model_folder)
+    assert "do not belong together" in error
+    assert message in error
+
+
+def test_finetuning_refuses_an_encoder_of_another_size_instead_of_starting_untrained(
+    tiny_model_folder: Path,
+) -> None:
+    config = RMatConfig(**(TINY_ARCHITECTURE | {"hidden_size": 16}))
+    message = read_error(load_for_finetuning, tiny_model_folder, config=config)
+    assert "have another shape" in message

@@ -16,6 +16,7 @@ DescriptorSet = Literal["none", "rdkit_2d"]
 ClassWeighting = Literal["none", "balanced"]
 
 SCRATCH = "scratch"
+RESERVED_COLUMNS = ("row", "smiles", "split", "error")
 # Metrics of which less is better.
 ERROR_METRICS = ("loss", "rmse", "mae")
 # Peak learning rate by whether training starts from random weights.
@@ -101,6 +102,14 @@ class FinetuningArguments:
                 f"--label-units has {len(self.label_units)} entries for "
                 f"{len(self.label_columns)} label columns. Give one per column."
             )
+        if self.label_units and self.problem_type != "regression":
+            raise ValueError("--label-units is for regression: a class has no unit. Leave it out.")
+        for name in self.label_columns:
+            if name in RESERVED_COLUMNS or self.label_columns.count(name) > 1:
+                raise ValueError(
+                    f"--label-columns: {name!r} is there twice, or is a column that the results "
+                    f"add ({', '.join(RESERVED_COLUMNS)}). Rename it in the table."
+                )
         choices = {"problem_type": ProblemType, "split": SplitName}
         choices |= {"molecule_descriptors": DescriptorSet, "class_weighting": ClassWeighting}
         for name, choice in choices.items():
@@ -197,5 +206,6 @@ def build_training_arguments(
     }
     try:
         return TrainingArguments(output_dir=str(checkpoint_dir), **fields)
-    except TypeError as error:
-        raise ValueError(f"{arguments.training_arguments!r}: {error}.") from error
+    except (TypeError, ValueError) as error:
+        source = arguments.training_arguments or "Training options"
+        raise ValueError(f"{source}: {error}.") from error

@@ -137,6 +137,8 @@ def _build_trainer(
     work_dir: Path,
 ) -> Trainer:
     label_names = model.config.label_columns
+    training_arguments = build_training_arguments(arguments, work_dir)
+    best_metric = str(training_arguments.metric_for_best_model).removeprefix("eval_")
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         metrics = compute_metrics_for_problem(
@@ -145,11 +147,16 @@ def _build_trainer(
             labels=np.asarray(prediction.label_ids),
             label_names=label_names,
         )
+        if metrics.get(best_metric, 0.0) is None:
+            raise ValueError(
+                f"{best_metric} is undefined on the valid part, which has too few rows or only one "
+                "class, so no checkpoint can be chosen. Use another split."
+            )
         return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
     return Trainer(
         model=model,
-        args=build_training_arguments(arguments, work_dir),
+        args=training_arguments,
         data_collator=FinetuningCollator(task.processor),
         train_dataset=task.select("train"),
         eval_dataset=task.select("valid"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.featurization import unpack_features
@@ -57,7 +58,11 @@ def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask
             f"{arguments.model_config!r} has unknown fields {unknown}. "
             f"Known: {RMatConfig.list_architecture_fields()}."
         )
-    return RMatConfig(**(fields | overrides), **_build_label_fields(arguments, task))
+    try:
+        return RMatConfig(**(fields | overrides), **_build_label_fields(arguments, task))
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{arguments.model_config!r}: {reason}") from error
 
 
 def _build_label_fields(arguments: FinetuningArguments, task: FinetuningTask) -> dict[str, Any]:

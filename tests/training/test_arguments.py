@@ -210,3 +210,25 @@ def test_json_key_that_cannot_be_overridden_is_an_error_that_names_file_and_key(
     with pytest.raises(ValueError, match=name) as error:
         build_for_trainer(tmp_path, training_arguments=str(path))
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_columns": ["split"]}, "'split' is there twice, or is a column that the results"),
+        ({"label_columns": ["y", "z", "y"]}, "'y' is there twice"),
+        (
+            {
+                "label_columns": ["y"],
+                "label_units": ["nM"],
+                "problem_type": "multi_label_classification",
+            },
+            "--label-units is for regression",
+        ),
+    ],
+)
+def test_labels_that_the_results_cannot_hold_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        FinetuningArguments(dataset="d.csv", output_dir="o", **changes)

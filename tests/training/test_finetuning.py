@@ -296,3 +296,19 @@ def test_rows_that_cannot_be_used_are_counted_and_listed(work: Path) -> None:
     assert len(result.dropped) == 4
     split = read_csv(work / "run" / "split.csv")
     assert sorted(int(row["row"]) for row in split) == [*range(40), 44]
+
+
+def test_a_valid_part_with_one_class_is_refused_because_nothing_can_be_chosen_on_it(
+    work: Path,
+) -> None:
+    rows = read_csv(work / "table.csv")
+    for row in rows:
+        row["verdict"] = "good" if row["part"] == "valid" else row["verdict"]
+    write_table(work / "table.csv", **{name: [row[name] for row in rows] for name in rows[0]})
+    with pytest.raises(ValueError, match="roc_auc is undefined on the valid part"):
+        run_finetuning(
+            build_arguments(
+                work, label_columns=["verdict"], problem_type="single_label_classification"
+            )
+        )
+    assert not (work / "run").exists()

@@ -316,6 +316,7 @@ def test_source_on_the_hub_keeps_its_id_and_a_path_its_last_name(
         "scikit-fingerprints/MoleculeNet_ESOL"
     )
     assert name_source("./data/") == "data"
+    assert name_source(".") == tmp_path.name
     assert name_source(str(tmp_path / "missing.csv")) == "missing.csv"
     assert name_source("freesolv") == "freesolv"
 
