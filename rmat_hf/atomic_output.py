@@ -56,8 +56,8 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
     validate_output_folder(folder, overwrite=overwrite)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        os.chmod(temporary, 0o777 & ~_read_umask())
         yield temporary
+        _share_with_umask(temporary)
         replaced = temporary.with_name(temporary.name + ".replaced")
         if folder.exists():
             os.replace(folder, replaced)
@@ -72,7 +72,9 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read_umask() -> int:
+def _share_with_umask(folder: Path) -> None:
+    """Give folder and files the permissions of new ones; temporary files are the owner's only."""
     umask = os.umask(0)
     os.umask(umask)
-    return umask
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

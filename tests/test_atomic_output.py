@@ -146,6 +146,8 @@ def test_permissions_are_those_of_a_folder_the_user_makes(
     finally:
         os.umask(previous)
     assert (tmp_path / "run").stat().st_mode & 0o777 == mode
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode & 0o666}
     assert umask_after == umask
 
 
