@@ -12,10 +12,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install quickstart test test-slow check lint format wheel constraints clean
+.PHONY: help install quickstart test test-slow test-upstream notebooks check lint format wheel constraints clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with the package and the tested versions of everything it needs
 
@@ -39,8 +39,15 @@ test: $(INSTALLED) ## Install and run the tests: fast, on the CPU, offline
 test-slow: $(INSTALLED) ## Run the tests marked slow
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m "slow and not gpu"
 
+test-upstream: $(INSTALLED) ## Download transformers' own common tests and run them on our classes
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/test_upstream.sh
+
+notebooks: $(INSTALLED) ## Run the notebooks
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --override-ini addopts= --nbmake --nbmake-timeout=600 notebooks
+
 check: lint ## Lint, types, import direction and the style guide
 	$(BIN)/mypy
+	$(BIN)/python scripts/lint_model_files.py
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 lint: $(INSTALLED) ## Lint and formatting only
@@ -63,5 +70,5 @@ constraints: $(INSTALLED) ## Write the versions in .venv to constraints.txt, aft
 	@touch $(INSTALLED)
 
 clean: ## Remove the environment, build outputs and caches (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find rmat_hf tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import (
     AutoModelForSequenceClassification,
 )
 from transformers.models.auto.processing_auto import AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.conversion import convert_checkpoint
@@ -20,24 +21,41 @@ from rmat_hf.modeling_rmat import (
     RMatForSequenceClassification,
     RMatModel,
 )
+from rmat_hf.pipeline_rmat import (
+    RMatFeatureExtractionPipeline,
+    RMatPropertyPredictionPipeline,
+)
 from rmat_hf.processing_rmat import RMatProcessor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "RMatConfig",
+    "RMatFeatureExtractionPipeline",
     "RMatForPreTraining",
     "RMatForSequenceClassification",
     "RMatModel",
     "RMatProcessor",
+    "RMatPropertyPredictionPipeline",
     "convert_checkpoint",
     "embed",
     "predict",
 ]
 
+RMatConfig.register_for_auto_class()
+RMatModel.register_for_auto_class("AutoModel")
+RMatForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+RMatForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+RMatProcessor.register_for_auto_class("AutoProcessor")
 AutoConfig.register("rmat", RMatConfig)
 AutoModel.register(RMatConfig, RMatModel)
 AutoModelForPreTraining.register(RMatConfig, RMatForPreTraining)
 AutoModelForSequenceClassification.register(RMatConfig, RMatForSequenceClassification)
 AutoProcessor.register(RMatConfig, RMatProcessor)
 AutoFeatureExtractor.register(RMatConfig, RMatProcessor)
+for _pipeline_class in (RMatPropertyPredictionPipeline, RMatFeatureExtractionPipeline):
+    PIPELINE_REGISTRY.register_pipeline(
+        _pipeline_class.task_name,
+        pipeline_class=_pipeline_class,
+        pt_model=_pipeline_class.auto_class,
+    )

@@ -45,6 +45,11 @@ class ListFlagCommand(TyperCommand):
             if getattr(parameter, "multiple", False)
             for flag in parameter.opts
         }
+        args = [
+            part
+            for arg in args
+            for part in (arg.split("=", 1) if arg.split("=", 1)[0] in list_flags else [arg])
+        ]
         expanded: list[str] = []
         current = None
         for arg in args:
@@ -86,7 +91,12 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
         )
 
     def command(**values: Any) -> None:
-        report(arguments_class(**values))
+        try:
+            report(arguments_class(**values))
+        except KeyboardInterrupt:
+            way_out = " Repeat the command with --resume to continue." if verb == "finetune" else ""
+            print(f"rmat: interrupted.{way_out}", file=sys.stderr)
+            raise typer.Exit(130) from None
 
     # typer reads a function's signature
     vars(command)["__signature__"] = inspect.Signature(parameters)
@@ -195,6 +205,3 @@ def main() -> None:
         message = " ".join(str(error).split())
         print(f"rmat: error: {message}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("rmat: interrupted", file=sys.stderr)
-        sys.exit(130)

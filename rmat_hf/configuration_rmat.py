@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils.type_validators import interval
 
@@ -45,13 +46,11 @@ class RMatConfig(PreTrainedConfig):
     Args:
         num_node_features (`int`, *optional*, defaults to 37):
             Columns of `node_features`: mask flag, dummy flag, 35 atom features.
-        num_bond_features (`int`, *optional*, defaults to 8):
-            Mask flag, bond order (4), aromatic, conjugated, in ring.
+        num_bond_features (`int`, *optional*, defaults to 8): Mask flag and 7 bond features.
         max_neighborhood_order (`int`, *optional*, defaults to 4):
             Shortest paths of this many bonds and more share one class. One more class stands for
             unreachable, so there are `max_neighborhood_order + 2`.
-        num_radial_basis (`int`, *optional*, defaults to 32):
-            Number of radial basis functions of the interatomic distance.
+        num_radial_basis (`int`, *optional*, defaults to 32): Radial basis functions.
         distance_cutoff (`float`, *optional*, defaults to 20.0):
             Distance in Å from which on the radial basis is zero.
         radial_envelope_exponent (`int`, *optional*, defaults to 5):
@@ -80,8 +79,7 @@ class RMatConfig(PreTrainedConfig):
         pooling (`str`, *optional*, defaults to `"attention"`):
             How nodes become one vector: `"attention"` (GROVER's self-attentive readout),
             `"mean"` over the nodes without padding, or `"dummy_node"`.
-        num_pooling_heads (`int`, *optional*, defaults to 4):
-            Attention distributions of the `"attention"` pooling, concatenated.
+        num_pooling_heads (`int`, *optional*, defaults to 4): Distributions of `"attention"`.
         pooling_hidden_size (`int`, *optional*, defaults to 128):
             Width of the hidden layer of the `"attention"` pooling.
         num_head_layers (`int`, *optional*, defaults to 1):
@@ -149,6 +147,8 @@ class RMatConfig(PreTrainedConfig):
             )
         if self.num_bond_features != NUM_BOND_FEATURES:
             raise ValueError(f"num_bond_features={self.num_bond_features} is not supported.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is none of {sorted(ACT2FN)}.")
         for name in ("label_mean", "label_std", "label_units"):
             values = getattr(self, name)
             if values is not None and len(values) != self.num_labels:

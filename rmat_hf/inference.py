@@ -38,18 +38,23 @@ class Predictions(NamedTuple):
         """Names of the columns of `values`: labels, or classes for single-label classification."""
         return self.config.output_names
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether one label has the classes 0 and 1, so that one probability tells everything."""
+        return self.config.label_name is not None and self.output_names == ["0", "1"]
+
     def to_columns(self) -> dict[str, list[Any]]:
         """Return table columns: `prediction_<label>` and `error`; None where there is no value.
 
-        Single-label classification: with two classes `prediction_<label>` is the probability of
-        the second one; with more it is the most probable class, followed by one column
+        Single-label classification: with the classes 0 and 1, `prediction_<label>` is the
+        probability of 1; with others it is the most probable class, followed by one column
         `probability_<label>_<class>` for each.
         """
         errors: list[Any] = list(self.errors)
         if self.config.label_name is None:
             names = [f"prediction_{name}" for name in self.output_names]
             columns = dict(zip(names, self._list_columns(), strict=True))
-        elif len(self.output_names) == 2:
+        elif self.is_binary:
             columns = {f"prediction_{self.config.label_name}": self._list_columns()[1]}
         else:
             label = self.config.label_name
@@ -74,8 +79,7 @@ class Embeddings(NamedTuple):
     """Molecule vectors, one row per molecule in input order.
 
     Args:
-        values (`np.ndarray` of shape `(num_molecules, pooled_size)`, float32):
-            `pooler_output` of the model; NaN in the rows that have an error.
+        values (`np.ndarray` of shape `(num_molecules, pooled_size)`): float32; NaN with an error.
         errors (`list[str | None]` of length `num_molecules`): Why a row has no embedding.
     """
 
@@ -121,14 +125,12 @@ def predict(
     """Predict the properties of molecules with a finetuned model.
 
     Args:
-        model (`str`, `Path` or a loaded model):
-            Folder, Hub id or a loaded `RMatForSequenceClassification`.
+        model (`str`, `Path` or a loaded model): Folder, Hub id or finetuned model.
         molecules (`Sequence[str | Chem.Mol | None]`): SMILES or RDKit molecules.
         processor (`RMatProcessor`, *optional*): Needed with a loaded model.
         batch_size (`int`, *optional*, defaults to 32): Molecules in one forward pass.
         num_workers (`int`, *optional*, defaults to 0): Processes that featurize.
-        device (`str` or `torch.device`, *optional*): By default where a loaded model is, else the
-            accelerator if there is one.
+        device (`str` or `torch.device`, *optional*): By default the loaded model's.
 
     Returns:
         [`Predictions`] with one row per molecule; an invalid molecule has NaN and a reason.
@@ -161,13 +163,8 @@ def embed(
     """Compute one vector per molecule, the `pooler_output`; padding takes no part in it.
 
     Args:
-        model (`str`, `Path` or a loaded model):
-            Folder, Hub id or a loaded R-MAT model, with any head or none.
-        molecules (`Sequence[str | Chem.Mol | None]`): SMILES or RDKit molecules.
-        processor (`RMatProcessor`, *optional*): Needed with a loaded model.
-        batch_size (`int`, *optional*, defaults to 32): Molecules in one forward pass.
-        num_workers (`int`, *optional*, defaults to 0): Processes that featurize.
-        device (`str` or `torch.device`, *optional*): As in [`predict`].
+        model (`str`, `Path` or a loaded model): Folder, Hub id or model, with any head or none.
+        molecules, processor, batch_size, num_workers, device: As in [`predict`].
 
     Returns:
         [`Embeddings`] with one row per molecule; an invalid molecule has NaN and a reason.
@@ -221,7 +218,7 @@ def _run_model(
         raise ValueError(
             "A loaded model needs its processor: pass processor=AutoProcessor.from_pretrained(...)."
         )
-    if isinstance(molecules, str | Chem.Mol):
+    if isinstance(molecules, str | Chem.Mol) or not isinstance(molecules, Sequence | np.ndarray):
         raise TypeError("Pass a list of molecules, for example ['CCO'].")
     device = torch.device(device) if device is not None else model.device
     model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its signature
@@ -246,4 +243,8 @@ def _run_model(
         with torch.inference_mode():
             output = read_output(model(**inputs))
         values[[start + row for row in batch.kept]] = output.double().cpu().numpy()
+        for row in batch.kept:
+            if not np.isfinite(values[start + row]).all():
+                values[start + row] = np.nan
+                errors[start + row] = "the model's output is not a finite number"
     return values, errors

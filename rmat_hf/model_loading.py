@@ -66,7 +66,7 @@ def load_config(model: str | Path, *, revision: str | None = None) -> RMatConfig
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise ModelLoadingError(
             f"Cannot load a model from {str(model)!r}: {_first_line(error)}. "
-            "Give a folder written by rmat finetune, or a Hub id."
+            "Give a folder written by rmat finetune, or a Hub id; a private one needs HF_TOKEN."
         ) from error
     if config.model_type != RMatConfig.model_type:
         raise ModelLoadingError(f"{str(model)!r} is a {config.model_type!r} model, not R-MAT.")
@@ -104,7 +104,7 @@ def load_predictor(
             f"{str(model)!r} has no trained prediction head ({missing[0]} is missing), so its "
             "predictions would be random. Finetune it first: rmat finetune --model ..."
         )
-    return loaded.to(device or _default_device()), load_processor(model, revision=revision)
+    return loaded.to(_resolve_device(device)), load_processor(model, revision=revision)
 
 
 def load_embedder(
@@ -121,7 +121,7 @@ def load_embedder(
             f"{str(model)!r} has no trained {missing[0]}, so its embeddings would be random. "
             "Convert it with mean pooling (rmat convert --pooling mean) or finetune it first."
         )
-    return loaded.to(device or _default_device()), load_processor(model, revision=revision)
+    return loaded.to(_resolve_device(device)), load_processor(model, revision=revision)
 
 
 def _load_model(
@@ -166,5 +166,16 @@ def _first_line(error: BaseException) -> str:
     return " ".join(line.strip() for line in first_lines).rstrip(".")
 
 
-def _default_device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+def _resolve_device(device: str | torch.device | None) -> torch.device:
+    """Return the device that was asked for, or the accelerator if there is one."""
+    if device is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        resolved = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelLoadingError(
+            f"There is no device {str(device)!r}: {_first_line(error)}. Use cpu, or leave it out."
+        ) from error
+    if resolved.type == "meta":
+        raise ModelLoadingError("The device 'meta' holds no values. Use cpu, or leave it out.")
+    return resolved

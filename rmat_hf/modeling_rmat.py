@@ -5,7 +5,9 @@ J. Cheminf. 16:3 (2024).
 """
 
 import math
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +31,14 @@ from .pair_features_rmat import RMatPairFeatures, widen
 
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
 MAX_SCALED_DESCRIPTOR = 8.0
+
+# Where the Auto classes find the code in a saved folder.
+AUTO_MAP = {
+    "AutoConfig": "configuration_rmat.RMatConfig",
+    "AutoModel": "modeling_rmat.RMatModel",
+    "AutoModelForPreTraining": "modeling_rmat.RMatForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_rmat.RMatForSequenceClassification",
+}
 
 
 def build_activation(config: RMatConfig) -> nn.Module:
@@ -268,13 +278,10 @@ def build_pooler(config: RMatConfig) -> nn.Module:
 class RMatDescriptorScaler(nn.Module):
     """Standardizes raw molecule descriptors with statistics that are saved with the weights."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(self, config: RMatConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(config.num_molecule_descriptors))
-        self.register_buffer("std", torch.ones(config.num_molecule_descriptors))
+        self.mean = nn.Buffer(torch.zeros(config.num_molecule_descriptors))
+        self.std = nn.Buffer(torch.ones(config.num_molecule_descriptors))
 
     @torch.no_grad()
     def fit(self, molecule_descriptors: torch.Tensor) -> None:
@@ -336,6 +343,25 @@ class RMatPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["RMatLayer"]
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": RMatLayer, "attentions": RMatSelfAttention}
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """Save weights, config and code: a folder that loads without this package, in any class.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder to write.
+            args, kwargs: As in [`PreTrainedModel.save_pretrained`].
+        """
+        # imported here: only a saved model needs its pipeline, and transformers copies the file
+        from .pipeline_rmat import describe_pipeline
+
+        # CODEPATH: registered classes, that is whenever the package was imported.
+        if self._auto_class is not None:
+            # transformers alone would list the class that is saved, and lose the others
+            self.config.auto_map = dict(AUTO_MAP)
+            self.config.custom_pipelines = describe_pipeline(type(self).__name__)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -59,12 +59,10 @@ class RMatPairFeatures(nn.Module):
     combination of the two, so that a layer multiplies 204 rows instead of every pair.
     """
 
-    code_features: torch.Tensor
-
     def __init__(self, config: RMatConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("code_features", self.compute_code_features(), persistent=False)
+        self.code_features = nn.Buffer(self.compute_code_features(), persistent=False)
 
     def compute_code_features(self) -> torch.Tensor:
         """Return the features of every code, `(num_codes, bond + neighborhood features)`."""

@@ -154,6 +154,7 @@ class RMatProcessor(FeatureExtractionMixin):
         """Return what a saved processor holds: the arguments of `__init__`."""
         saved = super().to_dict()
         saved.pop("model_input_names", None)  # follows from molecule_descriptors
+        saved["processor_class"] = type(self).__name__  # found without a model if installed
         return saved
 
     def save_pretrained(

@@ -48,14 +48,14 @@ class ScreeningOptions:
     Args:
         batch_size (`int`, *optional*, defaults to 32): Molecules in one forward pass.
         num_workers (`int`, *optional*, defaults to 0): Processes that featurize.
-        chunk_size (`int`, *optional*, defaults to 1000): Rows in memory at a time.
+        chunk_size (`int`, *optional*, defaults to 256): Rows in memory at a time.
         device (`str`, *optional*): Torch device; by default the accelerator if there is one.
         show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
     """
 
     batch_size: int = 32
     num_workers: int = 0
-    chunk_size: int = 1000
+    chunk_size: int = 256
     device: str | None = None
     show_progress: bool = False
 
@@ -164,9 +164,9 @@ def run_embedding(
 
 def describe_prediction_columns(config: RMatConfig) -> dict[str, ColumnKind]:
     """Return the columns that predictions add to a table, with what they hold."""
-    no_rows = Predictions(np.empty((0, len(config.output_names))), [], config).to_columns()
-    kinds: dict[str, ColumnKind] = dict.fromkeys(no_rows, "number")
-    if config.label_name is not None and len(config.output_names) > 2:
+    no_rows = Predictions(np.empty((0, len(config.output_names))), [], config)
+    kinds: dict[str, ColumnKind] = dict.fromkeys(no_rows.to_columns(), "number")
+    if config.label_name is not None and not no_rows.is_binary:
         kinds[f"prediction_{config.label_name}"] = "text"
     kinds[ERROR_COLUMN] = "text"
     return kinds

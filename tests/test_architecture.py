@@ -22,7 +22,7 @@ PACKAGE = REPO_ROOT / "rmat_hf"
 # From the lowest layer to the highest. A module imports only from lower layers, a folder also from
 # itself.
 LAYERS = [
-    {"configuration_rmat", "atomic_output"},
+    {"configuration_rmat", "atomic_output", "pipeline_rmat"},
     {
         "molecule_features_rmat",
         "conformers_rmat",
@@ -31,7 +31,6 @@ LAYERS = [
         "pair_features_rmat",
     },
     {"processing_rmat", "modeling_rmat"},
-    {"pipeline_rmat"},
     {"model_loading", "authors_checkpoint"},
     {"data", "inference", "conversion"},
     {"screening"},

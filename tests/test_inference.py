@@ -342,8 +342,8 @@ def test_a_multi_label_classification_has_one_probability_per_label(
         )
 
 
-def test_two_classes_have_the_probability_of_the_second(processor: RMatProcessor) -> None:
-    classes = ["inactive", "active"]
+def test_classes_0_and_1_have_the_probability_of_1(processor: RMatProcessor) -> None:
+    classes = ["0", "1"]
     model = build_model("single_label_classification", classes, label_name="hit")
     columns = predict(model, MIXED, processor=processor).to_columns()
     assert list(columns) == ["prediction_hit", "error"]
@@ -428,3 +428,27 @@ def test_two_processes_predict_the_same(repo_root: Path, tmp_path: Path) -> None
     assert np.isnan(values[0]).all(1).tolist() == [False, True, False]
     assert_close(values[0], values[1], relative=RELATIVE_TOLERANCE)
     assert results[0][1] == results[1][1]
+
+
+def test_two_named_classes_have_the_name_and_both_probabilities(processor: RMatProcessor) -> None:
+    model = build_model("single_label_classification", ["active", "inactive"], label_name="hit")
+    columns = predict(model, ["CCO", "C1CC"], processor=processor).to_columns()
+    assert list(columns) == [
+        "prediction_hit",
+        "probability_hit_active",
+        "probability_hit_inactive",
+        "error",
+    ]
+    active, inactive = (columns[f"probability_hit_{name}"][0] for name in ("active", "inactive"))
+    assert active + inactive == pytest.approx(1.0)
+    assert columns["prediction_hit"] == ["active" if active > inactive else "inactive", None]
+
+
+def test_an_output_that_is_not_finite_is_an_error_and_no_value(
+    tiny_model: RMatForSequenceClassification, processor: RMatProcessor
+) -> None:
+    with torch.no_grad():
+        tiny_model.classifier.out_proj.bias.fill_(torch.nan)
+    prediction = predict(tiny_model, ["CCO"], processor=processor)
+    assert prediction.errors == ["the model's output is not a finite number"]
+    assert prediction.to_columns()["prediction_LABEL_0"] == [None]

@@ -100,7 +100,8 @@ class TableWriter:
                 self._parquet_writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
             elif self._stream is not None:
                 cells = [
-                    [_build_csv_cell(value) for value in column] for column in columns.values()
+                    [_build_csv_cell(value) for value in columns[name]]
+                    for name in self.schema.names
                 ]
                 rows = zip(*cells, strict=True)
                 csv.writer(self._stream, lineterminator="\n").writerows(rows)

@@ -97,9 +97,17 @@ def validate_columns(columns: Iterable[str], required: Iterable[str], *, source:
     if not missing:
         return
     message = f"{source} has no column {missing[0]!r}. Its columns are: {', '.join(columns)}."
+    raise TableError(message + _describe_separator(columns))
+
+
+def _describe_separator(columns: Sequence[str]) -> str:
+    """Return a hint if a header looks like one with another separator than the comma."""
     if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
-        message += " It seems to have another separator than the comma: save it with commas."
-    raise TableError(message)
+        return (
+            " It seems to have another separator than the comma: save it with commas between "
+            "cells and points in numbers."
+        )
+    return ""
 
 
 def open_table(path: str | os.PathLike[str]) -> Table:
@@ -168,6 +176,7 @@ def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
                     raise TableError(
                         f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has "
                         f"{len(header)}. Quote cells that contain commas."
+                        + _describe_separator(header)
                     )
                 yield cells
         except csv.Error as error:

@@ -17,7 +17,16 @@ ClassWeighting = Literal["none", "balanced"]
 
 SCRATCH = "scratch"
 RESERVED_COLUMNS = ("row", "smiles", "split", "error")
-# Metrics of which less is better.
+SMALLEST_VALUES = {
+    **{"seed": 0, "hpo_trials": 0, "conflict_tolerance": 0, "weight_decay": 0, "warmup_ratio": 0},
+    **{"batch_size": 1, "num_workers": 1, "early_stopping_patience": 1},
+    **{"learning_rate": 0, "num_train_epochs": 1e-6},
+}
+# Metrics by whether the problem is a regression, and those of which less is better.
+METRICS = {
+    True: ("rmse", "mae", "r2", "spearman"),
+    False: ("roc_auc", "pr_auc", "accuracy", "mcc"),
+}
 ERROR_METRICS = ("loss", "rmse", "mae")
 # Peak learning rate by whether training starts from random weights.
 DEFAULT_LEARNING_RATES = {True: 5e-4, False: 1e-4}
@@ -65,8 +74,9 @@ class FinetuningArguments:
     on_conformer_failure: ConformerFallback | None = _flag(
         None, "Geometry to step down to when no conformer is found. Default: drop the row."
     )
-    molecule_descriptors: DescriptorSet = _flag(
-        "none", "Molecule descriptors to concatenate before the prediction head."
+    molecule_descriptors: DescriptorSet | None = _flag(
+        None,
+        "Molecule descriptors to concatenate before the head. Default: the model's, else none.",
     )
     class_weighting: ClassWeighting = _flag("none", "Weight classes against their imbalance.")
     conflict_tolerance: float = _flag(
@@ -78,9 +88,13 @@ class FinetuningArguments:
     num_train_epochs: float = _flag(60.0, "Most epochs.")
     batch_size: int = _flag(32, "Molecules in a batch.")
     weight_decay: float = _flag(0.01, "Weight decay of AdamW.")
+    dropout: float | None = _flag(None, "Dropout of the hidden layers. Default: the model's.")
     warmup_ratio: float = _flag(0.1, "Share of the steps with a rising learning rate.")
     early_stopping_patience: int = _flag(
         30, "Epochs without a better validation metric after which training stops."
+    )
+    hpo_trials: int = _flag(
+        0, "Settings of learning rate, dropout, weight decay and batch size to try on valid first."
     )
     num_workers: int = _flag(1, "Processes that featurize.")
     with_baselines: bool = _flag(False, "Fit random forest and SVM on the same split to compare.")
@@ -104,21 +118,31 @@ class FinetuningArguments:
             )
         if self.label_units and self.problem_type != "regression":
             raise ValueError("--label-units is for regression: a class has no unit. Leave it out.")
+        added = {*RESERVED_COLUMNS, *(f"prediction_{name}" for name in self.label_columns)}
         for name in self.label_columns:
-            if name in RESERVED_COLUMNS or self.label_columns.count(name) > 1:
+            if name in added or self.label_columns.count(name) > 1:
                 raise ValueError(
                     f"--label-columns: {name!r} is there twice, or is a column that the results "
-                    f"add ({', '.join(RESERVED_COLUMNS)}). Rename it in the table."
+                    f"add ({', '.join(sorted(added))}). Rename it in the table."
                 )
         choices = {"problem_type": ProblemType, "split": SplitName}
         choices |= {"molecule_descriptors": DescriptorSet, "class_weighting": ClassWeighting}
         for name, choice in choices.items():
-            if getattr(self, name) not in get_args(choice):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown. Known: {list(get_args(choice))}."
-                )
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choice):
+                raise ValueError(f"{name}={value!r} is unknown. Known: {list(get_args(choice))}.")
+        self._validate_ranges()
         if self.overwrite and self.resume:
             raise ValueError("--overwrite starts anew and --resume continues: choose one.")
+
+    def _validate_ranges(self) -> None:
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"--dropout {self.dropout} is not a share from 0 to below 1.")
+        for name, smallest in SMALLEST_VALUES.items():
+            value = getattr(self, name)
+            if value is not None and not value >= smallest:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {value} is too small. The least is {smallest}.")
 
 
 @dataclass(kw_only=True)
@@ -126,14 +150,14 @@ class PredictionArguments:
     """Everything `run_prediction` and `run_embedding` need to know."""
 
     model: str = _required("Model folder written by rmat finetune, or Hub id.")
-    output: str = _required("File to write: .csv or .parquet.")
+    output: str = _required("File to write: .csv or .parquet; embeddings: .parquet.")
     smiles: list[str] = _flag([], "Molecules as SMILES.")
     input: str | None = _flag(None, "CSV, Parquet or SDF file with the molecules.")
     smiles_column: str = _flag("smiles", "Column with the SMILES.")
     revision: str | None = _flag(None, "Branch, tag or commit of a model on the Hub.")
     batch_size: int = _flag(32, "Molecules in one forward pass.")
     num_workers: int = _flag(0, "Processes that featurize beside the one that computes.")
-    chunk_size: int = _flag(1000, "Rows in memory at a time.")
+    chunk_size: int = _flag(256, "Rows in memory at a time.")
     device: str | None = _flag(None, "Torch device. Default: the accelerator if there is one.")
 
     def __post_init__(self) -> None:
@@ -178,6 +202,11 @@ def build_training_arguments(
     overrides = load_json_fields(arguments.training_arguments)
     default_metric = "rmse" if arguments.problem_type == "regression" else "roc_auc"
     metric = str(overrides.get("metric_for_best_model", default_metric))
+    if overrides.get("eval_strategy", "epoch") == "no":
+        raise ValueError("eval_strategy is 'no', but the best checkpoint is chosen on valid.")
+    known = ["loss", *METRICS[arguments.problem_type == "regression"]]
+    if metric.removeprefix("eval_") not in known:
+        raise ValueError(f"metric_for_best_model is {metric!r}. Choose one of {known}.")
     learning_rate = arguments.learning_rate
     if learning_rate is None:
         learning_rate = DEFAULT_LEARNING_RATES[arguments.model == SCRATCH]

@@ -1,36 +1,42 @@
 """run_finetuning(...): a table of SMILES and labels → a folder that predicts."""
 
-import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from rdkit import Chem
 from transformers.trainer import Trainer
 from transformers.trainer_callback import EarlyStoppingCallback
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint, set_seed
+from transformers.trainer_utils import EvalPrediction, set_seed
+from transformers.training_args import TrainingArguments
 
-from rmat_hf.atomic_output import OutputError, create_folder_atomically, validate_output_folder
-from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.atomic_output import create_folder_atomically, validate_output_folder
 from rmat_hf.data.collators import FinetuningCollator
 from rmat_hf.data.loading import DroppedRow
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training.arguments import FinetuningArguments, build_training_arguments
 from rmat_hf.training.baselines import fit_baselines
-from rmat_hf.training.metrics import compute_metrics_for_problem
-from rmat_hf.training.model_building import build_finetuning_model
-from rmat_hf.training.model_card import FinetuningReport
-from rmat_hf.training.run_folder import (
-    ARGUMENTS_FILE,
-    copy_tracker_logs,
-    describe_arguments,
-    name_source,
-    save_json,
-    save_run_folder,
+from rmat_hf.training.checkpoints import (
+    find_last_complete_checkpoint,
+    name_work_dir,
+    prepare_work_dir,
+    validate_work_dir,
+    was_overwriting,
 )
+from rmat_hf.training.hyperparameter_search import (
+    TRIALS_FILE,
+    search_hyperparameters,
+    validate_search,
+)
+from rmat_hf.training.metrics import compute_metrics_for_problem
+from rmat_hf.training.model_building import build_finetuning_config, build_finetuning_model
+from rmat_hf.training.model_card import FinetuningReport
+from rmat_hf.training.run_folder import copy_tracker_logs, name_source, save_run_folder
 from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
+from rmat_hf.training.trainer import FinetuningTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -68,76 +74,75 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
     Raises:
         ValueError: If data, options or output folder do not allow the run.
     """
-    output_dir = Path(arguments.output_dir)
-    validate_output_folder(output_dir, overwrite=arguments.overwrite)
-    _validate_work_dir(arguments)
+    output_dir, work_dir = Path(arguments.output_dir), name_work_dir(arguments)
+    overwrite = arguments.overwrite or (arguments.resume and was_overwriting(work_dir))
+    validate_search(arguments)
+    training_arguments = build_training_arguments(arguments, work_dir)
+    is_main_process = training_arguments.process_index == 0
+    if is_main_process:
+        validate_output_folder(output_dir, overwrite=overwrite)
+        validate_work_dir(arguments)
     task = build_finetuning_task(arguments)
+    build_finetuning_config(arguments, task)  # refuses what cannot be before anything is written
+    # before training, because labels that no baseline can be fitted on should not cost a training
+    baselines = _fit_baselines(arguments, task) if is_main_process else {}
+    with training_arguments.main_process_first(local=False):
+        if is_main_process:
+            prepare_work_dir(arguments)
+        checkpoint = find_last_complete_checkpoint(work_dir)
+    if arguments.hpo_trials:
+        arguments = _search(arguments, task, work_dir=work_dir)
+        training_arguments = build_training_arguments(arguments, work_dir)
     set_seed(arguments.seed)
     model = build_finetuning_model(arguments, task)
-    work_dir = _prepare_work_dir(arguments)
-    trainer = _build_trainer(arguments, task, model=model, work_dir=work_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)))
+    trainer = _build_trainer(arguments, task, training_arguments=training_arguments, model=model)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
-    report = _build_report(arguments, task, trainer=trainer, config=model.config)
-    with create_folder_atomically(output_dir, overwrite=arguments.overwrite) as folder:
-        save_run_folder(
-            folder,
-            model=model,
-            task=task,
-            report=report,
-            arguments=arguments,
-            state=trainer.state,
-        )
-        copy_tracker_logs(work_dir, folder)
-    shutil.rmtree(work_dir)
+    # choosing a checkpoint needs a defined metric, reporting does not
+    trainer.compute_metrics = None
+    report = _build_report(arguments, task, trainer=trainer, baselines=baselines)
+    if is_main_process:
+        with create_folder_atomically(output_dir, overwrite=overwrite) as folder:
+            save_run_folder(
+                folder,
+                model=model,
+                task=task,
+                report=report,
+                arguments=arguments,
+                state=trainer.state,
+            )
+            copy_tracker_logs(work_dir, folder)
+            if arguments.hpo_trials:
+                shutil.copy(work_dir / TRIALS_FILE, folder)
+        shutil.rmtree(work_dir)
     return FinetuningResult(output_dir, report.metrics, report.baselines, task.dropped)
 
 
-def _name_work_dir(arguments: FinetuningArguments) -> Path:
-    output_dir = Path(arguments.output_dir)
-    return output_dir.with_name(output_dir.name + ".in_progress")
-
-
-def _validate_work_dir(arguments: FinetuningArguments) -> None:
-    """Raise if an interrupted run is in the way, or is not the one to resume."""
-    work_dir = _name_work_dir(arguments)
-    arguments_file = work_dir / ARGUMENTS_FILE
-    if not arguments_file.is_file() or arguments.overwrite:
-        return
-    if not arguments.resume:
-        raise OutputError(
-            f"An interrupted run lies in {str(work_dir)!r}. "
-            "Pass --resume to continue it, or --overwrite to start anew."
-        )
-    earlier = json.loads(arguments_file.read_text(encoding="utf-8"))
-    now = describe_arguments(arguments)
-    changed = sorted(name for name in now if now[name] != earlier.get(name))
-    if changed:
-        raise OutputError(
-            f"Cannot resume: {', '.join(changed)} differ from the interrupted run. "
-            "Repeat its arguments, or pass --overwrite to start anew."
-        )
-
-
-def _prepare_work_dir(arguments: FinetuningArguments) -> Path:
-    """Return the folder of the checkpoints, empty unless a run is resumed."""
-    work_dir = _name_work_dir(arguments)
-    if not arguments.resume:
-        shutil.rmtree(work_dir, ignore_errors=True)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    save_json(work_dir / ARGUMENTS_FILE, describe_arguments(arguments))
-    return work_dir
+def _search(
+    arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
+) -> FinetuningArguments:
+    """Return the arguments with the setting that a search finds best."""
+    trial_arguments = replace(arguments, report_to=["none"])
+    return search_hyperparameters(
+        arguments,
+        build_model=lambda chosen: build_finetuning_model(chosen, task),
+        build_trainer=lambda model_init: _build_trainer(
+            arguments,
+            task,
+            training_arguments=build_training_arguments(trial_arguments, work_dir),
+            model_init=model_init,
+        ),
+        folder=work_dir,
+    )
 
 
 def _build_trainer(
     arguments: FinetuningArguments,
     task: FinetuningTask,
     *,
-    model: RMatForSequenceClassification,
-    work_dir: Path,
+    training_arguments: TrainingArguments,
+    **model_or_model_init: Any,
 ) -> Trainer:
-    label_names = model.config.label_columns
-    training_arguments = build_training_arguments(arguments, work_dir)
     best_metric = str(training_arguments.metric_for_best_model).removeprefix("eval_")
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -145,7 +150,7 @@ def _build_trainer(
             arguments.problem_type,
             np.asarray(prediction.predictions),
             labels=np.asarray(prediction.label_ids),
-            label_names=label_names,
+            label_names=arguments.label_columns,
         )
         if metrics.get(best_metric, 0.0) is None:
             raise ValueError(
@@ -154,8 +159,8 @@ def _build_trainer(
             )
         return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
-    return Trainer(
-        model=model,
+    return FinetuningTrainer(
+        **model_or_model_init,
         args=training_arguments,
         data_collator=FinetuningCollator(task.processor),
         train_dataset=task.select("train"),
@@ -166,14 +171,34 @@ def _build_trainer(
     )
 
 
+def _fit_baselines(
+    arguments: FinetuningArguments, task: FinetuningTask
+) -> dict[str, dict[str, Any]]:
+    """Fit the baselines if they were asked for, on the molecules that the model sees."""
+    if not arguments.with_baselines:
+        return {}
+    logger.info("Fitting the baselines.")
+    molecules: list[str | Chem.Mol] = task.dataset["smiles"][:]
+    if "mol" in task.dataset.column_names:
+        molecules = [Chem.Mol(binary) for binary in task.dataset["mol"]]
+    return fit_baselines(
+        molecules,
+        np.array(task.dataset["labels"][:], dtype=np.float64),
+        split=task.split,
+        problem_type=arguments.problem_type,
+        label_names=arguments.label_columns,
+        seed=arguments.seed,
+    )
+
+
 def _build_report(
     arguments: FinetuningArguments,
     task: FinetuningTask,
     *,
     trainer: Trainer,
-    config: RMatConfig,
+    baselines: dict[str, dict[str, Any]],
 ) -> FinetuningReport:
-    """Score the best model and the baselines on every part."""
+    """Score the best model on every part."""
     labels = {part: task.labels(part) for part in PARTS}
     logits = {part: np.asarray(trainer.predict(task.select(part)).predictions) for part in PARTS}
     metrics = {
@@ -181,23 +206,13 @@ def _build_report(
             arguments.problem_type,
             logits[part],
             labels=labels[part],
-            label_names=config.label_columns,
+            label_names=arguments.label_columns,
         )
         for part in PARTS
     }
-    baselines = {}
-    if arguments.with_baselines:
-        logger.info("Fitting the baselines.")
-        baselines = fit_baselines(
-            task.dataset["smiles"][:],
-            np.array(task.dataset["labels"][:], dtype=np.float64),
-            split=task.split,
-            problem_type=arguments.problem_type,
-            label_names=config.label_columns,
-            seed=arguments.seed,
-        )
+    model = cast("RMatForSequenceClassification", trainer.model)
     return FinetuningReport(
-        config=config,
+        config=model.config,
         dataset=name_source(arguments.dataset),
         split=arguments.split,
         metrics=metrics,

@@ -96,6 +96,8 @@ def _build_processor(arguments: FinetuningArguments) -> RMatProcessor:
             options[name] = getattr(arguments, name)
     if arguments.molecule_descriptors == "rdkit_2d":
         options["molecule_descriptors"] = list_molecule_descriptor_names()
+    elif arguments.molecule_descriptors == "none":
+        options["molecule_descriptors"] = None
     if arguments.model == SCRATCH:
         return RMatProcessor(**options)
     return load_processor(arguments.model, revision=arguments.model_revision, **options)

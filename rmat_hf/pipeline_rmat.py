@@ -1,0 +1,193 @@
+"""Molecules in, properties or vectors out: the pipelines of transformers for R-MAT."""
+
+from collections.abc import Iterable, Mapping
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
+from transformers.pipelines.base import Pipeline
+
+
+class RMatPipeline(Pipeline):
+    """Featurizes molecules one by one and runs those that could be featurized as one batch.
+
+    A molecule that cannot be featurized gives an entry with an error; the others go on.
+    """
+
+    # Name of the pipeline in `pipeline(...)`, and the Auto class that loads its model.
+    task_name: str
+    auto_class: Any
+
+    # transformers declares these for its own classes only
+    model: Any
+    feature_extractor: Any
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = True
+    _load_tokenizer: Any = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model.eval()
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the result of one molecule, or one result per molecule of several.
+
+        Args:
+            inputs (`str`, `Chem.Mol` or an iterable of them):
+                A generator or a torch data set gives a generator, anything else a list.
+            args, kwargs: `batch_size` and `num_workers`, as in [`Pipeline`].
+        """
+        # transformers would take a tuple or a column of a data set for one molecule
+        other = (str, bytes, Mapping, GeneratorType, Dataset)
+        if isinstance(inputs, Iterable) and not isinstance(inputs, other):
+            inputs = list(inputs)
+            if not inputs:
+                return []
+        return super().__call__(inputs, *args, **kwargs)
+
+    def _sanitize_parameters(
+        self, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if kwargs:
+            raise TypeError(f"{type(self).__name__} takes no option {next(iter(kwargs))!r}.")
+        return {}, {}, {}
+
+    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
+        """Return the features of one molecule, a SMILES or `Chem.Mol`, or why it has none."""
+        batch = self.feature_extractor([input_], errors="skip", padding=False)
+        if batch.skipped_rows:
+            return {"features": None, "error": batch.skipped_rows[0]}
+        return {"features": {name: values[0] for name, values in batch.items()}, "error": None}
+
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
+        features, errors = input_tensors["features"], input_tensors["error"]
+        if not isinstance(features, list):  # without a batch the collator makes no lists
+            features, errors = [features], [errors]
+        known = [row for row, row_features in enumerate(features) if row_features is not None]
+        rows = torch.full((len(features), self.count_columns()), torch.nan, device=self.device)
+        if known:
+            batch = self.feature_extractor.pad(
+                [features[row] for row in known], return_tensors="pt"
+            )
+            inputs = self._ensure_tensor_on_device(dict(batch), device=self.device)
+            rows[known] = self.compute_rows(inputs).to(rows.dtype)
+        return {"rows": rows, "error": errors}
+
+    def count_columns(self) -> int:
+        """Return how many numbers one molecule gets."""
+        raise NotImplementedError
+
+    def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the numbers of every molecule of a batch, `(batch_size, num_columns)`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def read_row(model_outputs: dict[str, Any]) -> tuple[np.ndarray, str | None]:
+        """Return the numbers of one molecule and its error."""
+        error = model_outputs["error"]
+        return (
+            model_outputs["rows"][0].float().numpy(),
+            error[0] if isinstance(error, list) else error,
+        )
+
+
+class RMatPropertyPredictionPipeline(RMatPipeline):
+    """Predict molecule properties, with label names, units and probabilities.
+
+    ```python
+    pipe = pipeline("molecule-property-prediction", model="path/or/id", trust_remote_code=True)
+    pipe(["CCO", "C1CC"], batch_size=2)
+    # [{"predictions": [{"label": "hydration_free_energy", "value": -4.7, "unit": "kcal/mol"}],
+    #   "error": None},
+    #  {"predictions": None, "error": "SMILES Parse Error: unclosed ring for input: 'C1CC'"}]
+    ```
+
+    A classification gives `score`, a probability, in the place of `value`.
+    """
+
+    task_name = "molecule-property-prediction"
+    auto_class = AutoModelForSequenceClassification
+
+    def count_columns(self) -> int:
+        """Return the number of labels or classes."""
+        return len(self.model.config.output_names)
+
+    def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the logits."""
+        return self.model(**inputs).logits
+
+    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
+        """Return the predictions of one molecule, or its error."""
+        row, error = self.read_row(model_outputs)
+        if error is not None:
+            return {"predictions": None, "error": error}
+        config = self.model.config
+        labels = config.output_names
+        if config.problem_type in (None, "regression"):
+            units = config.label_units or [None] * len(labels)
+            predictions = [
+                {"label": label, "value": float(value), "unit": unit}
+                for label, value, unit in zip(labels, row, units, strict=True)
+            ]
+            return {"predictions": predictions, "error": None}
+        logits = torch.from_numpy(row)
+        is_single = config.problem_type == "single_label_classification"
+        scores = logits.softmax(-1) if is_single else logits.sigmoid()
+        predictions = [
+            {"label": label, "score": float(score)}
+            for label, score in zip(labels, scores, strict=True)
+        ]
+        return {"predictions": predictions, "error": None}
+
+
+class RMatFeatureExtractionPipeline(RMatPipeline):
+    """Compute one vector per molecule, the `pooler_output`.
+
+    ```python
+    pipe = pipeline("molecule-feature-extraction", model="path/or/id", trust_remote_code=True)
+    pipe(["CCO", "C1CC"], batch_size=2)
+    # [{"embedding": [0.1, ...], "error": None},
+    #  {"embedding": None, "error": "SMILES Parse Error: unclosed ring for input: 'C1CC'"}]
+    ```
+    """
+
+    task_name = "molecule-feature-extraction"
+    auto_class = AutoModel
+
+    def count_columns(self) -> int:
+        """Return the width of the molecule vector."""
+        return self.model.config.pooled_size
+
+    def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the molecule vectors."""
+        return self.model.base_model(**inputs).pooler_output
+
+    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
+        """Return the vector of one molecule, or its error."""
+        row, error = self.read_row(model_outputs)
+        return {"embedding": None if error is not None else row.tolist(), "error": error}
+
+
+def describe_pipeline(model_class: str) -> dict[str, dict[str, Any]]:
+    """Return the `custom_pipelines` of a saved model: the pipeline of its class.
+
+    It is one, so that `pipeline(model=...)` knows the task without being told.
+    """
+    is_predictor = model_class == "RMatForSequenceClassification"
+    pipeline_class = (
+        RMatPropertyPredictionPipeline if is_predictor else RMatFeatureExtractionPipeline
+    )
+    return {
+        pipeline_class.task_name: {
+            "impl": f"pipeline_rmat.{pipeline_class.__name__}",
+            "pt": [pipeline_class.auto_class.__name__],
+        }
+    }
+
+
+__all__ = ["RMatFeatureExtractionPipeline", "RMatPropertyPredictionPipeline"]

@@ -1,0 +1,139 @@
+"""The work folder of a run, and the checkpoint in it to resume from: the last whole one."""
+
+import json
+import logging
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from rmat_hf.atomic_output import OutputError
+from rmat_hf.training.arguments import FinetuningArguments, load_json_fields
+from rmat_hf.training.run_folder import ARGUMENTS_FILE, describe_arguments, save_json
+
+logger = logging.getLogger(__name__)
+
+# Without one of these, Trainer would resume with a fresh state and not say so.
+REQUIRED_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+def find_last_complete_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint of which all files are whole; `None` if there is none.
+
+    Args:
+        folder (`Path`): Where `Trainer` writes its checkpoints.
+    """
+    for checkpoint in _list_checkpoints(folder):
+        if describe_damage(checkpoint) is None:
+            return checkpoint
+    return None
+
+
+def remove_incomplete_checkpoints(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote or removed a checkpoint."""
+    for checkpoint in _list_checkpoints(folder):
+        damage = describe_damage(checkpoint)
+        if damage is not None:
+            logger.warning(
+                "Removed the incomplete checkpoint %s: %s. The last complete one is used.",
+                checkpoint,
+                damage,
+            )
+            shutil.rmtree(checkpoint)
+
+
+def describe_damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, `None` if nothing is."""
+    names = [*REQUIRED_FILES, *(path.name for path in checkpoint.glob("rng_state*.pth"))]
+    if len(names) == len(REQUIRED_FILES):
+        return "rng_state.pth is missing"
+    for name in names:
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if not _is_whole(path):
+            return f"{name} is damaged"
+    return None
+
+
+def _list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the newest first; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    steps = {
+        path: int(match[1])
+        for path in folder.iterdir()
+        if path.is_dir() and (match := pattern.fullmatch(path.name))
+    }
+    return sorted(steps, key=steps.__getitem__, reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return True
+        if path.suffix == ".json":
+            return bool(json.loads(path.read_text(encoding="utf-8")))
+        # what `torch.save` writes is a ZIP archive, with a checksum for each of its files
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (SafetensorError, ValueError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+def name_work_dir(arguments: FinetuningArguments) -> Path:
+    """Return the folder beside the output folder that holds the checkpoints of a run."""
+    output_dir = Path(arguments.output_dir)
+    return output_dir.with_name(output_dir.name + ".in_progress")
+
+
+def was_overwriting(work_dir: Path) -> bool:
+    """Return whether the interrupted run in a work folder was started with `--overwrite`."""
+    arguments_file = work_dir / ARGUMENTS_FILE
+    if not arguments_file.is_file():
+        return False
+    return bool(load_json_fields(str(arguments_file)).get("overwrite", False))
+
+
+def validate_work_dir(arguments: FinetuningArguments) -> None:
+    """Raise if something else, or an interrupted run, is in the way of this one."""
+    work_dir = name_work_dir(arguments)
+    arguments_file = work_dir / ARGUMENTS_FILE
+    if not work_dir.exists():
+        return
+    if not arguments_file.is_file():
+        if not work_dir.is_dir() or any(work_dir.iterdir()):
+            raise OutputError(f"{str(work_dir)!r} is no run of rmat finetune. Move it away.")
+        return
+    if arguments.overwrite or find_last_complete_checkpoint(work_dir) is None:
+        return
+    if not arguments.resume:
+        raise OutputError(
+            f"An interrupted run lies in {str(work_dir)!r}. "
+            "Pass --resume to continue it, or --overwrite to start anew."
+        )
+    earlier = load_json_fields(str(arguments_file))
+    now = describe_arguments(arguments)
+    changed = sorted(name for name in now if now[name] != earlier.get(name))
+    if changed:
+        raise OutputError(
+            f"Cannot resume: {', '.join(changed)} differ from the interrupted run. "
+            "Repeat its arguments, or pass --overwrite to start anew."
+        )
+
+
+def prepare_work_dir(arguments: FinetuningArguments) -> None:
+    """Create the folder of the checkpoints, empty unless a run is resumed."""
+    work_dir = name_work_dir(arguments)
+    if not arguments.resume:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    description = describe_arguments(arguments)
+    overwrite = arguments.overwrite or was_overwriting(work_dir)
+    save_json(work_dir / ARGUMENTS_FILE, {**description, "overwrite": overwrite})
+    remove_incomplete_checkpoints(work_dir)

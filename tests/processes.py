@@ -1,0 +1,70 @@
+"""Run Python in a process of its own, with or without this package, rdkit or the internet."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+
+# Python imports a module of this name at its start; it is as if the blocked ones were missing.
+SITECUSTOMIZE = """
+import os, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in os.environ["BLOCKED_MODULES"].split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_python(
+    arguments: Sequence[str | Path],
+    *,
+    folder: Path,
+    blocked: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    timeout_s: int = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python in a folder, offline and with caches there unless told otherwise.
+
+    Args:
+        arguments (`Sequence[str | Path]`): What follows `python`.
+        folder (`Path`): Working directory; nothing outside it is written.
+        blocked (`Sequence[str]`, *optional*): Modules that cannot be imported.
+        environment (`Mapping[str, str]`, *optional*): More variables; an empty one is removed.
+        timeout_s (`int`, *optional*, defaults to 300): Seconds after which to give up.
+    """
+    path = [str(TESTS), str(TESTS.parent)]
+    if blocked:
+        site = folder / "site"
+        site.mkdir(parents=True, exist_ok=True)
+        (site / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
+        path.insert(0, str(site))
+    variables = {
+        **os.environ,
+        "BLOCKED_MODULES": " ".join(blocked),
+        "PYTHONPATH": os.pathsep.join(path),
+        "HF_HOME": str(folder / "hf_home"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        **(environment or {}),
+    }
+    for name in ("HF_MODULES_CACHE", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "PYTHONHOME"):
+        variables.pop(name, None)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env={name: value for name, value in variables.items() if value},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )

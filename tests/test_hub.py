@@ -1,0 +1,345 @@
+"""Sharing over HTTP: real clients in their own processes against a Hub on this machine."""
+
+import csv
+import inspect
+import json
+import re
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_names import DATA, MODEL, PARTS, PRIVATE
+from hub_publisher import PROCESSOR_OPTIONS
+from hub_server import TOKEN, Hub, run_hub
+from outsider import BAD_SMILES
+from processes import TESTS, run_python
+from saved_folder import assert_folder_is_self_contained
+from tiny import TINY_SMILES
+from tiny_finetuning import TABLE_SMILES
+from transformers import AutoFeatureExtractor, AutoProcessor, Trainer, TrainingArguments
+
+from rmat_hf.inference import predict
+from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.processing_rmat import RMatProcessor
+
+RMAT = "import sys; from rmat_hf.cli import main; sys.argv[0] = 'rmat'; main()"
+TOLERANCE = 1e-6
+# A proxy is for other machines.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+SHIFT = 100.0  # of the second version's predictions
+
+RunProcess = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with run_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def run_online(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> RunProcess:
+    """Run Python against the Hub, with empty caches and without a token unless given one."""
+
+    def run(
+        *arguments: str | Path, token: str = "", blocked: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
+        folder = tmp_path_factory.mktemp("online")
+        return run_python(arguments, folder=folder, blocked=blocked, environment=online)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def published(run_online: RunProcess, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the author of the models sees after publishing them."""
+    report = tmp_path_factory.mktemp("published") / "report.json"
+    done = run_online(TESTS / "hub_publisher.py", report, token=TOKEN)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(report.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def visit_folder(
+    published: dict[str, Any], run_online: RunProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What a stranger without the package and without a token gets."""
+    folder = tmp_path_factory.mktemp("visit")
+    done = run_online(TESTS / "hub_visitor.py", folder, blocked=("rmat_hf",))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def visited(visit_folder: Path) -> dict[str, Any]:
+    return json.loads((visit_folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def downloaded(
+    hub: Hub, published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The pinned version, fetched by the command line of huggingface_hub."""
+    folder = tmp_path_factory.mktemp("downloaded")
+    command = "import sys; from huggingface_hub.cli.hf import main; sys.argv[0] = 'hf'; main()"
+    online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    flags = ["download", MODEL, "--revision", "v1", "--local-dir", folder / "model"]
+    done = run_python(["-c", command, *flags], folder=folder, environment=online)
+    assert done.returncode == 0, done.stderr
+    return folder / "model"
+
+
+def read_values(results: list[dict[str, Any]]) -> list[float]:
+    return [
+        entry["value"]
+        for result in results
+        if result["error"] is None
+        for entry in result["predictions"]
+    ]
+
+
+def count_parameters() -> set[str]:
+    parameters = inspect.signature(RMatProcessor.__init__).parameters
+    return set(parameters) - {"self", "kwargs", "featurizer_version"}
+
+
+# The server itself
+
+
+def fetch(url: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with DIRECT.open(request) as answer:
+            return answer.status, answer.read(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), dict(error.headers)
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [("bytes=0-2", b"012"), ("bytes=7-", b"789"), ("bytes=-4", b"6789"), ("bytes=8-99", b"89")],
+)
+def test_the_server_serves_parts_of_files(part: str, content: bytes) -> None:
+    with run_hub() as hub:
+        hub.create({"name": "repo"})
+        hub.repositories["models", "chemist/repo"].add_commit("main", {"a/b.txt": b"0123456789"})
+        url = f"{hub.endpoint}/chemist/repo/resolve/main/a/b.txt"
+        status, whole, headers = fetch(url)
+        assert (status, whole) == (200, b"0123456789")
+        status, some, some_headers = fetch(url, Range=part)
+    assert (status, some) == (206, content)
+    assert some_headers["ETag"] == headers["ETag"]
+    assert re.fullmatch(r"bytes \d-\d/10", some_headers["Content-Range"])
+
+
+def test_the_server_hides_private_repositories_from_strangers() -> None:
+    with run_hub() as hub:
+        hub.create({"name": "repo", "private": True})
+        hub.repositories["models", "chemist/repo"].add_commit("main", {"a.txt": b"secret"})
+        for path in ("chemist/repo/resolve/main/a.txt", "api/models/chemist/repo"):
+            status, content, headers = fetch(f"{hub.endpoint}/{path}")
+            assert (status, headers["X-Error-Code"]) == (401, "RepoNotFound")
+            assert b"secret" not in content
+            authorization = f"Bearer {TOKEN}"
+            assert fetch(f"{hub.endpoint}/{path}", Authorization=authorization)[0] == 200
+
+
+# The options of the processor
+
+
+def test_the_options_of_these_tests_are_every_option_and_no_default() -> None:
+    assert PROCESSOR_OPTIONS.keys() == count_parameters()
+    defaults = RMatProcessor().to_dict()
+    assert [name for name, value in PROCESSOR_OPTIONS.items() if value == defaults[name]] == []
+
+
+def assert_options_survived(saved: dict[str, Any]) -> None:
+    assert {name: saved[name] for name in PROCESSOR_OPTIONS} == PROCESSOR_OPTIONS
+
+
+def test_every_option_of_the_processor_survives_saving(tmp_path: Path) -> None:
+    RMatProcessor(**PROCESSOR_OPTIONS).save_pretrained(tmp_path)
+    for loader in (RMatProcessor, AutoProcessor, AutoFeatureExtractor):
+        assert_options_survived(loader.from_pretrained(tmp_path).to_dict())
+
+
+def test_every_option_of_the_processor_survives_a_trainer_checkpoint(
+    tiny_model: RMatForSequenceClassification, tmp_path: Path
+) -> None:
+    processor = RMatProcessor(**PROCESSOR_OPTIONS)
+
+    def collate(rows: list[dict[str, str]]) -> dict[str, torch.Tensor]:
+        batch = processor([row["smiles"] for row in rows], return_tensors="pt")
+        return {**batch, "labels": torch.ones(len(rows), 1)}
+
+    options = {"max_steps": 1, "save_steps": 1, "report_to": "none", "use_cpu": True}
+    trainer = Trainer(
+        tiny_model,
+        TrainingArguments(str(tmp_path), remove_unused_columns=False, **options),
+        train_dataset=[{"smiles": smiles} for smiles in TINY_SMILES],
+        data_collator=collate,
+        processing_class=processor,
+    )
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-1"
+    assert_options_survived(AutoProcessor.from_pretrained(checkpoint).to_dict())
+    assert_folder_is_self_contained(checkpoint, "RMatForSequenceClassification")
+
+
+@pytest.mark.slow
+def test_every_option_of_the_processor_survives_the_hub(
+    published: dict[str, Any], visited: dict[str, Any]
+) -> None:
+    for options in (published["processor"], published["extractor"], visited["parts_options"]):
+        assert_options_survived(options)
+
+
+# Publishing
+
+
+@pytest.mark.slow
+def test_a_pushed_repository_has_weights_options_code_and_card(
+    hub: Hub, published: dict[str, Any]
+) -> None:
+    assert published["user"] == "chemist"
+    assert published["tags"] == ["v1"]
+    files = published["files"]
+    assert {"README.md", "config.json", "preprocessor_config.json"} <= set(files)
+    assert {"model.safetensors", "modeling_rmat.py", "pipeline_rmat.py"} <= set(files)
+    # neither the pipeline nor the model replaced the card
+    assert published["card"]["pipeline_tag"] == "graph-ml"
+    assert published["card"]["datasets"] == [DATA]
+    repository = hub.repositories["models", MODEL]
+    assert b"# Tiny solubility model" in repository.find_commit("main").files["README.md"]
+    assert hub.repositories["models", PRIVATE].is_private
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("repo_id", "revision"), [(MODEL, "v1"), (MODEL, "main"), (PARTS, "main")])
+def test_a_pushed_repository_is_self_contained(
+    repo_id: str, revision: str, hub: Hub, published: dict[str, Any], tmp_path: Path
+) -> None:
+    assert published
+    for path, content in hub.repositories["models", repo_id].find_commit(revision).files.items():
+        (tmp_path / path).write_bytes(content)
+    assert_folder_is_self_contained(tmp_path, "RMatForSequenceClassification")
+
+
+# Using what others published
+
+
+@pytest.mark.slow
+def test_a_downloaded_folder_predicts_like_the_pipeline_from_the_hub(
+    downloaded: Path, visited: dict[str, Any], hub: Hub
+) -> None:
+    files = hub.repositories["models", MODEL].find_commit("v1").files
+    assert {path: (downloaded / path).read_bytes() for path in files} == files
+    values = predict(downloaded, TINY_SMILES).values[:, 0].tolist()
+    assert values == pytest.approx(read_values(visited["pinned"]["single"]), abs=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["pinned", "latest"])
+def test_a_pipeline_from_the_hub_needs_no_package_and_no_task(
+    version: str, visited: dict[str, Any]
+) -> None:
+    assert visited["import_error"] == "No module named 'rmat_hf'"
+    pipe = visited[version]
+    assert pipe["task"] == "molecule-property-prediction"
+    single, batched = read_values(pipe["single"]), read_values(pipe["batched"])
+    assert len(single) == len(TINY_SMILES)
+    tolerance = TOLERANCE * (SHIFT if version == "latest" else 1)  # float32
+    assert batched == pytest.approx(single, abs=tolerance)
+    for results in (pipe["single"], pipe["batched"]):
+        assert results[3]["predictions"] is None
+        assert BAD_SMILES in results[3]["error"]
+        assert results[0]["predictions"][0]["label"] == "logS"
+        assert results[0]["predictions"][0]["unit"] == "log(mol/l)"
+
+
+@pytest.mark.slow
+def test_a_revision_pins_the_model(visited: dict[str, Any]) -> None:
+    pinned = read_values(visited["pinned"]["single"])
+    latest = read_values(visited["latest"]["single"])
+    assert latest == pytest.approx([value + SHIFT for value in pinned], abs=1e-4)
+    assert "v9" in visited["unknown_revision"]
+
+
+@pytest.mark.slow
+def test_a_model_pushed_without_a_pipeline_has_one(visited: dict[str, Any]) -> None:
+    assert visited["parts"]["error"] is None
+    assert visited["parts"]["predictions"][0]["unit"] == "log(mol/l)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["from_pipeline", "from_parts"])
+def test_what_came_from_the_hub_is_self_contained_when_saved(part: str, visit_folder: Path) -> None:
+    folder = visit_folder / part
+    assert_folder_is_self_contained(folder, "RMatForSequenceClassification")
+    for path in folder.glob("*.json"):
+        assert MODEL not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_data_set_streams_from_the_hub(visited: dict[str, Any]) -> None:
+    expected = [{"smiles": TABLE_SMILES[idx], "y": float(idx)} for idx in range(10)]
+    assert visited["streamed"] == expected
+
+
+@pytest.mark.slow
+def test_a_private_repository_is_not_found_without_a_token(visited: dict[str, Any]) -> None:
+    assert PRIVATE in visited["private"]
+
+
+# The command line
+
+
+@pytest.mark.slow
+def test_predicting_with_a_private_model_and_no_token_is_a_one_line_error(
+    published: dict[str, Any], run_online: RunProcess, tmp_path: Path
+) -> None:
+    flags = ["--model", PRIVATE, "--smiles", "CCO", "--output", tmp_path / "predictions.csv"]
+    done = run_online("-c", RMAT, "predict", *flags)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("rmat: error: ") and PRIVATE in lines[0]
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+@pytest.mark.slow
+def test_predicting_with_a_pinned_model_from_the_hub(
+    published: dict[str, Any], downloaded: Path, run_online: RunProcess, tmp_path: Path
+) -> None:
+    output = tmp_path / "predictions.csv"
+    flags = ["--model", MODEL, "--revision", "v1", "--smiles", *TINY_SMILES, "--output", output]
+    done = run_online("-c", RMAT, "predict", *flags)
+    assert done.returncode == 0, done.stderr
+    with output.open(newline="", encoding="utf-8") as stream:
+        values = [float(row["prediction_logS"]) for row in csv.DictReader(stream)]
+    expected = predict(downloaded, TINY_SMILES).values[:, 0]
+    assert values == pytest.approx(expected.tolist(), abs=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_finetuning_a_model_from_the_hub_on_data_from_the_hub(
+    published: dict[str, Any], run_online: RunProcess, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--model", PRIVATE, "--dataset", DATA, "--label-columns", "y", "--output-dir", run]
+    flags += ["--num-train-epochs", "1", "--num-workers", "0", "--batch-size", "4"]
+    done = run_online("-c", RMAT, "finetune", *flags, token=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert_folder_is_self_contained(run, "RMatForSequenceClassification")
+    arguments = json.loads((run / "finetuning_arguments.json").read_text())
+    assert (arguments["model"], arguments["dataset"]) == (PRIVATE, DATA)
+    config = json.loads((run / "config.json").read_text())
+    assert config["id2label"] == {"0": "y"}
+    assert predict(run, ["CCO"]).errors == [None]

@@ -1,0 +1,80 @@
+"""Featurized rows and a Trainer for them, without a table on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tiny import TINY_ARCHITECTURE
+from tiny_finetuning import TABLE_SMILES
+from transformers.trainer import Trainer
+from transformers.training_args import TrainingArguments
+
+from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.data.collators import FinetuningCollator
+from rmat_hf.data.featurization import pack_features
+from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.training.trainer import FinetuningTrainer
+
+NUM_LABELS = 2
+PROCESSOR = RMatProcessor(geometry="bounds")
+
+
+def build_rows(num_rows: int, *, share_missing: float = 0.0) -> Dataset:
+    """Return molecules of different sizes with two random labels, as `featurize_dataset` does."""
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=(num_rows, NUM_LABELS))
+    labels[
+        rng.permutation(num_rows * NUM_LABELS).reshape(labels.shape) < share_missing * 2 * num_rows
+    ] = np.nan
+    rows = []
+    for row in range(num_rows):
+        features, _ = PROCESSOR.featurize("C" * (row % 3) + TABLE_SMILES[row % len(TABLE_SMILES)])
+        rows.append({**pack_features(features), "row": row, "labels": labels[row].tolist()})
+    return Dataset.from_list(rows)
+
+
+def build_model(**options: Any) -> RMatForSequenceClassification:
+    """Return a tiny model with the same weights every time."""
+    fields = {"num_labels": NUM_LABELS, "problem_type": "regression", "hidden_dropout_prob": 0.0}
+    fields |= {"attention_probs_dropout_prob": 0.0}
+    torch.manual_seed(0)
+    return RMatForSequenceClassification(RMatConfig(**{**TINY_ARCHITECTURE, **fields, **options}))
+
+
+def build_trainer(
+    folder: Path,
+    *,
+    model: Any = None,
+    trainer_class: type[Trainer] = FinetuningTrainer,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    callbacks: Any = None,
+    **options: Any,
+) -> Trainer:
+    """Return a Trainer on the CPU that goes through the rows in order, logs every step."""
+    fields: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "report_to": "none",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    }
+    return trainer_class(
+        model=build_model() if model is None else model,
+        args=TrainingArguments(output_dir=str(folder), **{**fields, **options}),
+        data_collator=FinetuningCollator(PROCESSOR),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=PROCESSOR,
+        callbacks=callbacks,
+    )

@@ -1,0 +1,87 @@
+"""Two processes on the CPU, started by torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distributed_training import NUM_EVAL_ROWS, NUM_TRAIN_ROWS, train
+from safetensors.torch import load_file
+
+from rmat_hf.inference import predict
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def run_on_two_processes(mode: str, folder: Path) -> None:
+    script = TESTS / "distributed_training.py"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    command += [str(script), mode, str(folder)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["table", "stream"])
+def test_two_processes_share_the_rows_and_end_with_the_same_weights(
+    tmp_path: Path, source: str
+) -> None:
+    run_on_two_processes(source, tmp_path)
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [report["num_processes"] for report in reports] == [2, 2]
+    rows = [set(report["rows"]) for report in reports]
+    assert not rows[0] & rows[1]
+    assert rows[0] | rows[1] == set(range(NUM_TRAIN_ROWS))
+    assert [len(report["rows"]) for report in reports] == [NUM_TRAIN_ROWS // 2] * 2
+
+    # one process with the batches of both, labels missing in half of the cells
+    (tmp_path / "alone").mkdir()
+    train(
+        tmp_path / "alone",
+        source="table",
+        num_eval_rows=NUM_EVAL_ROWS[source],
+        batch_size=8,
+    )
+    alone = json.loads((tmp_path / "alone" / "0.json").read_text())
+    assert len(alone["predictions"]) == NUM_EVAL_ROWS[source]
+    for report in reports:
+        # every row once: the labels are all different
+        assert sorted(report["labels"]) == sorted(alone["labels"])
+    if source == "table":
+        assert reports[0]["labels"] == alone["labels"]
+        np.testing.assert_allclose(reports[0]["predictions"], alone["predictions"], atol=2e-3)
+        expected = load_file(tmp_path / "alone" / "0.safetensors")
+        for name, weight in expected.items():
+            torch.testing.assert_close(first[name], weight, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_a_finetuning_on_two_processes_leaves_one_folder_that_predicts(tmp_path: Path) -> None:
+    run_on_two_processes("finetune", tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert not list(tmp_path.glob("run.in_progress"))
+    assert np.isfinite(predict(tmp_path / "run", ["CCO"]).values).all()

@@ -1,0 +1,107 @@
+"""A search over four settings, chosen on valid."""
+
+import csv
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
+
+from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.hyperparameter_search import SEARCHED_FLAGS, validate_search
+
+
+def build_search(folder: Path, **options: Any) -> FinetuningArguments:
+    folder.mkdir(exist_ok=True)
+    columns = {"y": [len(smiles) for smiles in TABLE_SMILES], "part": TABLE_PARTS}
+    options = {"hpo_trials": 2, "num_train_epochs": 3, "batch_size": 4, "seed": 3, **options}
+    return build_tiny_arguments(folder, columns, **options)
+
+
+def read_trials(folder: Path) -> list[dict[str, str]]:
+    with (folder / "hpo_trials.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_run_after_a_search_repeats_its_best_trial(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    result = run_finetuning(build_search(tmp_path))
+    trials = read_trials(tmp_path / "run")
+    assert list(trials[0]) == ["trial", "is_best", "valid_metric", *SEARCHED_FLAGS]
+    assert len(trials) == 2
+    # the first trial is the arguments as they were given
+    first = {name: float(trials[0][name]) for name in SEARCHED_FLAGS}
+    assert first == pytest.approx(
+        {"learning_rate": 5e-4, "dropout": 0.1, "weight_decay": 0.01, "batch_size": 4}
+    )
+    assert trials[0]["learning_rate"] != trials[1]["learning_rate"]
+    (best,) = [trial for trial in trials if trial["is_best"] == "1"]
+    assert float(best["valid_metric"]) == min(float(trial["valid_metric"]) for trial in trials)
+    assert result.metrics["valid"]["rmse"] == pytest.approx(float(best["valid_metric"]), rel=1e-6)
+    saved = json.loads((tmp_path / "run" / "finetuning_arguments.json").read_text())
+    assert {name: saved[name] for name in SEARCHED_FLAGS} == pytest.approx(
+        {name: float(best[name]) for name in SEARCHED_FLAGS}
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["hidden_dropout_prob"] == pytest.approx(float(best["dropout"]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *["architecture.json", "run", "table.csv"]
+    ]
+
+
+def test_the_same_seed_tries_the_same_settings_and_ends_in_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("optuna")
+    for name in "ab":
+        run_finetuning(build_search(tmp_path / name, hpo_trials=3, num_train_epochs=1))
+    first, again = (tmp_path / name / "run" for name in "ab")
+    assert read_trials(first) == read_trials(again)
+    weights, weights_again = (load_file(run / "model.safetensors") for run in (first, again))
+    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+
+
+def test_a_finished_search_is_repeated_by_a_resumed_run_only_for_other_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    with monkeypatch.context() as patch:
+
+        def crash(*args: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("rmat_hf.training.finetuning._build_report", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run_finetuning(build_search(tmp_path))
+    work_dir = tmp_path / "run.in_progress"
+    for checkpoint in work_dir.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    monkeypatch.setattr(optuna, "create_study", None)
+    with pytest.raises(TypeError):
+        run_finetuning(build_search(tmp_path, resume=True, warmup_ratio=0.2))
+    run_finetuning(build_search(tmp_path, resume=True))
+    assert len(read_trials(tmp_path / "run")) == 2
+
+
+def test_a_missing_optuna_is_one_line_that_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^--hpo-trials needs optuna: pip install") as error:
+        run_finetuning(build_search(tmp_path))
+    assert "'rmat-hf[hpo]'" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run.in_progress").exists()
+    validate_search(build_search(tmp_path, hpo_trials=0))
+
+
+def test_a_file_that_fixes_what_is_searched_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    overrides = write_json(tmp_path / "overrides.json", {"learning_rate": 1e-3, "seed": 1})
+    with pytest.raises(ValueError, match=r"sets learning_rate, which --hpo-trials searches"):
+        validate_search(build_search(tmp_path, training_arguments=overrides))
