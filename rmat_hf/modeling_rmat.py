@@ -381,6 +381,11 @@ class RMatPreTrainedModel(PreTrainedModel):
 class RMatModel(RMatPreTrainedModel):
     """The encoder with its pooling: molecules in, node and molecule vectors out."""
 
+    # the encoder of a model with a head is complete without the head
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(classifier|descriptor_scaler|context_head|descriptor_head)\.",
+    ]
+
     def __init__(self, config: RMatConfig) -> None:
         super().__init__(config)
         self.embeddings = RMatEmbeddings(config)

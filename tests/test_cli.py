@@ -217,3 +217,38 @@ def test_the_installed_command_reports_its_version() -> None:
     command = Path(sys.executable).with_name("rmat")
     result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == __version__
+
+
+def test_another_separator_than_the_comma_is_named(
+    tiny_model_folder: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    (tmp_path / "in.csv").write_text("smiles;y\nCCO;1,5\n")
+    outcome = run_cli(
+        *["predict", "--model", tiny_model_folder, "--input", tmp_path / "in.csv"],
+        *["--output", tmp_path / "out.csv"],
+    )
+    assert outcome.exit_code == 2
+    assert "another separator than the comma" in outcome.error
+
+
+def test_a_list_flag_takes_an_equals_sign(
+    tiny_model_folder: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    output = tmp_path / "out.csv"
+    outcome = run_cli(
+        "predict", "--model", tiny_model_folder, "--smiles=C=C", "CCO", "--output", output
+    )
+    assert outcome.exit_code == 0, outcome.error
+    assert [row["smiles"] for row in csv.DictReader(output.open())] == ["C=C", "CCO"]
+
+
+def test_an_interruption_says_how_to_go_on(
+    table: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rmat_hf.cli.run_finetuning", interrupt)
+    outcome = run_cli(*list_finetuning_flags(table), "--label-columns", "y")
+    assert outcome.exit_code == 130
+    assert "Repeat the command with --resume to continue" in outcome.error

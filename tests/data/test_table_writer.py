@@ -215,3 +215,10 @@ def test_full_disk_is_a_one_line_error(tmp_path: Path, extension: str) -> None:
     with pytest.raises(TableError, match=r"cannot be written.*No space left on device"), writer:
         writer.write({"y": [str(i) * 1000 for i in range(1000)]})
     assert os.listdir(tmp_path) == []
+
+
+def test_csv_columns_go_by_name_and_not_by_order(tmp_path: Path) -> None:
+    kinds = {"a": "number", "b": "number"}
+    with TableWriter(tmp_path / "out.csv", added_columns=kinds) as writer:
+        writer.write({"b": [2.0], "a": [1.0]})
+    assert (tmp_path / "out.csv").read_text() == "a,b\n1.0,2.0\n"

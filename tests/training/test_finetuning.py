@@ -312,3 +312,96 @@ def test_a_valid_part_with_one_class_is_refused_because_nothing_can_be_chosen_on
             )
         )
     assert not (work / "run").exists()
+
+
+def test_a_test_part_with_one_class_is_reported_as_undefined_and_keeps_the_run(work: Path) -> None:
+    rows = read_csv(work / "table.csv")
+    for row in rows:
+        row["is_polar"] = "0" if row["part"] == "test" else row["is_polar"]
+    write_table(work / "table.csv", **{name: [row[name] for row in rows] for name in rows[0]})
+    result = run_finetuning(
+        build_arguments(work, label_columns=["is_polar"], problem_type="multi_label_classification")
+    )
+    assert result.metrics["test"]["roc_auc"] is None
+    assert json.loads((work / "run" / "metrics.json").read_text()) == result.metrics
+
+
+def test_a_baseline_that_cannot_be_fitted_is_refused_before_training(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = read_csv(work / "table.csv")
+    for row in rows:
+        row["weight"] = "" if row["part"] == "valid" else row["weight"]
+    write_table(work / "table.csv", **{name: [row[name] for row in rows] for name in rows[0]})
+    monkeypatch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("it trained"))
+    with pytest.raises(ValueError, match="'weight' is not known in any row of valid"):
+        run_finetuning(build_arguments(work, label_columns=["logp", "weight"], with_baselines=True))
+
+
+def test_a_run_that_never_got_to_a_checkpoint_does_not_block_the_next_one(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run_finetuning(build_arguments(work))
+    assert (work / "run.in_progress").is_dir()
+    run_finetuning(build_arguments(work, batch_size=4))
+    assert not (work / "run.in_progress").exists()
+
+
+def test_a_folder_of_somebody_else_in_the_place_of_the_checkpoints_is_kept(work: Path) -> None:
+    (work / "run.in_progress").mkdir()
+    (work / "run.in_progress" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"is no run of rmat finetune\. Move it away"):
+        run_finetuning(build_arguments(work, overwrite=True))
+    assert (work / "run.in_progress" / "notes.txt").read_text() == "mine"
+
+
+def test_an_interrupted_run_that_was_overwriting_resumes(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_finetuning(build_arguments(work))
+    build = Trainer.__init__
+
+    def build_interrupted(self: Trainer, *args: Any, callbacks: list[Any], **kwargs: Any) -> None:
+        build(self, *args, callbacks=[*callbacks, Interruption()], **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "__init__", build_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_finetuning(build_arguments(work, overwrite=True, seed=5))
+    run_finetuning(build_arguments(work, resume=True, seed=5))
+    saved = json.loads((work / "run" / "finetuning_arguments.json").read_text())
+    assert saved["seed"] == 5
+
+
+def test_descriptors_of_a_model_can_be_left_out(work: Path) -> None:
+    run_finetuning(
+        build_arguments(
+            work, molecule_descriptors="rdkit_2d", num_train_epochs=1, output_dir=str(work / "a")
+        )
+    )
+    changes = {"model": str(work / "a"), "model_config": None, "num_train_epochs": 1}
+    run_finetuning(build_arguments(work, **changes, output_dir=str(work / "kept")))
+    run_finetuning(
+        build_arguments(work, **changes, molecule_descriptors="none", output_dir=str(work / "out"))
+    )
+    sizes = [
+        AutoModelForSequenceClassification.from_pretrained(
+            work / name
+        ).config.num_molecule_descriptors
+        for name in ("kept", "out")
+    ]
+    assert sizes[0] > 200
+    assert sizes[1] == 0
+
+
+def test_yes_no_labels_in_a_regression_are_pointed_out(
+    work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_finetuning(build_arguments(work, label_columns=["is_polar"], num_train_epochs=1))
+    assert "pass --problem-type multi_label_classification" in caplog.text
