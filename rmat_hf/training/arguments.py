@@ -18,16 +18,16 @@ ClassWeighting = Literal["none", "balanced"]
 SCRATCH = "scratch"
 RESERVED_COLUMNS = ("row", "smiles", "split", "error")
 SMALLEST_VALUES = {
-    **{
-        "seed": 0,
-        "hpo_trials": 0,
-        "num_workers": 0,
-        "conflict_tolerance": 0,
-        "weight_decay": 0,
-        "warmup_ratio": 0,
-    },
-    **{"batch_size": 1, "early_stopping_patience": 1},
-    **{"learning_rate": 0, "num_train_epochs": 1e-6},
+    "seed": 0,
+    "hpo_trials": 0,
+    "num_workers": 0,
+    "conflict_tolerance": 0,
+    "weight_decay": 0,
+    "warmup_ratio": 0,
+    "learning_rate": 0,
+    "num_train_epochs": 1e-6,
+    "batch_size": 1,
+    "early_stopping_patience": 1,
 }
 # Metrics by whether the problem is a regression, and those of which less is better.
 METRICS = {
