@@ -1,6 +1,5 @@
 """The model that a finetuning run starts from: architecture, labels, loss weights."""
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,6 @@ from rmat_hf.training.arguments import (
     load_json_fields,
 )
 from rmat_hf.training.task import FinetuningTask
-
-logger = logging.getLogger(__name__)
 
 
 def build_finetuning_model(
@@ -81,11 +78,6 @@ def _build_label_fields(arguments: FinetuningArguments, task: FinetuningTask) ->
         "label_units": list(arguments.label_units) or None,
     }
     if arguments.problem_type == "regression":
-        if set(np.unique(labels[~np.isnan(labels)])) <= {0.0, 1.0}:
-            logger.warning(
-                "The labels are only 0 and 1: for yes/no labels pass --problem-type "
-                "multi_label_classification."
-            )
         unlabeled = np.flatnonzero(np.isnan(labels).all(axis=0))
         if len(unlabeled):
             raise ValueError(

@@ -13,7 +13,6 @@ from transformers.trainer_callback import TrainerState
 from rmat_hf.data.table_writer import TableWriter
 from rmat_hf.inference import Predictions, compute_probabilities
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.pipeline_rmat import RMatPropertyPredictionPipeline
 from rmat_hf.screening import describe_prediction_columns
 from rmat_hf.training.arguments import FinetuningArguments, load_json_fields
 from rmat_hf.training.model_card import FinetuningReport, save_model_card
@@ -41,11 +40,8 @@ def save_run_folder(
         arguments (`FinetuningArguments`): Saved without paths of this machine.
         state (`TrainerState`): Its log history is the training log.
     """
-    # the pipeline saves the model, the processor and its own code
-    pipe = RMatPropertyPredictionPipeline(
-        model=model, feature_extractor=task.processor, device=model.device
-    )
-    pipe.save_pretrained(folder)
+    model.save_pretrained(folder)
+    task.processor.save_pretrained(folder)
     save_json(folder / "metrics.json", report.metrics)
     if report.baselines:
         save_json(folder / "baselines.json", report.baselines)

@@ -74,6 +74,12 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
     dropped = sorted(loaded.dropped + failed, key=lambda row: row.row)
     if failed:
         logger.warning("Dropped %d rows without features: see dropped_rows.csv.", len(failed))
+    labels = np.array(dataset["labels"][:], dtype=np.float64)
+    if arguments.problem_type == "regression" and set(labels[~np.isnan(labels)]) <= {0.0, 1.0}:
+        logger.warning(
+            "The labels are only 0 and 1: for yes/no labels pass --problem-type "
+            "multi_label_classification."
+        )
     split = _split(dataset, arguments)
     if len(split.valid) == 0:
         raise TableError("The valid part is empty, and the best checkpoint is chosen on it.")

@@ -228,12 +228,7 @@ class Interruption(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = {"num_train_epochs": 4, "training_arguments": str(work / "dropout.json")}
-    (work / "dropout.json").write_text(json.dumps({"logging_nan_inf_filter": False}))
-    run_finetuning(build_arguments(work, output_dir=str(work / "undisturbed"), **arguments))
+def run_interrupted(monkeypatch: pytest.MonkeyPatch, arguments: FinetuningArguments) -> None:
     build = Trainer.__init__
 
     def build_interrupted(self: Trainer, *args: Any, callbacks: list[Any], **kwargs: Any) -> None:
@@ -242,7 +237,16 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "__init__", build_interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_finetuning(build_arguments(work, **arguments))
+            run_finetuning(arguments)
+
+
+def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"num_train_epochs": 4, "training_arguments": str(work / "dropout.json")}
+    (work / "dropout.json").write_text(json.dumps({"logging_nan_inf_filter": False}))
+    run_finetuning(build_arguments(work, output_dir=str(work / "undisturbed"), **arguments))
+    run_interrupted(monkeypatch, build_arguments(work, **arguments))
     assert not (work / "run").exists()
     with pytest.raises(OutputError, match="Pass --resume to continue it, or --overwrite"):
         run_finetuning(build_arguments(work, **arguments))
@@ -365,15 +369,7 @@ def test_an_interrupted_run_that_was_overwriting_resumes(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_finetuning(build_arguments(work))
-    build = Trainer.__init__
-
-    def build_interrupted(self: Trainer, *args: Any, callbacks: list[Any], **kwargs: Any) -> None:
-        build(self, *args, callbacks=[*callbacks, Interruption()], **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "__init__", build_interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run_finetuning(build_arguments(work, overwrite=True, seed=5))
+    run_interrupted(monkeypatch, build_arguments(work, overwrite=True, seed=5))
     run_finetuning(build_arguments(work, resume=True, seed=5))
     saved = json.loads((work / "run" / "finetuning_arguments.json").read_text())
     assert saved["seed"] == 5
