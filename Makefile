@@ -42,8 +42,10 @@ test-slow: $(INSTALLED) ## Run the tests marked slow
 test-upstream: $(INSTALLED) ## Download transformers' own common tests and run them on our classes
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/test_upstream.sh
 
+# What they share goes to a Hub on this machine that ends with them.
 notebooks: $(INSTALLED) ## Run the notebooks
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --override-ini addopts= --nbmake --nbmake-timeout=600 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python tests/hub_server.py $(BIN)/python -m pytest --override-ini addopts= \
+	  --durations=0 --durations-min=1 --nbmake --nbmake-timeout=600 notebooks
 
 check: lint ## Lint, types, import direction and the style guide
 	$(BIN)/mypy

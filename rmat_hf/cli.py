@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 from typer.core import TyperCommand
 
@@ -108,6 +109,9 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
 def finetune(arguments: FinetuningArguments) -> None:
     """Finetune on a table of SMILES and labels; write a folder that predicts."""
     result = run_finetuning(arguments)
+    # of several processes one tells what all of them did
+    if not PartialState().is_main_process:
+        return
     print(describe_metrics(result))
     print(
         f"\nWrote {result.output_dir}: the model, metrics.json, predictions.csv and a model card."

@@ -7,6 +7,7 @@ J. Cheminf. 16:3 (2024).
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from .losses_rmat import (
     compute_regression_loss,
     compute_single_label_loss,
 )
+from .model_card_rmat import push_missing_card, save_missing_card
 from .pair_features_rmat import RMatPairFeatures, widen
 
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
@@ -347,7 +349,7 @@ class RMatPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """Save weights, config and code: a folder that loads without this package, in any class.
+        """Save weights, config, code and card: a folder that loads without this package.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder to write.
@@ -362,6 +364,17 @@ class RMatPreTrainedModel(PreTrainedModel):
             self.config.auto_map = dict(AUTO_MAP)
             self.config.custom_pipelines = describe_pipeline(type(self).__name__)
         super().save_pretrained(save_directory, *args, **kwargs)
+        save_missing_card(Path(save_directory), self.config, model_class=type(self).__name__)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]  # wrapped
+        """Push everything that `save_pretrained` writes, the card if there is none yet.
+
+        Args:
+            repo_id (`str`): Hub id, `"user/name"`.
+            kwargs: As in [`PreTrainedModel.push_to_hub`].
+        """
+        push_missing_card(repo_id, self.config, model_class=type(self).__name__, **kwargs)
+        return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]  # wrapped there
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

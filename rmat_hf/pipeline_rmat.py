@@ -10,6 +10,8 @@ from torch.utils.data import Dataset
 from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
 from transformers.pipelines.base import Pipeline
 
+from .model_card_rmat import push_missing_card
+
 
 class RMatPipeline(Pipeline):
     """Featurizes molecules one by one and runs those that could be featurized as one batch.
@@ -49,6 +51,12 @@ class RMatPipeline(Pipeline):
             if not inputs:
                 return []
         return super().__call__(inputs, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push model, processor, code and a missing card; options of [`Pipeline.push_to_hub`]."""
+        model_class = type(self.model).__name__
+        push_missing_card(repo_id, self.model.config, model_class=model_class, **kwargs)
+        return super().push_to_hub(repo_id, **kwargs)
 
     def _sanitize_parameters(
         self, **kwargs: Any
@@ -174,10 +182,7 @@ class RMatFeatureExtractionPipeline(RMatPipeline):
 
 
 def describe_pipeline(model_class: str) -> dict[str, dict[str, Any]]:
-    """Return the `custom_pipelines` of a saved model: the pipeline of its class.
-
-    It is one, so that `pipeline(model=...)` knows the task without being told.
-    """
+    """Return the `custom_pipelines` of a model: one, so that `pipeline(model=...)` knows it."""
     is_predictor = model_class == "RMatForSequenceClassification"
     pipeline_class = (
         RMatPropertyPredictionPipeline if is_predictor else RMatFeatureExtractionPipeline

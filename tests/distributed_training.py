@@ -13,7 +13,7 @@ from torch import distributed
 from rmat_hf.training.finetuning import run_finetuning
 
 NUM_TRAIN_ROWS = 32
-NUM_EVAL_ROWS = {"table": 13, "stream": 12}
+NUM_EVAL_ROWS = 13
 
 
 def train(folder: Path, *, source: str, num_eval_rows: int, batch_size: int = 4) -> None:
@@ -23,7 +23,6 @@ def train(folder: Path, *, source: str, num_eval_rows: int, batch_size: int = 4)
     options = {}
     if source == "stream":
         train_rows = train_rows.to_iterable_dataset(num_shards=4)
-        # nobody knows the length of a stream: the processes need the same number of rows
         eval_rows = eval_rows.to_iterable_dataset(num_shards=4)
         options["accelerator_config"] = {"dispatch_batches": False}
     trainer = build_trainer(
@@ -51,6 +50,7 @@ def train(folder: Path, *, source: str, num_eval_rows: int, batch_size: int = 4)
     )
     content = {
         "num_processes": trainer.args.world_size,
+        "grad_norms": [log["grad_norm"] for log in trainer.state.log_history if "grad_norm" in log],
         "rows": seen_in_training,
         "predictions": output.predictions.tolist(),
         "labels": output.label_ids.tolist(),
@@ -74,5 +74,5 @@ if __name__ == "__main__":
     if mode == "finetune":
         finetune(target, rank=os.environ["RANK"])
     else:
-        train(target, source=mode, num_eval_rows=NUM_EVAL_ROWS[mode])
+        train(target, source=mode, num_eval_rows=NUM_EVAL_ROWS)
     distributed.destroy_process_group()

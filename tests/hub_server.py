@@ -1,13 +1,20 @@
 """A small Hub on 127.0.0.1, in memory: what huggingface_hub, transformers and datasets ask of it.
 
 Repositories of models and data sets with commits, branches, tags, private ones and range requests.
-No user management: whoever knows the token is the one user.
+No user management: whoever knows the token is the one user. As a script it runs a command whose
+Hub this is, empty at the start and with its user logged in:
+
+    python hub_server.py COMMAND ...
 """
 
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -413,3 +420,25 @@ def run_hub() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def run_command(command: list[str]) -> int:
+    """Run a command, logged in to a Hub of its own and with empty caches; return its exit code."""
+    with run_hub() as hub, tempfile.TemporaryDirectory() as folder:
+        cached = ("HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH")
+        inherited = {name: value for name, value in os.environ.items() if name not in cached}
+        online = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": folder,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        return subprocess.run(command, env=inherited | online, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(sys.argv[1:]))

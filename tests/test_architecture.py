@@ -22,14 +22,16 @@ PACKAGE = REPO_ROOT / "rmat_hf"
 # From the lowest layer to the highest. A module imports only from lower layers, a folder also from
 # itself.
 LAYERS = [
-    {"configuration_rmat", "atomic_output", "pipeline_rmat"},
+    {"configuration_rmat", "atomic_output"},
     {
         "molecule_features_rmat",
         "conformers_rmat",
         "batching_rmat",
         "losses_rmat",
+        "model_card_rmat",
         "pair_features_rmat",
     },
+    {"pipeline_rmat"},
     {"processing_rmat", "modeling_rmat"},
     {"model_loading", "authors_checkpoint"},
     {"data", "inference", "conversion"},
@@ -70,6 +72,7 @@ PORTABLE_IMPORTS = {"transformers", "huggingface_hub", "torch", "numpy", "rdkit"
 WITHOUT_CHEMISTRY = [
     "configuration_rmat.py",
     "losses_rmat.py",
+    "model_card_rmat.py",
     "modeling_rmat.py",
     "pair_features_rmat.py",
     "pipeline_rmat.py",

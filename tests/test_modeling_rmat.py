@@ -1,11 +1,15 @@
 """Model: exactness against the plain equations and golden outputs, invariances, heads."""
 
 import itertools
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import compute_module_sizes
 from hypothesis import given
 from hypothesis import strategies as st
 from plain_rmat import build_pair_features, compute_plain_attention
@@ -349,6 +353,35 @@ def test_gradient_checkpointing_gives_the_same_gradients(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+def test_gradient_checkpointing_computes_every_layer_again_for_the_gradients(
+    tiny_model: RMatForSequenceClassification, tiny_batch: Batch
+) -> None:
+    calls: list[int] = []
+    for idx, layer in enumerate(tiny_model.rmat.layers):
+        layer.self_attention.register_forward_hook(lambda *_, idx=idx: calls.append(idx))
+    labels = torch.ones(len(TINY_SMILES), 1)
+    tiny_model.train()
+    tiny_model(**tiny_batch, labels=labels).loss.backward()
+    assert calls == [0, 1]
+    calls.clear()
+    tiny_model.activation_checkpointing_enable()
+    tiny_model(**tiny_batch, labels=labels).loss.backward()
+    assert calls == [0, 1, 1, 0]
+
+
+def test_a_model_spread_over_devices_has_every_layer_on_one() -> None:
+    model = RMatForPreTraining(RMatConfig(**{**TINY_ARCHITECTURE, "num_hidden_layers": 8}))
+    size = compute_module_sizes(model)[""]
+    devices = infer_auto_device_map(
+        model,
+        max_memory={"cpu": int(0.6 * size), "disk": size},
+        no_split_module_classes=model._no_split_modules,
+    )
+    layers = {name: device for name, device in devices.items() if "layers" in name}
+    assert sorted(layers) == [f"rmat.layers.{idx}" for idx in range(8)]
+    assert set(layers.values()) == {"cpu", "disk"}
+
+
 def test_hidden_states_and_attentions_are_recorded_on_request(
     tiny_model: RMatForSequenceClassification, tiny_batch: Batch
 ) -> None:
@@ -440,6 +473,16 @@ def test_every_auto_class_loads_what_was_saved(
         torch.testing.assert_close(loaded(**tiny_batch).context_logits, contexts, **tolerance)
 
 
+@pytest.mark.parametrize("head", [RMatForPreTraining, RMatForSequenceClassification])
+def test_the_encoder_of_a_model_with_a_head_loads_without_a_complaint(
+    head: type, tmp_path: Path
+) -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, num_molecule_descriptors=3)
+    head(config).save_pretrained(tmp_path)
+    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+
+
 def test_every_parameter_and_buffer_is_initialized_when_weights_are_missing(
     tiny_config: RMatConfig, tmp_path: Path
 ) -> None:
@@ -449,3 +492,35 @@ def test_every_parameter_and_buffer_is_initialized_when_weights_are_missing(
     expected = model.rmat.pair_features.compute_code_features()
     torch.testing.assert_close(model.rmat.pair_features.code_features, expected)
     assert model.classifier.out_proj.weight.std() > 0.01
+
+
+@pytest.mark.parametrize("head", [RMatModel, RMatForPreTraining, RMatForSequenceClassification])
+def test_nothing_stays_as_it_was_allocated_when_all_weights_are_missing(
+    head: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers allocates what a checkpoint lacks with `empty_like`: whatever is in memory."""
+    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, num_molecule_descriptors=3)
+    allocate = torch.empty_like
+
+    def allocate_nan(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return allocate(*args, **kwargs).fill_(torch.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty_like", allocate_nan)
+        model = head.from_pretrained(None, config=config, state_dict={})
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert [name for name, values in tensors if values.isnan().any()] == []
+
+
+def test_weights_start_from_the_distributions_of_the_documentation(tiny_config: RMatConfig) -> None:
+    torch.manual_seed(0)
+    model = RMatForPreTraining(tiny_config)
+    for name, weight in model.named_parameters():
+        if name.endswith(("content_bias", "pair_bias")):
+            std = weight.std().item()
+            assert std == pytest.approx(tiny_config.initializer_range, rel=0.3), name
+        elif name.endswith(("proj.weight", "head.weight")):
+            limit = math.sqrt(6 / sum(weight.shape))  # of Xavier's uniform distribution
+            assert weight.abs().max().item() == pytest.approx(limit, rel=0.1), name
+        else:
+            assert set(weight.unique().tolist()) == {float(name.endswith("norm.weight"))}, name

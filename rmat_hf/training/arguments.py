@@ -1,12 +1,7 @@
 """The dataclasses behind every CLI flag: a field is a flag, its `help` is the flag's help."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
-
-import torch
-from transformers.training_args import TrainingArguments
 
 ProblemType = Literal["regression", "multi_label_classification", "single_label_classification"]
 SplitName = Literal["random", "scaffold", "column"]
@@ -29,14 +24,6 @@ SMALLEST_VALUES = {
     "batch_size": 1,
     "early_stopping_patience": 1,
 }
-# Metrics by whether the problem is a regression, and those of which less is better.
-METRICS = {
-    True: ("rmse", "mae", "r2", "spearman"),
-    False: ("roc_auc", "pr_auc", "accuracy", "mcc"),
-}
-ERROR_METRICS = ("loss", "rmse", "mae")
-# Peak learning rate by whether training starts from random weights.
-DEFAULT_LEARNING_RATES = {True: 5e-4, False: 1e-4}
 # What a few hundred to a few thousand labels can fill, trained from random weights.
 SCRATCH_ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 128,
@@ -104,8 +91,9 @@ class FinetuningArguments:
         0, "Settings of learning rate, dropout, weight decay and batch size to try on valid first."
     )
     num_workers: int = _flag(1, "Processes that featurize.")
+    license: str | None = _flag(None, "License of the model for its card, for example cc-by-4.0.")
     with_baselines: bool = _flag(False, "Fit random forest and SVM on the same split to compare.")
-    report_to: list[str] = _flag(["none"], "Experiment trackers, for example tensorboard.")
+    report_to: list[str] = _flag(["none"], "Experiment trackers: tensorboard, trackio and so on.")
     training_arguments: str | None = _flag(
         None, "JSON file with transformers.TrainingArguments to override, for example bf16."
     )
@@ -183,65 +171,3 @@ class ConversionArguments:
     pooling: Literal["attention", "mean", "dummy_node"] | None = _flag(
         None, "Pooling of the model. Default: the one in the weights, else mean."
     )
-
-
-def load_json_fields(path: str | None) -> dict[str, Any]:
-    """Return the object in a JSON file; empty without a path.
-
-    Raises:
-        ValueError: If the file is missing or holds no JSON object.
-    """
-    if path is None:
-        return {}
-    try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"Cannot read the JSON file {path!r}: {error}.") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path!r} holds no JSON object with named fields.")
-    return fields
-
-
-def build_training_arguments(
-    arguments: FinetuningArguments, checkpoint_dir: Path
-) -> TrainingArguments:
-    """Return the `TrainingArguments` of a finetuning run, overridden by `--training-arguments`."""
-    overrides = load_json_fields(arguments.training_arguments)
-    default_metric = "rmse" if arguments.problem_type == "regression" else "roc_auc"
-    metric = str(overrides.get("metric_for_best_model", default_metric))
-    if overrides.get("eval_strategy", "epoch") == "no":
-        raise ValueError("eval_strategy is 'no', but the best checkpoint is chosen on valid.")
-    known = ["loss", *METRICS[arguments.problem_type == "regression"]]
-    if metric.removeprefix("eval_") not in known:
-        raise ValueError(f"metric_for_best_model is {metric!r}. Choose one of {known}.")
-    learning_rate = arguments.learning_rate
-    if learning_rate is None:
-        learning_rate = DEFAULT_LEARNING_RATES[arguments.model == SCRATCH]
-    fields = {
-        "per_device_train_batch_size": arguments.batch_size,
-        "per_device_eval_batch_size": 2 * arguments.batch_size,
-        "learning_rate": learning_rate,
-        "num_train_epochs": arguments.num_train_epochs,
-        "weight_decay": arguments.weight_decay,
-        "warmup_steps": arguments.warmup_ratio,
-        "lr_scheduler_type": "cosine",
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "logging_strategy": "epoch",
-        "save_total_limit": 1,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": metric,
-        "greater_is_better": metric.removeprefix("eval_") not in ERROR_METRICS,
-        "seed": arguments.seed,
-        "report_to": arguments.report_to,
-        "label_names": ["labels"],
-        "dataloader_pin_memory": torch.accelerator.is_available(),
-        # the collator reads the packed features, which are no arguments of the model
-        "remove_unused_columns": False,
-        **overrides,
-    }
-    try:
-        return TrainingArguments(output_dir=str(checkpoint_dir), **fields)
-    except (TypeError, ValueError) as error:
-        source = arguments.training_arguments or "Training options"
-        raise ValueError(f"{source}: {error}.") from error

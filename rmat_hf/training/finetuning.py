@@ -17,7 +17,9 @@ from rmat_hf.atomic_output import create_folder_atomically, validate_output_fold
 from rmat_hf.data.collators import FinetuningCollator
 from rmat_hf.data.loading import DroppedRow
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.training.arguments import FinetuningArguments, build_training_arguments
+from rmat_hf.training.arguments import (
+    FinetuningArguments,
+)
 from rmat_hf.training.baselines import fit_baselines
 from rmat_hf.training.checkpoints import (
     find_last_complete_checkpoint,
@@ -37,6 +39,9 @@ from rmat_hf.training.model_card import FinetuningReport
 from rmat_hf.training.run_folder import copy_tracker_logs, name_source, save_run_folder
 from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
 from rmat_hf.training.trainer import FinetuningTrainer
+from rmat_hf.training.trainer_options import (
+    build_training_arguments,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -220,4 +225,7 @@ def _build_report(
         labels=labels,
         predictions=logits,
         num_dropped=len(task.dropped),
+        max_atoms=task.processor.max_atoms,
+        base_model=name_source(arguments.model),
+        license_name=arguments.license,
     )

@@ -12,12 +12,14 @@ from transformers.trainer_utils import SaveStrategy, set_seed
 from rmat_hf.data.table_writer import ColumnKind, TableWriter
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training.arguments import (
-    DEFAULT_LEARNING_RATES,
     SCRATCH,
     FinetuningArguments,
-    load_json_fields,
 )
 from rmat_hf.training.run_folder import describe_arguments, save_json
+from rmat_hf.training.trainer_options import (
+    DEFAULT_LEARNING_RATES,
+    load_json_fields,
+)
 
 if TYPE_CHECKING:
     import optuna

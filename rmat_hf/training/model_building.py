@@ -14,9 +14,9 @@ from rmat_hf.training.arguments import (
     SCRATCH,
     SCRATCH_ARCHITECTURE,
     FinetuningArguments,
-    load_json_fields,
 )
 from rmat_hf.training.task import FinetuningTask
+from rmat_hf.training.trainer_options import load_json_fields
 
 
 def build_finetuning_model(

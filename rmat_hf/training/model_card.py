@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
 from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.model_card_rmat import (
+    PROBLEM_NAMES,
+    build_card_metadata,
+    build_usage,
+    describe_labels,
+    describe_limits,
+)
 
 logger = logging.getLogger(__name__)
 
 PARITY_PLOT = "parity.png"
-PROBLEM_NAMES = {
-    "regression": "regression",
-    "multi_label_classification": "classification, one probability per label",
-    "single_label_classification": "classification, one class per molecule",
-}
 HIGHLIGHTED_METRICS = {
     "regression": ("rmse", "mae", "r2", "spearman"),
     "multi_label_classification": ("roc_auc", "pr_auc", "accuracy", "mcc"),
@@ -39,6 +41,9 @@ class FinetuningReport:
         labels (`dict[str, np.ndarray]`): Labels of every part, `(num_rows, num_labels)`.
         predictions (`dict[str, np.ndarray]`): Model output of every part, in the labels' units.
         num_dropped (`int`): Rows of the data set that were not used.
+        max_atoms (`int`): Largest number of heavy atoms that the processor accepts.
+        base_model (`str`): Name of the model that was finetuned, without a path.
+        license_name (`str`, *optional*): License of the model; `None` if nobody stated one.
     """
 
     config: RMatConfig
@@ -49,16 +54,14 @@ class FinetuningReport:
     labels: dict[str, np.ndarray]
     predictions: dict[str, np.ndarray]
     num_dropped: int
+    max_atoms: int
+    base_model: str
+    license_name: str | None = None
 
     @property
     def problem_type(self) -> str:
         """Problem type of the model."""
         return str(self.config.problem_type)
-
-    def describe_label(self, idx: int) -> str:
-        """Return a label's name with its unit."""
-        name = self.config.label_columns[idx]
-        return f"{name} ({self.config.label_units[idx]})" if self.config.label_units else name
 
 
 def save_model_card(folder: Path, report: FinetuningReport) -> None:
@@ -93,7 +96,8 @@ def save_parity_plot(path: Path, report: FinetuningReport) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    num_labels = len(report.config.label_columns)
+    labels = describe_labels(report.config)
+    num_labels = len(labels)
     figure = Figure(figsize=(4.8 * num_labels, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     for idx in range(num_labels):
@@ -117,15 +121,15 @@ def save_parity_plot(path: Path, report: FinetuningReport) -> bool:
         limits = (low - margin, high + margin)
         axes.plot(limits, limits, color="#333333", linewidth=0.8, zorder=0)
         axes.set(xlim=limits, ylim=limits, aspect="equal")
-        axes.set_xlabel(f"measured {report.describe_label(idx)}")
-        axes.set_ylabel(f"predicted {report.describe_label(idx)}")
+        axes.set_xlabel(f"measured {labels[idx]}")
+        axes.set_ylabel(f"predicted {labels[idx]}")
         axes.legend(frameon=False, loc="upper left", fontsize=9)
     figure.savefig(path, dpi=150)
     return True
 
 
 def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
-    names = [report.describe_label(idx) for idx in range(len(report.config.label_columns))]
+    names = describe_labels(report.config)
     results = [
         EvalResult(
             task_type="graph-ml",
@@ -139,10 +143,11 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
         for metric in HIGHLIGHTED_METRICS[report.problem_type]
         if report.metrics["test"].get(metric) is not None
     ]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="graph-ml",
-        tags=["rmat", "chemistry", "molecules", "molecule-property-prediction"],
+    data = build_card_metadata(
+        tags=["molecule-property-prediction"],
+        license_name=report.license_name,
+        datasets=_keep_hub_id(report.dataset),
+        base_model=_keep_hub_id(report.base_model),
         model_name=f"R-MAT {', '.join(report.config.label_columns)}",
         eval_results=results or None,
     )
@@ -155,13 +160,13 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
         f"- predicts: {', '.join(names)} ({PROBLEM_NAMES[report.problem_type]})\n"
         f"- data: {report.dataset}; {sizes} molecules, {report.split} split; "
         f"{report.num_dropped} rows dropped (`dropped_rows.csv`)\n"
+        f"- started from: {report.base_model}\n"
         "- chosen by the validation metric; the test part was scored once\n"
         "- every value: `metrics.json`, `predictions.csv`, `split.csv`",
         "## Use",
-        "```python\nfrom rmat_hf import predict\n\n"
-        'predict("path/to/this/folder", ["CCO", "c1ccccc1"]).values\n```',
+        build_usage("path/to/this/folder"),
         "or `rmat predict --model path/to/this/folder --smiles CCO c1ccccc1 "
-        "--output predictions.csv`",
+        "--output predictions.csv`. On the Hub, its id takes the place of the path.",
         "## Metrics",
         _build_metrics_table(report),
     ]
@@ -171,11 +176,16 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
         sections.append("(No parity plot: matplotlib was not installed.)")
     sections += [
         "## Limits",
-        "- Heavy atoms only, no stereo feature: enantiomers differ only through the conformer.\n"
+        f"{describe_limits(report.max_atoms)}\n"
         "- Trust it for molecules like those in the training table; metrics of a random split "
         "are optimistic for new chemical series.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _keep_hub_id(name: str) -> str | None:
+    # the metadata of a card link to what they name
+    return name if "/" in name else None
 
 
 def _build_metrics_table(report: FinetuningReport) -> str:

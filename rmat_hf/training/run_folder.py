@@ -14,9 +14,14 @@ from rmat_hf.data.table_writer import TableWriter
 from rmat_hf.inference import Predictions, compute_probabilities
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.screening import describe_prediction_columns
-from rmat_hf.training.arguments import FinetuningArguments, load_json_fields
+from rmat_hf.training.arguments import (
+    FinetuningArguments,
+)
 from rmat_hf.training.model_card import FinetuningReport, save_model_card
 from rmat_hf.training.task import PARTS, FinetuningTask
+from rmat_hf.training.trainer_options import (
+    load_json_fields,
+)
 
 ARGUMENTS_FILE = "finetuning_arguments.json"
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.trainer import Trainer
 
 from rmat_hf.configuration_rmat import RMatConfig
@@ -60,6 +61,24 @@ class FinetuningTrainer(Trainer):
             # the gradients of the processes are averaged, and have to add up
             loss = loss * share * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def get_eval_dataloader(
+        self, eval_dataset: str | Dataset[Any] | None = None
+    ) -> DataLoader[Any]:
+        """Return the dataloader of an evaluation, in which every row counts once."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return super().get_eval_dataloader(self._collect_stream(dataset))
+
+    def get_test_dataloader(self, test_dataset: Dataset[Any]) -> DataLoader[Any]:
+        """Return the dataloader of a prediction, in which every row counts once."""
+        return super().get_test_dataloader(self._collect_stream(test_dataset))
+
+    def _collect_stream(self, dataset: Any) -> Any:
+        # Processes cannot share a stream whose length nobody knows without waiting for each other
+        # or counting rows twice; one process reads it row by row.
+        if self.args.world_size > 1 and isinstance(dataset, IterableDataset):
+            return list(dataset)
+        return dataset
 
     def _compute_denominator(self, batch: dict[str, Any]) -> torch.Tensor:
         return compute_loss_denominator(batch["labels"], cast(Any, self.model).config)

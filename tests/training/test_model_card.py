@@ -62,6 +62,8 @@ def build_report(
         "labels": labels,
         "predictions": predictions,
         "num_dropped": 7,
+        "max_atoms": 99,
+        "base_model": "scratch",
     }
     return FinetuningReport(**{**defaults, **fields})
 
@@ -242,9 +244,21 @@ def test_python_snippet_of_the_card_predicts(tmp_path: Path, tiny_model_folder: 
     )
     names: dict[str, Any] = {}
     exec("\n".join(lines), names)
-    values = eval(last, names)
-    assert values.shape == (2, 1)
+    results = eval(last, names)
+    assert [result["error"] for result in results] == [None, None]
+    values = [result["predictions"][0]["value"] for result in results]
     assert np.isfinite(values).all()
+
+
+def test_card_states_limits_license_and_where_the_model_started(tmp_path: Path) -> None:
+    card = save_card(tmp_path, build_report())
+    assert card.data.license == "unknown"
+    assert (card.data.datasets, card.data.base_model) == (None, None)
+    assert "no stereo feature" in card.text and "`max_atoms` (here 99)" in card.text
+    assert "started from: scratch" in card.text
+    report = build_report(license_name="cc-by-4.0", dataset="me/data", base_model="me/model")
+    data = save_card(tmp_path, report).data
+    assert (data.license, data.datasets, data.base_model) == ("cc-by-4.0", "me/data", "me/model")
 
 
 def test_command_of_the_card_predicts(tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -244,7 +244,6 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
 
 
 def test_tensorboard_events_land_in_the_output_folder(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run_finetuning(build_run(tmp_path, report_to=["tensorboard"]))
@@ -261,6 +260,5 @@ def test_trackio_records_a_run_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    pytest.importorskip("trackio")
     run_finetuning(build_run(tmp_path, report_to=["trackio"]))
     assert list((tmp_path / "trackio").rglob("*.db"))
