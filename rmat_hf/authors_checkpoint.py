@@ -33,10 +33,13 @@ _LAYER_MODULES = {
     "self_attn.linear_layers.1": "self_attention.k_proj",
     "self_attn.linear_layers.2": "self_attention.v_proj",
     "self_attn.output_linear": "self_attention.o_proj",
-    "self_attn.attention.relative_K.nn.0": "self_attention.key_pair_proj",
-    "self_attn.attention.relative_K.nn.3": "self_attention.key_pair_out_proj",
-    "self_attn.attention.relative_V.nn.0": "self_attention.value_pair_proj",
-    "self_attn.attention.relative_V.nn.3": "self_attention.value_pair_out_proj",
+    # the first two are divided afterwards
+    "self_attn.attention.relative_K.nn.0": "self_attention.key_pairs.first_proj",
+    "self_attn.attention.relative_V.nn.0": "self_attention.value_pairs.first_proj",
+    "self_attn.attention.relative_K.nn.3.weight": "self_attention.key_pairs.weight",
+    "self_attn.attention.relative_K.nn.3.bias": "self_attention.key_pairs.constant",
+    "self_attn.attention.relative_V.nn.3.weight": "self_attention.value_pairs.weight",
+    "self_attn.attention.relative_V.nn.3.bias": "self_attention.value_pairs.constant",
     "self_attn.attention.relative_u": "self_attention.content_bias",
     "self_attn.attention.relative_v": "self_attention.pair_bias",
 }
@@ -168,8 +171,14 @@ def build_label_names(num_labels: int) -> dict[int, str]:
     return {idx: f"LABEL_{idx}" for idx in range(num_labels)}
 
 
-def convert_state_dict(authors_state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def convert_state_dict(
+    authors_state_dict: dict[str, torch.Tensor], *, num_code_features: int
+) -> dict[str, torch.Tensor]:
     """Return the authors' tensors under our names and in our shapes.
+
+    Args:
+        authors_state_dict (`dict[str, torch.Tensor]`): Weights as from [`load_authors_weights`].
+        num_code_features (`int`): Pair features that come before the radial basis.
 
     Raises:
         ValueError: If a tensor's name is not one of the authors' R-MAT code.
@@ -181,7 +190,27 @@ def convert_state_dict(authors_state_dict: dict[str, torch.Tensor]) -> dict[str,
             # (1, num_heads, 1, head_size), with one more axis in relative_v
             tensor = tensor.flatten(3)[0, :, 0]
         converted[name] = tensor.contiguous()
+    for prefix in {name.partition("first_proj.")[0] for name in converted if "first_proj." in name}:
+        converted |= _convert_pair_network(converted, prefix, num_code_features=num_code_features)
     return converted
+
+
+def _convert_pair_network(
+    converted: dict[str, torch.Tensor], prefix: str, *, num_code_features: int
+) -> dict[str, torch.Tensor]:
+    """Take a pair network out, and return it in the form of our model."""
+    parts = ("first_proj.weight", "first_proj.bias", "weight", "constant")
+    if missing := [part for part in parts if f"{prefix}{part}" not in converted]:
+        raise ValueError(f"The weights are incomplete: there is nothing for {prefix}{missing[0]}.")
+    first, bias, second, constant = (converted.pop(f"{prefix}{part}") for part in parts)
+    head_size = second.shape[1]
+    return {
+        f"{prefix}code_proj.weight": first[:, :num_code_features].contiguous(),
+        f"{prefix}code_proj.bias": bias,
+        f"{prefix}radial_proj.weight": first[:, num_code_features:].contiguous(),
+        f"{prefix}weight": second.view(-1, head_size, head_size),
+        f"{prefix}constant": constant.view(-1, head_size),
+    }
 
 
 def _rename(authors_name: str) -> str:

@@ -53,21 +53,18 @@ class RMatConfig(PreTrainedConfig):
         num_radial_basis (`int`, *optional*, defaults to 32): Radial basis functions.
         distance_cutoff (`float`, *optional*, defaults to 20.0):
             Distance in Å from which on the radial basis is zero.
-        radial_envelope_exponent (`int`, *optional*, defaults to 5):
-            Exponent of the polynomial envelope of the radial basis (arXiv 2003.03123, eq. 8).
+        radial_envelope_exponent (`int`, *optional*, defaults to 5): arXiv 2003.03123, eq. 8.
         hidden_size (`int`, *optional*, defaults to 768): Width of the nodes.
         intermediate_size (`int`, *optional*, defaults to 1536): Width of the feed-forward networks.
         num_hidden_layers (`int`, *optional*, defaults to 10): Number of layers.
         num_attention_heads (`int`, *optional*, defaults to 12):
-            Number of attention heads; divides `hidden_size`. The hidden layer of the pair networks
-            is as wide as one head.
+            Divides `hidden_size`. The hidden layer of the pair networks is as wide as one head.
         hidden_act (`str`, *optional*, defaults to `"leaky_relu"`):
             Activation of feed-forward, pair and two-layer head networks.
         leaky_relu_slope (`float`, *optional*, defaults to 0.1): Negative slope of `"leaky_relu"`.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout in feed-forward and pair networks, on residual branches and in the head.
-        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout on the attention probabilities.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Of the attention.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial relative attention biases; matrices start from
             Xavier's uniform distribution.
@@ -76,26 +73,23 @@ class RMatConfig(PreTrainedConfig):
         attention_form (`str`, *optional*, defaults to `"paper"`):
             `"paper"`: the attention score of the publication. `"reference"`: the score of the
             authors' code, which their published weights need.
+        recompute_pairs (`bool`, *optional*, defaults to `False`):
+            Compute the pairs again for the gradient instead of keeping them: less memory.
         pooling (`str`, *optional*, defaults to `"attention"`):
             How nodes become one vector: `"attention"` (GROVER's self-attentive readout),
             `"mean"` over the nodes without padding, or `"dummy_node"`.
         num_pooling_heads (`int`, *optional*, defaults to 4): Distributions of `"attention"`.
-        pooling_hidden_size (`int`, *optional*, defaults to 128):
-            Width of the hidden layer of the `"attention"` pooling.
-        num_head_layers (`int`, *optional*, defaults to 1):
-            Linear layers of the prediction head, 1 or 2.
-        head_hidden_size (`int`, *optional*, defaults to 128):
-            Width of the hidden layer of a two-layer head.
+        pooling_hidden_size (`int`, *optional*, defaults to 128): Hidden width of that pooling.
+        num_head_layers (`int`, *optional*, defaults to 1): Layers of the prediction head, 1 or 2.
+        head_hidden_size (`int`, *optional*, defaults to 128): Hidden width of a two-layer head.
         num_molecule_descriptors (`int`, *optional*, defaults to 0):
             Molecule descriptors concatenated to the molecule vector before the head; 0 for none.
         num_atom_contexts (`int`, *optional*, defaults to 2048):
             Classes of the contextual atom prediction of `RMatForPreTraining`.
-        num_descriptor_labels (`int`, *optional*, defaults to 200):
-            Descriptors predicted by `RMatForPreTraining`.
+        num_descriptor_labels (`int`, *optional*, defaults to 200): Descriptors that it predicts.
         label_mean (`list[float]`, *optional*):
             Mean of each regression label on the training rows, in the user's units.
-        label_std (`list[float]`, *optional*):
-            Standard deviation of each regression label on the training rows.
+        label_std (`list[float]`, *optional*): Standard deviation of each label on these rows.
         label_units (`list[str]`, *optional*):
             Unit of each regression label, for example `["kcal/mol"]`.
         label_name (`str`, *optional*):
@@ -124,6 +118,7 @@ class RMatConfig(PreTrainedConfig):
     initializer_range: float | int = interval(min=0.0)(default=0.02)
     layer_norm_eps: float = 1e-5
     attention_form: Literal["paper", "reference"] = "paper"
+    recompute_pairs: bool = False
     pooling: Literal["attention", "mean", "dummy_node"] = "attention"
     num_pooling_heads: int = interval(min=1)(default=4)
     pooling_hidden_size: int = interval(min=1)(default=128)
@@ -175,9 +170,14 @@ class RMatConfig(PreTrainedConfig):
         return self.max_neighborhood_order + 2
 
     @property
+    def num_code_features(self) -> int:
+        """Width of what an integer code tells about a pair: bond and neighborhood order."""
+        return self.num_bond_features + self.num_neighborhood_orders
+
+    @property
     def num_pair_features(self) -> int:
         """Width of everything known about a pair: bond, neighborhood order and radial basis."""
-        return self.num_bond_features + self.num_neighborhood_orders + self.num_radial_basis
+        return self.num_code_features + self.num_radial_basis
 
     @property
     def pooled_size(self) -> int:

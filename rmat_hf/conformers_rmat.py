@@ -1,14 +1,18 @@
 """Geometry of one molecule: embed, optimize, report failure.
 
-Every function works on a canonically ordered copy and maps the result back, so that the geometry
+Every function works in canonical atom order and maps the result back, so that the geometry
 of a molecule does not depend on how its atoms are numbered or its SMILES is written.
 """
 
+from time import monotonic
 from typing import Literal, get_args
 
 import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDepictor, rdDistGeom, rdForceFieldHelpers
+
+from .canonical_order_rmat import build_canonical_mol, read_positions
+from .distances_rmat import DECIMALS, compute_interatomic_distances
 
 ConformerMethod = Literal["etkdg_v3", "etkdg_v2", "sr_etkdg_v3", "etdg", "kdg", "distance_geometry"]
 ForceField = Literal["none", "uff", "mmff"]
@@ -25,6 +29,10 @@ EMBED_PARAMETERS = {
 # RDKit's random numbers are the same for the seeds 0, 1 and 2**31 - 1, so ours start at its 1.
 MAX_INT = 2**31 - 3
 MAX_FORCE_FIELD_ITERATIONS = 200
+# With more atoms, hydrogens included, the clock is read this often; 200 steps take seconds there.
+LARGE_MOLECULE, LARGE_MOLECULE_ITERATIONS = 150, 50
+# Part of the reason of a failure that another machine or time limit may not have.
+TIME_LIMIT = "the time limit of"
 
 # Å; atoms of one fragment that are closer than this mark a broken conformer.
 MIN_ATOM_SEPARATION = 0.01
@@ -49,6 +57,7 @@ def generate_conformer(
     seed: int = 0,
     max_attempts: int = 1000,
     time_limit_s: int = 30,
+    smiles: str | None = None,
 ) -> np.ndarray:
     """Embed a molecule in three dimensions (RDKit; ETKDG: doi 10.1021/acs.jcim.5b00654).
 
@@ -56,24 +65,22 @@ def generate_conformer(
     embedded each for itself: their positions relative to each other mean nothing.
 
     Args:
-        mol (`Chem.Mol`):
-            Sanitized molecule without hydrogen atoms.
+        mol (`Chem.Mol`): Sanitized molecule without hydrogen atoms.
         method (`str`, *optional*, defaults to `"etkdg_v3"`):
             `"etkdg_v3"`, `"etkdg_v2"`, `"sr_etkdg_v3"` (small rings), `"etdg"`, `"kdg"` or
             `"distance_geometry"` (neither torsion preferences nor basic knowledge).
-        hydrogens (`bool`, *optional*, defaults to `True`):
-            Whether hydrogen atoms take part in the embedding.
+        hydrogens (`bool`, *optional*, defaults to `True`): Whether hydrogens are embedded too.
         force_field (`str`, *optional*, defaults to `"none"`):
             `"uff"` or `"mmff"` relax the conformer in at most 200 steps, converged or not.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the embedding.
-        max_attempts (`int`, *optional*, defaults to 1000):
-            Number of embeddings tried per fragment.
+        seed (`int`, *optional*, defaults to 0): Seed of the embedding.
+        max_attempts (`int`, *optional*, defaults to 1000): Embeddings tried per fragment.
         time_limit_s (`int`, *optional*, defaults to 30):
-            Time limit of the embedding in seconds.
+            Time limit in seconds of each fragment's embedding and of the relaxation.
+        smiles (`str`, *optional*):
+            What `mol` was parsed from, if it has not changed since: saves time if it is canonical.
 
     Returns:
-        `np.ndarray` of shape `(num_atoms, 3)`, float64: positions in Å.
+        `np.ndarray` of shape `(num_atoms, 3)`, float64: positions in Å, rounded to 0.001 Å.
 
     Raises:
         ConformerError: No conformer in these attempts or time, or no force field parameters.
@@ -86,13 +93,13 @@ def generate_conformer(
         max_attempts=max_attempts,
         time_limit_s=time_limit_s,
     )
-    canonical_mol, atom_order = _build_canonical_copy(mol)
+    canonical_mol, atom_order = build_canonical_mol(mol, smiles=smiles)
     parameters = EMBED_PARAMETERS[method]()
     options = {"randomSeed": seed + 1, "maxIterations": max_attempts, "timeout": time_limit_s}
     for name, value in {**options, "trackFailures": True}.items():
         setattr(parameters, name, value)
     with rdBase.BlockLogs():
-        work_mol = Chem.AddHs(canonical_mol) if hydrogens else canonical_mol
+        work_mol = Chem.AddHs(canonical_mol) if hydrogens else Chem.Mol(canonical_mol)
         try:
             conformer_id = rdDistGeom.EmbedMolecule(work_mol, parameters)
         except (RuntimeError, ValueError) as error:
@@ -100,25 +107,23 @@ def generate_conformer(
         if conformer_id == -1:
             raise ConformerError(_describe_failure(parameters, method=method))
         if force_field != "none":
-            _relax(work_mol, force_field=force_field)
-    positions = work_mol.GetConformer().GetPositions()[: mol.GetNumAtoms()]
-    coordinates = np.empty_like(positions)
-    coordinates[atom_order] = positions
+            _relax(work_mol, force_field=force_field, time_limit_s=time_limit_s)
+    coordinates = np.round(read_positions(work_mol, atom_order), DECIMALS)
     validate_coordinates(mol, coordinates)
     return coordinates
 
 
-def compute_bounds_distances(mol: Chem.Mol) -> np.ndarray:
+def compute_bounds_distances(mol: Chem.Mol, *, smiles: str | None = None) -> np.ndarray:
     """Return the midpoints of RDKit's distance bounds: a geometry from the bond graph alone.
 
     Returns:
-        `np.ndarray` of shape `(num_atoms, num_atoms)`, float64, in Å. Nothing bounds the distance
-        between fragments: the midpoint is about 500 Å there.
+        `np.ndarray` of shape `(num_atoms, num_atoms)`, float64: Å, rounded to 0.001 Å. Nothing
+        bounds the distance between fragments: the midpoint is about 500 Å there.
 
     Raises:
         ConformerError: RDKit has no bounds for the molecule.
     """
-    canonical_mol, atom_order = _build_canonical_copy(mol)
+    canonical_mol, atom_order = build_canonical_mol(mol, smiles=smiles)
     with rdBase.BlockLogs():
         try:
             bounds = rdDistGeom.GetMoleculeBoundsMatrix(canonical_mol)
@@ -128,21 +133,20 @@ def compute_bounds_distances(mol: Chem.Mol) -> np.ndarray:
     midpoints = (bounds + bounds.T) / 2
     distances = np.empty_like(midpoints)
     distances[np.ix_(atom_order, atom_order)] = midpoints
-    return distances
+    return np.round(distances, DECIMALS)
 
 
-def compute_2d_coordinates(mol: Chem.Mol) -> np.ndarray:
+def compute_2d_coordinates(mol: Chem.Mol, *, smiles: str | None = None) -> np.ndarray:
     """Return the positions of the atoms in RDKit's drawing of the molecule.
 
     Returns:
-        `np.ndarray` of shape `(num_atoms, 3)`, float64: positions in Å (bonds of 1.5 Å), z = 0.
+        `np.ndarray` of shape `(num_atoms, 3)`, float64: Å, rounded to 0.001 Å; bonds of 1.5 Å.
     """
-    canonical_mol, atom_order = _build_canonical_copy(mol)
+    canonical_mol, atom_order = build_canonical_mol(mol, smiles=smiles)
+    flat_mol = Chem.Mol(canonical_mol)
     with rdBase.BlockLogs():
-        rdDepictor.Compute2DCoords(canonical_mol)
-    coordinates = np.empty((mol.GetNumAtoms(), 3))
-    coordinates[atom_order] = canonical_mol.GetConformer().GetPositions()
-    return coordinates
+        rdDepictor.Compute2DCoords(flat_mol)
+    return np.round(read_positions(flat_mol, atom_order), DECIMALS)
 
 
 def extract_given_coordinates(mol: Chem.Mol) -> np.ndarray | None:
@@ -166,10 +170,12 @@ def validate_coordinates(mol: Chem.Mol, coordinates: np.ndarray) -> None:
     """Raise `ConformerError` if a position is not finite or atoms of one fragment coincide."""
     if not np.isfinite(coordinates).all():
         raise ConformerError("the conformer has positions that are not finite")
+    distances = compute_interatomic_distances(coordinates)
+    np.fill_diagonal(distances, np.inf)
+    if distances.min() >= MIN_ATOM_SEPARATION:
+        return
     for fragment in Chem.GetMolFrags(mol):
-        positions = coordinates[list(fragment)]
-        separations = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-        separations[np.diag_indices(len(fragment))] = np.inf
+        separations = distances[np.ix_(fragment, fragment)]
         if separations.min() < MIN_ATOM_SEPARATION:
             first, second = np.unravel_index(separations.argmin(), separations.shape)
             raise ConformerError(
@@ -214,7 +220,7 @@ def _describe_failure(parameters: rdDistGeom.EmbedParameters, *, method: str) ->
     causes = rdDistGeom.EmbedFailureCauses
     counts = dict(zip(causes.names, parameters.GetFailureCounts(), strict=False))
     if counts["EXCEEDED_TIMEOUT"]:
-        return f"no conformer with {method} within the time limit of {parameters.timeout} s"
+        return f"no conformer with {method} within {TIME_LIMIT} {parameters.timeout} s"
     reason = f"no conformer with {method} in {parameters.maxIterations} attempts"
     most_frequent = max(counts, key=lambda cause: counts[cause])
     if counts[most_frequent]:
@@ -222,29 +228,22 @@ def _describe_failure(parameters: rdDistGeom.EmbedParameters, *, method: str) ->
     return reason
 
 
-def _relax(mol: Chem.Mol, *, force_field: ForceField) -> None:
-    # A relaxation that does not converge is no failure.
+def _relax(mol: Chem.Mol, *, force_field: ForceField, time_limit_s: int) -> None:
+    deadline = monotonic() + time_limit_s
+    field = None
     if force_field == "uff" and rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):
-        rdForceFieldHelpers.UFFOptimizeMolecule(mol, maxIters=MAX_FORCE_FIELD_ITERATIONS)
+        field = rdForceFieldHelpers.UFFGetMoleculeForceField(mol)
     elif force_field == "mmff" and rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
-        rdForceFieldHelpers.MMFFOptimizeMolecule(mol, maxIters=MAX_FORCE_FIELD_ITERATIONS)
-    else:
+        properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol)
+        field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties)
+    if field is None:
         raise ConformerError(f"the force field {force_field} has no parameters for the molecule")
-
-
-def _build_canonical_copy(mol: Chem.Mol) -> tuple[Chem.Mol, np.ndarray]:
-    """Return a copy in canonical atom and bond order, and each of its atoms' index in `mol`."""
-    bare_mol = Chem.Mol(mol)
-    bare_mol.RemoveAllConformers()
-    for atom in bare_mol.GetAtoms():
-        atom.SetIsotope(0)
-        atom.SetAtomMapNum(0)
-    with rdBase.BlockLogs():
-        canonical_mol = Chem.MolFromSmiles(Chem.MolToSmiles(bare_mol))
-    if canonical_mol is not None and canonical_mol.GetNumAtoms() == mol.GetNumAtoms():
-        properties = bare_mol.GetPropsAsDict(includePrivate=True, includeComputed=True)
-        return canonical_mol, np.array(properties["_smilesAtomOutputOrder"], dtype=np.int64)
-    # Some metal complexes have no SMILES that RDKit reads back: here the bond order of `mol`
-    # stays, so another way of writing the molecule can give another conformer.
-    atom_order = np.argsort(list(Chem.CanonicalRankAtoms(bare_mol)))
-    return Chem.RenumberAtoms(bare_mol, atom_order.tolist()), atom_order
+    field.Initialize()
+    is_large = mol.GetNumAtoms() > LARGE_MOLECULE
+    num_steps = LARGE_MOLECULE_ITERATIONS if is_large else MAX_FORCE_FIELD_ITERATIONS
+    # A relaxation that does not converge is no failure.
+    for _ in range(0, MAX_FORCE_FIELD_ITERATIONS, num_steps):
+        if field.Minimize(maxIts=num_steps) == 0:
+            return
+        if monotonic() > deadline:
+            raise ConformerError(f"{force_field} took more than {TIME_LIMIT} {time_limit_s} s")

@@ -98,7 +98,8 @@ def convert_checkpoint(
         notes.append("The weights contain no prediction head: finetune the model before use.")
 
     model = RMatForSequenceClassification(convert_config(authors_config, pooling=pooling))
-    untrained = _load_converted(model.eval(), convert_state_dict(state_dict))
+    converted = convert_state_dict(state_dict, num_code_features=model.config.num_code_features)
+    untrained = _load_converted(model.eval(), converted)
     if not any(name.startswith("classifier.") for name in untrained):
         return Conversion(model, untrained, notes)
     encoder = [name.removeprefix("rmat.") for name in untrained if name.startswith("rmat.")]

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -22,6 +21,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_rmat import RMatPairNetwork, RMatSelfAttention, build_activation
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
 from .losses_rmat import (
     compute_multi_label_loss,
@@ -41,14 +41,6 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_rmat.RMatForPreTraining",
     "AutoModelForSequenceClassification": "modeling_rmat.RMatForSequenceClassification",
 }
-
-
-def build_activation(config: RMatConfig) -> nn.Module:
-    """Return the activation that `hidden_act` names."""
-    # CODEPATH: leaky_relu with slope 0.1 is the authors' checkpoints'; ACT2FN knows only 0.01.
-    if config.hidden_act == "leaky_relu":
-        return nn.LeakyReLU(config.leaky_relu_slope)
-    return ACT2FN[config.hidden_act]
 
 
 @dataclass
@@ -88,104 +80,9 @@ class RMatEmbeddings(nn.Module):
 
     def forward(self, node_features: torch.Tensor) -> torch.Tensor:
         dtype = next(self.node_proj.parameters()).dtype
-        return self.node_proj(node_features.to(dtype))
-
-
-class RMatSelfAttention(nn.Module):
-    """Relative self-attention with pair biases on keys and values (section 3 of the paper).
-
-    The pair biases `b_ij = W z_ij + c` share `z_ij`, as wide as one head, between the heads. So
-    `q . b_ij = (W^T q) . z_ij + q . c`, and `sum_j a_ij b_ij = W (sum_j a_ij z_ij) + c sum_j a_ij`:
-    no tensor larger than `(batch_size, num_nodes, num_nodes, head_size)` is ever needed. Terms
-    that are constant along a row of the softmax cancel and are left out.
-    """
-
-    def __init__(self, config: RMatConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.head_size = config.hidden_size // config.num_attention_heads
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key_pair_proj = nn.Linear(config.num_pair_features, self.head_size)
-        self.key_pair_out_proj = nn.Linear(self.head_size, config.hidden_size)
-        self.value_pair_proj = nn.Linear(config.num_pair_features, self.head_size)
-        self.value_pair_out_proj = nn.Linear(self.head_size, config.hidden_size)
-        self.content_bias = nn.Parameter(torch.zeros(self.num_heads, self.head_size))
-        self.pair_bias = nn.Parameter(torch.zeros(self.num_heads, self.head_size))
-        self.act_fn = build_activation(config)
-        self.pair_dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
-
-    def compute_pair_hidden(
-        self, pair_codes: torch.Tensor, radial_basis: torch.Tensor, code_features: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the hidden layers of the key and the value pair network.
-
-        Each has the shape `(batch_size, num_nodes, num_nodes, head_size)`.
-        """
-        weight = torch.cat((self.key_pair_proj.weight, self.value_pair_proj.weight))
-        bias = torch.cat((self.key_pair_proj.bias, self.value_pair_proj.bias))
-        num_code_features = code_features.shape[1]
-        code_table = nn.functional.linear(code_features, weight[:, :num_code_features], bias)
-        pair_hidden = nn.functional.linear(radial_basis, weight[:, num_code_features:])
-        pair_hidden = pair_hidden + nn.functional.embedding(pair_codes, code_table)
-        pair_hidden = self.pair_dropout(self.act_fn(pair_hidden))
-        return pair_hidden.split(self.head_size, dim=-1)
-
-    def project_to_pair_hidden(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Map `(batch_size, num_nodes, num_heads, head_size)` by `W^T` of the key pair network."""
-        weight = self.key_pair_out_proj.weight.view(self.num_heads, self.head_size, self.head_size)
-        return torch.einsum("bihe,hed->bihd", vectors, weight)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_bias: torch.Tensor,
-        pair_codes: torch.Tensor,
-        radial_basis: torch.Tensor,
-        code_features: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        head_shape = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
-        query = self.q_proj(hidden_states).view(head_shape)
-        key = self.k_proj(hidden_states).view(head_shape)
-        value = self.v_proj(hidden_states).view(head_shape)
-        key_hidden, value_hidden = self.compute_pair_hidden(pair_codes, radial_basis, code_features)
-
-        # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
-        if self.config.attention_form == "reference":
-            content_query = query
-            pair_query = query + key + math.sqrt(self.head_size) * self.pair_bias
-        else:
-            key_pair_constant = self.key_pair_out_proj.bias.view(self.num_heads, self.head_size)
-            content_query = query + self.content_bias + key_pair_constant
-            pair_query = query + self.pair_bias
-
-        # (batch_size, num_nodes, num_heads, num_nodes): row i, head, column j
-        pair_query = self.project_to_pair_hidden(pair_query)
-        pair_scores = torch.matmul(pair_query, key_hidden.transpose(-1, -2))
-        scores = torch.matmul(content_query.transpose(1, 2), key.permute(0, 2, 3, 1))
-        scores = scores + pair_scores.transpose(1, 2)
-        # CODEPATH: "paper" only, where the key of column j meets the pair (i, j) too.
-        if self.config.attention_form == "paper":
-            # (batch_size, num_nodes, num_heads, num_nodes): row j, head, column i
-            pair_key = self.project_to_pair_hidden(key)
-            key_scores = torch.matmul(pair_key, key_hidden.permute(0, 2, 3, 1))
-            scores = scores + key_scores.permute(0, 2, 3, 1)
-        scores = scores / math.sqrt(self.head_size) + attention_bias
-
-        attention_probs = nn.functional.softmax(scores, dim=-1)
-        dropped_probs = self.attention_dropout(attention_probs)
-
-        context = torch.matmul(dropped_probs, value.transpose(1, 2)).transpose(1, 2)
-        pair_context = torch.matmul(dropped_probs.transpose(1, 2), value_hidden)
-        weight = self.value_pair_out_proj.weight.view(self.num_heads, self.head_size, -1)
-        context = context + torch.einsum("bihd,hed->bihe", pair_context, weight)
-        constant = self.value_pair_out_proj.bias.view(self.num_heads, self.head_size)
-        context = context + dropped_probs.sum(-1).transpose(1, 2).unsqueeze(-1) * constant
-        return self.o_proj(context.flatten(2)), attention_probs
+        # under autocast the states of the nodes stay in the type of the weights between the layers
+        with torch.autocast(node_features.device.type, enabled=False):
+            return self.node_proj(node_features.to(dtype))
 
 
 class RMatFeedForward(nn.Module):
@@ -216,14 +113,14 @@ class RMatLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_bias: torch.Tensor,
+        padding: torch.Tensor,
         pair_codes: torch.Tensor,
         radial_basis: torch.Tensor,
         code_features: torch.Tensor,
     ) -> torch.Tensor:
         attention_output, _ = self.self_attention(
             self.attention_norm(hidden_states),
-            attention_bias,
+            padding,
             pair_codes,
             radial_basis,
             code_features,
@@ -343,6 +240,8 @@ class RMatPreTrainedModel(PreTrainedModel):
     # by the number of accumulation steps.
     accepts_loss_kwargs = False
     _no_split_modules = ["RMatLayer"]
+    # most of the error of half precision would come from these few weights
+    _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs"]
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": RMatLayer, "attentions": RMatSelfAttention}
 
@@ -384,6 +283,15 @@ class RMatPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RMatSelfAttention):
             init.normal_(module.content_bias, std=self.config.initializer_range)
             init.normal_(module.pair_bias, std=self.config.initializer_range)
+        elif isinstance(module, RMatPairNetwork):
+            # Xavier's limits of whole layers, of which these are parts
+            head_size = module.constant.shape[1]
+            limit = math.sqrt(6 / (self.config.num_pair_features + head_size))
+            init.uniform_(module.code_proj.weight, -limit, limit)
+            init.uniform_(module.radial_proj.weight, -limit, limit)
+            limit = math.sqrt(6 / (head_size + self.config.hidden_size))
+            init.uniform_(module.weight, -limit, limit)
+            init.zeros_(module.constant)
         elif isinstance(module, RMatPairFeatures):
             init.copy_(module.code_features, module.compute_code_features())
         elif isinstance(module, RMatDescriptorScaler):
@@ -453,22 +361,21 @@ class RMatModel(RMatPreTrainedModel):
         pair_codes, radial_basis = self.pair_features(
             bond_types, topological_distances, interatomic_distances
         )
-        attention_bias = torch.zeros_like(attention_mask, dtype=hidden_states.dtype)
-        attention_bias = attention_bias.masked_fill(
-            attention_mask == 0, torch.finfo(hidden_states.dtype).min
-        )[:, None, None, :]
+        padding = attention_mask[:, None, None, :] == 0
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                attention_bias,
+                padding,
                 pair_codes,
                 radial_basis,
                 self.pair_features.code_features,
             )
         last_hidden_state = self.final_norm(hidden_states)
+        # cheap, and its rounding would reach the outputs undamped
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            pooler_output = self.pooler(last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(
-            last_hidden_state=last_hidden_state,
-            pooler_output=self.pooler(last_hidden_state, attention_mask),
+            last_hidden_state=last_hidden_state, pooler_output=pooler_output
         )
 
 
@@ -631,7 +538,9 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
             **kwargs,
         )
         pooled_output = self.append_descriptors(outputs.pooler_output, molecule_descriptors)
-        head_output = widen(self.classifier(pooled_output))
+        # as the pooling
+        with torch.autocast(pooled_output.device.type, enabled=False):
+            head_output = widen(self.classifier(pooled_output))
         loss = None if labels is None else self.compute_loss(head_output, labels)
         logits = head_output
         # CODEPATH: as in `compute_loss`.

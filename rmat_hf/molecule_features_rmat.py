@@ -2,42 +2,25 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import Descriptors
 
-from .configuration_rmat import (
-    BEYOND_CUTOFF,
-    DUMMY_COLUMN,
-    DUMMY_NODE_IDX,
-    NO_BOND_TYPE,
-    NUM_BOND_ORDERS,
-    UNREACHABLE_DISTANCE,
+from .atom_codes_rmat import (
+    DUMMY_NODE_CODE,
+    NODE_FEATURES_OF_CODE,
+    compute_atom_codes,
+    compute_bonds,
 )
+from .configuration_rmat import DUMMY_NODE_IDX, NO_BOND_TYPE, UNREACHABLE_DISTANCE
 
-# One-hot classes in column order; a value outside its list takes the last class.
-ATOMIC_NUMBERS = (5, 6, 7, 8, 9, 15, 16, 17, 35, 53, None)
-NUMBERS_OF_NEIGHBORS = (0, 1, 2, 3, 4, 5)
-NUMBERS_OF_HYDROGENS = (0, 1, 2, 3, 4)
-FORMAL_CHARGES = (-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5)
+Molecule = str | Chem.Mol | None
 
-# Columns of one atom in `node_features`, after the mask and the dummy flag.
-FIRST_ATOM_COLUMN = DUMMY_COLUMN + 1
-NUM_ATOM_FEATURES = 2 + sum(
-    map(len, (ATOMIC_NUMBERS, NUMBERS_OF_NEIGHBORS, NUMBERS_OF_HYDROGENS, FORMAL_CHARGES))
-)
-NUM_NODE_FEATURES = FIRST_ATOM_COLUMN + NUM_ATOM_FEATURES
-
-# Index of the bond order in the bond type code; every other bond type takes the last class.
-BOND_ORDERS = {
-    Chem.BondType.SINGLE: 0,
-    Chem.BondType.AROMATIC: 1,
-    Chem.BondType.DOUBLE: 2,
-    Chem.BondType.TRIPLE: 3,
-}
+# Characters of a molecule in an error message.
+MAX_DESCRIPTION = 80
 
 _LOG_TIMESTAMP = re.compile(r"^\[\d\d:\d\d:\d\d\]\s*")
 # RDKit reads the atomic number primitive [#6] of SMARTS as a bare atom without hydrogens.
@@ -63,7 +46,28 @@ def silence_rdkit() -> Iterator[list[str]]:
         errors.extend(_LOG_TIMESTAMP.sub("", line) for line in log.messages.splitlines())
 
 
-def parse_molecule(molecule: str | Chem.Mol | None, *, max_atoms: int) -> Chem.Mol:
+def list_molecules(molecules: Molecule | Iterable[Molecule]) -> list[Molecule]:
+    """Return one molecule or several as a list; a mapping is refused."""
+    if isinstance(molecules, Mapping):
+        raise TypeError("Molecules are given as a list, not as a mapping. Pass one column of it.")
+    if isinstance(molecules, (str, bytes, Chem.Mol)) or not isinstance(molecules, Iterable):
+        return [molecules]
+    return list(molecules)
+
+
+def describe_molecule(molecule: Molecule) -> str:
+    """Return the molecule in the short form of an error message."""
+    text = repr(molecule)
+    if isinstance(molecule, Chem.Mol):
+        with rdBase.BlockLogs():
+            try:
+                text = repr(Chem.MolToSmiles(molecule))
+            except (RuntimeError, ValueError):
+                text = "an RDKit molecule without a SMILES"
+    return text if len(text) <= MAX_DESCRIPTION else text[:MAX_DESCRIPTION] + "...'"
+
+
+def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
     """Return the sanitized heavy-atom molecule behind a SMILES or an RDKit molecule.
 
     Hydrogen atoms are removed, isotopes of hydrogen too; conformers stay. An RDKit molecule is
@@ -134,6 +138,8 @@ def _sanitize_copy(mol: Chem.Mol) -> Chem.Mol:
 
 
 def _validate_is_no_query(mol: Chem.Mol) -> None:
+    if not mol.HasQuery() and mol.GetNumHeavyAtoms() == mol.GetNumAtoms():
+        return  # two calls instead of one per atom and bond
     for atom in mol.GetAtoms():
         if atom.HasQuery():
             raise MoleculeError(f"atom {atom.GetIdx()} is a query atom (SMARTS), not an atom")
@@ -148,7 +154,7 @@ def _validate_is_no_query(mol: Chem.Mol) -> None:
 
 
 def _remove_hydrogens(mol: Chem.Mol) -> Chem.Mol:
-    num_hydrogens = sum(atom.GetAtomicNum() == 1 for atom in mol.GetAtoms())
+    num_hydrogens = mol.GetNumAtoms() - mol.GetNumHeavyAtoms()
     if mol.GetNumAtoms() == 0:
         raise MoleculeError("the molecule has no atoms")
     if num_hydrogens == mol.GetNumAtoms():
@@ -174,46 +180,22 @@ def compute_node_features(mol: Chem.Mol) -> np.ndarray:
         (11), number of neighbors (6), number of hydrogens (5), formal charge (11), in ring,
         aromatic. Row 0 is the dummy node.
     """
-    properties = (
-        (ATOMIC_NUMBERS, [atom.GetAtomicNum() for atom in mol.GetAtoms()]),
-        (NUMBERS_OF_NEIGHBORS, [atom.GetDegree() for atom in mol.GetAtoms()]),
-        (NUMBERS_OF_HYDROGENS, [atom.GetTotalNumHs() for atom in mol.GetAtoms()]),
-        (FORMAL_CHARGES, [atom.GetFormalCharge() for atom in mol.GetAtoms()]),
-    )
-    num_atoms = mol.GetNumAtoms()
-    node_features = np.zeros((num_atoms + 1, NUM_NODE_FEATURES), dtype=np.uint8)
-    node_features[DUMMY_NODE_IDX, DUMMY_COLUMN] = 1
-    atom_features = node_features[1:]
-    column = FIRST_ATOM_COLUMN
-    for classes, values in properties:
-        class_of_value = {value: idx for idx, value in enumerate(classes)}
-        indices = [class_of_value.get(value, len(classes) - 1) for value in values]
-        atom_features[np.arange(num_atoms), column + np.asarray(indices)] = 1
-        column += len(classes)
-    atom_features[:, column] = [atom.IsInRing() for atom in mol.GetAtoms()]
-    atom_features[:, column + 1] = [atom.GetIsAromatic() for atom in mol.GetAtoms()]
-    return node_features
+    codes = np.full(mol.GetNumAtoms() + 1, DUMMY_NODE_CODE)
+    codes[1:] = compute_atom_codes(mol)
+    return NODE_FEATURES_OF_CODE[codes]
 
 
 def compute_bond_types(mol: Chem.Mol) -> np.ndarray:
-    """Return the code of order, aromaticity, conjugation and ring membership of every bond.
+    """Return the type of the bond between every two nodes.
 
     Returns:
-        `np.ndarray` of shape `(num_atoms + 1, num_atoms + 1)`, uint8, symmetric:
-        1 + 8 * order + 4 * aromatic + 2 * conjugated + in ring for bonded atoms, 0 elsewhere.
+        `np.ndarray` of shape `(num_atoms + 1, num_atoms + 1)`, uint8, symmetric: as in
+        [`compute_bonds`] for bonded atoms, 0 elsewhere.
     """
     num_nodes = mol.GetNumAtoms() + 1
     bond_types = np.full((num_nodes, num_nodes), NO_BOND_TYPE, dtype=np.uint8)
-    for bond in mol.GetBonds():
-        begin, end = bond.GetBeginAtomIdx() + 1, bond.GetEndAtomIdx() + 1
-        code = (
-            1
-            + 8 * BOND_ORDERS.get(bond.GetBondType(), NUM_BOND_ORDERS - 1)
-            + 4 * bond.GetIsAromatic()
-            + 2 * bond.GetIsConjugated()
-            + bond.IsInRing()
-        )
-        bond_types[begin, end] = bond_types[end, begin] = code
+    begins, ends, codes = compute_bonds(mol).T
+    bond_types[begins + 1, ends + 1] = bond_types[ends + 1, begins + 1] = codes
     return bond_types
 
 
@@ -224,41 +206,16 @@ def compute_topological_distances(mol: Chem.Mol) -> np.ndarray:
         `np.ndarray` of shape `(num_atoms + 1, num_atoms + 1)`, uint8, clipped at 254; 0 from each
         node to itself, 255 between fragments and between the dummy node and every atom.
     """
-    num_nodes = mol.GetNumAtoms() + 1
-    distances = np.full((num_nodes, num_nodes), UNREACHABLE_DISTANCE, dtype=np.uint8)
+    num_atoms = mol.GetNumAtoms()
+    distances = np.full((num_atoms + 1,) * 2, UNREACHABLE_DISTANCE, dtype=np.uint8)
     distances[DUMMY_NODE_IDX, DUMMY_NODE_IDX] = 0
     # RDKit keeps the matrix on the molecule: take a copy, and never a stale one.
     bonds_between = Chem.GetDistanceMatrix(Chem.Mol(mol), force=True)
-    is_reachable = bonds_between < mol.GetNumAtoms()
-    distances[1:, 1:][is_reachable] = np.minimum(
-        bonds_between[is_reachable], UNREACHABLE_DISTANCE - 1
-    )
-    return distances
-
-
-def compute_interatomic_distances(coordinates: np.ndarray) -> np.ndarray:
-    """Return the Euclidean distance between every two atoms.
-
-    Args:
-        coordinates (`np.ndarray` of shape `(num_atoms, 3)`):
-            Atom positions in Å.
-
-    Returns:
-        `np.ndarray` of shape `(num_atoms, num_atoms)`, float64, in Å.
-    """
-    differences = coordinates[:, None, :] - coordinates[None, :, :]
-    return np.sqrt(np.square(differences).sum(axis=-1))
-
-
-def build_distance_matrix(atom_distances: np.ndarray) -> np.ndarray:
-    """Return the distances between atoms with the dummy node, beyond every cutoff, in front.
-
-    Returns:
-        `np.ndarray` of shape `(num_atoms + 1, num_atoms + 1)`, float32, in Å.
-    """
-    num_nodes = len(atom_distances) + 1
-    distances = np.full((num_nodes, num_nodes), BEYOND_CUTOFF, dtype=np.float32)
-    distances[1:, 1:] = atom_distances
+    if num_atoms >= UNREACHABLE_DISTANCE:
+        is_long = (bonds_between >= UNREACHABLE_DISTANCE) & (bonds_between < num_atoms)
+        bonds_between[is_long] = UNREACHABLE_DISTANCE - 1
+    # unreachable is a large number in RDKit
+    distances[1:, 1:] = np.minimum(bonds_between, UNREACHABLE_DISTANCE)
     return distances
 
 

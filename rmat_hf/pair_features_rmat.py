@@ -89,7 +89,7 @@ class RMatPairFeatures(nn.Module):
         topological_distances: torch.Tensor,
         interatomic_distances: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the code of every pair and the radial basis of its distance."""
+        """Return the code of every pair and, in float32 at least, the radial basis."""
         bond_types, topological_distances = bond_types.long(), topological_distances.long()
         neighborhood_orders = torch.where(
             topological_distances == UNREACHABLE_DISTANCE,
@@ -103,7 +103,7 @@ class RMatPairFeatures(nn.Module):
             cutoff=self.config.distance_cutoff,
             exponent=self.config.radial_envelope_exponent,
         )
-        return pair_codes, radial_basis.to(self.code_features.dtype)
+        return pair_codes, radial_basis
 
 
 __all__ = ["RMatPairFeatures", "compute_radial_basis", "widen"]

@@ -5,10 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-from rdkit import Chem, rdBase
+from rdkit import Chem
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import TensorType, logging
 
+from .atom_codes_rmat import (
+    NUM_NODE_FEATURES,
+    RMatCompactFeatures,
+    compute_atom_codes,
+    compute_bonds,
+)
 from .batching_rmat import (
     NODE_INPUTS,
     Padding,
@@ -17,7 +23,6 @@ from .batching_rmat import (
     pad_features,
     validate_padding,
 )
-from .configuration_rmat import BEYOND_CUTOFF, UNREACHABLE_DISTANCE
 from .conformers_rmat import (
     ConformerError,
     ConformerMethod,
@@ -28,15 +33,21 @@ from .conformers_rmat import (
     generate_conformer,
     validate_conformer_options,
 )
-from .molecule_features_rmat import (
-    NUM_NODE_FEATURES,
-    MoleculeError,
+from .distances_rmat import (
     build_distance_matrix,
+    center_coordinates,
+    quantize_coordinates,
+    quantize_distances,
+)
+from .molecule_features_rmat import (
+    Molecule,
+    MoleculeError,
     compute_bond_types,
-    compute_interatomic_distances,
     compute_molecule_descriptors,
     compute_node_features,
     compute_topological_distances,
+    describe_molecule,
+    list_molecules,
     parse_molecule,
     validate_molecule_descriptor_names,
 )
@@ -44,16 +55,12 @@ from .molecule_features_rmat import (
 logger = logging.get_logger(__name__)
 
 # Goes up whenever the features of a molecule change, so that caches and checkpoints notice.
-FEATURIZER_VERSION = 1
+FEATURIZER_VERSION = 2
 
-Molecule = str | Chem.Mol | None
 Geometry = Literal["conformer", "bounds", "2d", "given"]
 GraphGeometry = Literal["bounds", "2d"]
 ConformerFailure = Literal["raise", "bounds", "2d"]
 Errors = Literal["raise", "skip"]
-
-# Characters of a molecule in an error message.
-MAX_DESCRIPTION = 80
 
 # What saved processors hold beside the arguments of __init__.
 _SAVED_KEYS = ("auto_map", "feature_extractor_type", "processor_class", "custom_pipelines")
@@ -199,7 +206,7 @@ class RMatProcessor(FeatureExtractionMixin):
             "return_tensors": return_tensors,
         }
         validate_padding(**padding_options)
-        rows = _list_molecules(molecules)
+        rows = list_molecules(molecules)
         features, row_indices, geometry_sources = [], [], []
         skipped_rows: dict[int, str] = {}
         for row, molecule in enumerate(rows):
@@ -208,7 +215,7 @@ class RMatProcessor(FeatureExtractionMixin):
             except (MoleculeError, ConformerError) as error:
                 if errors == "raise":
                     raise ValueError(
-                        f"Row {row}: cannot featurize {_describe_molecule(molecule)}: "
+                        f"Row {row}: cannot featurize {describe_molecule(molecule)}: "
                         f'{error.reason}. {error.way_out}, or pass errors="skip".'
                     ) from error
                 skipped_rows[row] = error.reason
@@ -236,24 +243,30 @@ class RMatProcessor(FeatureExtractionMixin):
         Raises:
             MoleculeError, ConformerError: It is no valid molecule, or has no geometry.
         """
-        mol = parse_molecule(molecule, max_atoms=self.max_atoms)
+        mol, geometry, geometry_source = self._parse(molecule)
         topological_distances = compute_topological_distances(mol)
-        atom_distances, geometry_source = self._compute_atom_distances(mol)
-        interatomic_distances = build_distance_matrix(atom_distances)
-        if geometry_source != "given":
-            # Fragments are placed on top of or beside each other as it comes.
-            is_unreachable = topological_distances == UNREACHABLE_DISTANCE
-            interatomic_distances[is_unreachable] = BEYOND_CUTOFF
         features = {
             "node_features": compute_node_features(mol),
             "bond_types": compute_bond_types(mol),
             "topological_distances": topological_distances,
-            "interatomic_distances": interatomic_distances,
+            "interatomic_distances": build_distance_matrix(
+                geometry, topological_distances, is_given=geometry_source == "given"
+            ),
         }
         if self.molecule_descriptors:
             values = compute_molecule_descriptors(mol, self.molecule_descriptors)
             features["molecule_descriptors"] = values
         return features, geometry_source
+
+    def featurize_compactly(self, molecule: Molecule) -> RMatCompactFeatures:
+        """Return what [`~RMatProcessor.featurize`] gives, in a form without pairs of nodes."""
+        mol, geometry, geometry_source = self._parse(molecule)
+        descriptors = None
+        if self.molecule_descriptors:
+            descriptors = compute_molecule_descriptors(mol, self.molecule_descriptors)
+        return RMatCompactFeatures(
+            compute_atom_codes(mol), compute_bonds(mol), geometry, geometry_source, descriptors
+        )
 
     def pad(
         self,
@@ -294,12 +307,15 @@ class RMatProcessor(FeatureExtractionMixin):
         num_descriptors = len(self.molecule_descriptors or [])
         return build_empty_batch(NUM_NODE_FEATURES, num_descriptors, **padding_options)
 
-    def _compute_atom_distances(self, mol: Chem.Mol) -> tuple[np.ndarray, str]:
+    def _parse(self, molecule: Molecule) -> tuple[Chem.Mol, np.ndarray, str]:
+        """Return the heavy-atom molecule, its coordinates or distances, and their origin."""
+        mol = parse_molecule(molecule, max_atoms=self.max_atoms)
+        smiles = molecule if isinstance(molecule, str) else None
         if self.geometry == "bounds" or self.geometry == "2d":
-            return _compute_graph_distances(mol, geometry=self.geometry), self.geometry
+            return mol, _compute_graph_geometry(mol, self.geometry, smiles=smiles), self.geometry
         coordinates = extract_given_coordinates(mol)
         if coordinates is not None:
-            return compute_interatomic_distances(coordinates), "given"
+            return mol, center_coordinates(coordinates), "given"
         if self.geometry == "given":
             raise ConformerError("it brings no 3D conformer, which geometry='given' needs")
         try:
@@ -311,38 +327,22 @@ class RMatProcessor(FeatureExtractionMixin):
                 seed=self.conformer_seed,
                 max_attempts=self.max_conformer_attempts,
                 time_limit_s=self.conformer_time_limit_s,
+                smiles=smiles,
             )
         except ConformerError as error:
             if self.on_conformer_failure == "raise":
                 raise
-            distances = _compute_graph_distances(mol, geometry=self.on_conformer_failure)
-            return distances, f"{self.on_conformer_failure} (step down: {error.reason})"
-        return compute_interatomic_distances(coordinates), self.conformer_method
+            geometry = _compute_graph_geometry(mol, self.on_conformer_failure, smiles=smiles)
+            return mol, geometry, f"{self.on_conformer_failure} (step down: {error.reason})"
+        return mol, quantize_coordinates(coordinates), self.conformer_method
 
 
-def _list_molecules(molecules: Molecule | Iterable[Molecule]) -> list[Molecule]:
-    if isinstance(molecules, Mapping):
-        raise TypeError("Molecules are given as a list, not as a mapping. Pass one column of it.")
-    if isinstance(molecules, (str, bytes, Chem.Mol)) or not isinstance(molecules, Iterable):
-        return [molecules]
-    return list(molecules)
-
-
-def _describe_molecule(molecule: Molecule) -> str:
-    text = repr(molecule)
-    if isinstance(molecule, Chem.Mol):
-        with rdBase.BlockLogs():
-            try:
-                text = repr(Chem.MolToSmiles(molecule))
-            except (RuntimeError, ValueError):
-                text = "an RDKit molecule without a SMILES"
-    return text if len(text) <= MAX_DESCRIPTION else text[:MAX_DESCRIPTION] + "...'"
-
-
-def _compute_graph_distances(mol: Chem.Mol, *, geometry: GraphGeometry) -> np.ndarray:
+def _compute_graph_geometry(
+    mol: Chem.Mol, geometry: GraphGeometry, *, smiles: str | None
+) -> np.ndarray:
     if geometry == "bounds":
-        return compute_bounds_distances(mol)
-    return compute_interatomic_distances(compute_2d_coordinates(mol))
+        return quantize_distances(compute_bounds_distances(mol, smiles=smiles))
+    return quantize_coordinates(compute_2d_coordinates(mol, smiles=smiles))
 
 
 def _validate_choice(name: str, value: object, *, kind: Any) -> None:

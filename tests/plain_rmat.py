@@ -6,9 +6,8 @@ Every pair bias is materialized as a tensor `(batch, num_nodes, num_nodes, heads
 import math
 
 import torch
-from torch import nn
 
-from rmat_hf.modeling_rmat import RMatSelfAttention
+from rmat_hf.attention_rmat import RMatPairNetwork, RMatSelfAttention
 
 
 def build_pair_features(
@@ -37,12 +36,14 @@ def compute_plain_attention(
     key = layer.k_proj(hidden_states).view(per_head)
     value = layer.v_proj(hidden_states).view(per_head)
 
-    def run_pair_network(first: nn.Linear, second: nn.Linear) -> torch.Tensor:
-        hidden = layer.pair_dropout(layer.act_fn(first(pair_features)))
-        return second(hidden).view(batch_size, num_nodes, num_nodes, heads, size)
+    def run_pair_network(network: RMatPairNetwork) -> torch.Tensor:
+        weight = torch.cat((network.code_proj.weight, network.radial_proj.weight), dim=1)
+        hidden = network.act_fn(pair_features @ weight.T + network.code_proj.bias)
+        biases = network.dropout(hidden) @ network.weight.flatten(0, 1).T
+        biases = biases + network.constant.flatten()
+        return biases.view(batch_size, num_nodes, num_nodes, heads, size)
 
-    key_bias = run_pair_network(layer.key_pair_proj, layer.key_pair_out_proj)
-    value_bias = run_pair_network(layer.value_pair_proj, layer.value_pair_out_proj)
+    key_bias, value_bias = run_pair_network(layer.key_pairs), run_pair_network(layer.value_pairs)
     u, v = layer.content_bias, layer.pair_bias
     content = torch.einsum("bihd,bjhd->bhij", query, key)
     query_pair = torch.einsum("bihd,bijhd->bhij", query, key_bias)

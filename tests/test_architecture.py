@@ -23,7 +23,9 @@ PACKAGE = REPO_ROOT / "rmat_hf"
 # itself.
 LAYERS = [
     {"configuration_rmat", "atomic_output"},
+    {"atom_codes_rmat", "canonical_order_rmat", "distances_rmat"},
     {
+        "attention_rmat",
         "molecule_features_rmat",
         "conformers_rmat",
         "batching_rmat",
@@ -70,6 +72,7 @@ MAX_SCRIPT_LINES = 40
 # Files that travel with a checkpoint may import these and the standard library.
 PORTABLE_IMPORTS = {"transformers", "huggingface_hub", "torch", "numpy", "rdkit"}
 WITHOUT_CHEMISTRY = [
+    "attention_rmat.py",
     "configuration_rmat.py",
     "losses_rmat.py",
     "model_card_rmat.py",

@@ -278,10 +278,6 @@ def test_labels_without_names_are_called_as_transformers_calls_them() -> None:
                 ("linear_layers.1", "k_proj"),
                 ("linear_layers.2", "v_proj"),
                 ("output_linear", "o_proj"),
-                ("attention.relative_K.nn.0", "key_pair_proj"),
-                ("attention.relative_K.nn.3", "key_pair_out_proj"),
-                ("attention.relative_V.nn.0", "value_pair_proj"),
-                ("attention.relative_V.nn.3", "value_pair_out_proj"),
             ]
         ),
     ],
@@ -290,7 +286,7 @@ def test_a_tensor_of_the_authors_gets_our_name_and_keeps_its_values(
     authors_name: str, name: str
 ) -> None:
     tensor = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
-    converted = convert_state_dict({authors_name: tensor})
+    converted = convert_state_dict({authors_name: tensor}, num_code_features=14)
     assert list(converted) == [name]
     assert torch.equal(converted[name], tensor)
 
@@ -308,20 +304,70 @@ def test_an_attention_bias_becomes_one_row_per_head(
 ) -> None:
     rows = torch.arange(12.0).view(4, 3)
     converted = convert_state_dict(
-        {f"encoder.layers.1.self_attn.attention.{authors_name}": rows.view(shape)}
+        {f"encoder.layers.1.self_attn.attention.{authors_name}": rows.view(shape)},
+        num_code_features=14,
     )
     assert list(converted) == [f"rmat.layers.1.self_attention.{name}"]
     assert torch.equal(converted[f"rmat.layers.1.self_attention.{name}"], rows)
 
 
-def test_our_names_are_parameters_of_a_model_built_from_the_configuration() -> None:
+def build_authors_pair_networks() -> dict[str, torch.Tensor]:
+    """Pair networks of 4 heads of size 3 on 5 pair features, 2 of them from the code."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"nn.0.weight": (3, 5), "nn.0.bias": (3,), "nn.3.weight": (12, 3), "nn.3.bias": (12,)}
+    return {
+        f"encoder.layers.1.self_attn.attention.relative_{side}.{name}": torch.randn(
+            shape, generator=generator
+        )
+        for side in "KV"
+        for name, shape in shapes.items()
+    }
+
+
+def test_the_pair_networks_of_keys_and_values_give_what_they_gave() -> None:
+    authors = build_authors_pair_networks()
+    converted = convert_state_dict(authors, num_code_features=2)
+    prefix = "rmat.layers.1.self_attention."
+    ours = {name.removeprefix(prefix): tensor for name, tensor in converted.items()}
+    code, radial = torch.randn(2), torch.randn(3)
+    for side, name in (("K", "key_pairs"), ("V", "value_pairs")):
+        hidden = ours[f"{name}.code_proj.weight"] @ code + ours[f"{name}.code_proj.bias"]
+        hidden = (hidden + ours[f"{name}.radial_proj.weight"] @ radial).tanh()
+        result = torch.einsum("hed,d->he", ours[f"{name}.weight"], hidden)
+        result = result + ours[f"{name}.constant"]
+        network = f"encoder.layers.1.self_attn.attention.relative_{side}.nn"
+        expected = authors[f"{network}.0.weight"] @ torch.cat((code, radial))
+        expected = (expected + authors[f"{network}.0.bias"]).tanh()
+        expected = authors[f"{network}.3.weight"] @ expected + authors[f"{network}.3.bias"]
+        torch.testing.assert_close(result.flatten(), expected, rtol=0, atol=1e-6)
+    assert len(ours) == 10
+
+
+@pytest.mark.parametrize("lost", ["relative_V.nn.0.weight", "relative_K.nn.3.bias"])
+def test_an_incomplete_pair_network_is_refused_by_name(lost: str) -> None:
+    authors = build_authors_pair_networks()
+    del authors[f"encoder.layers.1.self_attn.attention.{lost}"]
+    with pytest.raises(ValueError, match=r"incomplete: there is nothing for .*_pairs\."):
+        convert_state_dict(authors, num_code_features=2)
+
+
+def test_converted_tensors_are_parameters_of_a_model_built_from_the_configuration() -> None:
     model = RMatForSequenceClassification(convert_config(AUTHORS_CONFIG, pooling="attention"))
-    names = ["encoder.layers.2.self_attn.attention.relative_K.nn.3.weight", "generator.proj.4.bias"]
-    shapes = {"encoder": (24, 12), "generator": (5,)}
-    for authors_name in names:
-        shape = shapes[authors_name.split(".")[0]]
-        (name,) = convert_state_dict({authors_name: torch.zeros(shape)})
-        assert model.state_dict()[name].shape == shape
+    config = model.config
+    size = config.hidden_size // config.num_attention_heads
+    network = "encoder.layers.2.self_attn.attention.relative_"
+    shapes: dict[str, tuple[int, ...]] = {"generator.proj.4.bias": (5,)}
+    for side in "KV":
+        shapes[f"{network}{side}.nn.0.weight"] = (size, config.num_pair_features)
+        shapes[f"{network}{side}.nn.0.bias"] = (size,)
+        shapes[f"{network}{side}.nn.3.weight"] = (config.hidden_size, size)
+        shapes[f"{network}{side}.nn.3.bias"] = (config.hidden_size,)
+    converted = convert_state_dict(
+        {name: torch.zeros(shape) for name, shape in shapes.items()},
+        num_code_features=config.num_code_features,
+    )
+    expected = model.state_dict()
+    assert all(expected[name].shape == tensor.shape for name, tensor in converted.items())
 
 
 @pytest.mark.parametrize(
@@ -336,4 +382,4 @@ def test_our_names_are_parameters_of_a_model_built_from_the_configuration() -> N
 )
 def test_a_name_that_is_not_the_authors_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"is not a parameter of the authors' R-MAT\."):
-        convert_state_dict({name: torch.ones(1)})
+        convert_state_dict({name: torch.ones(1)}, num_code_features=14)

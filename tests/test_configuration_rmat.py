@@ -31,6 +31,7 @@ OTHER_VALUES: dict[str, Any] = {
     "initializer_range": 0.5,
     "layer_norm_eps": 1e-7,
     "attention_form": "reference",
+    "recompute_pairs": True,
     "pooling": "mean",
     "num_pooling_heads": 2,
     "pooling_hidden_size": 11,

@@ -11,7 +11,7 @@ from rdkit import Chem
 from rdkit.Chem import AllChem
 from rdkit.Geometry import Point3D
 
-from rmat_hf import conformers_rmat
+from rmat_hf import canonical_order_rmat, conformers_rmat
 from rmat_hf.conformers_rmat import (
     EMBED_PARAMETERS,
     ConformerError,
@@ -22,9 +22,9 @@ from rmat_hf.conformers_rmat import (
     generate_conformer,
     validate_conformer_options,
 )
+from rmat_hf.distances_rmat import compute_interatomic_distances
 from rmat_hf.molecule_features_rmat import (
     compute_bond_types,
-    compute_interatomic_distances,
     compute_node_features,
     parse_molecule,
 )
@@ -224,7 +224,7 @@ def test_molecule_without_a_readable_smiles_keeps_its_geometry(
 ) -> None:
     mol = parse("CC(=O)Nc1ccc(O)cc1")
     expected = compute_bounds_distances(mol)
-    monkeypatch.setattr(conformers_rmat.Chem, "MolFromSmiles", lambda smiles: None)
+    monkeypatch.setattr(canonical_order_rmat.Chem, "MolFromSmiles", lambda smiles: None)
     np.testing.assert_allclose(compute_bounds_distances(mol), expected, atol=1e-9)
     coordinates = generate_conformer(mol)
     assert compute_interatomic_distances(coordinates)[0, 1] == pytest.approx(1.5, abs=0.1)
@@ -250,6 +250,38 @@ def test_attempts_are_bounded() -> None:
 def test_time_is_bounded() -> None:
     with pytest.raises(ConformerError, match="within the time limit of 1 s"):
         generate_conformer(parse("C" * 200), max_attempts=1_000_000, time_limit_s=1)
+
+
+@pytest.mark.parametrize("force_field", ["uff", "mmff"])
+def test_time_of_the_force_field_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, force_field: str
+) -> None:
+    clock = iter([0.0, 2.0])
+    monkeypatch.setattr(conformers_rmat, "LARGE_MOLECULE", 10)
+    monkeypatch.setattr(conformers_rmat, "LARGE_MOLECULE_ITERATIONS", 2)
+    monkeypatch.setattr(conformers_rmat, "monotonic", lambda: next(clock))
+    with pytest.raises(ConformerError, match=f"{force_field} took more than the time limit of 1 s"):
+        compute_distances("CC(=O)Nc1ccc(O)cc1", force_field=force_field, time_limit_s=1)
+
+
+@pytest.mark.parametrize("smiles", ["CC(=O)Nc1ccc(O)cc1", "[NH4+].[O-]C(=O)C"])
+def test_relaxed_conformer_is_the_one_of_rdkit(smiles: str) -> None:
+    mol = parse(Chem.CanonSmiles(smiles))
+    work_mol = Chem.AddHs(mol)
+    parameters = EMBED_PARAMETERS["etkdg_v3"]()
+    parameters.randomSeed = 1
+    AllChem.EmbedMolecule(work_mol, parameters)
+    for force_field, optimize in (
+        ("uff", AllChem.UFFOptimizeMolecule),
+        ("mmff", AllChem.MMFFOptimizeMolecule),
+    ):
+        expected = Chem.Mol(work_mol)
+        optimize(expected)
+        np.testing.assert_allclose(
+            generate_conformer(mol, force_field=force_field),  # type: ignore[arg-type]
+            expected.GetConformer().GetPositions()[: mol.GetNumAtoms()],
+            atol=1e-3,
+        )
 
 
 @pytest.mark.parametrize("force_field", ["uff", "mmff"])

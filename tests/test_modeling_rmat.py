@@ -68,11 +68,10 @@ def run_factored(
     radial_basis: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the first layer's attention as the model does."""
-    bias = torch.zeros(mask.shape, dtype=hidden_states.dtype)
-    bias = bias.masked_fill(mask == 0, torch.finfo(hidden_states.dtype).min)[:, None, None, :]
+    padding = mask[:, None, None, :] == 0
     code_features = model.pair_features.code_features
     layer = model.layers[0].self_attention
-    return layer(hidden_states, bias, pair_codes, radial_basis, code_features)
+    return layer(hidden_states, padding, pair_codes, radial_basis, code_features)
 
 
 @pytest.mark.parametrize("attention_form", ["paper", "reference"])
@@ -181,8 +180,42 @@ def test_factored_attention_has_the_distribution_of_the_plain_one_under_dropout(
 
 
 @pytest.mark.parametrize("attention_form", ["paper", "reference"])
+def test_computing_pairs_again_changes_no_gradient_also_with_dropout(attention_form: str) -> None:
+    model, hidden_states, mask, pair_codes, radial_basis = build_attention_case(
+        attention_form, dropout=0.3
+    )
+    model.train()
+    gradients, num_saved = [], []
+    for recompute_pairs in (False, True):
+        model.config.recompute_pairs = recompute_pairs
+        torch.manual_seed(0)
+        saved: list[int] = []
+
+        def record(tensor: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+            output, _ = run_factored(
+                model, hidden_states.requires_grad_(), mask, pair_codes, radial_basis
+            )
+        parameters = [*model.layers[0].self_attention.parameters()]
+        gradients.append(
+            torch.autograd.grad(
+                output.square().sum(), [hidden_states, *parameters], allow_unused=True
+            )
+        )
+        num_saved.append(sum(saved))
+    for kept, again in zip(*gradients, strict=True):
+        assert (kept is None) == (again is None)
+        assert kept is None or torch.equal(kept, again)
+    assert num_saved[1] < num_saved[0]
+
+
+@pytest.mark.parametrize("attention_form", ["paper", "reference"])
 def test_no_tensor_of_size_heads_times_head_size_per_pair_exists(attention_form: str) -> None:
     model, hidden_states, mask, pair_codes, radial_basis = build_attention_case(attention_form)
+    model.config.recompute_pairs = False
     saved: list[tuple[int, ...]] = []
 
     def record(tensor: torch.Tensor) -> torch.Tensor:
@@ -515,12 +548,19 @@ def test_nothing_stays_as_it_was_allocated_when_all_weights_are_missing(
 def test_weights_start_from_the_distributions_of_the_documentation(tiny_config: RMatConfig) -> None:
     torch.manual_seed(0)
     model = RMatForPreTraining(tiny_config)
+    head_size = tiny_config.hidden_size // tiny_config.num_attention_heads
+    # the pair networks are one layer each in the publication, and start as such
+    first = tiny_config.num_pair_features + head_size
+    second = tiny_config.hidden_size + head_size
+    joint_sizes = {"code_proj.weight": first, "radial_proj.weight": first, "weight": second}
     for name, weight in model.named_parameters():
+        joint_size = joint_sizes.get(name.split("_pairs.")[-1])
         if name.endswith(("content_bias", "pair_bias")):
             std = weight.std().item()
             assert std == pytest.approx(tiny_config.initializer_range, rel=0.3), name
-        elif name.endswith(("proj.weight", "head.weight")):
-            limit = math.sqrt(6 / sum(weight.shape))  # of Xavier's uniform distribution
+        elif joint_size or name.endswith(("proj.weight", "head.weight")):
+            # of Xavier's uniform distribution
+            limit = math.sqrt(6 / (joint_size or sum(weight.shape)))
             assert weight.abs().max().item() == pytest.approx(limit, rel=0.1), name
         else:
             assert set(weight.unique().tolist()) == {float(name.endswith("norm.weight"))}, name

@@ -7,8 +7,8 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import AllChem, Descriptors
 
+from rmat_hf.atom_codes_rmat import NUM_NODE_FEATURES
 from rmat_hf.configuration_rmat import (
-    BEYOND_CUTOFF,
     DUMMY_COLUMN,
     MASK_COLUMN,
     MASKED_BOND_TYPE,
@@ -16,12 +16,10 @@ from rmat_hf.configuration_rmat import (
     UNREACHABLE_DISTANCE,
     RMatConfig,
 )
+from rmat_hf.distances_rmat import build_distance_matrix
 from rmat_hf.molecule_features_rmat import (
-    NUM_NODE_FEATURES,
     MoleculeError,
-    build_distance_matrix,
     compute_bond_types,
-    compute_interatomic_distances,
     compute_molecule_descriptors,
     compute_node_features,
     compute_topological_distances,
@@ -70,8 +68,8 @@ def test_features_equal_those_of_the_reference(golden_dir: Path, folder: str) ->
     for row, mol in enumerate(map(parse, mols)):
         nodes = slice(mol.GetNumAtoms() + 1)
         coordinates = mol.GetConformer().GetPositions()
-        distances = build_distance_matrix(compute_interatomic_distances(coordinates))
         topological_distances = compute_topological_distances(mol)
+        distances = build_distance_matrix(coordinates, topological_distances, is_given=True)
         assert golden["atom_mask"][row].sum() == mol.GetNumAtoms() + 1
         np.testing.assert_array_equal(
             compute_node_features(mol), golden["node_features"][row, nodes]
@@ -187,13 +185,6 @@ def test_topological_distances_follow_a_change_of_the_molecule() -> None:
     compute_topological_distances(mol)
     mol.RemoveBond(1, 2)
     assert compute_topological_distances(mol)[2, 3] == UNREACHABLE_DISTANCE
-
-
-def test_dummy_node_is_beyond_the_cutoff_of_every_atom_and_itself() -> None:
-    distances = build_distance_matrix(compute_interatomic_distances(np.eye(3)))
-    assert distances.dtype == np.float32
-    assert (distances[0] == BEYOND_CUTOFF).all() and (distances[:, 0] == BEYOND_CUTOFF).all()
-    np.testing.assert_allclose(distances[1:, 1:], np.sqrt(2) * (1 - np.eye(3)), atol=1e-6)
 
 
 # Molecules that are refused

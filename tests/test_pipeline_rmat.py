@@ -37,6 +37,7 @@ BAD_MOLECULES = {
     "C" * 300: "max_atoms",
     7: "got int",
 }
+# Of values around 1; batches of another size sum in another order in float32.
 TOLERANCE = 1e-6
 
 
@@ -89,7 +90,8 @@ def test_a_regression_gives_label_value_and_unit(processor: RMatProcessor) -> No
         first, second = result["predictions"]
         assert (first["label"], first["unit"]) == ("logS", "log(mol/l)")
         assert (second["label"], second["unit"]) == ("E", "kcal/mol")
-        assert [first["value"], second["value"]] == pytest.approx(row.tolist(), abs=TOLERANCE)
+        expected = pytest.approx(row.tolist(), rel=TOLERANCE, abs=TOLERANCE)
+        assert [first["value"], second["value"]] == expected
 
 
 @pytest.mark.parametrize("problem_type", ["regression", None])
@@ -318,7 +320,8 @@ def test_feature_extraction_gives_the_pooler_output(pooling: str, processor: RMa
         assert results[-1]["embedding"] is None
         assert "unclosed ring" in results[-1]["error"]
         vectors = np.array([result["embedding"] for result in results[:-1]])
-        np.testing.assert_allclose(vectors, expected, rtol=0, atol=TOLERANCE)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(vectors / scale, expected / scale, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("head", [RMatForPreTraining, RMatForSequenceClassification])

@@ -486,9 +486,12 @@ def test_saved_code_loads_through_both_auto_classes(
     processor.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.glob("*.py")}
     assert files == {
+        "atom_codes_rmat.py",
         "batching_rmat.py",
+        "canonical_order_rmat.py",
         "configuration_rmat.py",
         "conformers_rmat.py",
+        "distances_rmat.py",
         "molecule_features_rmat.py",
         "processing_rmat.py",
     }

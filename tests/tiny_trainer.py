@@ -13,7 +13,7 @@ from transformers.training_args import TrainingArguments
 
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.collators import FinetuningCollator
-from rmat_hf.data.featurization import pack_features
+from rmat_hf.data.compact_features import pack_features
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.processing_rmat import RMatProcessor
 from rmat_hf.training.trainer import FinetuningTrainer
@@ -31,8 +31,9 @@ def build_rows(num_rows: int, *, share_missing: float = 0.0) -> Dataset:
     ] = np.nan
     rows = []
     for row in range(num_rows):
-        features, _ = PROCESSOR.featurize("C" * (row % 3) + TABLE_SMILES[row % len(TABLE_SMILES)])
-        rows.append({**pack_features(features), "row": row, "labels": labels[row].tolist()})
+        smiles = "C" * (row % 3) + TABLE_SMILES[row % len(TABLE_SMILES)]
+        features = pack_features(PROCESSOR.featurize_compactly(smiles))
+        rows.append({"features": features, "row": row, "labels": labels[row].tolist()})
     return Dataset.from_list(rows)
 
 

@@ -1,53 +1,51 @@
-"""Featurize a whole data set once, before the first epoch."""
+"""Featurize many molecules once, before the first epoch."""
 
+import hashlib
 import logging
-from typing import Any
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
-import numpy as np
+import datasets
 from datasets import Dataset
 from rdkit import Chem
+from tqdm.auto import tqdm
 
+from rmat_hf.conformers_rmat import ConformerError
+from rmat_hf.data.compact_features import count_nodes, pack_features
+from rmat_hf.data.feature_cache import FeatureCache, FeaturizedMolecule
 from rmat_hf.data.loading import DroppedRow
+from rmat_hf.molecule_features_rmat import (
+    Molecule,
+    MoleculeError,
+    describe_molecule,
+    parse_molecule,
+)
 from rmat_hf.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)
 
-# Arrays of `RMatProcessor.featurize` that hold one value per pair of nodes.
-PAIR_FEATURES = {
-    "bond_types": np.uint8,
-    "topological_distances": np.uint8,
-    "interatomic_distances": np.float32,
-}
+# Molecules that a worker takes at a time, and that the cache gets in one transaction.
+CHUNK_SIZE = 64
+
+# The binary form of an RDKit molecule; or the canonical SMILES and, as RDKit does not read back
+# the canonical SMILES of some metal complexes, the given one.
+_Job = tuple[bytes] | tuple[str, str]
 
 
-def pack_features(features: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return the features of one molecule as bytes, the form that a table stores and reads fastest.
-
-    Args:
-        features (`dict[str, np.ndarray]`): As from `RMatProcessor.featurize`.
-    """
-    packed: dict[str, Any] = {name: array.tobytes() for name, array in features.items()}
-    return {**packed, "num_nodes": len(features["node_features"])}
-
-
-def unpack_features(row: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return the arrays of a row made by `pack_features`; the other columns are left out."""
-    num_nodes = row["num_nodes"]
-    features = {
-        name: np.frombuffer(row[name], dtype=dtype).reshape(num_nodes, num_nodes)
-        for name, dtype in PAIR_FEATURES.items()
-    }
-    node_features = np.frombuffer(row["node_features"], dtype=np.uint8)
-    features["node_features"] = node_features.reshape(num_nodes, -1)
-    if "molecule_descriptors" in row:
-        features["molecule_descriptors"] = np.frombuffer(
-            row["molecule_descriptors"], dtype=np.float32
-        )
-    return features
+class FeaturizationWorkerError(ChildProcessError):
+    """A worker process died; the message names the molecules in hand."""
 
 
 def featurize_dataset(
-    dataset: Dataset, processor: RMatProcessor, *, num_workers: int = 1
+    dataset: Dataset,
+    processor: RMatProcessor,
+    *,
+    num_workers: int = 1,
+    cache_dir: str | Path | None = None,
 ) -> tuple[Dataset, list[DroppedRow]]:
     """Add the features of every molecule to a data set.
 
@@ -55,39 +53,177 @@ def featurize_dataset(
         dataset (`datasets.Dataset`): With the columns of `load_training_table`.
         processor (`RMatProcessor`): Decides the geometry.
         num_workers (`int`, *optional*, defaults to 1): Processes.
+        cache_dir (`str` or `Path`, *optional*): Folder of a cache; by default there is none.
 
     Returns:
-        The data set with the packed features and `geometry_source`, without the rows that could
-        not be featurized, and those rows with their reasons.
+        The data set with `features`, packed, `num_nodes` and `geometry_source`, without the rows
+        that could not be featurized, and those rows with their reasons.
     """
-
-    def featurize_row(row: dict[str, Any]) -> dict[str, Any]:
-        molecule = Chem.Mol(row["mol"]) if row.get("mol") is not None else row["smiles"]
-        try:
-            features, source = processor.featurize(molecule)
-        except ValueError as error:
-            return {**_EMPTY, **empty_descriptors, "failure": str(error)}
-        return {**pack_features(features), "geometry_source": source, "failure": ""}
-
-    empty_descriptors = {"molecule_descriptors": b""} if processor.molecule_descriptors else {}
-    featurized = dataset.map(
-        featurize_row, num_proc=num_workers if num_workers > 1 else None, desc="Featurizing"
+    molecules: list[Molecule] = dataset["smiles"][:]
+    canonical_smiles = None
+    if "canonical_smiles" in dataset.column_names:
+        canonical_smiles = dataset["canonical_smiles"][:]
+    if "mol" in dataset.column_names:
+        molecules = [
+            Chem.Mol(binary) if binary is not None else smiles
+            for binary, smiles in zip(dataset["mol"], molecules, strict=True)
+        ]
+    outcomes = featurize_molecules(
+        molecules,
+        processor,
+        num_workers=num_workers,
+        cache_dir=cache_dir,
+        canonical_smiles=canonical_smiles,
     )
-    failures = featurized["failure"]
     dropped = [
-        DroppedRow(row, smiles, failure)
-        for row, smiles, failure in zip(dataset["row"], dataset["smiles"], failures, strict=True)
-        if failure
+        DroppedRow(row, smiles, outcome.failure)
+        for row, smiles, outcome in zip(dataset["row"], dataset["smiles"], outcomes, strict=True)
+        if outcome.failure
     ]
-    kept = [position for position, failure in enumerate(failures) if not failure]
-    step_downs = [s for s in featurized["geometry_source"] if "step down" in s]
-    if step_downs:
-        logger.warning("%d molecules stepped down to another geometry.", len(step_downs))
-    return featurized.select(kept).remove_columns("failure"), dropped
+    kept = [position for position, outcome in enumerate(outcomes) if not outcome.failure]
+    sources = [outcomes[position].geometry_source for position in kept]
+    num_step_downs = sum("step down" in source for source in sources)
+    if num_step_downs:
+        logger.warning("%d molecules stepped down to another geometry.", num_step_downs)
+    features = [outcomes[position].features for position in kept]
+    featurized = dataset.select(kept) if dropped else dataset
+    for name, values, dtype in (
+        ("features", features, "large_binary"),
+        ("num_nodes", count_nodes(features), "int64"),
+        ("geometry_source", sources, "string"),
+    ):
+        featurized = featurized.add_column(name, values, feature=datasets.Value(dtype))
+    return featurized, dropped
 
 
-_EMPTY = {
-    **dict.fromkeys(("node_features", *PAIR_FEATURES), b""),
-    "num_nodes": 0,
-    "geometry_source": "",
-}
+def featurize_molecules(
+    molecules: Sequence[Molecule],
+    processor: RMatProcessor,
+    *,
+    num_workers: int = 1,
+    cache_dir: str | Path | None = None,
+    canonical_smiles: Sequence[str] | None = None,
+) -> list[FeaturizedMolecule]:
+    """Compute the packed features of molecules, or look them up.
+
+    The atoms of a SMILES come in canonical order, however it is written and with a cache or not;
+    those of an RDKit molecule keep theirs.
+
+    Args:
+        molecules (`Sequence[str | Chem.Mol | None]`): SMILES or RDKit molecules.
+        processor (`RMatProcessor`): Decides the geometry.
+        num_workers (`int`, *optional*, defaults to 1): Processes; 0 and 1 are this one.
+        cache_dir (`str` or `Path`, *optional*): Folder of a cache; by default there is none.
+        canonical_smiles (`Sequence[str]`, *optional*):
+            Of the heavy-atom molecules, as `load_training_table` gives them: saves computing them.
+
+    Returns:
+        `list[FeaturizedMolecule]`: one outcome per molecule.
+
+    Raises:
+        FeaturizationWorkerError: A worker process died.
+    """
+    outcome_of_key: dict[str, FeaturizedMolecule] = {}
+    jobs: dict[str, _Job] = {}
+    keys = []
+    for position, molecule in enumerate(molecules):
+        try:
+            key, job = _build_job(
+                molecule,
+                canonical_smiles=canonical_smiles[position] if canonical_smiles else None,
+                max_atoms=processor.max_atoms,
+            )
+            jobs[key] = job
+        except MoleculeError as error:
+            key = f"row:{position}"
+            outcome_of_key[key] = FeaturizedMolecule(b"", "", error.reason)
+        keys.append(key)
+    cache: AbstractContextManager[FeatureCache | None] = nullcontext()
+    if cache_dir is not None:
+        cache = FeatureCache(cache_dir, processor)
+    with cache as open_cache:
+        if open_cache is not None:
+            outcome_of_key |= open_cache.load(list(jobs))
+        missing = {key: job for key, job in jobs.items() if key not in outcome_of_key}
+        for outcomes in _iterate_outcomes(missing, processor, num_workers=num_workers):
+            outcome_of_key |= outcomes
+            if open_cache is not None:
+                open_cache.save(outcomes)
+    return [outcome_of_key[key] for key in keys]
+
+
+def _build_job(
+    molecule: Molecule, *, canonical_smiles: str | None, max_atoms: int
+) -> tuple[str, _Job]:
+    """Return the key of the molecule in the cache, and what is featurized in its place."""
+    if isinstance(molecule, Chem.Mol):
+        binary = molecule.ToBinary()
+        return "mol:" + hashlib.sha256(binary).hexdigest(), (binary,)
+    if canonical_smiles is None:
+        canonical_smiles = Chem.MolToSmiles(parse_molecule(molecule, max_atoms=max_atoms))
+    return canonical_smiles, (canonical_smiles, str(molecule))
+
+
+def _iterate_outcomes(
+    jobs: dict[str, _Job], processor: RMatProcessor, *, num_workers: int
+) -> Iterator[dict[str, FeaturizedMolecule]]:
+    items = list(jobs.items())
+    chunks = [items[start : start + CHUNK_SIZE] for start in range(0, len(items), CHUNK_SIZE)]
+    with tqdm(total=len(items), desc="Featurizing", disable=not items) as progress:
+        if num_workers <= 1:
+            for chunk in chunks:
+                yield {key: _featurize(job, processor) for key, job in chunk}
+                progress.update(len(chunk))
+            return
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ProcessPoolExecutor(num_workers) as executor,
+        ):
+            futures = [
+                executor.submit(_featurize_chunk, chunk, processor, folder=folder)
+                for chunk in chunks
+            ]
+            try:
+                for future in futures:
+                    outcomes = future.result()
+                    yield outcomes
+                    progress.update(len(outcomes))
+            except BrokenProcessPool as error:
+                notes = sorted(Path(folder).iterdir())
+                in_hand = ", ".join(note.read_text(encoding="utf-8") for note in notes)
+                raise FeaturizationWorkerError(
+                    f"A process that featurizes died. Molecules in hand: {in_hand or 'none'}. It "
+                    "ran out of memory, or RDKit crashed: use fewer workers or drop the molecule."
+                ) from error
+            finally:
+                executor.shutdown(cancel_futures=True)
+
+
+def _featurize_chunk(
+    chunk: list[tuple[str, _Job]], processor: RMatProcessor, *, folder: str
+) -> dict[str, FeaturizedMolecule]:
+    """Featurize in a worker, which notes down the molecule in hand in case that it dies."""
+    outcomes = {}
+    with tempfile.NamedTemporaryFile("w", dir=folder, encoding="utf-8") as note:
+        for key, job in chunk:
+            note.seek(0)
+            note.write(key if isinstance(job[-1], bytes) else describe_molecule(job[-1]))
+            note.truncate()
+            note.flush()
+            outcomes[key] = _featurize(job, processor)
+    return outcomes
+
+
+def _featurize(job: _Job, processor: RMatProcessor) -> FeaturizedMolecule:
+    for molecule in job:
+        try:
+            features = processor.featurize_compactly(
+                Chem.Mol(molecule) if isinstance(molecule, bytes) else molecule  # type: ignore[call-overload]  # typed str
+            )
+        except MoleculeError as error:
+            outcome = FeaturizedMolecule(b"", "", error.reason)
+        except ConformerError as error:
+            return FeaturizedMolecule(b"", "", error.reason)
+        else:
+            return FeaturizedMolecule(pack_features(features), features.geometry_source, "")
+    return outcome

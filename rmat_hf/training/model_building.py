@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.data.featurization import unpack_features
+from rmat_hf.data.compact_features import read_molecule_descriptors
 from rmat_hf.model_loading import load_config, load_for_finetuning
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training.arguments import (
@@ -16,7 +16,9 @@ from rmat_hf.training.arguments import (
     FinetuningArguments,
 )
 from rmat_hf.training.task import FinetuningTask
-from rmat_hf.training.trainer_options import load_json_fields
+from rmat_hf.training.trainer_options import (
+    load_json_fields,
+)
 
 
 def build_finetuning_model(
@@ -39,8 +41,7 @@ def build_finetuning_model(
             arguments.model, config=config, revision=arguments.model_revision
         )
     if model.descriptor_scaler is not None:
-        rows = task.select("train")
-        descriptors = np.stack([unpack_features(row)["molecule_descriptors"] for row in rows])
+        descriptors = read_molecule_descriptors(task.select("train")["features"][:])
         model.descriptor_scaler.fit(torch.from_numpy(descriptors))
     return model
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,14 @@ class FinetuningTask:
         return np.array(self.select(part)["labels"], dtype=np.float64)
 
 
-def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
+def build_finetuning_task(
+    arguments: FinetuningArguments, *, cache_dir: str | Path | None = None
+) -> FinetuningTask:
     """Load, check, featurize and split the training table.
 
     Args:
         arguments (`FinetuningArguments`): Data, geometry and split.
+        cache_dir (`str` or `Path`, *optional*): Folder of a feature cache; by default none.
 
     Raises:
         ValueError: If a column is missing, a label cannot be read or a part would be empty.
@@ -69,7 +73,7 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
         conflict_tolerance=arguments.conflict_tolerance,
     )
     dataset, failed = featurize_dataset(
-        loaded.dataset, processor, num_workers=arguments.num_workers
+        loaded.dataset, processor, num_workers=arguments.num_workers, cache_dir=cache_dir
     )
     dropped = sorted(loaded.dropped + failed, key=lambda row: row.row)
     if failed:

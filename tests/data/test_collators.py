@@ -2,6 +2,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from rdkit import Chem
 from tiny import TINY_SMILES
 
 from rmat_hf.data.collators import FinetuningCollator
@@ -23,7 +24,7 @@ def test_batch_is_the_one_of_the_processor_with_labels(descriptors: list[str] | 
     rows = featurize(processor, [[float(i)] for i in range(len(TINY_SMILES))])
     batch = FinetuningCollator(processor)([rows[i] for i in range(len(rows))])
     labels = batch.pop("labels")
-    expected = dict(processor(TINY_SMILES, return_tensors="pt"))
+    expected = dict(processor(list(map(Chem.CanonSmiles, TINY_SMILES)), return_tensors="pt"))
     assert set(batch) == set(expected)
     for name, tensor in expected.items():
         assert batch[name].dtype == tensor.dtype, name
@@ -37,6 +38,13 @@ def test_rows_are_padded_to_the_largest_of_their_batch(processor: RMatProcessor)
     # methane and ethanol, each with its dummy node
     assert batch["attention_mask"].sum(1).tolist() == [2, 4]
     assert batch["node_features"].shape[:2] == (2, 4)
+
+
+def test_rows_without_the_descriptors_of_the_processor_are_refused() -> None:
+    rows = featurize(RMatProcessor(geometry="bounds"), [[0.0]], ["C"])
+    collator = FinetuningCollator(RMatProcessor(geometry="bounds", molecule_descriptors=["MolWt"]))
+    with pytest.raises(ValueError, match="not featurized with the 1 molecule descriptors"):
+        collator(list(rows))
 
 
 def test_missing_labels_stay_nan_in_float32(processor: RMatProcessor) -> None:

@@ -1,5 +1,8 @@
 import logging
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -8,7 +11,13 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 from tiny import TINY_SMILES
 
-from rmat_hf.data.featurization import featurize_dataset, pack_features, unpack_features
+from rmat_hf.data import featurization
+from rmat_hf.data.compact_features import expand_features, pack_features
+from rmat_hf.data.featurization import (
+    FeaturizationWorkerError,
+    featurize_dataset,
+    featurize_molecules,
+)
 from rmat_hf.data.loading import DroppedRow, load_training_table
 from rmat_hf.processing_rmat import RMatProcessor
 
@@ -22,36 +31,9 @@ def build_dataset(smiles: list[str]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"row": rows, "smiles": smiles, "labels": labels})
 
 
-def assert_same_features(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-    assert set(ours) == set(theirs)
-    for name, array in theirs.items():
-        assert ours[name].dtype == array.dtype, name
-        assert ours[name].shape == array.shape, name
-        assert ours[name].tobytes() == array.tobytes(), name
-
-
-@pytest.mark.parametrize("descriptors", [None, DESCRIPTORS])
-@pytest.mark.parametrize("smiles", TINY_SMILES)
-def test_unpacked_features_are_the_packed_ones_bit_for_bit(
-    smiles: str, descriptors: list[str] | None
-) -> None:
-    processor = RMatProcessor(geometry="bounds", molecule_descriptors=descriptors)
-    features, _ = processor.featurize(smiles)
-    assert_same_features(unpack_features(pack_features(features)), features)
-    assert ("molecule_descriptors" in features) == (descriptors is not None)
-
-
-def test_undefined_descriptor_stays_nan(processor: RMatProcessor) -> None:
-    features, _ = processor.featurize("CCO")
-    features["molecule_descriptors"] = np.array([np.nan, 1.5, -np.inf], dtype=np.float32)
-    unpacked = unpack_features(pack_features(features))["molecule_descriptors"]
-    np.testing.assert_array_equal(unpacked, features["molecule_descriptors"])
-
-
-def test_other_columns_are_not_unpacked(processor: RMatProcessor) -> None:
-    features, _ = processor.featurize("CCO")
-    row = {**pack_features(features), "labels": [1.0], "row": 3, "geometry_source": "bounds"}
-    assert set(unpack_features(row)) == set(features)
+def pack(smiles: str, processor: RMatProcessor) -> bytes:
+    """Features of a molecule in canonical order."""
+    return pack_features(processor.featurize_compactly(Chem.CanonSmiles(smiles)))
 
 
 @pytest.mark.parametrize("descriptors", [None, DESCRIPTORS])
@@ -60,12 +42,16 @@ def test_dataset_gets_the_features_of_its_molecules(descriptors: list[str] | Non
     dataset = build_dataset(TINY_SMILES)
     featurized, dropped = featurize_dataset(dataset, processor)
     assert dropped == []
-    for smiles, row in zip(TINY_SMILES, featurized, strict=True):
-        assert_same_features(unpack_features(row), processor.featurize(smiles)[0])
+    assert featurized["features"][:] == [pack(smiles, processor) for smiles in TINY_SMILES]
     for name in dataset.column_names:
         assert featurized[name][:] == dataset[name][:]
     assert featurized["geometry_source"][:] == ["bounds"] * len(TINY_SMILES)
-    assert "failure" not in featurized.column_names
+    assert featurized["num_nodes"][:] == [4, 10, 2, 6, 10, 8]
+    assert set(featurized.column_names) - set(dataset.column_names) == {
+        "features",
+        "num_nodes",
+        "geometry_source",
+    }
 
 
 @pytest.mark.parametrize("descriptors", [None, DESCRIPTORS])
@@ -77,8 +63,7 @@ def test_failures_are_listed_by_table_row_and_left_out(descriptors: list[str] | 
     assert "ring" in dropped[0].reason
     assert "max_atoms=5" in dropped[1].reason
     assert featurized["row"][:] == [13, 19]
-    for row in featurized:
-        assert_same_features(unpack_features(row), processor.featurize(row["smiles"])[0])
+    assert featurized["features"][:] == [pack(smiles, processor) for smiles in ("CCO", "CCN")]
 
 
 def test_data_set_without_any_geometry_loses_every_row() -> None:
@@ -119,7 +104,7 @@ def test_structures_of_an_sdf_file_bring_their_coordinates(tmp_path: Path) -> No
     assert dropped == []
     assert featurized["geometry_source"][:] == ["given", "given"]
     for row, mol in zip(featurized, mols, strict=True):
-        distances = unpack_features(row)["interatomic_distances"][1:, 1:]
+        distances = expand_features([row["features"]])["interatomic_distances"][0, 1:, 1:]
         # a mol block has four decimals
         np.testing.assert_allclose(distances, Chem.Get3DDistanceMatrix(mol), rtol=0, atol=3e-4)
 
@@ -137,3 +122,98 @@ def test_step_downs_are_counted_in_a_warning(
     assert "1 molecules stepped down" in caplog.text
     assert featurized["geometry_source"][0] == "etkdg_v3"
     assert featurized["geometry_source"][1].startswith("bounds (step down")
+
+
+# Many molecules, with and without a cache
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_every_way_of_writing_has_the_same_features(num_workers: int) -> None:
+    processor = RMatProcessor(conformer_method="kdg")
+    mols = [Chem.MolFromSmiles(smiles) for smiles in TINY_SMILES]
+    outcomes = [
+        featurize_molecules(
+            [Chem.MolToRandomSmilesVect(mol, 1, randomSeed=seed)[0] for mol in mols],
+            processor,
+            num_workers=num_workers,
+        )
+        for seed in (1, 2)
+    ]
+    assert outcomes[0] == outcomes[1]
+    assert [outcome.features for outcome in outcomes[0]] == [
+        pack(smiles, processor) for smiles in TINY_SMILES
+    ]
+
+
+def build_mixed_molecules() -> list[Any]:
+    mol = Chem.AddHs(Chem.MolFromSmiles("CCO"))
+    rdDistGeom.EmbedMolecule(mol, randomSeed=3)
+    other = Chem.Mol(mol)
+    other.GetConformer().SetPositions(other.GetConformer().GetPositions() * 1.1)
+    return ["CCO", "OCC", mol, other, "C1CC", None, *TINY_SMILES, "[Na+].[Cl-]"]
+
+
+def test_cached_and_uncached_features_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    molecules = build_mixed_molecules()
+    processor = RMatProcessor(conformer_method="kdg", molecule_descriptors=["MolWt"])
+    plain = featurize_molecules(molecules, processor)
+    assert featurize_molecules(molecules, processor, cache_dir=tmp_path) == plain
+    computed: list[Any] = []
+    monkeypatch.setattr(featurization, "_featurize", lambda job, _: computed.append(job))
+    assert featurize_molecules(molecules, processor, cache_dir=tmp_path) == plain
+    assert computed == []
+    assert plain[0] == plain[1]
+    assert len({outcome.features for outcome in plain[1:4]}) == 3
+    assert [bool(outcome.failure) for outcome in plain[:7]] == [False] * 4 + [True] * 2 + [False]
+
+
+def test_workers_give_the_same_features_for_given_conformers() -> None:
+    molecules, processor = build_mixed_molecules(), RMatProcessor(conformer_method="kdg")
+    alone = featurize_molecules(molecules, processor)
+    assert featurize_molecules(molecules, processor, num_workers=2) == alone
+
+
+def test_failure_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = RMatProcessor(max_conformer_attempts=1)
+    impossible = "C12=C3C4=C1C5=C2C3=C45"
+    first = featurize_molecules([impossible], processor, cache_dir=tmp_path)
+    monkeypatch.setattr(featurization, "_featurize", None)
+    assert featurize_molecules([impossible], processor, cache_dir=tmp_path) == first
+    assert "in 1 attempts" in first[0].failure
+
+
+def test_interrupted_run_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = RMatProcessor(geometry="bounds")
+    compute = featurization._featurize
+    computed: list[Any] = []
+
+    def interrupt(job: Any, processor: RMatProcessor) -> Any:
+        if len(computed) == 5:
+            raise KeyboardInterrupt
+        computed.append(job)
+        return compute(job, processor)
+
+    monkeypatch.setattr(featurization, "CHUNK_SIZE", 2)
+    monkeypatch.setattr(featurization, "_featurize", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        featurize_molecules(TINY_SMILES, processor, cache_dir=tmp_path)
+    computed.clear()
+    outcomes = featurize_molecules(TINY_SMILES, processor, cache_dir=tmp_path)
+    assert len(computed) == 2
+    assert [outcome.features for outcome in outcomes] == [
+        pack(smiles, processor) for smiles in TINY_SMILES
+    ]
+
+
+def test_worker_that_dies_is_an_error_that_names_the_molecule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(job: Any, processor: RMatProcessor) -> None:
+        if job[0] == "CCN":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(featurization, "_featurize", die)
+    with pytest.raises(FeaturizationWorkerError, match=r"Molecules in hand: 'CCN'\."):
+        featurize_molecules(["CCO", "CCN", "CCC"], RMatProcessor(geometry="2d"), num_workers=2)

@@ -90,6 +90,8 @@ def save_untrained_run(
         labels=labels,
         predictions=logits,
         num_dropped=len(task.dropped),
+        max_atoms=task.processor.max_atoms,
+        base_model="scratch",
     )
     folder = path / "written"
     folder.mkdir()

@@ -9,6 +9,7 @@ from rdkit.Chem import rdDepictor, rdDistGeom
 from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 
+from rmat_hf.data import featurization
 from rmat_hf.data.loading import DroppedRow
 from rmat_hf.data.tables import TableError
 from rmat_hf.model_loading import ModelLoadingError
@@ -193,3 +194,14 @@ def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelLoadingError, match="empty"):
         build(tmp_path, model=str(tmp_path / "empty"))
+
+
+def test_second_task_finds_its_features_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = build_tiny_arguments(tmp_path, None)
+    expected = build_finetuning_task(arguments).dataset
+    cached = build_finetuning_task(arguments, cache_dir=tmp_path / "cache").dataset
+    monkeypatch.setattr(featurization, "_featurize", None)
+    again = build_finetuning_task(arguments, cache_dir=tmp_path / "cache").dataset
+    assert expected.to_dict() == cached.to_dict() == again.to_dict()
