@@ -23,24 +23,19 @@ def build_activation(config: RMatConfig) -> nn.Module:
     return ACT2FN[config.hidden_act]
 
 
-class RMatPairNetwork(nn.Module):
-    """From everything known about a pair to a bias for every head.
+class RMatPairEmbedding(nn.Module):
+    """First layer of a pair network: from everything known about a pair to `z`, as wide as a head.
 
-    The bias `b_ij = W z_ij + c` of a pair shares `z_ij`, as wide as one head, between the heads,
-    whose blocks of `W` are `weight` and of `c` are `constant`. The attention never computes `b_ij`
-    itself. The part of the first layer that reads integer codes runs once per code, not per pair.
+    The part that reads integer codes runs once per code, not per pair.
     """
 
     def __init__(self, config: RMatConfig) -> None:
         super().__init__()
-        num_heads = config.num_attention_heads
-        head_size = config.hidden_size // num_heads
+        head_size = config.hidden_size // config.num_attention_heads
         self.code_proj = nn.Linear(config.num_code_features, head_size)
         self.radial_proj = nn.Linear(config.num_radial_basis, head_size, bias=False)
         self.act_fn = build_activation(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.weight = nn.Parameter(torch.zeros(num_heads, head_size, head_size))
-        self.constant = nn.Parameter(torch.zeros(num_heads, head_size))
 
     def forward(
         self, pair_codes: torch.Tensor, radial_basis: torch.Tensor, code_features: torch.Tensor
@@ -57,6 +52,7 @@ class RMatPairNetwork(nn.Module):
 class RMatSelfAttention(nn.Module):
     """Relative self-attention with pair biases on keys and values (section 3 of the paper).
 
+    The pair networks give a bias `b_ij = W z_ij + c` to every head; all heads share `z_ij`. So
     `q . b_ij = (W^T q) . z_ij + q . c`, and `sum_j a_ij b_ij = W (sum_j a_ij z_ij) + c sum_j a_ij`:
     no tensor larger than `(batch_size, num_nodes, num_nodes, head_size)` is ever needed. Terms
     that are constant along a row of the softmax cancel and are left out.
@@ -71,10 +67,16 @@ class RMatSelfAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key_pairs = RMatPairNetwork(config)
-        self.value_pairs = RMatPairNetwork(config)
-        self.content_bias = nn.Parameter(torch.zeros(self.num_heads, self.head_size))
-        self.pair_bias = nn.Parameter(torch.zeros(self.num_heads, self.head_size))
+        self.key_pairs = RMatPairEmbedding(config)
+        self.value_pairs = RMatPairEmbedding(config)
+        # `W` and `c` of every head
+        per_head = (self.num_heads, self.head_size)
+        self.key_pair_weight = nn.Parameter(torch.zeros(*per_head, self.head_size))
+        self.key_pair_constant = nn.Parameter(torch.zeros(per_head))
+        self.value_pair_weight = nn.Parameter(torch.zeros(*per_head, self.head_size))
+        self.value_pair_constant = nn.Parameter(torch.zeros(per_head))
+        self.content_bias = nn.Parameter(torch.zeros(per_head))
+        self.pair_bias = nn.Parameter(torch.zeros(per_head))
         self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def run_pairwise(
@@ -91,7 +93,7 @@ class RMatSelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Return what pairs add to the scores, `(batch_size, num_nodes, num_heads, num_nodes)`."""
         hidden = self.key_pairs(*pairs)
-        weight = self.key_pairs.weight
+        weight = self.key_pair_weight.to(hidden.dtype)
         pair_query = torch.einsum("bihe,hed->bihd", pair_query, weight)
         scores = torch.matmul(pair_query, hidden.transpose(-1, -2))
         # CODEPATH: "paper" only, where the key of column j meets the pair (i, j) too.
@@ -112,7 +114,7 @@ class RMatSelfAttention(nn.Module):
             content_query, pair_key = query * scale, None
             pair_query = (query + key) * scale + self.pair_bias
         else:
-            content_query = (query + self.content_bias + self.key_pairs.constant) * scale
+            content_query = (query + self.content_bias + self.key_pair_constant) * scale
             pair_query, pair_key = (query + self.pair_bias) * scale, key * scale
         content_scores = torch.matmul(content_query.transpose(1, 2), key.permute(0, 2, 3, 1))
         pair_scores = self.run_pairwise(self.compute_pair_scores, pair_query, pair_key, *pairs)
@@ -122,7 +124,8 @@ class RMatSelfAttention(nn.Module):
         """Return what pairs add to the values of every node and head."""
         hidden = self.value_pairs(*pairs)
         context = torch.matmul(probs.transpose(1, 2), hidden)
-        return torch.einsum("bihd,hed->bihe", context, self.value_pairs.weight)
+        weight = self.value_pair_weight.to(hidden.dtype)
+        return torch.einsum("bihd,hed->bihe", context, weight)
 
     def attend(
         self,
@@ -140,7 +143,7 @@ class RMatSelfAttention(nn.Module):
         context = torch.matmul(dropped_probs, value.transpose(1, 2)).transpose(1, 2)
         context = context + self.run_pairwise(self.compute_pair_context, dropped_probs, *pairs)
         sums = dropped_probs.sum(-1).transpose(1, 2).unsqueeze(-1)
-        return context + sums * self.value_pairs.constant, attention_probs
+        return context + sums * self.value_pair_constant, attention_probs
 
     def forward(
         self,
@@ -179,4 +182,4 @@ class RMatSelfAttention(nn.Module):
         return self.o_proj(context), attention_probs
 
 
-__all__ = ["RMatPairNetwork", "RMatSelfAttention", "build_activation"]
+__all__ = ["RMatPairEmbedding", "RMatSelfAttention", "build_activation"]

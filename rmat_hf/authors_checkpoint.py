@@ -34,12 +34,12 @@ _LAYER_MODULES = {
     "self_attn.linear_layers.2": "self_attention.v_proj",
     "self_attn.output_linear": "self_attention.o_proj",
     # the first two are divided afterwards
-    "self_attn.attention.relative_K.nn.0": "self_attention.key_pairs.first_proj",
-    "self_attn.attention.relative_V.nn.0": "self_attention.value_pairs.first_proj",
-    "self_attn.attention.relative_K.nn.3.weight": "self_attention.key_pairs.weight",
-    "self_attn.attention.relative_K.nn.3.bias": "self_attention.key_pairs.constant",
-    "self_attn.attention.relative_V.nn.3.weight": "self_attention.value_pairs.weight",
-    "self_attn.attention.relative_V.nn.3.bias": "self_attention.value_pairs.constant",
+    "self_attn.attention.relative_K.nn.0": "self_attention.key_pair_proj",
+    "self_attn.attention.relative_V.nn.0": "self_attention.value_pair_proj",
+    "self_attn.attention.relative_K.nn.3.weight": "self_attention.key_pair_weight",
+    "self_attn.attention.relative_K.nn.3.bias": "self_attention.key_pair_constant",
+    "self_attn.attention.relative_V.nn.3.weight": "self_attention.value_pair_weight",
+    "self_attn.attention.relative_V.nn.3.bias": "self_attention.value_pair_constant",
     "self_attn.attention.relative_u": "self_attention.content_bias",
     "self_attn.attention.relative_v": "self_attention.pair_bias",
 }
@@ -190,7 +190,7 @@ def convert_state_dict(
             # (1, num_heads, 1, head_size), with one more axis in relative_v
             tensor = tensor.flatten(3)[0, :, 0]
         converted[name] = tensor.contiguous()
-    for prefix in {name.partition("first_proj.")[0] for name in converted if "first_proj." in name}:
+    for prefix in {name.partition("proj.")[0] for name in converted if "_pair_proj." in name}:
         converted |= _convert_pair_network(converted, prefix, num_code_features=num_code_features)
     return converted
 
@@ -199,15 +199,16 @@ def _convert_pair_network(
     converted: dict[str, torch.Tensor], prefix: str, *, num_code_features: int
 ) -> dict[str, torch.Tensor]:
     """Take a pair network out, and return it in the form of our model."""
-    parts = ("first_proj.weight", "first_proj.bias", "weight", "constant")
-    if missing := [part for part in parts if f"{prefix}{part}" not in converted]:
-        raise ValueError(f"The weights are incomplete: there is nothing for {prefix}{missing[0]}.")
-    first, bias, second, constant = (converted.pop(f"{prefix}{part}") for part in parts)
+    names = [f"{prefix}{part}" for part in ("proj.weight", "proj.bias", "weight", "constant")]
+    if missing := [name for name in names if name not in converted]:
+        raise ValueError(f"The weights are incomplete: there is nothing for {missing[0]!r}.")
+    first, bias, second, constant = (converted.pop(name) for name in names)
+    embedding = f"{prefix.removesuffix('_')}s"
     head_size = second.shape[1]
     return {
-        f"{prefix}code_proj.weight": first[:, :num_code_features].contiguous(),
-        f"{prefix}code_proj.bias": bias,
-        f"{prefix}radial_proj.weight": first[:, num_code_features:].contiguous(),
+        f"{embedding}.code_proj.weight": first[:, :num_code_features].contiguous(),
+        f"{embedding}.code_proj.bias": bias,
+        f"{embedding}.radial_proj.weight": first[:, num_code_features:].contiguous(),
         f"{prefix}weight": second.view(-1, head_size, head_size),
         f"{prefix}constant": constant.view(-1, head_size),
     }

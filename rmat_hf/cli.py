@@ -2,9 +2,10 @@
 
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -13,7 +14,9 @@ from transformers.utils.logging import disable_progress_bar
 from typer.core import TyperCommand
 
 from rmat_hf import __version__
+from rmat_hf.benchmarking import describe_benchmark, run_benchmark
 from rmat_hf.conversion import convert_checkpoint
+from rmat_hf.data.feature_cache import find_feature_cache_dir
 from rmat_hf.screening import (
     ScreeningOptions,
     ScreeningResult,
@@ -21,11 +24,14 @@ from rmat_hf.screening import (
     run_prediction,
 )
 from rmat_hf.training.arguments import (
+    DEFAULT_CACHE,
+    BenchmarkArguments,
     ConversionArguments,
     FinetuningArguments,
     PredictionArguments,
 )
 from rmat_hf.training.finetuning import FinetuningResult, run_finetuning
+from rmat_hf.training.task import choose_cache_dir
 
 app = typer.Typer(
     help="R-MAT: finetune on a table of SMILES, predict, embed.",
@@ -108,7 +114,9 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
 
 def finetune(arguments: FinetuningArguments) -> None:
     """Finetune on a table of SMILES and labels; write a folder that predicts."""
-    result = run_finetuning(arguments)
+    result = run_finetuning(
+        replace(arguments, feature_cache=_find_feature_cache(arguments.feature_cache))
+    )
     # of several processes one tells what all of them did
     if not PartialState().is_main_process:
         return
@@ -139,6 +147,13 @@ def convert(arguments: ConversionArguments) -> None:
     print(f"Wrote {arguments.output_dir}.")
 
 
+def bench(arguments: BenchmarkArguments) -> None:
+    """Measure molecules per second and peak memory on this machine."""
+    print(describe_benchmark(run_benchmark(arguments)))
+    if arguments.output_json is not None:
+        print(f"\nWrote {arguments.output_json}.")
+
+
 def describe_metrics(result: FinetuningResult) -> str:
     """Return a table of the metrics: one row per model, one column per part and metric."""
     models = {"R-MAT": result.metrics, **result.baselines}
@@ -161,6 +176,14 @@ def print_screening(result: ScreeningResult, *, noun: str) -> None:
     )
 
 
+def _find_feature_cache(feature_cache: str | None) -> str | None:
+    """Return the cache that was asked for; the default one is where the environment says."""
+    cache_home = os.environ.get("XDG_CACHE_HOME")
+    if cache_home and feature_cache == DEFAULT_CACHE:
+        return str(find_feature_cache_dir(cache_home))
+    return feature_cache
+
+
 def _build_screening(arguments: PredictionArguments) -> dict[str, Any]:
     return {
         "model": arguments.model,
@@ -174,6 +197,7 @@ def _build_screening(arguments: PredictionArguments) -> dict[str, Any]:
             chunk_size=arguments.chunk_size,
             device=arguments.device,
             show_progress=True,
+            cache_dir=choose_cache_dir(_find_feature_cache(arguments.feature_cache)),
         ),
     }
 
@@ -199,6 +223,7 @@ add_command("finetune", FinetuningArguments, report=finetune)
 add_command("predict", PredictionArguments, report=predict)
 add_command("embed", PredictionArguments, report=embed)
 add_command("convert", ConversionArguments, report=convert)
+add_command("bench", BenchmarkArguments, report=bench)
 
 
 def main() -> None:

@@ -1,21 +1,18 @@
 """predict(...) and embed(...): many molecules in, one row per molecule out, nothing lost."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rdkit import Chem
-from torch.utils.data import DataLoader
 
+from rmat_hf.batched_inference import BatchedInference
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.model_loading import load_embedder, load_predictor
 from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
+from rmat_hf.molecule_features_rmat import Molecule
 from rmat_hf.processing_rmat import RMatProcessor
-
-Molecule = str | Chem.Mol | None
 
 
 class Predictions(NamedTuple):
@@ -95,42 +92,27 @@ class Embeddings(NamedTuple):
         return {"embedding": embeddings, "error": list(self.errors)}
 
 
-class _FeaturizedBatch(NamedTuple):
-    inputs: dict[str, torch.Tensor]
-    kept: list[int]
-    errors: list[str | None]
-
-
-class _Featurizer:
-    """Turns a list of molecules into model inputs; runs in the dataloader's workers."""
-
-    def __init__(self, processor: RMatProcessor) -> None:
-        self.processor = processor
-
-    def __call__(self, molecules: list[Molecule]) -> _FeaturizedBatch:
-        batch = self.processor(molecules, errors="skip", return_tensors="pt")
-        errors = [batch.skipped_rows.get(row) for row in range(len(molecules))]
-        return _FeaturizedBatch(dict(batch), batch.row_indices, errors)
-
-
 def predict(
     model: str | Path | RMatForSequenceClassification,
-    molecules: Sequence[Molecule],
+    molecules: Iterable[Molecule],
     *,
     processor: RMatProcessor | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
     device: str | torch.device | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Predictions:
     """Predict the properties of molecules with a finetuned model.
 
     Args:
         model (`str`, `Path` or a loaded model): Folder, Hub id or finetuned model.
-        molecules (`Sequence[str | Chem.Mol | None]`): SMILES or RDKit molecules.
+        molecules (`Iterable[str | Chem.Mol | None]`): SMILES or RDKit molecules, a column too.
         processor (`RMatProcessor`, *optional*): Needed with a loaded model.
-        batch_size (`int`, *optional*, defaults to 32): Molecules in one forward pass.
+        batch_size (`int`, *optional*, defaults to 32):
+            Most molecules in one forward pass, which takes molecules of similar sizes.
         num_workers (`int`, *optional*, defaults to 0): Processes that featurize.
         device (`str` or `torch.device`, *optional*): By default the loaded model's.
+        cache_dir (`str` or `Path`, *optional*): Folder of a feature cache; by default none.
 
     Returns:
         [`Predictions`] with one row per molecule; an invalid molecule has NaN and a reason.
@@ -138,33 +120,34 @@ def predict(
     if isinstance(model, str | Path):
         model, processor = load_predictor(model, device=device)
     config = model.config
-    values, errors = _run_model(
-        model,
-        molecules,
+    inference = BatchedInference(
+        model=_move(model, device),
+        processor=_require(processor),
         read_output=lambda output: compute_probabilities(output.logits, config.problem_type),
         num_columns=len(config.output_names),
-        processor=processor,
         batch_size=batch_size,
         num_workers=num_workers,
-        device=device,
+        cache_dir=cache_dir,
     )
+    values, errors = inference.run(molecules)
     return Predictions(values, errors, config)
 
 
 def embed(
     model: str | Path | RMatPreTrainedModel,
-    molecules: Sequence[Molecule],
+    molecules: Iterable[Molecule],
     *,
     processor: RMatProcessor | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
     device: str | torch.device | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Embeddings:
     """Compute one vector per molecule, the `pooler_output`; padding takes no part in it.
 
     Args:
         model (`str`, `Path` or a loaded model): Folder, Hub id or model, with any head or none.
-        molecules, processor, batch_size, num_workers, device: As in [`predict`].
+        molecules, processor, batch_size, num_workers, device, cache_dir: As in [`predict`].
 
     Returns:
         [`Embeddings`] with one row per molecule; an invalid molecule has NaN and a reason.
@@ -172,16 +155,16 @@ def embed(
     if isinstance(model, str | Path):
         model, processor = load_embedder(model, device=device)
     encoder: RMatPreTrainedModel = model.base_model  # type: ignore[assignment]  # typed Module
-    values, errors = _run_model(
-        encoder,
-        molecules,
+    inference = BatchedInference(
+        model=_move(encoder, device),
+        processor=_require(processor),
         read_output=lambda output: output.pooler_output,
         num_columns=encoder.config.pooled_size,
-        processor=processor,
         batch_size=batch_size,
         num_workers=num_workers,
-        device=device,
+        cache_dir=cache_dir,
     )
+    values, errors = inference.run(molecules)
     return Embeddings(values.astype(np.float32), errors)
 
 
@@ -202,49 +185,15 @@ def compute_probabilities(logits: torch.Tensor, problem_type: str | None) -> tor
     return logits.sigmoid() if problem_type == "multi_label_classification" else logits
 
 
-def _run_model(
-    model: RMatPreTrainedModel,
-    molecules: Sequence[Molecule],
-    *,
-    read_output: Callable[[Any], torch.Tensor],
-    num_columns: int,
-    processor: RMatProcessor | None,
-    batch_size: int,
-    num_workers: int,
-    device: str | torch.device | None,
-) -> tuple[np.ndarray, list[str | None]]:
-    """Return one row of the output per molecule, NaN where it failed, and every row's error."""
+def _move(model: RMatPreTrainedModel, device: str | torch.device | None) -> RMatPreTrainedModel:
+    if device is not None:
+        model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its signature
+    return model
+
+
+def _require(processor: RMatProcessor | None) -> RMatProcessor:
     if processor is None:
         raise ValueError(
             "A loaded model needs its processor: pass processor=AutoProcessor.from_pretrained(...)."
         )
-    if isinstance(molecules, str | Chem.Mol) or not isinstance(molecules, Sequence | np.ndarray):
-        raise TypeError("Pass a list of molecules, for example ['CCO'].")
-    device = torch.device(device) if device is not None else model.device
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its signature
-    model.eval()
-    if getattr(model, "descriptor_scaler", None) is None:
-        processor = copy.copy(processor)
-        processor.molecule_descriptors = None
-    loader: DataLoader[Any] = DataLoader(
-        list(molecules),  # type: ignore[arg-type]  # any sequence is a map-style dataset
-        batch_size=batch_size,
-        collate_fn=_Featurizer(processor),
-        num_workers=num_workers,
-    )
-    values = np.full((len(molecules), num_columns), np.nan)
-    errors: list[str | None] = []
-    for batch in loader:
-        start = len(errors)
-        errors.extend(batch.errors)
-        if not batch.kept:
-            continue
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        with torch.inference_mode():
-            output = read_output(model(**inputs))
-        values[[start + row for row in batch.kept]] = output.double().cpu().numpy()
-        for row in batch.kept:
-            if not np.isfinite(values[start + row]).all():
-                values[start + row] = np.nan
-                errors[start + row] = "the model's output is not a finite number"
-    return values, errors
+    return processor

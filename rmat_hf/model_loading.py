@@ -104,7 +104,7 @@ def load_predictor(
             f"{str(model)!r} has no trained prediction head ({missing[0]} is missing), so its "
             "predictions would be random. Finetune it first: rmat finetune --model ..."
         )
-    return loaded.to(_resolve_device(device)), load_processor(model, revision=revision)
+    return loaded.to(find_device(device)), load_processor(model, revision=revision)
 
 
 def load_embedder(
@@ -121,7 +121,7 @@ def load_embedder(
             f"{str(model)!r} has no trained {missing[0]}, so its embeddings would be random. "
             "Convert it with mean pooling (rmat convert --pooling mean) or finetune it first."
         )
-    return loaded.to(_resolve_device(device)), load_processor(model, revision=revision)
+    return loaded.to(find_device(device)), load_processor(model, revision=revision)
 
 
 def _load_model(
@@ -166,7 +166,7 @@ def _first_line(error: BaseException) -> str:
     return " ".join(line.strip() for line in first_lines).rstrip(".")
 
 
-def _resolve_device(device: str | torch.device | None) -> torch.device:
+def find_device(device: str | torch.device | None) -> torch.device:
     """Return the device that was asked for, or the accelerator if there is one."""
     if device is None:
         return torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_rmat import RMatPairNetwork, RMatSelfAttention, build_activation
+from .attention_rmat import RMatSelfAttention, build_activation
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
 from .losses_rmat import (
     compute_multi_label_loss,
@@ -281,17 +281,18 @@ class RMatPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, RMatSelfAttention):
-            init.normal_(module.content_bias, std=self.config.initializer_range)
-            init.normal_(module.pair_bias, std=self.config.initializer_range)
-        elif isinstance(module, RMatPairNetwork):
-            # Xavier's limits of whole layers, of which these are parts
-            head_size = module.constant.shape[1]
-            limit = math.sqrt(6 / (self.config.num_pair_features + head_size))
-            init.uniform_(module.code_proj.weight, -limit, limit)
-            init.uniform_(module.radial_proj.weight, -limit, limit)
-            limit = math.sqrt(6 / (head_size + self.config.hidden_size))
-            init.uniform_(module.weight, -limit, limit)
-            init.zeros_(module.constant)
+            for bias in (module.content_bias, module.pair_bias):
+                init.normal_(bias, std=self.config.initializer_range)
+            # Xavier's limits of the whole layers of the pair networks, of which these are parts
+            limit = math.sqrt(6 / (self.config.num_pair_features + module.head_size))
+            for embedding in (module.key_pairs, module.value_pairs):
+                init.uniform_(embedding.code_proj.weight, -limit, limit)
+                init.uniform_(embedding.radial_proj.weight, -limit, limit)
+            limit = math.sqrt(6 / (module.head_size + self.config.hidden_size))
+            for weight in (module.key_pair_weight, module.value_pair_weight):
+                init.uniform_(weight, -limit, limit)
+            for constant in (module.key_pair_constant, module.value_pair_constant):
+                init.zeros_(constant)
         elif isinstance(module, RMatPairFeatures):
             init.copy_(module.code_features, module.compute_code_features())
         elif isinstance(module, RMatDescriptorScaler):

@@ -12,14 +12,9 @@ from tqdm.auto import tqdm
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.table_writer import ColumnKind, TableWriter, validate_output_path
 from rmat_hf.data.tables import Table, TableChunk, TableError, open_table, validate_columns
-from rmat_hf.inference import (
-    Embeddings,
-    Molecule,
-    Predictions,
-    embed,
-    predict,
-)
+from rmat_hf.inference import Embeddings, Predictions, embed, predict
 from rmat_hf.model_loading import load_embedder, load_predictor
+from rmat_hf.molecule_features_rmat import Molecule
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +43,18 @@ class ScreeningOptions:
     Args:
         batch_size (`int`, *optional*, defaults to 32): Molecules in one forward pass.
         num_workers (`int`, *optional*, defaults to 0): Processes that featurize.
-        chunk_size (`int`, *optional*, defaults to 256): Rows in memory at a time.
+        chunk_size (`int`, *optional*, defaults to 2048): Rows in memory at a time.
         device (`str`, *optional*): Torch device; by default the accelerator if there is one.
         show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
+        cache_dir (`str` or `Path`, *optional*): Folder of a feature cache; by default none.
     """
 
     batch_size: int = 32
     num_workers: int = 0
-    chunk_size: int = 256
+    chunk_size: int = 2048
     device: str | None = None
     show_progress: bool = False
+    cache_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Raise a `ValueError` for a count that is too small."""
@@ -113,6 +110,7 @@ def run_prediction(
             processor=processor,
             batch_size=options.batch_size,
             num_workers=options.num_workers,
+            cache_dir=options.cache_dir,
         )
 
     screen = _Screen(table, smiles_column, Path(output), options)
@@ -156,6 +154,7 @@ def run_embedding(
             processor=processor,
             batch_size=options.batch_size,
             num_workers=options.num_workers,
+            cache_dir=options.cache_dir,
         )
 
     screen = _Screen(table, smiles_column, Path(output), options)

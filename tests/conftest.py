@@ -1,5 +1,6 @@
 """Fixtures and settings shared by all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip("needs the data folder ../shared")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def feature_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The default feature cache of the tests: the user's own stays as it is."""
+    folder = tmp_path_factory.mktemp("feature_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("rmat_hf.cli", "rmat_hf.training.task"):
+            patch.setattr(f"{module}.find_feature_cache_dir", lambda cache_home=None: folder)
+        yield folder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from rmat_hf.attention_rmat import RMatPairNetwork, RMatSelfAttention
+from rmat_hf.attention_rmat import RMatSelfAttention
 
 
 def build_pair_features(
@@ -36,14 +36,15 @@ def compute_plain_attention(
     key = layer.k_proj(hidden_states).view(per_head)
     value = layer.v_proj(hidden_states).view(per_head)
 
-    def run_pair_network(network: RMatPairNetwork) -> torch.Tensor:
-        weight = torch.cat((network.code_proj.weight, network.radial_proj.weight), dim=1)
-        hidden = network.act_fn(pair_features @ weight.T + network.code_proj.bias)
-        biases = network.dropout(hidden) @ network.weight.flatten(0, 1).T
-        biases = biases + network.constant.flatten()
+    def run_pair_network(side: str) -> torch.Tensor:
+        embedding = getattr(layer, f"{side}_pairs")
+        weight = torch.cat((embedding.code_proj.weight, embedding.radial_proj.weight), dim=1)
+        hidden = embedding.act_fn(pair_features @ weight.T + embedding.code_proj.bias)
+        biases = embedding.dropout(hidden) @ getattr(layer, f"{side}_pair_weight").flatten(0, 1).T
+        biases = biases + getattr(layer, f"{side}_pair_constant").flatten()
         return biases.view(batch_size, num_nodes, num_nodes, heads, size)
 
-    key_bias, value_bias = run_pair_network(layer.key_pairs), run_pair_network(layer.value_pairs)
+    key_bias, value_bias = run_pair_network("key"), run_pair_network("value")
     u, v = layer.content_bias, layer.pair_bias
     content = torch.einsum("bihd,bjhd->bhij", query, key)
     query_pair = torch.einsum("bihd,bijhd->bhij", query, key_bias)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
-from rmat_hf.attention_rmat import RMatPairNetwork, build_activation
+from rmat_hf.attention_rmat import RMatPairEmbedding, build_activation
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatModel
 from rmat_hf.processing_rmat import RMatProcessor
@@ -21,12 +21,12 @@ def test_activation_is_the_configured_one(name: str, slope: float | None) -> Non
     assert torch.equal(activation(values.clone()), expected)
 
 
-def test_a_pair_network_equals_one_linear_layer_on_all_features(
+def test_a_pair_embedding_equals_one_linear_layer_on_all_features(
     processor: RMatProcessor,
 ) -> None:
     config = RMatConfig(**TINY_ARCHITECTURE)
     model = RMatModel(config).double()
-    network = RMatPairNetwork(config).double()
+    embedding = RMatPairEmbedding(config).double()
     batch = processor(TINY_SMILES, return_tensors="pt")
     codes, basis = model.pair_features(
         batch["bond_types"],
@@ -34,10 +34,10 @@ def test_a_pair_network_equals_one_linear_layer_on_all_features(
         batch["interatomic_distances"].double(),
     )
     code_features = model.pair_features.code_features
-    weight = torch.cat((network.code_proj.weight, network.radial_proj.weight), dim=1)
+    weight = torch.cat((embedding.code_proj.weight, embedding.radial_proj.weight), dim=1)
     everything = torch.cat((code_features[codes], basis), dim=-1)
-    expected = network.act_fn(everything @ weight.T + network.code_proj.bias)
-    torch.testing.assert_close(network(codes, basis, code_features), expected, rtol=0, atol=1e-10)
+    expected = embedding.act_fn(everything @ weight.T + embedding.code_proj.bias)
+    torch.testing.assert_close(embedding(codes, basis, code_features), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("attention_form", ["paper", "reference"])
@@ -62,8 +62,8 @@ def test_half_precision_keeps_the_relations_exact_enough(
                 half = RMatForSequenceClassification.from_pretrained(
                     None, config=config, state_dict=model.state_dict(), dtype=torch.bfloat16
                 )
-                network = half.rmat.layers[0].self_attention.key_pairs
-                assert network.radial_proj.weight.dtype == torch.float32
+                embedding = half.rmat.layers[0].self_attention.key_pairs
+                assert embedding.radial_proj.weight.dtype == torch.float32
                 assert half.classifier.out_proj.weight.dtype == torch.bfloat16
                 rounded = half.eval()(**batch).logits
         errors.append((exact - rounded).square().mean().sqrt() / exact.std(0).mean())

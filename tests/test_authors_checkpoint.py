@@ -330,11 +330,11 @@ def test_the_pair_networks_of_keys_and_values_give_what_they_gave() -> None:
     prefix = "rmat.layers.1.self_attention."
     ours = {name.removeprefix(prefix): tensor for name, tensor in converted.items()}
     code, radial = torch.randn(2), torch.randn(3)
-    for side, name in (("K", "key_pairs"), ("V", "value_pairs")):
-        hidden = ours[f"{name}.code_proj.weight"] @ code + ours[f"{name}.code_proj.bias"]
-        hidden = (hidden + ours[f"{name}.radial_proj.weight"] @ radial).tanh()
-        result = torch.einsum("hed,d->he", ours[f"{name}.weight"], hidden)
-        result = result + ours[f"{name}.constant"]
+    for side, name in (("K", "key_pair"), ("V", "value_pair")):
+        hidden = ours[f"{name}s.code_proj.weight"] @ code + ours[f"{name}s.code_proj.bias"]
+        hidden = (hidden + ours[f"{name}s.radial_proj.weight"] @ radial).tanh()
+        result = torch.einsum("hed,d->he", ours[f"{name}_weight"], hidden)
+        result = result + ours[f"{name}_constant"]
         network = f"encoder.layers.1.self_attn.attention.relative_{side}.nn"
         expected = authors[f"{network}.0.weight"] @ torch.cat((code, radial))
         expected = (expected + authors[f"{network}.0.bias"]).tanh()
@@ -347,7 +347,7 @@ def test_the_pair_networks_of_keys_and_values_give_what_they_gave() -> None:
 def test_an_incomplete_pair_network_is_refused_by_name(lost: str) -> None:
     authors = build_authors_pair_networks()
     del authors[f"encoder.layers.1.self_attn.attention.{lost}"]
-    with pytest.raises(ValueError, match=r"incomplete: there is nothing for .*_pairs\."):
+    with pytest.raises(ValueError, match=r"incomplete: there is nothing for '.*_pair_"):
         convert_state_dict(authors, num_code_features=2)
 
 

@@ -348,6 +348,7 @@ def test_finetuning_a_model_from_the_hub_on_data_from_the_hub(
     run = tmp_path / "run"
     flags = ["--model", PRIVATE, "--dataset", DATA, "--label-columns", "y", "--output-dir", run]
     flags += ["--num-train-epochs", "1", "--num-workers", "0", "--batch-size", "4"]
+    flags += ["--feature-cache", "none"]
     done = run_online("-c", RMAT, "finetune", *flags, token=TOKEN)
     assert done.returncode == 0, done.stderr
     assert_folder_is_self_contained(run, "RMatForSequenceClassification")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import infer_auto_device_map
+from accelerate import cpu_offload, infer_auto_device_map
 from accelerate.utils import compute_module_sizes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -415,6 +415,17 @@ def test_a_model_spread_over_devices_has_every_layer_on_one() -> None:
     assert set(layers.values()) == {"cpu", "disk"}
 
 
+def test_weights_offloaded_to_main_memory_give_the_same_outputs(
+    tiny_model: RMatForSequenceClassification, tiny_batch: Batch
+) -> None:
+    """accelerate fills the weights of a module when that module is called, and no others."""
+    expected = tiny_model(**tiny_batch).logits
+    offloaded = cpu_offload(tiny_model, execution_device=torch.device("cpu"))
+    weights = [*offloaded.parameters()]
+    assert {weight.device.type for weight in weights} == {"meta"}
+    torch.testing.assert_close(offloaded(**tiny_batch).logits, expected)
+
+
 def test_hidden_states_and_attentions_are_recorded_on_request(
     tiny_model: RMatForSequenceClassification, tiny_batch: Batch
 ) -> None:
@@ -552,9 +563,10 @@ def test_weights_start_from_the_distributions_of_the_documentation(tiny_config: 
     # the pair networks are one layer each in the publication, and start as such
     first = tiny_config.num_pair_features + head_size
     second = tiny_config.hidden_size + head_size
-    joint_sizes = {"code_proj.weight": first, "radial_proj.weight": first, "weight": second}
+    joint_sizes = {"code_proj.weight": first, "radial_proj.weight": first}
+    joint_sizes |= {"key_pair_weight": second, "value_pair_weight": second}
     for name, weight in model.named_parameters():
-        joint_size = joint_sizes.get(name.split("_pairs.")[-1])
+        joint_size = joint_sizes.get(name.split("self_attention.")[-1].split("_pairs.")[-1])
         if name.endswith(("content_bias", "pair_bias")):
             std = weight.std().item()
             assert std == pytest.approx(tiny_config.initializer_range, rel=0.3), name

@@ -14,6 +14,7 @@ from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.tables import TableError
 from rmat_hf.inference import embed, predict
 from rmat_hf.model_loading import ModelLoadingError
+from rmat_hf.processing_rmat import RMatProcessor
 from rmat_hf.screening import (
     ScreeningOptions,
     describe_prediction_columns,
@@ -225,3 +226,21 @@ def test_prediction_columns_by_problem_type() -> None:
         "probability_y_r": "number",
         "error": "text",
     }
+
+
+def test_a_second_screen_of_the_same_molecules_featurizes_nothing(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def screen(name: str, cache_dir: Path | None) -> bytes:
+        options = ScreeningOptions(cache_dir=cache_dir)
+        smiles = ["CCO", "C1CC", "c1ccccc1O"]
+        output = tmp_path / name
+        run_prediction(tiny_model_folder, smiles, output=output, options=options)
+        return output.read_bytes()
+
+    first = screen("first.csv", tmp_path / "cache")
+    assert screen("without.csv", None) == first
+    monkeypatch.setattr(RMatProcessor, "featurize_compactly", None)
+    assert screen("second.csv", tmp_path / "cache") == first
+    with pytest.raises(TypeError):
+        screen("third.csv", None)

@@ -61,6 +61,7 @@ def build_tiny_arguments(
         "label_columns": [name for name in table if name not in ("smiles", "part")],
         "output_dir": str(folder / "run"),
         "geometry": "bounds",
+        "feature_cache": "none",
     }
     if "part" in table:
         fields |= {"split": "column", "split_column": "part"}

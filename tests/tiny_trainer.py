@@ -13,7 +13,8 @@ from transformers.training_args import TrainingArguments
 
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.collators import FinetuningCollator
-from rmat_hf.data.compact_features import pack_features
+from rmat_hf.data.compact_features import count_nodes, pack_features
+from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.processing_rmat import RMatProcessor
 from rmat_hf.training.trainer import FinetuningTrainer
@@ -33,7 +34,9 @@ def build_rows(num_rows: int, *, share_missing: float = 0.0) -> Dataset:
     for row in range(num_rows):
         smiles = "C" * (row % 3) + TABLE_SMILES[row % len(TABLE_SMILES)]
         features = pack_features(PROCESSOR.featurize_compactly(smiles))
+        (num_nodes,) = count_nodes([features])
         rows.append({"features": features, "row": row, "labels": labels[row].tolist()})
+        rows[-1][LENGTH_COLUMN] = num_nodes
     return Dataset.from_list(rows)
 
 

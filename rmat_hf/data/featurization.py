@@ -28,6 +28,8 @@ from rmat_hf.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)
 
+# Column with the number of nodes of every row.
+LENGTH_COLUMN = "num_nodes"
 # Molecules that a worker takes at a time, and that the cache gets in one transaction.
 CHUNK_SIZE = 64
 
@@ -74,6 +76,7 @@ def featurize_dataset(
         num_workers=num_workers,
         cache_dir=cache_dir,
         canonical_smiles=canonical_smiles,
+        show_progress=True,
     )
     dropped = [
         DroppedRow(row, smiles, outcome.failure)
@@ -89,7 +92,7 @@ def featurize_dataset(
     featurized = dataset.select(kept) if dropped else dataset
     for name, values, dtype in (
         ("features", features, "large_binary"),
-        ("num_nodes", count_nodes(features), "int64"),
+        (LENGTH_COLUMN, count_nodes(features), "int64"),
         ("geometry_source", sources, "string"),
     ):
         featurized = featurized.add_column(name, values, feature=datasets.Value(dtype))
@@ -103,6 +106,7 @@ def featurize_molecules(
     num_workers: int = 1,
     cache_dir: str | Path | None = None,
     canonical_smiles: Sequence[str] | None = None,
+    show_progress: bool = False,
 ) -> list[FeaturizedMolecule]:
     """Compute the packed features of molecules, or look them up.
 
@@ -116,6 +120,7 @@ def featurize_molecules(
         cache_dir (`str` or `Path`, *optional*): Folder of a cache; by default there is none.
         canonical_smiles (`Sequence[str]`, *optional*):
             Of the heavy-atom molecules, as `load_training_table` gives them: saves computing them.
+        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
 
     Returns:
         `list[FeaturizedMolecule]`: one outcome per molecule.
@@ -145,10 +150,20 @@ def featurize_molecules(
         if open_cache is not None:
             outcome_of_key |= open_cache.load(list(jobs))
         missing = {key: job for key, job in jobs.items() if key not in outcome_of_key}
-        for outcomes in _iterate_outcomes(missing, processor, num_workers=num_workers):
-            outcome_of_key |= outcomes
-            if open_cache is not None:
-                open_cache.save(outcomes)
+        if open_cache is not None:
+            num_found = len(jobs) - len(missing)
+            logger.info(
+                "Feature cache: %d molecules found, %d to compute.", num_found, len(missing)
+            )
+        chunks = _iterate_outcomes(missing, processor, num_workers=num_workers)
+        with tqdm(
+            total=len(missing), desc="Featurizing", disable=not (missing and show_progress)
+        ) as progress:
+            for outcomes in chunks:
+                outcome_of_key |= outcomes
+                if open_cache is not None:
+                    open_cache.save(outcomes)
+                progress.update(len(outcomes))
     return [outcome_of_key[key] for key in keys]
 
 
@@ -169,34 +184,26 @@ def _iterate_outcomes(
 ) -> Iterator[dict[str, FeaturizedMolecule]]:
     items = list(jobs.items())
     chunks = [items[start : start + CHUNK_SIZE] for start in range(0, len(items), CHUNK_SIZE)]
-    with tqdm(total=len(items), desc="Featurizing", disable=not items) as progress:
-        if num_workers <= 1:
-            for chunk in chunks:
-                yield {key: _featurize(job, processor) for key, job in chunk}
-                progress.update(len(chunk))
-            return
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            ProcessPoolExecutor(num_workers) as executor,
-        ):
-            futures = [
-                executor.submit(_featurize_chunk, chunk, processor, folder=folder)
-                for chunk in chunks
-            ]
-            try:
-                for future in futures:
-                    outcomes = future.result()
-                    yield outcomes
-                    progress.update(len(outcomes))
-            except BrokenProcessPool as error:
-                notes = sorted(Path(folder).iterdir())
-                in_hand = ", ".join(note.read_text(encoding="utf-8") for note in notes)
-                raise FeaturizationWorkerError(
-                    f"A process that featurizes died. Molecules in hand: {in_hand or 'none'}. It "
-                    "ran out of memory, or RDKit crashed: use fewer workers or drop the molecule."
-                ) from error
-            finally:
-                executor.shutdown(cancel_futures=True)
+    if num_workers <= 1:
+        for chunk in chunks:
+            yield {key: _featurize(job, processor) for key, job in chunk}
+        return
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(num_workers) as executor:
+        futures = [
+            executor.submit(_featurize_chunk, chunk, processor, folder=folder) for chunk in chunks
+        ]
+        try:
+            for future in futures:
+                yield future.result()
+        except BrokenProcessPool as error:
+            notes = sorted(Path(folder).iterdir())
+            in_hand = ", ".join(note.read_text(encoding="utf-8") for note in notes)
+            raise FeaturizationWorkerError(
+                f"A process that featurizes died. Molecules in hand: {in_hand or 'none'}. It "
+                "ran out of memory, or RDKit crashed: use fewer workers or drop the molecule."
+            ) from error
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 def _featurize_chunk(

@@ -9,8 +9,12 @@ Geometry = Literal["conformer", "bounds", "2d", "given"]
 ConformerFallback = Literal["raise", "bounds", "2d"]
 DescriptorSet = Literal["none", "rdkit_2d"]
 ClassWeighting = Literal["none", "balanced"]
+BenchmarkStep = Literal["featurize", "predict", "embed", "forward", "train"]
+BenchmarkDtype = Literal["float32", "bfloat16"]
 
 SCRATCH = "scratch"
+DEFAULT_CACHE = "default"
+NO_CACHE = "none"
 RESERVED_COLUMNS = ("row", "smiles", "split", "error")
 SMALLEST_VALUES = {
     "seed": 0,
@@ -23,6 +27,8 @@ SMALLEST_VALUES = {
     "num_train_epochs": 1e-6,
     "batch_size": 1,
     "early_stopping_patience": 1,
+    "num_molecules": 1,
+    "repeats": 1,
 }
 # What a few hundred to a few thousand labels can fill, trained from random weights.
 SCRATCH_ARCHITECTURE: dict[str, Any] = {
@@ -43,6 +49,19 @@ def _flag(default: Any, text: str) -> Any:
 
 def _required(text: str) -> Any:
     return field(metadata={"help": text})
+
+
+def _validate_choice(name: str, value: str | None, *, choice: Any) -> None:
+    if value is not None and value not in get_args(choice):
+        raise ValueError(f"{name}={value!r} is unknown. Known: {list(get_args(choice))}.")
+
+
+def _validate_smallest_values(arguments: object) -> None:
+    for name, smallest in SMALLEST_VALUES.items():
+        value = getattr(arguments, name, None)
+        if value is not None and not value >= smallest:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {value} is too small. The least is {smallest}.")
 
 
 @dataclass(kw_only=True)
@@ -91,6 +110,11 @@ class FinetuningArguments:
         0, "Settings of learning rate, dropout, weight decay and batch size to try on valid first."
     )
     num_workers: int = _flag(1, "Processes that featurize.")
+    feature_cache: str | None = _flag(
+        DEFAULT_CACHE,
+        "Folder that keeps features for later runs: 'default' is ~/.cache/rmat-hf/features, "
+        "'none' keeps nothing.",
+    )
     license: str | None = _flag(None, "License of the model for its card, for example cc-by-4.0.")
     with_baselines: bool = _flag(False, "Fit random forest and SVM on the same split to compare.")
     report_to: list[str] = _flag(["none"], "Experiment trackers: tensorboard, trackio and so on.")
@@ -123,21 +147,17 @@ class FinetuningArguments:
         choices = {"problem_type": ProblemType, "split": SplitName}
         choices |= {"molecule_descriptors": DescriptorSet, "class_weighting": ClassWeighting}
         for name, choice in choices.items():
-            value = getattr(self, name)
-            if value is not None and value not in get_args(choice):
-                raise ValueError(f"{name}={value!r} is unknown. Known: {list(get_args(choice))}.")
-        self._validate_ranges()
+            _validate_choice(name, getattr(self, name), choice=choice)
+        self._validate_values()
         if self.overwrite and self.resume:
             raise ValueError("--overwrite starts anew and --resume continues: choose one.")
 
-    def _validate_ranges(self) -> None:
+    def _validate_values(self) -> None:
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"--dropout {self.dropout} is not a share from 0 to below 1.")
-        for name, smallest in SMALLEST_VALUES.items():
-            value = getattr(self, name)
-            if value is not None and not value >= smallest:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {value} is too small. The least is {smallest}.")
+        if self.feature_cache == "":
+            raise ValueError("--feature-cache is empty. Name a folder, 'default' or 'none'.")
+        _validate_smallest_values(self)
 
 
 @dataclass(kw_only=True)
@@ -150,9 +170,12 @@ class PredictionArguments:
     input: str | None = _flag(None, "CSV, Parquet or SDF file with the molecules.")
     smiles_column: str = _flag("smiles", "Column with the SMILES.")
     revision: str | None = _flag(None, "Branch, tag or commit of a model on the Hub.")
-    batch_size: int = _flag(32, "Molecules in one forward pass.")
+    batch_size: int = _flag(32, "Most molecules in one forward pass.")
     num_workers: int = _flag(0, "Processes that featurize beside the one that computes.")
-    chunk_size: int = _flag(256, "Rows in memory at a time.")
+    chunk_size: int = _flag(2048, "Rows in memory at a time.")
+    feature_cache: str | None = _flag(
+        NO_CACHE, "Folder of features to look up and to keep, 'default', or 'none'."
+    )
     device: str | None = _flag(None, "Torch device. Default: the accelerator if there is one.")
 
     def __post_init__(self) -> None:
@@ -171,3 +194,36 @@ class ConversionArguments:
     pooling: Literal["attention", "mean", "dummy_node"] | None = _flag(
         None, "Pooling of the model. Default: the one in the weights, else mean."
     )
+
+
+@dataclass(kw_only=True)
+class BenchmarkArguments:
+    """Everything `run_benchmark` needs to know; each field is a flag of `rmat bench`."""
+
+    model: str = _flag(
+        SCRATCH, "Model folder, Hub id, or random weights of a size: scratch, small or published."
+    )
+    revision: str | None = _flag(None, "Branch, tag or commit of a model on the Hub.")
+    input: str = _flag("freesolv", "CSV, Parquet or SDF file, bundled name or Hub data set.")
+    smiles_column: str = _flag("smiles", "Column with the SMILES.")
+    num_molecules: int = _flag(256, "Molecules to measure with, evenly spaced over the table.")
+    what: list[str] = _flag(
+        list(get_args(BenchmarkStep)), f"What to measure, of {', '.join(get_args(BenchmarkStep))}."
+    )
+    batch_size: int = _flag(32, "Molecules in a batch.")
+    num_workers: int = _flag(0, "Processes that featurize beside the one that computes.")
+    geometry: Geometry | None = _flag(None, "Where distances come from. Default: the model's.")
+    device: str | None = _flag(None, "Torch device. Default: the accelerator if there is one.")
+    dtype: BenchmarkDtype = _flag("float32", "Precision; bfloat16 is by autocast.")
+    repeats: int = _flag(3, "Timed passes over the molecules, after one that is not timed.")
+    output_json: str | None = _flag(None, "JSON file to write beside the table on the screen.")
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` for an unknown choice or a count that is too small."""
+        if not self.what:
+            raise ValueError(f"--what is empty. Known: {list(get_args(BenchmarkStep))}.")
+        for step in self.what:
+            _validate_choice("what", step, choice=BenchmarkStep)
+        _validate_choice("geometry", self.geometry, choice=Geometry)
+        _validate_choice("dtype", self.dtype, choice=BenchmarkDtype)
+        _validate_smallest_values(self)

@@ -65,7 +65,7 @@ def copy_tracker_logs(work_dir: Path, folder: Path) -> None:
 def describe_arguments(arguments: FinetuningArguments) -> dict[str, Any]:
     """Return what decides the result, without paths of this machine or what only starts it."""
     fields = asdict(arguments)
-    for name in ("overwrite", "resume", "num_workers"):
+    for name in ("overwrite", "resume", "num_workers", "feature_cache"):
         del fields[name]
     for name in ("dataset", "model", "output_dir"):
         fields[name] = name_source(fields[name])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from rmat_hf.data.feature_cache import find_feature_cache_dir
 from rmat_hf.data.featurization import featurize_dataset
 from rmat_hf.data.loading import DroppedRow, load_training_table
 from rmat_hf.data.splits import SplitIndices, split_by_column, split_by_scaffold, split_randomly
@@ -15,7 +16,12 @@ from rmat_hf.data.tables import TableError
 from rmat_hf.model_loading import load_processor
 from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.processing_rmat import RMatProcessor
-from rmat_hf.training.arguments import SCRATCH, FinetuningArguments
+from rmat_hf.training.arguments import (
+    DEFAULT_CACHE,
+    NO_CACHE,
+    SCRATCH,
+    FinetuningArguments,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +55,11 @@ class FinetuningTask:
         return np.array(self.select(part)["labels"], dtype=np.float64)
 
 
-def build_finetuning_task(
-    arguments: FinetuningArguments, *, cache_dir: str | Path | None = None
-) -> FinetuningTask:
+def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
     """Load, check, featurize and split the training table.
 
     Args:
-        arguments (`FinetuningArguments`): Data, geometry and split.
-        cache_dir (`str` or `Path`, *optional*): Folder of a feature cache; by default none.
+        arguments (`FinetuningArguments`): Data, geometry, split and feature cache.
 
     Raises:
         ValueError: If a column is missing, a label cannot be read or a part would be empty.
@@ -73,7 +76,10 @@ def build_finetuning_task(
         conflict_tolerance=arguments.conflict_tolerance,
     )
     dataset, failed = featurize_dataset(
-        loaded.dataset, processor, num_workers=arguments.num_workers, cache_dir=cache_dir
+        loaded.dataset,
+        processor,
+        num_workers=arguments.num_workers,
+        cache_dir=choose_cache_dir(arguments.feature_cache),
     )
     dropped = sorted(loaded.dropped + failed, key=lambda row: row.row)
     if failed:
@@ -88,6 +94,23 @@ def build_finetuning_task(
     if len(split.valid) == 0:
         raise TableError("The valid part is empty, and the best checkpoint is chosen on it.")
     return FinetuningTask(dataset, split, dropped, loaded.class_names, processor)
+
+
+def choose_cache_dir(feature_cache: str | Path | None) -> Path | None:
+    """Return the folder of the feature cache, `None` for none.
+
+    Args:
+        feature_cache (`str` or `Path`, *optional*): `--feature-cache` of `rmat finetune`.
+    """
+    if feature_cache is None or feature_cache == NO_CACHE:
+        return None
+    if feature_cache != DEFAULT_CACHE:
+        return Path(feature_cache)
+    try:
+        return find_feature_cache_dir()
+    except RuntimeError as error:
+        logger.warning("No feature cache: %s Choose a folder with --feature-cache.", error)
+        return None
 
 
 def _split(dataset: Dataset, arguments: FinetuningArguments) -> SplitIndices:

@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from typing import Any, cast
 
+import datasets
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
 from transformers.trainer import Trainer
+from transformers.trainer_utils import PredictionOutput, has_length
 
 from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.data.length_grouping import LengthGroupedSampler, compute_length_order
 
 
 def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.Tensor:
@@ -26,10 +30,13 @@ def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.
 
 
 class FinetuningTrainer(Trainer):
-    """Divides the loss by the known labels of all micro-batches and processes of a step.
+    """A Trainer that knows missing labels and the sizes of molecules.
 
-    `Trainer` itself averages the means of the micro-batches. Where labels are missing these have
-    different weights, so that a batch of 16 and four of 4 would train differently.
+    - It divides the loss by the known labels of all micro-batches and processes of a step.
+      `Trainer` itself averages the means of the micro-batches. Where labels are missing these have
+      different weights, so that a batch of 16 and four of 4 would train differently.
+    - With `train_sampling_strategy="group_by_length"` the batches of training, evaluation and
+      prediction have molecules of similar sizes, and predictions come in the order of the rows.
     """
 
     loss_is_scaled_for_ga = True
@@ -66,12 +73,53 @@ class FinetuningTrainer(Trainer):
         self, eval_dataset: str | Dataset[Any] | None = None
     ) -> DataLoader[Any]:
         """Return the dataloader of an evaluation, in which every row counts once."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = cast(Any, self.eval_dataset)[dataset]
+        order = self._compute_length_order(dataset)
+        if order is not None:
+            dataset = dataset.select(order)
         return super().get_eval_dataloader(self._collect_stream(dataset))
 
     def get_test_dataloader(self, test_dataset: Dataset[Any]) -> DataLoader[Any]:
         """Return the dataloader of a prediction, in which every row counts once."""
         return super().get_test_dataloader(self._collect_stream(test_dataset))
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Return predictions and labels in the order of the rows, as [`Trainer.predict`]."""
+        order = self._compute_length_order(test_dataset)
+        if order is None:
+            return super().predict(test_dataset, *args, **kwargs)
+        output = super().predict(test_dataset.select(order), *args, **kwargs)
+        place = np.argsort(order)
+        return PredictionOutput(
+            predictions=_select_rows(output.predictions, place),
+            label_ids=_select_rows(output.label_ids, place),
+            metrics=output.metrics,
+        )
+
+    def _compute_length_order(self, dataset: Any) -> np.ndarray | None:
+        """Return the rows from the largest molecule to the smallest, if they are to be grouped."""
+        column = self.args.length_column_name
+        is_grouped = self.args.train_sampling_strategy == "group_by_length"
+        if not is_grouped or not isinstance(dataset, datasets.Dataset):
+            return None
+        return compute_length_order(dataset[column][:]) if column in dataset.column_names else None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self._compute_length_order(dataset) is None:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        return LengthGroupedSampler(
+            dataset[self.args.length_column_name][:],
+            batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            seed=seed,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        # the one of transformers permutes the rows if those of training are grouped
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
 
     def _collect_stream(self, dataset: Any) -> Any:
         # Processes cannot share a stream whose length nobody knows without waiting for each other
@@ -82,3 +130,9 @@ class FinetuningTrainer(Trainer):
 
     def _compute_denominator(self, batch: dict[str, Any]) -> torch.Tensor:
         return compute_loss_denominator(batch["labels"], cast(Any, self.model).config)
+
+
+def _select_rows(values: Any, rows: np.ndarray) -> Any:
+    if isinstance(values, tuple):
+        return tuple(_select_rows(part, rows) for part in values)
+    return None if values is None else values[rows]

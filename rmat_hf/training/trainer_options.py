@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.training_args import TrainingArguments
 
+from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.training.arguments import SCRATCH, FinetuningArguments
 
 # Metrics by whether the problem is a regression, and those of which less is better.
@@ -68,6 +69,8 @@ def build_training_arguments(
         "greater_is_better": metric.removeprefix("eval_") not in ERROR_METRICS,
         "seed": arguments.seed,
         "report_to": arguments.report_to,
+        "train_sampling_strategy": "group_by_length",
+        "length_column_name": LENGTH_COLUMN,
         "label_names": ["labels"],
         "dataloader_pin_memory": torch.accelerator.is_available(),
         # the collator reads the packed features, which are no arguments of the model

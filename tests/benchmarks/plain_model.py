@@ -43,8 +43,8 @@ def rename_pair_network(weights: dict[str, torch.Tensor], *, layer: str, side: s
     first = [weights.pop(f"{old}.{part}_proj.weight") for part in ("code", "radial")]
     weights[f"{new}_proj.weight"] = torch.cat(first, dim=1)
     weights[f"{new}_proj.bias"] = weights.pop(f"{old}.code_proj.bias")
-    weights[f"{new}_out_proj.weight"] = weights.pop(f"{old}.weight").flatten(0, 1)
-    weights[f"{new}_out_proj.bias"] = weights.pop(f"{old}.constant").flatten()
+    weights[f"{new}_out_proj.weight"] = weights.pop(f"{new}_weight").flatten(0, 1)
+    weights[f"{new}_out_proj.bias"] = weights.pop(f"{new}_constant").flatten()
 
 
 class PlainSelfAttention(nn.Module):

@@ -16,7 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoProcessor, Trai
 from transformers.trainer import Trainer
 
 from rmat_hf.atomic_output import OutputError
+from rmat_hf.data import featurization
 from rmat_hf.inference import embed, predict
+from rmat_hf.training import task
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
 
@@ -66,6 +68,7 @@ def build_arguments(work: Path, **changes: Any) -> FinetuningArguments:
         "output_dir": str(work / "run"),
         "geometry": "bounds",
         "model_config": str(work / "tiny.json"),
+        "feature_cache": "none",
         "num_train_epochs": 3,
         "batch_size": 8,
         "learning_rate": 3e-3,
@@ -370,9 +373,36 @@ def test_an_interrupted_run_that_was_overwriting_resumes(
 ) -> None:
     run_finetuning(build_arguments(work))
     run_interrupted(monkeypatch, build_arguments(work, overwrite=True, seed=5))
-    run_finetuning(build_arguments(work, resume=True, seed=5))
+    changes = {"seed": 5, "feature_cache": str(work / "cache")}
+    run_finetuning(build_arguments(work, resume=True, **changes))
     saved = json.loads((work / "run" / "finetuning_arguments.json").read_text())
     assert saved["seed"] == 5
+
+
+def test_second_run_featurizes_nothing_and_learns_the_same(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = {"feature_cache": str(work / "cache")}
+    run_finetuning(build_arguments(work, output_dir=str(work / "without"), feature_cache=None))
+    run_finetuning(build_arguments(work, output_dir=str(work / "first"), **cache))
+    monkeypatch.setattr(featurization, "_featurize", None)
+    run_finetuning(build_arguments(work, output_dir=str(work / "second"), **cache))
+    without, first, second = (
+        load_file(work / name / "model.safetensors") for name in ("without", "first", "second")
+    )
+    for name in without:
+        assert torch.equal(without[name], first[name])
+        assert torch.equal(without[name], second[name])
+    for path in (work / "second").glob("*.json"):
+        assert "feature_cache" not in path.read_text(), path.name
+
+
+def test_default_cache_is_the_same_from_python(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "find_feature_cache_dir", lambda: work / "cache")
+    arguments = vars(build_arguments(work, num_train_epochs=1))
+    del arguments["feature_cache"]
+    run_finetuning(FinetuningArguments(**arguments))
+    assert len(list((work / "cache").glob("*.sqlite"))) == 1
 
 
 def test_descriptors_of_a_model_can_be_left_out(work: Path) -> None:

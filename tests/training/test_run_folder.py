@@ -306,11 +306,11 @@ def test_json_files_of_a_run_are_described_by_their_content(
 
 
 def test_described_arguments_are_all_that_decide_the_result(tmp_path: Path) -> None:
-    started = {"overwrite": True, "num_workers": 4}
+    started = {"overwrite": True, "num_workers": 4, "feature_cache": str(tmp_path)}
     described = describe_arguments(build_tiny_arguments(tmp_path, seed=5, **started))
     assert described == describe_arguments(build_tiny_arguments(tmp_path, seed=5, resume=True))
     names = {field.name for field in fields(FinetuningArguments)}
-    assert set(described) == names - {"overwrite", "resume", "num_workers"}
+    assert set(described) == names - {"overwrite", "resume", "num_workers", "feature_cache"}
     assert described["seed"] == 5
     assert described["model"] == "scratch"
 

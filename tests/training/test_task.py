@@ -14,8 +14,14 @@ from rmat_hf.data.loading import DroppedRow
 from rmat_hf.data.tables import TableError
 from rmat_hf.model_loading import ModelLoadingError
 from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.training import task as task_module
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
+from rmat_hf.training.task import (
+    PARTS,
+    FinetuningTask,
+    build_finetuning_task,
+    choose_cache_dir,
+)
 
 
 def build(tmp_path: Path, columns: Any = None, **options: Any) -> FinetuningTask:
@@ -199,9 +205,55 @@ def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
 def test_second_task_finds_its_features_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = build_tiny_arguments(tmp_path, None)
-    expected = build_finetuning_task(arguments).dataset
-    cached = build_finetuning_task(arguments, cache_dir=tmp_path / "cache").dataset
+    expected = build(tmp_path).dataset
+    cached = build(tmp_path, feature_cache=str(tmp_path / "cache")).dataset
     monkeypatch.setattr(featurization, "_featurize", None)
-    again = build_finetuning_task(arguments, cache_dir=tmp_path / "cache").dataset
+    again = build(tmp_path, feature_cache=str(tmp_path / "cache")).dataset
     assert expected.to_dict() == cached.to_dict() == again.to_dict()
+
+
+def test_hits_and_misses_of_the_cache_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = str(tmp_path / "cache")
+    with caplog.at_level(logging.INFO):
+        build(tmp_path, feature_cache=folder)
+        build(tmp_path, feature_cache=folder)
+        build(tmp_path)
+    lines = [record.message for record in caplog.records if "Feature cache" in record.message]
+    assert lines == [
+        "Feature cache: 0 molecules found, 12 to compute.",
+        "Feature cache: 12 molecules found, 0 to compute.",
+    ]
+
+
+def test_cache_folder_that_cannot_be_made_is_a_warning_and_no_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    task = build(tmp_path, feature_cache=str(tmp_path / "file" / "cache"))
+    assert task.dataset.to_dict() == build(tmp_path).dataset.to_dict()
+    assert "cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize("feature_cache", [None, "none"])
+def test_cache_can_be_turned_off(feature_cache: str | None) -> None:
+    assert choose_cache_dir(feature_cache) is None
+
+
+def test_default_cache_is_the_users_and_a_folder_is_itself(
+    tmp_path: Path, feature_cache_dir: Path
+) -> None:
+    assert choose_cache_dir("default") == feature_cache_dir
+    assert choose_cache_dir(str(tmp_path)) == tmp_path
+
+
+def test_user_without_a_home_has_no_default_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(task_module, "find_feature_cache_dir", fail)
+    assert choose_cache_dir("default") is None
+    assert "Choose a folder with --feature-cache" in caplog.text

@@ -13,12 +13,13 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
+from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 from tiny_trainer import build_model, build_rows, build_trainer
 from transformers import TrainerCallback
 from transformers.trainer import Trainer
 
 from rmat_hf.data.collators import FinetuningCollator
+from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
 
@@ -108,7 +109,7 @@ def test_a_batch_without_labels_costs_nothing_and_keeps_everything_finite(
 # Batches of similar length
 
 
-def test_batches_hold_molecules_of_similar_size_if_asked_for(
+def test_batches_of_a_finetuning_hold_molecules_of_similar_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[list[int]] = []
@@ -119,7 +120,6 @@ def test_batches_hold_molecules_of_similar_size_if_asked_for(
         return collate(self, rows)
 
     monkeypatch.setattr(FinetuningCollator, "__call__", record)
-    overrides = {"train_sampling_strategy": "group_by_length", "length_column_name": "num_nodes"}
     num_train = 40
     run_finetuning(
         build_tiny_arguments(
@@ -131,15 +131,28 @@ def test_batches_hold_molecules_of_similar_size_if_asked_for(
             },
             batch_size=2,
             num_train_epochs=1,
-            training_arguments=write_json(tmp_path / "overrides.json", overrides),
         )
     )
     epoch = batches[: num_train // 2]
-    # the dummy node is a node too; the largest molecule comes first, to fail early if it must
+    # the dummy node is a node too
     assert sorted(size for batch in epoch for size in batch) == list(range(2, num_train + 2))
-    assert epoch[0][0] == num_train + 1
     # two random ones differ by 13.7 on average
-    assert np.mean([first - second for first, second in epoch]) < 6
+    assert np.mean([abs(first - second) for first, second in epoch]) < 6
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "random", "sequential"])
+def test_predictions_come_in_the_order_of_the_rows(tmp_path: Path, strategy: str) -> None:
+    rows = build_rows(13)
+    assert sorted(rows[LENGTH_COLUMN]) != list(rows[LENGTH_COLUMN])
+    options = {"length_column_name": LENGTH_COLUMN, "train_sampling_strategy": strategy}
+    trainer = build_trainer(tmp_path, eval_dataset=rows, per_device_eval_batch_size=4, **options)
+    output = trainer.predict(rows)
+    np.testing.assert_allclose(output.label_ids, rows["labels"], rtol=1e-6)
+    for row, prediction in zip(rows, output.predictions, strict=True):
+        alone = trainer.predict(Dataset.from_list([row])).predictions
+        np.testing.assert_allclose(prediction, alone[0], rtol=0, atol=1e-5)
+    mean = np.square(output.predictions - output.label_ids).mean()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(mean, rel=1e-5)
 
 
 # Interrupted and resumed
@@ -155,13 +168,13 @@ class StopAfter(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-@pytest.mark.parametrize("source", ["table", "stream", "repeated stream"])
+@pytest.mark.parametrize("source", ["table", "grouped table", "stream", "repeated stream"])
 def test_an_interrupted_and_resumed_training_ends_in_the_same_weights(
     tmp_path: Path, source: str
 ) -> None:
     """Trainer does not know the length of a stream, so that several passes need `repeat`."""
     rows: Any = build_rows(48 if source == "stream" else 16)
-    if source != "table":
+    if "stream" in source:
         rows = rows.to_iterable_dataset(num_shards=2).shuffle(seed=5, buffer_size=6)
     if source == "repeated stream":
         rows = rows.repeat(None)
@@ -171,7 +184,8 @@ def test_an_interrupted_and_resumed_training_ends_in_the_same_weights(
             tmp_path / name,
             model=build_model(hidden_dropout_prob=0.2),
             train_dataset=rows,
-            train_sampling_strategy="random",
+            train_sampling_strategy="group_by_length" if "grouped" in source else "random",
+            length_column_name=LENGTH_COLUMN,
             max_steps=10,
             save_strategy="steps",
             save_steps=2,
