@@ -12,10 +12,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install quickstart test test-slow test-upstream notebooks check lint format wheel constraints clean
+.PHONY: help install quickstart test test-slow test-upstream notebooks bench bench-featurization \
+	bench-chemprop check lint format wheel constraints clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with the package and the tested versions of everything it needs
 
@@ -46,6 +47,27 @@ test-upstream: $(INSTALLED) ## Download transformers' own common tests and run t
 notebooks: $(INSTALLED) ## Run the notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/hub_server.py $(BIN)/python -m pytest --override-ini addopts= \
 	  --durations=0 --durations-min=1 --nbmake --nbmake-timeout=600 notebooks
+
+# The second run has an allocator that keeps large blocks: it spares the plain model page faults.
+DATA ?= ../shared/data
+BENCH := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p no:cacheprovider -q -m benchmark --data $(DATA)
+TUNED := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
+
+bench: $(INSTALLED) ## Measure speed and memory against a plain model; DATA is the folder with the molecules
+	mkdir -p .cache/benchmarks
+	$(BENCH) --benchmark-json .cache/benchmarks/default.json tests/benchmarks/bench_*.py
+	$(TUNED) $(BENCH) --benchmark-json .cache/benchmarks/tuned.json -k "speed or peak" tests/benchmarks/bench_*.py
+	$(BIN)/python tests/benchmarks/summarize.py .cache/benchmarks/default.json .cache/benchmarks/tuned.json
+
+bench-featurization: $(INSTALLED) ## Measure featurization against the protocol of the 2021 publication
+	mkdir -p .cache/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_featurization.py $(DATA)/pretraining/moses.parquet \
+	  .cache/benchmarks/featurization.json
+
+bench-chemprop: $(INSTALLED) ## The same against chemprop's default model, in an environment of its own
+	test -x .cache/chemprop-venv/bin/chemprop || { $(PYTHON) -m venv .cache/chemprop-venv && \
+	  .cache/chemprop-venv/bin/pip install torch==2.13.0 && .cache/chemprop-venv/bin/pip install chemprop==2.3.1; }
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/chemprop_speed.py $(DATA) .cache/chemprop-venv/bin/python
 
 check: lint ## Lint, types, import direction and the style guide
 	$(BIN)/mypy

@@ -1,0 +1,99 @@
+"""Molecules per second of a model of about a million parameters and of chemprop's default.
+
+    python tests/benchmarks/chemprop_speed.py DATA CHEMPROP_PYTHON
+
+`make bench-chemprop` makes chemprop's own environment and runs this. The two take turns, in a
+process of their own each, with one thread, on the same molecules, in batches of 32.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from measuring import (
+    Predictor,
+    build_batches,
+    build_model,
+    count_molecules,
+    featurize,
+    format_tables,
+    measure_seconds,
+    one_thread,
+    read_smiles,
+)
+
+# from rmat_hf.training.arguments, without dropout
+ARCHITECTURE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_head_layers": 2,
+}
+ROUNDS = 5
+VARIANTS = {
+    "random batches, float32": {"grouped": False, "precision": "float32"},
+    "length groups, float32": {"grouped": True, "precision": "float32"},
+    "length groups, bf16": {"grouped": True, "precision": "bf16"},
+}
+
+
+def measure_ours() -> None:
+    """Print our molecules per second for the SMILES that standard input lists in JSON."""
+    features = featurize(json.load(sys.stdin))
+    model = build_model("small", "paper", **ARCHITECTURE)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    speeds: dict[str, float] = {"parameters": num_parameters}
+    for name, options in VARIANTS.items():
+        batches = build_batches(features, grouped=options["grouped"])
+        predictor = Predictor(model, precision=options["precision"])
+        for task in ("train", "inference"):
+            predictor.run(batches[:5], task=task)
+            seconds = measure_seconds(lambda: predictor.run(batches, task=task))  # noqa: B023 - now
+            speeds[f"{task}, {name}"] = count_molecules(batches) / seconds
+    sys.stdout.write(json.dumps(speeds))
+
+
+def run(*command: object, smiles: list[str]) -> dict[str, float]:
+    result = subprocess.run(
+        [str(part) for part in command], input=json.dumps(smiles), capture_output=True, text=True
+    )
+    if result.returncode:
+        raise SystemExit(result.stderr)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    data_dir, chemprop_python = map(Path, sys.argv[1:])
+    smiles = read_smiles(data_dir, "drug-like")
+    partner = Path(__file__).with_name("chemprop_partner.py")
+    theirs, ours = [], []
+    for _ in range(ROUNDS):
+        theirs.append(run(chemprop_python, partner, smiles=smiles))
+        ours.append(run(sys.executable, __file__, smiles=smiles))
+    sizes = [f"{speeds[0]['parameters'] / 1e6:.2f} M" for speeds in (theirs, ours)]
+    rows = []
+    for task in ("train", "inference"):
+        their_speeds = np.array([speeds[task] for speeds in theirs])
+        for name in VARIANTS:
+            our_speeds = np.array([speeds[f"{task}, {name}"] for speeds in ours])
+            ratios = our_speeds / their_speeds
+            rows.append(
+                {
+                    "task": task,
+                    f"ours ({sizes[1]})": name,
+                    "ours, molecules/s": f"{np.median(our_speeds):.0f}",
+                    f"chemprop ({sizes[0]}), molecules/s": f"{np.median(their_speeds):.0f}",
+                    "times chemprop": f"{np.median(ratios):.2f}",
+                    "lowest to highest": f"{ratios.min():.2f} to {ratios.max():.2f}",
+                }
+            )
+    for line in format_tables([{"title": "Speed beside chemprop 2.3.1", "rows": rows}]):
+        sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    with one_thread():
+        main() if len(sys.argv) > 1 else measure_ours()
