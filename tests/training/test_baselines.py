@@ -178,7 +178,9 @@ def test_molecules_may_be_rdkit_objects(masses: np.ndarray) -> None:
 
 @pytest.mark.slow
 def test_freesolv_figures(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Split 0 in standardized units; an independent fit of the same two models gave .249 (SVM)."""
+    """Split 0 in standardized units. An independent fit gave .249 (SVM), choosing among fewer
+    settings on valid: ours may be better, but a weaker one would flatter R-MAT.
+    """
     monkeypatch.undo()
     loaded = load_training_table(
         shared_dir / "data" / "mat_benchmark" / "freesolv.csv",
@@ -195,5 +197,5 @@ def test_freesolv_figures(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
         label_names=["y"],
         seed=0,
     )
-    assert results["svm_rdkit_descriptors"]["test"]["rmse"] == pytest.approx(0.249, abs=0.005)
+    assert 0.22 < results["svm_rdkit_descriptors"]["test"]["rmse"] < 0.254
     assert results["random_forest_ecfp4_counts"]["test"]["rmse"] == pytest.approx(0.471, abs=0.02)
