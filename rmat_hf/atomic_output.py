@@ -1,11 +1,13 @@
-"""Output folders that appear whole or not at all."""
+"""Output folders and files that appear whole or not at all."""
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class OutputError(ValueError):
@@ -70,6 +72,20 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write JSON: the whole file or none.
+
+    Args:
+        path (`str` or `Path`): The file.
+        content: What `json` can write.
+        indent (`int`, *optional*, defaults to 2): Spaces of a level; `None` for one line.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _share_with_umask(folder: Path) -> None:

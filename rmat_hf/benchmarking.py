@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from rmat_hf.atomic_output import save_json
 from rmat_hf.benchmark_workload import (
     Workload,
     build_benchmark_model,
@@ -21,7 +22,7 @@ from rmat_hf.data.table_writer import validate_output_path
 from rmat_hf.machine import BYTES_PER_MIB, MemorySampler, compute_memory_mib, describe_machine
 from rmat_hf.model_loading import find_device
 from rmat_hf.training.arguments import BenchmarkArguments, BenchmarkStep
-from rmat_hf.training.run_folder import name_source, save_json
+from rmat_hf.training.run_folder import name_source
 
 # Matrix products of a step, as a multiple of those of a forward pass: the gradient needs two more.
 FLOP_FACTORS = {"predict": 1, "embed": 1, "forward": 1, "train": 3}

@@ -10,11 +10,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rmat_hf.atomic_output import OutputError
+from rmat_hf.atomic_output import OutputError, save_json
 from rmat_hf.training.arguments import (
     FinetuningArguments,
 )
-from rmat_hf.training.run_folder import ARGUMENTS_FILE, describe_arguments, save_json
+from rmat_hf.training.run_folder import ARGUMENTS_FILE, describe_arguments
 from rmat_hf.training.trainer_options import (
     load_json_fields,
 )

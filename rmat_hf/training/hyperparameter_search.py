@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from transformers.trainer import Trainer
 from transformers.trainer_utils import SaveStrategy, set_seed
 
+from rmat_hf.atomic_output import save_json
 from rmat_hf.data.table_writer import ColumnKind, TableWriter
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training.arguments import (
     SCRATCH,
     FinetuningArguments,
 )
-from rmat_hf.training.run_folder import describe_arguments, save_json
+from rmat_hf.training.run_folder import describe_arguments
 from rmat_hf.training.trainer_options import (
     DEFAULT_LEARNING_RATES,
     load_json_fields,

@@ -1,6 +1,5 @@
 """What a finetuning run leaves behind: its model folder, file by file."""
 
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from transformers.trainer_callback import TrainerState
 
+from rmat_hf.atomic_output import save_json
 from rmat_hf.data.table_writer import TableWriter
 from rmat_hf.inference import Predictions, compute_probabilities
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
@@ -78,13 +78,6 @@ def name_source(source: str) -> str:
     """Return a file's or folder's own name; the id itself for something on the Hub."""
     path = Path(source)
     return path.resolve().name if path.exists() or path.is_absolute() else source
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Write indented JSON: the whole file or none."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport) -> None:
