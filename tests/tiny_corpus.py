@@ -1,0 +1,50 @@
+"""A featurized corpus of a few molecules, written without `rmat featurize`."""
+
+from pathlib import Path
+
+from tiny import TINY_SMILES
+
+from rmat_hf.data.compact_features import count_nodes
+from rmat_hf.data.corpus_format import (
+    PROCESSOR_FILE,
+    describe_processor,
+    encode_shard,
+    name_shard,
+)
+from rmat_hf.data.featurization import featurize_molecules
+from rmat_hf.data.loading import DroppedRow
+from rmat_hf.processing_rmat import RMatProcessor
+
+
+def write_shard(
+    path: Path,
+    smiles: list[str],
+    *,
+    processor: RMatProcessor | None = None,
+    first_row: int = 0,
+) -> None:
+    """Write one shard; molecules that fail are in its metadata."""
+    processor = processor or RMatProcessor(geometry="bounds")
+    outcomes = featurize_molecules(smiles, processor)
+    content = encode_shard(
+        [
+            DroppedRow(first_row + position, text, outcome.failure)
+            for position, (text, outcome) in enumerate(zip(smiles, outcomes, strict=True))
+        ],
+        outcomes,
+        num_nodes=count_nodes([outcome.features for outcome in outcomes if not outcome.failure]),
+        processor=describe_processor(processor),
+        options={},
+    )
+    path.write_bytes(content)
+
+
+def write_corpus(folder: Path, smiles: list[str] | None = None, *, shard_size: int = 4) -> Path:
+    """Write a folder of shards and the processor beside them, unfinished: no `corpus.json`."""
+    smiles = smiles or TINY_SMILES
+    folder.mkdir(parents=True, exist_ok=True)
+    for idx, start in enumerate(range(0, len(smiles), shard_size)):
+        path = folder / name_shard(idx)
+        write_shard(path, smiles[start : start + shard_size], first_row=start)
+    RMatProcessor(geometry="bounds").to_json_file(folder / PROCESSOR_FILE)
+    return folder
