@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class OutputError(ValueError):
@@ -86,6 +87,34 @@ def save_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+@contextmanager
+def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a stream that becomes the file when the block ends without an error.
+
+    The content is on the disk before the name is: a file that is there is whole, whatever
+    interrupts the program. A kill leaves a hidden `.NAME.….tmp` behind, nothing else does.
+
+    Args:
+        path (`str` or `Path`): The file; an older one is replaced.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with suppress(OSError):  # on a disk that cannot be written there is nothing to remove
+            temporary.unlink(missing_ok=True)
 
 
 def _share_with_umask(folder: Path) -> None:

@@ -1,11 +1,17 @@
 """Atomic output folders: whole or not at all, and never at the cost of what was there."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from rmat_hf.atomic_output import OutputError, create_folder_atomically, validate_output_folder
+from rmat_hf.atomic_output import (
+    OutputError,
+    create_folder_atomically,
+    open_atomically,
+    validate_output_folder,
+)
 
 
 def write_folder(folder: Path, text: str, *, overwrite: bool = False) -> None:
@@ -183,3 +189,29 @@ def test_a_relative_name_is_taken_from_the_current_folder(
 def test_validation_alone_changes_nothing_in_an_existing_parent(tmp_path: Path) -> None:
     validate_output_folder(tmp_path / "run")
     assert list_tree(tmp_path) == []
+
+
+def test_file_appears_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with open_atomically(path) as stream:
+        stream.write(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list_tree(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [(OSError(errno.ENOSPC, "No space left on device"), OutputError), (KeyboardInterrupt(), None)],
+)
+def test_file_stays_as_it_was_after_an_error(
+    tmp_path: Path, raised: BaseException, expected: type[BaseException] | None
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(expected or type(raised)), open_atomically(path) as stream:
+        stream.write(b"new")
+        raise raised
+    assert path.read_text() == "old"
+    assert list_tree(tmp_path) == ["file"]

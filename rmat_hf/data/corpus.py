@@ -1,23 +1,18 @@
 """Read a featurized corpus: a folder of `rmat featurize`, some of its shards, or the Hub's."""
 
-import glob
-import json
-import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfFileSystem, snapshot_download
+from huggingface_hub import HfFileSystem
 
 from rmat_hf.data.corpus_format import (
-    CORPUS_FILE,
     FAILED_ROWS_FILE,
     PROCESSOR_FILE,
     REQUIRED_COLUMNS,
@@ -28,17 +23,11 @@ from rmat_hf.data.corpus_format import (
     find_difference,
     read_shard_header,
 )
-from rmat_hf.data.sources import TABLE_EXTENSIONS
+from rmat_hf.data.corpus_location import HUB_PREFIX, NOT_FEATURIZED, find_shards
 from rmat_hf.processing_rmat import RMatProcessor
-
-logger = logging.getLogger(__name__)
 
 # Footers of a corpus on the Hub that are asked for at a time.
 NUM_CONNECTIONS = 16
-_HUB = "hf://"
-_NOT_FEATURIZED = (
-    "Its molecules have no features yet: run `rmat featurize` first, and load its folder."
-)
 
 
 @dataclass(frozen=True)
@@ -84,17 +73,9 @@ def load_corpus(
             another processor, or there is no molecule.
     """
     name = os.fspath(source)
-    if _is_local(name):
-        if revision is not None or split != "train":
-            raise CorpusError(
-                f"{name} is not on the Hub: it has no revision and no split but 'train'. Leave "
-                "revision and split out."
-            )
-        paths, saved_options = _find_local_shards(name)
-    else:
-        paths, saved_options = _find_hub_shards(
-            name, revision=revision, split=split, with_download=not streaming
-        )
+    paths, saved_options = find_shards(
+        name, revision=revision, split=split, with_download=not streaming
+    )
     headers = _read_headers(paths)
     columns = _validate_columns(headers)
     options = _validate_processors(headers, saved_options=saved_options)
@@ -105,108 +86,8 @@ def load_corpus(
     return Corpus(_load_shards(filled, columns=columns, streaming=streaming), processor)
 
 
-def _is_local(name: str) -> bool:
-    path = Path(name)
-    is_there = path.exists() or glob.has_magic(name)
-    return is_there or path.is_absolute() or path.suffix in _EXTENSIONS
-
-
-_EXTENSIONS = (*TABLE_EXTENSIONS, ".gz", ".smi")
-
-
-def _find_local_shards(name: str) -> tuple[list[str], dict[str, Any] | None]:
-    """Return the paths of the shards and the options of the processor beside them, if any."""
-    path = Path(name)
-    if path.is_dir():
-        return _find_shards_of_folder(path)
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise CorpusError(f"{name} is not a featurized corpus. {_NOT_FEATURIZED}")
-        return [name], None
-    paths = sorted(glob.glob(name, recursive=True))
-    if not paths:
-        raise CorpusError(f"{name}: there is no such file. Name a folder of `rmat featurize`.")
-    return paths, None
-
-
-def _find_shards_of_folder(folder: Path) -> tuple[list[str], dict[str, Any] | None]:
-    paths = sorted(str(path) for path in folder.glob("*.parquet"))
-    corpus_path, processor_path = folder / CORPUS_FILE, folder / PROCESSOR_FILE
-    if not paths:
-        way_out = (
-            "Repeat the `rmat featurize` command that made it."
-            if processor_path.is_file()
-            else "Name a folder written by `rmat featurize`."
-        )
-        raise CorpusError(f"The folder {folder} has no shard (part-*.parquet). {way_out}")
-    if corpus_path.is_file():
-        num_shards = _read_json(corpus_path).get("num_shards")
-        if num_shards != len(paths):
-            raise CorpusError(
-                f"{folder} has {len(paths)} shards, {corpus_path.name} counts {num_shards}. Repeat "
-                "the `rmat featurize` command that made it, or copy the folder anew."
-            )
-    elif processor_path.is_file():
-        logger.warning(
-            "%s is not finished: it has %d shards so far. Repeat the `rmat featurize` command "
-            "that made it for the others.",
-            folder,
-            len(paths),
-        )
-    return paths, _read_json(processor_path) if processor_path.is_file() else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorpusError(f"{path} is damaged: {error}. Copy it anew.") from error
-    if not isinstance(content, dict):
-        raise CorpusError(f"{path} is damaged: it holds no JSON object. Copy it anew.")
-    return content
-
-
-def _find_hub_shards(
-    name: str, *, revision: str | None, split: str, with_download: bool
-) -> tuple[list[str], dict[str, Any] | None]:
-    """Return local paths after a download, else addresses for streaming."""
-    try:
-        builder = datasets.load_dataset_builder(name, revision=revision)
-        files_of_split = builder.config.data_files or {}
-        if split not in files_of_split:
-            raise CorpusError(
-                f"{name} on the Hub has no split {split!r}, but {', '.join(files_of_split)}."
-            )
-        addresses = [str(address) for address in files_of_split[split]]
-        if not all(address.endswith(".parquet") for address in addresses):
-            raise CorpusError(f"{name} on the Hub is no featurized corpus. {_NOT_FEATURIZED}")
-        locations = [_split_address(address) for address in addresses]
-        repo_id, commit, _ = locations[0]
-        shards = [path for _, _, path in locations]
-        wanted = [PROCESSOR_FILE, *(shards if with_download else [])]
-        folder = Path(
-            snapshot_download(repo_id, repo_type="dataset", revision=commit, allow_patterns=wanted)
-        )
-    except (DatasetsError, OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorpusError(
-            f"{name!r} is neither a file nor a folder, and the Hub gives: {reason}"
-        ) from error
-    if with_download:
-        addresses = [str(folder / path) for path in shards]
-    processor_path = folder / PROCESSOR_FILE
-    return addresses, _read_json(processor_path) if processor_path.is_file() else None
-
-
-def _split_address(address: str) -> tuple[str, str, str]:
-    """Return repository, commit and path of hf://datasets/USER/NAME@COMMIT/PATH."""
-    repo_id, _, rest = address.removeprefix(f"{_HUB}datasets/").partition("@")
-    commit, _, path = rest.partition("/")
-    return repo_id, commit, path
-
-
 def _read_headers(paths: Sequence[str]) -> list[ShardHeader]:
-    if not paths[0].startswith(_HUB):
+    if not paths[0].startswith(HUB_PREFIX):
         try:
             return [read_shard_header(path, name=path) for path in paths]
         except OSError as error:
@@ -225,7 +106,7 @@ def _validate_columns(headers: Sequence[ShardHeader]) -> list[str]:
     """Return the columns that every shard has; raise if it lacks a required one."""
     for header in headers:
         if "features" not in header.schema.names:
-            raise CorpusError(f"{header.name} has no column 'features'. {_NOT_FEATURIZED}")
+            raise CorpusError(f"{header.name} has no column 'features'. {NOT_FEATURIZED}")
         for column in REQUIRED_COLUMNS:
             if column not in header.schema.names:
                 raise CorpusError(
@@ -236,7 +117,7 @@ def _validate_columns(headers: Sequence[ShardHeader]) -> list[str]:
         if not (pa.types.is_binary(found) or pa.types.is_large_binary(found)):
             raise CorpusError(
                 f"{header.name}: the column 'features' holds {found}, not the bytes of `rmat "
-                f"featurize`. {_NOT_FEATURIZED}"
+                f"featurize`. {NOT_FEATURIZED}"
             )
     return [
         name
