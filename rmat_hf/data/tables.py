@@ -1,13 +1,15 @@
 """Read a table of molecules (CSV, Parquet, SDF) chunk by chunk, in order, cells as they are."""
 
 import csv
+import gzip
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,26 +120,29 @@ def open_table(path: str | os.PathLike[str]) -> Table:
 
     Args:
         path (`str` or `os.PathLike`):
-            The file. CSV and SDF are UTF-8 text.
+            The file. CSV, also as .csv.gz, and SDF are UTF-8 text.
 
     Returns:
         `Table`.
     """
     path = Path(path)
-    openers = {".csv": _open_csv, ".parquet": _open_parquet, ".sdf": _open_sdf}
-    opener = openers.get(path.suffix.lower())
+    openers = {".csv": _open_csv, ".csv.gz": _open_csv}
+    openers |= {".parquet": _open_parquet, ".sdf": _open_sdf}
+    is_compressed = path.suffix.lower() == ".gz"
+    opener = openers.get("".join(path.suffixes[-2 if is_compressed else -1 :]).lower())
     if opener is None:
         raise TableError(f"{path}: cannot read this kind of file. Use .csv, .parquet or .sdf.")
     if path.is_dir():
         raise TableError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
-    with _explained_reading(path):
+    with explained_reading(path):
         if path.stat().st_size == 0:
             raise TableError(f"{path} is empty. Expected at least a header line.")
         return opener(path)
 
 
 @contextmanager
-def _explained_reading(path: Path) -> Iterator[None]:
+def explained_reading(path: Path) -> Iterator[None]:
+    """Turn what reading a file raises into a `TableError` that names it."""
     try:
         yield
     except FileNotFoundError as error:
@@ -146,7 +151,7 @@ def _explained_reading(path: Path) -> Iterator[None]:
         raise TableError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
     except TableError:
         raise
-    except (csv.Error, pa.ArrowException, OSError, ValueError) as error:
+    except (csv.Error, pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TableError(f"{path} cannot be read: {reason}") from error
 
@@ -157,9 +162,16 @@ def _validate_unique(names: Sequence[str], path: Path) -> None:
         raise TableError(f"{path}: two columns are called {duplicates[0]!r}. Rename one of them.")
 
 
+def open_text(path: Path) -> TextIO:
+    """Open a file of UTF-8 text, compressed or not."""
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
 def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
     """Yield the header, then the rows. Blank lines count in the middle of one-column files only."""
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    with open_text(path) as stream:
         reader = csv.reader(stream, strict=True)
         try:
             header = next(reader, [])
@@ -193,7 +205,7 @@ def _open_csv(path: Path) -> Table:
     _validate_unique(header, path)
 
     def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
-        with _explained_reading(path):
+        with explained_reading(path):
             rows = _iterate_csv_rows(path)
             next(rows)
             for batch in _batched(rows, chunk_size):
@@ -211,7 +223,7 @@ def _open_parquet(path: Path) -> Table:
     _validate_unique(schema.names, path)
 
     def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
-        with _explained_reading(path), pq.ParquetFile(path) as file:
+        with explained_reading(path), pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=chunk_size):
                 yield TableChunk(str(path), batch.to_pydict(), batch.num_rows)
 
@@ -232,7 +244,7 @@ def _open_sdf(path: Path) -> Table:
     column_names = [name for name in generated if name not in names] + list(names)
 
     def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
-        with _explained_reading(path):
+        with explained_reading(path):
             for records in _batched(iterate_sdf_records(path), chunk_size):
                 mols = [parse_mol_block(record.mol_block) for record in records]
                 columns: dict[str, list[Any]] = {
