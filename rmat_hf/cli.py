@@ -11,12 +11,13 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
-from typer.core import TyperCommand
 
 from rmat_hf import __version__
 from rmat_hf.benchmarking import describe_benchmark, run_benchmark
 from rmat_hf.conversion import convert_checkpoint
+from rmat_hf.data.corpus_summary import describe_corpus
 from rmat_hf.data.feature_cache import find_feature_cache_dir
+from rmat_hf.list_flags import ListFlagCommand
 from rmat_hf.screening import (
     ScreeningOptions,
     ScreeningResult,
@@ -30,6 +31,7 @@ from rmat_hf.training.arguments import (
     FinetuningArguments,
     PredictionArguments,
 )
+from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
 from rmat_hf.training.finetuning import FinetuningResult, run_finetuning
 from rmat_hf.training.task import choose_cache_dir
 
@@ -39,36 +41,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class ListFlagCommand(TyperCommand):
-    """A command whose list flags take several values: `--smiles CCO CCN`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the flag before each of its values, as click wants it."""
-        list_flags = {
-            flag
-            for parameter in self.params
-            if getattr(parameter, "multiple", False)
-            for flag in parameter.opts
-        }
-        args = [
-            part
-            for arg in args
-            for part in (arg.split("=", 1) if arg.split("=", 1)[0] in list_flags else [arg])
-        ]
-        expanded: list[str] = []
-        current = None
-        for arg in args:
-            if arg.startswith("--"):
-                current = arg if arg in list_flags else None
-                if current is None:
-                    expanded.append(arg)
-            elif current is not None:
-                expanded += [current, arg]
-            else:
-                expanded.append(arg)
-        return super().parse_args(ctx, expanded)
 
 
 def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], None]) -> None:
@@ -101,7 +73,11 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
         try:
             report(arguments_class(**values))
         except KeyboardInterrupt:
-            way_out = " Repeat the command with --resume to continue." if verb == "finetune" else ""
+            way_out = ""
+            if "resume" in values:
+                way_out = " Repeat the command with --resume to continue."
+            elif verb == "featurize":
+                way_out = " Repeat the command to continue."
             print(f"rmat: interrupted.{way_out}", file=sys.stderr)
             raise typer.Exit(130) from None
 
@@ -110,6 +86,12 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = report.__doc__
     app.command(verb, cls=ListFlagCommand)(command)
+
+
+def featurize(arguments: FeaturizationArguments) -> None:
+    """Featurize molecules for pretraining; write a folder of Parquet shards."""
+    print(describe_corpus(run_featurization(arguments, show_progress=True)))
+    print(f"Wrote {arguments.output_dir}: the shards, corpus.json and failed_rows.csv.")
 
 
 def finetune(arguments: FinetuningArguments) -> None:
@@ -219,6 +201,7 @@ def _configure(
     disable_progress_bar()
 
 
+add_command("featurize", FeaturizationArguments, report=featurize)
 add_command("finetune", FinetuningArguments, report=finetune)
 add_command("predict", PredictionArguments, report=predict)
 add_command("embed", PredictionArguments, report=embed)

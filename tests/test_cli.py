@@ -307,3 +307,27 @@ def test_an_interruption_says_how_to_go_on(
     outcome = run_cli(*list_finetuning_flags(table), "--label-columns", "y")
     assert outcome.exit_code == 130
     assert "Repeat the command with --resume to continue" in outcome.error
+
+
+def test_featurize_prints_counts_and_reasons(
+    tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "input.smi").write_text("\n".join([*TINY_SMILES, "C1CC"]))
+    flags = ["featurize", "--input", tmp_path / "input.smi", "--output-dir", tmp_path / "corpus"]
+    outcome = run_cli(*flags, "--shard-size", 4)
+    assert outcome.exit_code == 0
+    assert re.search(r"7 rows: 6 molecules, 1 failed, 2 shards, [\d.]+ bytes", outcome.output)
+    assert re.search(r"^ +1  .*ring", outcome.output, re.MULTILINE)
+    assert (tmp_path / "corpus" / "part-00001.parquet").is_file()
+    refused = run_cli(*flags, "--shard-size", 5)
+    assert refused.exit_code == 2
+    assert refused.error.startswith("rmat: error: ")
+    assert "shard_size is 4 in one and 5 in the other" in refused.error
+
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rmat_hf.cli.run_featurization", interrupt)
+    interrupted = run_cli(*flags, "--shard-size", 4)
+    assert interrupted.exit_code == 130
+    assert interrupted.error == "rmat: interrupted. Repeat the command to continue.\n"

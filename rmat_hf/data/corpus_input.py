@@ -4,6 +4,7 @@ import glob
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -31,6 +32,32 @@ _CHUNK_SIZE = 1000
 
 _SMI_EXTENSIONS = (".smi", ".smi.gz")
 _EXTENSIONS = (".csv", ".csv.gz", ".parquet", ".sdf", *_SMI_EXTENSIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """Which molecules a corpus has, and how they are divided.
+
+    Args:
+        smiles_column (`str`, *optional*, defaults to `"smiles"`): Column of SMILES.
+        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
+        split (`str`, *optional*): Split of a data set on the Hub.
+        shard_size (`int`, *optional*, defaults to 8192): Rows of the input per shard.
+        max_rows (`int`, *optional*): First rows of the input to take. By default all.
+    """
+
+    smiles_column: str = "smiles"
+    revision: str | None = None
+    split: str | None = None
+    shard_size: int = 8192
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` for a count that is too small."""
+        for name in ("shard_size", "max_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}. Choose at least 1.")
 
 
 def open_corpus_input(

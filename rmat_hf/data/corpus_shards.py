@@ -28,7 +28,7 @@ from rmat_hf.data.corpus_format import (
     name_shard,
     read_shard_header,
 )
-from rmat_hf.data.corpus_input import iterate_input_rows, open_corpus_input
+from rmat_hf.data.corpus_input import CorpusOptions, iterate_input_rows, open_corpus_input
 from rmat_hf.data.corpus_summary import (
     CorpusReport,
     complete_corpus,
@@ -50,25 +50,6 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_SIZE = 64
 _SHARD_KEYS = ("shard", "smiles_sha256")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusOptions:
-    """Which molecules a corpus has, and how they are divided.
-
-    Args:
-        smiles_column (`str`, *optional*, defaults to `"smiles"`): Column of SMILES.
-        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
-        split (`str`, *optional*): Split of a data set on the Hub.
-        shard_size (`int`, *optional*, defaults to 8192): Rows of the input per shard.
-        max_rows (`int`, *optional*): First rows of the input to take. By default all.
-    """
-
-    smiles_column: str = "smiles"
-    revision: str | None = None
-    split: str | None = None
-    shard_size: int = 8192
-    max_rows: int | None = None
 
 
 def featurize_corpus(

@@ -24,6 +24,9 @@ from rmat_hf.data.loading import DroppedRow
 
 README_FILE = "README.md"
 
+# Reasons of failures on the screen; corpus.json has them all.
+_MAX_REASONS = 10
+
 # Keeps the Hub from taking the other files of the folder for the data.
 _CARD = """---
 configs:
@@ -113,6 +116,19 @@ def complete_corpus(
     content = {**asdict(report), "options": options, "versions": versions}
     write_corpus_file(folder / CORPUS_FILE, encode_json(content))
     return report
+
+
+def describe_corpus(report: CorpusReport) -> str:
+    """Return the counts as lines for the screen."""
+    lines = [
+        f"{report.num_rows} rows: {report.num_molecules} molecules, {report.num_failed} failed, "
+        f"{report.num_shards} shards, {report.bytes_per_molecule} bytes per molecule."
+    ]
+    reasons = list(report.failures.items())
+    lines += [f"{count:>8}  {reason}" for reason, count in reasons[:_MAX_REASONS]]
+    if others := reasons[_MAX_REASONS:]:
+        lines.append(f"{sum(count for _, count in others):>8}  for {len(others)} other reasons")
+    return "\n".join(lines)
 
 
 def _encode_csv(rows: Sequence[DroppedRow]) -> bytes:

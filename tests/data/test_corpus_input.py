@@ -9,7 +9,7 @@ import pytest
 from rdkit import Chem
 from tiny import TINY_SMILES
 
-from rmat_hf.data.corpus_input import iterate_input_rows, open_corpus_input
+from rmat_hf.data.corpus_input import CorpusOptions, iterate_input_rows, open_corpus_input
 from rmat_hf.data.tables import TableError
 
 
@@ -148,3 +148,9 @@ def test_what_cannot_be_read_is_one_clear_error(
 def test_a_file_has_no_split(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="leave --revision and --split out"):
         open_corpus_input(write_csv(tmp_path), smiles_column="smiles", split="train")
+
+
+@pytest.mark.parametrize("name", ["shard_size", "max_rows"])
+def test_counts_are_at_least_one(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is 0\. Choose at least 1"):
+        CorpusOptions(**{name: 0})

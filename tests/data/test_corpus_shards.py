@@ -19,7 +19,8 @@ from rmat_hf.atomic_output import OutputError
 from rmat_hf.data import corpus_shards, featurization_stream
 from rmat_hf.data.corpus import load_corpus
 from rmat_hf.data.corpus_format import CorpusError
-from rmat_hf.data.corpus_shards import CorpusOptions, featurize_corpus, featurize_shards
+from rmat_hf.data.corpus_input import CorpusOptions
+from rmat_hf.data.corpus_shards import featurize_corpus, featurize_shards
 from rmat_hf.data.corpus_summary import CorpusReport
 from rmat_hf.data.featurization import FeaturizationWorkerError, featurize_molecules
 from rmat_hf.processing_rmat import RMatProcessor
@@ -28,7 +29,8 @@ SMILES = [*TINY_SMILES, "C1CC", "C" * 30, "", "CCN"]
 SHARDS = [f"part-{idx:05}.parquet" for idx in range(4)]
 RUN = """
 import sys
-from rmat_hf.data.corpus_shards import CorpusOptions, featurize_corpus
+from rmat_hf.data.corpus_input import CorpusOptions
+from rmat_hf.data.corpus_shards import featurize_corpus
 from rmat_hf.processing_rmat import RMatProcessor
 
 featurize_corpus(

@@ -6,7 +6,7 @@ import rdkit
 from tiny_corpus import write_corpus
 
 from rmat_hf import __version__
-from rmat_hf.data.corpus_summary import complete_corpus
+from rmat_hf.data.corpus_summary import CorpusReport, complete_corpus, describe_corpus
 
 SMILES = ["CCO", "C1CC", "CC2CC", "C,not one"]
 
@@ -44,3 +44,12 @@ def test_card_that_was_edited_stays(tmp_path: Path) -> None:
     (folder / "README.md").write_text("mine")
     complete(folder)
     assert (folder / "README.md").read_text() == "mine"
+
+
+def test_description_has_the_counts_and_the_most_frequent_reasons() -> None:
+    reasons = {f"reason {idx}": 20 - idx for idx in range(12)}
+    report = CorpusReport(2, 200, 26, 174, reasons, 166.7)
+    lines = describe_corpus(report).splitlines()
+    assert lines[0] == "200 rows: 26 molecules, 174 failed, 2 shards, 166.7 bytes per molecule."
+    assert lines[1].split() == ["20", "reason", "0"]
+    assert lines[-1].split() == ["19", "for", "2", "other", "reasons"]

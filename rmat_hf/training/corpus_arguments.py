@@ -1,0 +1,93 @@
+"""`rmat featurize`: its flags, and the corpus they ask for."""
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from rmat_hf.data.corpus_input import CorpusOptions
+from rmat_hf.data.corpus_shards import featurize_corpus
+from rmat_hf.data.corpus_summary import CorpusReport
+from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.training.arguments import ConformerFallback, DescriptorSet, Geometry
+
+
+@dataclass(kw_only=True)
+class FeaturizationArguments:
+    """Everything `run_featurization` needs to know; each field is a flag of `rmat featurize`."""
+
+    input: str = field(
+        metadata={
+            "help": "CSV, CSV.gz, SMI, Parquet or SDF file, folder or glob of Parquet files, or "
+            "Hub data set."
+        }
+    )
+    output_dir: str = field(
+        metadata={"help": "Folder to write; the same command again continues it."}
+    )
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub."}
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "Split of a data set on the Hub that has several."}
+    )
+    smiles_column: str = field(default="smiles", metadata={"help": "Column with the SMILES."})
+    geometry: Geometry = field(default="bounds", metadata={"help": "Where distances come from."})
+    on_conformer_failure: ConformerFallback = field(
+        default="raise",
+        metadata={
+            "help": "Geometry to step down to when no conformer is found; 'raise' drops the row."
+        },
+    )
+    molecule_descriptors: DescriptorSet = field(
+        default="none",
+        metadata={"help": "Molecule descriptors to store, for example as labels of pretraining."},
+    )
+    max_atoms: int = field(default=256, metadata={"help": "Most heavy atoms of a molecule."})
+    num_proc: int = field(default=1, metadata={"help": "Processes that featurize."})
+    shard_size: int = field(default=8192, metadata={"help": "Rows of the input in one file."})
+    max_rows: int | None = field(
+        default=None, metadata={"help": "First rows of the input to take. Default: all."}
+    )
+
+
+def run_featurization(
+    arguments: FeaturizationArguments, *, show_progress: bool = False
+) -> CorpusReport:
+    """Featurize an input to a folder of shards, for [`load_corpus`]."""
+    return featurize_corpus(
+        arguments.input,
+        arguments.output_dir,
+        processor=build_corpus_processor(arguments),
+        options=build_corpus_options(arguments),
+        num_workers=arguments.num_proc,
+        show_progress=show_progress,
+    )
+
+
+def build_corpus_processor(arguments: FeaturizationArguments) -> RMatProcessor:
+    """Return the processor that the flags describe."""
+    if arguments.molecule_descriptors not in get_args(DescriptorSet):
+        raise ValueError(
+            f"molecule_descriptors is {arguments.molecule_descriptors!r}. Choose one of "
+            f"{list(get_args(DescriptorSet))}."
+        )
+    descriptors = None
+    if arguments.molecule_descriptors == "rdkit_2d":
+        descriptors = list_molecule_descriptor_names()
+    return RMatProcessor(
+        geometry=arguments.geometry,
+        on_conformer_failure=arguments.on_conformer_failure,
+        max_atoms=arguments.max_atoms,
+        molecule_descriptors=descriptors,
+    )
+
+
+def build_corpus_options(arguments: FeaturizationArguments) -> CorpusOptions:
+    """Return the choice of molecules that the flags describe."""
+    return CorpusOptions(
+        smiles_column=arguments.smiles_column,
+        revision=arguments.revision,
+        split=arguments.split,
+        shard_size=arguments.shard_size,
+        max_rows=arguments.max_rows,
+    )

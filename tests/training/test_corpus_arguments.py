@@ -1,0 +1,60 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmat_hf.data.corpus import load_corpus
+from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.training.corpus_arguments import (
+    FeaturizationArguments,
+    build_corpus_processor,
+    run_featurization,
+)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "input.smi"
+    path.write_text("CCO\nC1CC\nCCN\n")
+    return path
+
+
+def test_flags_decide_the_corpus(table: Path, tmp_path: Path) -> None:
+    arguments = FeaturizationArguments(
+        input=str(table),
+        output_dir=str(tmp_path / "corpus"),
+        molecule_descriptors="rdkit_2d",
+        max_atoms=9,
+        shard_size=2,
+        max_rows=2,
+    )
+    report = run_featurization(arguments)
+    assert (report.num_rows, report.num_molecules, report.num_shards) == (2, 1, 1)
+    processor = load_corpus(tmp_path / "corpus", streaming=True).processor
+    assert processor.geometry == "bounds"
+    assert processor.max_atoms == 9
+    assert processor.molecule_descriptors == list_molecule_descriptor_names()
+
+
+def test_default_has_no_descriptors_and_drops_failures() -> None:
+    processor = build_corpus_processor(FeaturizationArguments(input="a.csv", output_dir="b"))
+    assert processor.molecule_descriptors is None
+    assert processor.on_conformer_failure == "raise"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"geometry": "3d"}, {"molecule_descriptors": "all"}, {"on_conformer_failure": "skip"}],
+)
+def test_unknown_choice_is_an_error(values: dict[str, Any]) -> None:
+    arguments = FeaturizationArguments(input="a.csv", output_dir="b", **values)
+    with pytest.raises(ValueError, match="Choose one of"):
+        build_corpus_processor(arguments)
+
+
+def test_count_below_one_is_an_error(table: Path, tmp_path: Path) -> None:
+    arguments = FeaturizationArguments(
+        input=str(table), output_dir=str(tmp_path / "corpus"), shard_size=0
+    )
+    with pytest.raises(ValueError, match="shard_size is 0"):
+        run_featurization(arguments)
