@@ -5,10 +5,16 @@ from typing import Any
 
 import datasets
 import pytest
+from hub_server import TOKEN, run_hub
+from processes import run_python
+from tiny import TINY_SMILES
 from tiny_corpus import write_corpus
 
 from rmat_hf.data.corpus import load_corpus
 from rmat_hf.data.corpus_format import CorpusError
+from rmat_hf.data.corpus_input import CorpusOptions
+from rmat_hf.data.corpus_shards import featurize_corpus
+from rmat_hf.processing_rmat import RMatProcessor
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +59,57 @@ def test_local_corpus_has_no_revision_and_no_other_split(
 ) -> None:
     with pytest.raises(CorpusError, match="is not on the Hub"):
         load_corpus(write_corpus(tmp_path / "corpus"), **options)
+
+
+HUB_VISIT = """
+import json, sys
+from huggingface_hub import HfApi
+from rmat_hf.data.corpus import load_corpus
+from rmat_hf.data.corpus_format import CorpusError
+from rmat_hf.data.corpus_input import CorpusOptions
+from rmat_hf.data.corpus_shards import featurize_corpus
+from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.corpus_input import open_corpus_input
+
+folder, name = sys.argv[1:]
+api = HfApi()
+api.create_repo(name, repo_type="dataset")
+api.upload_folder(repo_id=name, repo_type="dataset", folder_path=folder)
+api.create_tag(name, repo_type="dataset", tag="v1")
+report = {}
+for streaming in (False, True):
+    corpus = load_corpus(name, revision="v1", streaming=streaming)
+    rows = [[row["row"], row["smiles"], row["features"].hex()] for row in corpus.dataset]
+    report[str(streaming)] = [rows, corpus.processor.to_dict()]
+for change in ({"split": "test"}, {"revision": "v2"}):
+    try:
+        load_corpus(name, **change)
+    except CorpusError as error:
+        report[next(iter(change))] = str(error)
+report["num_rows"] = open_corpus_input(name, smiles_column="smiles", revision="v1").num_rows
+print(json.dumps(report))
+"""
+
+
+@pytest.mark.slow
+def test_corpus_on_the_hub_has_the_rows_of_the_folder(tmp_path: Path) -> None:
+    source = tmp_path / "input.smi"
+    source.write_text("\n".join([*TINY_SMILES, "C1CC"]))
+    processor = RMatProcessor(geometry="bounds")
+    options = CorpusOptions(shard_size=3)
+    featurize_corpus(source, tmp_path / "corpus", processor=processor, options=options)
+    with run_hub() as hub:
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        command = ["-c", HUB_VISIT, tmp_path / "corpus", "chemist/tiny-corpus"]
+        done = run_python(command, folder=tmp_path, environment=online)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    rows = [
+        [row["row"], row["smiles"], row["features"].hex()]
+        for row in load_corpus(tmp_path / "corpus").dataset
+    ]
+    for streaming in ("False", "True"):
+        assert report[streaming] == [rows, processor.to_dict()]
+    assert "has no split 'test', but train" in report["split"]
+    assert "the Hub gives" in report["revision"]
+    assert report["num_rows"] == 6
