@@ -1,0 +1,39 @@
+"""Featurize a corpus on a Slurm cluster: `rmat featurize` as many tasks. Run it again to continue.
+
+It needs the extra `distributed` and folders that all machines share; --help lists the flags.
+"""
+
+from dataclasses import dataclass
+
+from transformers import HfArgumentParser
+
+from rmat_hf.data.distributed_featurization import run_distributed_featurization
+from rmat_hf.training import corpus_arguments
+
+
+@dataclass(kw_only=True)
+class ClusterArguments:
+    """Where the tasks run; venv is the `bin/activate` of an environment on all machines."""
+
+    num_tasks: int
+    logging_dir: str
+    partition: str
+    time: str
+    venv: str
+    mem_per_cpu_gb: int = 4
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser((corpus_arguments.FeaturizationArguments, ClusterArguments))
+    flags, cluster = parser.parse_args_into_dataclasses()
+    slurm = {"partition": cluster.partition, "time": cluster.time, "venv_path": cluster.venv}
+    run_distributed_featurization(
+        flags.input,
+        flags.output_dir,
+        processor=corpus_arguments.build_corpus_processor(flags),
+        options=corpus_arguments.build_corpus_options(flags),
+        num_tasks=cluster.num_tasks,
+        logging_dir=cluster.logging_dir,
+        executor="slurm",
+        executor_options={**slurm, "mem_per_cpu_gb": cluster.mem_per_cpu_gb},
+    )
