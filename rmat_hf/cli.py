@@ -33,6 +33,8 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
 from rmat_hf.training.finetuning import FinetuningResult, run_finetuning
+from rmat_hf.training.pretraining import run_pretraining
+from rmat_hf.training.pretraining_arguments import PretrainingArguments
 from rmat_hf.training.task import choose_cache_dir
 
 app = typer.Typer(
@@ -108,6 +110,17 @@ def finetune(arguments: FinetuningArguments) -> None:
     )
     if result.dropped:
         print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
+
+
+def pretrain(arguments: PretrainingArguments) -> None:
+    """Pretrain on a featurized corpus; write a model to finetune."""
+    result = run_pretraining(arguments)
+    if not PartialState().is_main_process:
+        return
+    for stage, metrics in result.metrics.items():
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        print(f"{stage}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+    print(f"\nWrote {result.output_dir}: the model, metrics.json and a model card.")
 
 
 def predict(arguments: PredictionArguments) -> None:
@@ -202,6 +215,7 @@ def _configure(
 
 
 add_command("featurize", FeaturizationArguments, report=featurize)
+add_command("pretrain", PretrainingArguments, report=pretrain)
 add_command("finetune", FinetuningArguments, report=finetune)
 add_command("predict", PredictionArguments, report=predict)
 add_command("embed", PredictionArguments, report=embed)

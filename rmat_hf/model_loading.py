@@ -8,11 +8,19 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.models.auto.configuration_auto import AutoConfig
-from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import (
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+)
 from transformers.models.auto.processing_auto import AutoProcessor
 
 from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatModel
+from rmat_hf.modeling_rmat import (
+    RMatForPreTraining,
+    RMatForSequenceClassification,
+    RMatModel,
+)
 from rmat_hf.processing_rmat import RMatProcessor
 
 # Parts that depend on what a model was trained for.
@@ -88,6 +96,23 @@ def load_for_finetuning(
     """
     options = {"config": config, "ignore_mismatched_sizes": True}
     return _load_model(AutoModelForSequenceClassification, model, revision=revision, **options)[0]
+
+
+def load_for_pretraining(
+    model: str | Path, *, config: RMatConfig, revision: str | None = None
+) -> RMatForPreTraining:
+    """Load a model to pretrain further; heads and pooling that do not fit start untrained.
+
+    Args:
+        model (`str` or `Path`): Folder or Hub id.
+        config (`RMatConfig`): The model's architecture with the classes and descriptors to learn.
+        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
+
+    Raises:
+        ModelLoadingError: If it cannot be loaded or is not R-MAT.
+    """
+    options = {"config": config, "ignore_mismatched_sizes": True}
+    return _load_model(AutoModelForPreTraining, model, revision=revision, **options)[0]
 
 
 def load_predictor(

@@ -14,7 +14,7 @@ MAX_BATCHES_SORTED = 50
 MIN_NUM_GROUPS = 4
 
 
-def compute_length_order(num_nodes: Sequence[int]) -> np.ndarray:
+def compute_length_order(num_nodes: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the positions of molecules from the largest to the smallest.
 
     Args:
@@ -27,7 +27,7 @@ def compute_length_order(num_nodes: Sequence[int]) -> np.ndarray:
 
 
 def group_by_length(
-    num_nodes: Sequence[int], *, batch_size: int, max_pairs: int = MAX_PAIRS
+    num_nodes: Sequence[int] | np.ndarray, *, batch_size: int, max_pairs: int = MAX_PAIRS
 ) -> list[np.ndarray]:
     """Divide molecules into batches of similar sizes, the largest first.
 

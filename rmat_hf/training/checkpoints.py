@@ -5,21 +5,23 @@ import logging
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rmat_hf.atomic_output import OutputError, save_json
-from rmat_hf.training.arguments import (
-    FinetuningArguments,
-)
-from rmat_hf.training.run_folder import ARGUMENTS_FILE, describe_arguments
 from rmat_hf.training.trainer_options import (
     load_json_fields,
 )
 
 logger = logging.getLogger(__name__)
+
+WORK_ARGUMENTS_FILE = "arguments.json"
 
 # Without one of these, Trainer would resume with a fresh state and not say so.
 REQUIRED_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -35,6 +37,12 @@ def find_last_complete_checkpoint(folder: Path) -> Path | None:
         if describe_damage(checkpoint) is None:
             return checkpoint
     return None
+
+
+def load_num_steps(checkpoint: Path) -> int:
+    """Return the number of optimizer steps that a checkpoint has behind it."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return state.global_step
 
 
 def remove_incomplete_checkpoints(folder: Path) -> None:
@@ -91,40 +99,46 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def name_work_dir(arguments: FinetuningArguments) -> Path:
+def name_work_dir(output_dir: str | Path) -> Path:
     """Return the folder beside the output folder that holds the checkpoints of a run."""
-    output_dir = Path(arguments.output_dir)
+    output_dir = Path(output_dir)
     return output_dir.with_name(output_dir.name + ".in_progress")
 
 
 def was_overwriting(work_dir: Path) -> bool:
     """Return whether the interrupted run in a work folder was started with `--overwrite`."""
-    arguments_file = work_dir / ARGUMENTS_FILE
+    arguments_file = work_dir / WORK_ARGUMENTS_FILE
     if not arguments_file.is_file():
         return False
     return bool(load_json_fields(str(arguments_file)).get("overwrite", False))
 
 
-def validate_work_dir(arguments: FinetuningArguments) -> None:
-    """Raise if something else, or an interrupted run, is in the way of this one."""
-    work_dir = name_work_dir(arguments)
-    arguments_file = work_dir / ARGUMENTS_FILE
+def validate_work_dir(
+    work_dir: Path, description: Mapping[str, Any], *, overwrite: bool, resume: bool
+) -> None:
+    """Raise if something else, or an interrupted run, is in the way of a run.
+
+    Args:
+        work_dir (`Path`): Its work folder.
+        description (`Mapping[str, Any]`): The arguments that decide its result.
+        overwrite, resume (`bool`): Whether it starts anew, or continues what is there.
+    """
+    arguments_file = work_dir / WORK_ARGUMENTS_FILE
     if not work_dir.exists():
         return
     if not arguments_file.is_file():
         if not work_dir.is_dir() or any(work_dir.iterdir()):
-            raise OutputError(f"{str(work_dir)!r} is no run of rmat finetune. Move it away.")
+            raise OutputError(f"{str(work_dir)!r} is no run of rmat. Move it away.")
         return
-    if arguments.overwrite or find_last_complete_checkpoint(work_dir) is None:
+    if overwrite or not _has_progress(work_dir):
         return
-    if not arguments.resume:
+    if not resume:
         raise OutputError(
             f"An interrupted run lies in {str(work_dir)!r}. "
             "Pass --resume to continue it, or --overwrite to start anew."
         )
     earlier = load_json_fields(str(arguments_file))
-    now = describe_arguments(arguments)
-    changed = sorted(name for name in now if now[name] != earlier.get(name))
+    changed = sorted(name for name in description if description[name] != earlier.get(name))
     if changed:
         raise OutputError(
             f"Cannot resume: {', '.join(changed)} differ from the interrupted run. "
@@ -132,13 +146,24 @@ def validate_work_dir(arguments: FinetuningArguments) -> None:
         )
 
 
-def prepare_work_dir(arguments: FinetuningArguments) -> None:
+def prepare_work_dir(
+    work_dir: Path, description: Mapping[str, Any], *, overwrite: bool, resume: bool
+) -> None:
     """Create the folder of the checkpoints, empty unless a run is resumed."""
-    work_dir = name_work_dir(arguments)
-    if not arguments.resume:
+    if not resume:
         shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True, exist_ok=True)
-    description = describe_arguments(arguments)
-    overwrite = arguments.overwrite or was_overwriting(work_dir)
-    save_json(work_dir / ARGUMENTS_FILE, {**description, "overwrite": overwrite})
-    remove_incomplete_checkpoints(work_dir)
+    overwrite = overwrite or was_overwriting(work_dir)
+    save_json(work_dir / WORK_ARGUMENTS_FILE, {**description, "overwrite": overwrite})
+    for folder in (work_dir, *_list_stages(work_dir)):
+        remove_incomplete_checkpoints(folder)
+
+
+def _has_progress(work_dir: Path) -> bool:
+    folders = (work_dir, *_list_stages(work_dir))
+    return any(find_last_complete_checkpoint(folder) is not None for folder in folders)
+
+
+def _list_stages(work_dir: Path) -> list[Path]:
+    """Return the folders of the stages of a run that has several."""
+    return sorted(path for path in work_dir.glob("stage-*") if path.is_dir())

@@ -36,7 +36,12 @@ from rmat_hf.training.hyperparameter_search import (
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_building import build_finetuning_config, build_finetuning_model
 from rmat_hf.training.model_card import FinetuningReport
-from rmat_hf.training.run_folder import copy_tracker_logs, name_source, save_run_folder
+from rmat_hf.training.run_folder import (
+    copy_tracker_logs,
+    describe_arguments,
+    name_source,
+    save_run_folder,
+)
 from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
 from rmat_hf.training.trainer import FinetuningTrainer
 from rmat_hf.training.trainer_options import (
@@ -79,21 +84,23 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
     Raises:
         ValueError: If data, options or output folder do not allow the run.
     """
-    output_dir, work_dir = Path(arguments.output_dir), name_work_dir(arguments)
+    output_dir, work_dir = Path(arguments.output_dir), name_work_dir(arguments.output_dir)
     overwrite = arguments.overwrite or (arguments.resume and was_overwriting(work_dir))
     validate_search(arguments)
     training_arguments = build_training_arguments(arguments, work_dir)
     is_main_process = training_arguments.process_index == 0
+    description = describe_arguments(arguments)
+    intent = {"overwrite": arguments.overwrite, "resume": arguments.resume}
     if is_main_process:
         validate_output_folder(output_dir, overwrite=overwrite)
-        validate_work_dir(arguments)
+        validate_work_dir(work_dir, description, **intent)
     task = build_finetuning_task(arguments)
     build_finetuning_config(arguments, task)  # refuses what cannot be before anything is written
     # before training, because labels that no baseline can be fitted on should not cost a training
     baselines = _fit_baselines(arguments, task) if is_main_process else {}
     with training_arguments.main_process_first(local=False):
         if is_main_process:
-            prepare_work_dir(arguments)
+            prepare_work_dir(work_dir, description, **intent)
         checkpoint = find_last_complete_checkpoint(work_dir)
     if arguments.hpo_trials:
         arguments = _search(arguments, task, work_dir=work_dir)

@@ -3,11 +3,22 @@ import numpy as np
 import pytest
 import torch
 from rdkit import Chem
-from tiny import TINY_SMILES
+from rdkit.Chem import Descriptors
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
-from rmat_hf.data.collators import FinetuningCollator
+from rmat_hf.configuration_rmat import MASK_COLUMN, RMatConfig
+from rmat_hf.data.atom_contexts import AtomContextVocabulary
+from rmat_hf.data.collators import FinetuningCollator, PretrainingCollator
+from rmat_hf.data.compact_features import (
+    expand_features,
+    pack_features,
+    read_molecule_descriptors,
+)
+from rmat_hf.data.descriptor_quantiles import DescriptorQuantiles
 from rmat_hf.data.featurization import featurize_dataset
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.data.pretraining_batches import PretrainingBatch
+from rmat_hf.data.pretraining_targets import PretrainingTargets, count_atom_contexts
+from rmat_hf.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification
 from rmat_hf.processing_rmat import RMatProcessor
 
 
@@ -62,3 +73,120 @@ def test_model_takes_the_batch_and_ignores_missing_labels(
     output = tiny_model(**FinetuningCollator(processor)(list(rows)))
     known = output.logits[[0, 2]] - torch.tensor([[1.0], [3.0]])
     torch.testing.assert_close(output.loss, (known**2).mean(), rtol=1e-5, atol=1e-6)
+
+
+NAMES = ["MolWt", "TPSA", "MolLogP"]
+CORPUS = [*TINY_SMILES, "CC(=O)Oc1ccccc1C(=O)O", "OCCN1CCCC1", "CCCCCC", "c1ccncc1Br"]
+
+
+@pytest.fixture(scope="module")
+def corpus_processor() -> RMatProcessor:
+    return RMatProcessor(geometry="bounds", molecule_descriptors=["TPSA", *NAMES[:1], "MolLogP"])
+
+
+@pytest.fixture(scope="module")
+def corpus(corpus_processor: RMatProcessor) -> list[bytes]:
+    return [pack_features(corpus_processor.featurize_compactly(smiles)) for smiles in CORPUS]
+
+
+@pytest.fixture(scope="module")
+def targets(corpus: list[bytes]) -> PretrainingTargets:
+    descriptors = read_molecule_descriptors(corpus)[:, [1, 0, 2]]
+    return PretrainingTargets(
+        AtomContextVocabulary.build(count_atom_contexts(corpus), min_count=1),
+        DescriptorQuantiles.fit(descriptors, names=NAMES, seed=0),
+    )
+
+
+def collate(
+    corpus: list[bytes],
+    processor: RMatProcessor,
+    targets: PretrainingTargets,
+    *,
+    epoch: int = 0,
+    contexts: bool = True,
+    descriptors: bool = True,
+) -> dict[str, torch.Tensor]:
+    collator = PretrainingCollator(
+        processor, targets, contexts=contexts, descriptors=descriptors, mask_ratio=0.3, seed=0
+    )
+    return collator([PretrainingBatch(epoch, corpus)])
+
+
+def test_contexts_alone_mask_every_molecule(
+    corpus: list[bytes], corpus_processor: RMatProcessor, targets: PretrainingTargets
+) -> None:
+    batch = collate(corpus, corpus_processor, targets, descriptors=False)
+    assert "descriptor_labels" not in batch
+    assert "molecule_descriptors" not in batch
+    assert ((batch["labels"] >= 0).sum(1) > 0).all()
+    assert (batch["node_features"][..., MASK_COLUMN].sum(1) > 0).all()
+
+
+def test_descriptors_alone_mask_nothing(
+    corpus: list[bytes], corpus_processor: RMatProcessor, targets: PretrainingTargets
+) -> None:
+    batch = collate(corpus, corpus_processor, targets, contexts=False)
+    assert "labels" not in batch
+    whole = expand_features(corpus)
+    del whole["molecule_descriptors"]
+    for name, array in whole.items():
+        np.testing.assert_array_equal(batch[name].numpy(), array)
+    assert batch["descriptor_labels"].shape == (len(CORPUS), 3)
+    # the columns follow the names of the targets, not those of the corpus
+    weights = [Descriptors.MolWt(Chem.MolFromSmiles(smiles)) for smiles in CORPUS]
+    assert batch["descriptor_labels"][:, 0].argsort().tolist() == np.argsort(weights).tolist()
+
+
+def test_jointly_a_molecule_is_asked_for_contexts_or_descriptors(
+    corpus: list[bytes], corpus_processor: RMatProcessor, targets: PretrainingTargets
+) -> None:
+    seen = set()
+    for epoch in range(8):
+        batch = collate(corpus, corpus_processor, targets, epoch=epoch)
+        has_contexts = (batch["labels"] >= 0).any(1)
+        is_masked = batch["node_features"][..., MASK_COLUMN].any(1)
+        has_descriptors = ~batch["descriptor_labels"].isnan().any(1)
+        assert torch.equal(has_contexts, ~has_descriptors)
+        assert torch.equal(has_contexts, is_masked)
+        seen.add(tuple(has_contexts.tolist()))
+    assert len(seen) > 1
+
+
+def test_masks_follow_from_epoch_and_molecule(
+    corpus: list[bytes], corpus_processor: RMatProcessor, targets: PretrainingTargets
+) -> None:
+    batch = collate(corpus, corpus_processor, targets)
+    again = collate(corpus[::-1], corpus_processor, targets)
+    for name, values in batch.items():
+        torch.testing.assert_close(again[name].flip(0), values, equal_nan=True, rtol=0, atol=0)
+    other = collate(corpus, corpus_processor, targets, epoch=1)
+    assert not torch.equal(other["labels"], batch["labels"])
+
+
+def test_model_learns_from_the_batch(
+    corpus: list[bytes], corpus_processor: RMatProcessor, targets: PretrainingTargets
+) -> None:
+    sizes = {"num_atom_contexts": len(targets.vocabulary), "num_descriptor_labels": 3}
+    model = RMatForPreTraining(RMatConfig(**{**TINY_ARCHITECTURE, **sizes}))
+    output = model(**collate(corpus, corpus_processor, targets))
+    assert output.context_loss.item() == pytest.approx(np.log(len(targets.vocabulary)), rel=0.5)
+    assert torch.equal(output.loss, output.context_loss + output.descriptor_loss)
+
+
+def test_a_corpus_without_the_descriptors_is_refused(
+    corpus_processor: RMatProcessor, processor: RMatProcessor, targets: PretrainingTargets
+) -> None:
+    with pytest.raises(ValueError, match=r"no descriptor 'MolWt' \(3 are missing\)"):
+        collate([], processor, targets)
+    contexts_only = PretrainingTargets(targets.vocabulary, None)
+    with pytest.raises(ValueError, match="Learn contexts alone"):
+        collate([], corpus_processor, contexts_only)
+
+
+def test_molecules_without_descriptors_are_refused(
+    corpus_processor: RMatProcessor, processor: RMatProcessor, targets: PretrainingTargets
+) -> None:
+    bare = [pack_features(processor.featurize_compactly("CCO"))]
+    with pytest.raises(ValueError, match="come without descriptors"):
+        collate(bare, corpus_processor, targets)

@@ -363,7 +363,7 @@ def test_a_run_that_never_got_to_a_checkpoint_does_not_block_the_next_one(
 def test_a_folder_of_somebody_else_in_the_place_of_the_checkpoints_is_kept(work: Path) -> None:
     (work / "run.in_progress").mkdir()
     (work / "run.in_progress" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"is no run of rmat finetune\. Move it away"):
+    with pytest.raises(OutputError, match=r"is no run of rmat\. Move it away"):
         run_finetuning(build_arguments(work, overwrite=True))
     assert (work / "run.in_progress" / "notes.txt").read_text() == "mine"
 

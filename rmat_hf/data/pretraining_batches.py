@@ -1,0 +1,252 @@
+"""Batches of a featurized corpus under a budget of pairs, from a table or a stream.
+
+To `Trainer` and accelerate a batch is one item, so that every process gets whole batches, each has
+its own number of molecules, and no molecule comes twice in an epoch.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+from rmat_hf.data.length_grouping import group_by_length
+
+# Rows of a stream that are shuffled and grouped together.
+STREAM_BUFFER_SIZE = 8192
+STREAM_CHUNK_SIZE = 1024
+
+
+class PretrainingBatch(NamedTuple):
+    """Molecules of one batch.
+
+    Args:
+        epoch (`int`): Masks are drawn anew in every epoch.
+        features (`list[bytes]`): The molecules, from `pack_features`.
+    """
+
+    epoch: int
+    features: list[bytes]
+
+
+class BatchKey(NamedTuple):
+    """Rows of a table that make a batch, and the epoch."""
+
+    epoch: int
+    rows: tuple[int, ...]
+
+
+def form_batches(
+    num_nodes: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int,
+    max_pairs: int,
+    multiple: int,
+    generator: np.random.Generator,
+) -> list[np.ndarray]:
+    """Divide molecules into batches of equal or similar sizes in a random order.
+
+    Which molecules of one size come together is random. The number of batches follows from the
+    sizes alone. Batches beside each other have similar sizes, `multiple` of them at a time, so that
+    processes that take turns are busy for equally long.
+
+    Args:
+        num_nodes (`Sequence[int]`): Nodes of every molecule.
+        batch_size (`int`): Most molecules of a batch.
+        max_pairs (`int`): Most pairs of nodes of a batch, padding included, unless a single
+            molecule has more.
+        multiple (`int`): The number of batches is a multiple of it. Where there are too
+            few molecules for that, the smallest come together, whatever the limits.
+        generator (`np.random.Generator`): Source of the order.
+
+    Raises:
+        ValueError: If there are fewer than `multiple` molecules.
+    """
+    sizes = np.asarray(num_nodes)
+    if len(sizes) < multiple:
+        raise ValueError(
+            f"{len(sizes)} molecules are too few for {multiple} processes with a batch each. "
+            "Use fewer processes and workers, or a larger corpus."
+        )
+    order = generator.permutation(len(sizes))
+    groups = group_by_length(sizes[order], batch_size=batch_size, max_pairs=max_pairs)
+    batches = [order[group] for group in groups]
+    num_batches = -(-len(batches) // multiple) * multiple
+    if num_batches > len(sizes):
+        num_batches -= multiple
+    while len(batches) < num_batches:
+        largest = max(range(len(batches)), key=lambda idx: len(batches[idx]))
+        batches[largest : largest + 1] = np.array_split(batches[largest], 2)
+    while len(batches) > num_batches:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    rounds = generator.permutation(len(batches) // multiple)
+    return [batches[turn * multiple + idx] for turn in rounds for idx in range(multiple)]
+
+
+class CorpusBatches(Dataset[PretrainingBatch]):
+    """A table of molecules that is asked for whole batches.
+
+    Args:
+        dataset (`datasets.Dataset`): With a column `features`.
+    """
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        self.dataset = dataset.select_columns(["features"])
+
+    def __len__(self) -> int:
+        """Return the number of molecules."""
+        return len(self.dataset)
+
+    def __getitem__(self, key: BatchKey) -> PretrainingBatch:
+        """Return the molecules that a key of [`CorpusBatchSampler`] names."""
+        return PretrainingBatch(key.epoch, self.dataset[list(key.rows)]["features"])
+
+
+class CorpusBatchSampler(Sampler[BatchKey]):
+    """The batches of an epoch, each of which is one item of a dataloader.
+
+    Args:
+        num_nodes (`Sequence[int]`): Nodes of every molecule.
+        batch_size, max_pairs, multiple (`int`): As in [`form_batches`].
+        seed (`int`): The order follows from it and the epoch, so that a resumed run repeats it.
+    """
+
+    def __init__(
+        self,
+        num_nodes: Sequence[int],
+        *,
+        batch_size: int,
+        max_pairs: int,
+        multiple: int,
+        seed: int,
+    ) -> None:
+        self.num_nodes = np.asarray(num_nodes)
+        self.options: dict[str, int] = {
+            "batch_size": batch_size,
+            "max_pairs": max_pairs,
+            "multiple": multiple,
+        }
+        self.seed = seed
+        self.epoch = 0
+        self.num_batches = len(self._form_batches())
+
+    def _form_batches(self) -> list[np.ndarray]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        return form_batches(self.num_nodes, generator=generator, **self.options)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; accelerate calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        for rows in self._form_batches():
+            yield BatchKey(self.epoch, tuple(rows.tolist()))
+
+
+class StreamedBatches(IterableDataset[PretrainingBatch]):
+    """The batches of a stream, grouped by size within a buffer.
+
+    Every process, and every worker of a dataloader, reads the whole stream and keeps its share of
+    the batches. So all have equally many, and each molecule comes once, without a word between
+    them.
+
+    Args:
+        dataset (`datasets.IterableDataset`): With the columns `features` and `num_nodes`.
+        batch_size, max_pairs, multiple (`int`): As in [`form_batches`].
+        seed (`int`): Order of the shards, and of the molecules within a buffer.
+        buffer_size (`int`, *optional*, defaults to 8192): Rows of the buffer.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        *,
+        batch_size: int,
+        max_pairs: int,
+        multiple: int,
+        seed: int,
+        buffer_size: int = STREAM_BUFFER_SIZE,
+    ) -> None:
+        columns = dataset.select_columns(["features", "num_nodes"])
+        # the buffer shuffles the rows; mixing the shards row by row takes thrice as long, and a pause
+        # of 5 seconds in every epoch
+        self.dataset = columns.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=1)
+        self.options: dict[str, int] = {"batch_size": batch_size, "max_pairs": max_pairs}
+        self.multiple = multiple
+        self.seed = seed
+        self.buffer_size = buffer_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; accelerate calls it."""
+        self.epoch = epoch
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[PretrainingBatch]:
+        worker = get_worker_info()
+        worker_idx, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        multiple = num_workers * self.multiple
+        generator = np.random.default_rng((self.seed, self.epoch))
+        position = 0
+        for num_nodes, features in self._iterate_buffers(multiple):
+            batches = form_batches(
+                num_nodes, multiple=multiple, generator=generator, **self.options
+            )
+            for batch in batches:
+                # a dataloader takes one batch of every worker in turn
+                if position % num_workers == worker_idx:
+                    yield PretrainingBatch(self.epoch, [features[row] for row in batch])
+                position += 1
+
+    def _iterate_buffers(self, min_rows: int) -> Iterator[tuple[list[int], list[bytes]]]:
+        """Yield sizes and features in buffers; the last has at least `min_rows` if there are."""
+        num_nodes: list[int] = []
+        features: list[bytes] = []
+        size = self.buffer_size
+        # unlike the iterator over rows, this one does not divide the shards between the workers
+        for chunk in self.dataset.iter(batch_size=STREAM_CHUNK_SIZE):
+            num_nodes += chunk["num_nodes"]
+            features += chunk["features"]
+            while len(features) >= size + min_rows:
+                yield num_nodes[:size], features[:size]
+                num_nodes, features = num_nodes[size:], features[size:]
+        if features:
+            yield num_nodes, features
+
+
+class RepeatedBatches(IterableDataset[PretrainingBatch]):
+    """The epochs of a stream one after the other, without an end.
+
+    `Trainer` does not know how many batches a stream has. It would resume in the first epoch
+    wherever a run was interrupted, and lose the gradients of batches that make no whole step.
+
+    Args:
+        batches (`StreamedBatches`): The stream.
+        num_skipped (`int`, *optional*, defaults to 0):
+            Batches of every process that come without molecules, because `Trainer` drops them when
+            it resumes.
+    """
+
+    def __init__(self, batches: StreamedBatches, *, num_skipped: int = 0) -> None:
+        self.batches = batches
+        self.num_skipped = num_skipped
+
+    def __iter__(self) -> Iterator[PretrainingBatch]:
+        worker = get_worker_info()
+        worker_idx, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        num_turns = -(-(self.num_skipped - worker_idx) // num_workers)
+        num_dropped = num_turns * self.batches.multiple
+        position = 0
+        for epoch in count():
+            self.batches.set_epoch(epoch)
+            start = position
+            for batch in self.batches:
+                yield batch if position >= num_dropped else PretrainingBatch(epoch, [])
+                position += 1
+            if position == start:
+                raise ValueError("The stream has no molecule. Give another corpus.")

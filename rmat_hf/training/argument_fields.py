@@ -1,0 +1,51 @@
+"""The fields of the argument classes, which become flags of the command line."""
+
+from dataclasses import field
+from typing import Any, get_args
+
+SMALLEST_VALUES = {
+    "seed": 0,
+    "hpo_trials": 0,
+    "num_workers": 0,
+    "conflict_tolerance": 0,
+    "weight_decay": 0,
+    "warmup_ratio": 0,
+    "learning_rate": 0,
+    "num_train_epochs": 1e-6,
+    "batch_size": 1,
+    "early_stopping_patience": 1,
+    "num_molecules": 1,
+    "repeats": 1,
+    "min_context_count": 1,
+    "max_steps": 1,
+    "max_pairs": 1,
+    "gradient_accumulation_steps": 1,
+    "num_evaluations": 1,
+}
+
+
+def declare_flag(default: Any, text: str) -> Any:
+    """Return a dataclass field with a default and a help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def declare_required(text: str) -> Any:
+    """Return a dataclass field that has to be given."""
+    return field(metadata={"help": text})
+
+
+def validate_choice(name: str, value: str | None, *, choice: Any) -> None:
+    """Raise `ValueError` if a value is none of a `Literal`."""
+    if value is not None and value not in get_args(choice):
+        raise ValueError(f"{name}={value!r} is unknown. Known: {list(get_args(choice))}.")
+
+
+def validate_smallest_values(arguments: object) -> None:
+    """Raise `ValueError` if a field is below its value in `SMALLEST_VALUES`."""
+    for name, smallest in SMALLEST_VALUES.items():
+        value = getattr(arguments, name, None)
+        if value is not None and not value >= smallest:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {value} is too small. The least is {smallest}.")

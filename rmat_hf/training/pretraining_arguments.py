@@ -1,0 +1,93 @@
+"""The dataclass behind the flags of `rmat pretrain`."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rmat_hf.training.argument_fields import (
+    declare_flag,
+    declare_required,
+    validate_choice,
+    validate_smallest_values,
+)
+from rmat_hf.training.arguments import SCRATCH
+
+Objective = Literal["contexts", "descriptors", "joint", "sequential"]
+Precision = Literal["float32", "bfloat16"]
+
+# What two processor cores can fill in a few hours.
+PRETRAINING_ARCHITECTURE: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_head_layers": 2,
+}
+
+
+@dataclass(kw_only=True)
+class PretrainingArguments:
+    """Everything `run_pretraining` needs to know; each field is a flag of `rmat pretrain`."""
+
+    corpus: str = declare_required(
+        "Folder written by rmat featurize, its shards, or such a data set on the Hub."
+    )
+    output_dir: str = declare_required("Folder to write: a model to finetune.")
+    corpus_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub corpus.")
+    streaming: bool = declare_flag(False, "Read the corpus while training; needs --max-steps.")
+    model: str = declare_flag(SCRATCH, "Model to continue from, or 'scratch' for random weights.")
+    model_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub model.")
+    model_config: str | None = declare_flag(None, "JSON file with RMatConfig fields to override.")
+    objective: Objective = declare_flag(
+        "joint",
+        "contexts of masked atoms, molecule descriptors, both one after the other (sequential), "
+        "or at once (joint).",
+    )
+    mask_ratio: float = declare_flag(0.15, "Chance of an atom to be asked for its context.")
+    min_context_count: int = declare_flag(
+        10, "Contexts that occur less often in the corpus are one class."
+    )
+    valid_fraction: float = declare_flag(0.01, "Share of the molecules that are held out.")
+    learning_rate: float = declare_flag(1e-3, "Peak learning rate of AdamW.")
+    num_train_epochs: float = declare_flag(10.0, "Passes over the corpus, of each step.")
+    max_steps: int | None = declare_flag(None, "Batches, instead of epochs.")
+    batch_size: int = declare_flag(128, "Most molecules of a batch.")
+    max_pairs: int = declare_flag(
+        65_536, "Most pairs of nodes of a batch: 81 molecules of 27 atoms, 16 of 63."
+    )
+    gradient_accumulation_steps: int = declare_flag(1, "Batches of one step of each process.")
+    weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.")
+    warmup_ratio: float = declare_flag(0.05, "Share of the steps with a rising learning rate.")
+    precision: Precision = declare_flag("float32", "bfloat16 computes most of it in half of that.")
+    num_evaluations: int = declare_flag(20, "How often in a run valid is scored and saved.")
+    num_workers: int = declare_flag(0, "Processes that prepare batches beside the one that trains.")
+    seed: int = declare_flag(0, "Seed of weights, order, masks and the valid part.")
+    overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
+    resume: bool = declare_flag(False, "Continue an interrupted run of the same output folder.")
+    license: str | None = declare_flag(None, "License of the model for its card.")
+    report_to: list[str] = declare_flag(["none"], "Experiment trackers, for example tensorboard.")
+    training_arguments: str | None = declare_flag(
+        None, "JSON file with transformers.TrainingArguments to override, for example fsdp."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` for values that contradict each other."""
+        validate_choice("objective", self.objective, choice=Objective)
+        validate_choice("precision", self.precision, choice=Precision)
+        for name in ("mask_ratio", "valid_fraction"):
+            value = getattr(self, name)
+            if not 0.0 < value < 1.0:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {value} is not a share between 0 and 1.")
+        validate_smallest_values(self)
+        if self.streaming and self.max_steps is None:
+            raise ValueError("--streaming needs --max-steps: a stream does not tell its length.")
+        if self.overwrite and self.resume:
+            raise ValueError("--overwrite starts anew and --resume continues: choose one.")
+
+    @property
+    def stages(self) -> list[str]:
+        """What is learned, one stage after the other: `contexts`, `descriptors` or `joint`."""
+        # CODEPATH: the two steps of the publication.
+        if self.objective == "sequential":
+            return ["contexts", "descriptors"]
+        return [self.objective]

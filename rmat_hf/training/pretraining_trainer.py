@@ -1,0 +1,155 @@
+"""A Trainer that takes whole batches of a corpus and reports both tasks of pretraining."""
+
+import time
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers.trainer import Trainer
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.training_args import TrainingArguments
+
+from rmat_hf.data.pretraining_batches import CorpusBatches, CorpusBatchSampler
+from rmat_hf.data.pretraining_targets import PretrainingTargets
+from rmat_hf.training.pretraining_metrics import PretrainingMetrics
+
+TASK_LOSSES = ("context_loss", "descriptor_loss")
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the sampler which epoch begins.
+
+    When two processes resume within an epoch, `Trainer` and accelerate tell it to nobody.
+    """
+
+    def on_epoch_begin(  # noqa: PLR0917 - the signature of TrainerCallback
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Set the epoch of the dataloader from which those of a resumed run are made."""
+        train_dataloader.set_epoch(int(state.epoch or 0))
+
+
+class PretrainingTrainer(Trainer):
+    """A Trainer whose batches are items of its data sets; see `data.pretraining_batches`.
+
+    - Batches of a table are formed under a budget of pairs, anew in every epoch.
+    - The log has the losses of both tasks and the molecules per second of all processes.
+    - An evaluation adds up what `PretrainingMetrics` needs, so its memory does not grow.
+
+    Args:
+        targets (`PretrainingTargets`): What the outputs mean.
+        num_nodes (`dict[str, list[int]]`):
+            Nodes of every molecule of the tables: `"train"` (unless it is a stream) and `"valid"`.
+        batch_size, max_pairs (`int`): As in `form_batches`.
+        args, kwargs: As in [`Trainer`].
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        targets: PretrainingTargets,
+        num_nodes: dict[str, list[int]],
+        batch_size: int,
+        max_pairs: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.targets = targets
+        self.num_nodes = num_nodes
+        self.batch_limits = {"batch_size": batch_size, "max_pairs": max_pairs}
+        self.last_report: dict[str, Any] = {}
+        self._sums: dict[str, torch.Tensor] = {}
+        self._num_batches = 0
+        self._num_molecules = 0
+        self._logged_at = time.monotonic()
+        self.add_callback(EpochCallback())
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
+        return self._build_sampler("train")
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        return self._build_sampler("valid")
+
+    def _build_sampler(self, part: str) -> Sampler[Any]:
+        return CorpusBatchSampler(
+            self.num_nodes[part],
+            multiple=self.args.world_size,
+            seed=self.args.seed,
+            **self.batch_limits,
+        )
+
+    def get_eval_dataloader(
+        self, eval_dataset: str | Dataset[Any] | None = None
+    ) -> DataLoader[Any]:
+        """Return the dataloader of the evaluation: the same batches and masks every time."""
+        return super().get_eval_dataloader(eval_dataset or cast(CorpusBatches, self.eval_dataset))
+
+    def compute_loss(  # noqa: PLR0917 - the signature of Trainer
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss, and note down its parts for the log."""
+        outputs = model(**inputs)
+        for name in TASK_LOSSES:
+            loss = outputs.get(name)
+            if loss is not None and model.training:
+                self._sums[name] = self._sums.get(name, loss.new_zeros(())) + loss.detach()
+        if model.training:
+            self._num_batches += 1
+            self._num_molecules += len(inputs["node_features"])
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the parts of the training loss and the molecules per second since the last."""
+        if "loss" in logs and self._num_batches:
+            now = time.monotonic()
+            for name, total in self._sums.items():
+                logs[name] = round(float(total) / self._num_batches, 4)
+            rate = self._num_molecules * self.args.world_size / (now - self._logged_at)
+            logs["molecules_per_second"] = round(rate, 1)
+            self._sums.clear()
+            self._num_batches = self._num_molecules = 0
+            self._logged_at = now
+        super().log(logs, start_time)
+
+    def evaluation_loop(  # noqa: PLR0917 - the signature of Trainer
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Return the metrics of `PretrainingMetrics`; `last_report` has those that are tables."""
+        model = cast(nn.Module, self.model)
+        was_training = model.training
+        model.eval()
+        metrics = PretrainingMetrics(self.targets)
+        for inputs in dataloader:
+            prepared = cast("dict[str, Any]", self._prepare_inputs(inputs))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = model(**prepared)
+            metrics.update(prepared, outputs)
+        model.train(was_training)
+        device = self.args.device
+        metrics.reduce(lambda sums: self.accelerator.reduce(sums.to(device), "sum").cpu())
+        self.last_report = metrics.compute()
+        numbers = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in self.last_report.items()
+            if isinstance(value, int | float)
+        }
+        num_molecules = len(self.num_nodes["valid"])
+        return EvalLoopOutput(
+            predictions=cast(Any, ()), label_ids=None, metrics=numbers, num_samples=num_molecules
+        )
