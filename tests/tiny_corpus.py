@@ -39,12 +39,20 @@ def write_shard(
     path.write_bytes(content)
 
 
-def write_corpus(folder: Path, smiles: list[str] | None = None, *, shard_size: int = 4) -> Path:
+def write_corpus(
+    folder: Path,
+    smiles: list[str] | None = None,
+    *,
+    shard_size: int = 4,
+    processor: RMatProcessor | None = None,
+) -> Path:
     """Write a folder of shards and the processor beside them, unfinished: no `corpus.json`."""
     smiles = smiles or TINY_SMILES
+    processor = processor or RMatProcessor(geometry="bounds")
     folder.mkdir(parents=True, exist_ok=True)
     for idx, start in enumerate(range(0, len(smiles), shard_size)):
         path = folder / name_shard(idx)
-        write_shard(path, smiles[start : start + shard_size], first_row=start)
-    RMatProcessor(geometry="bounds").to_json_file(folder / PROCESSOR_FILE)
+        chunk = smiles[start : start + shard_size]
+        write_shard(path, chunk, first_row=start, processor=processor)
+    processor.to_json_file(folder / PROCESSOR_FILE)
     return folder

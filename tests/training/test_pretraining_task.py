@@ -1,0 +1,193 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from tiny_corpus import write_corpus
+from tiny_pretraining import (
+    CORPUS_SMILES,
+    DESCRIPTORS,
+    build_pretraining_arguments,
+    write_pretraining_corpus,
+)
+
+from rmat_hf.data.compact_features import read_molecule_descriptors
+from rmat_hf.data.descriptor_quantiles import DescriptorQuantiles
+from rmat_hf.data.pretraining_targets import PretrainingTargets
+from rmat_hf.training import pretraining_task
+from rmat_hf.training.pretraining_task import (
+    PretrainingTask,
+    build_pretraining_task,
+    is_held_out,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies that datasets makes go to the test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def build_task(folder: Path, *, streaming: bool = False, **options: Any) -> PretrainingTask:
+    if streaming:
+        options |= {"streaming": True, "max_steps": 1}
+    return build_pretraining_task(build_pretraining_arguments(folder, **options))
+
+
+def list_molecules(dataset: Any) -> list[bytes]:
+    return [row["features"] for row in dataset]
+
+
+def test_table_and_stream_hold_out_the_same_molecules(tmp_path: Path) -> None:
+    table, stream = build_task(tmp_path), build_task(tmp_path, streaming=True)
+    assert isinstance(stream.train, datasets.IterableDataset)
+    valid = list_molecules(table.valid)
+    train = list_molecules(table.train)
+    assert list_molecules(stream.valid) == valid
+    assert list_molecules(stream.train) == train
+    assert len(train) + len(valid) == len(CORPUS_SMILES)
+    assert 0.05 < len(valid) / len(CORPUS_SMILES) < 0.35
+    assert not set(train) & set(valid)
+    assert table.valid["num_nodes"][:] == stream.valid["num_nodes"][:]
+    assert stream.targets.vocabulary.contexts == table.targets.vocabulary.contexts
+
+
+def test_a_molecule_is_held_out_whatever_stands_beside_it(tmp_path: Path) -> None:
+    valid = set(list_molecules(build_task(tmp_path).valid))
+    corpus = write_pretraining_corpus(tmp_path / "other", CORPUS_SMILES[::-2], shard_size=7)
+    other = build_task(tmp_path, corpus=str(corpus))
+    assert set(list_molecules(other.valid)) <= valid
+    assert not set(list_molecules(other.train)) & valid
+    # twice in a corpus: both copies are on the same side
+    corpus = write_pretraining_corpus(tmp_path / "twice", [*CORPUS_SMILES, *CORPUS_SMILES])
+    twice = build_task(tmp_path, corpus=str(corpus))
+    assert sorted(list_molecules(twice.valid)) == sorted([*valid, *valid])
+
+
+def test_a_stream_holds_out_molecules_of_its_beginning_and_never_trains_on_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = build_task(tmp_path)
+    monkeypatch.setattr(pretraining_task, "MAX_STREAMED_VALID", 8)
+    stream = build_task(tmp_path, streaming=True)
+    valid = list_molecules(stream.valid)
+    assert 0 < len(valid) < len(table.valid)
+    assert valid == list_molecules(table.valid)[: len(valid)]
+    assert list_molecules(stream.train) == list_molecules(table.train)
+
+
+def test_the_share_of_molecules_held_out_is_the_one_asked_for() -> None:
+    molecules = [np.random.default_rng(seed).bytes(40) for seed in range(4000)]
+    for fraction in (0.01, 0.1, 0.5):
+        share = np.mean([is_held_out(molecule, fraction) for molecule in molecules])
+        assert share == pytest.approx(fraction, abs=4 * np.sqrt(fraction * (1 - fraction) / 4000))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_targets_come_from_train_and_name_the_descriptors_of_the_corpus(
+    tmp_path: Path, streaming: bool
+) -> None:
+    task = build_task(tmp_path, streaming=streaming)
+    assert task.targets.quantiles is not None
+    assert task.targets.quantiles.names == DESCRIPTORS
+    train = read_molecule_descriptors(list_molecules(task.train))
+    expected = DescriptorQuantiles.fit(train, names=DESCRIPTORS, seed=0)
+    np.testing.assert_array_equal(task.targets.quantiles.quantiles, expected.quantiles)
+    assert task.processor.geometry == "bounds"
+
+
+def write_targets(folder: Path, *, with_descriptors: bool = True) -> PretrainingTargets:
+    """A folder with nothing but the targets of another corpus."""
+    smiles = ["CCCl", "CCCCCl", "OCCCl", "CCBr", "CCCBr", "OCBr"]
+    corpus = write_pretraining_corpus(folder / "corpus", smiles, shard_size=6)
+    targets = build_task(folder, corpus=str(corpus), valid_fraction=0.3).targets
+    if not with_descriptors:
+        targets = PretrainingTargets(targets.vocabulary, None)
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    targets.save(folder / "model")
+    return targets
+
+
+def test_targets_of_the_model_to_continue_from_are_kept(tmp_path: Path) -> None:
+    targets = write_targets(tmp_path / "first")
+    task = build_task(tmp_path, model=str(tmp_path / "first" / "model"))
+    assert task.targets.vocabulary.contexts == targets.vocabulary.contexts
+    assert task.targets.quantiles is not None and targets.quantiles is not None
+    assert task.targets.quantiles.names == targets.quantiles.names
+    np.testing.assert_array_equal(task.targets.quantiles.quantiles, targets.quantiles.quantiles)
+    fresh = build_task(tmp_path)
+    assert fresh.targets.vocabulary.contexts != targets.vocabulary.contexts
+
+
+def test_descriptors_are_added_to_the_contexts_of_a_model_that_has_none(tmp_path: Path) -> None:
+    targets = write_targets(tmp_path / "first", with_descriptors=False)
+    task = build_task(tmp_path, model=str(tmp_path / "first" / "model"))
+    assert task.targets.vocabulary.contexts == targets.vocabulary.contexts
+    assert task.targets.quantiles is not None
+    assert task.targets.quantiles.names == DESCRIPTORS
+
+
+def test_a_model_without_targets_starts_with_those_of_the_corpus_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        task = build_task(tmp_path, model=str(model))
+    assert "its heads start untrained" in caplog.text
+    assert task.targets.vocabulary.contexts == build_task(tmp_path).targets.vocabulary.contexts
+
+
+@pytest.mark.parametrize("objective", ["joint", "descriptors", "sequential"])
+def test_a_corpus_without_descriptors_is_refused_where_they_are_to_be_learned(
+    tmp_path: Path, objective: Any
+) -> None:
+    write_pretraining_corpus(tmp_path / "corpus", descriptors=None)
+    with pytest.raises(ValueError, match=r"--molecule-descriptors rdkit_2d.*--objective contexts"):
+        build_task(tmp_path, objective=objective)
+    assert build_task(tmp_path, objective="contexts").targets.quantiles is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"valid_fraction": 1e-6}, r"None of the 108 molecules .* in the valid part.*Choose"),
+        ({"valid_fraction": 1 - 1e-6}, r"None of the 108 molecules .* in the train part.*Choose"),
+        ({"valid_fraction": 1e-6, "streaming": True}, r"valid part\. Raise --valid-fraction"),
+        ({"min_context_count": 10_000}, r"No atom context occurs 10000 times"),
+    ],
+)
+def test_a_part_without_molecules_or_contexts_is_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_task(tmp_path, **options)
+
+
+def test_a_stream_that_is_held_out_as_a_whole_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train part.*Lower --valid-fraction"):
+        build_task(tmp_path, valid_fraction=1 - 1e-6, streaming=True)
+
+
+def test_a_damaged_file_of_targets_is_refused(tmp_path: Path) -> None:
+    write_targets(tmp_path / "first")
+    (tmp_path / "first" / "model" / "pretraining_targets.json").write_text('{"atom_contexts": 1}')
+    with pytest.raises(ValueError, match=r"Cannot read pretraining_targets\.json"):
+        build_task(tmp_path, model=str(tmp_path / "first" / "model"))
+
+
+def test_a_corpus_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("smiles\nCCO\n")
+    with pytest.raises(ValueError, match="rmat featurize"):
+        build_task(tmp_path, corpus=str(tmp_path / "table.csv"))
+
+
+def test_a_single_shard_is_a_corpus(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "other", CORPUS_SMILES, shard_size=54)
+    shard = folder / "part-00001.parquet"
+    task = build_task(tmp_path, corpus=str(shard), objective="contexts")
+    assert len(task.train) + len(task.valid) == 54
