@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.models.auto.processing_auto import AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from rmat_hf.bundled_checkpoints import checkpoint_path, list_checkpoints
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.conversion import convert_checkpoint
 from rmat_hf.inference import embed, predict
@@ -37,8 +38,10 @@ __all__ = [
     "RMatModel",
     "RMatProcessor",
     "RMatPropertyPredictionPipeline",
+    "checkpoint_path",
     "convert_checkpoint",
     "embed",
+    "list_checkpoints",
     "predict",
 ]
 

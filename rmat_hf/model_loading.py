@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.models.auto.processing_auto import AutoProcessor
 
+from rmat_hf.bundled_checkpoints import find_checkpoint
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.modeling_rmat import (
     RMatForPreTraining,
@@ -47,6 +48,7 @@ def load_processor(
     Raises:
         ModelLoadingError: If there is none, or it is not R-MAT's.
     """
+    model = find_checkpoint(model)
     try:
         processor = AutoProcessor.from_pretrained(model, revision=revision, **options)
     except (OSError, ValueError, TypeError) as error:
@@ -67,6 +69,7 @@ def load_config(model: str | Path, *, revision: str | None = None) -> RMatConfig
     Raises:
         ModelLoadingError: If it cannot be loaded or is not R-MAT's.
     """
+    model = find_checkpoint(model)
     if Path(model).is_file():
         raise ModelLoadingError(f"{str(model)!r} is a file. Give the folder that holds it.")
     try:
@@ -154,6 +157,7 @@ def _load_model(
 ) -> tuple[Any, list[str]]:
     """Return the model and the parameters that were not in the checkpoint."""
     load_config(model, revision=revision)
+    model = find_checkpoint(model)
     try:
         loaded, info = auto_class.from_pretrained(
             model, revision=revision, output_loading_info=True, use_safetensors=True, **options

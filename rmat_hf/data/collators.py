@@ -12,6 +12,7 @@ from rmat_hf.data.pretraining_targets import (
     compute_context_labels,
     draw_masked_centers,
     draw_roles,
+    hide_distances,
     mask_contexts,
 )
 from rmat_hf.processing_rmat import RMatProcessor
@@ -54,6 +55,7 @@ class PretrainingCollator:
         targets (`PretrainingTargets`): Classes of the contexts, scale of the descriptors.
         contexts, descriptors (`bool`): What is learned.
         mask_ratio (`float`): Chance of every atom to be a center.
+        hides_distances (`bool`): Whether the 3D distances of masked nodes are hidden as well.
         seed (`int`): Seed of the masks.
     """
 
@@ -65,11 +67,13 @@ class PretrainingCollator:
         contexts: bool,
         descriptors: bool,
         mask_ratio: float,
+        hides_distances: bool,
         seed: int,
     ) -> None:
         self.targets = targets
         self.contexts = contexts
         self.mask_ratio = mask_ratio
+        self.hides_distances = hides_distances
         self.seed = seed
         self.columns: list[int] | None = None
         if descriptors:
@@ -111,6 +115,10 @@ class PretrainingCollator:
             inputs["node_features"], inputs["bond_types"] = mask_contexts(
                 nodes, bonds, centers=centers
             )
+            if self.hides_distances:
+                inputs["interatomic_distances"] = hide_distances(
+                    inputs["interatomic_distances"], inputs["node_features"]
+                )
         if self.columns is not None and self.targets.quantiles is not None:
             if descriptors is None:
                 raise ValueError("The molecules come without descriptors. Featurize them anew.")

@@ -173,8 +173,8 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
         buffer_size: int = STREAM_BUFFER_SIZE,
     ) -> None:
         columns = dataset.select_columns(["features", "num_nodes"])
-        # the buffer shuffles the rows; mixing the shards row by row takes thrice as long, and a pause
-        # of 5 seconds in every epoch
+        # The buffer shuffles the rows. Mixing those of several shards takes thrice as long, and a
+        # pause of 5 seconds in every epoch.
         self.dataset = columns.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=1)
         self.options: dict[str, int] = {"batch_size": batch_size, "max_pairs": max_pairs}
         self.multiple = multiple

@@ -11,6 +11,7 @@ import numpy as np
 
 from rmat_hf.atomic_output import save_json
 from rmat_hf.configuration_rmat import (
+    BEYOND_CUTOFF,
     DUMMY_NODE_IDX,
     MASK_COLUMN,
     MASKED_BOND_TYPE,
@@ -161,6 +162,22 @@ def mask_contexts(
     is_masked_bond = is_bond & (centers[:, :, None] | centers[:, None, :])
     is_masked_bond |= centers[:, :, None] & np.eye(centers.shape[1], dtype=bool)
     return masked_features, np.where(is_masked_bond, np.uint8(MASKED_BOND_TYPE), bond_types)
+
+
+def hide_distances(interatomic_distances: np.ndarray, masked_features: np.ndarray) -> np.ndarray:
+    """Move masked nodes beyond the cutoff, because a bond length tells elements and bond order.
+
+    Args:
+        interatomic_distances (`np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`): In Å.
+        masked_features (`np.ndarray` of shape `(batch_size, num_nodes, num_node_features)`):
+            From [`mask_contexts`].
+
+    Returns:
+        `np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`, float32, in Å.
+    """
+    is_masked = masked_features[..., MASK_COLUMN] == 1
+    is_hidden = is_masked[:, :, None] | is_masked[:, None, :]
+    return np.where(is_hidden, np.float32(BEYOND_CUTOFF), interatomic_distances)
 
 
 def compute_context_labels(

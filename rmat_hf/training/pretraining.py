@@ -3,13 +3,11 @@
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
-import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
@@ -17,7 +15,7 @@ from rmat_hf.atomic_output import create_folder_atomically, save_json, validate_
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.collators import PretrainingCollator
 from rmat_hf.data.pretraining_batches import CorpusBatches, RepeatedBatches, StreamedBatches
-from rmat_hf.model_loading import load_config, load_for_pretraining
+from rmat_hf.model_loading import load_for_pretraining
 from rmat_hf.modeling_rmat import RMatForPreTraining
 from rmat_hf.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import SCRATCH
@@ -30,21 +28,22 @@ from rmat_hf.training.checkpoints import (
     was_overwriting,
 )
 from rmat_hf.training.pretraining_arguments import (
-    PRETRAINING_ARCHITECTURE,
     PretrainingArguments,
 )
 from rmat_hf.training.pretraining_card import PretrainingReport, save_pretraining_card
+from rmat_hf.training.pretraining_options import (
+    build_pretraining_config,
+    build_stage_arguments,
+    describe_pretraining_arguments,
+)
 from rmat_hf.training.pretraining_task import PretrainingTask, build_pretraining_task
 from rmat_hf.training.pretraining_trainer import PretrainingTrainer
-from rmat_hf.training.run_folder import name_source
-from rmat_hf.training.trainer_options import load_json_fields
 
 logger = logging.getLogger(__name__)
 
 ARGUMENTS_FILE = "pretraining_arguments.json"
 STAGE_FILE = "stage.json"
 MODEL_DIR = "model"
-LOGS_PER_EVALUATION = 10
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
         validate_work_dir(work_dir, description, **intent)
     with training_arguments.main_process_first(local=False):
         task = build_pretraining_task(arguments)
-        build_pretraining_config(arguments, task)  # refuses what cannot be before it is written
+        config = build_pretraining_config(arguments, task)
         if is_main_process:
             prepare_work_dir(work_dir, description, **intent)
     stages: dict[str, dict[str, Any]] = {}
@@ -99,7 +98,16 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
         stage_dir = work_dir / f"stage-{idx}"
         # written last, so a stage that has it is finished
         if not (stage_dir / STAGE_FILE).is_file():
-            _run_stage(arguments, task, stage=stage, stage_dir=stage_dir, start=last_model)
+            _run_stage(
+                _build_trainer(
+                    arguments,
+                    task,
+                    stage=stage,
+                    training_arguments=build_stage_arguments(arguments, stage_dir, stage=stage),
+                    model=_load_model(arguments, config, stage_before=last_model),
+                ),
+                stage_dir,
+            )
         stages[stage] = json.loads((stage_dir / STAGE_FILE).read_text(encoding="utf-8"))
         last_model = stage_dir / MODEL_DIR
     metrics = {stage: stages[stage]["metrics"] for stage in stages}
@@ -116,121 +124,27 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
             save_json(folder / ARGUMENTS_FILE, description)
             logs = {stage: stages[stage]["log_history"] for stage in stages}
             save_json(folder / "training_log.json", logs)
-            save_pretraining_card(folder, _build_report(arguments, task, stages=stages))
+            report = _build_report(task, arguments=description, stages=stages)
+            save_pretraining_card(folder, report)
         shutil.rmtree(work_dir)
     return PretrainingResult(output_dir, metrics)
 
 
-def describe_pretraining_arguments(arguments: PretrainingArguments) -> dict[str, Any]:
-    """Return what decides the result, without paths of this machine or what only starts it."""
-    fields = asdict(arguments)
-    for name in ("overwrite", "resume", "num_workers"):
-        del fields[name]
-    for name in ("corpus", "model", "output_dir"):
-        fields[name] = name_source(fields[name])
-    for name in ("model_config", "training_arguments"):
-        fields[name] = load_json_fields(fields[name])
-    return fields
-
-
-def build_pretraining_config(arguments: PretrainingArguments, task: PretrainingTask) -> RMatConfig:
-    """Return the architecture to pretrain, with as many outputs as there are targets.
-
-    Raises:
-        ValueError: If the model cannot be loaded or a configuration field is unknown.
-    """
-    if arguments.model == SCRATCH:
-        fields = dict(PRETRAINING_ARCHITECTURE)
-    else:
-        fields = load_config(arguments.model, revision=arguments.model_revision).get_architecture()
-    overrides = load_json_fields(arguments.model_config)
-    unknown = sorted(set(overrides) - set(RMatConfig.list_architecture_fields()))
-    if unknown:
-        raise ValueError(
-            f"{arguments.model_config!r} has unknown fields {unknown}. "
-            f"Known: {RMatConfig.list_architecture_fields()}."
-        )
-    quantiles = task.targets.quantiles
-    fields |= overrides | {
-        "num_molecule_descriptors": 0,
-        "num_atom_contexts": len(task.targets.vocabulary),
-        "num_descriptor_labels": len(quantiles.names) if quantiles is not None else 1,
-    }
-    try:
-        return RMatConfig(**fields)
-    except StrictDataclassError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{arguments.model_config!r}: {reason}") from error
-
-
-def build_stage_arguments(
-    arguments: PretrainingArguments, stage_dir: Path, *, stage: str
-) -> TrainingArguments:
-    """Return the `TrainingArguments` of a stage, overridden by `--training-arguments`."""
-    share = 1 / arguments.num_evaluations
-    fields = {
-        # an item of the data sets is a batch
-        "per_device_train_batch_size": 1,
-        "per_device_eval_batch_size": 1,
-        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-        "learning_rate": arguments.learning_rate,
-        "num_train_epochs": arguments.num_train_epochs,
-        "max_steps": arguments.max_steps or -1,
-        "weight_decay": arguments.weight_decay,
-        "warmup_steps": arguments.warmup_ratio,
-        "lr_scheduler_type": "cosine",
-        "bf16": arguments.precision == "bfloat16",
-        "use_cpu": not torch.accelerator.is_available(),
-        "eval_strategy": "steps",
-        "eval_steps": share,
-        "save_strategy": "steps",
-        "save_steps": share,
-        "save_total_limit": 1,
-        "logging_steps": share / LOGS_PER_EVALUATION,
-        "seed": arguments.seed,
-        "report_to": arguments.report_to,
-        "dataloader_num_workers": arguments.num_workers,
-        "dataloader_pin_memory": torch.accelerator.is_available(),
-        # every process reads whole batches of a stream; what it does not learn has no gradient
-        "accelerator_config": {"dispatch_batches": False},
-        "ddp_find_unused_parameters": stage != "joint",
-        "remove_unused_columns": False,
-        **load_json_fields(arguments.training_arguments),
-    }
-    try:
-        return TrainingArguments(output_dir=str(stage_dir), **fields)
-    except (TypeError, ValueError) as error:
-        source = arguments.training_arguments or "Training options"
-        raise ValueError(f"{source}: {error}.") from error
-
-
-def _run_stage(
-    arguments: PretrainingArguments,
-    task: PretrainingTask,
-    *,
-    stage: str,
-    stage_dir: Path,
-    start: Path | None,
-) -> None:
-    """Train a stage, from the last checkpoint if there is one, and write its model and log."""
+def _load_model(
+    arguments: PretrainingArguments, config: RMatConfig, *, stage_before: Path | None
+) -> RMatForPreTraining:
+    """Return the model that a stage starts from."""
     set_seed(arguments.seed)
-    config = build_pretraining_config(arguments, task)
-    source = start or (None if arguments.model == SCRATCH else arguments.model)
-    if source is None:
-        model = RMatForPreTraining(config)
-    else:
-        revision = arguments.model_revision if start is None else None
-        model = load_for_pretraining(source, config=config, revision=revision)
-    training_arguments = build_stage_arguments(arguments, stage_dir, stage=stage)
+    if stage_before is not None:
+        return load_for_pretraining(stage_before, config=config)
+    if arguments.model == SCRATCH:
+        return RMatForPreTraining(config)
+    return load_for_pretraining(arguments.model, config=config, revision=arguments.model_revision)
+
+
+def _run_stage(trainer: PretrainingTrainer, stage_dir: Path) -> None:
+    """Train a stage, from the last checkpoint if there is one, and write its model and log."""
     checkpoint = find_last_complete_checkpoint(stage_dir)
-    trainer = _build_trainer(
-        arguments,
-        task,
-        stage=stage,
-        training_arguments=training_arguments,
-        model=model,
-        checkpoint=checkpoint,
-    )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.evaluate()
     trainer.save_model(str(stage_dir / MODEL_DIR))
@@ -247,7 +161,6 @@ def _build_trainer(
     stage: str,
     training_arguments: TrainingArguments,
     model: RMatForPreTraining,
-    checkpoint: Path | None,
 ) -> PretrainingTrainer:
     limits = {"batch_size": arguments.batch_size, "max_pairs": arguments.max_pairs}
     num_nodes = {"valid": task.valid["num_nodes"][:]}
@@ -256,6 +169,7 @@ def _build_trainer(
         stream = StreamedBatches(
             task.train, multiple=training_arguments.world_size, seed=arguments.seed, **limits
         )
+        checkpoint = find_last_complete_checkpoint(Path(str(training_arguments.output_dir)))
         num_steps = 0 if checkpoint is None else load_num_steps(checkpoint)
         train = RepeatedBatches(
             stream, num_skipped=num_steps * training_arguments.gradient_accumulation_steps
@@ -274,6 +188,7 @@ def _build_trainer(
             contexts=stage != "descriptors",
             descriptors=stage != "contexts",
             mask_ratio=arguments.mask_ratio,
+            hides_distances=arguments.masked_distances == "hidden",
             seed=arguments.seed,
         ),
         train_dataset=train,
@@ -286,18 +201,15 @@ def _build_trainer(
 
 
 def _build_report(
-    arguments: PretrainingArguments, task: PretrainingTask, *, stages: dict[str, dict[str, Any]]
+    task: PretrainingTask, *, arguments: dict[str, Any], stages: dict[str, dict[str, Any]]
 ) -> PretrainingReport:
     is_table = isinstance(task.train, datasets.Dataset)
     return PretrainingReport(
-        corpus=name_source(arguments.corpus),
         num_molecules=len(task.train) if is_table else None,
         num_valid=len(task.valid),
-        base_model=name_source(arguments.model),
-        arguments=describe_pretraining_arguments(arguments),
+        arguments=arguments,
         metrics={stage: stages[stage]["metrics"] for stage in stages},
         logs={stage: stages[stage]["log_history"] for stage in stages},
         geometry=task.processor.geometry,
         max_atoms=task.processor.max_atoms,
-        license_name=arguments.license,
     )

@@ -12,6 +12,7 @@ from rmat_hf.training.argument_fields import (
 from rmat_hf.training.arguments import SCRATCH
 
 Objective = Literal["contexts", "descriptors", "joint", "sequential"]
+MaskedDistances = Literal["visible", "hidden"]
 Precision = Literal["float32", "bfloat16"]
 
 # What two processor cores can fill in a few hours.
@@ -43,6 +44,10 @@ class PretrainingArguments:
         "or at once (joint).",
     )
     mask_ratio: float = declare_flag(0.15, "Chance of an atom to be asked for its context.")
+    masked_distances: MaskedDistances = declare_flag(
+        "hidden",
+        "Whether 3D distances of masked atoms are hidden too; bond lengths tell much of a context.",
+    )
     min_context_count: int = declare_flag(
         10, "Contexts that occur less often in the corpus are one class."
     )
@@ -72,6 +77,7 @@ class PretrainingArguments:
     def __post_init__(self) -> None:
         """Raise a `ValueError` for values that contradict each other."""
         validate_choice("objective", self.objective, choice=Objective)
+        validate_choice("masked_distances", self.masked_distances, choice=MaskedDistances)
         validate_choice("precision", self.precision, choice=Precision)
         for name in ("mask_ratio", "valid_fraction"):
             value = getattr(self, name)

@@ -28,28 +28,22 @@ class PretrainingReport:
     """What a model card tells about a pretraining run.
 
     Args:
-        corpus (`str`): Name of the corpus, without a path of this machine.
         num_molecules (`int`, *optional*): Molecules trained on; `None` for a stream.
         num_valid (`int`): Molecules held out.
-        base_model (`str`): What it continued from, or `"scratch"`.
-        arguments (`dict`): Arguments of the run.
+        arguments (`dict`): Arguments of the run, names instead of paths of this machine.
         metrics (`dict`): Metrics of valid by stage, as from `PretrainingMetrics`.
         logs (`dict`): Log history of `Trainer` by stage.
         geometry (`str`): Where the distances come from.
         max_atoms (`int`): Largest number of heavy atoms that the processor accepts.
-        license_name (`str`, *optional*): License of the model; `None` if nobody stated one.
     """
 
-    corpus: str
     num_molecules: int | None
     num_valid: int
-    base_model: str
     arguments: dict[str, Any]
     metrics: dict[str, dict[str, Any]]
     logs: dict[str, list[dict[str, Any]]]
     geometry: str
     max_atoms: int
-    license_name: str | None = None
 
 
 def save_pretraining_card(folder: Path, report: PretrainingReport) -> None:
@@ -107,11 +101,13 @@ def save_loss_plot(path: Path, logs: dict[str, list[dict[str, Any]]]) -> bool:
 
 
 def _build_card_text(report: PretrainingReport, *, has_plot: bool) -> str:
+    corpus, base_model = report.arguments["corpus"], report.arguments["model"]
     data = build_card_metadata(
         tags=["pretrained"],
-        license_name=report.license_name,
-        datasets=report.corpus if "/" in report.corpus else None,
-        base_model=report.base_model if "/" in report.base_model else None,
+        license_name=report.arguments["license"],
+        # the metadata of a card link to what they name
+        datasets=corpus if "/" in corpus else None,
+        base_model=base_model if "/" in base_model else None,
     )
     number = report.num_molecules
     molecules = "a stream of molecules" if number is None else f"{number:,} molecules"
@@ -122,9 +118,9 @@ def _build_card_text(report: PretrainingReport, *, has_plot: bool) -> str:
         "A Relative Molecule Attention Transformer (arXiv 2110.05841), pretrained with rmat-hf. "
         "Finetune it, or take its vectors: it predicts no property by itself.",
         f"- learned: {steps}\n"
-        f"- corpus: {report.corpus}; {molecules}, {report.num_valid:,} held out\n"
+        f"- corpus: {corpus}; {molecules}, {report.num_valid:,} held out\n"
         f"- distances: geometry {report.geometry!r}\n"
-        f"- started from: {report.base_model}",
+        f"- started from: {base_model}",
         "## Use",
         "```bash\nrmat finetune --model path/to/this/folder --dataset my.csv --label-columns y "
         "--output-dir my_model\nrmat embed --model path/to/this/folder --input my.csv "

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 from transformers.utils.hub import cached_file
 
+from rmat_hf.bundled_checkpoints import find_checkpoint
 from rmat_hf.data.atom_contexts import AtomContextVocabulary
 from rmat_hf.data.compact_features import read_molecule_descriptors
 from rmat_hf.data.corpus import load_corpus
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Molecules from which vocabulary and quantiles are made, evenly spaced over a table, the first
 # ones of a stream.
-MAX_MOLECULES_COUNTED = 200_000
+MAX_MOLECULES_COUNTED = 100_000
 # Held out of a stream: as many of its first molecules as this times 1 / valid_fraction hold.
 MAX_STREAMED_VALID = 2048
 _CHUNK_SIZE = 4096
@@ -155,7 +156,7 @@ def _load_targets(arguments: PretrainingArguments) -> PretrainingTargets | None:
     if arguments.model == SCRATCH:
         return None
     path = cached_file(
-        arguments.model,
+        find_checkpoint(arguments.model),
         TARGETS_FILE,
         revision=arguments.model_revision,
         _raise_exceptions_for_missing_entries=False,

@@ -6,7 +6,7 @@ from rdkit import Chem
 from rdkit.Chem import Descriptors
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
-from rmat_hf.configuration_rmat import MASK_COLUMN, RMatConfig
+from rmat_hf.configuration_rmat import BEYOND_CUTOFF, MASK_COLUMN, RMatConfig
 from rmat_hf.data.atom_contexts import AtomContextVocabulary
 from rmat_hf.data.collators import FinetuningCollator, PretrainingCollator
 from rmat_hf.data.compact_features import (
@@ -106,9 +106,16 @@ def collate(
     epoch: int = 0,
     contexts: bool = True,
     descriptors: bool = True,
+    hides_distances: bool = False,
 ) -> dict[str, torch.Tensor]:
     collator = PretrainingCollator(
-        processor, targets, contexts=contexts, descriptors=descriptors, mask_ratio=0.3, seed=0
+        processor,
+        targets,
+        contexts=contexts,
+        descriptors=descriptors,
+        mask_ratio=0.3,
+        hides_distances=hides_distances,
+        seed=0,
     )
     return collator([PretrainingBatch(epoch, corpus)])
 
@@ -162,6 +169,22 @@ def test_masks_follow_from_epoch_and_molecule(
         torch.testing.assert_close(again[name].flip(0), values, equal_nan=True, rtol=0, atol=0)
     other = collate(corpus, corpus_processor, targets, epoch=1)
     assert not torch.equal(other["labels"], batch["labels"])
+
+
+def test_distances_of_masked_nodes_are_hidden_if_asked(
+    corpus: list[bytes], corpus_processor: RMatProcessor, targets: PretrainingTargets
+) -> None:
+    visible = collate(corpus, corpus_processor, targets)
+    hidden = collate(corpus, corpus_processor, targets, hides_distances=True)
+    is_masked = visible["node_features"][..., MASK_COLUMN] == 1
+    is_hidden = is_masked[:, :, None] | is_masked[:, None, :]
+    assert is_hidden.any()
+    distances = hidden.pop("interatomic_distances")
+    assert (distances[is_hidden] == BEYOND_CUTOFF).all()
+    before = visible.pop("interatomic_distances")
+    assert torch.equal(distances[~is_hidden], before[~is_hidden])
+    for name, values in visible.items():
+        torch.testing.assert_close(hidden[name], values, equal_nan=True, rtol=0, atol=0)
 
 
 def test_model_learns_from_the_batch(
