@@ -1,0 +1,143 @@
+"""Pretraining in processes of its own: several at once, killed and resumed."""
+
+import json
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import run_python
+from safetensors.torch import load_file
+from tiny_finetuning import write_json
+from tiny_pretraining import ARCHITECTURE, CORPUS_SMILES, write_pretraining_corpus
+
+SCRIPT = Path(__file__).resolve().parents[1] / "pretraining_process.py"
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+NUM_KILLS = 3
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with a corpus of five shards and an architecture with dropout."""
+    write_pretraining_corpus(tmp_path / "corpus")
+    write_json(tmp_path / "dropout.json", {**ARCHITECTURE, "hidden_dropout_prob": 0.1})
+    return tmp_path
+
+
+def pretrain(
+    work: Path, name: str, *, num_processes: int = 1, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    (work / name).mkdir(exist_ok=True)
+    options = {"model_config": str(work / "dropout.json"), "max_pairs": 1500, **options}
+    launcher = [*LAUNCHER, str(num_processes)] if num_processes > 1 else []
+    return run_python(
+        [*launcher, SCRIPT, work, name, json.dumps(options)],
+        folder=work,
+        environment={"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def find_largest_difference(first: Path, second: Path) -> float:
+    weights, others = load_file(first), load_file(second)
+    assert set(weights) == set(others)
+    return max((weights[name] - others[name]).abs().max().item() for name in weights)
+
+
+def load_reports(folder: Path, num_processes: int) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_processes)]
+
+
+def load_log(run: Path) -> dict[str, list[dict[str, Any]]]:
+    return json.loads((run / "training_log.json").read_text())
+
+
+TABLE = {"num_train_epochs": 6, "num_evaluations": 9}
+STREAM = {"streaming": True, "max_steps": 60, "num_evaluations": 12}
+SEQUENTIAL = {**TABLE, "objective": "sequential"}
+WORKERS = {"num_workers": 2}
+ACCUMULATION = {"gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "options", "stages"),
+    [
+        pytest.param(1, {**TABLE, **ACCUMULATION}, [0, 0, 0], id="table"),
+        pytest.param(1, STREAM, [0, 0, 0], id="stream"),
+        pytest.param(1, SEQUENTIAL, [0, 1, 1], id="sequential"),
+        pytest.param(1, {**STREAM, **WORKERS, **ACCUMULATION}, [0, 0, 0], id="stream-workers"),
+        pytest.param(2, {**TABLE, **WORKERS}, [0, 0, 0], id="table-two-processes"),
+        pytest.param(2, {**STREAM, **WORKERS}, [0, 0, 0], id="stream-two-processes"),
+    ],
+)
+def test_a_run_killed_three_times_and_resumed_ends_with_the_weights_of_an_undisturbed_one(
+    work: Path, num_processes: int, options: dict[str, Any], stages: list[int]
+) -> None:
+    done = pretrain(work, "straight", num_processes=num_processes, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    straight, killed_run = work / "straight" / "run", work / "killed" / "run"
+    num_steps = load_log(straight).popitem()[1][-1]["step"]
+
+    rng = np.random.default_rng(num_steps)
+    # behind the first checkpoint, so that every attempt but the first has one to resume
+    steps = rng.choice(np.arange(num_steps // 6, num_steps - 2), size=len(stages), replace=False)
+    for attempt, (stage, step) in enumerate(zip(stages, np.sort(steps).tolist(), strict=True)):
+        kill_at = {"stage": stage, "step": step, "delay": rng.uniform(0, 0.05)}
+        killed = pretrain(
+            *(work, "killed"),
+            num_processes=num_processes,
+            resume=attempt > 0,
+            kill_at=kill_at,
+            **options,
+        )
+        assert killed.returncode != 0, f"survived {kill_at} of {num_steps} steps"
+        assert not killed_run.exists()
+        assert list(work.glob("killed/run.in_progress/stage-*/checkpoint-*"))
+    resumed = pretrain(work, "killed", num_processes=num_processes, resume=True, **options)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+
+    name = "model.safetensors"
+    assert find_largest_difference(straight / name, killed_run / name) == 0.0
+    assert (straight / "metrics.json").read_text() == (killed_run / "metrics.json").read_text()
+    assert not (work / "killed" / "run.in_progress").exists()
+    # the last attempt did not begin anew
+    reports = [load_reports(work / name, num_processes) for name in ("straight", "killed")]
+    first, last = (sum(len(report["seen"]) for report in runs) for runs in reports)
+    assert last < first
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("options", [TABLE, STREAM], ids=["table", "stream"])
+def test_two_processes_see_every_molecule_once_an_epoch_and_end_with_the_same_weights(
+    work: Path, options: dict[str, Any], num_workers: int
+) -> None:
+    done = pretrain(work, "both", num_processes=2, **options, num_workers=num_workers)
+    assert done.returncode == 0, done.stderr[-3000:]
+    difference = find_largest_difference(
+        *(work / "both" / f"{rank}.safetensors" for rank in range(2))
+    )
+    assert difference == 0.0
+    reports = load_reports(work / "both", 2)
+    assert [report["num_processes"] for report in reports] == [2, 2]
+    seen = [Counter(map(tuple, report["seen"])) for report in reports]
+    assert all(seen)
+    assert not set(seen[0]) & set(seen[1])
+    both = seen[0] + seen[1]
+    assert set(both.values()) == {1}
+    molecules: dict[int, set[int]] = {}
+    for epoch, molecule in both:
+        molecules.setdefault(epoch, set()).add(molecule)
+    epochs = sorted(molecules)
+    assert epochs == list(range(len(epochs)))
+    assert len(epochs) > 2
+    # a stream ends within its last epoch
+    complete = epochs[:-1] if options is STREAM else epochs
+    assert molecules[epochs[-1]] <= molecules[0]
+    assert all(molecules[epoch] == molecules[0] for epoch in complete)
+    held_out = len(CORPUS_SMILES) - len(molecules[0])
+    assert 0.05 < held_out / len(CORPUS_SMILES) < 0.35
+    assert list((work / "both").glob("run/model.safetensors"))
+    assert sorted(path.name for path in (work / "both").iterdir() if path.is_dir()) == ["run"]
