@@ -1,0 +1,279 @@
+"""Pretraining end to end, on tiny models: corpus in, folder to finetune out."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_finetuning import TABLE_SMILES, build_tiny_arguments, write_json
+from tiny_pretraining import (
+    ARCHITECTURE,
+    DESCRIPTORS,
+    build_pretraining_arguments,
+    write_pretraining_corpus,
+)
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, TrainerCallback
+
+from rmat_hf.atomic_output import OutputError
+from rmat_hf.data.pretraining_targets import PretrainingTargets
+from rmat_hf.inference import embed
+from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.pretraining import run_pretraining
+from rmat_hf.training.pretraining_trainer import PretrainingTrainer
+
+CODE_FILE = "modeling_rmat.py"
+OWN_FILES = {
+    *["config.json", "model.safetensors", "preprocessor_config.json", "README.md"],
+    *["pretraining_targets.json", "metrics.json", "pretraining_arguments.json"],
+    *["training_log.json", "loss_curves.png"],
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies that datasets makes go to the test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def pretrain(folder: Path, **options: Any) -> Path:
+    return run_pretraining(build_pretraining_arguments(folder, **options)).output_dir
+
+
+def interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Leave a run that was stopped after its first checkpoint."""
+
+    class Stop(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+    create = PretrainingTrainer.__init__
+
+    def create_and_stop(self: PretrainingTrainer, *args: Any, **fields: Any) -> None:
+        create(self, *args, **fields)
+        self.add_callback(Stop())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainingTrainer, "__init__", create_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("objective", "stages"),
+    [
+        ("contexts", {"contexts": {"context_loss"}}),
+        ("descriptors", {"descriptors": {"descriptor_loss"}}),
+        ("sequential", {"contexts": {"context_loss"}, "descriptors": {"descriptor_loss"}}),
+        ("joint", {"joint": {"context_loss", "descriptor_loss"}}),
+    ],
+)
+def test_a_run_leaves_one_folder_that_loads_everywhere(
+    tmp_path: Path, objective: Any, stages: dict[str, set[str]]
+) -> None:
+    options = {} if objective != "sequential" else {"model_config": write_mean_pooling(tmp_path)}
+    result = run_pretraining(build_pretraining_arguments(tmp_path, objective=objective, **options))
+    folder = tmp_path / "run"
+    assert result.output_dir == folder
+    names = {path.name for path in folder.iterdir()}
+    assert names >= OWN_FILES
+    code = {name for name in names if name.endswith(".py")}
+    assert CODE_FILE in code
+    assert names == OWN_FILES | code
+    assert not list(tmp_path.glob("run.*")) and not list(tmp_path.glob(".run*"))
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == result.metrics
+    log = json.loads((folder / "training_log.json").read_text())
+    assert list(metrics) == list(log) == list(stages)
+    for stage, losses in stages.items():
+        assert {name for name in metrics[stage] if name.endswith("_loss")} == losses
+        assert any(losses <= set(row) for row in log[stage])
+
+    model = AutoModelForPreTraining.from_pretrained(folder)
+    targets = PretrainingTargets.load(folder)
+    assert model.config.num_atom_contexts == len(targets.vocabulary)
+    assert model.config.num_descriptor_labels == len(DESCRIPTORS)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert processor.molecule_descriptors is None
+    assert processor.geometry == "bounds"
+    batch = processor(["CCO", "c1ccccc1"], return_tensors="pt")
+    with torch.no_grad():
+        outputs = model.eval()(**batch)
+        pooled = AutoModel.from_pretrained(folder).eval()(**batch).pooler_output
+    assert outputs.context_logits.shape == (2, 7, len(targets.vocabulary))
+    torch.testing.assert_close(
+        model.descriptor_head(pooled), outputs.descriptor_logits, rtol=0, atol=1e-6
+    )
+
+
+def write_mean_pooling(folder: Path) -> str:
+    return write_json(folder / "mean_pooling.json", {**ARCHITECTURE, "pooling": "mean"})
+
+
+def test_a_pretrained_model_can_be_finetuned_and_embeds(tmp_path: Path) -> None:
+    folder = pretrain(tmp_path, objective="joint")
+    (tmp_path / "table").mkdir()
+    arguments = build_tiny_arguments(
+        *(tmp_path / "table", {"y": [len(smiles) for smiles in TABLE_SMILES]}),
+        model=str(folder),
+        num_train_epochs=1,
+        batch_size=4,
+        learning_rate=1e-9,
+        split="random",
+    )
+    finetuned = run_finetuning(arguments)
+    assert np.isfinite(finetuned.metrics["test"]["rmse"])
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / "table" / "run" / "model.safetensors")
+    shared = [name for name in after if name.startswith("rmat.")]
+    assert len(shared) > 20
+    for name in shared:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
+    vectors = embed(folder, ["CCO", "CCN"])
+    assert np.isfinite(np.asarray(getattr(vectors, "values", vectors))).all()
+
+
+def test_a_model_continues_where_it_stood(tmp_path: Path) -> None:
+    folder = pretrain(tmp_path)
+    (tmp_path / "more").mkdir()
+    corpus = write_pretraining_corpus(
+        tmp_path / "other", ["CCCl", "CCBr", "OCCCl", "CCCBr", "NCCCl", "CCCCBr"] * 3
+    )
+    more = pretrain(
+        *(tmp_path / "more",), corpus=str(corpus), model=str(folder), learning_rate=1e-9
+    )
+    before, after = (load_file(path / "model.safetensors") for path in (folder, more))
+    assert set(before) == set(after)
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, rtol=0, atol=1e-6)
+    name = "pretraining_targets.json"
+    assert (folder / name).read_text() == (more / name).read_text()
+    assert "started from: run" in (more / "README.md").read_text()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path: Path) -> None:
+    weights = {}
+    for name, seed in (("first", 3), ("second", 3), ("third", 4)):
+        folder = pretrain(tmp_path, output_dir=str(tmp_path / name), seed=seed)
+        weights[name] = load_file(folder / "model.safetensors")["context_head.weight"]
+    assert torch.equal(weights["first"], weights["second"])
+    assert not torch.equal(weights["first"], weights["third"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_losses_fall_to_a_fraction_on_a_corpus_seen_often(
+    tmp_path: Path, streaming: bool
+) -> None:
+    write_json(tmp_path / "plain.json", {**ARCHITECTURE, "hidden_dropout_prob": 0.0})
+    smiles = [f"{'C' * n}{end}" for n in range(2, 8) for end in ("O", "N", "C#N", "Cl")]
+    write_pretraining_corpus(tmp_path / "corpus", smiles, descriptors=["MolWt", "TPSA", "MolLogP"])
+    folder = pretrain(
+        tmp_path,
+        objective="joint",
+        model_config=str(tmp_path / "plain.json"),
+        min_context_count=1,
+        max_steps=250,
+        batch_size=24,
+        num_evaluations=1,
+        streaming=streaming,
+    )
+    log = json.loads((folder / "training_log.json").read_text())["joint"]
+    rows = [row for row in log if "context_loss" in row]
+    assert rows[-1]["descriptor_loss"] < 0.05 * rows[0]["descriptor_loss"]
+    # nothing tells O from N at the end of a chain if it is masked
+    assert rows[-1]["context_loss"] < 0.5 * rows[0]["context_loss"]
+
+
+def test_the_folder_has_no_path_of_this_machine_and_no_pickle(tmp_path: Path) -> None:
+    folder = pretrain(tmp_path, model_config=write_mean_pooling(tmp_path))
+    for path in folder.rglob("*"):
+        assert path.suffix not in {".bin", ".pt", ".pth", ".pkl"}
+        content = path.read_bytes()
+        assert str(tmp_path).encode() not in content, path.name
+        assert str(Path.home()).encode() not in content, path.name
+    arguments = json.loads((folder / "pretraining_arguments.json").read_text())
+    assert arguments["corpus"] == "corpus"
+    assert arguments["output_dir"] == "run"
+    assert arguments["model_config"]["pooling"] == "mean"
+
+
+def test_an_unknown_field_or_value_of_the_configuration_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    for content, message in (
+        ({"hiden_size": 32}, r"unknown fields \['hiden_size'\]"),
+        ({"hidden_size": "many"}, "hidden_size"),
+    ):
+        config = write_json(tmp_path / "wrong.json", content)
+        with pytest.raises(ValueError, match=message):
+            pretrain(tmp_path, model_config=config)
+    fields = write_json(tmp_path / "fields.json", {"lerning_rate": 1.0})
+    with pytest.raises(ValueError, match="lerning_rate"):
+        pretrain(tmp_path, training_arguments=fields)
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_an_output_folder_with_files_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="--overwrite"):
+        pretrain(tmp_path)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    pretrain(tmp_path, overwrite=True)
+    assert not (tmp_path / "run" / "notes.txt").exists()
+
+
+def test_an_interrupted_run_is_continued_or_replaced_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(tmp_path, monkeypatch)
+    assert list((tmp_path / "run.in_progress").glob("stage-0/checkpoint-*"))
+    with pytest.raises(OutputError, match=r"--resume to continue it, or --overwrite"):
+        pretrain(tmp_path)
+    with pytest.raises(OutputError, match=r"learning_rate, seed differ.*--overwrite"):
+        pretrain(tmp_path, resume=True, seed=1, learning_rate=1.0)
+    assert not (tmp_path / "run").exists()
+    # what only starts it may change
+    resumed = load_file(pretrain(tmp_path, resume=True) / "model.safetensors")
+    interrupt(tmp_path, monkeypatch, overwrite=True)
+    anew = load_file(pretrain(tmp_path, overwrite=True) / "model.safetensors")
+    assert all(torch.equal(anew[name], resumed[name]) for name in resumed)
+    assert not (tmp_path / "run.in_progress").exists()
+
+
+def test_a_stage_that_is_finished_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight = load_file(pretrain(tmp_path, objective="sequential") / "model.safetensors")
+    train = PretrainingTrainer.train
+    stages = []
+
+    def stop_second(self: PretrainingTrainer, *args: Any, **fields: Any) -> Any:
+        stages.append(Path(str(self.args.output_dir)).name)
+        if len(stages) == 2:
+            raise KeyboardInterrupt
+        return train(self, *args, **fields)
+
+    monkeypatch.setattr(PretrainingTrainer, "train", stop_second)
+    options = {"objective": "sequential", "output_dir": str(tmp_path / "second")}
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path, **options)
+    with caplog.at_level(logging.WARNING):
+        resumed = load_file(pretrain(tmp_path, resume=True, **options) / "model.safetensors")
+    assert stages == ["stage-0", "stage-1", "stage-1"]
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_half_precision_and_accumulation_run(tmp_path: Path) -> None:
+    folder = pretrain(
+        tmp_path, precision="bfloat16", gradient_accumulation_steps=3, num_train_epochs=1
+    )
+    weights = load_file(folder / "model.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    assert all(weight.isfinite().all() for weight in weights.values())
