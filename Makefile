@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help install quickstart test test-slow test-upstream notebooks bench bench-featurization \
-	bench-chemprop check lint format wheel constraints clean
+	bench-chemprop bench-embeddings bench-pretraining check lint format wheel constraints clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,7 @@ notebooks: $(INSTALLED) ## Run the notebooks
 
 # The second run has an allocator that keeps large blocks: it spares the plain model page faults.
 DATA ?= ../shared/data
+MODEL ?= rmat-small
 BENCH := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p no:cacheprovider -q -m benchmark --data $(DATA)
 TUNED := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
 
@@ -68,6 +69,15 @@ bench-chemprop: $(INSTALLED) ## The same against chemprop's default model, in an
 	test -x .cache/chemprop-venv/bin/chemprop || { $(PYTHON) -m venv .cache/chemprop-venv && \
 	  .cache/chemprop-venv/bin/pip install torch==2.13.0 && .cache/chemprop-venv/bin/pip install chemprop==2.3.1; }
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/chemprop_speed.py $(DATA) .cache/chemprop-venv/bin/python
+
+bench-embeddings: $(INSTALLED) ## Frozen vectors of MODEL beside fingerprints and descriptors, on DATA/mat_benchmark
+	mkdir -p .cache/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_embeddings.py $(MODEL) $(DATA)/mat_benchmark \
+	  .cache/benchmarks/embeddings.json
+
+bench-pretraining: $(INSTALLED) ## Finetune MODEL and random weights on DATA/mat_benchmark; takes an hour
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/effect_of_pretraining.sh $(MODEL) $(DATA)/mat_benchmark \
+	  runs/effect_of_pretraining
 
 check: lint ## Lint, types, import direction and the style guide
 	$(BIN)/mypy

@@ -1,6 +1,6 @@
 """`rmat featurize`: its flags, and the corpus they ask for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import get_args
 
 from rmat_hf.data.corpus_input import CorpusOptions
@@ -8,6 +8,7 @@ from rmat_hf.data.corpus_shards import featurize_corpus
 from rmat_hf.data.corpus_summary import CorpusReport
 from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.training.argument_fields import declare_flag, declare_required
 from rmat_hf.training.arguments import ConformerFallback, DescriptorSet, Geometry
 
 
@@ -15,39 +16,24 @@ from rmat_hf.training.arguments import ConformerFallback, DescriptorSet, Geometr
 class FeaturizationArguments:
     """Everything `run_featurization` needs to know; each field is a flag of `rmat featurize`."""
 
-    input: str = field(
-        metadata={
-            "help": "CSV, CSV.gz, SMI, Parquet or SDF file, folder or glob of Parquet files, or "
-            "Hub data set."
-        }
+    input: str = declare_required(
+        "CSV, CSV.gz, SMI, Parquet or SDF file, folder or glob of Parquet files, or Hub data set."
     )
-    output_dir: str = field(
-        metadata={"help": "Folder to write; the same command again continues it."}
+    output_dir: str = declare_required("Folder to write; the same command again continues it.")
+    revision: str | None = declare_flag(None, "Branch, tag or commit of a data set on the Hub.")
+    split: str | None = declare_flag(None, "Split of a data set on the Hub that has several.")
+    smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
+    geometry: Geometry = declare_flag("bounds", "Where distances come from.")
+    on_conformer_failure: ConformerFallback = declare_flag(
+        "raise", "Geometry to step down to when no conformer is found; 'raise' drops the row."
     )
-    revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub."}
+    molecule_descriptors: DescriptorSet = declare_flag(
+        "none", "Molecule descriptors to store, for example as labels of pretraining."
     )
-    split: str | None = field(
-        default=None, metadata={"help": "Split of a data set on the Hub that has several."}
-    )
-    smiles_column: str = field(default="smiles", metadata={"help": "Column with the SMILES."})
-    geometry: Geometry = field(default="bounds", metadata={"help": "Where distances come from."})
-    on_conformer_failure: ConformerFallback = field(
-        default="raise",
-        metadata={
-            "help": "Geometry to step down to when no conformer is found; 'raise' drops the row."
-        },
-    )
-    molecule_descriptors: DescriptorSet = field(
-        default="none",
-        metadata={"help": "Molecule descriptors to store, for example as labels of pretraining."},
-    )
-    max_atoms: int = field(default=256, metadata={"help": "Most heavy atoms of a molecule."})
-    num_proc: int = field(default=1, metadata={"help": "Processes that featurize."})
-    shard_size: int = field(default=8192, metadata={"help": "Rows of the input in one file."})
-    max_rows: int | None = field(
-        default=None, metadata={"help": "First rows of the input to take. Default: all."}
-    )
+    max_atoms: int = declare_flag(256, "Most heavy atoms of a molecule.")
+    num_proc: int = declare_flag(1, "Processes that featurize.")
+    shard_size: int = declare_flag(8192, "Rows of the input in one file.")
+    max_rows: int | None = declare_flag(None, "First rows of the input to take. Default: all.")
 
 
 def run_featurization(

@@ -45,7 +45,7 @@ class PretrainingArguments:
     )
     mask_ratio: float = declare_flag(0.15, "Chance of an atom to be asked for its context.")
     masked_distances: MaskedDistances = declare_flag(
-        "hidden",
+        "visible",
         "Whether 3D distances of masked atoms are hidden too; bond lengths tell much of a context.",
     )
     min_context_count: int = declare_flag(
