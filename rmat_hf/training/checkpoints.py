@@ -25,6 +25,8 @@ WORK_ARGUMENTS_FILE = "arguments.json"
 
 # Without one of these, Trainer would resume with a fresh state and not say so.
 REQUIRED_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+# What FSDP with FULL_STATE_DICT writes in place of optimizer.pt.
+FSDP_FILES = ("pytorch_model_fsdp.bin", "optimizer.bin")
 
 
 def find_last_complete_checkpoint(folder: Path) -> Path | None:
@@ -60,10 +62,14 @@ def remove_incomplete_checkpoints(folder: Path) -> None:
 
 def describe_damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, `None` if nothing is."""
-    names = [*REQUIRED_FILES, *(path.name for path in checkpoint.glob("rng_state*.pth"))]
-    if len(names) == len(REQUIRED_FILES):
+    random_states = [path.name for path in checkpoint.glob("rng_state*.pth")]
+    if not random_states:
         return "rng_state.pth is missing"
-    for name in names:
+    names = list(REQUIRED_FILES)
+    if (checkpoint / FSDP_FILES[0]).is_file():
+        names[names.index("optimizer.pt")] = FSDP_FILES[1]
+        names.append(FSDP_FILES[0])
+    for name in (*names, *random_states):
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"

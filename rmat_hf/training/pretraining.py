@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+from accelerate import PartialState
 from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
@@ -15,7 +16,7 @@ from rmat_hf.atomic_output import create_folder_atomically, save_json, validate_
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.collators import PretrainingCollator
 from rmat_hf.data.pretraining_batches import CorpusBatches, RepeatedBatches, StreamedBatches
-from rmat_hf.model_loading import load_for_pretraining
+from rmat_hf.model_loading import load_for_pretraining, load_processor
 from rmat_hf.modeling_rmat import RMatForPreTraining
 from rmat_hf.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import SCRATCH
@@ -111,14 +112,13 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
         stages[stage] = json.loads((stage_dir / STAGE_FILE).read_text(encoding="utf-8"))
         last_model = stage_dir / MODEL_DIR
     metrics = {stage: stages[stage]["metrics"] for stage in stages}
+    # the others have read the stages that are removed now
+    PartialState().wait_for_everyone()
     if is_main_process:
         with create_folder_atomically(output_dir, overwrite=overwrite) as folder:
-            shutil.copytree(
-                cast(Path, last_model),
-                folder,
-                ignore=shutil.ignore_patterns("training_args.bin"),
-                dirs_exist_ok=True,
-            )
+            # of what FSDP has made of the class, Trainer saves the code of torch instead of ours
+            RMatForPreTraining.from_pretrained(cast(Path, last_model)).save_pretrained(folder)
+            load_processor(cast(Path, last_model)).save_pretrained(folder)
             task.targets.save(folder)
             save_json(folder / "metrics.json", metrics)
             save_json(folder / ARGUMENTS_FILE, description)
