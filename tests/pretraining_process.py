@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from safetensors.torch import save_file
 from tiny_pretraining import build_pretraining_arguments
 from torch import distributed
@@ -79,14 +80,35 @@ class RecordingTrainer(PretrainingTrainer):
             rank = self.args.process_index
             weights = self.accelerator.get_state_dict(self.model)
             save_file(weights, self.folder / f"{rank}.safetensors")
-            content = {"num_processes": self.args.world_size, "seen": self.seen}
+            content = {
+                "num_processes": self.args.world_size,
+                "distribution": self.accelerator.distributed_type.value,
+                "seen": self.seen,
+            }
             (self.folder / f"{rank}.json").write_text(json.dumps(content))
+
+
+def shard_on_cpu() -> None:
+    """Let accelerate use FSDP where there is no GPU: it would choose DDP without a word."""
+    create = AcceleratorState.__init__
+
+    def create_sharded(self: AcceleratorState, *args: Any, **options: Any) -> None:
+        create(self, *args, **options)
+        if options.get("fsdp_plugin") is not None:
+            self.fsdp_plugin = options["fsdp_plugin"]
+            if self._mixed_precision != "no":
+                self.fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = create_sharded
 
 
 def main(corpus_folder: Path, name: str, options: dict[str, Any]) -> None:
     """Pretrain `FOLDER/corpus` into `FOLDER/NAME/run`."""
     RecordingTrainer.folder = corpus_folder / name
     RecordingTrainer.kill_at = options.pop("kill_at", None)
+    shard_on_cpu()
     module = sys.modules["rmat_hf.training.pretraining"]
     for attribute, replacement in (
         ("PretrainingCollator", RecordingCollator),

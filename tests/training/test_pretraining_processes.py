@@ -1,7 +1,9 @@
 """Pretraining in processes of its own: several at once, killed and resumed."""
 
 import json
+import os
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from tiny_pretraining import ARCHITECTURE, CORPUS_SMILES, write_pretraining_corp
 
 SCRIPT = Path(__file__).resolve().parents[1] / "pretraining_process.py"
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-NUM_KILLS = 3
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+ON_CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 pytestmark = pytest.mark.slow
 
@@ -29,16 +32,15 @@ def work(tmp_path: Path) -> Path:
 
 
 def pretrain(
-    work: Path, name: str, *, num_processes: int = 1, **options: Any
+    work: Path, name: str, *, num_processes: int = 1, recipe: str | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     (work / name).mkdir(exist_ok=True)
     options = {"model_config": str(work / "dropout.json"), "max_pairs": 1500, **options}
     launcher = [*LAUNCHER, str(num_processes)] if num_processes > 1 else []
-    return run_python(
-        [*launcher, SCRIPT, work, name, json.dumps(options)],
-        folder=work,
-        environment={"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
-    )
+    if recipe is not None:
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", SCRIPTS / recipe]
+    arguments = [*launcher, SCRIPT, work, name, json.dumps(options)]
+    return run_python(arguments, folder=work, environment=ON_CPU)
 
 
 def find_largest_difference(first: Path, second: Path) -> float:
@@ -59,6 +61,7 @@ TABLE = {"num_train_epochs": 6, "num_evaluations": 9}
 STREAM = {"streaming": True, "max_steps": 60, "num_evaluations": 12}
 SEQUENTIAL = {**TABLE, "objective": "sequential"}
 WORKERS = {"num_workers": 2}
+WITHOUT_DROPOUT = {**ARCHITECTURE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 ACCUMULATION = {"gradient_accumulation_steps": 2}
 
 
@@ -141,3 +144,73 @@ def test_two_processes_see_every_molecule_once_an_epoch_and_end_with_the_same_we
     assert 0.05 < held_out / len(CORPUS_SMILES) < 0.35
     assert list((work / "both").glob("run/model.safetensors"))
     assert sorted(path.name for path in (work / "both").iterdir() if path.is_dir()) == ["run"]
+
+
+# Recipes
+
+
+def test_fsdp_and_ddp_end_with_the_same_weights_also_after_a_kill(work: Path) -> None:
+    options = {**TABLE, "model_config": write_json(work / "plain.json", WITHOUT_DROPOUT)}
+    for recipe in ("ddp", "fsdp"):
+        done = pretrain(work, recipe, recipe=f"accelerate_{recipe}.yaml", **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        reports = load_reports(work / recipe, 2)
+        expected = {"ddp": "MULTI_CPU", "fsdp": "FSDP"}[recipe]
+        assert [report["distribution"] for report in reports] == [expected] * 2
+        assert [report["num_processes"] for report in reports] == [2, 2]
+    kill_at = {"stage": 0, "step": 15, "delay": 0.0}
+    recipe = "accelerate_fsdp.yaml"
+    assert pretrain(work, "killed", recipe=recipe, kill_at=kill_at, **options).returncode != 0
+    resumed = pretrain(work, "killed", recipe=recipe, resume=True, **options)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert len(load_reports(work / "killed", 1)[0]["seen"]) < len(reports[0]["seen"])
+
+    ddp, fsdp, killed = (
+        work / name / "run" / "model.safetensors" for name in ("ddp", "fsdp", "killed")
+    )
+    # the sums of the gradients are added up in another order
+    assert find_largest_difference(ddp, fsdp) < 1e-5
+    assert find_largest_difference(fsdp, killed) == 0.0
+    # code and classes are those of the package, not the ones that FSDP makes of them
+    files = [{path.name for path in folder.iterdir()} for folder in (ddp.parent, fsdp.parent)]
+    assert files[0] == files[1]
+    configs = [(folder / "config.json").read_text() for folder in (ddp.parent, fsdp.parent)]
+    assert configs[0] == configs[1]
+
+
+def test_the_slurm_recipe_resumes_what_is_in_progress(work: Path) -> None:
+    """`srun` and `scontrol` are stand-ins: one machine with two processes."""
+    programs = work / "programs"
+    programs.mkdir()
+    for name, line in (("srun", 'shift; exec "$@"'), ("scontrol", "echo localhost")):
+        (programs / name).write_text(f'#!/usr/bin/env bash\necho {name} "$@" >> calls\n{line}\n')
+        (programs / name).chmod(0o755)
+    path = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+    slurm = {"JOB_ID": "7", "JOB_NODELIST": "localhost", "NNODES": "1", "GPUS_ON_NODE": "2"}
+    environment = os.environ | ON_CPU | {f"SLURM_{name}": slurm[name] for name in slurm}
+    environment |= {
+        "PATH": os.pathsep.join(path),
+        "PORT": "0",
+        "HF_HOME": str(work / "hf_home"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    (work / "run.in_progress").mkdir()
+    flags = [*("--corpus", "corpus"), *("--model-config", "dropout.json"), *("--max-steps", "4")]
+    flags += [*("--min-context-count", "2"), *("--valid-fraction", "0.2")]
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "pretrain_slurm.sh"), "run", *flags],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    scontrol, srun = (work / "calls").read_text().splitlines()
+    assert scontrol == "scontrol show hostnames localhost"
+    assert srun.startswith("srun --kill-on-bad-exit=1 torchrun --nnodes 1 --nproc-per-node 2")
+    assert srun.endswith("--valid-fraction 0.2 --resume")
+    assert load_file(work / "run" / "model.safetensors")
+    assert not (work / "run.in_progress").exists()
