@@ -153,7 +153,8 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
 
     Every process, and every worker of a dataloader, reads the whole stream and keeps its share of
     the batches. So all have equally many, and each molecule comes once, without a word between
-    them.
+    them. An epoch takes the shards in another order and mixes the rows of a buffer, not those of
+    distant shards: shuffle a sorted table before it is featurized.
 
     Args:
         dataset (`datasets.IterableDataset`): With the columns `features` and `num_nodes`.
