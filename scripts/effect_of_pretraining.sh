@@ -6,12 +6,11 @@ MODEL=$1 FOLDER=$2 OUTPUT=$3 JOBS=${4:-2}
 export OMP_NUM_THREADS=1
 
 finetune() { # model set split seed
-  local kind=regression run="$3/$(basename "$1")-$2-split_$4-seed_$5" rate=()
-  [ "$1" = scratch ] || rate=(--learning-rate 3e-4 --dropout 0.1)
+  local kind=regression run="$3/$(basename "$1")-$2-split_$4-seed_$5"
   case $2 in bbbp | estrogen-beta) kind=multi_label_classification ;; esac
   [ -f "$run/metrics.json" ] || rmat finetune --model "$1" --dataset "$FOLDER/$2.csv" --label-columns y \
     --problem-type $kind --split column --split-column "split_$4" --seed "$5" --geometry bounds \
-    --conflict-tolerance 1e9 "${rate[@]}" --overwrite --output-dir "$run" >"$run.log" 2>&1
+    --conflict-tolerance 1e9 --overwrite --output-dir "$run" >"$run.log" 2>&1
 }
 export -f finetune
 export FOLDER

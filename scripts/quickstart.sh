@@ -5,11 +5,11 @@ cd "$(dirname "$0")/.."
 # Molecules this small gain little from a second thread, and on a busy machine it stalls the first.
 export OMP_NUM_THREADS=1
 
-rmat finetune --model scratch \
+rmat finetune --model rmat-small \
   --dataset freesolv --smiles-column smiles \
   --label-columns hydration_free_energy --label-units kcal/mol --problem-type regression \
   --split column --split-column split_0 --seed 0 \
-  --molecule-descriptors rdkit_2d --with-baselines --overwrite --output-dir runs/quickstart
+  --with-baselines --overwrite --output-dir runs/quickstart
 
 rmat predict --model runs/quickstart \
   --smiles CCO c1ccccc1 "CC(=O)Oc1ccccc1C(=O)O" --output runs/quickstart_predictions.csv

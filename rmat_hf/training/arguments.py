@@ -78,7 +78,7 @@ class FinetuningArguments:
         0.1, "Labels of one molecule further apart than this many standard deviations conflict."
     )
     learning_rate: float | None = declare_flag(
-        None, "Peak learning rate of AdamW. Default: 5e-4 from scratch, 1e-4 for a trained model."
+        None, "Peak learning rate of AdamW. Default: 5e-4 from scratch, 3e-4 for a trained model."
     )
     num_train_epochs: float = declare_flag(60.0, "Most epochs.")
     batch_size: int = declare_flag(32, "Molecules in a batch.")

@@ -16,6 +16,7 @@ from rmat_hf.atomic_output import create_folder_atomically, save_json, validate_
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.collators import PretrainingCollator
 from rmat_hf.data.pretraining_batches import CorpusBatches, RepeatedBatches, StreamedBatches
+from rmat_hf.machine import describe_machine
 from rmat_hf.model_loading import load_for_pretraining, load_processor
 from rmat_hf.modeling_rmat import RMatForPreTraining
 from rmat_hf.processing_rmat import RMatProcessor
@@ -200,6 +201,12 @@ def _build_trainer(
     )
 
 
+def _describe_hardware() -> str:
+    state = PartialState()
+    machine = describe_machine(state.device)
+    return f"{state.num_processes} processes, {machine['device']} {machine['device_name']}"
+
+
 def _build_report(
     task: PretrainingTask, *, arguments: dict[str, Any], stages: dict[str, dict[str, Any]]
 ) -> PretrainingReport:
@@ -210,6 +217,7 @@ def _build_report(
         arguments=arguments,
         metrics={stage: stages[stage]["metrics"] for stage in stages},
         logs={stage: stages[stage]["log_history"] for stage in stages},
+        hardware=_describe_hardware(),
         geometry=task.processor.geometry,
         max_atoms=task.processor.max_atoms,
     )

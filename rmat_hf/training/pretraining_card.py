@@ -33,6 +33,7 @@ class PretrainingReport:
         arguments (`dict`): Arguments of the run, names instead of paths of this machine.
         metrics (`dict`): Metrics of valid by stage, as from `PretrainingMetrics`.
         logs (`dict`): Log history of `Trainer` by stage.
+        hardware (`str`): What it ran on.
         geometry (`str`): Where the distances come from.
         max_atoms (`int`): Largest number of heavy atoms that the processor accepts.
     """
@@ -42,6 +43,7 @@ class PretrainingReport:
     arguments: dict[str, Any]
     metrics: dict[str, dict[str, Any]]
     logs: dict[str, list[dict[str, Any]]]
+    hardware: str
     geometry: str
     max_atoms: int
 
@@ -134,7 +136,7 @@ def _build_card_text(report: PretrainingReport, *, has_plot: bool) -> str:
         sections.append("(No plot of the losses: matplotlib was not installed.)")
     sections += [
         "## Run",
-        f"{_describe_cost(report.logs)} The arguments of `rmat pretrain`:",
+        f"{_describe_cost(report)} The arguments of `rmat pretrain`:",
         f"```json\n{json.dumps(report.arguments, indent=2)}\n```",
         "## Limits",
         describe_limits(report.max_atoms),
@@ -169,10 +171,13 @@ def _describe_stage(stage: str, metrics: dict[str, Any]) -> str:
     return "\n".join(lines).strip()
 
 
-def _describe_cost(logs: dict[str, list[dict[str, Any]]]) -> str:
-    summaries = [row for log in logs.values() for row in log if "train_runtime" in row]
+def _describe_cost(report: PretrainingReport) -> str:
+    summaries = [row for log in report.logs.values() for row in log if "train_runtime" in row]
     if not summaries:
         return ""
     hours = sum(row["train_runtime"] for row in summaries) / 3600
     steps = sum(row["step"] for row in summaries)
-    return f"{steps:,} steps in {hours:.2f} hours, counted from the last resumption."
+    return (
+        f"{steps:,} steps in {hours:.2f} hours on {report.hardware}; the hours count from the last "
+        "resumption."
+    )

@@ -17,7 +17,7 @@ METRICS = {
 }
 ERROR_METRICS = ("loss", "rmse", "mae")
 # Peak learning rate by whether training starts from random weights.
-DEFAULT_LEARNING_RATES = {True: 5e-4, False: 1e-4}
+DEFAULT_LEARNING_RATES = {True: 5e-4, False: 3e-4}
 
 
 def load_json_fields(path: str | None) -> dict[str, Any]:

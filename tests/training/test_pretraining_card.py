@@ -53,6 +53,7 @@ REPORT = PretrainingReport(
     arguments=ARGUMENTS,
     metrics={"contexts": CONTEXT_METRICS, "descriptors": DESCRIPTOR_METRICS},
     logs={"contexts": build_log("context_loss"), "descriptors": build_log("descriptor_loss")},
+    hardware="2 processes, cpu Model 7",
     geometry="bounds",
     max_atoms=64,
 )
@@ -77,7 +78,7 @@ def test_the_card_tells_what_was_learned_of_what_and_how_well(tmp_path: Path) ->
         "| element | C | O |\n|---|---|---|\n| accuracy | 0.700 | 0.250 |",
         "squared error 0.2500, R² 0.750 on average, median 0.800",
         "TPSA 0.10, qed 0.50",
-        "200 steps in 1.00 hours",
+        "200 steps in 1.00 hours on 2 processes, cpu Model 7",
         '"seed": 7',
         "`max_atoms` (here 64)",
         f"![Losses against steps]({LOSS_PLOT})",

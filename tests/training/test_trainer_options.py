@@ -118,7 +118,7 @@ def test_direction_can_be_overridden_as_well(tmp_path: Path) -> None:
     assert build_for_trainer(tmp_path, training_arguments=path).greater_is_better is True
 
 
-@pytest.mark.parametrize(("model", "learning_rate"), [("scratch", 5e-4), ("folder", 1e-4)])
+@pytest.mark.parametrize(("model", "learning_rate"), [("scratch", 5e-4), ("folder", 3e-4)])
 def test_default_learning_rate_depends_on_where_training_starts(
     tmp_path: Path, model: str, learning_rate: float
 ) -> None:
