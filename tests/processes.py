@@ -1,8 +1,11 @@
 """Run Python in a process of its own, with or without this package, rdkit or the internet."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,12 +62,24 @@ def run_python(
     }
     for name in ("HF_MODULES_CACHE", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "PYTHONHOME"):
         variables.pop(name, None)
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=folder,
-        env={name: value for name, value in variables.items() if value},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    command = [sys.executable, *map(str, arguments)]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        # files and not pipes: a worker that outlives its killed parent would keep a pipe open
+        with subprocess.Popen(
+            command,
+            cwd=folder,
+            env={name: value for name, value in variables.items() if value},
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        ) as process:
+            try:
+                process.wait(timeout_s)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        texts = []
+        for stream in (output, errors):
+            stream.seek(0)
+            texts.append(stream.read())
+    return subprocess.CompletedProcess(command, process.returncode, *texts)
