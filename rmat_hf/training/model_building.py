@@ -17,7 +17,7 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.task import FinetuningTask
 from rmat_hf.training.trainer_options import (
-    load_json_fields,
+    load_architecture_fields,
 )
 
 
@@ -52,13 +52,7 @@ def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask
         fields = dict(SCRATCH_ARCHITECTURE)
     else:
         fields = load_config(arguments.model, revision=arguments.model_revision).get_architecture()
-    overrides = load_json_fields(arguments.model_config)
-    unknown = sorted(set(overrides) - set(RMatConfig.list_architecture_fields()))
-    if unknown:
-        raise ValueError(
-            f"{arguments.model_config!r} has unknown fields {unknown}. "
-            f"Known: {RMatConfig.list_architecture_fields()}."
-        )
+    overrides = load_architecture_fields(arguments.model_config)
     if arguments.dropout is not None:
         overrides["hidden_dropout_prob"] = arguments.dropout
     try:

@@ -17,7 +17,7 @@ from rmat_hf.training.pretraining_arguments import (
 )
 from rmat_hf.training.pretraining_task import PretrainingTask
 from rmat_hf.training.run_folder import name_source
-from rmat_hf.training.trainer_options import load_json_fields
+from rmat_hf.training.trainer_options import load_architecture_fields, load_json_fields
 
 LOGS_PER_EVALUATION = 10
 
@@ -44,13 +44,7 @@ def build_pretraining_config(arguments: PretrainingArguments, task: PretrainingT
         fields = dict(PRETRAINING_ARCHITECTURE)
     else:
         fields = load_config(arguments.model, revision=arguments.model_revision).get_architecture()
-    overrides = load_json_fields(arguments.model_config)
-    unknown = sorted(set(overrides) - set(RMatConfig.list_architecture_fields()))
-    if unknown:
-        raise ValueError(
-            f"{arguments.model_config!r} has unknown fields {unknown}. "
-            f"Known: {RMatConfig.list_architecture_fields()}."
-        )
+    overrides = load_architecture_fields(arguments.model_config)
     quantiles = task.targets.quantiles
     fields |= overrides | {
         "num_molecule_descriptors": 0,

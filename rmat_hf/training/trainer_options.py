@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.training_args import TrainingArguments
 
+from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.training.arguments import SCRATCH, FinetuningArguments
 
@@ -34,6 +35,19 @@ def load_json_fields(path: str | None) -> dict[str, Any]:
         raise ValueError(f"Cannot read the JSON file {path!r}: {error}.") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path!r} holds no JSON object with named fields.")
+    return fields
+
+
+def load_architecture_fields(path: str | None) -> dict[str, Any]:
+    """Return the fields of `RMatConfig` that a JSON file overrides; empty without a path.
+
+    Raises:
+        ValueError: If the file is missing or has a field that describes no architecture.
+    """
+    fields = load_json_fields(path)
+    known = RMatConfig.list_architecture_fields()
+    if unknown := sorted(set(fields) - set(known)):
+        raise ValueError(f"{path!r} has unknown fields {unknown}. Known: {known}.")
     return fields
 
 

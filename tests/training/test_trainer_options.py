@@ -11,6 +11,7 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.trainer_options import (
     build_training_arguments,
+    load_architecture_fields,
     load_json_fields,
 )
 
@@ -145,3 +146,13 @@ def test_json_key_that_cannot_be_overridden_is_an_error_that_names_file_and_key(
     with pytest.raises(ValueError, match=name) as error:
         build_for_trainer(tmp_path, training_arguments=str(path))
     assert str(path) in str(error.value)
+
+
+def test_only_fields_of_the_architecture_can_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "sizes.json"
+    path.write_text('{"hidden_size": 64}')
+    assert load_architecture_fields(str(path)) == {"hidden_size": 64}
+    assert load_architecture_fields(None) == {}
+    path.write_text('{"hidden_sizes": 64}')
+    with pytest.raises(ValueError, match=r"unknown fields \['hidden_sizes'\]"):
+        load_architecture_fields(str(path))
