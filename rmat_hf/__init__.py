@@ -16,6 +16,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from rmat_hf.bundled_checkpoints import checkpoint_path, list_checkpoints
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.conversion import convert_checkpoint
+from rmat_hf.ensemble_rmat import RMatEnsembleConfig, RMatEnsembleForSequenceClassification
 from rmat_hf.inference import embed, predict
 from rmat_hf.modeling_rmat import (
     RMatForPreTraining,
@@ -32,6 +33,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RMatConfig",
+    "RMatEnsembleConfig",
+    "RMatEnsembleForSequenceClassification",
     "RMatFeatureExtractionPipeline",
     "RMatForPreTraining",
     "RMatForSequenceClassification",
@@ -56,6 +59,14 @@ AutoModelForPreTraining.register(RMatConfig, RMatForPreTraining)
 AutoModelForSequenceClassification.register(RMatConfig, RMatForSequenceClassification)
 AutoProcessor.register(RMatConfig, RMatProcessor)
 AutoFeatureExtractor.register(RMatConfig, RMatProcessor)
+RMatEnsembleConfig.register_for_auto_class()
+RMatEnsembleForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+AutoConfig.register("rmat_ensemble", RMatEnsembleConfig)
+AutoModelForSequenceClassification.register(
+    RMatEnsembleConfig, RMatEnsembleForSequenceClassification
+)
+AutoProcessor.register(RMatEnsembleConfig, RMatProcessor)
+AutoFeatureExtractor.register(RMatEnsembleConfig, RMatProcessor)
 for _pipeline_class in (RMatPropertyPredictionPipeline, RMatFeatureExtractionPipeline):
     PIPELINE_REGISTRY.register_pipeline(
         _pipeline_class.task_name,

@@ -9,9 +9,11 @@ import torch
 
 from rmat_hf.batched_inference import BatchedInference
 from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.ensemble_rmat import RMatEnsembleConfig
 from rmat_hf.model_loading import load_embedder, load_predictor
 from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
 from rmat_hf.molecule_features_rmat import Molecule
+from rmat_hf.probabilities_rmat import compute_probabilities, compute_spread
 from rmat_hf.processing_rmat import RMatProcessor
 
 
@@ -24,11 +26,14 @@ class Predictions(NamedTuple):
             label: one probability per class. NaN in the rows that have an error.
         errors (`list[str | None]` of length `num_molecules`): Why a row has no prediction.
         config (`RMatConfig`): Configuration of the model that predicted.
+        spread (`np.ndarray` of shape `(num_molecules, num_outputs)`, *optional*):
+            Standard deviation of the predictions of an ensemble's members, in the same units.
     """
 
     values: np.ndarray
     errors: list[str | None]
     config: RMatConfig
+    spread: np.ndarray | None = None
 
     @property
     def output_names(self) -> list[str]:
@@ -45,14 +50,15 @@ class Predictions(NamedTuple):
 
         Single-label classification: with the classes 0 and 1, `prediction_<label>` is the
         probability of 1; with others it is the most probable class, followed by one column
-        `probability_<label>_<class>` for each.
+        `probability_<label>_<class>` for each. An ensemble adds `spread_<label>`, or
+        `spread_<label>_<class>` for several classes.
         """
         errors: list[Any] = list(self.errors)
         if self.config.label_name is None:
             names = [f"prediction_{name}" for name in self.output_names]
-            columns = dict(zip(names, self._list_columns(), strict=True))
+            columns = dict(zip(names, _list_columns(self.values), strict=True))
         elif self.is_binary:
-            columns = {f"prediction_{self.config.label_name}": self._list_columns()[1]}
+            columns = {f"prediction_{self.config.label_name}": _list_columns(self.values)[1]}
         else:
             label = self.config.label_name
             best = [
@@ -61,15 +67,18 @@ class Predictions(NamedTuple):
             ]
             names = [f"probability_{label}_{name}" for name in self.output_names]
             columns = {f"prediction_{label}": best}
-            columns |= dict(zip(names, self._list_columns(), strict=True))
-        return {**columns, "error": errors}
+            columns |= dict(zip(names, _list_columns(self.values), strict=True))
+        return {**columns, **self._build_spread_columns(), "error": errors}
 
-    def _list_columns(self) -> list[list[Any]]:
-        return [
-            # the shortest number that is the same in float32, the precision of the model
-            [None if np.isnan(value) else float(str(np.float32(value))) for value in column]
-            for column in self.values.T
-        ]
+    def _build_spread_columns(self) -> dict[str, list[Any]]:
+        if self.spread is None:
+            return {}
+        spreads = _list_columns(self.spread)
+        if self.is_binary:
+            return {f"spread_{self.config.label_name}": spreads[1]}
+        prefix = "" if self.config.label_name is None else f"{self.config.label_name}_"
+        names = [f"spread_{prefix}{name}" for name in self.output_names]
+        return dict(zip(names, spreads, strict=True))
 
 
 class Embeddings(NamedTuple):
@@ -105,7 +114,7 @@ def predict(
     """Predict the properties of molecules with a finetuned model.
 
     Args:
-        model (`str`, `Path` or a loaded model): Folder, Hub id or finetuned model.
+        model (`str`, `Path` or a loaded model): Folder, Hub id or finetuned model or ensemble.
         molecules (`Iterable[str | Chem.Mol | None]`): SMILES or RDKit molecules, a column too.
         processor (`RMatProcessor`, *optional*): Needed with a loaded model.
         batch_size (`int`, *optional*, defaults to 32):
@@ -120,17 +129,19 @@ def predict(
     if isinstance(model, str | Path):
         model, processor = load_predictor(model, device=device)
     config = model.config
+    num_outputs = len(config.output_names)
     inference = BatchedInference(
         model=_move(model, device),
         processor=_require(processor),
-        read_output=lambda output: compute_probabilities(output.logits, config.problem_type),
-        num_columns=len(config.output_names),
+        read_output=lambda output: _read_predictions(output, config.problem_type),
+        num_columns=num_outputs * (2 if is_ensemble(config) else 1),
         batch_size=batch_size,
         num_workers=num_workers,
         cache_dir=cache_dir,
     )
     values, errors = inference.run(molecules)
-    return Predictions(values, errors, config)
+    spread = values[:, num_outputs:] if is_ensemble(config) else None
+    return Predictions(values[:, :num_outputs], errors, config, spread)
 
 
 def embed(
@@ -168,21 +179,26 @@ def embed(
     return Embeddings(values.astype(np.float32), errors)
 
 
-def compute_probabilities(logits: torch.Tensor, problem_type: str | None) -> torch.Tensor:
-    """Return what a user reads off the head's output.
+def is_ensemble(config: RMatConfig) -> bool:
+    """Return whether predictions of the model come with a spread."""
+    return config.model_type == RMatEnsembleConfig.model_type
 
-    Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Output of the head.
-        problem_type (`str`, *optional*): Problem type of the model.
 
-    Returns:
-        `torch.Tensor` of the same shape, float64: softmax or sigmoid for a classification, the
-        value itself, in the units of the labels, for a regression.
-    """
-    logits = logits.double()
-    if problem_type == "single_label_classification":
-        return logits.softmax(-1)
-    return logits.sigmoid() if problem_type == "multi_label_classification" else logits
+def _read_predictions(output: Any, problem_type: str | None) -> torch.Tensor:
+    """Return what a user reads off a model's output, followed by the spread of an ensemble."""
+    values = compute_probabilities(output.logits, problem_type)
+    if "member_logits" not in output:
+        return values
+    spread = compute_spread(output.member_logits, problem_type)
+    return torch.cat((values, spread), dim=1)
+
+
+def _list_columns(values: np.ndarray) -> list[list[Any]]:
+    return [
+        # the shortest number that is the same in float32, the precision of the model
+        [None if np.isnan(value) else float(str(np.float32(value))) for value in column]
+        for column in values.T
+    ]
 
 
 def _move(model: RMatPreTrainedModel, device: str | torch.device | None) -> RMatPreTrainedModel:

@@ -86,7 +86,7 @@ def build_model_card(config: RMatConfig, *, model_class: str, model_id: str) -> 
         model_id (`str`): Hub id or folder name for the usage snippet.
     """
     # CODEPATH: finetuned models, whose labels have names; every other model gives vectors.
-    if model_class == "RMatForSequenceClassification":
+    if model_class.endswith("ForSequenceClassification"):
         problem = PROBLEM_NAMES.get(str(config.problem_type), "unknown kind of labels")
         purpose = f"Predicts: {', '.join(describe_labels(config))} ({problem})."
     else:

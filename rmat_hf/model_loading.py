@@ -1,5 +1,6 @@
 """Load R-MAT models and their processors from a folder or the Hub, or say why not."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.models.auto.processing_auto import AutoProcessor
 
 from rmat_hf.bundled_checkpoints import find_checkpoint
 from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.ensemble_rmat import RMatEnsembleConfig
 from rmat_hf.modeling_rmat import (
     RMatForPreTraining,
     RMatForSequenceClassification,
@@ -25,9 +27,9 @@ from rmat_hf.modeling_rmat import (
 from rmat_hf.processing_rmat import RMatProcessor
 
 # Parts that depend on what a model was trained for.
-_OPTIONAL_PARTS = (
-    *("pooler.", "classifier.", "descriptor_scaler."),
-    *("context_head.", "descriptor_head."),
+_OPTIONAL_PART = re.compile(
+    r"(members\.\d+\.)?(rmat\.)?"
+    r"(pooler|classifier|descriptor_scaler|context_head|descriptor_head)\."
 )
 
 
@@ -63,11 +65,13 @@ def load_processor(
     return processor
 
 
-def load_config(model: str | Path, *, revision: str | None = None) -> RMatConfig:
+def load_config(
+    model: str | Path, *, revision: str | None = None, allows_ensemble: bool = False
+) -> RMatConfig:
     """Load the configuration of an R-MAT model from a folder or the Hub.
 
     Raises:
-        ModelLoadingError: If it cannot be loaded or is not R-MAT's.
+        ModelLoadingError: If it cannot be loaded, is not R-MAT's or is an ensemble's.
     """
     model = find_checkpoint(model)
     if Path(model).is_file():
@@ -79,8 +83,13 @@ def load_config(model: str | Path, *, revision: str | None = None) -> RMatConfig
             f"Cannot load a model from {str(model)!r}: {_first_line(error)}. "
             "Give a folder written by rmat finetune, or a Hub id; a private one needs HF_TOKEN."
         ) from error
-    if config.model_type != RMatConfig.model_type:
+    if config.model_type not in (RMatConfig.model_type, RMatEnsembleConfig.model_type):
         raise ModelLoadingError(f"{str(model)!r} is a {config.model_type!r} model, not R-MAT.")
+    if config.model_type == RMatEnsembleConfig.model_type and not allows_ensemble:
+        raise ModelLoadingError(
+            f"{str(model)!r} is an ensemble. It predicts, but has no single encoder to train "
+            "further or to take vectors from. Give the model that its members started from."
+        )
     return config
 
 
@@ -97,7 +106,7 @@ def load_for_finetuning(
     Raises:
         ModelLoadingError: If it cannot be loaded or is not R-MAT.
     """
-    options = {"config": config, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
     return _load_model(AutoModelForSequenceClassification, model, revision=revision, **options)[0]
 
 
@@ -114,19 +123,21 @@ def load_for_pretraining(
     Raises:
         ModelLoadingError: If it cannot be loaded or is not R-MAT.
     """
-    options = {"config": config, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
     return _load_model(AutoModelForPreTraining, model, revision=revision, **options)[0]
 
 
 def load_predictor(
     model: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
 ) -> tuple[RMatForSequenceClassification, RMatProcessor]:
-    """Load a finetuned model with its processor from a folder or the Hub.
+    """Load a finetuned model or ensemble with its processor from a folder or the Hub.
 
     Raises:
         ModelLoadingError: If it cannot be loaded, is not R-MAT or has no trained prediction head.
     """
-    loaded, missing = _load_model(AutoModelForSequenceClassification, model, revision=revision)
+    loaded, missing = _load_model(
+        AutoModelForSequenceClassification, model, revision=revision, allows_ensemble=True
+    )
     if missing:
         raise ModelLoadingError(
             f"{str(model)!r} has no trained prediction head ({missing[0]} is missing), so its "
@@ -153,10 +164,15 @@ def load_embedder(
 
 
 def _load_model(
-    auto_class: Any, model: str | Path, *, revision: str | None, **options: Any
+    auto_class: Any,
+    model: str | Path,
+    *,
+    revision: str | None,
+    allows_ensemble: bool = False,
+    **options: Any,
 ) -> tuple[Any, list[str]]:
     """Return the model and the parameters that were not in the checkpoint."""
-    load_config(model, revision=revision)
+    load_config(model, revision=revision, allows_ensemble=allows_ensemble)
     model = find_checkpoint(model)
     try:
         loaded, info = auto_class.from_pretrained(
@@ -179,7 +195,7 @@ def _list_foreign_weights(info: dict[str, Any]) -> dict[str, list[str]]:
     """Return the weights of the encoder's layers that checkpoint and model do not share."""
 
     def select(names: Iterable[str]) -> list[str]:
-        return sorted(n for n in names if not n.removeprefix("rmat.").startswith(_OPTIONAL_PARTS))
+        return sorted(name for name in names if not _OPTIONAL_PART.match(name))
 
     return {
         "are missing": select(info["missing_keys"]),

@@ -243,6 +243,7 @@ class RMatPreTrainedModel(PreTrainedModel):
     # most of the error of half precision would come from these few weights
     _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs"]
     _can_compile_fullgraph = True
+    saved_auto_map = AUTO_MAP
     _can_record_outputs = {"hidden_states": RMatLayer, "attentions": RMatSelfAttention}
 
     def save_pretrained(
@@ -260,7 +261,7 @@ class RMatPreTrainedModel(PreTrainedModel):
         # CODEPATH: registered classes, that is whenever the package was imported.
         if self._auto_class is not None:
             # transformers alone would list the class that is saved, and lose the others
-            self.config.auto_map = dict(AUTO_MAP)
+            self.config.auto_map = dict(self.saved_auto_map)
             self.config.custom_pipelines = describe_pipeline(type(self).__name__)
         super().save_pretrained(save_directory, *args, **kwargs)
         save_missing_card(Path(save_directory), self.config, model_class=type(self).__name__)

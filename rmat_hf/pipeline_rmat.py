@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequen
 from transformers.pipelines.base import Pipeline
 
 from .model_card_rmat import push_missing_card
+from .probabilities_rmat import compute_probabilities, compute_spread
 
 
 class RMatPipeline(Pipeline):
@@ -97,11 +98,8 @@ class RMatPipeline(Pipeline):
     @staticmethod
     def read_row(model_outputs: dict[str, Any]) -> tuple[np.ndarray, str | None]:
         """Return the numbers of one molecule and its error."""
-        error = model_outputs["error"]
-        return (
-            model_outputs["rows"][0].float().numpy(),
-            error[0] if isinstance(error, list) else error,
-        )
+        row, error = model_outputs["rows"][0].float().numpy(), model_outputs["error"]
+        return row, error[0] if isinstance(error, list) else error
 
 
 class RMatPropertyPredictionPipeline(RMatPipeline):
@@ -115,19 +113,26 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
     #  {"predictions": None, "error": "SMILES Parse Error: unclosed ring for input: 'C1CC'"}]
     ```
 
-    A classification gives `score`, a probability, in the place of `value`.
+    A classification gives `score`, a probability, in the place of `value`. An ensemble adds
+    `spread`, the standard deviation of its members' predictions.
     """
 
     task_name = "molecule-property-prediction"
     auto_class = AutoModelForSequenceClassification
 
     def count_columns(self) -> int:
-        """Return the number of labels or classes."""
-        return len(self.model.config.output_names)
+        """Return the number of labels or classes, and of spreads if there are any."""
+        # CODEPATH: ensembles, the only models with members.
+        kinds = 2 if hasattr(self.model.config, "num_members") else 1
+        return kinds * len(self.model.config.output_names)
 
     def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the logits."""
-        return self.model(**inputs).logits
+        """Return values or probabilities, followed by the spreads of an ensemble."""
+        output, problem_type = self.model(**inputs), self.model.config.problem_type
+        rows = [compute_probabilities(output.logits, problem_type)]
+        if "member_logits" in output:
+            rows.append(compute_spread(output.member_logits, problem_type))
+        return torch.cat(rows, dim=1)
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
         """Return the predictions of one molecule, or its error."""
@@ -135,21 +140,17 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
         if error is not None:
             return {"predictions": None, "error": error}
         config = self.model.config
-        labels = config.output_names
-        if config.problem_type in (None, "regression"):
-            units = config.label_units or [None] * len(labels)
-            predictions = [
-                {"label": label, "value": float(value), "unit": unit}
-                for label, value, unit in zip(labels, row, units, strict=True)
-            ]
-            return {"predictions": predictions, "error": None}
-        logits = torch.from_numpy(row)
-        is_single = config.problem_type == "single_label_classification"
-        scores = logits.softmax(-1) if is_single else logits.sigmoid()
-        predictions = [
-            {"label": label, "score": float(score)}
-            for label, score in zip(labels, scores, strict=True)
-        ]
+        is_regression = config.problem_type in (None, "regression")
+        num_labels = len(config.output_names)
+        units = config.label_units or [None] * num_labels
+        predictions = []
+        for idx, label in enumerate(config.output_names):
+            prediction = {"label": label, ("value" if is_regression else "score"): float(row[idx])}
+            if is_regression:
+                prediction["unit"] = units[idx]
+            if len(row) > num_labels:
+                prediction["spread"] = float(row[num_labels + idx])
+            predictions.append(prediction)
         return {"predictions": predictions, "error": None}
 
 
@@ -183,7 +184,7 @@ class RMatFeatureExtractionPipeline(RMatPipeline):
 
 def describe_pipeline(model_class: str) -> dict[str, dict[str, Any]]:
     """Return the `custom_pipelines` of a model: one, so that `pipeline(model=...)` knows it."""
-    is_predictor = model_class == "RMatForSequenceClassification"
+    is_predictor = model_class.endswith("ForSequenceClassification")
     pipeline_class = (
         RMatPropertyPredictionPipeline if is_predictor else RMatFeatureExtractionPipeline
     )

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.table_writer import ColumnKind, TableWriter, validate_output_path
 from rmat_hf.data.tables import Table, TableChunk, TableError, open_table, validate_columns
-from rmat_hf.inference import Embeddings, Predictions, embed, predict
+from rmat_hf.inference import Embeddings, Predictions, embed, is_ensemble, predict
 from rmat_hf.model_loading import load_embedder, load_predictor
 from rmat_hf.molecule_features_rmat import Molecule
 
@@ -163,7 +163,8 @@ def run_embedding(
 
 def describe_prediction_columns(config: RMatConfig) -> dict[str, ColumnKind]:
     """Return the columns that predictions add to a table, with what they hold."""
-    no_rows = Predictions(np.empty((0, len(config.output_names))), [], config)
+    empty = np.empty((0, len(config.output_names)))
+    no_rows = Predictions(empty, [], config, spread=empty if is_ensemble(config) else None)
     kinds: dict[str, ColumnKind] = dict.fromkeys(no_rows.to_columns(), "number")
     if config.label_name is not None and not no_rows.is_binary:
         kinds[f"prediction_{config.label_name}"] = "text"

@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -12,6 +12,10 @@ AUTO_CLASSES = {
     "AutoModel": "modeling_rmat.RMatModel",
     "AutoModelForPreTraining": "modeling_rmat.RMatForPreTraining",
     "AutoModelForSequenceClassification": "modeling_rmat.RMatForSequenceClassification",
+}
+ENSEMBLE_CLASSES = {
+    "AutoConfig": "ensemble_rmat.RMatEnsembleConfig",
+    "AutoModelForSequenceClassification": "ensemble_rmat.RMatEnsembleForSequenceClassification",
 }
 PROCESSOR_CLASSES = {
     "AutoFeatureExtractor": "processing_rmat.RMatProcessor",
@@ -27,6 +31,7 @@ PIPELINES = {
         "AutoModelForSequenceClassification",
     ),
 }
+PIPELINES["RMatEnsembleForSequenceClassification"] = PIPELINES["RMatForSequenceClassification"]
 
 
 def iterate_texts(folder: Path) -> Iterator[tuple[str, str]]:
@@ -35,17 +40,19 @@ def iterate_texts(folder: Path) -> Iterator[tuple[str, str]]:
             yield path.name, path.read_text(encoding="utf-8")
 
 
-def assert_folder_is_self_contained(folder: Path, name: str) -> None:
+def assert_folder_is_self_contained(
+    folder: Path, name: str, *, classes: Mapping[str, str] = AUTO_CLASSES
+) -> None:
     """All code is there, every class path leads to a class, and nothing leads elsewhere."""
     config = json.loads((folder / "config.json").read_text())
     options = json.loads((folder / "preprocessor_config.json").read_text())
-    assert config["auto_map"] == AUTO_CLASSES
+    assert config["auto_map"] == classes
     assert options["auto_map"] == PROCESSOR_CLASSES
     task, pipeline_class, auto_class = PIPELINES[name]
     impl = f"pipeline_rmat.{pipeline_class}"
     assert config["custom_pipelines"] == {task: {"impl": impl, "pt": [auto_class]}}
     assert config["architectures"] == [name]
-    for class_path in {*AUTO_CLASSES.values(), *PROCESSOR_CLASSES.values(), impl}:
+    for class_path in {*classes.values(), *PROCESSOR_CLASSES.values(), impl}:
         module, class_name = class_path.split(".")
         tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
         assert class_name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -32,9 +32,11 @@ LAYERS = [
         "losses_rmat",
         "model_card_rmat",
         "pair_features_rmat",
+        "probabilities_rmat",
     },
     {"pipeline_rmat"},
     {"processing_rmat", "modeling_rmat"},
+    {"ensemble_rmat"},
     {"model_loading", "authors_checkpoint"},
     {"data", "conversion"},
     {"batched_inference"},
@@ -83,6 +85,7 @@ WITHOUT_CHEMISTRY = [
     "modeling_rmat.py",
     "pair_features_rmat.py",
     "pipeline_rmat.py",
+    "probabilities_rmat.py",
 ]
 
 LINTED_RULES = {"ANN", "BLE", "C90", "D", "F", "I", "PLR0913", "PLR0915", "PLR0917", "S", "T20"}

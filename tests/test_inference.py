@@ -16,7 +16,7 @@ from rdkit import Chem
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
 from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.inference import Embeddings, Predictions, compute_probabilities, embed, predict
+from rmat_hf.inference import Embeddings, Predictions, embed, predict
 from rmat_hf.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
 from rmat_hf.processing_rmat import RMatProcessor
 
@@ -251,22 +251,6 @@ def test_regression_values_are_the_logits_in_the_units_of_the_labels(
         raw = model.classifier(pooled).double().numpy()
     assert_close(values, raw * [2.0, 40.0] + [-3.0, 250.0], relative=RELATIVE_TOLERANCE)
     assert values.dtype == np.float64
-
-
-def test_probabilities_are_what_the_problem_type_says() -> None:
-    logits = torch.tensor([[0.0, np.log(3.0)], [-2.0, 2.0]])
-    softmax = compute_probabilities(logits, "single_label_classification")
-    torch.testing.assert_close(softmax[0], torch.tensor([0.25, 0.75]).double())
-    sigmoid = compute_probabilities(logits, "multi_label_classification")
-    torch.testing.assert_close(sigmoid[0], torch.tensor([0.5, 0.75]).double())
-    for problem_type in ("regression", None):
-        assert torch.equal(compute_probabilities(logits, problem_type), logits.double())
-
-
-def test_probabilities_of_bfloat16_logits_still_sum_to_one() -> None:
-    logits = torch.tensor([[1.0, 2.0, 3.0]]).bfloat16()
-    total = compute_probabilities(logits, "single_label_classification").sum(-1)
-    torch.testing.assert_close(total, torch.ones(1).double(), rtol=0, atol=1e-12)
 
 
 def test_embeddings_are_the_pooler_output_of_each_molecule_alone(processor: RMatProcessor) -> None:

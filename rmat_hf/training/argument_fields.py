@@ -15,6 +15,7 @@ SMALLEST_VALUES = {
     "batch_size": 1,
     "early_stopping_patience": 1,
     "num_molecules": 1,
+    "num_members": 1,
     "repeats": 1,
     "min_context_count": 1,
     "max_steps": 1,

@@ -90,6 +90,9 @@ class FinetuningArguments:
     early_stopping_patience: int = declare_flag(
         30, "Epochs without a better validation metric after which training stops."
     )
+    num_members: int = declare_flag(
+        1, "Models to train with different seeds; several become one ensemble with a spread."
+    )
     hpo_trials: int = declare_flag(
         0, "Settings of learning rate, dropout, weight decay and batch size to try on valid first."
     )
@@ -127,7 +130,10 @@ class FinetuningArguments:
             )
         if self.label_units and self.problem_type != "regression":
             raise ValueError("--label-units is for regression: a class has no unit. Leave it out.")
-        added = {*RESERVED_COLUMNS, *(f"prediction_{name}" for name in self.label_columns)}
+        added = {
+            f"{kind}_{name}" for kind in ("prediction", "spread") for name in self.label_columns
+        }
+        added |= set(RESERVED_COLUMNS)
         for name in self.label_columns:
             if name in added or self.label_columns.count(name) > 1:
                 raise ValueError(

@@ -16,7 +16,6 @@ from transformers.training_args import TrainingArguments
 from rmat_hf.atomic_output import create_folder_atomically, validate_output_folder
 from rmat_hf.data.collators import FinetuningCollator
 from rmat_hf.data.loading import DroppedRow
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training.arguments import (
     FinetuningArguments,
 )
@@ -28,21 +27,21 @@ from rmat_hf.training.checkpoints import (
     validate_work_dir,
     was_overwriting,
 )
+from rmat_hf.training.finetuning_report import build_finetuning_report
 from rmat_hf.training.hyperparameter_search import (
     TRIALS_FILE,
     search_hyperparameters,
     validate_search,
 )
+from rmat_hf.training.members import train_members
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_building import build_finetuning_config, build_finetuning_model
-from rmat_hf.training.model_card import FinetuningReport
 from rmat_hf.training.run_folder import (
     copy_tracker_logs,
     describe_arguments,
-    name_source,
     save_run_folder,
 )
-from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
+from rmat_hf.training.task import FinetuningTask, build_finetuning_task
 from rmat_hf.training.trainer import FinetuningTrainer
 from rmat_hf.training.trainer_options import (
     build_training_arguments,
@@ -101,33 +100,49 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
     with training_arguments.main_process_first(local=False):
         if is_main_process:
             prepare_work_dir(work_dir, description, **intent)
-        checkpoint = find_last_complete_checkpoint(work_dir)
     if arguments.hpo_trials:
         arguments = _search(arguments, task, work_dir=work_dir)
-        training_arguments = build_training_arguments(arguments, work_dir)
-    set_seed(arguments.seed)
-    model = build_finetuning_model(arguments, task)
-    trainer = _build_trainer(arguments, task, training_arguments=training_arguments, model=model)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-
+    trainer, log = _train(arguments, task, work_dir=work_dir)
     # choosing a checkpoint needs a defined metric, reporting does not
     trainer.compute_metrics = None
-    report = _build_report(arguments, task, trainer=trainer, baselines=baselines)
+    report = build_finetuning_report(arguments, task, trainer=trainer, baselines=baselines)
     if is_main_process:
         with create_folder_atomically(output_dir, overwrite=overwrite) as folder:
             save_run_folder(
                 folder,
-                model=model,
+                model=cast(Any, trainer.model),
                 task=task,
                 report=report,
                 arguments=arguments,
-                state=trainer.state,
+                log_history=log,
             )
             copy_tracker_logs(work_dir, folder)
             if arguments.hpo_trials:
                 shutil.copy(work_dir / TRIALS_FILE, folder)
         shutil.rmtree(work_dir)
     return FinetuningResult(output_dir, report.metrics, report.baselines, task.dropped)
+
+
+def _train(
+    arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
+) -> tuple[Trainer, list[dict[str, Any]]]:
+    """Return a `Trainer` with the best model, or the ensemble, and the training log."""
+
+    def train_one(chosen: FinetuningArguments, folder: Path) -> Trainer:
+        checkpoint = find_last_complete_checkpoint(folder)
+        set_seed(chosen.seed)
+        model = build_finetuning_model(chosen, task)
+        options = build_training_arguments(chosen, folder)
+        trainer = _build_trainer(chosen, task, training_arguments=options, model=model)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return trainer
+
+    if arguments.num_members == 1:
+        trainer = train_one(arguments, work_dir)
+        return trainer, trainer.state.log_history
+    ensemble, log = train_members(arguments, work_dir=work_dir, train=train_one)
+    options = build_training_arguments(arguments, work_dir)
+    return _build_trainer(arguments, task, training_arguments=options, model=ensemble), log
 
 
 def _search(
@@ -200,39 +215,4 @@ def _fit_baselines(
         problem_type=arguments.problem_type,
         label_names=arguments.label_columns,
         seed=arguments.seed,
-    )
-
-
-def _build_report(
-    arguments: FinetuningArguments,
-    task: FinetuningTask,
-    *,
-    trainer: Trainer,
-    baselines: dict[str, dict[str, Any]],
-) -> FinetuningReport:
-    """Score the best model on every part."""
-    labels = {part: task.labels(part) for part in PARTS}
-    logits = {part: np.asarray(trainer.predict(task.select(part)).predictions) for part in PARTS}
-    metrics = {
-        part: compute_metrics_for_problem(
-            arguments.problem_type,
-            logits[part],
-            labels=labels[part],
-            label_names=arguments.label_columns,
-        )
-        for part in PARTS
-    }
-    model = cast("RMatForSequenceClassification", trainer.model)
-    return FinetuningReport(
-        config=model.config,
-        dataset=name_source(arguments.dataset),
-        split=arguments.split,
-        metrics=metrics,
-        baselines=baselines,
-        labels=labels,
-        predictions=logits,
-        num_dropped=len(task.dropped),
-        max_atoms=task.processor.max_atoms,
-        base_model=name_source(arguments.model),
-        license_name=arguments.license,
     )

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class FinetuningReport:
         max_atoms (`int`): Largest number of heavy atoms that the processor accepts.
         base_model (`str`): Name of the model that was finetuned, without a path.
         license_name (`str`, *optional*): License of the model; `None` if nobody stated one.
+        member_predictions (`dict[str, np.ndarray]`, *optional*):
+            Output of an ensemble's members, `(num_rows, num_members, num_labels)`.
+        member_metrics (`list[dict]`): Metrics of each of them alone; empty for a single model.
     """
 
     config: RMatConfig
@@ -57,6 +60,8 @@ class FinetuningReport:
     max_atoms: int
     base_model: str
     license_name: str | None = None
+    member_predictions: dict[str, np.ndarray] | None = None
+    member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
 
     @property
     def problem_type(self) -> str:
@@ -160,7 +165,7 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
         f"- predicts: {', '.join(names)} ({PROBLEM_NAMES[report.problem_type]})\n"
         f"- data: {report.dataset}; {sizes} molecules, {report.split} split; "
         f"{report.num_dropped} rows dropped (`dropped_rows.csv`)\n"
-        f"- started from: {report.base_model}\n"
+        f"- started from: {report.base_model}\n{_describe_ensemble(report)}"
         "- chosen by the validation metric; the test part was scored once\n"
         "- every value: `metrics.json`, `predictions.csv`, `split.csv`",
         "## Use",
@@ -181,6 +186,22 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
         "are optimistic for new chemical series.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _describe_ensemble(report: FinetuningReport) -> str:
+    """Return a line about the members and what one of them alone is worth; empty for one model."""
+    if not report.member_metrics:
+        return ""
+    metric = HIGHLIGHTED_METRICS[report.problem_type][0]
+    values = [metrics["test"][metric] for metrics in report.member_metrics]
+    known = [value for value in values if value is not None]
+    alone = ""
+    if known:
+        alone = f"; one alone has a test {metric} of {np.mean(known):.3f} ± {np.std(known):.3f}"
+    return (
+        f"- an ensemble of {len(report.member_metrics)} models with different seeds{alone} "
+        "(`member_metrics.json`); the spread of a prediction is their standard deviation\n"
+    )
 
 
 def _keep_hub_id(name: str) -> str | None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.trainer_callback import TrainerState
 
 from rmat_hf.atomic_output import save_json
 from rmat_hf.data.table_writer import TableWriter
-from rmat_hf.inference import Predictions, compute_probabilities
+from rmat_hf.ensemble_rmat import RMatEnsembleForSequenceClassification
+from rmat_hf.inference import Predictions
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.probabilities_rmat import compute_probabilities, compute_spread
 from rmat_hf.screening import describe_prediction_columns
 from rmat_hf.training.arguments import (
     FinetuningArguments,
@@ -29,21 +30,21 @@ ARGUMENTS_FILE = "finetuning_arguments.json"
 def save_run_folder(
     folder: Path,
     *,
-    model: RMatForSequenceClassification,
+    model: RMatForSequenceClassification | RMatEnsembleForSequenceClassification,
     task: FinetuningTask,
     report: FinetuningReport,
     arguments: FinetuningArguments,
-    state: TrainerState,
+    log_history: list[dict[str, Any]],
 ) -> None:
     """Write model, processor, metrics, tables, training log and model card.
 
     Args:
         folder (`Path`): An empty folder.
-        model (`RMatForSequenceClassification`): The best model.
+        model (`RMatForSequenceClassification` or ensemble): The best model.
         task (`FinetuningTask`): Rows, parts and processor.
         report (`FinetuningReport`): Metrics and predictions.
         arguments (`FinetuningArguments`): Saved without paths of this machine.
-        state (`TrainerState`): Its log history is the training log.
+        log_history (`list[dict]`): The training log.
     """
     model.save_pretrained(folder)
     task.processor.save_pretrained(folder)
@@ -51,7 +52,9 @@ def save_run_folder(
     if report.baselines:
         save_json(folder / "baselines.json", report.baselines)
     save_json(folder / ARGUMENTS_FILE, describe_arguments(arguments))
-    save_json(folder / "training_log.json", state.log_history)
+    save_json(folder / "training_log.json", log_history)
+    if report.member_metrics:
+        save_json(folder / "member_metrics.json", report.member_metrics)
     _save_tables(folder, task, report=report)
     save_model_card(folder, report)
 
@@ -108,7 +111,7 @@ def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport
             columns = {"row": rows["row"][:], "smiles": rows["smiles"][:]}
             columns["split"] = [part] * len(rows)
             columns |= _build_label_columns(task.labels(part), report)
-            columns |= _build_prediction_columns(report.predictions[part], report)
+            columns |= _build_prediction_columns(part, report)
             writer.write(columns)
     with TableWriter(
         folder / "dropped_rows.csv",
@@ -126,9 +129,14 @@ def _build_label_columns(labels: np.ndarray, report: FinetuningReport) -> dict[s
     return {config.label_name: names}
 
 
-def _build_prediction_columns(logits: np.ndarray, report: FinetuningReport) -> dict[str, list[Any]]:
+def _build_prediction_columns(part: str, report: FinetuningReport) -> dict[str, list[Any]]:
     config = report.config
-    values = compute_probabilities(torch.from_numpy(logits), config.problem_type).numpy()
-    columns = Predictions(values, [None] * len(values), config).to_columns()
+    logits = torch.from_numpy(report.predictions[part])
+    values = compute_probabilities(logits, config.problem_type).numpy()
+    spread = None
+    if report.member_predictions is not None:
+        member_logits = torch.from_numpy(report.member_predictions[part])
+        spread = compute_spread(member_logits, config.problem_type).numpy()
+    columns = Predictions(values, [None] * len(values), config, spread).to_columns()
     del columns["error"]
     return columns

@@ -76,7 +76,7 @@ def test_a_finished_search_is_repeated_by_a_resumed_run_only_for_other_arguments
         def crash(*args: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("rmat_hf.training.finetuning._build_report", crash)
+        patch.setattr("rmat_hf.training.finetuning.build_finetuning_report", crash)
         with pytest.raises(KeyboardInterrupt):
             run_finetuning(build_search(tmp_path))
     work_dir = tmp_path / "run.in_progress"

@@ -10,7 +10,6 @@ import torch
 from scipy.special import expit, softmax
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
-from transformers.trainer_callback import TrainerState
 
 from rmat_hf.data.collators import FinetuningCollator
 from rmat_hf.inference import predict
@@ -101,7 +100,7 @@ def save_untrained_run(
         task=task,
         report=report,
         arguments=arguments,
-        state=TrainerState(log_history=LOG),
+        log_history=LOG,
     )
     return SavedRun(folder, model, task, logits)
 

@@ -1,0 +1,150 @@
+"""Several finetuned models as one: the mean of their predictions, and how far they disagree."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.type_validators import interval
+
+from .configuration_rmat import RMatConfig
+from .modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
+from .probabilities_rmat import average_logits
+
+
+@strict
+class RMatEnsembleConfig(RMatConfig):
+    r"""Configuration of an ensemble: that of one member, all being alike, and their number.
+
+    Args:
+        num_members (`int`, *optional*, defaults to 1): Models in the ensemble.
+        kwargs: Fields of [`RMatConfig`].
+    """
+
+    model_type = "rmat_ensemble"
+
+    num_members: int = interval(min=1)(default=1)
+
+
+@dataclass
+class RMatEnsembleOutput(ModelOutput):
+    """Output of [`RMatEnsembleForSequenceClassification`].
+
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*): Mean of the members' losses.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Regression: mean of the members' predictions, in the user's units. Classification: the
+            logits of the mean of their probabilities.
+        member_logits (`torch.Tensor` of shape `(batch_size, num_members, num_labels)`):
+            Logits of every member.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    member_logits: torch.Tensor | None = None
+
+
+class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
+    """Predicts properties of a molecule with several [`RMatForSequenceClassification`]."""
+
+    config: RMatEnsembleConfig
+    # names no part: there is no encoder that all members share
+    base_model_prefix = "rmat_ensemble"
+    saved_auto_map = {
+        "AutoConfig": "ensemble_rmat.RMatEnsembleConfig",
+        "AutoModelForSequenceClassification": (
+            "ensemble_rmat.RMatEnsembleForSequenceClassification"
+        ),
+    }
+
+    def __init__(self, config: RMatEnsembleConfig) -> None:
+        super().__init__(config)
+        self.num_labels = len(config.output_names)
+        self.members = nn.ModuleList(
+            [RMatForSequenceClassification(config) for _ in range(config.num_members)]
+        )
+        self.post_init()
+
+    @classmethod
+    def from_members(
+        cls, members: list[RMatForSequenceClassification]
+    ) -> "RMatEnsembleForSequenceClassification":
+        """Build an ensemble of models that have the same architecture and labels.
+
+        Args:
+            members (`list[RMatForSequenceClassification]`): They become parts of it, not copies.
+
+        Raises:
+            ValueError: If there is none, or the configurations differ.
+        """
+        if not members:
+            raise ValueError("An ensemble needs at least one model.")
+        fields = _get_fields(members[0].config)
+        for number, member in enumerate(members):
+            other = _get_fields(member.config)
+            if different := sorted(name for name in fields if other[name] != fields[name]):
+                raise ValueError(
+                    f"Model {number} and model 0 differ in {', '.join(different)}. "
+                    "The members of an ensemble share architecture, labels and label scaling."
+                )
+        with torch.device("meta"):
+            ensemble = cls(RMatEnsembleConfig(**fields, num_members=len(members)))
+        ensemble.members = nn.ModuleList(members)
+        return ensemble.train(members[0].training)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Raise, because every member has its own."""
+        raise NotImplementedError("The members have their own: model.members[0].rmat.")
+
+    @can_return_tuple
+    def forward(
+        self,
+        node_features: torch.Tensor,
+        bond_types: torch.Tensor,
+        topological_distances: torch.Tensor,
+        interatomic_distances: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        molecule_descriptors: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RMatEnsembleOutput:
+        r"""Predict the properties of a padded batch of molecules with every member.
+
+        Args:
+            node_features, bond_types, topological_distances, interatomic_distances, attention_mask,
+                molecule_descriptors, labels: See [`RMatForSequenceClassification`].
+        """
+        outputs = [
+            member(
+                node_features,
+                bond_types,
+                topological_distances,
+                interatomic_distances,
+                attention_mask,
+                molecule_descriptors,
+                labels,
+                **kwargs,
+            )
+            for member in self.members
+        ]
+        member_logits = torch.stack([output.logits for output in outputs], dim=1)
+        loss = None
+        if labels is not None:
+            loss = torch.stack([output.loss for output in outputs]).mean()
+        return RMatEnsembleOutput(
+            loss=loss,
+            logits=average_logits(member_logits, self.config.problem_type),
+            member_logits=member_logits,
+        )
+
+
+def _get_fields(config: RMatConfig) -> dict[str, Any]:
+    names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
+    return {name: getattr(config, name) for name in names}
+
+
+__all__ = ["RMatEnsembleConfig", "RMatEnsembleForSequenceClassification", "RMatEnsembleOutput"]

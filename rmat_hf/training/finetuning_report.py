@@ -1,0 +1,68 @@
+"""What a finetuning run found out: metrics and predictions of train, valid and test."""
+
+from typing import Any, cast
+
+import numpy as np
+from transformers.trainer import Trainer
+
+from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.metrics import compute_metrics_for_problem
+from rmat_hf.training.model_card import FinetuningReport
+from rmat_hf.training.run_folder import name_source
+from rmat_hf.training.task import PARTS, FinetuningTask
+
+
+def build_finetuning_report(
+    arguments: FinetuningArguments,
+    task: FinetuningTask,
+    *,
+    trainer: Trainer,
+    baselines: dict[str, dict[str, Any]],
+) -> FinetuningReport:
+    """Score the best model, or the ensemble and each of its members, on every part.
+
+    Args:
+        arguments (`FinetuningArguments`): Labels, and what the model card tells.
+        task (`FinetuningTask`): Rows and parts.
+        trainer (`Trainer`): With the model, and without `compute_metrics`.
+        baselines (`dict`): Metrics of every baseline, possibly empty.
+    """
+    labels = {part: task.labels(part) for part in PARTS}
+    outputs: dict[str, Any] = {
+        part: trainer.predict(task.select(part)).predictions for part in PARTS
+    }
+    predictions, members = outputs, None
+    if arguments.num_members > 1:
+        predictions = {part: output[0] for part, output in outputs.items()}
+        members = {part: np.asarray(output[1]) for part, output in outputs.items()}
+
+    def score(part: str, values: Any) -> dict[str, Any]:
+        return compute_metrics_for_problem(
+            arguments.problem_type,
+            np.asarray(values),
+            labels=labels[part],
+            label_names=arguments.label_columns,
+        )
+
+    member_metrics = []
+    if members is not None:
+        member_metrics = [
+            {part: score(part, values[:, idx]) for part, values in members.items()}
+            for idx in range(arguments.num_members)
+        ]
+    metrics = {part: score(part, predictions[part]) for part in PARTS}
+    return FinetuningReport(
+        config=cast(Any, trainer.model).config,
+        dataset=name_source(arguments.dataset),
+        split=arguments.split,
+        metrics=metrics,
+        baselines=baselines,
+        labels=labels,
+        predictions={part: np.asarray(predictions[part]) for part in PARTS},
+        member_predictions=members,
+        member_metrics=member_metrics,
+        num_dropped=len(task.dropped),
+        max_atoms=task.processor.max_atoms,
+        base_model=name_source(arguments.model),
+        license_name=arguments.license,
+    )
