@@ -63,7 +63,7 @@ class FinetuningArguments:
         None, "Column of ISO dates or numbers, for --split time: the newest are test."
     )
     cluster_cutoff: float | None = declare_flag(
-        None, "Tanimoto distance within a cluster, for --split cluster. Default: 0.6."
+        None, "Largest Tanimoto distance to the center, for --split cluster. Default: 0.6."
     )
     num_folds: int | None = declare_flag(None, "Number of folds, for --split kfold.")
     fold: int | None = declare_flag(
