@@ -40,6 +40,7 @@ from rmat_hf.training.run_folder import (
     copy_tracker_logs,
     describe_arguments,
     name_source,
+    name_split,
     save_run_folder,
 )
 from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
@@ -226,7 +227,7 @@ def _build_report(
     return FinetuningReport(
         config=model.config,
         dataset=name_source(arguments.dataset),
-        split=arguments.split,
+        split=name_split(arguments),
         metrics=metrics,
         baselines=baselines,
         labels=labels,
