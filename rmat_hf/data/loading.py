@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 from rdkit import Chem
 
+from rmat_hf.data.column_splits import parse_split_cells
 from rmat_hf.data.labels import (
     find_label_conflicts,
     is_missing,
@@ -18,13 +19,13 @@ from rmat_hf.data.labels import (
     validate_label_columns,
 )
 from rmat_hf.data.sources import open_source
-from rmat_hf.data.splits import log_leaking_groups, validate_split_values
 from rmat_hf.data.tables import Table, TableError, validate_columns
 from rmat_hf.molecule_features_rmat import MoleculeError, parse_molecule
 
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 1000
+SPLIT_DTYPES = {"split": "string", "time": "float64"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class LoadedData:
         dataset (`datasets.Dataset`):
             Columns `row` (position in the source, from 0), `smiles`, `canonical_smiles`, `labels`
             (float64 per label column, NaN where missing; the class index for a single-label
-            classification), `split` (when given) and `mol` (SDF structures only: the binary
-            molecule with its coordinates).
+            classification), `split` or `time` (when such a column is given) and `mol` (SDF
+            structures only: the binary molecule with its coordinates).
         dropped (`list[DroppedRow]`):
             All rows of the source that are not in `dataset`, in order.
         class_names (`list[str]`, *optional*):
@@ -82,7 +83,7 @@ def load_training_table(
 
     Dropped and listed: molecules that cannot be featurized, rows without any label, and all rows of
     a molecule (equal canonical SMILES) whose labels contradict each other. Equal duplicates stay.
-    A label or split cell of the wrong kind is an error.
+    A label, split or time cell of the wrong kind is an error.
 
     Args:
         dataset (`str` or `os.PathLike`):
@@ -94,8 +95,8 @@ def load_training_table(
             `"regression"`, `"multi_label_classification"` (0 or 1) or
             `"single_label_classification"` (integers or words in one column).
         split_column (`str`, *optional*):
-            Column of the words train, valid and test. By default the own splits of a Hub data set,
-            when it has train and test.
+            Column of the words train, valid and test, or a `TimeColumn`. By default the own splits
+            of a Hub data set, when it has train and test.
         revision (`str`, *optional*): Branch, tag or commit of a Hub data set.
         max_atoms (`int`, *optional*, defaults to 256): Most heavy atoms of a molecule.
         conflict_tolerance (`float`, *optional*, defaults to 0.1):
@@ -137,13 +138,12 @@ def load_training_table(
     if dropped:
         logger.warning("Dropped %d of %d rows of %s.", len(dropped), table.num_rows, table.source)
     _validate_labels(kept, dropped, label_columns=label_columns, source=table.source)
-    if split_column:
-        splits = [row.split for row in kept]
-        validate_split_values(splits, rows=[row.row for row in kept], column=split_column)
-        log_leaking_groups([row.canonical_smiles for row in kept], splits=splits)
+    cells, rows = [row.split for row in kept], [row.row for row in kept]
+    groups = [row.canonical_smiles for row in kept]
+    split = parse_split_cells(split_column, cells, rows=rows, groups=groups)
     is_multi_class = problem_type == "single_label_classification"
     class_names = list_class_names([row.labels[0] for row in kept]) if is_multi_class else None
-    dataset = _build_dataset(kept, class_names=class_names, with_split=bool(split_column))
+    dataset = _build_dataset(kept, class_names=class_names, split=split)
     return LoadedData(dataset, dropped, class_names)
 
 
@@ -226,7 +226,7 @@ def _validate_labels(
 
 
 def _build_dataset(
-    rows: list[_Row], *, class_names: list[str] | None, with_split: bool
+    rows: list[_Row], *, class_names: list[str] | None, split: dict[str, list[object]]
 ) -> datasets.Dataset:
     labels = _build_label_matrix(rows, class_names=class_names, num_labels=len(rows[0].labels))
     features = {
@@ -241,9 +241,8 @@ def _build_dataset(
         "canonical_smiles": [row.canonical_smiles for row in rows],
         "labels": labels.tolist(),
     }
-    if with_split:
-        features["split"] = datasets.Value("string")
-        columns["split"] = [row.split for row in rows]
+    columns |= split
+    features |= {name: datasets.Value(SPLIT_DTYPES[name]) for name in split}
     if rows[0].mol is not None:
         features["mol"] = datasets.Value("binary")
         columns["mol"] = [row.mol for row in rows]

@@ -1,4 +1,4 @@
-"""Divide rows into a train, a valid and a test part."""
+"""Divide molecules into a train, a valid and a test part, at random, by scaffold or in folds."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -26,61 +26,6 @@ class SplitIndices:
     test: np.ndarray
 
 
-def validate_split_values(values: Sequence[object], *, rows: Sequence[int], column: str) -> None:
-    """Raise a `TableError` that names the first value other than train, valid and test.
-
-    Args:
-        values (`Sequence[object]`):
-            The cells.
-        rows (`Sequence[int]`):
-            Their positions in the source, counted from 0, for the message.
-        column (`str`):
-            Name of the column, for the message.
-    """
-    for row, value in zip(rows, values, strict=True):
-        if value not in SPLIT_NAMES:
-            raise TableError(
-                f"Row {row} (counted from 0): column {column!r} holds {value!r}. "
-                f"A split column holds the words {', '.join(SPLIT_NAMES)} only."
-            )
-    for name in ("train", "test"):
-        if name not in values:
-            raise TableError(
-                f"Column {column!r} puts no usable row into {name}. "
-                "Fill the column, or choose a random or scaffold split."
-            )
-
-
-def log_leaking_groups(groups: Sequence[str], *, splits: Sequence[object]) -> None:
-    """Warn when rows of one molecule stand in different parts of a given split."""
-    parts: dict[str, set[object]] = {}
-    for group, part in zip(groups, splits, strict=True):
-        parts.setdefault(group, set()).add(part)
-    num_leaking = sum(len(found) > 1 for found in parts.values())
-    if num_leaking:
-        logger.warning(
-            "%d molecules stand in more than one part of the split: their labels leak.", num_leaking
-        )
-
-
-def split_by_column(values: Sequence[str], *, column: str = "split") -> SplitIndices:
-    """Return the split that a column of the words train, valid and test gives.
-
-    The valid part may be empty; the others may not.
-
-    Args:
-        values (`Sequence[str]`):
-            One word per row.
-        column (`str`, *optional*, defaults to `"split"`):
-            Name of the column, for messages.
-
-    Returns:
-        `SplitIndices`.
-    """
-    validate_split_values(values, rows=range(len(values)), column=column)
-    return _build_split_indices(np.array([SPLIT_NAMES.index(value) for value in values]))
-
-
 def split_randomly(
     groups: Sequence[str],
     *,
@@ -100,10 +45,10 @@ def split_randomly(
     Returns:
         `SplitIndices`.
     """
-    rows_by_group = _group_rows(groups)
+    rows_by_group = group_rows(groups)
     order = np.random.default_rng(seed).permutation(len(rows_by_group))
     row_lists = list(rows_by_group.values())
-    return _fill_parts([row_lists[i] for i in order], fractions)
+    return fill_parts([row_lists[i] for i in order], fractions)
 
 
 def split_by_scaffold(
@@ -111,10 +56,12 @@ def split_by_scaffold(
 ) -> SplitIndices:
     """Return the deterministic scaffold split: largest groups to train, rare ones to test.
 
-    Molecules of one Bemis-Murcko scaffold (doi 10.1021/jm9602928; chirality ignored) stay together.
-    All molecules without a ring share the empty scaffold and therefore stand in one part, train
-    unless other scaffolds are more frequent; their number is logged. The order of the rows does not
-    matter: groups of one size are taken in the order of their scaffold SMILES.
+    The family of MoleculeNet and DeepChem. Never compare its metrics with those of
+    `split_by_balanced_scaffold`, which is easier. Molecules of one Bemis-Murcko scaffold (doi
+    10.1021/jm9602928; chirality ignored) stay together. All molecules without a ring share the
+    empty scaffold and therefore stand in one part, train unless other scaffolds are more frequent;
+    their number is logged. The order of the rows does not matter: groups of one size are taken in
+    the order of their scaffold SMILES.
 
     Args:
         smiles (`Sequence[str]`):
@@ -125,8 +72,92 @@ def split_by_scaffold(
     Returns:
         `SplitIndices`.
     """
-    rows_by_scaffold = _group_rows(
-        [_compute_scaffold(text, row=row) for row, text in enumerate(smiles)]
+    rows_by_scaffold = _group_by_scaffold(smiles)
+    scaffolds = sorted(rows_by_scaffold, key=lambda name: (-len(rows_by_scaffold[name]), name))
+    return fill_parts([rows_by_scaffold[scaffold] for scaffold in scaffolds], fractions)
+
+
+def split_by_balanced_scaffold(
+    smiles: Sequence[str],
+    *,
+    fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
+    seed: int,
+) -> SplitIndices:
+    """Return a random scaffold split: large groups to train, the others shuffled.
+
+    The family of chemprop (doi 10.1021/acs.jcim.9b00237): a group larger than half of valid or of
+    test is large. Easier than `split_by_scaffold`, whose test part has the rarest scaffolds: never
+    compare metrics of the two. Scaffolds are the same. The order of the rows does not matter.
+
+    Args:
+        smiles (`Sequence[str]`):
+            One valid SMILES per row.
+        fractions (`tuple[float, float, float]`, *optional*, defaults to `(0.8, 0.1, 0.1)`):
+            Shares of train, valid and test. A share of 0 leaves valid empty.
+        seed (`int`):
+            Seed of the shuffle.
+
+    Returns:
+        `SplitIndices`.
+    """
+    row_lists = shuffle_groups(_group_by_scaffold(smiles), seed=seed)
+    targets = compute_part_sizes(len(smiles), fractions)
+    half = targets[targets > 0].min() / 2
+    return fill_parts(sorted(row_lists, key=lambda rows: len(rows) <= half), fractions)
+
+
+def split_by_fold(groups: Sequence[str], *, num_folds: int, fold: int, seed: int) -> SplitIndices:
+    """Return one turn of a cross-validation: a fold is test, the next one valid, the rest train.
+
+    One seed gives the same folds at every turn, so that each row is in test once. The order of the
+    rows does not matter.
+
+    Args:
+        groups (`Sequence[str]`):
+            One name per row, the canonical SMILES; rows of one name stay together.
+        num_folds (`int`):
+            Number of folds, at least 3.
+        fold (`int`):
+            Which one is test, from 0; the fold after the last is the first.
+        seed (`int`):
+            Seed of the folds.
+
+    Returns:
+        `SplitIndices`.
+    """
+    if num_folds < 3 or not 0 <= fold < num_folds:
+        raise TableError(
+            f"Fold {fold} of {num_folds} does not exist. Take 3 folds or more, and count from 0."
+        )
+    row_lists = shuffle_groups(group_rows(groups), seed=seed)
+    if len(row_lists) < num_folds:
+        raise TableError(
+            f"{len(row_lists)} different molecules cannot be divided into {num_folds} folds. "
+            "Take fewer folds or add molecules."
+        )
+    sizes = np.zeros(num_folds, dtype=np.int64)
+    fold_of_row = np.empty(len(groups), dtype=np.int64)
+    # not `GroupKFold`: its sort is not stable, so that other processors may give other folds
+    for rows in sorted(row_lists, key=len, reverse=True):
+        smallest = sizes.argmin()
+        fold_of_row[rows] = smallest
+        sizes[smallest] += len(rows)
+    test, valid = fold_of_row == fold, fold_of_row == (fold + 1) % num_folds
+    return build_split_indices(np.where(test, 2, np.where(valid, 1, 0)))
+
+
+def parse_row(smiles: str, *, row: int) -> Chem.Mol:
+    """Return the molecule of a row, or raise a `TableError` that names the row."""
+    mol = Chem.MolFromSmiles(smiles)
+    if mol is None:
+        raise TableError(f"Row {row}: RDKit cannot parse the SMILES {smiles!r}. Drop the row.")
+    return mol
+
+
+def _group_by_scaffold(smiles: Sequence[str]) -> dict[str, list[int]]:
+    mols = (parse_row(text, row=row) for row, text in enumerate(smiles))
+    rows_by_scaffold = group_rows(
+        MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False) for mol in mols
     )
     if "" in rows_by_scaffold:
         logger.info(
@@ -134,25 +165,24 @@ def split_by_scaffold(
             len(rows_by_scaffold[""]),
             len(smiles),
         )
-    scaffolds = sorted(rows_by_scaffold, key=lambda name: (-len(rows_by_scaffold[name]), name))
-    return _fill_parts([rows_by_scaffold[scaffold] for scaffold in scaffolds], fractions)
+    return rows_by_scaffold
 
 
-def _compute_scaffold(smiles: str, *, row: int) -> str:
-    mol = Chem.MolFromSmiles(smiles)
-    if mol is None:
-        raise TableError(f"Row {row}: RDKit cannot parse the SMILES {smiles!r}. Drop the row.")
-    return str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False))
-
-
-def _group_rows(groups: Iterable[str]) -> dict[str, list[int]]:
+def group_rows(groups: Iterable[str]) -> dict[str, list[int]]:
+    """Return the rows of every name, in order."""
     rows_by_group: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         rows_by_group.setdefault(group, []).append(row)
     return rows_by_group
 
 
-def _fill_parts(
+def shuffle_groups(rows_by_group: dict[str, list[int]], *, seed: int) -> list[list[int]]:
+    """Return the rows of every name, in a random order that no order of the rows changes."""
+    names = sorted(rows_by_group)
+    return [rows_by_group[names[i]] for i in np.random.default_rng(seed).permutation(len(names))]
+
+
+def fill_parts(
     row_lists: Sequence[list[int]], fractions: tuple[float, float, float]
 ) -> SplitIndices:
     """Put each group into the first part with room for it, else into the part that lacks most.
@@ -160,11 +190,12 @@ def _fill_parts(
     Groups larger than the smallest part come first, so that they find their room in train; the last
     groups go to parts that would stay empty.
     """
-    targets = _compute_part_sizes(sum(map(len, row_lists)), fractions)
+    targets = compute_part_sizes(sum(map(len, row_lists)), fractions)
     if len(row_lists) < np.count_nonzero(targets):
         raise TableError(
-            f"{targets.sum()} rows in {len(row_lists)} groups of equal molecules or scaffolds "
-            "cannot be divided into train, valid and test. Add rows or give a split column."
+            f"{targets.sum()} rows in {len(row_lists)} groups of equal molecules, scaffolds or "
+            "clusters cannot be divided into train, valid and test. Add rows, choose a random "
+            "split or give a split column."
         )
     smallest = targets[targets > 0].min()
     sizes = np.zeros(len(SPLIT_NAMES), dtype=np.int64)
@@ -179,10 +210,11 @@ def _fill_parts(
             part = fitting[0] if fitting.size else np.argmax(room)
         part_of_row[rows] = part
         sizes[part] += len(rows)
-    return _build_split_indices(part_of_row)
+    return build_split_indices(part_of_row)
 
 
-def _compute_part_sizes(num_rows: int, fractions: tuple[float, float, float]) -> np.ndarray:
+def compute_part_sizes(num_rows: int, fractions: tuple[float, float, float]) -> np.ndarray:
+    """Return the wanted numbers of rows of train, valid and test, `(3,)`, at least 1 unless 0."""
     train, valid, test = fractions
     if min(train, test) <= 0 or valid < 0 or abs(sum(fractions) - 1) > FRACTION_SUM_TOLERANCE:
         raise TableError(
@@ -197,5 +229,6 @@ def _compute_part_sizes(num_rows: int, fractions: tuple[float, float, float]) ->
     return np.array([num_train, num_valid, num_test])
 
 
-def _build_split_indices(part_of_row: np.ndarray) -> SplitIndices:
+def build_split_indices(part_of_row: np.ndarray) -> SplitIndices:
+    """Return the rows of each part from the part of each row: 0 train, 1 valid, 2 test."""
     return SplitIndices(*(np.flatnonzero(part_of_row == part) for part in range(len(SPLIT_NAMES))))

@@ -22,6 +22,16 @@ SMALLEST_VALUES = {
     "max_pairs": 1,
     "gradient_accumulation_steps": 1,
     "num_evaluations": 1,
+    "num_folds": 3,
+    "fold": 0,
+}
+# field → the split that it belongs to, what its flag takes, and whether that split needs it
+SPLIT_FIELDS = {
+    "split_column": ("column", "NAME", True),
+    "time_column": ("time", "NAME", True),
+    "num_folds": ("kfold", "K", True),
+    "fold": ("kfold", "I", True),
+    "cluster_cutoff": ("cluster", "DISTANCE", False),
 }
 
 
@@ -50,3 +60,26 @@ def validate_smallest_values(arguments: object) -> None:
         if value is not None and not value >= smallest:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} {value} is too small. The least is {smallest}.")
+
+
+def validate_split_flags(arguments: Any) -> None:
+    """Raise `ValueError` if a split lacks a flag of its own, or a flag is of another split.
+
+    Args:
+        arguments: With `split` and the fields of `SPLIT_FIELDS`.
+    """
+    for name, (split, placeholder, is_needed) in SPLIT_FIELDS.items():
+        flag, value = f"--{name.replace('_', '-')}", getattr(arguments, name)
+        if value is None and is_needed and arguments.split == split:
+            raise ValueError(f"--split {split} needs {flag} {placeholder}.")
+        if value is not None and arguments.split != split:
+            raise ValueError(f"{flag} {value} needs --split {split}, not {arguments.split}.")
+    if arguments.cluster_cutoff is not None and not 0 < arguments.cluster_cutoff < 1:
+        raise ValueError(
+            f"--cluster-cutoff {arguments.cluster_cutoff} is no distance between 0 and 1."
+        )
+    if arguments.fold is not None and arguments.fold >= arguments.num_folds:
+        raise ValueError(
+            f"--fold {arguments.fold} is not there: {arguments.num_folds} folds count from 0 to "
+            f"{arguments.num_folds - 1}."
+        )

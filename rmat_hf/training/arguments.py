@@ -8,10 +8,11 @@ from rmat_hf.training.argument_fields import (
     declare_required,
     validate_choice,
     validate_smallest_values,
+    validate_split_flags,
 )
 
 ProblemType = Literal["regression", "multi_label_classification", "single_label_classification"]
-SplitName = Literal["random", "scaffold", "column"]
+SplitName = Literal["random", "scaffold", "scaffold_balanced", "cluster", "time", "kfold", "column"]
 Geometry = Literal["conformer", "bounds", "2d", "given"]
 ConformerFallback = Literal["raise", "bounds", "2d"]
 DescriptorSet = Literal["none", "rdkit_2d"]
@@ -57,6 +58,16 @@ class FinetuningArguments:
     split: SplitName = declare_flag("random", "How rows are divided into train, valid and test.")
     split_column: str | None = declare_flag(
         None, "Column with train / valid / test, for --split column."
+    )
+    time_column: str | None = declare_flag(
+        None, "Column of ISO dates or numbers, for --split time: the newest are test."
+    )
+    cluster_cutoff: float | None = declare_flag(
+        None, "Largest Tanimoto distance to the center, for --split cluster. Default: 0.6."
+    )
+    num_folds: int | None = declare_flag(None, "Number of folds, for --split kfold.")
+    fold: int | None = declare_flag(
+        None, "Fold that is test, from 0, for --split kfold; the next one is valid."
     )
     seed: int = declare_flag(0, "Seed of split, weights and training.")
     overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
@@ -117,12 +128,6 @@ class FinetuningArguments:
 
     def __post_init__(self) -> None:
         """Raise a `ValueError` for values that contradict each other."""
-        if self.split == "column" and self.split_column is None:
-            raise ValueError("--split column needs --split-column NAME.")
-        if self.split != "column" and self.split_column is not None:
-            raise ValueError(
-                f"--split-column {self.split_column} needs --split column, not {self.split}."
-            )
         if self.label_units and len(self.label_units) != len(self.label_columns):
             raise ValueError(
                 f"--label-units has {len(self.label_units)} entries for "
@@ -144,6 +149,7 @@ class FinetuningArguments:
         choices |= {"molecule_descriptors": DescriptorSet, "class_weighting": ClassWeighting}
         for name, choice in choices.items():
             validate_choice(name, getattr(self, name), choice=choice)
+        validate_split_flags(self)
         self._validate_values()
         if self.overwrite and self.resume:
             raise ValueError("--overwrite starts anew and --resume continues: choose one.")

@@ -8,7 +8,7 @@ from transformers.trainer import Trainer
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import FinetuningReport
-from rmat_hf.training.run_folder import name_source
+from rmat_hf.training.run_folder import name_source, name_split
 from rmat_hf.training.task import PARTS, FinetuningTask
 
 
@@ -54,7 +54,7 @@ def build_finetuning_report(
     return FinetuningReport(
         config=cast(Any, trainer.model).config,
         dataset=name_source(arguments.dataset),
-        split=arguments.split,
+        split=name_split(arguments),
         metrics=metrics,
         baselines=baselines,
         labels=labels,

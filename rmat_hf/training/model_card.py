@@ -35,7 +35,7 @@ class FinetuningReport:
     Args:
         config (`RMatConfig`): Configuration of the finetuned model.
         dataset (`str`): Name of the data set, without a path of this machine.
-        split (`str`): Family of the split.
+        split (`str`): Family of the split, as `name_split` gives it.
         metrics (`dict`): Metrics of train, valid and test.
         baselines (`dict`): The same for every baseline, possibly empty.
         labels (`dict[str, np.ndarray]`): Labels of every part, `(num_rows, num_labels)`.
@@ -183,7 +183,9 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
         "## Limits",
         f"{describe_limits(report.max_atoms)}\n"
         "- Trust it for molecules like those in the training table; metrics of a random split "
-        "are optimistic for new chemical series.",
+        "are optimistic for new chemical series.\n"
+        "- Compare metrics only with those of the same kind of split: `scaffold` and "
+        "`scaffold_balanced`, for example, are two.",
     ]
     return "\n\n".join(sections) + "\n"
 

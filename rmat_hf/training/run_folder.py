@@ -83,6 +83,15 @@ def name_source(source: str) -> str:
     return path.resolve().name if path.exists() or path.is_absolute() else source
 
 
+def name_split(arguments: FinetuningArguments) -> str:
+    """Return the family of the split, with the fold or the cutoff if it has one of its own."""
+    if arguments.split == "kfold":
+        return f"fold-{arguments.fold}-of-{arguments.num_folds}"
+    if arguments.cluster_cutoff is not None:
+        return f"{arguments.split}-{arguments.cluster_cutoff}"
+    return arguments.split
+
+
 def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport) -> None:
     """Write each row's part, labels and predictions, and the rows that were not used."""
     config = report.config

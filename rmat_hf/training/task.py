@@ -3,15 +3,23 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset
 
+from rmat_hf.data.cluster_splits import DEFAULT_CLUSTER_CUTOFF, split_by_cluster
+from rmat_hf.data.column_splits import TimeColumn, split_by_column, split_by_time
 from rmat_hf.data.feature_cache import find_feature_cache_dir
 from rmat_hf.data.featurization import featurize_dataset
 from rmat_hf.data.loading import DroppedRow, load_training_table
-from rmat_hf.data.splits import SplitIndices, split_by_column, split_by_scaffold, split_randomly
+from rmat_hf.data.splits import (
+    SplitIndices,
+    split_by_balanced_scaffold,
+    split_by_fold,
+    split_by_scaffold,
+    split_randomly,
+)
 from rmat_hf.data.tables import TableError
 from rmat_hf.model_loading import load_processor
 from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
@@ -65,12 +73,13 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
         ValueError: If a column is missing, a label cannot be read or a part would be empty.
     """
     processor = _build_processor(arguments)
+    time_column = TimeColumn(arguments.time_column) if arguments.time_column else None
     loaded = load_training_table(
         arguments.dataset,
         smiles_column=arguments.smiles_column,
         label_columns=arguments.label_columns,
         problem_type=arguments.problem_type,
-        split_column=arguments.split_column,
+        split_column=time_column or arguments.split_column,
         revision=arguments.dataset_revision,
         max_atoms=processor.max_atoms,
         conflict_tolerance=arguments.conflict_tolerance,
@@ -114,11 +123,25 @@ def choose_cache_dir(feature_cache: str | Path | None) -> Path | None:
 
 
 def _split(dataset: Dataset, arguments: FinetuningArguments) -> SplitIndices:
-    if arguments.split == "column":
-        return split_by_column(dataset["split"], column=str(arguments.split_column))
-    if arguments.split == "scaffold":
-        return split_by_scaffold(dataset["canonical_smiles"])
-    return split_randomly(dataset["canonical_smiles"], seed=arguments.seed)
+    smiles, seed = dataset["canonical_smiles"][:], arguments.seed
+    match arguments.split:
+        case "column":
+            return split_by_column(dataset["split"][:], column=str(arguments.split_column))
+        case "time":
+            column = str(arguments.time_column)
+            return split_by_time(dataset["time"][:], groups=smiles, column=column)
+        case "scaffold":
+            return split_by_scaffold(smiles)
+        case "scaffold_balanced":
+            return split_by_balanced_scaffold(smiles, seed=seed)
+        case "cluster":
+            cutoff = arguments.cluster_cutoff or DEFAULT_CLUSTER_CUTOFF
+            return split_by_cluster(smiles, cutoff=cutoff, seed=seed)
+        case "kfold":
+            num_folds, fold = cast("int", arguments.num_folds), cast("int", arguments.fold)
+            return split_by_fold(smiles, num_folds=num_folds, fold=fold, seed=seed)
+        case "random":
+            return split_randomly(smiles, seed=seed)
 
 
 def _build_processor(arguments: FinetuningArguments) -> RMatProcessor:

@@ -9,6 +9,7 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
+from rmat_hf.data.column_splits import TimeColumn
 from rmat_hf.data.loading import DroppedRow, LoadedData, load_training_table
 from rmat_hf.data.tables import TableError
 
@@ -149,6 +150,7 @@ def test_label_without_a_value_is_an_error(tmp_path: Path) -> None:
         ({"smiles_column": "SMILES"}, "no column 'SMILES'. Its columns are: smiles, y, fold"),
         ({"label_columns": ["y", "z"]}, "no column 'z'"),
         ({"split_column": "split_0"}, "no column 'split_0'"),
+        ({"split_column": TimeColumn("day")}, "no column 'day'"),
         ({"label_columns": ["smiles"]}, "both as SMILES and as a label"),
         ({"label_columns": []}, "No label column"),
         ({"problem_type": "ranking"}, "Use one of regression"),
@@ -182,6 +184,23 @@ def test_unusable_split_column_is_an_error(tmp_path: Path, cells: list[str], wor
     content = "\n".join(["smiles,y,fold", *rows]) + "\n"
     with pytest.raises(TableError, match=words):
         load(tmp_path, content, split_column="fold")
+
+
+def test_time_column_is_carried_over_as_numbers(tmp_path: Path) -> None:
+    content = "smiles,y,day\nC,1,1970-01-03\nbad,2,\nN,2,1970-01-01T12:00\n"
+    loaded = load(tmp_path, content, split_column=TimeColumn("day"))
+    assert loaded.dataset["time"][:] == [172800.0, 43200.0]
+    assert "split" not in loaded.dataset.column_names
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [("", "Row 2 .*'day' holds '', which is no time"), ("May", "Row 2 .*'May', neither a number")],
+)
+def test_row_without_a_time_is_an_error(tmp_path: Path, cell: str, words: str) -> None:
+    content = f"smiles,y,day\nC,1,2001\nbad,2,\nN,2,{cell}\n"
+    with pytest.raises(TableError, match=words):
+        load(tmp_path, content, split_column=TimeColumn("day"))
 
 
 def test_molecule_in_two_parts_of_the_split_is_warned_about(

@@ -4,34 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
+from split_checks import assert_is_partition, assert_keeps_together, find_parts, list_names
 
 from rmat_hf.data.splits import (
-    SplitIndices,
-    log_leaking_groups,
-    split_by_column,
+    split_by_balanced_scaffold,
+    split_by_fold,
     split_by_scaffold,
     split_randomly,
-    validate_split_values,
 )
 from rmat_hf.data.tables import TableError
 
 RINGS = ["c1ccccc1", "c1ccncc1", "C1CCCC1", "C1CCNCC1", "c1ccc2ccccc2c1", "C1CC1", "c1ccsc1"]
 SMILES = ["CCO", "CC", "N"] + [ring + "C" * length for ring in RINGS for length in range(3)]
-
-
-def assert_is_partition(split: SplitIndices, num_rows: int) -> None:
-    for rows in vars(split).values():
-        assert rows.dtype == np.int64
-        assert (np.diff(rows) > 0).all()
-    together = np.concatenate([split.train, split.valid, split.test])
-    assert sorted(together.tolist()) == list(range(num_rows))
-
-
-def find_parts(split: SplitIndices, num_rows: int) -> np.ndarray:
-    parts = np.empty(num_rows, dtype=object)
-    for name, rows in vars(split).items():
-        parts[rows] = name
-    return parts
 
 
 @given(
@@ -148,36 +133,118 @@ def test_scaffold_of_an_invalid_smiles_names_the_row() -> None:
         split_by_scaffold(["CC", "C1CC", "c1ccccc1"])
 
 
-def test_split_from_a_column() -> None:
-    split = split_by_column(["train", "test", "train", "valid"])
-    assert (split.train.tolist(), split.valid.tolist(), split.test.tolist()) == ([0, 2], [3], [1])
-    assert_is_partition(split, 4)
+# 200 molecules of 40 scaffolds: one of them large, the others small
+MANY_SCAFFOLDS = ["c1ccccc1" + "C" * length for length in range(44)] + [
+    f"C1CC{'C' * ring}1" + "C" * length for ring in range(39) for length in range(4)
+]
 
 
-def test_column_without_valid_gives_an_empty_valid_part() -> None:
-    assert split_by_column(["train", "test"]).valid.tolist() == []
+@pytest.mark.parametrize("seed", range(3))
+def test_balanced_scaffold_split_is_a_partition_that_keeps_scaffolds_together(seed: int) -> None:
+    split = split_by_balanced_scaffold(MANY_SCAFFOLDS, seed=seed)
+    assert_is_partition(split, 200)
+    assert_keeps_together(split, [MurckoScaffoldSmiles(smiles) for smiles in MANY_SCAFFOLDS])
+    assert [len(rows) for rows in vars(split).values()] == [160, 20, 20]
 
 
-@pytest.mark.parametrize("value", ["validation", "Train", "", None, 0, " test"])
-def test_other_words_in_a_split_column_are_refused(value: object) -> None:
-    with pytest.raises(TableError) as caught:
-        validate_split_values(["train", "test", value], rows=[4, 5, 8], column="fold")
-    assert str(caught.value) == (
-        f"Row 8 (counted from 0): column 'fold' holds {value!r}. "
-        "A split column holds the words train, valid, test only."
+def test_large_scaffolds_are_in_train_of_every_balanced_split() -> None:
+    for seed in range(10):
+        train = split_by_balanced_scaffold(MANY_SCAFFOLDS, seed=seed).train
+        assert set(range(44)) <= set(train.tolist())
+
+
+def test_scaffold_larger_than_half_a_part_is_large() -> None:
+    rings = [f"C1CC{'C' * size}1" for size in range(1, 29)]
+    smiles = ["c1ccccc1" + "C" * length for length in range(3)] + rings[:27]
+    trains = [
+        set(split_by_balanced_scaffold(smiles, fractions=(0.6, 0.2, 0.2), seed=seed).train.tolist())
+        for seed in range(10)
+    ]
+    assert not all({0, 1, 2} <= train for train in trains)
+    smiles = ["c1ccccc1" + "C" * length for length in range(4)] + rings[:26]
+    for seed in range(10):
+        split = split_by_balanced_scaffold(smiles, fractions=(0.6, 0.2, 0.2), seed=seed)
+        assert {0, 1, 2, 3} <= set(split.train.tolist())
+
+
+def test_balanced_scaffold_split_depends_on_the_seed_only() -> None:
+    first, again, other = (
+        list_names(split_by_balanced_scaffold(MANY_SCAFFOLDS, seed=seed), MANY_SCAFFOLDS)
+        for seed in (1, 1, 2)
     )
+    assert first == again
+    assert first["test"] != other["test"]
 
 
-@pytest.mark.parametrize(
-    ("values", "part"), [(["train", "valid"], "test"), (["test", "valid"], "train"), ([], "train")]
+def test_scaffold_families_differ() -> None:
+    deterministic = split_by_scaffold(MANY_SCAFFOLDS).test.tolist()
+    tests = [split_by_balanced_scaffold(MANY_SCAFFOLDS, seed=seed).test for seed in range(3)]
+    assert all(test.tolist() != deterministic for test in tests)
+
+
+@given(st.permutations(range(len(SMILES))))
+def test_seeded_splits_do_not_depend_on_the_order_of_rows(order: list[int]) -> None:
+    shuffled = [SMILES[i] for i in order]
+    for smiles in (SMILES, shuffled):
+        balanced = list_names(split_by_balanced_scaffold(smiles, seed=4), smiles)
+        folds = list_names(split_by_fold(smiles, num_folds=4, fold=2, seed=4), smiles)
+        if smiles is SMILES:
+            expected = balanced, folds
+    assert (balanced, folds) == expected
+
+
+def test_one_scaffold_cannot_be_divided_at_random_either() -> None:
+    with pytest.raises(TableError, match="1 groups of equal molecules, scaffolds or clusters"):
+        split_by_balanced_scaffold(["C" * i for i in range(1, 30)], seed=0)
+
+
+def test_balanced_scaffold_of_an_invalid_smiles_names_the_row() -> None:
+    with pytest.raises(TableError, match="Row 2: RDKit cannot parse the SMILES 'C1CC'"):
+        split_by_balanced_scaffold(["CC", "C1CCC1", "C1CC"], seed=0)
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=20, max_size=80).filter(lambda rows: len(set(rows)) > 7),
+    st.integers(3, 7),
+    st.integers(0, 3),
 )
-def test_empty_part_of_a_split_column_is_refused(values: list[str], part: str) -> None:
-    with pytest.raises(TableError, match=f"Column 'fold' puts no usable row into {part}"):
-        split_by_column(values, column="fold")
+def test_folds_are_partitions_that_keep_equal_molecules_together(
+    groups: list[int], num_folds: int, seed: int
+) -> None:
+    names = [str(group) for group in groups]
+    turns = [
+        split_by_fold(names, num_folds=num_folds, fold=fold, seed=seed) for fold in range(num_folds)
+    ]
+    for turn in turns:
+        assert_is_partition(turn, len(names))
+        assert_keeps_together(turn, names)
+        assert min(len(turn.train), len(turn.valid), len(turn.test)) > 0
+    assert sorted(row for turn in turns for row in turn.test) == list(range(len(names)))
+    for turn, after in zip(turns, [*turns[1:], turns[0]], strict=True):
+        assert turn.valid.tolist() == after.test.tolist()
 
 
-def test_molecules_in_two_parts_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    log_leaking_groups(["a", "a", "b", "b"], splits=["train", "train", "test", "test"])
-    assert caplog.text == ""
-    log_leaking_groups(["a", "a", "b"], splits=["train", "test", "test"])
-    assert "1 molecules stand in more than one part" in caplog.text
+@pytest.mark.parametrize("fold", range(5))
+def test_folds_of_different_molecules_differ_by_one_row_at_most(fold: int) -> None:
+    split = split_by_fold([str(i) for i in range(102)], num_folds=5, fold=fold, seed=0)
+    assert {len(split.valid), len(split.test)} <= {20, 21}
+
+
+def test_folds_depend_on_the_seed_only() -> None:
+    names = [str(i) for i in range(60)]
+    first, again, other = (
+        split_by_fold(names, num_folds=5, fold=1, seed=seed).test.tolist() for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(("num_folds", "fold"), [(2, 0), (5, 5), (5, -1)])
+def test_fold_that_does_not_exist_is_refused(num_folds: int, fold: int) -> None:
+    with pytest.raises(TableError, match=f"Fold {fold} of {num_folds} does not exist"):
+        split_by_fold(["a", "b", "c"] * 5, num_folds=num_folds, fold=fold, seed=0)
+
+
+def test_more_folds_than_molecules_are_refused() -> None:
+    with pytest.raises(TableError, match="3 different molecules cannot be divided into 4 folds"):
+        split_by_fold(["a", "b", "c"] * 5, num_folds=4, fold=0, seed=0)

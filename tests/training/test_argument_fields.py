@@ -1,14 +1,17 @@
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 
 from rmat_hf.training.argument_fields import (
     SMALLEST_VALUES,
+    SPLIT_FIELDS,
     declare_flag,
     declare_required,
     validate_choice,
     validate_smallest_values,
+    validate_split_flags,
 )
 
 
@@ -61,3 +64,19 @@ def test_the_least_value_and_none_are_accepted() -> None:
     least = {name: SMALLEST_VALUES[name] for name in ("batch_size", "max_steps", "learning_rate")}
     validate_smallest_values(ExampleArguments(name="a", **least))
     validate_smallest_values(ExampleArguments(name="a", max_steps=None))
+
+
+@pytest.mark.parametrize("name", SPLIT_FIELDS)
+def test_a_flag_of_another_split_is_refused_and_a_missing_one_named(name: str) -> None:
+    split, _, is_needed = SPLIT_FIELDS[name]
+    flag = f"--{name.replace('_', '-')}"
+    options = dict.fromkeys(SPLIT_FIELDS)
+    validate_split_flags(SimpleNamespace(split="random", **options))
+    with pytest.raises(ValueError, match=f"{flag} 0.5 needs --split {split}, not random"):
+        validate_split_flags(SimpleNamespace(split="random", **{**options, name: 0.5}))
+    given = {key: 0.5 for key, field in SPLIT_FIELDS.items() if field[0] == split and key != name}
+    if is_needed:
+        with pytest.raises(ValueError, match=f"--split {split} needs {flag} "):
+            validate_split_flags(SimpleNamespace(split=split, **{**options, **given}))
+    else:
+        validate_split_flags(SimpleNamespace(split=split, **{**options, **given}))

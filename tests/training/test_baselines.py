@@ -7,8 +7,9 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import Descriptors
 
+from rmat_hf.data.column_splits import split_by_column
 from rmat_hf.data.loading import load_training_table
-from rmat_hf.data.splits import SplitIndices, split_by_column
+from rmat_hf.data.splits import SplitIndices
 from rmat_hf.data.tables import TableError
 from rmat_hf.training import baselines
 from rmat_hf.training.baselines import fit_baselines

@@ -152,6 +152,7 @@ def test_card_tells_labels_units_data_and_sizes(tmp_path: Path) -> None:
     assert "- predicts: a (nM), b (kcal/mol) (regression)" in text
     assert "- data: table.csv; 8 train, 4 valid, 5 test molecules, scaffold split" in text
     assert "7 rows dropped" in text
+    assert "Compare metrics only with those of the same kind of split" in text
 
 
 @pytest.mark.parametrize("names", [("y",), ("a", "b")])

@@ -22,6 +22,7 @@ from rmat_hf.training.run_folder import (
     copy_tracker_logs,
     describe_arguments,
     name_source,
+    name_split,
     save_json,
     save_run_folder,
 )
@@ -83,7 +84,7 @@ def save_untrained_run(
     report = FinetuningReport(
         config=model.config,
         dataset="table.csv",
-        split=arguments.split,
+        split=name_split(arguments),
         metrics=metrics,
         baselines=baselines or {},
         labels=labels,
@@ -326,6 +327,23 @@ def test_source_on_the_hub_keeps_its_id_and_a_path_its_last_name(
     assert name_source(".") == tmp_path.name
     assert name_source(str(tmp_path / "missing.csv")) == "missing.csv"
     assert name_source("freesolv") == "freesolv"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "random"),
+        ({"split": "scaffold_balanced"}, "scaffold_balanced"),
+        ({"split": "cluster"}, "cluster"),
+        ({"split": "cluster", "cluster_cutoff": 0.4}, "cluster-0.4"),
+        ({"split": "time", "time_column": "day"}, "time"),
+        ({"split": "kfold", "num_folds": 5, "fold": 0}, "fold-0-of-5"),
+    ],
+)
+def test_split_is_named_with_what_makes_its_metrics_its_own(
+    tmp_path: Path, options: dict[str, Any], name: str
+) -> None:
+    assert name_split(build_tiny_arguments(tmp_path, **options)) == name
 
 
 def test_json_is_indented_and_ends_with_a_newline(tmp_path: Path) -> None:

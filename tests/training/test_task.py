@@ -37,7 +37,7 @@ def list_all_rows(task: FinetuningTask) -> list[int]:
     return sorted(row for rows in list_rows(task).values() for row in rows)
 
 
-@pytest.mark.parametrize("split", ["random", "scaffold"])
+@pytest.mark.parametrize("split", ["random", "scaffold", "scaffold_balanced", "cluster"])
 def test_every_row_stands_in_exactly_one_part(tmp_path: Path, split: str) -> None:
     task = build(tmp_path, split=split)
     assert list_all_rows(task) == list(range(12))
@@ -58,6 +58,45 @@ def test_scaffold_split_keeps_a_scaffold_in_one_part(tmp_path: Path) -> None:
     ]
     assert sum(map(len, scaffolds)) == len(set().union(*scaffolds))
     assert all(scaffolds)
+
+
+def test_seed_decides_the_balanced_scaffold_split(tmp_path: Path) -> None:
+    splits = [list_rows(build(tmp_path, split="scaffold_balanced", seed=s)) for s in (0, 0, 1, 2)]
+    assert splits[0] == splits[1]
+    assert splits[0] != splits[2] or splits[0] != splits[3]
+
+
+def test_cluster_cutoff_decides_the_clusters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        for cutoff in (None, 0.6, 0.05):
+            build(tmp_path, split="cluster", cluster_cutoff=cutoff)
+    lines = [record.message for record in caplog.records if "clusters" in record.message]
+    assert lines[0] == lines[1]
+    assert lines[2].startswith("12 molecules form 12 clusters")
+
+
+def test_newest_rows_are_test_in_a_time_split(tmp_path: Path) -> None:
+    days = [f"2019-01-{day:02}" for day in (9, 12, 1, 2, 11, 3, 4, 5, 6, 7, 8, 10)]
+    columns = {"y": range(12), "day": days}
+    task = build(tmp_path, columns, label_columns=["y"], split="time", time_column="day")
+    rows = list_rows(task)
+    assert (rows["valid"], rows["test"]) == ([4], [1])
+    assert list_all_rows(task) == list(range(12))
+
+
+def test_row_without_a_time_stops_a_time_split(tmp_path: Path) -> None:
+    columns = {"y": range(12), "day": [*range(2001, 2012), None]}
+    with pytest.raises(TableError, match=r"Row 11 .*column 'day' holds '', which is no time"):
+        build(tmp_path, columns, label_columns=["y"], split="time", time_column="day")
+
+
+def test_each_row_is_in_test_of_one_fold(tmp_path: Path) -> None:
+    turns = [list_rows(build(tmp_path, split="kfold", num_folds=3, fold=fold)) for fold in range(3)]
+    assert sorted(row for turn in turns for row in turn["test"]) == list(range(12))
+    assert [turn["valid"] for turn in turns] == [turns[i]["test"] for i in (1, 2, 0)]
+    assert [len(turn["train"]) for turn in turns] == [4, 4, 4]
 
 
 def test_column_split_is_the_one_of_the_column(tmp_path: Path) -> None:
