@@ -41,6 +41,7 @@ LAYERS = [
     {"inference"},
     {"screening"},
     {"training"},
+    {"evaluation"},
     {"benchmark_workload"},
     {"benchmarking"},
     {"cli"},

@@ -40,7 +40,6 @@ FOREST = "random_forest_ecfp4_counts"
 SVM = "svm_rdkit_descriptors"
 BOOSTING = "gradient_boosting_rdkit_descriptors"
 BASELINES = (FOREST, SVM, BOOSTING)
-FINETUNING_BASELINES = (FOREST, SVM)  # those of `rmat finetune --with-baselines`
 
 NUM_TREES = 500
 GAMMA_FACTORS = (0.1, 0.3, 1.0, 3.0)
@@ -50,8 +49,7 @@ BOOSTING_GRID = {"learning_rate": (0.03, 0.1), "max_iter": (100, 300), "max_leaf
 MAX_SVM_ROWS = 10_000  # the time to fit an SVM grows with the square of the rows or faster
 MAX_ATOMS = 1_000_000  # the loader has set the limit already
 
-# What a model says about every row, and the setting that was chosen for it.
-Fit = tuple[np.ndarray, dict[str, Any]]
+Fit = tuple[np.ndarray, dict[str, Any]]  # outputs for every row, chosen setting
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def fit_baselines(
         of `train`, `valid` and `test` and the `setting` by label name.
     """
     results: dict[str, dict[str, Any]] = {}
-    for name in FINETUNING_BASELINES:
+    for name in (FOREST, SVM):
         fitted = fit_baseline(
             name,
             molecules,
