@@ -75,7 +75,10 @@ def summarize_dataset(
             "metrics": [
                 {"split": fold.split, "seed": fold.seed, **parts} for fold, parts in found.items()
             ],
-            **{part: compute_spread(_list_values(found, part, metric)) for part in SCORED_PARTS},
+            **{
+                part: compute_spread(_list_values(found, part=part, metric=metric))
+                for part in SCORED_PARTS
+            },
         }
         if not dataset.is_regression:
             resamples = list(scores.resamples.get(name, {}).values())
@@ -147,14 +150,14 @@ def _describe_fold(outcome: FoldOutcome) -> dict[str, Any]:
     }
 
 
-def _list_values(found: Mapping[Fold, dict[str, Any]], part: str, metric: str) -> list[float]:
+def _list_values(found: Mapping[Fold, dict[str, Any]], *, part: str, metric: str) -> list[float]:
     values = [(parts[part] or {}).get(metric) for parts in found.values()]
     return [value for value in values if value is not None]
 
 
 def _compare(scores: _Scores, method: str, *, reference: str, metric: str) -> dict[str, Any]:
     own, other = (scores.metrics.get(name, {}) for name in (method, reference))
-    pairs = {}
+    pairs: dict[Fold, list[Any]] = {}
     for fold in [fold for fold in own if fold in other]:
         pair = [(found[fold]["test"] or {}).get(metric) for found in (own, other)]
         if None not in pair:
