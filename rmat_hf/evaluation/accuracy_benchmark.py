@@ -153,7 +153,20 @@ def _build_results(
         )
         for name, dataset in protocol.datasets.items()
     }
-    return {"datasets": datasets, "num_resamples": num_resamples}
+    return {
+        "protocol": _hide_folders(protocol.content),
+        "datasets": datasets,
+        "num_resamples": num_resamples,
+    }
+
+
+def _hide_folders(value: Any) -> Any:
+    """Return a protocol without absolute paths, which tell about the machine only."""
+    if isinstance(value, dict):
+        return {name: _hide_folders(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_hide_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _describe_runs(

@@ -20,7 +20,7 @@ HOW_TO_READ_BOOTSTRAP = """
 "± rows" is the standard error that the choice of test rows causes: a bootstrap over rows
 ({num_resamples} resamples, fixed seed), the same rows for both methods, and the same for all seeds
 of one split. Splits with the same hash are repetitions of one split: their spread is that of the
-seeds.
+seeds. The probabilities of an SVM rank the molecules, but are not calibrated.
 """.strip()
 
 
