@@ -20,11 +20,12 @@ def describe_choices(folder: Path) -> dict[str, Any]:
         folder (`Path`): Of a finetuned model or a fitted baseline.
 
     Returns:
-        `dict` with `part` (where it was chosen) and, for a model, `metric`, `epoch`, `num_epochs`
-        and the values of a search over `hpo_trials` settings; for a baseline `setting` by label.
+        `dict` with `part` (where it was chosen; `None` if it was fixed) and, for a model, `metric`,
+        `epoch`, `num_epochs` and the values of a search over `hpo_trials` settings; for a baseline
+        `setting` by label.
     """
     if (folder / SETTING_FILE).is_file():
-        return {"part": "valid", "setting": _load(folder / SETTING_FILE)}
+        return dict(_load(folder / SETTING_FILE))
     arguments = _load(folder / ARGUMENTS_FILE)
     is_regression = arguments["problem_type"] == "regression"
     metric = arguments.get("training_arguments", {}).get("metric_for_best_model")

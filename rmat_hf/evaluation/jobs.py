@@ -216,7 +216,8 @@ def _run_baseline(job: Job, task: BaselineTask) -> None:
             },
         ) as writer:
             writer.write(columns)
-        save_json(folder / SETTING_FILE, fitted.setting)
+        chosen_on = None if job.method == baselines.FOREST else "valid"
+        save_json(folder / SETTING_FILE, {"part": chosen_on, "setting": fitted.setting})
 
 
 def _name_folder(fold: Fold, method: str, *, key: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rdkit import Chem, DataStructs
+from rdkit import DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
@@ -17,7 +17,9 @@ from sklearn.metrics import roc_curve
 from rmat_hf.atomic_output import open_atomically
 from rmat_hf.evaluation.row_predictions import RowPredictions
 from rmat_hf.evaluation.summary import FoldOutcome
+from rmat_hf.molecule_features_rmat import parse_molecule
 from rmat_hf.training.baseline_features import FINGERPRINT_RADIUS, FINGERPRINT_SIZE
+from rmat_hf.training.baselines import MAX_ATOMS
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def save_plots(
     methods = list(dict.fromkeys(method for found in outcomes for method in found.predictions))
     labels = {method: _collect_labels(outcomes, method) for method in methods}
     predictions = {method: _collect_predictions(outcomes, method) for method in methods}
-    distances = {method: _collect_distances(outcomes, method) for method in methods}
+    distances = [compute_distances_to_train(outcome.rows) for outcome in outcomes]
     draw = {"parity": _draw_parity} if is_regression else {"roc": _draw_roc}
     if not is_regression:
         draw["calibration"] = _draw_calibration
@@ -64,7 +66,12 @@ def save_plots(
     with _open_panels(folder / files[-1], methods) as panels:
         for method, axes in panels.items():
             errors = np.abs(predictions[method] - labels[method])
-            _draw_errors(axes, errors, distances=distances[method])
+            shown = [
+                np.repeat(found, outcome.rows.labels.shape[1])
+                for found, outcome in zip(distances, outcomes, strict=True)
+                if method in outcome.predictions
+            ]
+            _draw_errors(axes, errors, distances=np.concatenate(shown))
     return files
 
 
@@ -80,7 +87,8 @@ def compute_distances_to_train(rows: RowPredictions) -> np.ndarray:
     generator = rdFingerprintGenerator.GetMorganGenerator(
         radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_SIZE
     )
-    fingerprints = [generator.GetFingerprint(Chem.MolFromSmiles(text)) for text in rows.smiles]
+    mols = [parse_molecule(text, max_atoms=MAX_ATOMS) for text in rows.smiles]
+    fingerprints = [generator.GetFingerprint(mol) for mol in mols]
     train = [fingerprints[i] for i in np.flatnonzero(rows.is_in("train"))]
     test = np.flatnonzero(rows.is_in("test"))
     nearest = [max(DataStructs.BulkTanimotoSimilarity(fingerprints[i], train)) for i in test]
@@ -105,15 +113,6 @@ def _collect_predictions(outcomes: Sequence[FoldOutcome], method: str) -> np.nda
     return np.concatenate(found).ravel()
 
 
-def _collect_distances(outcomes: Sequence[FoldOutcome], method: str) -> np.ndarray:
-    found = [
-        np.repeat(compute_distances_to_train(outcome.rows), outcome.rows.labels.shape[1])
-        for outcome in outcomes
-        if method in outcome.predictions
-    ]
-    return np.concatenate(found)
-
-
 @contextmanager
 def _open_panels(path: Path, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield axes by method; the figure is saved when the block ends without an error."""
@@ -124,9 +123,12 @@ def _open_panels(path: Path, methods: Sequence[str]) -> Iterator[dict[str, Any]]
     num_rows = math.ceil(len(methods) / num_columns)
     figure = Figure(figsize=(3.6 * num_columns, 3.6 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = {}
+    panels: dict[str, Any] = {}
     for idx, method in enumerate(methods):
-        panels[method] = figure.add_subplot(num_rows, num_columns, idx + 1)
+        first = panels.get(methods[0])  # one scale for all, so that panels can be compared
+        panels[method] = figure.add_subplot(
+            num_rows, num_columns, idx + 1, sharex=first, sharey=first
+        )
         panels[method].set_title(method, fontsize=9)
     yield panels
     with open_atomically(path) as stream:
@@ -174,4 +176,4 @@ def _draw_errors(axes: Any, errors: np.ndarray, *, distances: np.ndarray) -> Non
         [np.mean(y[bins == idx]) for idx in present],
         color=LINE_COLOR,
     )
-    axes.set(xlabel="Tanimoto distance to nearest train molecule", ylabel="absolute error")
+    axes.set(xlabel="Tanimoto distance to train", ylabel="absolute error")

@@ -148,8 +148,8 @@ def _build_choices(runs: Sequence[Mapping[str, Any]]) -> list[str]:
                 chosen = ", ".join(f"{name} {choices[name]:.3g}" for name in named)
                 texts.append(f"best of {choices['hpo_trials']} settings: {chosen}")
         cells = [run["dataset"], run["split"], str(run["seed"]), run["method"], "; ".join(texts)]
-        rows.append([*cells, choices["part"]])
-    header = ["data set", "split", "seed", "method", "chosen", "on"]
+        rows.append([*cells, choices["part"] or "fixed"])
+    header = ["data set", "split", "seed", "method", "setting", "chosen on"]
     note = (
         "Everything else was given by the protocol. How other tools chose is for them to say. "
         "The trials of a search are in `hpo_trials.csv` of the run."

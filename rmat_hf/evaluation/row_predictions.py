@@ -11,6 +11,8 @@ from rdkit import Chem
 
 from rmat_hf.data.splits import SPLIT_NAMES
 from rmat_hf.data.tables import TableError
+from rmat_hf.molecule_features_rmat import MoleculeError, parse_molecule
+from rmat_hf.training.baselines import MAX_ATOMS
 
 PREDICTIONS_FILE = "predictions.csv"
 DROPPED_FILE = "dropped_rows.csv"
@@ -125,12 +127,12 @@ def compute_part_hashes(rows: RowPredictions) -> dict[str, str]:
 
 
 def compute_canonical_smiles(smiles: str) -> str:
-    """Return the SMILES by which two rows are one molecule.
+    """Return the SMILES by which two rows are one molecule, as when the table was loaded.
 
     Raises:
-        TableError: If RDKit cannot parse it.
+        TableError: If it is not one molecule.
     """
-    mol = Chem.MolFromSmiles(smiles)
-    if mol is None:
-        raise TableError(f"RDKit cannot parse the SMILES {smiles!r}. Fix or drop the row.")
-    return str(Chem.MolToSmiles(mol))
+    try:
+        return str(Chem.MolToSmiles(parse_molecule(smiles, max_atoms=MAX_ATOMS)))
+    except MoleculeError as error:
+        raise TableError(f"{error}. Fix or drop the row.") from error

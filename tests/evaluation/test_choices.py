@@ -41,5 +41,6 @@ def test_searched_values_are_told(tmp_path: Path) -> None:
 
 
 def test_setting_of_a_baseline_is_told(tmp_path: Path) -> None:
-    (tmp_path / "setting.json").write_text(json.dumps({"y": {"penalty": 3.0}}))
-    assert describe_choices(tmp_path) == {"part": "valid", "setting": {"y": {"penalty": 3.0}}}
+    setting = {"part": "valid", "setting": {"y": {"penalty": 3.0}}}
+    (tmp_path / "setting.json").write_text(json.dumps(setting))
+    assert describe_choices(tmp_path) == setting

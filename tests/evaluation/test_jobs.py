@@ -40,6 +40,8 @@ def test_every_fold_and_model_is_a_run_in_a_folder_of_its_own(tmp_path: Path) ->
     assert len({job.folder for job in jobs}) == 4
     assert jobs[1].folder.name.startswith("numbers-tiny_fast-part_0-seed_0-")
     assert jobs[1].task.learning_rate == 0.01  # type: ignore[union-attr]  # a model's
+    # an interrupted run continues
+    assert all(job.task.resume for job in jobs)  # type: ignore[union-attr]  # a model's
     assert not any(job.is_finished for job in jobs)
 
 
@@ -80,7 +82,7 @@ def test_baseline_is_fitted_on_the_given_rows(
     np.testing.assert_array_equal(loaded.labels, rows.labels)
     assert np.isfinite(loaded.predictions).all()
     setting = json.loads((job.folder / SETTING_FILE).read_text())
-    assert setting["y"] == {"num_trees": 5, "num_train_rows": 6}
+    assert setting == {"part": None, "setting": {"y": {"num_trees": 5, "num_train_rows": 6}}}
     record = json.loads(job.record_file.read_text())
     assert record["versions"] == list_versions()
     assert record["seconds"] > 0

@@ -27,7 +27,7 @@ def results(tmp_path: Path) -> dict[str, Any]:
     run |= {"folder": "runs/a", "seconds": 12.0, "core_seconds": 3600.0}
     searched = {"learning_rate": 1e-3, "dropout": 0.1, "weight_decay": 0.01, "batch_size": 16}
     epoch = {"metric": "roc_auc", "part": "valid", "epoch": 7.0, "num_epochs": 9.0}
-    setting = {"part": "valid", "setting": {"is_odd": {"num_trees": 5}}}
+    setting = {"part": None, "setting": {"is_odd": {"num_trees": 5}}}
     return {
         "is_complete": False,
         "failures": [{"run": "a|b, classes, part_0, seed 1", "reason": "killed"}],
@@ -57,7 +57,7 @@ def results(tmp_path: Path) -> dict[str, Any]:
         "(10 resamples, fixed seed)",
         "![classes_roc.png](plots/classes_roc.png)",
         "epoch 7 of 9 by roc_auc; best of 4 settings: learning_rate 0.001, dropout 0.1",
-        "| is_odd: num_trees 5 | valid |",
+        "| is_odd: num_trees 5 | fixed |",
         "1.00 core hours in all",
         "- python 3.11, torch 2",
         "Test was looked at once per run",

@@ -68,7 +68,7 @@ def test_missing_rows_are_named(tmp_path: Path) -> None:
         ({"prediction": ["nan", 1.0]}, "line 1 below the header: prediction is 'nan'"),
         ({"row": ["10", "x"]}, "line 2 below the header: row is 'x'"),
         ({"row": [10, 10]}, "row 10 of numbers, part_0, seed 0 has two predictions"),
-        ({"row": None, "smiles": ["C1CC", "C"]}, "smiles is 'C1CC': RDKit cannot parse"),
+        ({"row": None, "smiles": ["C1CC", "C"]}, "line 1 below the header: smiles is 'C1CC': "),
         ({"row": None}, "tool.csv has no column 'smiles'"),
         ({"seed": None}, "tool.csv has no column 'seed'"),
         ({"prediction": None}, "has no column 'prediction_y'"),
