@@ -73,7 +73,7 @@ class Job:
 
     @property
     def log_file(self) -> Path:
-        """What the run wrote to its screen."""
+        """What the run wrote to its screen, kept if it fails."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property

@@ -90,7 +90,10 @@ def _run_in_processes(
             for sentinel in multiprocessing.connection.wait(list(running)):
                 process, job = running.pop(int(str(sentinel)))
                 process.join()
-                end(job, _find_reason(process, job))
+                reason = _find_reason(process, job)
+                if reason is None:  # warnings in it name paths of this machine
+                    job.log_file.unlink(missing_ok=True)
+                end(job, reason)
     finally:
         for process, _ in running.values():
             process.terminate()

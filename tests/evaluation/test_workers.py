@@ -14,6 +14,7 @@ def test_dying_and_failing_processes_are_reported_and_others_go_on(tmp_path: Pat
     # without the folder, which tells about the machine
     assert failures[jobs[1]] == "ValueError: Row 3 of table.csv is bad."
     assert jobs[2].is_finished
+    assert [job.log_file.exists() for job in jobs] == [True, True, False]
     assert sorted(lines) == [
         "Failed: die, numbers, part_0, seed 0",
         "Failed: fail, numbers, part_0, seed 0",
