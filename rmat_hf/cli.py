@@ -17,6 +17,9 @@ from rmat_hf.benchmarking import describe_benchmark, run_benchmark
 from rmat_hf.conversion import convert_checkpoint
 from rmat_hf.data.corpus_summary import describe_corpus
 from rmat_hf.data.feature_cache import find_feature_cache_dir
+from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
+from rmat_hf.evaluation.arguments import EvaluationArguments
+from rmat_hf.evaluation.report import build_overview
 from rmat_hf.list_flags import ListFlagCommand
 from rmat_hf.screening import (
     ScreeningOptions,
@@ -78,7 +81,7 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
             way_out = ""
             if "resume" in values:
                 way_out = " Repeat the command with --resume to continue."
-            elif verb == "featurize":
+            elif verb in ("featurize", "benchmark"):
                 way_out = " Repeat the command to continue."
             print(f"rmat: interrupted.{way_out}", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -147,6 +150,18 @@ def bench(arguments: BenchmarkArguments) -> None:
     print(describe_benchmark(run_benchmark(arguments)))
     if arguments.output_json is not None:
         print(f"\nWrote {arguments.output_json}.")
+
+
+def benchmark(arguments: EvaluationArguments) -> None:
+    """Compare models, baselines and other tools on the same splits; write a report."""
+    result = run_accuracy_benchmark(
+        replace(arguments, feature_cache=_find_feature_cache(arguments.feature_cache)),
+        report_progress=lambda line: print(line, file=sys.stderr),
+    )
+    print(build_overview(result.results))
+    print(f"\nWrote {arguments.output_dir}: report.md, results.json, plots and all runs.")
+    if not result.is_complete:
+        raise typer.Exit(1)
 
 
 def describe_metrics(result: FinetuningResult) -> str:
@@ -221,6 +236,7 @@ add_command("predict", PredictionArguments, report=predict)
 add_command("embed", PredictionArguments, report=embed)
 add_command("convert", ConversionArguments, report=convert)
 add_command("bench", BenchmarkArguments, report=bench)
+add_command("benchmark", EvaluationArguments, report=benchmark)
 
 
 def main() -> None:

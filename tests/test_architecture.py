@@ -43,6 +43,7 @@ LAYERS = [
     {"inference"},
     {"screening"},
     {"training"},
+    {"evaluation"},
     {"benchmark_workload"},
     {"benchmarking"},
     {"cli"},

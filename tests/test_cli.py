@@ -331,3 +331,48 @@ def test_featurize_prints_counts_and_reasons(
     interrupted = run_cli(*flags, "--shard-size", 4)
     assert interrupted.exit_code == 130
     assert interrupted.error == "rmat: interrupted. Repeat the command to continue.\n"
+
+
+def write_benchmark(folder: Path, **model: object) -> list[str | Path]:
+    """Write a protocol with one tiny model; return the flags of its benchmark in this process."""
+    tiny = {"geometry": "bounds", "model_config": str(folder / "tiny.json"), "num_train_epochs": 1}
+    dataset = {"dataset": "table.csv", "label_columns": ["y"], "problem_type": "regression"}
+    content = {
+        "datasets": {"set": {**dataset, "splits": ["part"], "seeds": [0]}},
+        "models": {"tiny": {**tiny, **model}},
+    }
+    (folder / "protocol.json").write_text(json.dumps(content))
+    return [
+        *["benchmark", "--data", folder, "--protocol", folder / "protocol.json", "--num-proc", "0"],
+        *["--output-dir", folder / "benchmark", "--feature-cache", "none"],
+    ]
+
+
+def test_benchmark_reports_means_and_repeats_nothing(table: Path, run_cli: RunCli) -> None:
+    flags = write_benchmark(table.parent)
+    outcome = run_cli(*flags)
+    assert outcome.exit_code == 0, outcome.error
+    assert re.search(r"set +tiny +test RMSE [\d.]+ ± 0\.000", outcome.output)
+    assert "Finished: tiny, set, part, seed 0" in outcome.error
+    assert (table.parent / "benchmark" / "report.md").is_file()
+    again = run_cli(*flags)
+    assert "1 of 1 runs are there already." in again.error
+    assert again.exit_code == 0
+
+
+def test_benchmark_with_a_failed_run_writes_the_report_and_exits_with_1(
+    table: Path, run_cli: RunCli
+) -> None:
+    (table.parent / "bad.json").write_text(json.dumps({"optim": "no_such_optimizer"}))
+    flags = write_benchmark(table.parent, training_arguments=str(table.parent / "bad.json"))
+    outcome = run_cli(*flags)
+    assert outcome.exit_code == 1
+    assert "Failed: tiny, set, part, seed 0" in outcome.error
+    assert "Incomplete" in (table.parent / "benchmark" / "report.md").read_text()
+
+
+def test_benchmark_refuses_a_wrong_protocol_in_one_line(table: Path, run_cli: RunCli) -> None:
+    outcome = run_cli(*write_benchmark(table.parent, lr=1e-3))
+    assert outcome.exit_code == 2
+    assert "model 'tiny': unknown field 'lr'" in outcome.error
+    assert not (table.parent / "benchmark").exists()

@@ -17,7 +17,7 @@ import pytest
 
 # What a distribution brings along for direct use, besides the module named like it.
 PROVIDED_BY = {
-    "scikit-learn": {"sklearn", "scipy"},
+    "scikit-learn": {"sklearn", "scipy", "threadpoolctl"},
     "datasets": {"datasets", "pandas", "pyarrow", "tqdm"},
 }
 

@@ -22,6 +22,8 @@ SMALLEST_VALUES = {
     "max_pairs": 1,
     "gradient_accumulation_steps": 1,
     "num_evaluations": 1,
+    "num_proc": 0,
+    "num_resamples": 2,
     "num_folds": 3,
     "fold": 0,
 }

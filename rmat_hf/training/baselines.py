@@ -1,29 +1,32 @@
-"""Two classical models, fitted on the same split as the finetuned one to stand beside it."""
+"""Classical models, fitted on the same split as the finetuned one to stand beside it."""
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from rdkit import Chem
-from rdkit.Chem import rdFingerprintGenerator
 from scipy.special import expit, softmax
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import ParameterGrid
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
 from rmat_hf.data.splits import SplitIndices
 from rmat_hf.data.tables import TableError
-from rmat_hf.molecule_features_rmat import (
-    compute_molecule_descriptors,
-    list_molecule_descriptor_names,
-    parse_molecule,
+from rmat_hf.molecule_features_rmat import parse_molecule
+from rmat_hf.training.baseline_features import (
+    compute_descriptors,
+    compute_fingerprints,
+    prepare_descriptors,
 )
 from rmat_hf.training.metrics import (
     compute_classification_metrics,
@@ -33,20 +36,39 @@ from rmat_hf.training.metrics import (
 
 logger = logging.getLogger(__name__)
 
-FINGERPRINT_RADIUS = 2
-FINGERPRINT_SIZE = 2048
+FOREST = "random_forest_ecfp4_counts"
+SVM = "svm_rdkit_descriptors"
+BOOSTING = "gradient_boosting_rdkit_descriptors"
+BASELINES = (FOREST, SVM, BOOSTING)
+
 NUM_TREES = 500
 GAMMA_FACTORS = (0.1, 0.3, 1.0, 3.0)
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
 INSENSITIVITIES = (0.01, 0.1)  # regression only; standard deviations of the labels
-LARGEST_DESCRIPTOR = 8.0  # standard deviations
+BOOSTING_GRID = {"learning_rate": (0.03, 0.1), "max_iter": (100, 300), "max_leaf_nodes": (8, 31)}
 MAX_SVM_ROWS = 10_000  # the time to fit an SVM grows with the square of the rows or faster
 MAX_ATOMS = 1_000_000  # the loader has set the limit already
+
+Fit = tuple[np.ndarray, dict[str, Any]]  # outputs for every row, chosen setting
+
+
+@dataclass(frozen=True)
+class FittedBaseline:
+    """What a fitted baseline says about every row.
+
+    Args:
+        outputs (`list[np.ndarray]`):
+            For each label predictions `(num_rows,)` or probabilities `(num_rows, num_classes)`.
+        setting (`dict[str, dict[str, Any]]`): What was chosen on valid, by label name.
+    """
+
+    outputs: list[np.ndarray]
+    setting: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What both models need to know; `num_classes` is 0 for a regression."""
+    """What all models need to know; `num_classes` is 0 for a regression."""
 
     split: SplitIndices
     num_classes: int
@@ -72,25 +94,65 @@ def fit_baselines(
     more than 10,000 train rows it sees a random choice of so many.
 
     Args:
-        molecules (`Sequence[str]` or `Sequence[Chem.Mol]`):
-            Valid molecules.
+        molecules (`Sequence[str]` or `Sequence[Chem.Mol]`): Valid molecules.
         labels (`np.ndarray` of shape `(num_rows, num_labels)`):
             Labels, NaN where missing; the class index for a single-label classification.
-        split (`SplitIndices`):
-            Rows of train, valid and test; none may be empty.
-        problem_type (`str`):
-            `"regression"`, `"multi_label_classification"` or `"single_label_classification"`.
-        label_names (`Sequence[str]`):
-            Name of each label column.
-        seed (`int`):
-            Seed of the forest and of the choice of rows.
-        num_jobs (`int`, *optional*, defaults to 1):
-            Processor cores of the forest.
+        split (`SplitIndices`): Rows of train, valid and test; none may be empty.
+        problem_type (`str`): As in the model's config.
+        label_names (`Sequence[str]`): Name of each label column.
+        seed (`int`): Seed of the forest and of the choice of rows.
+        num_jobs (`int`, *optional*, defaults to 1): Processor cores of the forest.
 
     Returns:
         `dict` with `random_forest_ecfp4_counts` and `svm_rdkit_descriptors`, each with the metrics
         of `train`, `valid` and `test` and the `setting` by label name.
     """
+    results: dict[str, dict[str, Any]] = {}
+    for name in (FOREST, SVM):
+        fitted = fit_baseline(
+            name,
+            molecules,
+            labels=labels,
+            split=split,
+            problem_type=problem_type,
+            label_names=label_names,
+            seed=seed,
+            num_jobs=num_jobs,
+        )
+        results[name] = {
+            part: _compute_metrics(
+                [output[rows] for output in fitted.outputs],
+                np.asarray(labels, dtype=np.float64).reshape(len(molecules), -1)[rows],
+                problem_type=problem_type,
+                label_names=label_names,
+            )
+            for part, rows in vars(split).items()
+        }
+        results[name]["setting"] = fitted.setting
+    return results
+
+
+def fit_baseline(
+    name: str,
+    molecules: Sequence[str | Chem.Mol],
+    *,
+    labels: np.ndarray,
+    split: SplitIndices,
+    problem_type: str,
+    label_names: Sequence[str],
+    seed: int,
+    num_jobs: int = 1,
+) -> FittedBaseline:
+    """Fit one of `BASELINES` and predict every row; the arguments are those of `fit_baselines`.
+
+    Gradient boosting (on the descriptors of the SVM) takes learning rate, number of trees and
+    leaves of a tree that do best on valid.
+
+    Raises:
+        ValueError: If there is no such baseline, or a label is unknown in all of train or valid.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"There is no baseline {name!r}. Known: {', '.join(BASELINES)}.")
     labels = np.asarray(labels, dtype=np.float64).reshape(len(molecules), len(label_names))
     _validate_known_labels(labels, split=split, label_names=label_names)
     mols = [parse_molecule(molecule, max_atoms=MAX_ATOMS) for molecule in molecules]
@@ -98,28 +160,14 @@ def fit_baselines(
     if problem_type == "single_label_classification":
         num_classes = 1 + int(np.nanmax(labels))
     task = _Task(split, num_classes, seed, num_jobs)
-    descriptors = _prepare_descriptors(_compute_descriptors(mols), train=split.train)
-    fits = {
-        "random_forest_ecfp4_counts": partial(_fit_forest, _compute_fingerprints(mols)),
-        "svm_rdkit_descriptors": partial(_fit_svm, descriptors),
-    }
-    results: dict[str, dict[str, Any]] = {}
-    for model_name, fit in fits.items():
-        outputs, settings = [], {}
-        for label_idx, label_name in enumerate(label_names):
-            output, settings[label_name] = fit(labels[:, label_idx], task=task)
-            outputs.append(output)
-        results[model_name] = {
-            part: _compute_metrics(
-                [output[rows] for output in outputs],
-                labels[rows],
-                problem_type=problem_type,
-                label_names=label_names,
-            )
-            for part, rows in vars(split).items()
-        }
-        results[model_name]["setting"] = settings
-    return results
+    if name == FOREST:
+        features = compute_fingerprints(mols)
+    else:
+        features = prepare_descriptors(compute_descriptors(mols), train=split.train)
+    fit = {FOREST: _fit_forest, SVM: _fit_svm, BOOSTING: _fit_boosting}[name]
+    fits = [fit(features, column, task=task) for column in labels.T]
+    settings = dict(zip(label_names, (setting for _, setting in fits), strict=True))
+    return FittedBaseline([output for output, _ in fits], settings)
 
 
 def _validate_known_labels(
@@ -135,30 +183,7 @@ def _validate_known_labels(
                 )
 
 
-def _compute_fingerprints(mols: list[Chem.Mol]) -> np.ndarray:
-    generator = rdFingerprintGenerator.GetMorganGenerator(
-        radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_SIZE
-    )
-    return np.array([generator.GetCountFingerprintAsNumPy(mol) for mol in mols], dtype=np.float32)
-
-
-def _compute_descriptors(mols: list[Chem.Mol]) -> np.ndarray:
-    names = list_molecule_descriptor_names()
-    rows = [compute_molecule_descriptors(mol, names) for mol in mols]
-    return np.array(rows, dtype=np.float64)
-
-
-def _prepare_descriptors(descriptors: np.ndarray, *, train: np.ndarray) -> np.ndarray:
-    """Impute, standardize and clip with the statistics of the train rows."""
-    known = descriptors[:, ~np.isnan(descriptors[train]).all(axis=0)]
-    filled = np.where(np.isnan(known), np.nanmedian(known[train], axis=0), known)
-    standardized = StandardScaler().fit(filled[train]).transform(filled)
-    return np.clip(standardized, -LARGEST_DESCRIPTOR, LARGEST_DESCRIPTOR)
-
-
-def _fit_forest(
-    features: np.ndarray, labels: np.ndarray, *, task: _Task
-) -> tuple[np.ndarray, dict[str, Any]]:
+def _fit_forest(features: np.ndarray, labels: np.ndarray, *, task: _Task) -> Fit:
     rows = _select_known(labels, task.split.train)
     forest = RandomForestClassifier if task.num_classes else RandomForestRegressor
     model = forest(n_estimators=NUM_TREES, n_jobs=task.num_jobs, random_state=task.seed)
@@ -167,30 +192,54 @@ def _fit_forest(
     return _predict(model, features, num_classes=task.num_classes), setting
 
 
-def _fit_svm(
-    features: np.ndarray, labels: np.ndarray, *, task: _Task
-) -> tuple[np.ndarray, dict[str, Any]]:
-    train, valid = (_select_known(labels, rows) for rows in (task.split.train, task.split.valid))
+def _fit_svm(features: np.ndarray, labels: np.ndarray, *, task: _Task) -> Fit:
+    train = _select_known(labels, task.split.train)
     if len(train) > MAX_SVM_ROWS:
         logger.warning("The SVM baseline sees %d of %d train rows.", MAX_SVM_ROWS, len(train))
         train = np.random.default_rng(task.seed).choice(train, MAX_SVM_ROWS, replace=False)
-    target = labels[train]
-    mean, scale = 0.0, 1.0
-    if not task.num_classes:  # so that one grid of penalties fits every unit
-        mean, scale = target.mean(), target.std() or 1.0
     variance = features[train].var() * features.shape[1]
-    trials: list[tuple[float, np.ndarray, dict[str, Any]]] = []
     grid = {"penalty": PENALTIES, "gamma_factor": GAMMA_FACTORS}
     if not task.num_classes:
         grid["insensitivity"] = INSENSITIVITIES
+    models: list[tuple[Any, dict[str, Any]]] = []
     for choice in ParameterGrid(grid):
         gamma = choice["gamma_factor"] / (variance or 1.0)
-        if not task.num_classes:
-            model = SVR(C=choice["penalty"], gamma=gamma, epsilon=choice["insensitivity"])
-        elif len(np.unique(target)) > 1:
+        if task.num_classes:
             model = SVC(C=choice["penalty"], gamma=gamma)
         else:
-            model = DummyClassifier()  # an SVM refuses a single class
+            model = SVR(C=choice["penalty"], gamma=gamma, epsilon=choice["insensitivity"])
+        models.append((model, choice))
+    return _choose_on_valid(models, features, labels=labels, train=train, task=task)
+
+
+def _fit_boosting(features: np.ndarray, labels: np.ndarray, *, task: _Task) -> Fit:
+    boosting = HistGradientBoostingClassifier if task.num_classes else HistGradientBoostingRegressor
+    models = [
+        (boosting(**choice, early_stopping=False, random_state=task.seed), choice)
+        for choice in ParameterGrid(BOOSTING_GRID)
+    ]
+    train = _select_known(labels, task.split.train)
+    return _choose_on_valid(models, features, labels=labels, train=train, task=task)
+
+
+def _choose_on_valid(
+    models: Iterable[tuple[Any, dict[str, Any]]],
+    features: np.ndarray,
+    *,
+    labels: np.ndarray,
+    train: np.ndarray,
+    task: _Task,
+) -> Fit:
+    """Fit every model on the train rows; return outputs and setting of the best one on valid."""
+    valid = _select_known(labels, task.split.valid)
+    target = labels[train]
+    mean, scale = 0.0, 1.0
+    if not task.num_classes:  # so that one grid fits every unit
+        mean, scale = target.mean(), target.std() or 1.0
+    is_one_class = task.num_classes > 0 and len(np.unique(target)) == 1
+    trials: list[tuple[float, np.ndarray, dict[str, Any]]] = []
+    for candidate, choice in models:
+        model = DummyClassifier() if is_one_class else candidate  # others refuse a single class
         model.fit(features[train], (target - mean) / scale)
         outputs = _predict(model, features, num_classes=task.num_classes) * scale + mean
         score = _compute_score(outputs[valid], labels[valid], num_classes=task.num_classes)

@@ -12,7 +12,7 @@ from rmat_hf.data.loading import load_training_table
 from rmat_hf.data.splits import SplitIndices
 from rmat_hf.data.tables import TableError
 from rmat_hf.training import baselines
-from rmat_hf.training.baselines import fit_baselines
+from rmat_hf.training.baselines import BASELINES, BOOSTING, fit_baseline, fit_baselines
 
 NAMES = ["random_forest_ecfp4_counts", "svm_rdkit_descriptors"]
 PARTS = ["train", "valid", "test"]
@@ -140,12 +140,6 @@ def test_valid_part_of_one_class_is_judged_by_accuracy(masses: np.ndarray) -> No
     assert fit(labels, "multi_label_classification")[NAMES[1]]["valid"]["roc_auc"] is None
 
 
-def test_undefined_descriptors_are_filled_with_the_train_median() -> None:
-    descriptors = np.array([[1.0, np.nan, 5.0], [3.0, np.nan, 5.0], [np.nan, 2.0, 900.0]])
-    prepared = baselines._prepare_descriptors(descriptors, train=np.array([0, 1]))
-    np.testing.assert_allclose(prepared, [[-1, 0], [1, 0], [0, 8]], atol=1e-12)
-
-
 def test_svm_sees_a_limited_number_of_rows(
     masses: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -162,6 +156,61 @@ def test_label_unknown_in_a_part_is_an_error(masses: np.ndarray, part: str) -> N
     labels[getattr(SPLIT, part)] = np.nan
     with pytest.raises(TableError, match=f"Label 'label 0' is not known in any row of {part}"):
         fit(labels, "regression")
+
+
+def test_gradient_boosting_learns_a_descriptor_and_chooses_on_valid(
+    masses: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = {"learning_rate": (0.001, 0.3), "max_iter": (30,), "max_leaf_nodes": (8,)}
+    monkeypatch.setattr(baselines, "BOOSTING_GRID", grid)
+    options: dict[str, Any] = {"split": SPLIT, "label_names": ["mass"], "seed": 0}
+    # repeated, because a leaf needs 20 rows
+    molecules, labels = SMILES * 3, np.tile(masses, 3)
+    options["split"] = SplitIndices(
+        *(np.concatenate([rows + 48 * i for i in range(3)]) for rows in vars(SPLIT).values())
+    )
+    fitted = fit_baseline(BOOSTING, molecules, labels=labels, problem_type="regression", **options)
+    test = options["split"].test
+    assert np.corrcoef(fitted.outputs[0][test], labels[test])[0, 1] > 0.9
+    assert fitted.setting["mass"]["learning_rate"] == 0.3
+
+    is_heavy = (labels > np.median(labels)).astype(float)
+    kind = "multi_label_classification"
+    fitted = fit_baseline(BOOSTING, molecules, labels=is_heavy, problem_type=kind, **options)
+    assert fitted.outputs[0].shape == (len(molecules), 2)
+    one_class = np.where(np.arange(len(labels)) == options["split"].valid[0], 0.0, 1.0)
+    fitted = fit_baseline(BOOSTING, molecules, labels=one_class, problem_type=kind, **options)
+    assert (fitted.outputs[0][:, 1] == 1).all()
+
+
+def test_predictions_of_one_baseline_are_those_behind_its_metrics(masses: np.ndarray) -> None:
+    results = fit(masses, "regression")
+    for name in NAMES:
+        fitted = fit_baseline(
+            name,
+            SMILES,
+            labels=masses,
+            split=SPLIT,
+            problem_type="regression",
+            label_names=["label 0"],
+            seed=0,
+        )
+        errors = (fitted.outputs[0] - masses)[SPLIT.test]
+        assert np.sqrt(np.mean(errors**2)) == pytest.approx(results[name]["test"]["rmse"])
+        assert fitted.setting == results[name]["setting"]
+
+
+def test_unknown_baseline_is_an_error_that_lists_the_known_ones(masses: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=f"no baseline 'magic'. Known: {', '.join(BASELINES)}"):
+        fit_baseline(
+            "magic",
+            SMILES,
+            labels=masses,
+            split=SPLIT,
+            problem_type="regression",
+            label_names=["label 0"],
+            seed=0,
+        )
 
 
 def test_molecules_may_be_rdkit_objects(masses: np.ndarray) -> None:

@@ -1,0 +1,1 @@
+"""The accuracy benchmark: models, baselines and other tools on the same splits."""

@@ -1,0 +1,54 @@
+"""What a run chose, and on which part: all of it on valid."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from rmat_hf.evaluation.jobs import SETTING_FILE
+from rmat_hf.training.hyperparameter_search import SEARCHED_FLAGS, TRIALS_FILE
+from rmat_hf.training.run_folder import ARGUMENTS_FILE
+from rmat_hf.training.trainer_options import ERROR_METRICS
+
+LOG_FILE = "training_log.json"
+
+
+def describe_choices(folder: Path) -> dict[str, Any]:
+    """Return what was chosen in a finished run: an epoch and searched values, or a grid's setting.
+
+    Args:
+        folder (`Path`): Of a finetuned model or a fitted baseline.
+
+    Returns:
+        `dict` with `part` (where it was chosen; `None` if it was fixed) and, for a model, `metric`,
+        `epoch`, `num_epochs` and the values of a search over `hpo_trials` settings; for a baseline
+        `setting` by label.
+    """
+    if (folder / SETTING_FILE).is_file():
+        return dict(_load(folder / SETTING_FILE))
+    arguments = _load(folder / ARGUMENTS_FILE)
+    is_regression = arguments["problem_type"] == "regression"
+    metric = arguments.get("training_arguments", {}).get("metric_for_best_model")
+    metric = str(metric or ("rmse" if is_regression else "roc_auc")).removeprefix("eval_")
+    choices: dict[str, Any] = {"part": "valid", "metric": metric}
+    choices |= _find_best_epoch(folder / LOG_FILE, metric)
+    if (folder / TRIALS_FILE).is_file():
+        with (folder / TRIALS_FILE).open(newline="", encoding="utf-8") as stream:
+            choices["hpo_trials"] = sum(1 for _ in csv.DictReader(stream))
+        choices |= {name: arguments[name] for name in SEARCHED_FLAGS}
+    return choices
+
+
+def _find_best_epoch(log_file: Path, metric: str) -> dict[str, Any]:
+    if not log_file.is_file():
+        return {}
+    evaluations = [entry for entry in _load(log_file) if f"eval_{metric}" in entry]
+    if not evaluations:
+        return {}
+    choose = min if metric in ERROR_METRICS else max
+    best = choose(evaluations, key=lambda entry: entry[f"eval_{metric}"])
+    return {"epoch": best["epoch"], "num_epochs": evaluations[-1]["epoch"]}
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,155 @@
+"""The benchmark end to end, on tiny models: protocol in, report out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_evaluation import (
+    FOREST,
+    build_class_dataset,
+    build_tiny_evaluation,
+    build_tiny_protocol,
+)
+from tiny_finetuning import TABLE_SMILES, write_json, write_table
+
+from rmat_hf.atomic_output import OutputError
+from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
+from rmat_hf.training import baselines
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "NUM_TREES", 5)
+
+
+def list_states(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of every file of the runs."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+        for name in ("runs", "baselines")
+        for path in sorted((folder / name).rglob("*"))
+        if path.is_file()
+    }
+
+
+def read_outputs(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("report.md", "results.json")]
+
+
+def test_second_call_recomputes_nothing_and_a_changed_argument_only_its_model(
+    tmp_path: Path,
+) -> None:
+    content = build_tiny_protocol(tmp_path)
+    arguments = build_tiny_evaluation(tmp_path, content)
+    lines: list[str] = []
+    result = run_accuracy_benchmark(arguments, report_progress=lines.append)
+    assert result.is_complete
+    assert len(lines) == 6
+    out = tmp_path / "out"
+    states, outputs = list_states(out), read_outputs(out)
+    report = outputs[0].decode()
+    assert str(tmp_path) not in "".join(text.decode() for text in outputs)
+    for expected in ("| tiny fast |", FOREST, "Paired differences", "epoch 1 of 1 by rmse"):
+        assert expected in report
+    assert {path.name for path in (out / "plots").iterdir()} == {
+        "numbers_parity.png",
+        "numbers_distance.png",
+    }
+
+    lines.clear()
+    run_accuracy_benchmark(arguments, report_progress=lines.append)
+    assert lines == ["4 of 4 runs are there already.", "2 of 2 runs are there already."]
+    assert list_states(out) == states
+    assert read_outputs(out) == outputs
+
+    content["models"]["tiny fast"]["learning_rate"] = 0.02
+    lines.clear()
+    run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content), report_progress=lines.append)
+    assert [line for line in lines if "Finished" in line] == [
+        "Finished: tiny fast, numbers, part_0, seed 0",
+        "Finished: tiny fast, numbers, part_1, seed 0",
+    ]
+    assert {name: state for name, state in list_states(out).items() if name in states} == states
+
+
+def test_scores_are_those_of_the_runs_and_a_tool_stands_beside_them(tmp_path: Path) -> None:
+    tool = write_table(
+        tmp_path / "tool.csv",
+        {
+            "dataset": ["classes"] * 4,
+            "split": ["part_0"] * 4,
+            "seed": [0, 0, 1, 1],
+            "row": [10, 11] * 2,
+            "prediction": [0.1, 0.9] * 2,
+        },
+    )
+    content = build_tiny_protocol(tmp_path, predictions={"oracle": str(tool)}, baselines=[])
+    content["datasets"] = {"classes": build_class_dataset()}
+    del content["models"]["tiny fast"]
+    result = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
+    summary = result.results["datasets"]["classes"]
+    assert summary["methods"]["oracle"]["test"] == {"mean": 1.0, "std": 0.0, "num_values": 2}
+    assert summary["methods"]["oracle"]["valid"]["mean"] is None
+    for run, scored in zip(
+        result.results["runs"], summary["methods"]["tiny"]["metrics"], strict=True
+    ):
+        metrics = json.loads((tmp_path / "out" / run["folder"] / "metrics.json").read_text())
+        assert scored["test"]["roc_auc"] == metrics["test"]["roc_auc"]
+    (comparison,) = summary["comparisons"]
+    assert (comparison["method"], comparison["reference"]) == ("tiny", "oracle")
+    assert comparison["num_wins"] == 0
+    assert {path.name for path in (tmp_path / "out" / "plots").iterdir()} == {
+        "classes_roc.png",
+        "classes_calibration.png",
+        "classes_distance.png",
+    }
+    assert "tool.csv" in json.dumps(result.results["protocol"])
+    assert str(tmp_path) not in json.dumps(result.results)
+
+
+def test_failed_run_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    content = build_tiny_protocol(tmp_path)
+    del content["datasets"]["numbers"]["splits"][1]
+    overrides = write_json(tmp_path / "overrides.json", {"optim": "no_such_optimizer"})
+    content["models"]["tiny fast"]["training_arguments"] = overrides
+    result = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
+    assert not result.is_complete
+    (failure,) = result.results["failures"]
+    assert failure["run"] == "tiny fast, numbers, part_0, seed 0"
+    assert "no_such_optimizer" in failure["reason"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "Incomplete: 1 runs failed" in report
+    assert "(of 0, incomplete)" in report
+    assert result.results["datasets"]["numbers"]["methods"]["tiny"]["test"]["num_values"] == 1
+    assert str(tmp_path) not in report
+
+
+def test_rows_that_one_model_drops_are_dropped_for_all(tmp_path: Path) -> None:
+    content = build_tiny_protocol(tmp_path)
+    del content["datasets"]["numbers"]["splits"][1]
+    smiles = [*TABLE_SMILES[:3], "not a molecule", *TABLE_SMILES[4:]]
+    table = (tmp_path / "data" / "table.csv").read_text().replace(TABLE_SMILES[3], smiles[3])
+    (tmp_path / "data" / "table.csv").write_text(table)
+    result = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
+    (fold,) = result.results["datasets"]["numbers"]["folds"]
+    assert fold["num_rows"] == {"train": 7, "valid": 2, "test": 2}
+    assert fold["num_dropped"] == 1
+
+
+def test_missing_row_of_a_tool_is_an_error_that_names_it(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {"dataset": ["numbers"], "split": ["part_0"], "seed": [0]}
+    columns |= {"row": [10], "prediction": [0.5]}
+    tool = write_table(tmp_path / "tool.csv", columns)
+    content = build_tiny_protocol(tmp_path, predictions={"tool": str(tool)}, baselines=[])
+    del content["datasets"]["numbers"]["splits"][1]
+    del content["models"]["tiny fast"]
+    with pytest.raises(ValueError, match=r"tool, numbers, part_0, seed 0: 1 rows of test.*row 11"):
+        run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
+
+
+def test_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputError, match="holds something else"):
+        run_accuracy_benchmark(build_tiny_evaluation(tmp_path, build_tiny_protocol(tmp_path)))

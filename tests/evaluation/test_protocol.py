@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_evaluation import build_tiny_protocol, load_tiny_protocol, save_protocol
+
+from rmat_hf.evaluation.protocol import (
+    Fold,
+    compute_file_checksum,
+    compute_model_checksum,
+    load_protocol,
+)
+
+TINY = ("models", "tiny")
+NUMBERS = ("datasets", "numbers")
+
+
+def test_protocol_lists_every_split_with_every_seed(tmp_path: Path) -> None:
+    content = build_tiny_protocol(tmp_path)
+    content["datasets"]["numbers"]["seeds"] = [0, 3]
+    protocol = load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
+    assert protocol.list_folds() == [
+        Fold("numbers", split, seed) for split in ("part_0", "part_1") for seed in (0, 3)
+    ]
+    dataset = protocol.datasets["numbers"]
+    assert dataset.build_split_fields("part_1") == {"split": "column", "split_column": "part_1"}
+    assert dataset.checksum == compute_file_checksum(tmp_path / "data" / "table.csv")
+    assert dataset.is_regression
+
+
+def test_name_of_a_split_takes_the_place_of_columns(tmp_path: Path) -> None:
+    content = build_tiny_protocol(tmp_path)
+    content["datasets"]["numbers"]["splits"] = "scaffold"
+    protocol = load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
+    assert protocol.list_folds() == [Fold("numbers", "scaffold", 0)]
+    assert protocol.datasets["numbers"].build_split_fields("scaffold") == {"split": "scaffold"}
+
+
+def test_every_fold_of_a_kfold_split_is_test_once(tmp_path: Path) -> None:
+    content = build_tiny_protocol(tmp_path)
+    content["datasets"]["numbers"] |= {"splits": "kfold", "num_folds": 4}
+    protocol = load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
+    assert protocol.list_folds() == [Fold("numbers", f"fold_{idx}", 0) for idx in range(4)]
+    dataset = protocol.datasets["numbers"]
+    assert dataset.options["num_folds"] == 4
+    assert dataset.build_split_fields("fold_2") == {"split": "kfold", "fold": 2}
+
+
+def test_a_kfold_split_needs_the_number_of_folds(tmp_path: Path) -> None:
+    content = build_tiny_protocol(tmp_path)
+    content["datasets"]["numbers"]["splits"] = "kfold"
+    with pytest.raises(ValueError, match="kfold needs num_folds"):
+        load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
+
+
+def test_bundled_data_set_needs_no_file(tmp_path: Path) -> None:
+    dataset = {
+        "dataset": "freesolv",
+        "label_columns": ["hydration_free_energy"],
+        "problem_type": "regression",
+    }
+    datasets = {"freesolv": {**dataset, "splits": "random", "seeds": [0]}}
+    protocol = load_tiny_protocol(tmp_path, datasets=datasets)
+    assert len(protocol.datasets["freesolv"].checksum) == 64
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("modles",), {}, "protocol.json: unknown field 'modles'. Known: datasets, models"),
+        (("models",), {}, "'models' must be an object with one entry per name"),
+        (TINY, 3, "models: 'tiny' must be an object of fields"),
+        ((*TINY, "lr"), 1e-3, "model 'tiny': unknown field 'lr'. Known: .*learning_rate"),
+        ((*TINY, "seed"), 1, "model 'tiny': unknown field 'seed'"),
+        ((*TINY, "label_columns"), ["y"], "model 'tiny': unknown field 'label_columns'"),
+        ((*TINY, "learning_rate"), "high", "learning_rate is 'high', which is no float | None"),
+        ((*TINY, "batch_size"), True, "batch_size is True, which is no int"),
+        ((*TINY, "geometry"), "4d", "geometry is '4d'"),
+        ((*NUMBERS, "file"), "x.csv", "data set 'numbers': unknown field 'file'. Known: .*dataset"),
+        ((*NUMBERS, "dataset"), "none.csv", "there is no file 'none.csv' in the data folder"),
+        ((*NUMBERS, "dataset"), "me/solubility", "set dataset_revision to a commit"),
+        ((*NUMBERS, "label_columns"), ["z"], "table.csv has no column 'z'. Its columns are"),
+        ((*NUMBERS, "label_columns"), "y", "label_columns is 'y', which is no list"),
+        ((*NUMBERS, "label_columns"), [], "label_columns is empty"),
+        ((*NUMBERS, "smiles_column"), "S", "has no column 'S'"),
+        ((*NUMBERS, "splits"), ["part_7"], "has no column 'part_7'"),
+        ((*NUMBERS, "splits"), "magic", "splits is 'magic'. Give a list of columns, or one of"),
+        ((*NUMBERS, "splits"), [], "at least one entry each"),
+        ((*NUMBERS, "seeds"), [0, 0], "seeds: 0 is there twice"),
+        ((*NUMBERS, "seeds"), [0.5], "is no list of int values"),
+        ((*NUMBERS, "problem_type"), "single_label_classification", "cannot be benchmarked"),
+        (("baselines",), ["magic"], "baselines: 'magic' is unknown. Known: random_forest"),
+        (("predictions",), {"tool": "none.csv"}, "'tool': there is no file 'none.csv'"),
+    ],
+)
+def test_mistake_is_one_line_that_names_the_field(
+    tmp_path: Path, place: tuple[str, ...], value: Any, message: str
+) -> None:
+    content = build_tiny_protocol(tmp_path)
+    section = content
+    for name in place[:-1]:
+        section = section[name]
+    section[place[-1]] = value
+    with pytest.raises(ValueError, match=message.replace(" | ", r" \| ")) as error:
+        load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["dataset", "label_columns", "problem_type", "splits", "seeds"])
+def test_missing_field_is_named(tmp_path: Path, name: str) -> None:
+    content = build_tiny_protocol(tmp_path)
+    del content["datasets"]["numbers"][name]
+    with pytest.raises(ValueError, match=f"the field '{name}' is missing"):
+        load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
+
+
+def test_methods_need_names_of_their_own(tmp_path: Path) -> None:
+    content = build_tiny_protocol(tmp_path)
+    (tmp_path / "tool.csv").write_text("dataset\n")
+    content["predictions"] = {"tiny": str(tmp_path / "tool.csv")}
+    with pytest.raises(ValueError, match="'tiny' is there twice"):
+        load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
+
+
+def test_protocol_of_the_mat_sets_is_one_for_them(repo_root: Path, shared_dir: Path) -> None:
+    path = repo_root / "scripts" / "protocols" / "mat_benchmark.json"
+    protocol = load_protocol(path, data=shared_dir / "data" / "mat_benchmark")
+    assert len(protocol.list_folds()) == 18
+    assert list(protocol.models) == ["rmat-small", "rmat-small + descriptors", "random weights"]
+    assert {options["geometry"] for options in protocol.models.values()} == {"bounds"}
+
+
+def test_checksum_of_a_model_changes_with_its_files(tmp_path: Path) -> None:
+    assert compute_model_checksum("scratch") == ""
+    assert len(compute_model_checksum("rmat-small")) == 64
+    (tmp_path / "config.json").write_text("{}")
+    before = compute_model_checksum(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 1}))
+    assert compute_model_checksum(str(tmp_path)) != before
