@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help install quickstart test test-slow test-upstream notebooks bench bench-featurization \
-	bench-chemprop bench-embeddings bench-pretraining check lint format wheel constraints clean
+	bench-chemprop bench-embeddings bench-accuracy check lint format wheel constraints clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,9 +75,9 @@ bench-embeddings: $(INSTALLED) ## Frozen vectors of MODEL beside fingerprints an
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_embeddings.py $(MODEL) $(DATA)/mat_benchmark \
 	  .cache/benchmarks/embeddings.json
 
-bench-pretraining: $(INSTALLED) ## Finetune MODEL and random weights on DATA/mat_benchmark; takes an hour
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/effect_of_pretraining.sh $(MODEL) $(DATA)/mat_benchmark \
-	  runs/effect_of_pretraining
+bench-accuracy: $(INSTALLED) ## Finetune rmat-small and random weights on DATA/mat_benchmark, beside baselines; takes hours
+	$(BIN)/rmat benchmark --data $(DATA)/mat_benchmark --protocol scripts/protocols/mat_benchmark.json \
+	  --num-proc 2 --output-dir runs/mat_benchmark
 
 check: lint ## Lint, types, import direction and the style guide
 	$(BIN)/mypy

@@ -21,8 +21,8 @@ def describe_choices(folder: Path) -> dict[str, Any]:
 
     Returns:
         `dict` with `part` (where it was chosen; `None` if it was fixed) and, for a model, `metric`,
-        `epoch`, `num_epochs` and the values of a search over `hpo_trials` settings; for a baseline
-        `setting` by label.
+        `epochs` and `num_epochs` (one each, or one per member of an ensemble) and the values of a
+        search over `hpo_trials` settings; for a baseline `setting` by label.
     """
     if (folder / SETTING_FILE).is_file():
         return dict(_load(folder / SETTING_FILE))
@@ -31,7 +31,7 @@ def describe_choices(folder: Path) -> dict[str, Any]:
     metric = arguments.get("training_arguments", {}).get("metric_for_best_model")
     metric = str(metric or ("rmse" if is_regression else "roc_auc")).removeprefix("eval_")
     choices: dict[str, Any] = {"part": "valid", "metric": metric}
-    choices |= _find_best_epoch(folder / LOG_FILE, metric)
+    choices |= _find_best_epochs(folder / LOG_FILE, metric)
     if (folder / TRIALS_FILE).is_file():
         with (folder / TRIALS_FILE).open(newline="", encoding="utf-8") as stream:
             choices["hpo_trials"] = sum(1 for _ in csv.DictReader(stream))
@@ -39,15 +39,22 @@ def describe_choices(folder: Path) -> dict[str, Any]:
     return choices
 
 
-def _find_best_epoch(log_file: Path, metric: str) -> dict[str, Any]:
+def _find_best_epochs(log_file: Path, metric: str) -> dict[str, Any]:
     if not log_file.is_file():
         return {}
-    evaluations = [entry for entry in _load(log_file) if f"eval_{metric}" in entry]
+    evaluations: dict[int, list[dict[str, Any]]] = {}
+    for entry in _load(log_file):
+        if f"eval_{metric}" in entry:
+            # only the entries of an ensemble say whose they are
+            evaluations.setdefault(entry.get("member", 0), []).append(entry)
     if not evaluations:
         return {}
     choose = min if metric in ERROR_METRICS else max
-    best = choose(evaluations, key=lambda entry: entry[f"eval_{metric}"])
-    return {"epoch": best["epoch"], "num_epochs": evaluations[-1]["epoch"]}
+    best = [choose(found, key=lambda e: e[f"eval_{metric}"]) for found in evaluations.values()]
+    return {
+        "epochs": [entry["epoch"] for entry in best],
+        "num_epochs": [found[-1]["epoch"] for found in evaluations.values()],
+    }
 
 
 def _load(path: Path) -> Any:

@@ -142,7 +142,7 @@ def _build_choices(runs: Sequence[Mapping[str, Any]]) -> list[str]:
                 for label, setting in choices["setting"].items()
             ]
         else:
-            texts = [_describe_epoch(choices)]
+            texts = [_describe_epochs(choices)]
             if "hpo_trials" in choices:
                 named = ("learning_rate", "dropout", "weight_decay", "batch_size")
                 chosen = ", ".join(f"{name} {choices[name]:.3g}" for name in named)
@@ -157,11 +157,12 @@ def _build_choices(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [note, _build_table(header, rows)]
 
 
-def _describe_epoch(choices: Mapping[str, Any]) -> str:
-    if "epoch" not in choices:
+def _describe_epochs(choices: Mapping[str, Any]) -> str:
+    if "epochs" not in choices:
         return f"checkpoint with the best {choices['metric']}"
-    epoch, number = choices["epoch"], choices["num_epochs"]
-    return f"epoch {epoch:g} of {number:g} by {choices['metric']}"
+    pairs = zip(choices["epochs"], choices["num_epochs"], strict=True)
+    epochs = ", ".join(f"{epoch:g} of {number:g}" for epoch, number in pairs)
+    return f"epoch {epochs} by {choices['metric']}"
 
 
 def _build_costs(results: Mapping[str, Any]) -> list[str]:

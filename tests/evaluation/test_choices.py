@@ -19,16 +19,28 @@ def test_epoch_is_the_one_with_the_best_valid_metric(tmp_path: Path) -> None:
     assert describe_choices(tmp_path) == {
         "part": "valid",
         "metric": "rmse",
-        "epoch": 2.0,
-        "num_epochs": 3.0,
+        "epochs": [2.0],
+        "num_epochs": [3.0],
     }
+
+
+def test_every_member_of_an_ensemble_has_its_own_epoch(tmp_path: Path) -> None:
+    errors = [[0.9, 0.5, 0.7], [0.4, 0.6]]
+    log = [
+        {"member": member, "epoch": i + 1.0, "eval_rmse": error}
+        for member, found in enumerate(errors)
+        for i, error in enumerate(found)
+    ]
+    write(tmp_path, log=log)
+    choices = describe_choices(tmp_path)
+    assert choices["epochs"] == [2.0, 1.0] and choices["num_epochs"] == [3.0, 2.0]
 
 
 def test_metric_may_be_another_one_that_is_largest_for_the_best(tmp_path: Path) -> None:
     log = [{"epoch": 1.0, "eval_r2": 0.5}, {"epoch": 2.0, "eval_r2": 0.1}]
     write(tmp_path, log=log, training_arguments={"metric_for_best_model": "eval_r2"})
     choices = describe_choices(tmp_path)
-    assert (choices["metric"], choices["epoch"]) == ("r2", 1.0)
+    assert (choices["metric"], choices["epochs"]) == ("r2", [1.0])
 
 
 def test_searched_values_are_told(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def results(tmp_path: Path) -> dict[str, Any]:
     run = {"dataset": "classes", "split": "part_0", "seed": 0, "method": "a|b"}
     run |= {"folder": "runs/a", "seconds": 12.0, "core_seconds": 3600.0}
     searched = {"learning_rate": 1e-3, "dropout": 0.1, "weight_decay": 0.01, "batch_size": 16}
-    epoch = {"metric": "roc_auc", "part": "valid", "epoch": 7.0, "num_epochs": 9.0}
+    epoch = {"metric": "roc_auc", "part": "valid", "epochs": [7.0, 5.0], "num_epochs": [9.0, 8.0]}
     setting = {"part": None, "setting": {"is_odd": {"num_trees": 5}}}
     return {
         "is_complete": False,
@@ -56,7 +56,7 @@ def results(tmp_path: Path) -> dict[str, Any]:
         "a negative ROC AUC difference is worse for the method",
         "(10 resamples, fixed seed)",
         "![classes_roc.png](plots/classes_roc.png)",
-        "epoch 7 of 9 by roc_auc; best of 4 settings: learning_rate 0.001, dropout 0.1",
+        "epoch 7 of 9, 5 of 8 by roc_auc; best of 4 settings: learning_rate 0.001, dropout 0.1",
         "| is_odd: num_trees 5 | fixed |",
         "1.00 core hours in all",
         "- python 3.11, torch 2",
