@@ -63,18 +63,18 @@ class RMatConfig(PreTrainedConfig):
             Activation of feed-forward, pair and two-layer head networks.
         leaky_relu_slope (`float`, *optional*, defaults to 0.1): Negative slope of `"leaky_relu"`.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout in feed-forward and pair networks, on residual branches and in the head.
+            Dropout in feed-forward and pair networks and on residual branches.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Of the attention.
+        classifier_dropout (`float`, *optional*): Of the head; by default `hidden_dropout_prob`.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial relative attention biases; matrices start from
             Xavier's uniform distribution.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of the layer normalizations.
-        attention_form (`str`, *optional*, defaults to `"paper"`):
-            `"paper"`: the attention score of the publication. `"reference"`: the score of the
-            authors' code, which their published weights need.
-        recompute_pairs (`bool`, *optional*, defaults to `False`):
-            Compute the pairs again for the gradient instead of keeping them: less memory.
+        attention_form (`str`, *optional*, defaults to `"paper"`): The score of the publication, or
+            `"reference"`: that of the authors' code, which their published weights need.
+        recompute_pairs (`bool`, *optional*, defaults to `False`): Compute the pairs again for the
+            gradient instead of keeping them: less memory.
         pooling (`str`, *optional*, defaults to `"attention"`):
             How nodes become one vector: `"attention"` (GROVER's self-attentive readout),
             `"mean"` over the nodes without padding, or `"dummy_node"`.
@@ -82,18 +82,16 @@ class RMatConfig(PreTrainedConfig):
         pooling_hidden_size (`int`, *optional*, defaults to 128): Hidden width of that pooling.
         num_head_layers (`int`, *optional*, defaults to 1): Layers of the prediction head, 1 or 2.
         head_hidden_size (`int`, *optional*, defaults to 128): Hidden width of a two-layer head.
+        head_norm (`bool`, *optional*, defaults to `True`): Layer norm in a two-layer head.
         num_molecule_descriptors (`int`, *optional*, defaults to 0):
-            Molecule descriptors concatenated to the molecule vector before the head; 0 for none.
+            Molecule descriptors concatenated to the molecule vector before the head.
         num_atom_contexts (`int`, *optional*, defaults to 2048):
             Classes of the contextual atom prediction of `RMatForPreTraining`.
         num_descriptor_labels (`int`, *optional*, defaults to 200): Descriptors that it predicts.
-        label_mean (`list[float]`, *optional*):
-            Mean of each regression label on the training rows, in the user's units.
-        label_std (`list[float]`, *optional*): Standard deviation of each label on these rows.
-        label_units (`list[str]`, *optional*):
-            Unit of each regression label, for example `["kcal/mol"]`.
-        label_name (`str`, *optional*):
-            Name of the one label whose classes `id2label` lists, for single-label classification.
+        label_mean (`list[float]`, *optional*): Mean of each label on the training rows.
+        label_std (`list[float]`, *optional*): Its standard deviation there.
+        label_units (`list[str]`, *optional*): Units of regression labels, as `["kcal/mol"]`.
+        label_name (`str`, *optional*): The one label whose classes `id2label` lists.
         loss_weights (`list[float]`, *optional*):
             Multi-label: weight of the positive rows of each label. Single-label: weight of each
             class. Regression: weight of each label.
@@ -115,6 +113,7 @@ class RMatConfig(PreTrainedConfig):
     leaky_relu_slope: float | int = 0.1
     hidden_dropout_prob: float | int = interval(min=0.0, max=1.0)(default=0.0)
     attention_probs_dropout_prob: float | int = interval(min=0.0, max=1.0)(default=0.0)
+    classifier_dropout: float | int | None = None
     initializer_range: float | int = interval(min=0.0)(default=0.02)
     layer_norm_eps: float = 1e-5
     attention_form: Literal["paper", "reference"] = "paper"
@@ -124,6 +123,7 @@ class RMatConfig(PreTrainedConfig):
     pooling_hidden_size: int = interval(min=1)(default=128)
     num_head_layers: Literal[1, 2] = 1
     head_hidden_size: int = interval(min=1)(default=128)
+    head_norm: bool = True
     num_molecule_descriptors: int = interval(min=0)(default=0)
     num_atom_contexts: int = interval(min=1)(default=2048)
     num_descriptor_labels: int = interval(min=1)(default=200)

@@ -213,12 +213,17 @@ class RMatPredictionHead(nn.Module):
     def __init__(self, config: RMatConfig, *, input_size: int, output_size: int) -> None:
         super().__init__()
         self.num_layers = config.num_head_layers
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # CODEPATH: regressions finetuned from `rmat-small` have a dropout for the head alone.
+        dropout = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
         # CODEPATH: two layers are the authors' models with `generator_n_layers` = 2.
         if self.num_layers == 2:
             self.dense = nn.Linear(input_size, config.head_hidden_size)
             self.act_fn = build_activation(config)
-            self.norm = nn.LayerNorm(config.head_hidden_size, eps=config.layer_norm_eps)
+            self.norm: nn.Module = nn.Identity()
+            # CODEPATH: the authors' models have a norm, regressions from `rmat-small` have none.
+            if config.head_norm:
+                self.norm = nn.LayerNorm(config.head_hidden_size, eps=config.layer_norm_eps)
             input_size = config.head_hidden_size
         self.out_proj = nn.Linear(input_size, output_size)
 

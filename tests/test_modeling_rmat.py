@@ -576,3 +576,35 @@ def test_weights_start_from_the_distributions_of_the_documentation(tiny_config: 
             assert weight.abs().max().item() == pytest.approx(limit, rel=0.1), name
         else:
             assert set(weight.unique().tolist()) == {float(name.endswith("norm.weight"))}, name
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"hidden_dropout_prob": 0.2}, (0.2, 0.2)),
+        ({"hidden_dropout_prob": 0.2, "classifier_dropout": 0.0}, (0.2, 0.0)),
+        ({"classifier_dropout": 0.3}, (0.0, 0.3)),
+    ],
+)
+def test_the_head_can_have_a_dropout_of_its_own(
+    options: dict[str, float], expected: tuple[float, float]
+) -> None:
+    model = RMatForSequenceClassification(RMatConfig(**TINY_ARCHITECTURE, **options))
+    assert model.classifier.dropout.p == expected[1]
+    others = [m.p for name, m in model.rmat.named_modules() if name.endswith(".dropout")]
+    assert others and set(others) == {expected[0]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head_norm", [True, False])
+def test_a_two_layer_head_has_a_norm_if_it_is_asked_for(head_norm: bool) -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, num_head_layers=2, head_norm=head_norm)
+    head = RMatForSequenceClassification(config).eval().classifier
+    pooled = torch.randn(3, config.pooled_size)
+    hidden = torch.nn.functional.leaky_relu(head.dense(pooled), config.leaky_relu_slope)
+    if head_norm:
+        hidden = torch.nn.functional.layer_norm(
+            hidden, hidden.shape[-1:], eps=config.layer_norm_eps
+        )
+    torch.testing.assert_close(head(pooled), head.out_proj(hidden), rtol=0, atol=1e-6)
+    assert any(name.startswith("norm.") for name, _ in head.named_parameters()) == head_norm

@@ -11,6 +11,7 @@ SMALLEST_VALUES = {
     "weight_decay": 0,
     "warmup_ratio": 0,
     "learning_rate": 0,
+    "head_learning_rate": 0,
     "num_train_epochs": 1e-6,
     "batch_size": 1,
     "early_stopping_patience": 1,

@@ -91,6 +91,11 @@ class FinetuningArguments:
     learning_rate: float | None = declare_flag(
         None, "Peak learning rate of AdamW. Default: 5e-4 from scratch, 3e-4 for a trained model."
     )
+    head_learning_rate: float | None = declare_flag(
+        None,
+        "Peak learning rate of the prediction head. Default: 3e-3 for a regression from a "
+        "pretrained model, otherwise as the rest.",
+    )
     num_train_epochs: float = declare_flag(60.0, "Most epochs.")
     batch_size: int = declare_flag(32, "Molecules in a batch.")
     weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.")

@@ -35,7 +35,11 @@ from rmat_hf.training.hyperparameter_search import (
 )
 from rmat_hf.training.members import train_members
 from rmat_hf.training.metrics import compute_metrics_for_problem
-from rmat_hf.training.model_building import build_finetuning_config, build_finetuning_model
+from rmat_hf.training.model_building import (
+    build_finetuning_config,
+    build_finetuning_model,
+    choose_head_learning_rate,
+)
 from rmat_hf.training.run_folder import (
     copy_tracker_logs,
     describe_arguments,
@@ -195,6 +199,7 @@ def _build_trainer(
         processing_class=task.processor,
         compute_metrics=compute_metrics,
         callbacks=[EarlyStoppingCallback(arguments.early_stopping_patience)],
+        head_learning_rate=choose_head_learning_rate(arguments),
     )
 
 

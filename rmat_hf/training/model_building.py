@@ -20,6 +20,15 @@ from rmat_hf.training.trainer_options import (
     load_architecture_fields,
 )
 
+# The head of a regression on a pretrained encoder; docs/finetuning_recipe.md says why.
+REGRESSION_HEAD: dict[str, Any] = {
+    "num_head_layers": 2,
+    "head_hidden_size": 512,
+    "head_norm": False,
+    "classifier_dropout": 0.3,
+}
+REGRESSION_HEAD_LEARNING_RATE = 3e-3
+
 
 def build_finetuning_model(
     arguments: FinetuningArguments, task: FinetuningTask
@@ -52,6 +61,8 @@ def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask
         fields = dict(SCRATCH_ARCHITECTURE)
     else:
         fields = load_config(arguments.model, revision=arguments.model_revision).get_architecture()
+        if has_new_regression_head(arguments):
+            fields |= REGRESSION_HEAD
     overrides = load_architecture_fields(arguments.model_config)
     if arguments.dropout is not None:
         overrides["hidden_dropout_prob"] = arguments.dropout
@@ -60,6 +71,21 @@ def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{arguments.model_config!r}: {reason}") from error
+
+
+def has_new_regression_head(arguments: FinetuningArguments) -> bool:
+    """Return whether a regression starts from a trained encoder without a prediction head."""
+    if arguments.model == SCRATCH or arguments.problem_type != "regression":
+        return False
+    config = load_config(arguments.model, revision=arguments.model_revision)
+    return "RMatForSequenceClassification" not in (config.architectures or [])
+
+
+def choose_head_learning_rate(arguments: FinetuningArguments) -> float | None:
+    """Return the peak learning rate of the head; `None` if it is that of the other weights."""
+    if arguments.head_learning_rate is None and has_new_regression_head(arguments):
+        return REGRESSION_HEAD_LEARNING_RATE
+    return arguments.head_learning_rate
 
 
 def _build_label_fields(arguments: FinetuningArguments, task: FinetuningTask) -> dict[str, Any]:

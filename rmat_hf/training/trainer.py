@@ -37,9 +37,30 @@ class FinetuningTrainer(Trainer):
       different weights, so that a batch of 16 and four of 4 would train differently.
     - With `train_sampling_strategy="group_by_length"` the batches of training, evaluation and
       prediction have molecules of similar sizes, and predictions come in the order of the rows.
+    - The head, which starts untrained, can have a learning rate of its own.
+
+    Args:
+        args, kwargs: As in [`Trainer`].
+        head_learning_rate (`float`, *optional*): Peak learning rate of the head.
     """
 
     loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.head_learning_rate = head_learning_rate
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer of [`Trainer`], the weights of the head in groups of their own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.head_learning_rate is not None:
+            _separate_head(
+                optimizer,
+                cast(nn.Module, self.model if model is None else model),
+                learning_rate=self.head_learning_rate,
+            )
+        return optimizer
 
     def get_batch_samples(  # noqa: PLR0917 - the signature of Trainer
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -130,6 +151,22 @@ class FinetuningTrainer(Trainer):
 
     def _compute_denominator(self, batch: dict[str, Any]) -> torch.Tensor:
         return compute_loss_denominator(batch["labels"], cast(Any, self.model).config)
+
+
+def _separate_head(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, learning_rate: float
+) -> None:
+    """Move the weights of the prediction head to groups with another learning rate."""
+    head = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if "classifier" in name.split(".")
+    }
+    for group in list(optimizer.param_groups):
+        parameters = [parameter for parameter in group["params"] if id(parameter) in head]
+        if parameters:
+            group["params"] = [p for p in group["params"] if id(p) not in head]
+            optimizer.add_param_group({**group, "params": parameters, "lr": learning_rate})
 
 
 def _select_rows(values: Any, rows: np.ndarray) -> Any:

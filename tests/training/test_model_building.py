@@ -14,8 +14,10 @@ from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE
 from rmat_hf.training.model_building import (
+    REGRESSION_HEAD,
     build_finetuning_config,
     build_finetuning_model,
+    choose_head_learning_rate,
     compute_balanced_weights,
 )
 from rmat_hf.training.task import build_finetuning_task
@@ -265,3 +267,46 @@ def test_saved_descriptor_scaling_gives_way_to_the_new_train_rows(
     model = build_model(tmp_path, columns, model=str(tmp_path / "saved"))
     train = processor(TABLE_SMILES[:8], return_tensors="pt")["molecule_descriptors"]
     torch.testing.assert_close(model.descriptor_scaler.mean, train.mean(0), rtol=1e-5, atol=1e-5)
+
+
+def read_head(config: RMatConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in REGRESSION_HEAD}
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path, processor: RMatProcessor) -> str:
+    folder = tmp_path / "pretrained"
+    RMatForPreTraining(RMatConfig(**TINY_ARCHITECTURE)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_regression_gives_a_pretrained_encoder_a_head_of_its_own(
+    pretrained: str, tmp_path: Path
+) -> None:
+    arguments = build_tiny_arguments(tmp_path, model=pretrained)
+    config = build_finetuning_config(arguments, build_finetuning_task(arguments))
+    assert read_head(config) == REGRESSION_HEAD
+    assert choose_head_learning_rate(arguments) == 3e-3
+    arguments.head_learning_rate = 1e-5
+    assert choose_head_learning_rate(arguments) == 1e-5
+
+
+def test_the_head_of_a_regression_can_be_overridden(pretrained: str, tmp_path: Path) -> None:
+    model_config = write_json(tmp_path / "head.json", {"head_hidden_size": 24})
+    config = build_config(tmp_path, model=pretrained, model_config=model_config)
+    assert read_head(config) == {**REGRESSION_HEAD, "head_hidden_size": 24}
+
+
+@pytest.mark.parametrize("start", ["scratch", "finetuned", "classification"])
+def test_every_other_start_keeps_the_head_of_the_model(
+    start: str, pretrained: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    model = {"scratch": "scratch", "finetuned": str(tiny_model_folder)}.get(start, pretrained)
+    labels = {"y": [0, 1] * 6}
+    problem = "multi_label_classification" if start == "classification" else "regression"
+    arguments = build_tiny_arguments(tmp_path, labels, model=model, problem_type=problem)
+    config = build_finetuning_config(arguments, build_finetuning_task(arguments))
+    assert config.head_norm and config.classifier_dropout is None
+    assert config.head_hidden_size == RMatConfig(**TINY_ARCHITECTURE).head_hidden_size
+    assert choose_head_learning_rate(arguments) is None
