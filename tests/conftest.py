@@ -1,5 +1,7 @@
 """Fixtures and settings shared by all tests."""
 
+import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.processing_rmat import RMatProcessor
+
+# The package in which transformers keeps the code of saved models.
+REMOTE_CODE = "transformers_modules"
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +53,20 @@ def feature_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         for module in ("rmat_hf.cli", "rmat_hf.training.task"):
             patch.setattr(f"{module}.find_feature_cache_dir", lambda cache_home=None: folder)
         yield folder
+
+
+@pytest.fixture
+def remote_code_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new folder for the code of saved models, which no other test has filled."""
+    folder = tmp_path / "hf_modules"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+    # Python would look for new code where it found that of another test
+    for name in [name for name in sys.modules if name.split(".")[0] == REMOTE_CODE]:
+        monkeypatch.delitem(sys.modules, name)
+    others = [path for path in sys.path if not (Path(path) / REMOTE_CODE).is_dir()]
+    monkeypatch.setattr(sys, "path", others)
+    importlib.invalidate_caches()
+    return folder
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ OTHER_VALUES: dict[str, Any] = {
     "hidden_act": "gelu",
     "leaky_relu_slope": 0.3,
     "hidden_dropout_prob": 0.25,
+    "classifier_dropout": 0.5,
+    "head_norm": False,
     "attention_probs_dropout_prob": 0.125,
     "initializer_range": 0.5,
     "layer_norm_eps": 1e-7,

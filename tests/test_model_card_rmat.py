@@ -25,6 +25,7 @@ def build_config(**options: Any) -> RMatConfig:
     return RMatConfig(**TINY_ARCHITECTURE, **{"problem_type": "regression", **labels, **options})
 
 
+@pytest.mark.usefixtures("remote_code_cache")
 @pytest.mark.parametrize("model_class", HEADS)
 def test_every_saved_model_has_a_card_whose_two_lines_run(
     tmp_path: Path, model_class: type[RMatPreTrainedModel]

@@ -374,15 +374,11 @@ def test_every_class_has_its_pipeline(model_class: type, task: str, auto_class: 
     assert described == {task: {"impl": impl, "pt": [auto_class]}}
 
 
+@pytest.mark.usefixtures("remote_code_cache")
 @pytest.mark.parametrize("task", ["molecule-property-prediction", None])
 def test_a_saved_folder_opens_as_a_pipeline(
-    task: str | None,
-    tiny_model_folder: Path,
-    expected: list[float],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    task: str | None, tiny_model_folder: Path, expected: list[float]
 ) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
     pipe = pipeline(task, model=str(tiny_model_folder), trust_remote_code=True)
     assert pipe.task == "molecule-property-prediction"
     assert read_values(pipe(TINY_SMILES, batch_size=4)) == pytest.approx(expected, abs=TOLERANCE)

@@ -478,6 +478,7 @@ def test_folder_without_a_processor_is_refused(tmp_path: Path) -> None:
         RMatProcessor.from_pretrained(tmp_path)
 
 
+@pytest.mark.usefixtures("remote_code_cache")
 def test_saved_code_loads_through_both_auto_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,7 +127,10 @@ def test_protocol_of_the_mat_sets_is_one_for_them(repo_root: Path, shared_dir: P
     path = repo_root / "scripts" / "protocols" / "mat_benchmark.json"
     protocol = load_protocol(path, data=shared_dir / "data" / "mat_benchmark")
     assert len(protocol.list_folds()) == 18
-    assert list(protocol.models) == ["rmat-small", "rmat-small + descriptors", "random weights"]
+    assert list(protocol.models) == [
+        *("rmat-small", "rmat-small, 3 members"),
+        *("rmat-small + descriptors", "random weights"),
+    ]
     assert {options["geometry"] for options in protocol.models.values()} == {"bounds"}
 
 
