@@ -27,7 +27,7 @@ def write_csv(folder: Path) -> Path:
 
 def write_csv_gz(folder: Path) -> Path:
     path = folder / "input.csv.gz"
-    path.write_bytes(gzip.compress(write_csv(folder).read_bytes()))
+    path.write_bytes(gzip.compress(write_csv(folder, mtime=0).read_bytes()))
     return path
 
 
@@ -39,7 +39,7 @@ def write_smi(folder: Path) -> Path:
 
 def write_smi_gz(folder: Path) -> Path:
     path = folder / "input.smi.gz"
-    path.write_bytes(gzip.compress(write_smi(folder).read_bytes()))
+    path.write_bytes(gzip.compress(write_smi(folder, mtime=0).read_bytes()))
     return path
 
 
@@ -131,7 +131,7 @@ def test_null_in_a_parquet_file_is_an_empty_smiles(tmp_path: Path) -> None:
         ("nowhere.csv", None, "there is no such file"),
         ("nowhere/*.parquet", None, "there is no such file"),
         ("input.parquet", b"PAR1", "cannot be read"),
-        ("input.csv.gz", gzip.compress(b"smiles\nCCO\n")[:-9], "cannot be read"),
+        ("input.csv.gz", gzip.compress(b"smiles\nCCO\n", mtime=0)[:-9], "cannot be read"),
         ("input.csv", b"name\nCCO\n", "no column 'smiles'"),
         ("input.xyz", b"3\n", "cannot read this kind of file"),
     ],
