@@ -27,7 +27,7 @@ def write_csv(folder: Path) -> Path:
 
 def write_csv_gz(folder: Path) -> Path:
     path = folder / "input.csv.gz"
-    path.write_bytes(gzip.compress(write_csv(folder, mtime=0).read_bytes()))
+    path.write_bytes(gzip.compress(write_csv(folder).read_bytes()))
     return path
 
 
@@ -39,7 +39,7 @@ def write_smi(folder: Path) -> Path:
 
 def write_smi_gz(folder: Path) -> Path:
     path = folder / "input.smi.gz"
-    path.write_bytes(gzip.compress(write_smi(folder, mtime=0).read_bytes()))
+    path.write_bytes(gzip.compress(write_smi(folder).read_bytes()))
     return path
 
 
