@@ -129,6 +129,17 @@ def split_by_fold(groups: Sequence[str], *, num_folds: int, fold: int, seed: int
         raise TableError(
             f"Fold {fold} of {num_folds} does not exist. Take 3 folds or more, and count from 0."
         )
+    fold_of_row = assign_folds(groups, num_folds=num_folds, seed=seed)
+    test, valid = fold_of_row == fold, fold_of_row == (fold + 1) % num_folds
+    return build_split_indices(np.where(test, 2, np.where(valid, 1, 0)))
+
+
+def assign_folds(groups: Sequence[str], *, num_folds: int, seed: int) -> np.ndarray:
+    """Return the fold of every row, int64 `(num_rows,)`: folds of about one size.
+
+    Args:
+        groups, num_folds, seed: As in `split_by_fold`, but two folds are enough.
+    """
     row_lists = shuffle_groups(group_rows(groups), seed=seed)
     if len(row_lists) < num_folds:
         raise TableError(
@@ -142,8 +153,7 @@ def split_by_fold(groups: Sequence[str], *, num_folds: int, fold: int, seed: int
         smallest = sizes.argmin()
         fold_of_row[rows] = smallest
         sizes[smallest] += len(rows)
-    test, valid = fold_of_row == fold, fold_of_row == (fold + 1) % num_folds
-    return build_split_indices(np.where(test, 2, np.where(valid, 1, 0)))
+    return fold_of_row
 
 
 def parse_row(smiles: str, *, row: int) -> Chem.Mol:

@@ -30,7 +30,9 @@ def describe_choices(folder: Path) -> dict[str, Any]:
     is_regression = arguments["problem_type"] == "regression"
     metric = arguments.get("training_arguments", {}).get("metric_for_best_model")
     metric = str(metric or ("rmse" if is_regression else "roc_auc")).removeprefix("eval_")
-    choices: dict[str, Any] = {"part": "valid", "metric": metric}
+    # runs of before there were folds have no such field
+    part = "own folds of train and valid" if arguments.get("member_folds") else "valid"
+    choices: dict[str, Any] = {"part": part, "metric": metric}
     choices |= _find_best_epochs(folder / LOG_FILE, metric)
     if (folder / TRIALS_FILE).is_file():
         with (folder / TRIALS_FILE).open(newline="", encoding="utf-8") as stream:

@@ -69,8 +69,10 @@ def validate_split_flags(arguments: Any) -> None:
     """Raise `ValueError` if a split lacks a flag of its own, or a flag is of another split.
 
     Args:
-        arguments: With `split` and the fields of `SPLIT_FIELDS`.
+        arguments: With `split`, the fields of `SPLIT_FIELDS`, `num_members` and `member_folds`.
     """
+    if arguments.member_folds and arguments.num_members < 2:
+        raise ValueError("--member-folds needs --num-members 2 or more: one fold for each.")
     for name, (split, placeholder, is_needed) in SPLIT_FIELDS.items():
         flag, value = f"--{name.replace('_', '-')}", getattr(arguments, name)
         if value is None and is_needed and arguments.split == split:

@@ -109,6 +109,9 @@ class FinetuningArguments:
     num_members: int = declare_flag(
         1, "Models to train with different seeds; several become one ensemble with a spread."
     )
+    member_folds: bool = declare_flag(
+        False, "Hold another fold of train and valid out of each member, to choose its epoch on."
+    )
     hpo_trials: int = declare_flag(
         0, "Settings of learning rate, dropout, weight decay and batch size to try on valid first."
     )

@@ -132,19 +132,20 @@ def _train(
 ) -> tuple[Trainer, list[dict[str, Any]]]:
     """Return a `Trainer` with the best model, or the ensemble, and the training log."""
 
-    def train_one(chosen: FinetuningArguments, folder: Path) -> Trainer:
+    def train_one(chosen: FinetuningArguments, parts: FinetuningTask, *, folder: Path) -> Trainer:
         checkpoint = find_last_complete_checkpoint(folder)
         set_seed(chosen.seed)
+        # scaled as the whole task: the members of an ensemble share the scaling of the labels
         model = build_finetuning_model(chosen, task)
         options = build_training_arguments(chosen, folder)
-        trainer = _build_trainer(chosen, task, training_arguments=options, model=model)
+        trainer = _build_trainer(chosen, parts, training_arguments=options, model=model)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         return trainer
 
     if arguments.num_members == 1:
-        trainer = train_one(arguments, work_dir)
+        trainer = train_one(arguments, task, folder=work_dir)
         return trainer, trainer.state.log_history
-    ensemble, log = train_members(arguments, work_dir=work_dir, train=train_one)
+    ensemble, log = train_members(arguments, task, work_dir=work_dir, train=train_one)
     options = build_training_arguments(arguments, work_dir)
     return _build_trainer(arguments, task, training_arguments=options, model=ensemble), log
 

@@ -47,6 +47,8 @@ class FinetuningReport:
         member_predictions (`dict[str, np.ndarray]`, *optional*):
             Output of an ensemble's members, `(num_rows, num_members, num_labels)`.
         member_metrics (`list[dict]`): Metrics of each of them alone; empty for a single model.
+        has_member_folds (`bool`, *optional*, defaults to `False`):
+            Whether each of them held out its own fold of train and valid.
     """
 
     config: RMatConfig
@@ -62,6 +64,7 @@ class FinetuningReport:
     license_name: str | None = None
     member_predictions: dict[str, np.ndarray] | None = None
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    has_member_folds: bool = False
 
     @property
     def problem_type(self) -> str:
@@ -200,9 +203,15 @@ def _describe_ensemble(report: FinetuningReport) -> str:
     alone = ""
     if known:
         alone = f"; one alone has a test {metric} of {np.mean(known):.3f} ± {np.std(known):.3f}"
+    folds = ""
+    if report.has_member_folds:
+        folds = (
+            "- each member held out another fold of train and valid; `valid` is out of fold: every "
+            "row is predicted by the one member that did not learn from it\n"
+        )
     return (
         f"- an ensemble of {len(report.member_metrics)} models with different seeds{alone} "
-        "(`member_metrics.json`); the spread of a prediction is their standard deviation\n"
+        "(`member_metrics.json`); the spread of a prediction is their standard deviation\n" + folds
     )
 
 

@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_finetuning import build_tiny_arguments
+from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
 from transformers.trainer import Trainer
 
+from rmat_hf.data.tables import TableError
+from rmat_hf.evaluation.choices import describe_choices
 from rmat_hf.inference import predict
+from rmat_hf.model_loading import load_predictor
 from rmat_hf.training import members as members_module
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.members import predict_out_of_fold, split_for_members
+from rmat_hf.training.task import FinetuningTask, build_finetuning_task
 
 SMILES = ["CCO", "c1ccccc1C", "C1CCNCC1"]
 # the columns of a table are rounded to float32
@@ -75,15 +80,19 @@ def test_a_finished_member_is_not_trained_again(
     train_members = members_module.train_members
     trained: list[int] = []
 
-    def train_and_stop(arguments: FinetuningArguments, *, work_dir: Path, train: Any) -> Any:
-        def train_one(chosen: FinetuningArguments, folder: Path) -> Trainer:
+    def train_and_stop(
+        arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path, train: Any
+    ) -> Any:
+        def train_one(
+            chosen: FinetuningArguments, parts: FinetuningTask, *, folder: Path
+        ) -> Trainer:
             if chosen.seed == 6 and not trained[1:]:
                 trained.append(chosen.seed)
                 raise KeyboardInterrupt
             trained.append(chosen.seed)
-            return train(chosen, folder)
+            return train(chosen, parts, folder=folder)
 
-        return train_members(arguments, work_dir=work_dir, train=train_one)
+        return train_members(arguments, task, work_dir=work_dir, train=train_one)
 
     monkeypatch.setattr("rmat_hf.training.finetuning.train_members", train_and_stop)
     with pytest.raises(KeyboardInterrupt):
@@ -105,3 +114,80 @@ def test_a_search_chooses_the_setting_of_all_members(tmp_path: Path) -> None:
 def test_no_member_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--num-members 0 is too small"):
         build_arguments(tmp_path, num_members=0)
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuningArguments]:
+    arguments = build_arguments(
+        tmp_path_factory.mktemp("folds"), num_members=3, member_folds=True, seed=5
+    )
+    return run_finetuning(arguments).output_dir, arguments
+
+
+def test_every_member_holds_out_another_fold_and_no_one_learns_from_test(tmp_path: Path) -> None:
+    arguments = build_arguments(tmp_path, num_members=3, member_folds=True)
+    task = build_finetuning_task(arguments)
+    splits = split_for_members(arguments, task)
+    pool = [*task.split.train, *task.split.valid]
+    assert sorted(row for split in splits for row in split.valid) == sorted(pool)
+    for split in splits:
+        assert sorted([*split.train, *split.valid]) == sorted(pool)
+        np.testing.assert_array_equal(split.test, task.split.test)
+    alike = build_arguments(tmp_path / "seeds", num_members=3)
+    assert split_for_members(alike, task) == [task.split] * 3
+
+
+def test_equal_molecules_stand_in_one_fold(tmp_path: Path) -> None:
+    columns = {"smiles": ["CCO", "OCC", "C(O)C", *TABLE_SMILES[1:10]], "y": [0] * 3 + [*range(9)]}
+    columns["part"] = ["train"] * 10 + ["valid", "test"]
+    arguments = build_tiny_arguments(tmp_path, columns, num_members=3, member_folds=True)
+    splits = split_for_members(arguments, build_finetuning_task(arguments))
+    assert sorted(len({0, 1, 2} & set(split.valid.tolist())) for split in splits) == [0, 0, 3]
+
+
+def test_valid_is_predicted_out_of_fold(folds: tuple[Path, FinetuningArguments]) -> None:
+    run, arguments = folds
+    task = build_finetuning_task(arguments)
+    splits = split_for_members(arguments, task)
+    smiles = task.select("valid")["smiles"][:]
+    ensemble, _ = load_predictor(run, device="cpu")
+    outputs = np.stack(
+        [predict(member, smiles, processor=task.processor).values for member in ensemble.members],
+        axis=1,
+    )
+    expected = predict_out_of_fold(outputs, task.split.valid, splits=splits)
+    for row, value in zip(task.split.valid, expected, strict=True):
+        (member,) = [idx for idx, split in enumerate(splits) if row in split.valid]
+        place = task.split.valid.tolist().index(row)
+        assert value == outputs[place, member]
+    rows = [line.split(",") for line in (run / "predictions.csv").read_text().splitlines()]
+    saved = {row[1]: float(row[4]) for row in rows if row[2] == "valid"}
+    np.testing.assert_allclose([saved[text] for text in smiles], expected[:, 0], rtol=0, atol=1e-5)
+    metrics = json.loads((run / "metrics.json").read_text())
+    rmse = np.sqrt(np.mean((expected - task.labels("valid")) ** 2))
+    assert metrics["valid"]["rmse"] == pytest.approx(rmse, abs=1e-5)
+    assert "held out another fold" in (run / "README.md").read_text()
+    assert describe_choices(run)["part"] == "own folds of train and valid"
+
+
+def test_a_member_is_scored_on_its_own_fold(folds: tuple[Path, FinetuningArguments]) -> None:
+    run, arguments = folds
+    task = build_finetuning_task(arguments)
+    ensemble, _ = load_predictor(run, device="cpu")
+    alone = json.loads((run / "member_metrics.json").read_text())
+    smiles, labels = task.dataset["smiles"][:], np.array(task.dataset["labels"][:])
+    for idx, split in enumerate(split_for_members(arguments, task)):
+        held_out = [smiles[row] for row in split.valid]
+        values = predict(ensemble.members[idx], held_out, processor=task.processor).values
+        rmse = np.sqrt(np.mean((values - labels[split.valid]) ** 2))
+        assert alone[idx]["valid"]["rmse"] == pytest.approx(rmse, abs=1e-5)
+
+
+def test_folds_without_members_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--member-folds needs --num-members 2 or more"):
+        build_arguments(tmp_path, member_folds=True)
+
+
+def test_more_folds_than_molecules_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="cannot be divided into 11 folds"):
+        run_finetuning(build_arguments(tmp_path, num_members=11, member_folds=True))
