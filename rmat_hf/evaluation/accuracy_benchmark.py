@@ -92,12 +92,7 @@ def run_accuracy_benchmark(
     for fold, rows in _align_tools(tools, common).items():
         found[fold] |= rows
     outcomes = [
-        FoldOutcome(
-            fold,
-            common[fold],
-            {name: rows.select(common[fold].rows).predictions for name, rows in by_method.items()},
-        )
-        for fold, by_method in found.items()
+        _build_outcome(fold, by_method, rows=common[fold]) for fold, by_method in found.items()
     ]
     results = _build_results(protocol, outcomes, num_resamples=arguments.num_resamples)
     results |= _describe_runs([*jobs, *baseline_jobs], failures, output_dir=output_dir)
@@ -106,6 +101,18 @@ def run_accuracy_benchmark(
     with open_atomically(output_dir / REPORT_FILE) as stream:
         stream.write(build_report(results).encode("utf-8"))
     return AccuracyBenchmarkResult(output_dir, results)
+
+
+def _build_outcome(
+    fold: Fold, by_method: Mapping[str, RowPredictions], *, rows: RowPredictions
+) -> FoldOutcome:
+    shared = {name: found.select(rows.rows) for name, found in by_method.items()}
+    return FoldOutcome(
+        fold,
+        rows,
+        predictions={name: found.predictions for name, found in shared.items()},
+        spreads={name: found.spread for name, found in shared.items() if found.spread is not None},
+    )
 
 
 def _validate_output_dir(output_dir: Path) -> None:

@@ -33,8 +33,9 @@ def save_plots(
 ) -> list[str]:
     """Plot the test rows of a data set, those of all its folds together.
 
-    Regression: predicted against measured values. Classification: ROC curves and calibration. Both:
-    the error against the Tanimoto distance (ECFP4) to the nearest molecule of train.
+    Regression: predicted against measured values, and for ensembles the error against the spread.
+    Classification: ROC curves and calibration. Both: the error against the Tanimoto distance
+    (ECFP4) to the nearest molecule of train.
 
     Args:
         folder (`Path`): Where the PNG files go.
@@ -62,6 +63,16 @@ def save_plots(
         with _open_panels(folder / files[-1], methods) as panels:
             for method, axes in panels.items():
                 draw_panel(axes, labels[method], predictions=predictions[method])
+    ensembles = [method for method in methods if any(method in o.spreads for o in outcomes)]
+    if is_regression and ensembles:
+        files.append(f"{name}_spread.png")
+        with _open_panels(folder / files[-1], ensembles) as panels:
+            for method, axes in panels.items():
+                _draw_spread(
+                    axes,
+                    predictions[method] - labels[method],
+                    spreads=_collect_spreads(outcomes, method),
+                )
     files.append(f"{name}_distance.png")
     with _open_panels(folder / files[-1], methods) as panels:
         for method, axes in panels.items():
@@ -109,6 +120,15 @@ def _collect_predictions(outcomes: Sequence[FoldOutcome], method: str) -> np.nda
         outcome.predictions[method][outcome.rows.is_in("test")]
         for outcome in outcomes
         if method in outcome.predictions
+    ]
+    return np.concatenate(found).ravel()
+
+
+def _collect_spreads(outcomes: Sequence[FoldOutcome], method: str) -> np.ndarray:
+    found = [
+        outcome.spreads[method][outcome.rows.is_in("test")]
+        for outcome in outcomes
+        if method in outcome.spreads
     ]
     return np.concatenate(found).ravel()
 
@@ -162,6 +182,24 @@ def _draw_calibration(axes: Any, labels: np.ndarray, *, predictions: np.ndarray)
         observed, predicted = calibration_curve(labels[known], probabilities, n_bins=NUM_BINS)
         axes.plot(predicted, observed, color=LINE_COLOR, marker="o", markersize=4)
     axes.set(aspect="equal", xlabel="predicted probability", ylabel="share of yes")
+
+
+def _draw_spread(axes: Any, errors: np.ndarray, *, spreads: np.ndarray) -> None:
+    """Draw root mean square error against root mean square spread, in bins of equal size.
+
+    On the diagonal a spread is the size of the error to expect (doi 10.3390/s22155540); an ensemble
+    of few members lies above it, as they share their mistakes, but should rise along it.
+    """
+    known = ~np.isnan(errors)
+    x, y = spreads[known], errors[known]
+    order = np.argsort(x, kind="stable")
+    bins = np.array_split(order, min(NUM_BINS, len(order)))
+    expected = [np.sqrt(np.mean(x[rows] ** 2)) for rows in bins]
+    observed = [np.sqrt(np.mean(y[rows] ** 2)) for rows in bins]
+    limits = (0.0, max([*expected, *observed], default=1.0))
+    axes.plot(limits, limits, color=DIAGONAL_COLOR, linewidth=0.8)
+    axes.plot(expected, observed, color=LINE_COLOR, marker="o", markersize=4)
+    axes.set(xlabel="spread of the members", ylabel="RMSE in the bin")
 
 
 def _draw_errors(axes: Any, errors: np.ndarray, *, distances: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from rmat_hf.training.baselines import MAX_ATOMS
 
 PREDICTIONS_FILE = "predictions.csv"
 DROPPED_FILE = "dropped_rows.csv"
+SPREAD_PREFIX = "spread_"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class RowPredictions:
         predictions (`np.ndarray` of shape `(num_rows, num_labels)`):
             In the units of the labels, or probabilities of a yes; NaN where there is none.
         num_dropped (`int`): Rows of the table that are not here.
+        spread (`np.ndarray` of shape `(num_rows, num_labels)`, *optional*):
+            How far the members of an ensemble differ, in the units of the predictions.
     """
 
     rows: np.ndarray
@@ -38,6 +41,7 @@ class RowPredictions:
     labels: np.ndarray
     predictions: np.ndarray
     num_dropped: int
+    spread: np.ndarray | None = None
 
     def select(self, rows: np.ndarray) -> "RowPredictions":
         """Return these rows of the table, all of which must be here."""
@@ -49,6 +53,7 @@ class RowPredictions:
             labels=self.labels[idx],
             predictions=self.predictions[idx],
             num_dropped=self.num_dropped + len(self.rows) - len(rows),
+            spread=None if self.spread is None else self.spread[idx],
         )
 
     def is_in(self, part: str) -> np.ndarray:
@@ -75,6 +80,7 @@ def load_row_predictions(folder: Path, *, label_names: Sequence[str]) -> RowPred
             [[float(line[prefix + name] or "nan") for name in label_names] for line in lines]
         )
 
+    has_spread = bool(lines) and SPREAD_PREFIX + label_names[0] in lines[0]
     return RowPredictions(
         rows=np.array([int(line["row"]) for line in lines]),
         parts=[line["split"] for line in lines],
@@ -82,6 +88,7 @@ def load_row_predictions(folder: Path, *, label_names: Sequence[str]) -> RowPred
         labels=read_numbers(""),
         predictions=read_numbers("prediction_"),
         num_dropped=num_dropped,
+        spread=read_numbers(SPREAD_PREFIX) if has_spread else None,
     )
 
 

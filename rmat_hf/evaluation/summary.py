@@ -1,7 +1,7 @@
 """From the predictions of all methods to the numbers of the report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,13 @@ class FoldOutcome:
         rows (`RowPredictions`): The rows that all methods share; its predictions are one method's.
         predictions (`dict[str, np.ndarray]`):
             By method, `(num_rows, num_labels)`; NaN where another tool has none.
+        spreads (`dict[str, np.ndarray]`): The spread of those that are ensembles, alike.
     """
 
     fold: Fold
     rows: RowPredictions
     predictions: dict[str, np.ndarray]
+    spreads: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

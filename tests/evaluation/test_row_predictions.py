@@ -25,8 +25,16 @@ def test_rows_come_in_order_with_empty_cells_as_nan(tmp_path: Path) -> None:
     assert rows.smiles == ["CC", "C"]
     np.testing.assert_array_equal(rows.labels, [[1.5], [np.nan]])
     assert rows.predictions.tolist() == [[3.5], [2.5]]
-    assert rows.num_dropped == 1
+    assert rows.num_dropped == 1 and rows.spread is None
     assert rows.is_in("test").tolist() == [False, True]
+
+
+def test_an_ensemble_has_a_spread(tmp_path: Path) -> None:
+    columns = {"row": [2, 0], "smiles": ["C", "CC"], "split": ["test", "train"]}
+    columns |= {"y": [1, 2], "prediction_y": [2.5, 3.5], "spread_y": [0.25, 0.5]}
+    write_table(tmp_path / "predictions.csv", columns)
+    spread = load_row_predictions(tmp_path, label_names=["y"]).select(np.array([2])).spread
+    assert spread is not None and spread.tolist() == [[0.25]]
 
 
 def test_common_rows_are_those_of_all_and_the_others_count_as_dropped() -> None:
