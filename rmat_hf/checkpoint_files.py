@@ -14,7 +14,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 # What weights may be stored as; a network computes with nothing else.
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@")
+# A path of an address has one slash less.
+_CREDENTIALS = re.compile(r"(?<=:/)(/?)[^/\s@'\"]+@")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
 
 
@@ -27,7 +28,7 @@ class ModelLoadingError(ValueError):
 
 def hide_credentials(text: str) -> str:
     """Return a text without the user and password of an address, and without tokens of the Hub."""
-    return _HUB_TOKEN.sub("hf_***", _CREDENTIALS.sub("***@", text))
+    return _HUB_TOKEN.sub("hf_***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def load_checkpoint_json(

@@ -26,6 +26,7 @@ TOKEN = "hf_" + "aBcD1234" * 4
     [
         ("https://user:secret@host/model", "https://***@host/model"),
         ("at 'https://secret@host:8080/a@b'.", "at 'https://***@host:8080/a@b'."),
+        ("https:/user:secret@host/table.csv", "https:/***@host/table.csv"),
         (f"token {TOKEN}, rejected", "token hf_***, rejected"),
         (f"https://{TOKEN}@host/{TOKEN}", "https://***@host/hf_***"),
         ("chemist/model@v1 from https://host/a", "chemist/model@v1 from https://host/a"),

@@ -1,6 +1,7 @@
 """The command line and a stranger's folder: one line, exit code 2, nothing run, nothing written."""
 
 import json
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -9,7 +10,15 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from malicious import pickle_the_weights, point_the_index_to_a_pickle, write_code
+from hub_server import Hub, run_hub
+from malicious import (
+    PICKLE_NAMES,
+    pickle_the_weights,
+    point_the_index_to_a_pickle,
+    write_code,
+    write_pickle,
+)
+from processes import TESTS, run_python
 from safetensors.torch import load_file, save_file
 from tiny_corpus import write_corpus
 from tiny_finetuning import TABLE_SMILES, write_table
@@ -281,3 +290,61 @@ def test_credentials_in_the_name_of_a_model_are_not_repeated(
         assert outcome.exit_code == 2
         assert "s3cr3t" not in outcome.error
         assert "https://***@host/model" in outcome.error
+
+
+def test_credentials_in_the_name_of_a_table_are_not_repeated(
+    tmp_path: Path, run_cli: Callable[..., Outcome]
+) -> None:
+    output = tmp_path / "output"
+    for url in ("https://me:s3cr3t@host/table.csv", "https://me:s3cr3t@host/data"):
+        flags = ["--dataset", url, "--label-columns", "y", "--output-dir", output]
+        outcome = run_cli("finetune", *flags, "--feature-cache", "none")
+        assert outcome.exit_code == 2
+        assert "s3cr3t" not in outcome.error
+        assert "***@host" in outcome.error
+
+
+# From the Hub
+
+
+def publish(hub: Hub, name: str, folder: Path) -> str:
+    """Put a folder on the Hub as a stranger would: whatever is in it."""
+    repo_id = hub.create({"name": name})["id"]
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.repositories["models", repo_id].add_commit("main", files)
+    return repo_id
+
+
+@pytest.mark.slow
+def test_nothing_of_a_strangers_repository_is_unpickled_or_run(
+    tiny_model_folder: Path, tmp_path: Path, mark: Path
+) -> None:
+    folders = {name: tmp_path / name for name in ("good", "pickled", "indexed", "coded")}
+    for folder in folders.values():
+        shutil.copytree(tiny_model_folder, folder)
+    for name in PICKLE_NAMES:
+        if name != "adapter_model.bin":
+            write_pickle(folders["good"] / name, mark)
+    pickle_the_weights(folders["pickled"], mark)
+    point_the_index_to_a_pickle(folders["indexed"], mark)
+    write_code(folders["coded"], mark)
+    change_config(model_type="evil", auto_map={"AutoConfig": "evil.Evil"})(folders["coded"])
+    report, work = tmp_path / "report.json", tmp_path / "work"
+    work.mkdir()
+    with run_hub() as hub:
+        repo_ids = [publish(hub, name, folder) for name, folder in folders.items()]
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        arguments = [TESTS / "hub_stranger.py", report, *repo_ids]
+        done = run_python(arguments, folder=work, environment=online)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(report.read_text())
+    assert found["opened"] == []
+    assert not mark.exists()
+    good, pickled, indexed, coded = (found["errors"][repo_id] for repo_id in repo_ids)
+    assert good == {}
+    for errors in (pickled, indexed):
+        assert len(errors) == 5
+        assert all("pytorch_model.bin" in error for error in errors.values())
+        assert all("run code" in error for error in errors.values())
+    assert len(coded) == 5
+    assert all("'evil' model, not R-MAT" in coded[name] for name in ("predict", "embed"))
