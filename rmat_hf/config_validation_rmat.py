@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 # What transformers saves beside the fields of a configuration class.
 SAVED_KEYS = (
     *("model_type", "_name_or_path", "auto_map", "custom_pipelines", "num_labels", "torch_dtype"),
-    *("output_attentions", "use_cache"),
+    *("output_attentions", "tie_word_embeddings", "use_cache"),
 )
 FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
 PROBLEM_TYPES = (

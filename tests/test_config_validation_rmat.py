@@ -104,6 +104,7 @@ def test_whatever_a_configuration_writes_it_reads(
 def test_what_trainers_and_other_releases_write_is_read(tmp_path: Path) -> None:
     written = {
         "use_cache": False,
+        "tie_word_embeddings": False,
         "torch_dtype": "float32",
         "_name_or_path": "somewhere",
         "transformers_version": "4.40.0",
