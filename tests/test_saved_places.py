@@ -72,8 +72,8 @@ def assert_nothing_is_told(folder: Path, *, name: str = "") -> None:
     "options",
     [
         {"report_to": ["tensorboard"], "with_baselines": True},
-        {"num_members": 2},
-        {"problem_type": "single_label_classification"},
+        pytest.param({"num_members": 2}, marks=pytest.mark.slow),
+        pytest.param({"problem_type": "single_label_classification"}, marks=pytest.mark.slow),
     ],
     ids=["tensorboard", "ensemble", "classes"],
 )
@@ -148,6 +148,7 @@ def test_a_converted_folder_tells_nothing(place: Path) -> None:
     assert_nothing_is_told(place / "converted")
 
 
+@pytest.mark.slow
 def test_an_accuracy_benchmark_tells_nothing_even_of_runs_that_fail(place: Path) -> None:
     protocol = build_tiny_protocol(place)
     model = protocol["models"]["tiny"]
