@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help install quickstart test test-slow test-upstream notebooks bench bench-featurization \
-	bench-chemprop bench-embeddings bench-accuracy check lint format wheel constraints clean
+	bench-chemprop bench-embeddings bench-accuracy check audit lint format wheel constraints clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,12 @@ check: lint ## Lint, types, import direction and the style guide
 	$(BIN)/mypy
 	$(BIN)/python scripts/lint_model_files.py
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+# --strict: a version that could not be looked up is a failure, not a pass.
+audit: ## Look constraints.txt up among the published vulnerabilities; needs the JSON API of PyPI
+	test -x .cache/audit-venv/bin/pip-audit || { $(PYTHON) -m venv .cache/audit-venv && \
+	  .cache/audit-venv/bin/pip install --disable-pip-version-check pip-audit==2.9.0; }
+	.cache/audit-venv/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
 
 lint: $(INSTALLED) ## Lint and formatting only
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rmat_hf import __version__
 from rmat_hf.benchmarking import describe_benchmark, run_benchmark
+from rmat_hf.checkpoint_files import hide_credentials
 from rmat_hf.conversion import convert_checkpoint
 from rmat_hf.data.corpus_summary import describe_corpus
 from rmat_hf.data.feature_cache import find_feature_cache_dir
@@ -244,6 +245,6 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = hide_credentials(" ".join(str(error).split()))
         print(f"rmat: error: {message}", file=sys.stderr)
         sys.exit(2)

@@ -1,11 +1,13 @@
 """RMatConfig: every architecture choice of R-MAT, and the codes that model and featurizer share."""
 
+from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils.type_validators import interval
+
+from .config_validation_rmat import validate_field_values, validate_saved_fields
 
 # Columns of `node_features`; the atom features follow them.
 MASK_COLUMN = 0
@@ -135,25 +137,20 @@ class RMatConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise if fields contradict each other; called at construction and before saving."""
-        if self.hidden_size % self.num_attention_heads != 0:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of "
-                f"num_attention_heads={self.num_attention_heads}. Choose sizes that divide."
-            )
         if self.num_bond_features != NUM_BOND_FEATURES:
             raise ValueError(f"num_bond_features={self.num_bond_features} is not supported.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is none of {sorted(ACT2FN)}.")
-        for name in ("label_mean", "label_std", "label_units"):
-            values = getattr(self, name)
-            if values is not None and len(values) != self.num_labels:
-                raise ValueError(
-                    f"{name} has {len(values)} entries for {self.num_labels} labels. Give one each."
-                )
-        if (self.label_mean is None) != (self.label_std is None):
-            raise ValueError("label_mean and label_std belong together: give both or neither.")
-        if self.label_std is not None and min(self.label_std) <= 0:
-            raise ValueError(f"label_std={self.label_std} must be positive.")
+        validate_field_values(self)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "RMatConfig":
+        """Build a configuration from saved fields, as [`PreTrainedConfig.from_dict`].
+
+        Raises:
+            ValueError: A field is unknown, of another model or of a wrong kind.
+        """
+        known = [field.name for field in fields(cls)]
+        validate_saved_fields(config_dict, model_type=cls.model_type, known=known)
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def list_architecture_fields(cls) -> list[str]:

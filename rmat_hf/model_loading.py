@@ -8,15 +8,23 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import (
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
 )
 from transformers.models.auto.processing_auto import AutoProcessor
+from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME
 
+from rmat_hf.atom_codes_rmat import NUM_NODE_FEATURES
 from rmat_hf.bundled_checkpoints import find_checkpoint
+from rmat_hf.checkpoint_files import (
+    ModelLoadingError,
+    find_broken_weight,
+    load_checkpoint_json,
+    silence_loading_report,
+    validate_weight_types,
+)
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.ensemble_rmat import RMatEnsembleConfig
 from rmat_hf.modeling_rmat import (
@@ -25,16 +33,13 @@ from rmat_hf.modeling_rmat import (
     RMatModel,
 )
 from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.safe_weights_rmat import validate_weight_files
 
 # Parts that depend on what a model was trained for.
 _OPTIONAL_PART = re.compile(
     r"(members\.\d+\.)?(rmat\.)?"
     r"(pooler|classifier|descriptor_scaler|context_head|descriptor_head)\."
 )
-
-
-class ModelLoadingError(ValueError):
-    """A model folder or repository that cannot do what was asked of it."""
 
 
 def load_processor(
@@ -52,7 +57,14 @@ def load_processor(
     """
     model = find_checkpoint(model)
     try:
-        processor = AutoProcessor.from_pretrained(model, revision=revision, **options)
+        saved = load_checkpoint_json(model, FEATURE_EXTRACTOR_NAME, revision=revision)
+        kind = saved.get("feature_extractor_type")
+        if kind != RMatProcessor.__name__ or "featurizer_version" not in saved:
+            raise ValueError(f"{FEATURE_EXTRACTOR_NAME} is that of a {kind}, not of R-MAT")
+        # `False`: transformers would offer to run the code of a repository
+        processor = AutoProcessor.from_pretrained(
+            model, revision=revision, trust_remote_code=False, **options
+        )
     except (OSError, ValueError, TypeError) as error:
         raise ModelLoadingError(
             f"Cannot load the processor of {str(model)!r}: {_first_line(error)}. "
@@ -68,28 +80,50 @@ def load_processor(
 def load_config(
     model: str | Path, *, revision: str | None = None, allows_ensemble: bool = False
 ) -> RMatConfig:
-    """Load the configuration of an R-MAT model from a folder or the Hub.
+    """Load the configuration of an R-MAT model with weights from a folder or the Hub.
 
     Raises:
-        ModelLoadingError: If it cannot be loaded, is not R-MAT's or is an ensemble's.
+        ModelLoadingError: If it cannot be loaded, is not R-MAT's or is an ensemble's, or if there
+            are no weights in safetensors with it.
     """
     model = find_checkpoint(model)
     if Path(model).is_file():
         raise ModelLoadingError(f"{str(model)!r} is a file. Give the folder that holds it.")
     try:
-        config = AutoConfig.from_pretrained(model, revision=revision)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        fields = load_checkpoint_json(model, CONFIG_NAME, revision=revision)
+    except (OSError, ValueError) as error:
         raise ModelLoadingError(
             f"Cannot load a model from {str(model)!r}: {_first_line(error)}. "
             "Give a folder written by rmat finetune, or a Hub id; a private one needs HF_TOKEN."
         ) from error
-    if config.model_type not in (RMatConfig.model_type, RMatEnsembleConfig.model_type):
-        raise ModelLoadingError(f"{str(model)!r} is a {config.model_type!r} model, not R-MAT.")
+    model_type = fields.get("model_type")
+    if model_type not in (RMatConfig.model_type, RMatEnsembleConfig.model_type):
+        raise ModelLoadingError(f"{str(model)!r} is a {model_type!r} model, not R-MAT.")
+    config_class = RMatConfig if model_type == RMatConfig.model_type else RMatEnsembleConfig
+    try:
+        config = config_class.from_dict(fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ModelLoadingError(
+            f"Cannot load a model from {str(model)!r}: {_first_line(error)}. Restore the "
+            f"{CONFIG_NAME} that was saved with the weights."
+        ) from error
+    if config.num_node_features != NUM_NODE_FEATURES:
+        raise ModelLoadingError(
+            f"{str(model)!r} takes {config.num_node_features} features of an atom, this release of "
+            f"rmat_hf makes {NUM_NODE_FEATURES}. Use the release that saved it."
+        )
     if config.model_type == RMatEnsembleConfig.model_type and not allows_ensemble:
         raise ModelLoadingError(
             f"{str(model)!r} is an ensemble. It predicts, but has no single encoder to train "
             "further or to take vectors from. Give the model that its members started from."
         )
+    try:
+        validate_weight_files(model, revision=revision)
+        validate_weight_types(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelLoadingError(
+            f"Cannot load the weights of {str(model)!r}: {_first_line(error)}."
+        ) from error
     return config
 
 
@@ -143,7 +177,15 @@ def load_predictor(
             f"{str(model)!r} has no trained prediction head ({missing[0]} is missing), so its "
             "predictions would be random. Finetune it first: rmat finetune --model ..."
         )
-    return loaded.to(find_device(device)), load_processor(model, revision=revision)
+    processor = load_processor(model, revision=revision)
+    num_descriptors = len(processor.molecule_descriptors or [])
+    if num_descriptors != loaded.config.num_molecule_descriptors:
+        raise ModelLoadingError(
+            f"Processor and model of {str(model)!r} do not belong together: "
+            f"{FEATURE_EXTRACTOR_NAME} names {num_descriptors} molecule descriptors, {CONFIG_NAME} "
+            f"{loaded.config.num_molecule_descriptors}. Restore the folder's own files."
+        )
+    return loaded.to(find_device(device)), processor
 
 
 def load_embedder(
@@ -175,18 +217,28 @@ def _load_model(
     load_config(model, revision=revision, allows_ensemble=allows_ensemble)
     model = find_checkpoint(model)
     try:
-        loaded, info = auto_class.from_pretrained(
-            model, revision=revision, output_loading_info=True, use_safetensors=True, **options
-        )
+        with silence_loading_report():
+            loaded, info = auto_class.from_pretrained(
+                model,
+                revision=revision,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
+            )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelLoadingError(
             f"Cannot load the weights of {str(model)!r}: {_first_line(error)}."
         ) from error
+    if (broken := find_broken_weight(loaded.state_dict().items())) is not None:
+        raise ModelLoadingError(
+            f"The weights of {str(model)!r} are broken: {broken} has a value that is no finite "
+            "number. Copy or download the model again, or train it anew."
+        )
     for problem, names in _list_foreign_weights(info).items():
         if names:
             raise ModelLoadingError(
                 f"Weights and configuration of {str(model)!r} do not belong together: {names[0]} "
-                f"and {len(names) - 1} more {problem}. Restore the folder's own config.json."
+                f"and {len(names) - 1} more {problem}. Restore the folder's own {CONFIG_NAME}."
             )
     return loaded, sorted(info["missing_keys"])
 
@@ -205,10 +257,12 @@ def _list_foreign_weights(info: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _first_line(error: BaseException) -> str:
+    if "ignore_mismatched_sizes" in str(error):
+        return f"they have another shape than {CONFIG_NAME} says. Restore the folder's own"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # the first line of these names the field only, the next one what is wrong with it
     first_lines = lines[:2] if isinstance(error, StrictDataclassError) else lines[:1]
-    return " ".join(line.strip() for line in first_lines).rstrip(".")
+    return " ".join(line.strip() for line in first_lines).rstrip(".?")
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

@@ -30,6 +30,7 @@ from .losses_rmat import (
 )
 from .model_card_rmat import push_missing_card, save_missing_card
 from .pair_features_rmat import RMatPairFeatures, widen
+from .safe_weights_rmat import validate_weight_files
 
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
 MAX_SCALED_DESCRIPTOR = 8.0
@@ -250,6 +251,24 @@ class RMatPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     saved_auto_map = AUTO_MAP
     _can_record_outputs = {"hidden_states": RMatLayer, "attentions": RMatSelfAttention}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a model as [`PreTrainedModel.from_pretrained`], from safetensors only.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id.
+            args, kwargs: As there; a pickle is never opened, whatever they are.
+
+        Raises:
+            OSError, ValueError: There are no weights in safetensors.
+        """
+        if pretrained_model_name_or_path is not None:
+            validate_weight_files(pretrained_model_name_or_path, **kwargs)
+            kwargs["use_safetensors"] = True
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any

@@ -22,7 +22,15 @@ PACKAGE = REPO_ROOT / "rmat_hf"
 # From the lowest layer to the highest. A module imports only from lower layers, a folder also from
 # itself.
 LAYERS = [
-    {"configuration_rmat", "atomic_output", "bundled_checkpoints", "machine", "list_flags"},
+    {"config_validation_rmat", "safe_weights_rmat"},
+    {
+        "configuration_rmat",
+        "atomic_output",
+        "bundled_checkpoints",
+        "machine",
+        "list_flags",
+        "checkpoint_files",
+    },
     {"atom_codes_rmat", "canonical_order_rmat", "distances_rmat"},
     {
         "attention_rmat",
@@ -80,6 +88,7 @@ MAX_SCRIPT_LINES = 40
 PORTABLE_IMPORTS = {"transformers", "huggingface_hub", "torch", "numpy", "rdkit"}
 WITHOUT_CHEMISTRY = [
     "attention_rmat.py",
+    "config_validation_rmat.py",
     "configuration_rmat.py",
     "losses_rmat.py",
     "model_card_rmat.py",
@@ -87,6 +96,7 @@ WITHOUT_CHEMISTRY = [
     "pair_features_rmat.py",
     "pipeline_rmat.py",
     "probabilities_rmat.py",
+    "safe_weights_rmat.py",
 ]
 
 LINTED_RULES = {"ANN", "BLE", "C90", "D", "F", "I", "PLR0913", "PLR0915", "PLR0917", "S", "T20"}

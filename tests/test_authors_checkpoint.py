@@ -1,12 +1,12 @@
 """Files of the authors' code: names, shapes, and files that are refused unread."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from malicious import Payload
 from safetensors.torch import save_file
 
 from rmat_hf.authors_checkpoint import (
@@ -78,16 +78,6 @@ def test_the_prefix_of_a_wrapping_module_is_removed_once_and_at_the_start_only(
     assert_same_weights(load_authors_weights(tmp_path / "weights.pt"))
     torch.save({"a.model.b": torch.ones(1)}, tmp_path / "inner.pt")
     assert list(load_authors_weights(tmp_path / "inner.pt")) == ["a.model.b"]
-
-
-class Payload:
-    """Makes a folder when it is unpickled by a reader that trusts the file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.folder),)
 
 
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:

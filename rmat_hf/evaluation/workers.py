@@ -10,16 +10,20 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from rmat_hf.checkpoint_files import hide_credentials
 from rmat_hf.evaluation.jobs import Job, run_job
 
 logger = logging.getLogger(__name__)
 
 # The path before a file name: an absolute one tells about the machine and not about the run.
-_FOLDERS = re.compile(r"(?<![\w.~/:])/(?:[^\s/'\":,]+/)+")
+# In quotes it may have spaces.
+_SUBFOLDERS = r"(?:[^\s/'\":,]+/)"
+_FOLDERS = re.compile(rf"(?<=['\"])/(?:[^'\"/\n]+/)+|(?<![\w.~/:])/{_SUBFOLDERS}+")
 
 
 def run_jobs(
@@ -49,7 +53,7 @@ def run_jobs(
 
     def end(job: Job, reason: str | None) -> None:
         if reason is not None:
-            failures[job] = _FOLDERS.sub("", reason)
+            failures[job] = hide_places(reason, job)
             logger.error("Failed: %s: %s", job, failures[job])
         report_progress(f"{'Failed' if reason else 'Finished'}: {job}")
 
@@ -59,6 +63,16 @@ def run_jobs(
     else:
         _run_in_processes(waiting, num_proc=num_proc, run=run, end=end)
     return failures
+
+
+def hide_places(reason: str, job: Job) -> str:
+    """Return why a job failed without folders of this machine and without credentials."""
+    files = [job.folder.parent, *(getattr(job.task, name, None) for name in ("dataset", "model"))]
+    folders = {Path(file).parent for file in files if file is not None}
+    for folder in sorted({*folders, Path.cwd(), Path.home()}, key=lambda path: -len(str(path))):
+        if folder.is_absolute() and folder != Path(folder.anchor):
+            reason = re.sub(rf"{re.escape(str(folder))}/{_SUBFOLDERS}*", "", reason)
+    return hide_credentials(_FOLDERS.sub("", reason))
 
 
 def _run_here(job: Job, run: Callable[[Job], None]) -> str | None:

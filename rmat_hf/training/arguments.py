@@ -200,7 +200,9 @@ class PredictionArguments:
 class ConversionArguments:
     """Everything `rmat convert` needs to know."""
 
-    weights: str = declare_required("Weights of the authors' code: .pt or .safetensors.")
+    weights: str = declare_required(
+        "Weights of the authors' code: .safetensors, or .pt, of which tensors only are read."
+    )
     config: str = declare_required("The authors' JSON configuration.")
     output_dir: str = declare_required("Folder to write.")
     pooling: Literal["attention", "mean", "dummy_node"] | None = declare_flag(

@@ -7,10 +7,11 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -39,6 +40,25 @@ def find_last_complete_checkpoint(folder: Path) -> Path | None:
         if describe_damage(checkpoint) is None:
             return checkpoint
     return None
+
+
+def train_from_checkpoint(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train, from a checkpoint if there is one.
+
+    Args:
+        trainer (`Trainer`): Of transformers, which reads pickles with `weights_only=True`.
+        checkpoint (`Path`, *optional*): As from [`find_last_complete_checkpoint`].
+
+    Raises:
+        OutputError: A file of the checkpoint holds more than numbers, so no run has written it.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except UnpicklingError as error:
+        raise OutputError(
+            f"A file in {str(checkpoint)!r} holds more than numbers and could run code: it is not "
+            "that of a run of yours and is not loaded. Pass --overwrite to start anew."
+        ) from error
 
 
 def load_num_steps(checkpoint: Path) -> int:

@@ -24,6 +24,7 @@ from rmat_hf.training.checkpoints import (
     find_last_complete_checkpoint,
     name_work_dir,
     prepare_work_dir,
+    train_from_checkpoint,
     validate_work_dir,
     was_overwriting,
 )
@@ -41,11 +42,11 @@ from rmat_hf.training.model_building import (
     choose_head_learning_rate,
 )
 from rmat_hf.training.run_folder import (
-    copy_tracker_logs,
     describe_arguments,
     save_run_folder,
 )
 from rmat_hf.training.task import FinetuningTask, build_finetuning_task
+from rmat_hf.training.tracker_logs import copy_tracker_logs
 from rmat_hf.training.trainer import FinetuningTrainer
 from rmat_hf.training.trainer_options import (
     build_training_arguments,
@@ -139,7 +140,7 @@ def _train(
         model = build_finetuning_model(chosen, task)
         options = build_training_arguments(chosen, folder)
         trainer = _build_trainer(chosen, parts, training_arguments=options, model=model)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        train_from_checkpoint(trainer, checkpoint)
         return trainer
 
     if arguments.num_members == 1:

@@ -26,6 +26,7 @@ from rmat_hf.training.checkpoints import (
     load_num_steps,
     name_work_dir,
     prepare_work_dir,
+    train_from_checkpoint,
     validate_work_dir,
     was_overwriting,
 )
@@ -146,7 +147,7 @@ def _load_model(
 def _run_stage(trainer: PretrainingTrainer, stage_dir: Path) -> None:
     """Train a stage, from the last checkpoint if there is one, and write its model and log."""
     checkpoint = find_last_complete_checkpoint(stage_dir)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train_from_checkpoint(trainer, checkpoint)
     trainer.evaluate()
     trainer.save_model(str(stage_dir / MODEL_DIR))
     if trainer.is_world_process_zero():

@@ -1,6 +1,5 @@
 """What a finetuning run leaves behind: its model folder, file by file."""
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from rmat_hf.atomic_output import save_json
+from rmat_hf.checkpoint_files import hide_credentials
 from rmat_hf.data.table_writer import TableWriter
 from rmat_hf.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.inference import Predictions
@@ -59,12 +59,6 @@ def save_run_folder(
     save_model_card(folder, report)
 
 
-def copy_tracker_logs(work_dir: Path, folder: Path) -> None:
-    """Copy the event files of an experiment tracker, if one was asked for."""
-    if (work_dir / "runs").is_dir():
-        shutil.copytree(work_dir / "runs", folder / "runs")
-
-
 def describe_arguments(arguments: FinetuningArguments) -> dict[str, Any]:
     """Return what decides the result, without paths of this machine or what only starts it."""
     fields = asdict(arguments)
@@ -80,7 +74,8 @@ def describe_arguments(arguments: FinetuningArguments) -> dict[str, Any]:
 def name_source(source: str) -> str:
     """Return a file's or folder's own name; the id itself for something on the Hub."""
     path = Path(source)
-    return path.resolve().name if path.exists() or path.is_absolute() else source
+    is_local = path.exists() or path.is_absolute()
+    return path.resolve().name if is_local else hide_credentials(source)
 
 
 def name_split(arguments: FinetuningArguments) -> str:

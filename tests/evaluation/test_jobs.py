@@ -45,6 +45,17 @@ def test_every_fold_and_model_is_a_run_in_a_folder_of_its_own(tmp_path: Path) ->
     assert not any(job.is_finished for job in jobs)
 
 
+def test_names_do_not_lead_out_of_the_output_folder(tmp_path: Path) -> None:
+    protocol = build_tiny_protocol(tmp_path)
+    models = {"../../model": protocol["models"]["tiny"], "/etc/passwd": protocol["models"]["tiny"]}
+    datasets = {"../..": protocol["datasets"]["numbers"]}
+    jobs = build(load_tiny_protocol(tmp_path, models=models, datasets=datasets), tmp_path / "out")
+    assert len({job.folder for job in jobs}) == 4
+    for job in jobs:
+        assert job.folder.resolve().parent == tmp_path / "out" / "runs"
+        assert job.log_file.resolve().parent == tmp_path / "out" / "runs"
+
+
 def test_folder_depends_on_arguments_data_and_weights_only(tmp_path: Path) -> None:
     before = list_folders(tmp_path)
     assert list_folders(tmp_path) == before

@@ -3,15 +3,20 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from malicious import write_pickle
 from safetensors.torch import save_file
+from tiny_trainer import build_rows, build_trainer
 
+from rmat_hf.atomic_output import OutputError
 from rmat_hf.training.checkpoints import (
     describe_damage,
     find_last_complete_checkpoint,
     remove_incomplete_checkpoints,
+    train_from_checkpoint,
 )
 
 
@@ -85,3 +90,18 @@ def test_incomplete_checkpoints_are_removed_and_named_in_the_log(
     remove_incomplete_checkpoints(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [older.name]
     assert "checkpoint-2: optimizer.pt is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(name: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"train_dataset": build_rows(4), "save_strategy": "steps"}
+    options |= {"save_steps": 1, "max_steps": 1}
+    train_from_checkpoint(build_trainer(tmp_path / "work", **options), None)
+    checkpoint = find_last_complete_checkpoint(tmp_path / "work")
+    assert checkpoint is not None
+    write_pickle(checkpoint / name, tmp_path / "executed")
+    assert describe_damage(checkpoint) is None
+    trainer = build_trainer(tmp_path / "work", **{**options, "max_steps": 2})
+    with pytest.raises(OutputError, match=r"could run code.*Pass --overwrite"):
+        train_from_checkpoint(trainer, checkpoint)
+    assert not (tmp_path / "executed").exists()

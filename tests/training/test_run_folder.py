@@ -19,7 +19,6 @@ from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_building import build_finetuning_model
 from rmat_hf.training.model_card import FinetuningReport
 from rmat_hf.training.run_folder import (
-    copy_tracker_logs,
     describe_arguments,
     name_source,
     name_split,
@@ -349,14 +348,3 @@ def test_split_is_named_with_what_makes_its_metrics_its_own(
 def test_json_is_indented_and_ends_with_a_newline(tmp_path: Path) -> None:
     save_json(tmp_path / "x.json", {"a": None})
     assert (tmp_path / "x.json").read_text() == '{\n  "a": null\n}\n'
-
-
-def test_tracker_logs_are_copied_where_there_are_some(tmp_path: Path) -> None:
-    for name in ("work", "folder"):
-        (tmp_path / name).mkdir()
-    copy_tracker_logs(tmp_path / "work", tmp_path / "folder")
-    assert list((tmp_path / "folder").iterdir()) == []
-    (tmp_path / "work" / "runs" / "now").mkdir(parents=True)
-    (tmp_path / "work" / "runs" / "now" / "events").write_text("loss")
-    copy_tracker_logs(tmp_path / "work", tmp_path / "folder")
-    assert (tmp_path / "folder" / "runs" / "now" / "events").read_text() == "loss"

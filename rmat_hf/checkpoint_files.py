@@ -1,0 +1,113 @@
+"""The files of a model folder or repository before anything is built from them."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+# What weights may be stored as; a network computes with nothing else.
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+# A path of an address has one slash less.
+_CREDENTIALS = re.compile(r"(?<=:/)(/?)[^/\s@'\"]+@")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+
+
+class ModelLoadingError(ValueError):
+    """A model folder or repository that cannot do what was asked of it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(hide_credentials(message))
+
+
+def hide_credentials(text: str) -> str:
+    """Return a text without the user and password of an address, and without tokens of the Hub."""
+    return _HUB_TOKEN.sub("hf_***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def load_checkpoint_json(
+    model: str | Path, file_name: str, *, revision: str | None
+) -> dict[str, Any]:
+    """Return the object in a JSON file of a model.
+
+    Args:
+        model (`str` or `Path`): Folder or Hub id.
+        file_name (`str`): For example `"config.json"`.
+        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is no JSON, or no object.
+    """
+    path = cached_file(model, file_name, revision=revision)
+    try:
+        fields = json.loads(Path(str(path)).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file_name} is not a valid JSON file") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file_name} holds a {type(fields).__name__}, not an object of fields")
+    return fields
+
+
+def validate_weight_types(model: str | Path, *, revision: str | None) -> None:
+    """Raise if weights are stored as something else than floating-point numbers.
+
+    transformers would convert integers and truth values without a word.
+
+    Args:
+        model (`str` or `Path`): Folder or Hub id with safetensors, checked by
+            [`validate_weight_files`].
+        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
+
+    Raises:
+        ValueError: With the name of the file.
+    """
+    for path in _find_weight_files(model, revision=revision):
+        try:
+            with safe_open(path, framework="pt") as weights:
+                types = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path.name} is damaged or cut off ({error})") from error
+        for name, dtype in types.items():
+            if dtype not in FLOAT_TYPES:
+                raise ValueError(
+                    f"{path.name} holds {name} as {dtype}, which is no floating-point type"
+                )
+
+
+def find_broken_weight(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Return the name of the first tensor with a value that is no finite number, if any."""
+    for name, tensor in named_tensors:
+        if not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+@contextmanager
+def silence_loading_report() -> Iterator[None]:
+    """Keep transformers from its table of missing weights; the caller decides what it means."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _find_weight_files(model: str | Path, *, revision: str | None) -> list[Path]:
+    options: dict[str, Any] = {"revision": revision}
+    single = cached_file(
+        model, SAFE_WEIGHTS_NAME, **options, _raise_exceptions_for_missing_entries=False
+    )
+    if single is not None:
+        return [Path(single)]
+    index = load_checkpoint_json(model, SAFE_WEIGHTS_INDEX_NAME, revision=revision)
+    shards = sorted(set(index["weight_map"].values()))
+    return [Path(str(cached_file(model, shard, **options))) for shard in shards]
