@@ -22,7 +22,14 @@ PACKAGE = REPO_ROOT / "rmat_hf"
 # From the lowest layer to the highest. A module imports only from lower layers, a folder also from
 # itself.
 LAYERS = [
-    {"configuration_rmat", "atomic_output", "bundled_checkpoints", "machine", "list_flags"},
+    {
+        "configuration_rmat",
+        "atomic_output",
+        "bundled_checkpoints",
+        "machine",
+        "list_flags",
+        "worker_processes",
+    },
     {"atom_codes_rmat", "canonical_order_rmat", "distances_rmat"},
     {
         "attention_rmat",
@@ -37,10 +44,11 @@ LAYERS = [
     {"pipeline_rmat"},
     {"processing_rmat", "modeling_rmat"},
     {"ensemble_rmat"},
-    {"model_loading", "authors_checkpoint"},
+    {"model_loading", "authors_checkpoint", "model_hash"},
     {"data", "conversion"},
     {"batched_inference"},
-    {"inference"},
+    {"inference", "screening_options"},
+    {"sharded_screening"},
     {"screening"},
     {"training"},
     {"evaluation"},
