@@ -50,6 +50,7 @@ LAYERS = [
     {"inference", "screening_options"},
     {"sharded_screening"},
     {"screening"},
+    {"distributed_screening"},
     {"training"},
     {"evaluation"},
     {"benchmark_workload"},

@@ -53,7 +53,8 @@ class PredictionArguments:
     top_k: int | None = declare_flag(None, "Keep the best rows only, so many, the best first.")
     top_k_label: str | None = declare_flag(None, "Label that decides, if there are several.")
     top_k_order: Order = declare_flag(
-        "descending", "descending: the largest numbers are the best; or ascending."
+        "descending",
+        "Whether the largest numbers are the best (descending) or the smallest (ascending).",
     )
     feature_cache: str | None = declare_flag(
         NO_CACHE, "Folder of features to look up and to keep, 'default', or 'none'."
