@@ -110,10 +110,9 @@ def run_sharded_screen(screen: Screen, output_dir: Path) -> ScreeningResult:
     if screen.table.num_rows == 0:
         raise TableError(f"{screen.table.source} has no rows. Name an input with molecules.")
     model = screen.load_model()
+    # a column that cannot be added, or decide, is found before there is a folder
+    build_output_schema(screen.table.schema, screen.list_output_columns(model.added_columns))
     collector = screen.build_collector(model.added_columns)
-    columns = screen.list_output_columns(model.added_columns)
-    # a column that cannot be added is found before there is a folder
-    build_output_schema(screen.table.schema, columns)
     folder = ScreenFolder(
         output_dir, _describe_screen(screen, model), keeps_best_only=collector is not None
     )
@@ -126,23 +125,34 @@ def run_sharded_screen(screen: Screen, output_dir: Path) -> ScreeningResult:
         writer.write_missing(model, missing=missing, num_rows=num_rows)
     if folder.list_missing(range(folder.num_shards)):
         return _build_result(output_dir, folder.count_rows(own), is_complete=False)
+    with ShardLocks(output_dir / SCREEN_FILE) as locks:
+        # of tasks that end together one after the other completes the folder
+        locks.lock(folder.num_shards, waits=True)
+        return _complete(screen, folder, model=model)
+
+
+def _complete(screen: Screen, folder: ScreenFolder, *, model: ScreenModel) -> ScreeningResult:
     counts = folder.count_rows(range(folder.num_shards))
-    if collector is not None:
-        _collect_best(folder, collector)
+    if collector := screen.build_collector(model.added_columns):
+        for idx in range(folder.num_shards):
+            columns = pq.read_table(folder.get_shard(idx)).to_pydict()
+            collector.add(columns, rows=columns[ROW_COLUMN])
         best = collector.to_columns()
-        name = f"{TOP_FILE_STEM}.{folder.description['output_format']}"
         with TableWriter(
-            output_dir / name, input_schema=screen.table.schema, added_columns=columns
+            folder.path / f"{TOP_FILE_STEM}.{folder.description['output_format']}",
+            input_schema=screen.table.schema,
+            added_columns=screen.list_output_columns(model.added_columns),
         ) as table:
             table.write(best)
         counts = replace(counts, num_written=len(best[ROW_COLUMN]))
     folder.complete(counts)
-    return _build_result(output_dir, counts, is_complete=True)
+    return _build_result(folder.path, counts, is_complete=True)
 
 
 def _describe_screen(screen: Screen, model: ScreenModel) -> dict[str, Any]:
     """Return what decides the bytes of the output."""
     options = screen.options
+    packages = {"rmat_hf": __version__, "rdkit": rdkit.__version__, "torch": torch.__version__}
     return {
         **model.description,
         **describe_input(screen.table),
@@ -153,11 +163,7 @@ def _describe_screen(screen: Screen, model: ScreenModel) -> dict[str, Any]:
         # they decide the last digits
         "batch_size": options.batch_size,
         "chunk_size": options.chunk_size,
-        "versions": {
-            "rmat_hf": __version__,
-            "rdkit": rdkit.__version__,
-            "torch": torch.__version__,
-        },
+        "versions": packages,
     }
 
 
@@ -290,10 +296,3 @@ def _take_shard(
         chunk = next(others)
         num_rows -= chunk.num_rows
         yield chunk
-
-
-def _collect_best(folder: ScreenFolder, collector: TopRowsCollector) -> None:
-    """Go through the best rows of every shard."""
-    for idx in range(folder.num_shards):
-        columns = pq.read_table(folder.get_shard(idx)).to_pydict()
-        collector.add(columns, rows=columns[ROW_COLUMN])

@@ -99,8 +99,8 @@ def _raise_failure(processes: Sequence[SpawnProcess], messages: Any) -> None:
         code = process.exitcode or 0
         if code < 0:
             raise WorkerProcessError(
-                f"A process was ended by signal {-code} ({signal.strsignal(-code)}). Use fewer "
-                "processes if memory ran out."
+                f"A process was ended by signal {-code} ({signal.strsignal(-code)}). Repeat the "
+                "command to continue, with fewer processes if memory ran out."
             )
         if code > 0:
             reason = f"with exit code {code}" if messages.empty() else f": {messages.get()}"

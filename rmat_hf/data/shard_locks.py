@@ -31,8 +31,12 @@ class ShardLocks:
     def __exit__(self, *exception_info: object) -> None:
         self._stream.close()
 
-    def lock(self, idx: int) -> None:
+    def lock(self, idx: int, *, waits: bool = False) -> None:
         """Lock a shard.
+
+        Args:
+            idx (`int`): Of the shard; the one after the last stands for the folder as a whole.
+            waits (`bool`, *optional*, defaults to `False`): Wait for another run to end.
 
         Raises:
             OutputError: Another run writes it.
@@ -40,7 +44,7 @@ class ShardLocks:
         if not self._works:
             return
         try:
-            fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, idx)
+            fcntl.lockf(self._stream, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB), 1, idx)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise OutputError(
