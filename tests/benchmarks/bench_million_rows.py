@@ -115,9 +115,15 @@ def measure_memory(tree: list[psutil.Process]) -> float:
     return total / MIB
 
 
-def run(command: list[str], *, log: Path, kill_after_s: float | None = None) -> dict[str, float]:
-    """Run to the end, or kill -9 after a time; return seconds, peak MiB and the seconds in which
-    the workers of a killed process ended."""
+def count_shards(folder: Path) -> int:
+    return len(list(folder.glob("part-*")))
+
+
+def run(
+    command: list[str], *, log: Path, kill_at: tuple[Path, int] | None = None
+) -> dict[str, float]:
+    """Run to the end, or kill -9 when a folder has so many shards; return seconds and peak MiB, or
+    the seconds in which the workers of the killed process ended."""
     start = time.monotonic()
     peak = 0.0
     with log.open("ab") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as child:
@@ -125,7 +131,7 @@ def run(command: list[str], *, log: Path, kill_after_s: float | None = None) -> 
         while child.poll() is None:
             tree = list_tree(process)
             peak = max(peak, measure_memory(tree))
-            if kill_after_s is not None and time.monotonic() - start > kill_after_s:
+            if kill_at is not None and count_shards(kill_at[0]) >= kill_at[1]:
                 child.kill()
                 killed = time.monotonic()
                 child.wait()
@@ -203,14 +209,11 @@ def measure_verb(verb: str, folder: Path, *, num_rows: int) -> dict[str, Any]:
     output = folder / f"{verb}-killed"
     library = folder / f"{num_rows}.parquet"
     command = build_command(verb, library, output, num_proc=2, shard_size=shard_size)
-    seconds = figures[f"2 x {num_rows}"]["seconds"]
-    random_moments = random.Random(verb)
+    shares = sorted(random.Random(verb).uniform(0.05, 0.85) for _ in range(NUM_KILLS))
     figures["kills"] = []
-    for _ in range(NUM_KILLS):
-        moment = random_moments.uniform(0.2, 0.6) * seconds
-        killed = run(command, log=log, kill_after_s=moment)
-        num_shards = len(list(output.glob("part-*"))) if output.exists() else 0
-        figures["kills"].append({"after_s": moment, "num_shards": num_shards, **killed})
+    for share in shares:
+        killed = run(command, log=log, kill_at=(output, round(share * count_shards(large))))
+        figures["kills"].append({"num_shards": count_shards(output), **killed})
     run(command, log=log)
     figures["same_bytes_after_kills"] = whole == hash_folder(output)
     return figures
