@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help install quickstart test test-slow test-upstream notebooks bench bench-featurization \
-	bench-chemprop bench-embeddings bench-accuracy check audit lint format wheel constraints clean
+	bench-chemprop bench-embeddings bench-accuracy bench-screening check audit lint format wheel constraints clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,13 @@ bench-embeddings: $(INSTALLED) ## Frozen vectors of MODEL beside fingerprints an
 bench-accuracy: $(INSTALLED) ## Finetune rmat-small and random weights on DATA/mat_benchmark, beside baselines; takes hours
 	$(BIN)/rmat benchmark --data $(DATA)/mat_benchmark --protocol scripts/protocols/mat_benchmark.json \
 	  --num-proc 2 --output-dir runs/mat_benchmark
+
+ROWS ?= 1000000
+
+bench-screening: $(INSTALLED) ## Featurize and predict ROWS molecules: memory, rows per second, kills; takes hours
+	mkdir -p .cache/benchmarks
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/bench_million_rows.py \
+	  $(DATA)/pretraining/moses.parquet .cache/benchmarks/screening.json $(ROWS)
 
 check: lint ## Lint, types, import direction and the style guide
 	$(BIN)/mypy

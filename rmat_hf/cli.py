@@ -22,23 +22,23 @@ from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.evaluation.arguments import EvaluationArguments
 from rmat_hf.evaluation.report import build_overview
 from rmat_hf.list_flags import ListFlagCommand
-from rmat_hf.screening import (
-    ScreeningOptions,
-    ScreeningResult,
-    run_embedding,
-    run_prediction,
-)
+from rmat_hf.screening import is_output_folder, run_embedding, run_prediction
+from rmat_hf.screening_options import ScreeningResult
 from rmat_hf.training.arguments import (
     DEFAULT_CACHE,
     BenchmarkArguments,
     ConversionArguments,
     FinetuningArguments,
-    PredictionArguments,
 )
 from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
 from rmat_hf.training.finetuning import FinetuningResult, run_finetuning
 from rmat_hf.training.pretraining import run_pretraining
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
+from rmat_hf.training.screening_arguments import (
+    PredictionArguments,
+    build_screening,
+    describe_screening,
+)
 from rmat_hf.training.task import choose_cache_dir
 
 app = typer.Typer(
@@ -82,7 +82,9 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
             way_out = ""
             if "resume" in values:
                 way_out = " Repeat the command with --resume to continue."
-            elif verb in ("featurize", "benchmark"):
+            elif verb in ("featurize", "benchmark") or (
+                "task" in values and is_output_folder(values["output"])
+            ):
                 way_out = " Repeat the command to continue."
             print(f"rmat: interrupted.{way_out}", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -129,12 +131,12 @@ def pretrain(arguments: PretrainingArguments) -> None:
 
 def predict(arguments: PredictionArguments) -> None:
     """Predict the molecules of a file, or a few SMILES, with a finetuned model."""
-    print_screening(run_prediction(**_build_screening(arguments)), noun="predictions")
+    _screen(run_prediction, arguments, noun="predictions")
 
 
 def embed(arguments: PredictionArguments) -> None:
     """Compute one vector per molecule of a file, or of a few SMILES."""
-    print_screening(run_embedding(**_build_screening(arguments)), noun="embeddings")
+    _screen(run_embedding, arguments, noun="embeddings")
 
 
 def convert(arguments: ConversionArguments) -> None:
@@ -178,15 +180,6 @@ def describe_metrics(result: FinetuningResult) -> str:
     return "\n".join(lines)
 
 
-def print_screening(result: ScreeningResult, *, noun: str) -> None:
-    """Print the summary line of a screen."""
-    num_done = result.num_rows - result.num_failed
-    print(
-        f"{result.num_rows} rows: {num_done} {noun}, {result.num_failed} failed "
-        f"(reasons in the column 'error'). Wrote {result.output}."
-    )
-
-
 def _find_feature_cache(feature_cache: str | None) -> str | None:
     """Return the cache that was asked for; the default one is where the environment says."""
     cache_home = os.environ.get("XDG_CACHE_HOME")
@@ -195,22 +188,11 @@ def _find_feature_cache(feature_cache: str | None) -> str | None:
     return feature_cache
 
 
-def _build_screening(arguments: PredictionArguments) -> dict[str, Any]:
-    return {
-        "model": arguments.model,
-        "molecules": arguments.smiles or arguments.input,
-        "output": arguments.output,
-        "smiles_column": arguments.smiles_column,
-        "revision": arguments.revision,
-        "options": ScreeningOptions(
-            batch_size=arguments.batch_size,
-            num_workers=arguments.num_workers,
-            chunk_size=arguments.chunk_size,
-            device=arguments.device,
-            show_progress=True,
-            cache_dir=choose_cache_dir(_find_feature_cache(arguments.feature_cache)),
-        ),
-    }
+def _screen(
+    run: Callable[..., ScreeningResult], arguments: PredictionArguments, *, noun: str
+) -> None:
+    cache_dir = choose_cache_dir(_find_feature_cache(arguments.feature_cache))
+    print(describe_screening(run(**build_screening(arguments, cache_dir=cache_dir)), noun=noun))
 
 
 def _print_version(is_asked: bool) -> None:

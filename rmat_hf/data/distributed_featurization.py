@@ -12,15 +12,12 @@ On a Ray cluster it is `executor="ray"`, and its options are those of `RayPipeli
 """
 
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus, featurize_shards
+from rmat_hf.data.datatrove_tasks import Executor, run_tasks
 from rmat_hf.processing_rmat import RMatProcessor
-
-Executor = Literal["local", "slurm", "ray"]
 
 
 @dataclass(frozen=True)
@@ -97,29 +94,13 @@ def run_distributed_featurization(
         executor_options (`dict`, *optional*):
             More arguments of datatrove's executor, for example `workers`, `time`, `partition`.
     """
-    if executor not in get_args(Executor):
-        raise ValueError(f"executor is {executor!r}. Choose one of {list(get_args(Executor))}.")
-    try:
-        module = import_module(f"datatrove.executor.{executor}")
-    except ImportError as error:
-        raise ValueError(
-            f"{error.name} is not installed. Install the extra: pip install 'rmat-hf[distributed]'"
-            + (" and ray." if executor == "ray" else ".")
-        ) from error
-    executor_class = getattr(module, f"{executor.capitalize()}PipelineExecutor")
     arguments = (source, output_dir, processor, options or CorpusOptions())
-    shared = {**(executor_options or {}), "skip_completed": False}
-    writing = executor_class(
-        [WriteShards(*arguments)],
-        tasks=num_tasks,
-        logging_dir=str(Path(logging_dir) / "shards"),
-        **shared,
+    run_tasks(
+        [
+            ("shards", WriteShards(*arguments), num_tasks),
+            ("completion", CompleteCorpus(*arguments), 1),
+        ],
+        logging_dir=logging_dir,
+        executor=executor,
+        executor_options=executor_options,
     )
-    completion = executor_class(
-        [CompleteCorpus(*arguments)],
-        tasks=1,
-        logging_dir=str(Path(logging_dir) / "completion"),
-        depends=writing,
-        **shared,
-    )
-    completion.run()

@@ -1,5 +1,6 @@
 """Read the records of an SDF file one by one, without losing the unreadable ones."""
 
+import gzip
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ class SdfRecord:
 def iterate_sdf_records(path: Path) -> Iterator[SdfRecord]:
     """Yield the records of a UTF-8 file in order; a `ValueError` names a record that is ambiguous.
 
+    A name that ends in .gz is that of a compressed file.
+
     The text of a property is exact, without the line break at its end.
     """
     for num_records, lines in enumerate(_iterate_record_lines(path)):
@@ -32,7 +35,8 @@ def iterate_sdf_records(path: Path) -> Iterator[SdfRecord]:
 
 
 def _iterate_record_lines(path: Path) -> Iterator[list[str]]:
-    with path.open(encoding="utf-8-sig") as stream:
+    open_file = gzip.open if path.suffix.lower() == ".gz" else open
+    with open_file(path, "rt", encoding="utf-8-sig") as stream:
         lines: list[str] = []
         for line in stream:
             if line.startswith("$$$$"):

@@ -1,7 +1,7 @@
 """Find the table behind a name: a file, a bundled data set or a data set on the Hub."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
@@ -66,8 +66,10 @@ def _open_hub_dataset(name: str, *, revision: str | None) -> tuple[Table, str | 
         own_split_column = HUB_SPLIT_COLUMN if is_complete else None
     whole = pa.concat_tables(tables.values())
 
-    def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
-        for batch in whole.to_batches(max_chunksize=chunk_size):
-            yield TableChunk(name, batch.to_pydict(), batch.num_rows)
+    def read_chunks(chunk_size: int, ranges: Iterable[range]) -> Iterator[TableChunk]:
+        for wanted in ranges:
+            rows = whole.slice(wanted.start, len(wanted))
+            for batch in rows.to_batches(max_chunksize=chunk_size):
+                yield TableChunk(name, batch.to_pydict(), batch.num_rows)
 
     return Table(name, whole.schema, whole.num_rows, read_chunks), own_split_column

@@ -39,6 +39,25 @@ def validate_output_path(
         raise TableError(f"{path}: the folder {path.parent} is not writable.")
 
 
+def build_output_schema(
+    input_schema: pa.Schema | None, added_columns: Mapping[str, ColumnKind]
+) -> pa.Schema:
+    """Return the columns of a table of results, as [`TableWriter`] takes them.
+
+    Raises:
+        TableError: The input has a column that is to be added.
+    """
+    fields = list(input_schema or [])
+    for name, kind in added_columns.items():
+        if any(field.name == name for field in fields):
+            raise TableError(
+                f"The input already has a column {name!r}, which the output adds. "
+                "Rename or drop it in the input."
+            )
+        fields.append(pa.field(name, ARROW_TYPES[kind]))
+    return pa.schema(fields)
+
+
 class TableWriter:
     """Write a .csv or .parquet file chunk by chunk; the file appears only when all went well.
 
@@ -64,15 +83,7 @@ class TableWriter:
     ) -> None:
         validate_output_path(path)
         self.path = Path(path)
-        fields = list(input_schema or [])
-        for name, kind in (added_columns or {}).items():
-            if any(field.name == name for field in fields):
-                raise TableError(
-                    f"The input already has a column {name!r}, which the output adds. "
-                    "Rename or drop it in the input."
-                )
-            fields.append(pa.field(name, ARROW_TYPES[kind]))
-        self.schema = pa.schema(fields)
+        self.schema = build_output_schema(input_schema, added_columns or {})
         self.temporary_path = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
         self._stream: TextIO | None = None
         self._parquet_writer: pq.ParquetWriter | None = None
@@ -115,6 +126,8 @@ class TableWriter:
                     if file is not None:
                         file.close()
                 if error_type is None:
+                    with self.temporary_path.open("rb+") as file:
+                        os.fsync(file.fileno())  # the content is on the disk before the name is
                     os.replace(self.temporary_path, self.path)
         finally:
             self._parquet_writer = self._stream = None

@@ -7,20 +7,20 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rdkit import Chem
 
+from rmat_hf.atomic_output import OutputError
+from rmat_hf.data.parquet_rows import ParquetFooter, read_footer, read_parquet_ranges
+from rmat_hf.data.row_ranges import take_ranges
 from rmat_hf.data.sdf import compute_record_smiles, iterate_sdf_records, parse_mol_block
 
 SDF_SMILES_COLUMN = "smiles"
 SDF_TITLE_COLUMN = "sdf_title"
-
-Item = TypeVar("Item")
 
 
 class TableError(ValueError):
@@ -71,25 +71,40 @@ class Table:
             Columns and their types.
         num_rows (`int`):
             Exact number of rows.
-        read_chunks (`Callable[[int], Iterator[TableChunk]]`):
-            Yields the rows from the start, at most so many at a time.
+        read_chunks (`Callable[[int, Iterable[range]], Iterator[TableChunk]]`):
+            Yields the rows of the ranges, at most so many at a time, as `take_ranges` does.
+            Functions of a module, so that a table can be sent to another process.
+        files (`tuple[str, ...]`, *optional*):
+            Paths, or addresses on the Hub with their commit, that decide the rows.
     """
 
     source: str
     schema: pa.Schema
     num_rows: int
-    read_chunks: Callable[[int], Iterator[TableChunk]]
+    read_chunks: Callable[[int, Iterable[range]], Iterator[TableChunk]]
+    files: tuple[str, ...] = ()
 
     @property
     def column_names(self) -> list[str]:
         """Names of the columns, in the order of the source."""
         return list(self.schema.names)
 
-    def iterate_chunks(self, chunk_size: int) -> Iterator[TableChunk]:
-        """Yield the rows in order, `chunk_size` at a time; each call starts at the first row."""
+    def iterate_chunks(
+        self, chunk_size: int, *, ranges: Iterable[range] | None = None
+    ) -> Iterator[TableChunk]:
+        """Yield the rows in order, `chunk_size` at a time; each call starts at the first row.
+
+        Args:
+            chunk_size (`int`): Most rows of a chunk.
+            ranges (`Iterable[range]`, *optional*):
+                Rows to read, ascending, none twice; a chunk lies within one of them. By default
+                all rows.
+        """
         if chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1.")
-        return self.read_chunks(chunk_size)
+        if ranges is None:
+            ranges = [range(self.num_rows)] if self.num_rows else []
+        return self.read_chunks(chunk_size, ranges)
 
 
 def validate_columns(columns: Iterable[str], required: Iterable[str], *, source: str) -> None:
@@ -120,14 +135,14 @@ def open_table(path: str | os.PathLike[str]) -> Table:
 
     Args:
         path (`str` or `os.PathLike`):
-            The file. CSV, also as .csv.gz, and SDF are UTF-8 text.
+            The file. CSV and SDF, also as .csv.gz and .sdf.gz, are UTF-8 text.
 
     Returns:
         `Table`.
     """
     path = Path(path)
     openers = {".csv": _open_csv, ".csv.gz": _open_csv}
-    openers |= {".parquet": _open_parquet, ".sdf": _open_sdf}
+    openers |= {".parquet": _open_parquet, ".sdf": _open_sdf, ".sdf.gz": _open_sdf}
     is_compressed = path.suffix.lower() == ".gz"
     opener = openers.get("".join(path.suffixes[-2 if is_compressed else -1 :]).lower())
     if opener is None:
@@ -141,7 +156,7 @@ def open_table(path: str | os.PathLike[str]) -> Table:
 
 
 @contextmanager
-def explained_reading(path: Path) -> Iterator[None]:
+def explained_reading(path: Path | str) -> Iterator[None]:
     """Turn what reading a file raises into a `TableError` that names it."""
     try:
         yield
@@ -149,7 +164,7 @@ def explained_reading(path: Path) -> Iterator[None]:
         raise TableError(f"{path}: no such file. Check the path.") from error
     except UnicodeDecodeError as error:
         raise TableError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
-    except TableError:
+    except (TableError, OutputError):  # the latter is of whoever takes the rows
         raise
     except (csv.Error, pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -204,30 +219,37 @@ def _open_csv(path: Path) -> Table:
         raise TableError(f"{path} is not a CSV table: its first line holds binary data.")
     _validate_unique(header, path)
 
-    def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
-        with explained_reading(path):
-            rows = _iterate_csv_rows(path)
-            next(rows)
-            for batch in _batched(rows, chunk_size):
-                columns = dict(zip(header, map(list, zip(*batch, strict=True)), strict=True))
-                yield TableChunk(str(path), columns, len(batch))
-
     schema = pa.schema([(name, pa.string()) for name in header])
-    return Table(str(path), schema, sum(1 for _ in rows), read_chunks)
+    read_chunks = partial(_read_csv, path, header)
+    return Table(str(path), schema, sum(1 for _ in rows), read_chunks, (str(path),))
+
+
+def _read_csv(  # noqa: PLR0917 - tables call it by position
+    path: Path, header: list[str], chunk_size: int, ranges: Iterable[range]
+) -> Iterator[TableChunk]:
+    with explained_reading(path):
+        rows = _iterate_csv_rows(path)
+        next(rows)
+        for chunk in take_ranges(rows, ranges, chunk_size=chunk_size):
+            columns = dict(zip(header, map(list, zip(*chunk, strict=True)), strict=True))
+            yield TableChunk(str(path), columns, len(chunk))
 
 
 def _open_parquet(path: Path) -> Table:
-    with pq.ParquetFile(path) as file:
-        # Metadata of the schema describes the old set of columns, wrong as soon as one is added.
-        schema, num_rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows
-    _validate_unique(schema.names, path)
+    footer = read_footer(str(path))
+    _validate_unique(footer.schema.names, path)
+    read_chunks = partial(read_parquet, footer, None)
+    return Table(str(path), footer.schema, footer.num_rows, read_chunks, (str(path),))
 
-    def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
-        with explained_reading(path), pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=chunk_size):
-                yield TableChunk(str(path), batch.to_pydict(), batch.num_rows)
 
-    return Table(str(path), schema, num_rows, read_chunks)
+def read_parquet(  # noqa: PLR0917 - tables call it by position
+    footer: ParquetFooter, columns: Sequence[str] | None, chunk_size: int, ranges: Iterable[range]
+) -> Iterator[TableChunk]:
+    """Yield the rows of a Parquet file as `Table.read_chunks` does; all columns if `None`."""
+    with explained_reading(footer.path):
+        chunks = read_parquet_ranges(footer, ranges, chunk_size=chunk_size, columns=columns)
+        for chunk in chunks:
+            yield TableChunk(footer.path, chunk.to_pydict(), chunk.num_rows)
 
 
 def _open_sdf(path: Path) -> Table:
@@ -242,25 +264,26 @@ def _open_sdf(path: Path) -> Table:
         raise TableError(f"{path} is not an SDF file: no record has an 'M  END' line.")
     generated = [SDF_SMILES_COLUMN] + [SDF_TITLE_COLUMN] * (num_titles > 0)
     column_names = [name for name in generated if name not in names] + list(names)
-
-    def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
-        with explained_reading(path):
-            for records in _batched(iterate_sdf_records(path), chunk_size):
-                mols = [parse_mol_block(record.mol_block) for record in records]
-                columns: dict[str, list[Any]] = {
-                    SDF_SMILES_COLUMN: [compute_record_smiles(mol) for mol in mols],
-                    SDF_TITLE_COLUMN: [record.title for record in records],
-                }
-                for name in names:
-                    columns[name] = [record.properties.get(name) for record in records]
-                columns = {name: columns[name] for name in column_names}
-                yield TableChunk(str(path), columns, len(records), mols)
-
     schema = pa.schema([(name, pa.string()) for name in column_names])
-    return Table(str(path), schema, num_rows, read_chunks)
+    read_chunks = partial(_read_sdf, path, list(names), column_names)
+    return Table(str(path), schema, num_rows, read_chunks, (str(path),))
 
 
-def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def _read_sdf(  # noqa: PLR0917 - tables call it by position
+    path: Path,
+    properties: list[str],
+    column_names: list[str],
+    chunk_size: int,
+    ranges: Iterable[range],
+) -> Iterator[TableChunk]:
+    with explained_reading(path):
+        for records in take_ranges(iterate_sdf_records(path), ranges, chunk_size=chunk_size):
+            mols = [parse_mol_block(record.mol_block) for record in records]
+            columns: dict[str, list[Any]] = {
+                SDF_SMILES_COLUMN: [compute_record_smiles(mol) for mol in mols],
+                SDF_TITLE_COLUMN: [record.title for record in records],
+            }
+            for name in properties:
+                columns[name] = [record.properties.get(name) for record in records]
+            columns = {name: columns[name] for name in column_names}
+            yield TableChunk(str(path), columns, len(records), mols)

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -17,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from rmat_hf.checkpoint_files import hide_credentials
 from rmat_hf.evaluation.jobs import Job, run_job
+from rmat_hf.worker_processes import follow_parent
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +130,7 @@ def _find_reason(process: SpawnProcess, job: Job) -> str | None:
 
 def _start(job: Job, run: Callable[[Job], None]) -> None:
     """Run a job in a new process, with one thread and its output in a file."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     with job.log_file.open("wb") as stream:
         for output in (sys.stdout, sys.stderr):
             output.flush()
@@ -140,10 +139,3 @@ def _start(job: Job, run: Callable[[Job], None]) -> None:
     torch.set_num_threads(1)
     with threadpool_limits(1):
         run(job)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)

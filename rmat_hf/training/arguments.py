@@ -171,32 +171,6 @@ class FinetuningArguments:
 
 
 @dataclass(kw_only=True)
-class PredictionArguments:
-    """Everything `run_prediction` and `run_embedding` need to know."""
-
-    model: str = declare_required("Model folder written by rmat finetune, or Hub id.")
-    output: str = declare_required("File to write: .csv or .parquet; embeddings: .parquet.")
-    smiles: list[str] = declare_flag([], "Molecules as SMILES.")
-    input: str | None = declare_flag(None, "CSV, Parquet or SDF file with the molecules.")
-    smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
-    revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
-    batch_size: int = declare_flag(32, "Most molecules in one forward pass.")
-    num_workers: int = declare_flag(0, "Processes that featurize beside the one that computes.")
-    chunk_size: int = declare_flag(2048, "Rows in memory at a time.")
-    feature_cache: str | None = declare_flag(
-        NO_CACHE, "Folder of features to look up and to keep, 'default', or 'none'."
-    )
-    device: str | None = declare_flag(
-        None, "Torch device. Default: the accelerator if there is one."
-    )
-
-    def __post_init__(self) -> None:
-        """Raise a `ValueError` unless there is exactly one source of molecules."""
-        if bool(self.smiles) == (self.input is not None):
-            raise ValueError("Give the molecules either with --smiles or with --input.")
-
-
-@dataclass(kw_only=True)
 class ConversionArguments:
     """Everything `rmat convert` needs to know."""
 

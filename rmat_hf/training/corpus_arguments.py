@@ -17,7 +17,8 @@ class FeaturizationArguments:
     """Everything `run_featurization` needs to know; each field is a flag of `rmat featurize`."""
 
     input: str = declare_required(
-        "CSV, CSV.gz, SMI, Parquet or SDF file, folder or glob of Parquet files, or Hub data set."
+        "CSV, SMI, SDF (each also .gz) or Parquet file, folder or glob of files of one kind, "
+        "bundled name or Hub data set."
     )
     output_dir: str = declare_required("Folder to write; the same command again continues it.")
     revision: str | None = declare_flag(None, "Branch, tag or commit of a data set on the Hub.")

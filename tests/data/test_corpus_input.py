@@ -1,4 +1,5 @@
 import gzip
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,32 @@ def name_parquet_files(folder: Path) -> Path:
     return write_parquet_folder(folder) / "*.parquet"
 
 
+def write_sdf_gz(folder: Path) -> Path:
+    path = folder / "input.sdf.gz"
+    blocks = [Chem.MolToMolBlock(Chem.MolFromSmiles(smiles)) for smiles in TINY_SMILES]
+    path.write_bytes(gzip.compress("$$$$\n".join([*blocks, ""]).encode()))
+    return path
+
+
+def write_csv_folder(folder: Path) -> Path:
+    (folder / "input").mkdir()
+    for i, smiles in enumerate(TINY_SMILES):
+        text = f"id,smiles\n{i},{smiles}\n"
+        if i % 2:
+            (folder / "input" / f"{i}.csv.gz").write_bytes(gzip.compress(text.encode()))
+        else:
+            (folder / "input" / f"{i}.csv").write_text(text)
+    (folder / "input" / "notes.txt").write_text("no table")
+    (folder / "input" / ".6.csv").write_text("half a table")
+    return folder / "input"
+
+
+def name_smi_files(folder: Path) -> Path:
+    for i, smiles in enumerate(TINY_SMILES):
+        (folder / f"{i}.smi").write_text(f"{smiles}\n")
+    return folder / "*.smi"
+
+
 def write_copy_of_hub_data(folder: Path) -> Path:
     (folder / "copy" / "data").mkdir(parents=True)
     write_csv(folder).rename(folder / "copy" / "data" / "train.csv")
@@ -77,6 +104,8 @@ def write_copy_of_hub_data(folder: Path) -> Path:
         write_parquet,
         write_parquet_folder,
         name_parquet_files,
+        write_csv_folder,
+        name_smi_files,
         write_copy_of_hub_data,
     ],
 )
@@ -100,6 +129,61 @@ def test_structures_of_an_sdf_file_keep_their_coordinates(tmp_path: Path) -> Non
     assert row.smiles == "CCO"
     assert row.mol is not None
     assert list(Chem.Mol(row.mol).GetConformer().GetAtomPosition(0)) == [1.0, 2.0, 3.0]
+
+
+def test_sdf_files_go_together_with_the_properties_of_all(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    plain = write_sdf_gz(tmp_path).rename(tmp_path / "in" / "1.sdf.gz")
+    block = Chem.MolToMolBlock(Chem.MolFromSmiles("CCN"))
+    (tmp_path / "in" / "2.sdf").write_text(f"{block}>  <logS>\n-0.5\n\n$$$$\n")
+    table = open_corpus_input(plain.parent, smiles_column="smiles", with_all_columns=True)
+    assert (table.num_rows, table.column_names) == (7, ["smiles", "logS"])
+    chunks = list(table.iterate_chunks(4))
+    assert [chunk.columns["logS"] for chunk in chunks] == [[None] * 4, [None] * 2, ["-0.5"]]
+    assert all(chunk.mols is not None and all(chunk.mols) for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_csv, write_parquet, write_csv_folder, write_copy_of_hub_data],
+)
+def test_all_columns_are_there_when_they_are_wanted(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    table = open_corpus_input(write(tmp_path), smiles_column="smiles", with_all_columns=True)
+    ids = [int(cell) for chunk in table.iterate_chunks(4) for cell in chunk.columns["id"]]
+    assert table.column_names == ["id", "smiles"]
+    assert ids == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_csv,
+        write_smi_gz,
+        write_sdf_gz,
+        write_parquet,
+        write_csv_folder,
+        write_copy_of_hub_data,
+    ],
+)
+def test_ranges_of_every_kind_of_input_are_the_rows_at_these_places(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    table = open_corpus_input(write(tmp_path), smiles_column="smiles", with_all_columns=True)
+    table = pickle.loads(pickle.dumps(table))
+    chunks = table.iterate_chunks(2, ranges=iter([range(1, 2), range(3, 6)]))
+    found = [smiles for chunk in chunks for smiles in chunk.columns["smiles"]]
+    canonical = [Chem.CanonSmiles(smiles) for smiles in (TINY_SMILES[1], *TINY_SMILES[3:6])]
+    assert [Chem.CanonSmiles(smiles) for smiles in found] == canonical
+    assert table.files
+
+
+def test_files_of_several_kinds_do_not_go_together(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    (tmp_path / "input.smi").write_text("C\n")
+    with pytest.raises(TableError, match=r"several kinds \(\.csv, \.smi\).* for example"):
+        open_corpus_input(tmp_path, smiles_column="smiles")
 
 
 def test_bundled_data_set_is_an_input() -> None:

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,10 @@ for change in ({"split": "test"}, {"revision": "v2"}):
         load_corpus(name, **change)
     except CorpusError as error:
         report[next(iter(change))] = str(error)
-report["num_rows"] = open_corpus_input(name, smiles_column="smiles", revision="v1").num_rows
+table = open_corpus_input(name, smiles_column="smiles", revision="v1", with_all_columns=True)
+report["num_rows"], report["files"] = table.num_rows, table.files
+chunks = table.iterate_chunks(2, ranges=[range(1, 4), range(5, 6)])
+report["ranges"] = [row for chunk in chunks for row in chunk.columns["row"]]
 print(json.dumps(report))
 """
 
@@ -113,3 +117,8 @@ def test_corpus_on_the_hub_has_the_rows_of_the_folder(tmp_path: Path) -> None:
     assert "has no split 'test', but train" in report["split"]
     assert "the Hub gives" in report["revision"]
     assert report["num_rows"] == 6
+    # read where they are, at the commit that the revision names
+    assert all(
+        re.fullmatch(r"hf://.*@[0-9a-f]{40}/part-\d+\.parquet", file) for file in report["files"]
+    )
+    assert report["ranges"] == [1, 2, 3, 5]

@@ -7,8 +7,8 @@ from rmat_hf.training.arguments import (
     BenchmarkArguments,
     ConversionArguments,
     FinetuningArguments,
-    PredictionArguments,
 )
+from rmat_hf.training.screening_arguments import PredictionArguments
 
 
 def build(**options: Any) -> FinetuningArguments:
@@ -105,18 +105,6 @@ def test_benchmark_that_cannot_be_run_is_refused_with_the_way_out(
 def test_empty_name_of_a_cache_folder_is_refused() -> None:
     with pytest.raises(ValueError, match="Name a folder, 'default' or 'none'"):
         build(feature_cache="")
-
-
-@pytest.mark.parametrize("options", [{}, {"smiles": ["CCO"], "input": "library.csv"}])
-def test_prediction_takes_exactly_one_source_of_molecules(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"either with --smiles or with --input"):
-        PredictionArguments(model="folder", output="out.csv", **options)
-
-
-@pytest.mark.parametrize("options", [{"smiles": ["CCO"]}, {"input": "library.csv"}])
-def test_prediction_accepts_each_source_of_molecules_alone(options: dict[str, Any]) -> None:
-    arguments = PredictionArguments(model="folder", output="out.csv", **options)
-    assert {name: getattr(arguments, name) for name in options} == options
 
 
 def test_list_defaults_are_not_shared_between_runs() -> None:

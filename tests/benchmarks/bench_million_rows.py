@@ -1,0 +1,262 @@
+"""Featurize and predict a large library: memory, rows per second, kills, and whether a row is lost.
+
+    python tests/benchmarks/bench_million_rows.py TABLE.parquet OUT.json [ROWS]
+
+Takes the molecules of TABLE (column `smiles`) in order, again from the first when they are used up,
+and spoils 5 % of them. Measures ROWS / 10 and ROWS rows with one and with two processes; kills each
+verb three times and compares the folder that it then completes with that of an undisturbed run.
+Exits with 1 if memory grows by more than a tenth, a row is lost or a byte differs.
+"""
+
+import csv
+import hashlib
+import json
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.processing_rmat import RMatProcessor
+
+NUM_ROWS = 1_000_000
+SPOILED_EVERY = 20
+SPOILED_FIRST = 7
+SPOILED = ["C1CC", None, "not a molecule", "", "CC(C)(C)(C)(C)C", "[Xx]", "c1cccc1", "CCO)"]
+GEOMETRY = "bounds"
+ARCHITECTURE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_radial_basis": 8,
+    "pooling": "mean",
+}
+CHUNK_SIZE = 50_000
+SHARD_SIZE = 8192
+# A trial with few rows has as many, so that a kill finds some done and some not.
+LEAST_SHARDS = 40
+SAMPLING_INTERVAL_S = 0.5
+NUM_KILLS = 3
+LARGEST_GROWTH = 1.1
+MIB = 2**20
+
+
+def iterate_smiles(table: Path) -> Iterator[str]:
+    while True:
+        with pq.ParquetFile(table) as file:
+            for batch in file.iter_batches(batch_size=CHUNK_SIZE, columns=["smiles"]):
+                yield from batch.column(0).to_pylist()
+
+
+def is_spoiled(row: int) -> bool:
+    return row % SPOILED_EVERY == SPOILED_FIRST
+
+
+def write_library(table: Path, path: Path, *, num_rows: int) -> None:
+    """Write molecules, the spoiled ones among them, with an id."""
+    smiles = iterate_smiles(table)
+    schema = pa.schema([("id", pa.string()), ("smiles", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, num_rows, CHUNK_SIZE):
+            rows = range(start, min(start + CHUNK_SIZE, num_rows))
+            cells = [next(smiles) for _ in rows]
+            for idx, row in enumerate(rows):
+                if is_spoiled(row):
+                    cells[idx] = SPOILED[row // SPOILED_EVERY % len(SPOILED)]
+            ids = [f"mol-{row}" for row in rows]
+            writer.write_table(pa.table([ids, cells], schema=schema))
+
+
+def write_model(folder: Path) -> None:
+    torch.manual_seed(0)
+    config = RMatConfig(**ARCHITECTURE, num_labels=1, problem_type="regression")
+    RMatForSequenceClassification(config).save_pretrained(folder)
+    RMatProcessor(geometry=GEOMETRY).save_pretrained(folder)
+
+
+def build_command(
+    verb: str, library: Path, output: Path, *, num_proc: int, shard_size: int
+) -> list[str]:
+    command = [sys.executable, "-c", "from rmat_hf.cli import main; main()", verb]
+    command += ["--input", str(library), "--num-proc", str(num_proc)]
+    command += ["--shard-size", str(shard_size)]
+    if verb == "featurize":
+        return [*command, "--geometry", GEOMETRY, "--output-dir", str(output)]
+    return [*command, "--model", str(library.parent / "model"), "--output", str(output)]
+
+
+def list_tree(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def measure_memory(tree: list[psutil.Process]) -> float:
+    """Return the MiB of processes; pages that several share count once."""
+    total = 0
+    for process in tree:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total / MIB
+
+
+def count_shards(folder: Path) -> int:
+    return len(list(folder.glob("part-*")))
+
+
+def run(
+    command: list[str], *, log: Path, kill_at: tuple[Path, int] | None = None
+) -> dict[str, float]:
+    """Run to the end, or kill -9 when a folder has so many shards; return seconds and peak MiB, or
+    the seconds in which the workers of the killed process ended."""
+    start = time.monotonic()
+    peak = 0.0
+    with log.open("ab") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as child:
+        process = psutil.Process(child.pid)
+        while child.poll() is None:
+            tree = list_tree(process)
+            peak = max(peak, measure_memory(tree))
+            if kill_at is not None and count_shards(kill_at[0]) >= kill_at[1]:
+                child.kill()
+                killed = time.monotonic()
+                child.wait()
+                _, alive = psutil.wait_procs(tree[1:], timeout=60)
+                if alive:
+                    sys.exit(f"{len(alive)} workers outlive a killed process by a minute.")
+                return {"orphans_s": time.monotonic() - killed}
+            time.sleep(SAMPLING_INTERVAL_S)
+        if child.returncode != 0:
+            sys.exit(f"Exit code {child.returncode}: {' '.join(command)}. See {log}.")
+    return {"seconds": time.monotonic() - start, "peak_mib": peak}
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    hashes = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as stream:
+            hashes[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes
+
+
+def count_wrong_rows(verb: str, folder: Path, *, num_rows: int) -> int:
+    """Return how many rows are missing, double, out of order, or failed without being spoiled."""
+    wrong = position = 0
+    failed: set[int] = set()
+    if verb == "featurize":
+        with (folder / "failed_rows.csv").open(newline="") as stream:
+            failed = {int(row["row"]) for row in csv.DictReader(stream)}
+        wrong += sum(not is_spoiled(row) for row in failed)
+    for path in sorted(folder.glob("part-*.parquet")):
+        with pq.ParquetFile(path) as file:
+            names = ["row"] if verb == "featurize" else ["id", "error"]
+            for batch in file.iter_batches(columns=names):
+                for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    if verb == "featurize":
+                        while position in failed:
+                            position += 1
+                        wrong += cells[0] != position
+                    else:
+                        wrong += cells[0] != f"mol-{position}"
+                        wrong += (cells[1] is not None) != is_spoiled(position)
+                    position += 1
+    while position in failed:
+        position += 1
+    return wrong + abs(position - num_rows)
+
+
+def measure_verb(verb: str, folder: Path, *, num_rows: int) -> dict[str, Any]:
+    log = folder / "log.txt"
+    shard_size = min(SHARD_SIZE, max(num_rows // LEAST_SHARDS, 1))
+    figures: dict[str, Any] = {}
+    for num_proc in (1, 2):
+        for size in (num_rows // 10, num_rows):
+            output = folder / f"{verb}-{num_proc}-{size}"
+            library = folder / f"{size}.parquet"
+            command = build_command(verb, library, output, num_proc=num_proc, shard_size=shard_size)
+            measured = run(command, log=log)
+            measured["rows_per_s"] = size / measured["seconds"]
+            figures[f"{num_proc} x {size}"] = measured
+    small, large = (folder / f"{verb}-1-{size}" for size in (num_rows // 10, num_rows))
+    whole = hash_folder(large)
+    figures["wrong_rows"] = sum(
+        count_wrong_rows(verb, output, num_rows=size)
+        for output, size in ((small, num_rows // 10), (large, num_rows))
+    )
+    figures["memory_growth"] = {
+        num_proc: figures[f"{num_proc} x {num_rows}"]["peak_mib"]
+        / figures[f"{num_proc} x {num_rows // 10}"]["peak_mib"]
+        for num_proc in (1, 2)
+    }
+    figures["speedup"] = (
+        figures[f"2 x {num_rows}"]["rows_per_s"] / figures[f"1 x {num_rows}"]["rows_per_s"]
+    )
+    figures["same_bytes_with_two"] = whole == hash_folder(folder / f"{verb}-2-{num_rows}")
+    output = folder / f"{verb}-killed"
+    library = folder / f"{num_rows}.parquet"
+    command = build_command(verb, library, output, num_proc=2, shard_size=shard_size)
+    shares = sorted(random.Random(verb).uniform(0.05, 0.85) for _ in range(NUM_KILLS))
+    figures["kills"] = []
+    for share in shares:
+        killed = run(command, log=log, kill_at=(output, round(share * count_shards(large))))
+        figures["kills"].append({"num_shards": count_shards(output), **killed})
+    run(command, log=log)
+    figures["same_bytes_after_kills"] = whole == hash_folder(output)
+    return figures
+
+
+def main() -> None:
+    """Print a Markdown table and write the figures as JSON."""
+    table, output = map(Path, sys.argv[1:3])
+    num_rows = int(sys.argv[3]) if len(sys.argv) > 3 else NUM_ROWS
+    figures: dict[str, Any] = {"num_rows": num_rows, "cpu": platform.processor()}
+    with tempfile.TemporaryDirectory(dir=output.parent) as name:
+        folder = Path(name)
+        write_model(folder / "model")
+        for size in (num_rows // 10, num_rows):
+            write_library(table, folder / f"{size}.parquet", num_rows=size)
+        for verb in ("featurize", "predict"):
+            figures[verb] = measure_verb(verb, folder, num_rows=num_rows)
+            output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    is_good = True
+    lines = ["verb", "processes x rows", "seconds", "rows/s", "peak MiB"]
+    sys.stdout.write(f"| {' | '.join(lines)} |\n|{'---|' * len(lines)}\n")
+    for verb in ("featurize", "predict"):
+        found = figures[verb]
+        for key, measured in found.items():
+            if " x " in key:
+                numbers = [
+                    f"{measured[name]:.0f}" for name in ("seconds", "rows_per_s", "peak_mib")
+                ]
+                sys.stdout.write(f"| {verb} | {key} | {' | '.join(numbers)} |\n")
+    for verb in ("featurize", "predict"):
+        found = figures[verb]
+        growth = max(found["memory_growth"].values())
+        is_same = found["same_bytes_with_two"] and found["same_bytes_after_kills"]
+        shards = ", ".join(str(kill["num_shards"]) for kill in found["kills"])
+        sys.stdout.write(
+            f"{verb}: {found['wrong_rows']} wrong rows; memory x {growth:.3f} for 10 times the "
+            f"rows; two processes {found['speedup']:.2f} times as fast; same bytes with two "
+            f"processes {found['same_bytes_with_two']}, after {NUM_KILLS} kills (at {shards} "
+            f"shards) {found['same_bytes_after_kills']}\n"
+        )
+        is_good &= not found["wrong_rows"] and is_same and growth <= LARGEST_GROWTH
+    sys.exit(0 if is_good else 1)
+
+
+if __name__ == "__main__":
+    main()
