@@ -22,8 +22,15 @@ PACKAGE = REPO_ROOT / "rmat_hf"
 # From the lowest layer to the highest. A module imports only from lower layers, a folder also from
 # itself.
 LAYERS = [
-    {"configuration_rmat", "atomic_output", "bundled_checkpoints", "machine", "list_flags"},
-    {"atom_codes_rmat", "canonical_order_rmat", "distances_rmat"},
+    {
+        "configuration_rmat",
+        "atomic_output",
+        "bundled_checkpoints",
+        "machine",
+        "list_flags",
+        "message_text",
+    },
+    {"atom_codes_rmat", "canonical_order_rmat", "distances_rmat", "molecule_limits_rmat"},
     {
         "attention_rmat",
         "molecule_features_rmat",

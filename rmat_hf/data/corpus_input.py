@@ -22,9 +22,9 @@ from rmat_hf.data.tables import (
     TableError,
     explained_reading,
     open_table,
-    open_text,
     validate_columns,
 )
+from rmat_hf.data.text_input import iterate_lines, open_text, validate_regular_file
 
 SMI_COLUMN = "smiles"
 
@@ -128,6 +128,8 @@ def _find_local_files(name: str) -> list[Path]:
 def _open_parquet_files(paths: Sequence[Path], *, source: str, smiles_column: str) -> Table:
     num_rows = 0
     for path in paths:
+        with explained_reading(path):
+            validate_regular_file(path)
         with explained_reading(path), pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             num_rows += file.metadata.num_rows
@@ -145,7 +147,7 @@ def _open_parquet_files(paths: Sequence[Path], *, source: str, smiles_column: st
 
 def _open_smi(path: Path) -> Table:
     def iterate_smiles(stream: TextIO) -> Iterator[str]:
-        return (line.split(maxsplit=1)[0] for line in stream if line.strip())
+        return (line.split(maxsplit=1)[0] for line in iterate_lines(stream) if line.strip())
 
     def read_chunks(chunk_size: int) -> Iterator[TableChunk]:
         with explained_reading(path), open_text(path) as stream:

@@ -1,24 +1,27 @@
 """Read a table of molecules (CSV, Parquet, SDF) chunk by chunk, in order, cells as they are."""
 
 import csv
-import gzip
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rdkit import Chem
 
 from rmat_hf.data.sdf import compute_record_smiles, iterate_sdf_records, parse_mol_block
+from rmat_hf.data.text_input import iterate_lines, open_text, validate_regular_file
+from rmat_hf.message_text import MAX_VALUE, describe_value
 
 SDF_SMILES_COLUMN = "smiles"
 SDF_TITLE_COLUMN = "sdf_title"
+MAX_COLUMNS_SHOWN = 30
 
 Item = TypeVar("Item")
 
@@ -54,8 +57,8 @@ class TableChunk:
         for value in values:
             if value is not None and not isinstance(value, str):
                 raise TableError(
-                    f"{self.source}: column {smiles_column!r} holds {value!r}, which is not text. "
-                    "Name the column of SMILES."
+                    f"{self.source}: column {smiles_column!r} holds {describe_value(value)}, "
+                    "which is not text. Name the column of SMILES."
                 )
         return list(values)
 
@@ -98,7 +101,12 @@ def validate_columns(columns: Iterable[str], required: Iterable[str], *, source:
     missing = [name for name in required if name not in columns]
     if not missing:
         return
-    message = f"{source} has no column {missing[0]!r}. Its columns are: {', '.join(columns)}."
+    shown = ", ".join(name[:MAX_VALUE] for name in columns[:MAX_COLUMNS_SHOWN])
+    shown += f" and {len(columns) - MAX_COLUMNS_SHOWN} more" * (len(columns) > MAX_COLUMNS_SHOWN)
+    message = f"{source} has no column {missing[0]!r}. Its columns are: {shown}."
+    for name in columns:
+        if name.strip().lower() == missing[0].strip().lower():
+            message += f" Did you mean {name!r}?"
     raise TableError(message + _describe_separator(columns))
 
 
@@ -132,9 +140,10 @@ def open_table(path: str | os.PathLike[str]) -> Table:
     opener = openers.get("".join(path.suffixes[-2 if is_compressed else -1 :]).lower())
     if opener is None:
         raise TableError(f"{path}: cannot read this kind of file. Use .csv, .parquet or .sdf.")
-    if path.is_dir():
-        raise TableError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
     with explained_reading(path):
+        if path.is_dir():
+            raise TableError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
+        validate_regular_file(path)
         if path.stat().st_size == 0:
             raise TableError(f"{path} is empty. Expected at least a header line.")
         return opener(path)
@@ -157,22 +166,16 @@ def explained_reading(path: Path) -> Iterator[None]:
 
 
 def _validate_unique(names: Sequence[str], path: Path) -> None:
-    duplicates = sorted({name for name in names if names.count(name) > 1})
+    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
-        raise TableError(f"{path}: two columns are called {duplicates[0]!r}. Rename one of them.")
-
-
-def open_text(path: Path) -> TextIO:
-    """Open a file of UTF-8 text, compressed or not."""
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+        name = describe_value(duplicates[0])
+        raise TableError(f"{path}: two columns are called {name}. Rename one of them.")
 
 
 def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
     """Yield the header, then the rows. Blank lines count in the middle of one-column files only."""
     with open_text(path) as stream:
-        reader = csv.reader(stream, strict=True)
+        reader = csv.reader(iterate_lines(stream), strict=True)
         try:
             header = next(reader, [])
             yield header
@@ -192,7 +195,9 @@ def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
                     )
                 yield cells
         except csv.Error as error:
-            raise TableError(f"{path}, line {reader.line_num}: {error}.") from error
+            raise TableError(
+                f"{path}, line {reader.line_num}: {error}. Correct or drop the row."
+            ) from error
 
 
 def _open_csv(path: Path) -> Table:
