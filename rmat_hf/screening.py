@@ -10,6 +10,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.data.csv_formulas import FormulaHandling
 from rmat_hf.data.table_writer import ColumnKind, TableWriter, validate_output_path
 from rmat_hf.data.tables import Table, TableChunk, TableError, open_table, validate_columns
 from rmat_hf.inference import Embeddings, Predictions, embed, is_ensemble, predict
@@ -38,7 +39,7 @@ class ScreeningResult:
 
 @dataclass(frozen=True)
 class ScreeningOptions:
-    """How a screen runs; none of it changes the result.
+    """How a screen runs; but for `csv_formulas` none of it changes the result.
 
     Args:
         batch_size (`int`, *optional*, defaults to 32): Molecules in one forward pass.
@@ -47,6 +48,7 @@ class ScreeningOptions:
         device (`str`, *optional*): Torch device; by default the accelerator if there is one.
         show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
         cache_dir (`str` or `Path`, *optional*): Folder of a feature cache; by default none.
+        csv_formulas (`str`, *optional*, defaults to `"escape"`): As in [`TableWriter`].
     """
 
     batch_size: int = 32
@@ -55,6 +57,7 @@ class ScreeningOptions:
     device: str | None = None
     show_progress: bool = False
     cache_dir: str | Path | None = None
+    csv_formulas: FormulaHandling = "escape"
 
     def __post_init__(self) -> None:
         """Raise a `ValueError` for a count that is too small."""
@@ -188,7 +191,10 @@ class _Screen:
     ) -> ScreeningResult:
         num_failed = 0
         writer = TableWriter(
-            self.output, input_schema=self.table.schema, added_columns=added_columns
+            self.output,
+            input_schema=self.table.schema,
+            added_columns=added_columns,
+            csv_formulas=self.options.csv_formulas,
         )
         progress = tqdm(
             total=self.table.num_rows, unit="molecule", disable=not self.options.show_progress

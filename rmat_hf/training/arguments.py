@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from rmat_hf.data.csv_formulas import FormulaHandling
 from rmat_hf.training.argument_fields import (
     declare_flag,
     declare_required,
@@ -185,6 +186,9 @@ class PredictionArguments:
     )
     device: str | None = declare_flag(
         None, "Torch device. Default: the accelerator if there is one."
+    )
+    csv_formulas: FormulaHandling = declare_flag(
+        "escape", "Text like =1+1 in CSV output: an apostrophe in front (escape), or as it is."
     )
 
     def __post_init__(self) -> None:
