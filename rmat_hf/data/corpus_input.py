@@ -98,6 +98,12 @@ def open_corpus_input(
     else:
         table = open_table(local[0])
     validate_columns(table.column_names, [smiles_column], source=table.source)
+    kind = table.schema.field(smiles_column).type
+    if pa.types.is_primitive(kind) and not pa.types.is_null(kind):  # before anything is written
+        raise TableError(
+            f"{table.source}: column {smiles_column!r} holds {kind}, which is not text. Name the "
+            "column of SMILES."
+        )
     return table
 
 

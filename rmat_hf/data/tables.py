@@ -22,6 +22,11 @@ from rmat_hf.message_text import MAX_VALUE, describe_value
 SDF_SMILES_COLUMN = "smiles"
 SDF_TITLE_COLUMN = "sdf_title"
 MAX_COLUMNS_SHOWN = 30
+# What the libraries raise for damaged files; OverflowError is for a date beyond the calendar.
+READING_ERRORS = (
+    *(csv.Error, pa.ArrowException, zlib.error),
+    *(OSError, EOFError, ValueError, OverflowError),
+)
 
 Item = TypeVar("Item")
 
@@ -92,7 +97,18 @@ class Table:
         """Yield the rows in order, `chunk_size` at a time; each call starts at the first row."""
         if chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1.")
-        return self.read_chunks(chunk_size)
+        return self._iterate_counted(self.read_chunks(chunk_size))
+
+    def _iterate_counted(self, chunks: Iterator[TableChunk]) -> Iterator[TableChunk]:
+        num_rows = 0
+        for chunk in chunks:
+            num_rows += chunk.num_rows
+            yield chunk
+        if num_rows != self.num_rows:
+            raise TableError(
+                f"{self.source}: {num_rows} rows were read of {self.num_rows}. The file is damaged "
+                "or has changed meanwhile: repair it and repeat the command."
+            )
 
 
 def validate_columns(columns: Iterable[str], required: Iterable[str], *, source: str) -> None:
@@ -160,7 +176,7 @@ def explained_reading(path: Path) -> Iterator[None]:
         raise TableError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
     except TableError:
         raise
-    except (csv.Error, pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
+    except READING_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TableError(f"{path} cannot be read: {reason}") from error
 

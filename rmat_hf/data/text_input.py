@@ -40,6 +40,8 @@ def open_text(path: Path) -> TextIO:
     for signature, explanation in _SIGNATURES.items():
         if start.startswith(signature):
             raise ValueError(explanation)
+    if start in (b"\xef", b"\xef\xbb"):  # Python would read it as no text at all
+        raise ValueError("it ends within its byte order mark")
     return path.open(encoding="utf-8-sig", newline="")
 
 
