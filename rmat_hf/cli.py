@@ -22,6 +22,7 @@ from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.evaluation.arguments import EvaluationArguments
 from rmat_hf.evaluation.report import build_overview
 from rmat_hf.list_flags import ListFlagCommand
+from rmat_hf.message_text import MessageFormatter, escape_message
 from rmat_hf.screening import is_output_folder, run_embedding, run_prediction
 from rmat_hf.screening_options import ScreeningResult
 from rmat_hf.training.arguments import (
@@ -31,7 +32,8 @@ from rmat_hf.training.arguments import (
     FinetuningArguments,
 )
 from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
-from rmat_hf.training.finetuning import FinetuningResult, run_finetuning
+from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.finetuning_report import describe_metrics
 from rmat_hf.training.pretraining import run_pretraining
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
 from rmat_hf.training.screening_arguments import (
@@ -110,7 +112,7 @@ def finetune(arguments: FinetuningArguments) -> None:
     # of several processes one tells what all of them did
     if not PartialState().is_main_process:
         return
-    print(describe_metrics(result))
+    print(describe_metrics(result.metrics, result.baselines))
     print(
         f"\nWrote {result.output_dir}: the model, metrics.json, predictions.csv and a model card."
     )
@@ -167,19 +169,6 @@ def benchmark(arguments: EvaluationArguments) -> None:
         raise typer.Exit(1)
 
 
-def describe_metrics(result: FinetuningResult) -> str:
-    """Return a table of the metrics: one row per model, one column per part and metric."""
-    models = {"R-MAT": result.metrics, **result.baselines}
-    names = [name for name, value in result.metrics["test"].items() if not isinstance(value, dict)]
-    lines = [f"{'':34}" + "".join(f"{name:>12}" for name in names)]
-    for model, metrics in models.items():
-        for part in ("train", "valid", "test"):
-            cells = [metrics[part][name] for name in names]
-            values = "".join(f"{'undefined' if c is None else f'{c:.4f}':>12}" for c in cells)
-            lines.append(f"{model:28}{part:6}{values}")
-    return "\n".join(lines)
-
-
 def _find_feature_cache(feature_cache: str | None) -> str | None:
     """Return the cache that was asked for; the default one is where the environment says."""
     cache_home = os.environ.get("XDG_CACHE_HOME")
@@ -207,7 +196,9 @@ def _configure(
         bool, typer.Option("--version", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(MessageFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # bars for reading and writing weights would break up those of training and prediction
     disable_progress_bar()
 
@@ -227,6 +218,6 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        message = hide_credentials(" ".join(str(error).split()))
+        message = escape_message(hide_credentials(str(error)))
         print(f"rmat: error: {message}", file=sys.stderr)
         sys.exit(2)

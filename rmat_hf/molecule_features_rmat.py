@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from rdkit import Chem, rdBase
@@ -16,11 +16,18 @@ from .atom_codes_rmat import (
     compute_bonds,
 )
 from .configuration_rmat import DUMMY_NODE_IDX, NO_BOND_TYPE, UNREACHABLE_DISTANCE
+from .molecule_limits_rmat import is_densely_bonded, is_tractable
 
 Molecule = str | Chem.Mol | None
 
-# Characters of a molecule in an error message.
+# Characters of a molecule, and of a reason in RDKit's words, in an error message.
 MAX_DESCRIPTION = 80
+MAX_REASON = 300
+
+# No molecule needs a longer SMILES per atom.
+_MAX_CHARACTERS_PER_ATOM = 100
+# Up to this length a SMILES is sanitized at once: no molecule in it takes RDKit long.
+_QUICK_LENGTH = 256
 
 _LOG_TIMESTAMP = re.compile(r"^\[\d\d:\d\d:\d\d\]\s*")
 # RDKit reads the atomic number primitive [#6] of SMARTS as a bare atom without hydrogens.
@@ -33,6 +40,8 @@ class MoleculeError(ValueError):
     way_out = "Fix or drop the row"
 
     def __init__(self, reason: str) -> None:
+        if len(reason) > MAX_REASON:  # RDKit repeats the whole SMILES
+            reason = reason[:MAX_REASON] + "..."
         super().__init__(reason)
         self.reason = reason
 
@@ -59,11 +68,10 @@ def describe_molecule(molecule: Molecule) -> str:
     """Return the molecule in the short form of an error message."""
     text = repr(molecule)
     if isinstance(molecule, Chem.Mol):
-        with rdBase.BlockLogs():
-            try:
+        text = f"an RDKit molecule of {molecule.GetNumAtoms()} atoms without a SMILES"
+        if is_tractable(molecule):
+            with rdBase.BlockLogs(), suppress(RuntimeError, ValueError):
                 text = repr(Chem.MolToSmiles(molecule))
-            except (RuntimeError, ValueError):
-                text = "an RDKit molecule without a SMILES"
     return text if len(text) <= MAX_DESCRIPTION else text[:MAX_DESCRIPTION] + "...'"
 
 
@@ -87,19 +95,28 @@ def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
         MoleculeError: The molecule is missing, empty, a pattern, too large or invalid.
     """
     if isinstance(molecule, str):
-        mol = _parse_smiles(molecule)
+        mol = _parse_smiles(molecule, max_atoms=max_atoms)
     elif isinstance(molecule, Chem.Mol):
-        mol = _sanitize_copy(molecule)
+        mol = _sanitize_copy(molecule, max_atoms=max_atoms)
     else:
         raise MoleculeError(_describe_wrong_type(molecule))
     _validate_is_no_query(mol)
     mol = _remove_hydrogens(mol)
-    if mol.GetNumAtoms() > max_atoms:
+    _validate_size(mol, max_atoms=max_atoms)
+    return mol
+
+
+def _validate_size(mol: Chem.Mol, *, max_atoms: int) -> None:
+    if mol.GetNumHeavyAtoms() > max_atoms:
         raise MoleculeError(
-            f"{mol.GetNumAtoms()} heavy atoms are more than max_atoms={max_atoms}; a larger "
+            f"{mol.GetNumHeavyAtoms()} heavy atoms are more than max_atoms={max_atoms}; a larger "
             "max_atoms accepts it, at a cost that grows with the square of the number of atoms"
         )
-    return mol
+    if is_densely_bonded(mol):
+        raise MoleculeError(
+            f"{mol.GetNumBonds()} bonds between {mol.GetNumAtoms()} atoms are more than RDKit can "
+            "find the rings of"
+        )
 
 
 def _describe_wrong_type(molecule: object) -> str:
@@ -110,30 +127,50 @@ def _describe_wrong_type(molecule: object) -> str:
     return f"expected a SMILES (str) or a Chem.Mol, got {type(molecule).__name__}"
 
 
-def _parse_smiles(smiles: str) -> Chem.Mol:
-    text, _, extension = smiles.strip().partition(" ")
+def _parse_smiles(smiles: str, *, max_atoms: int) -> Chem.Mol:
+    smiles = smiles.strip()
+    if len(smiles) > (limit := _MAX_CHARACTERS_PER_ATOM * max_atoms):
+        raise MoleculeError(
+            f"{len(smiles)} characters are too long a SMILES: max_atoms={max_atoms} allows {limit}"
+        )
+    text, _, extension = smiles.partition(" ")
     if not text:
         raise MoleculeError("the SMILES is empty")
     if len(text.split()) > 1 or (extension and not extension.lstrip().startswith("|")):
         raise MoleculeError("there is text after the SMILES")
+    if not (text.isascii() and text.isprintable()):  # RDKit skips some of them without a word
+        code = next(ord(letter) for letter in text if not "!" <= letter <= "~")
+        raise MoleculeError(f"the SMILES has the character U+{code:04X}, which SMILES do not have")
     if pattern := _SMARTS_ATOM.search(text):
         raise MoleculeError(f"{pattern.group()} is a query atom (SMARTS), not an atom")
     with silence_rdkit() as errors:
-        mol = Chem.MolFromSmiles(smiles)
+        is_long = len(smiles) > _QUICK_LENGTH
+        mol = Chem.MolFromSmiles(smiles, sanitize=not is_long)
+        if mol is not None and is_long:
+            _validate_is_no_query(mol)
+            _validate_size(mol, max_atoms=max_atoms)
+            mol = Chem.MolFromSmiles(smiles)
     if mol is None:
-        raise MoleculeError(errors[0] if errors else "RDKit cannot parse the SMILES")
+        raise MoleculeError(_find_reason(errors) or "RDKit cannot parse the SMILES")
     return mol
 
 
-def _sanitize_copy(mol: Chem.Mol) -> Chem.Mol:
+def _find_reason(lines: Iterable[str]) -> str:
+    # what RDKit says of a violated condition inside it starts with empty and decorated lines
+    reasons = (line.strip() for line in lines if line.strip("* "))
+    return next(reasons, "")
+
+
+def _sanitize_copy(mol: Chem.Mol, *, max_atoms: int) -> Chem.Mol:
     # Sanitization would refuse most patterns too, with a reason that misses the point.
     _validate_is_no_query(mol)
+    _validate_size(mol, max_atoms=max_atoms)
     copy = Chem.Mol(mol)
     with silence_rdkit():
         try:
             Chem.SanitizeMol(copy)
-        except ValueError as error:
-            raise MoleculeError(str(error)) from error
+        except (RuntimeError, ValueError) as error:
+            raise MoleculeError(_find_reason(str(error).splitlines())) from error
     return copy
 
 
@@ -164,8 +201,8 @@ def _remove_hydrogens(mol: Chem.Mol) -> Chem.Mol:
     with silence_rdkit():
         try:
             return Chem.RemoveAllHs(mol)
-        except ValueError as error:
-            raise MoleculeError(str(error)) from error
+        except (RuntimeError, ValueError) as error:
+            raise MoleculeError(_find_reason(str(error).splitlines())) from error
 
 
 def compute_node_features(mol: Chem.Mol) -> np.ndarray:

@@ -238,6 +238,7 @@ def _run(screen: Screen, output: Path) -> ScreeningResult:
         output,
         input_schema=screen.table.schema,
         added_columns=screen.list_output_columns(model.added_columns),
+        csv_formulas=screen.options.csv_formulas,
     )
     progress = tqdm(
         total=screen.table.num_rows, unit="molecule", disable=not screen.options.show_progress

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from rmat_hf.data.csv_formulas import FormulaHandling
 from rmat_hf.data.top_rows import TopRows
 
 OutputFormat = Literal["parquet", "csv"]
@@ -30,6 +31,7 @@ class ScreeningOptions:
         task (`tuple[int, int]`, *optional*):
             `(rank, num_tasks)`: write every `num_tasks`-th shard, from that of the rank on. The
             task that ends last completes the folder.
+        csv_formulas (`str`, *optional*, defaults to `"escape"`): As in [`TableWriter`].
     """
 
     batch_size: int = 32
@@ -43,6 +45,7 @@ class ScreeningOptions:
     output_format: OutputFormat | None = None
     num_proc: int = 1
     task: tuple[int, int] | None = None
+    csv_formulas: FormulaHandling = "escape"
 
     def __post_init__(self) -> None:
         """Raise a `ValueError` for a count that is too small, or a task that is not there."""

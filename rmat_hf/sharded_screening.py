@@ -142,6 +142,7 @@ def _complete(screen: Screen, folder: ScreenFolder, *, model: ScreenModel) -> Sc
             folder.path / f"{TOP_FILE_STEM}.{folder.description['output_format']}",
             input_schema=screen.table.schema,
             added_columns=screen.list_output_columns(model.added_columns),
+            csv_formulas=screen.options.csv_formulas,
         ) as table:
             table.write(best)
         counts = replace(counts, num_written=len(best[ROW_COLUMN]))
@@ -159,6 +160,7 @@ def _describe_screen(screen: Screen, model: ScreenModel) -> dict[str, Any]:
         "smiles_column": screen.smiles_column,
         "shard_size": options.shard_size,
         "output_format": options.output_format or "parquet",
+        "csv_formulas": options.csv_formulas,
         "top_rows": options.top_rows and asdict(options.top_rows),
         # they decide the last digits
         "batch_size": options.batch_size,
@@ -242,6 +244,7 @@ class _ShardWriter:
             self.folder.get_shard(idx),
             input_schema=self.screen.table.schema,
             added_columns=model.added_columns,
+            csv_formulas=self.screen.options.csv_formulas,
         ) as writer:
             for columns in chunks:
                 writer.write(columns)

@@ -31,8 +31,9 @@ LAYERS = [
         "list_flags",
         "checkpoint_files",
         "worker_processes",
+        "message_text",
     },
-    {"atom_codes_rmat", "canonical_order_rmat", "distances_rmat"},
+    {"atom_codes_rmat", "canonical_order_rmat", "distances_rmat", "molecule_limits_rmat"},
     {
         "attention_rmat",
         "molecule_features_rmat",

@@ -388,3 +388,30 @@ def test_descriptor_that_raises_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_descriptor_names_are_refused(names: list[str]) -> None:
     with pytest.raises(ValueError, match=r"descriptor"):
         compute_molecule_descriptors(parse("CCO"), names)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "reason"),
+    [
+        # RDKit reads the first as CC, the second and third as CCO
+        ("CC\u041e", "the SMILES has the character U+041E"),
+        ("CCO\0", "the SMILES has the character U+0000"),
+        ("\ufeffCCO", "the SMILES has the character U+FEFF"),
+        ("C\x1b[31mC", "the SMILES has the character U+001B"),
+        ("C(" * 300_000, "600000 characters are too long a SMILES: max_atoms=256 allows 25600"),
+        ("C1" + "C" * 20_000 + "C1", "20002 heavy atoms are more than max_atoms=256"),
+        ("*" * 5_000, "atom 0 is a dummy atom"),
+        ("[CH999999999]", "Pre-condition Violation"),
+    ],
+)
+def test_hostile_smiles_are_refused_in_a_short_line(smiles: str, reason: str) -> None:
+    with pytest.raises(MoleculeError) as caught:
+        parse_molecule(smiles, max_atoms=256)
+    assert caught.value.reason.startswith(reason)
+    assert len(caught.value.reason) < 400
+    assert caught.value.reason.isprintable()
+
+
+def test_a_long_smiles_of_a_small_molecule_is_read() -> None:
+    smiles = ".".join(["[2H][C@@]([2H])([3H])[13C:1]([H])([H])[OH]"] * 60)
+    assert parse_molecule(smiles, max_atoms=256).GetNumAtoms() == 180

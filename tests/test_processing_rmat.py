@@ -494,6 +494,7 @@ def test_saved_code_loads_through_both_auto_classes(
         "conformers_rmat.py",
         "distances_rmat.py",
         "molecule_features_rmat.py",
+        "molecule_limits_rmat.py",
         "processing_rmat.py",
     }
     expected = processor(["CCO", "C"])

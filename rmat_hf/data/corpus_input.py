@@ -28,6 +28,7 @@ from rmat_hf.data.tables import (
     read_parquet,
     validate_columns,
 )
+from rmat_hf.data.text_input import validate_regular_file
 
 _CHUNK_SIZE = 1000
 
@@ -99,6 +100,12 @@ def open_corpus_input(
     else:
         table = _open_files(local, source=name, columns=columns)
     validate_columns(table.column_names, [smiles_column], source=table.source)
+    kind = table.schema.field(smiles_column).type
+    if pa.types.is_primitive(kind) and not pa.types.is_null(kind):  # before anything is written
+        raise TableError(
+            f"{table.source}: column {smiles_column!r} holds {kind}, which is not text. Name the "
+            "column of SMILES."
+        )
     return table
 
 
@@ -168,6 +175,7 @@ def _open_parquet_files(
     tables = []
     for path in paths:
         with explained_reading(path):
+            validate_regular_file(Path(path))
             footer = read_footer(path)
         validate_columns(footer.schema.names, columns or [], source=path)
         schema = footer.schema

@@ -1,6 +1,5 @@
 """Complete the folder of a featurized corpus: counts, failed rows and a card for the Hub."""
 
-import csv
 import io
 import json
 from collections import Counter
@@ -20,6 +19,8 @@ from rmat_hf.data.corpus_format import (
     generalize_reason,
     read_shard_header,
 )
+from rmat_hf.data.csv_formulas import FormulaEscaper
+from rmat_hf.data.csv_rows import build_csv_writer
 from rmat_hf.data.loading import DroppedRow
 
 README_FILE = "README.md"
@@ -94,6 +95,7 @@ def complete_corpus(
         leftover.unlink(missing_ok=True)
     num_molecules = num_bytes = 0
     reasons: Counter[str] = Counter()
+    escaper = FormulaEscaper()
     with open_corpus_file(folder / FAILED_ROWS_FILE) as stream:
         stream.write(b"row,smiles,reason\n")
         for name in shard_names:
@@ -101,7 +103,8 @@ def complete_corpus(
             num_molecules += header.num_rows
             num_bytes += (folder / name).stat().st_size
             reasons.update(generalize_reason(failure.reason) for failure in header.failures)
-            stream.write(_encode_csv(header.failures))
+            stream.write(_encode_csv(header.failures, escaper))
+    escaper.log_count(folder / FAILED_ROWS_FILE)
     report = CorpusReport(
         num_shards=len(shard_names),
         num_rows=options["num_rows"],
@@ -131,8 +134,8 @@ def describe_corpus(report: CorpusReport) -> str:
     return "\n".join(lines)
 
 
-def _encode_csv(rows: Sequence[DroppedRow]) -> bytes:
+def _encode_csv(rows: Sequence[DroppedRow], escaper: FormulaEscaper) -> bytes:
     text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerows((row.row, row.smiles, row.reason) for row in rows)
+    table = build_csv_writer(text)
+    table.writerows((row.row, *map(escaper.escape, (row.smiles, row.reason))) for row in rows)
     return text.getvalue().encode()

@@ -8,6 +8,7 @@ from decimal import Decimal
 import numpy as np
 
 from rmat_hf.data.tables import TableError
+from rmat_hf.message_text import describe_value
 
 MISSING_NUMBERS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 MISSING_CLASSES = frozenset({"", "nan"})
@@ -119,7 +120,7 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
         return LABEL_PARSERS[problem_type](value)
     except ValueError as error:
         raise TableError(
-            f"Row {row} (counted from 0): label {column!r} is {value!r}, {error}. "
+            f"Row {row} (counted from 0): label {column!r} is {describe_value(value)}, {error}. "
             "Fix the cell, or leave it empty when the value is not known."
         ) from error
 

@@ -1,13 +1,18 @@
 """Read the records of an SDF file one by one, without losing the unreadable ones."""
 
-import gzip
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rdkit import Chem, rdBase
 
+from rmat_hf.data.text_input import iterate_lines, open_text
+from rmat_hf.molecule_limits_rmat import is_tractable
+
+# Shorter mol blocks are sanitized at once: no molecule in them takes RDKit long.
+QUICK_BLOCK_LENGTH = 10_000
 PROPERTY_HEADER = re.compile(r"^>.*?<(.*)>")
 
 
@@ -35,15 +40,14 @@ def iterate_sdf_records(path: Path) -> Iterator[SdfRecord]:
 
 
 def _iterate_record_lines(path: Path) -> Iterator[list[str]]:
-    open_file = gzip.open if path.suffix.lower() == ".gz" else open
-    with open_file(path, "rt", encoding="utf-8-sig") as stream:
+    with open_text(path) as stream:
         lines: list[str] = []
-        for line in stream:
+        for line in iterate_lines(stream):
             if line.startswith("$$$$"):
                 yield lines
                 lines = []
             else:
-                lines.append(line.rstrip("\n"))
+                lines.append(line.rstrip("\r\n"))
         if any(line.strip() for line in lines):
             yield lines
 
@@ -70,10 +74,14 @@ def _parse_record(lines: list[str]) -> SdfRecord:
 def parse_mol_block(mol_block: str) -> Chem.Mol | None:
     """Return the molecule with all its hydrogens and coordinates.
 
-    Where the chemistry is wrong the molecule comes back unsanitized, so that whoever sanitizes it
-    gets RDKit's reason; where the text is wrong the result is `None`.
+    Where the chemistry is wrong, or too much for RDKit, the molecule comes back unsanitized, so
+    that whoever sanitizes it gets the reason; where the text is wrong the result is `None`.
     """
     with rdBase.BlockLogs():
+        if len(mol_block) > QUICK_BLOCK_LENGTH:
+            drawn = Chem.MolFromMolBlock(mol_block, removeHs=False, sanitize=False)
+            if drawn is not None and not is_tractable(drawn):
+                return drawn
         mol = Chem.MolFromMolBlock(mol_block, removeHs=False)
         if mol is None:
             mol = Chem.MolFromMolBlock(mol_block, removeHs=False, sanitize=False)
@@ -81,11 +89,14 @@ def parse_mol_block(mol_block: str) -> Chem.Mol | None:
 
 
 def compute_record_smiles(mol: Chem.Mol | None) -> str | None:
-    """Return the SMILES without explicit hydrogens, of an unsanitized molecule as it is drawn."""
-    if mol is None:
+    """Return the SMILES without explicit hydrogens, of an unsanitized molecule as it is drawn.
+
+    `None` stands for what RDKit cannot write.
+    """
+    if mol is None or not is_tractable(mol):
         return None
     with rdBase.BlockLogs():
-        try:
-            return str(Chem.MolToSmiles(Chem.RemoveHs(mol)))
-        except ValueError:  # what makes RDKit refuse to sanitize it
-            return str(Chem.MolToSmiles(mol))
+        for prepare in (Chem.RemoveHs, Chem.Mol):  # RDKit may refuse to sanitize it
+            with suppress(RuntimeError, ValueError):
+                return str(Chem.MolToSmiles(prepare(mol)))
+    return None

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from rmat_hf.data.row_ranges import take_ranges
-from rmat_hf.data.tables import Table, TableChunk, explained_reading, open_text
+from rmat_hf.data.tables import Table, TableChunk, explained_reading
+from rmat_hf.data.text_input import iterate_lines, open_text
 
 SMI_COLUMN = "smiles"
 SMI_NAME_COLUMN = "smi_name"
@@ -45,6 +46,6 @@ def _read_smi(  # noqa: PLR0917 - tables call it by position
 
 def _iterate_rows(path: Path) -> Iterator[tuple[str, str | None]]:
     with open_text(path) as stream:
-        for line in stream:
+        for line in iterate_lines(stream):
             if parts := line.split(maxsplit=1):
                 yield parts[0], parts[1].rstrip() if len(parts) > 1 else None

@@ -1,6 +1,5 @@
 """Write a table of results chunk by chunk, all or nothing."""
 
-import csv
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rmat_hf.data.csv_formulas import FormulaEscaper, FormulaHandling
+from rmat_hf.data.csv_rows import build_csv_writer
 from rmat_hf.data.tables import TableError
 
 ColumnKind = Literal["text", "integer", "number", "vector"]
@@ -72,6 +73,9 @@ class TableWriter:
         added_columns (`Mapping[str, ColumnKind]`, *optional*):
             Columns that follow: `"text"`, `"integer"`, `"number"` or `"vector"` (a list of
             float32). In a CSV file `None` and NaN become an empty cell.
+        csv_formulas (`str`, *optional*, defaults to `"escape"`):
+            In a CSV file text that a spreadsheet would run as a formula gets an apostrophe in
+            front, as do names of input columns; the log tells how often. `"keep"`: it does not.
     """
 
     def __init__(
@@ -80,8 +84,11 @@ class TableWriter:
         *,
         input_schema: pa.Schema | None = None,
         added_columns: Mapping[str, ColumnKind] | None = None,
+        csv_formulas: FormulaHandling = "escape",
     ) -> None:
         validate_output_path(path)
+        self._escaper = FormulaEscaper(csv_formulas)
+        self._input_names = set((input_schema or pa.schema([])).names)
         self.path = Path(path)
         self.schema = build_output_schema(input_schema, added_columns or {})
         self.temporary_path = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
@@ -95,7 +102,11 @@ class TableWriter:
                     self._parquet_writer = pq.ParquetWriter(self.temporary_path, self.schema)
                 else:
                     self._stream = self.temporary_path.open("w", encoding="utf-8", newline="")
-                    csv.writer(self._stream, lineterminator="\n").writerow(self.schema.names)
+                    header = [
+                        self._escaper.escape(name) if name in self._input_names else name
+                        for name in self.schema.names
+                    ]
+                    build_csv_writer(self._stream).writerow(header)
         except TableError:
             self.temporary_path.unlink(missing_ok=True)
             raise
@@ -111,11 +122,11 @@ class TableWriter:
                 self._parquet_writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
             elif self._stream is not None:
                 cells = [
-                    [_build_csv_cell(value) for value in columns[name]]
+                    [self._escaper.escape(_build_csv_cell(value)) for value in columns[name]]
                     for name in self.schema.names
                 ]
                 rows = zip(*cells, strict=True)
-                csv.writer(self._stream, lineterminator="\n").writerows(rows)
+                build_csv_writer(self._stream).writerows(rows)
             else:
                 raise ValueError("Use TableWriter in a with statement.")
 
@@ -129,6 +140,7 @@ class TableWriter:
                     with self.temporary_path.open("rb+") as file:
                         os.fsync(file.fileno())  # the content is on the disk before the name is
                     os.replace(self.temporary_path, self.path)
+                    self._escaper.log_count(self.path)
         finally:
             self._parquet_writer = self._stream = None
             self.temporary_path.unlink(missing_ok=True)

@@ -1,15 +1,15 @@
 """Read a table of molecules (CSV, Parquet, SDF) chunk by chunk, in order, cells as they are."""
 
 import csv
-import gzip
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 from rdkit import Chem
@@ -18,9 +18,17 @@ from rmat_hf.atomic_output import OutputError
 from rmat_hf.data.parquet_rows import ParquetFooter, read_footer, read_parquet_ranges
 from rmat_hf.data.row_ranges import take_ranges
 from rmat_hf.data.sdf import compute_record_smiles, iterate_sdf_records, parse_mol_block
+from rmat_hf.data.text_input import iterate_lines, open_text, validate_regular_file
+from rmat_hf.message_text import MAX_VALUE, describe_value
 
 SDF_SMILES_COLUMN = "smiles"
 SDF_TITLE_COLUMN = "sdf_title"
+MAX_COLUMNS_SHOWN = 30
+# What the libraries raise for damaged files; OverflowError is for a date beyond the calendar.
+READING_ERRORS = (
+    *(csv.Error, pa.ArrowException, zlib.error),
+    *(OSError, EOFError, ValueError, OverflowError),
+)
 
 
 class TableError(ValueError):
@@ -54,8 +62,8 @@ class TableChunk:
         for value in values:
             if value is not None and not isinstance(value, str):
                 raise TableError(
-                    f"{self.source}: column {smiles_column!r} holds {value!r}, which is not text. "
-                    "Name the column of SMILES."
+                    f"{self.source}: column {smiles_column!r} holds {describe_value(value)}, "
+                    "which is not text. Name the column of SMILES."
                 )
         return list(values)
 
@@ -104,7 +112,25 @@ class Table:
             raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1.")
         if ranges is None:
             ranges = [range(self.num_rows)] if self.num_rows else []
-        return self.read_chunks(chunk_size, ranges)
+        return self._iterate_counted(chunk_size, ranges)
+
+    def _iterate_counted(self, chunk_size: int, ranges: Iterable[range]) -> Iterator[TableChunk]:
+        num_rows = num_expected = 0
+
+        def take() -> Iterator[range]:
+            nonlocal num_expected
+            for wanted in ranges:
+                num_expected += len(wanted)
+                yield wanted
+
+        for chunk in self.read_chunks(chunk_size, take()):
+            num_rows += chunk.num_rows
+            yield chunk
+        if num_rows != num_expected:
+            raise TableError(
+                f"{self.source}: {num_rows} rows were read of {num_expected}. The file is damaged "
+                "or has changed meanwhile: repair it and repeat the command."
+            )
 
 
 def validate_columns(columns: Iterable[str], required: Iterable[str], *, source: str) -> None:
@@ -113,7 +139,12 @@ def validate_columns(columns: Iterable[str], required: Iterable[str], *, source:
     missing = [name for name in required if name not in columns]
     if not missing:
         return
-    message = f"{source} has no column {missing[0]!r}. Its columns are: {', '.join(columns)}."
+    shown = ", ".join(name[:MAX_VALUE] for name in columns[:MAX_COLUMNS_SHOWN])
+    shown += f" and {len(columns) - MAX_COLUMNS_SHOWN} more" * (len(columns) > MAX_COLUMNS_SHOWN)
+    message = f"{source} has no column {missing[0]!r}. Its columns are: {shown}."
+    for name in columns:
+        if name.strip().lower() == missing[0].strip().lower():
+            message += f" Did you mean {name!r}?"
     raise TableError(message + _describe_separator(columns))
 
 
@@ -147,9 +178,10 @@ def open_table(path: str | os.PathLike[str]) -> Table:
     opener = openers.get("".join(path.suffixes[-2 if is_compressed else -1 :]).lower())
     if opener is None:
         raise TableError(f"{path}: cannot read this kind of file. Use .csv, .parquet or .sdf.")
-    if path.is_dir():
-        raise TableError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
     with explained_reading(path):
+        if path.is_dir():
+            raise TableError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
+        validate_regular_file(path)
         if path.stat().st_size == 0:
             raise TableError(f"{path} is empty. Expected at least a header line.")
         return opener(path)
@@ -166,28 +198,22 @@ def explained_reading(path: Path | str) -> Iterator[None]:
         raise TableError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
     except (TableError, OutputError):  # the latter is of whoever takes the rows
         raise
-    except (csv.Error, pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
+    except READING_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TableError(f"{path} cannot be read: {reason}") from error
 
 
 def _validate_unique(names: Sequence[str], path: Path) -> None:
-    duplicates = sorted({name for name in names if names.count(name) > 1})
+    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
-        raise TableError(f"{path}: two columns are called {duplicates[0]!r}. Rename one of them.")
-
-
-def open_text(path: Path) -> TextIO:
-    """Open a file of UTF-8 text, compressed or not."""
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+        name = describe_value(duplicates[0])
+        raise TableError(f"{path}: two columns are called {name}. Rename one of them.")
 
 
 def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
     """Yield the header, then the rows. Blank lines count in the middle of one-column files only."""
     with open_text(path) as stream:
-        reader = csv.reader(stream, strict=True)
+        reader = csv.reader(iterate_lines(stream), strict=True)
         try:
             header = next(reader, [])
             yield header
@@ -207,7 +233,9 @@ def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
                     )
                 yield cells
         except csv.Error as error:
-            raise TableError(f"{path}, line {reader.line_num}: {error}.") from error
+            raise TableError(
+                f"{path}, line {reader.line_num}: {error}. Correct or drop the row."
+            ) from error
 
 
 def _open_csv(path: Path) -> Table:

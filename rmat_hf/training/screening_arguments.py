@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from rmat_hf.data.csv_formulas import FormulaHandling
 from rmat_hf.data.top_rows import Order, TopRows
+from rmat_hf.message_text import escape_message
 from rmat_hf.screening_options import OutputFormat, ScreeningOptions, ScreeningResult
 from rmat_hf.training.argument_fields import declare_flag, declare_required, validate_choice
 from rmat_hf.training.arguments import NO_CACHE
@@ -63,6 +65,10 @@ class PredictionArguments:
         None, "Torch device. Default: the accelerator if there is one."
     )
 
+    csv_formulas: FormulaHandling = declare_flag(
+        "escape", "Text like =1+1 in CSV output: an apostrophe in front (escape), or as it is."
+    )
+
     def __post_init__(self) -> None:
         """Raise a `ValueError` for flags that contradict each other or are unknown."""
         if bool(self.smiles) == (self.input is not None):
@@ -72,6 +78,7 @@ class PredictionArguments:
         if self.task is not None and not _TASK.fullmatch(self.task):
             raise ValueError(f"--task {self.task!r} is not RANK/NUM, for example 0/4.")
         validate_choice("output_format", self.output_format, choice=OutputFormat)
+        validate_choice("csv_formulas", self.csv_formulas, choice=FormulaHandling)
         validate_choice("top_k_order", self.top_k_order, choice=Order)
         if self.top_k is None and self.top_k_label is not None:
             raise ValueError("--top-k-label needs --top-k.")
@@ -119,6 +126,7 @@ def build_screening(arguments: PredictionArguments, *, cache_dir: Path | None) -
             output_format=arguments.output_format,
             num_proc=arguments.num_proc,
             task=task,
+            csv_formulas=arguments.csv_formulas,
         ),
     }
 
@@ -130,10 +138,11 @@ def describe_screening(result: ScreeningResult, *, noun: str) -> str:
         result (`ScreeningResult`): What it did.
         noun (`str`): What a row has that did not fail.
     """
+    output = escape_message(str(result.output))
     num_done = result.num_rows - result.num_failed
     counts = f"{result.num_rows} rows: {num_done} {noun}, {result.num_failed} failed"
     if not result.is_complete:
         return f"{counts}, in the shards of this task. Those of others are missing."
     if result.num_written < result.num_rows:
-        return f"{counts}. Wrote the best {result.num_written} to {result.output}."
-    return f"{counts} (reasons in the column 'error'). Wrote {result.output}."
+        return f"{counts}. Wrote the best {result.num_written} to {output}."
+    return f"{counts} (reasons in the column 'error'). Wrote {output}."

@@ -311,3 +311,19 @@ def test_memory_does_not_grow_with_a_csv(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.parametrize("content", ["smiles\nC\n", "smiles\nC\nN\nO\n"])
+def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, content: str) -> None:
+    table = open_table(write_csv(tmp_path, "smiles\nC\nN\n"))
+    write_csv(tmp_path, content)
+    num_rows = content.count("\n") - 1
+    with pytest.raises(TableError, match=rf"{num_rows} rows were read of 2\. The file is damaged"):
+        read_all(table)
+
+
+def test_a_date_beyond_the_calendar_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"smiles": ["C"], "day": pa.array([2**30], pa.date32())}), path)
+    with pytest.raises(TableError, match=r"table\.parquet cannot be read: days=1073741824"):
+        read_all(open_table(path))

@@ -1,0 +1,98 @@
+import gzip
+import io
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rmat_hf.data import text_input
+from rmat_hf.data.corpus_input import open_corpus_input
+from rmat_hf.data.tables import TableError, open_table
+from rmat_hf.data.text_input import iterate_lines, open_text, validate_regular_file
+
+
+def test_lines_come_with_their_own_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lines.csv"
+    path.write_bytes(b"\xef\xbb\xbfa\nb\r\nc\rd\n\ne")
+    with open_text(path) as stream:
+        assert list(iterate_lines(stream)) == ["a\n", "b\r\n", "c\r", "d\n", "\n", "e"]
+
+
+def test_compressed_text_is_read_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.smi.gz"
+    path.write_bytes(gzip.compress(b"CCO\n"))
+    with open_text(path) as stream:
+        assert stream.read() == "CCO\n"
+
+
+def test_an_endless_line_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_input, "MAX_LINE_LENGTH", 1000)
+    assert len(list(iterate_lines(io.StringIO("C" * 998 + "\n" + "N" * 998)))) == 2
+    with pytest.raises(ValueError, match="line 2 has more than 1000 characters"):
+        list(iterate_lines(io.StringIO("\n" + "C" * 10_000)))
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"PK\x03\x04", "an Excel workbook. Save the table as CSV"),
+        (b"\xd0\xcf\x11\xe0", "an old Excel workbook"),
+        (b"\x1f\x8b\x08\0", "Name it .csv.gz or decompress it"),
+        (b"PAR1", "Name it .parquet"),
+        (b"\xff\xfes\0", "UTF-16"),
+        (b"\xfe\xff\0s", "UTF-16"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "sdf", "smi"])
+def test_a_file_of_another_kind_is_named_for_what_it_is(
+    tmp_path: Path, suffix: str, start: bytes, words: str
+) -> None:
+    path = tmp_path / f"table.{suffix}"
+    path.write_bytes(start + b"\0\x01rest")
+    with pytest.raises(TableError, match=words):
+        open_corpus_input(path, smiles_column="smiles")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet", "sdf", "smi", "smi.gz"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_what_may_never_end_is_refused_at_once(tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(path))  # the absolute path may be too long
+    with pytest.raises(ValueError, match="a pipe or a device"):
+        validate_regular_file(path)
+    with pytest.raises(TableError, match=r"x\.\S+ cannot be read: it is a pipe or a device"):
+        open_corpus_input(path, smiles_column="smiles")
+    if not suffix.startswith("smi"):
+        with pytest.raises(TableError, match="it is a pipe or a device"):
+            open_table(path)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up root, who may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "sdf"])
+def test_a_file_without_permission_is_told(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"secret.{suffix}"
+    path.write_text("smiles\nCCO\n")
+    path.chmod(0)
+    with as_nobody(), pytest.raises(TableError, match=r"cannot be read: .*Permission denied"):
+        open_table(path)
