@@ -22,7 +22,14 @@ PACKAGE = REPO_ROOT / "rmat_hf"
 # From the lowest layer to the highest. A module imports only from lower layers, a folder also from
 # itself.
 LAYERS = [
-    {"configuration_rmat", "atomic_output", "bundled_checkpoints", "machine", "list_flags"},
+    {
+        "configuration_rmat",
+        "atomic_output",
+        "bundled_checkpoints",
+        "machine",
+        "memory_errors",
+        "list_flags",
+    },
     {"atom_codes_rmat", "canonical_order_rmat", "distances_rmat"},
     {
         "attention_rmat",

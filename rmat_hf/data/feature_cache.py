@@ -21,6 +21,10 @@ CACHE_VERSION = 1
 BUSY_TIMEOUT_S = 60.0
 MAX_QUERY_KEYS = 500
 
+# Reasons of failures that another machine, or a second attempt, may not have.
+TOO_LITTLE_MEMORY = "there is not enough memory to featurize it; a smaller max_atoms refuses it"
+DEAD_PROCESS = "the process that featurizes it"
+
 _CREATE = """CREATE TABLE IF NOT EXISTS molecules (
     key TEXT PRIMARY KEY, features BLOB NOT NULL, geometry_source TEXT NOT NULL,
     failure TEXT NOT NULL, checksum INTEGER NOT NULL
@@ -42,8 +46,10 @@ class FeaturizedMolecule(NamedTuple):
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether every machine gives the same: a time limit took no part in it."""
-        return TIME_LIMIT not in self.geometry_source and TIME_LIMIT not in self.failure
+        """Whether every machine gives the same: neither time nor memory took part in it."""
+        if TIME_LIMIT in self.geometry_source or TIME_LIMIT in self.failure:
+            return False
+        return not self.failure.startswith((TOO_LITTLE_MEMORY, DEAD_PROCESS))
 
 
 class FeatureCache:
