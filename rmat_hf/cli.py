@@ -14,12 +14,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from rmat_hf import __version__
 from rmat_hf.benchmarking import describe_benchmark, run_benchmark
+from rmat_hf.command_errors import COMMAND_ERRORS, describe_error
 from rmat_hf.conversion import convert_checkpoint
 from rmat_hf.data.corpus_summary import describe_corpus
 from rmat_hf.data.feature_cache import find_feature_cache_dir
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.evaluation.arguments import EvaluationArguments
 from rmat_hf.evaluation.report import build_overview
+from rmat_hf.interruption import find_exit_code, quiet_without_reader, stopped_by_signals
 from rmat_hf.list_flags import ListFlagCommand
 from rmat_hf.screening import (
     ScreeningOptions,
@@ -35,7 +37,8 @@ from rmat_hf.training.arguments import (
     PredictionArguments,
 )
 from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
-from rmat_hf.training.finetuning import FinetuningResult, run_finetuning
+from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.metrics_table import describe_metrics
 from rmat_hf.training.pretraining import run_pretraining
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
 from rmat_hf.training.task import choose_cache_dir
@@ -76,15 +79,16 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
 
     def command(**values: Any) -> None:
         try:
-            report(arguments_class(**values))
-        except KeyboardInterrupt:
+            with stopped_by_signals():
+                report(arguments_class(**values))
+        except KeyboardInterrupt as interruption:
             way_out = ""
             if "resume" in values:
                 way_out = " Repeat the command with --resume to continue."
             elif verb in ("featurize", "benchmark"):
                 way_out = " Repeat the command to continue."
-            print(f"rmat: interrupted.{way_out}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            print(f"rmat: {interruption or 'interrupted'}.{way_out}", file=sys.stderr)
+            raise typer.Exit(find_exit_code(interruption)) from None
 
     # typer reads a function's signature
     vars(command)["__signature__"] = inspect.Signature(parameters)
@@ -164,19 +168,6 @@ def benchmark(arguments: EvaluationArguments) -> None:
         raise typer.Exit(1)
 
 
-def describe_metrics(result: FinetuningResult) -> str:
-    """Return a table of the metrics: one row per model, one column per part and metric."""
-    models = {"R-MAT": result.metrics, **result.baselines}
-    names = [name for name, value in result.metrics["test"].items() if not isinstance(value, dict)]
-    lines = [f"{'':34}" + "".join(f"{name:>12}" for name in names)]
-    for model, metrics in models.items():
-        for part in ("train", "valid", "test"):
-            cells = [metrics[part][name] for name in names]
-            values = "".join(f"{'undefined' if c is None else f'{c:.4f}':>12}" for c in cells)
-            lines.append(f"{model:28}{part:6}{values}")
-    return "\n".join(lines)
-
-
 def print_screening(result: ScreeningResult, *, noun: str) -> None:
     """Print the summary line of a screen."""
     num_done = result.num_rows - result.num_failed
@@ -242,8 +233,11 @@ add_command("benchmark", EvaluationArguments, report=benchmark)
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     try:
-        app()
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
+        with quiet_without_reader():
+            app()
+    except COMMAND_ERRORS as error:
+        message = describe_error(error)
+        if message is None:
+            raise
         print(f"rmat: error: {message}", file=sys.stderr)
         sys.exit(2)

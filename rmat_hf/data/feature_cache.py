@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import rdkit
+from transformers.utils.logging import warning_once
 
 from rmat_hf.conformers_rmat import TIME_LIMIT
 from rmat_hf.processing_rmat import RMatProcessor
@@ -123,11 +124,13 @@ class FeatureCache:
             return []
 
     def _give_up(self, error: Exception) -> None:
-        logger.warning(
+        # a screen opens the cache for every few molecules
+        warning_once(
+            logger,
             "The feature cache %s cannot be used (%s): features are computed. Delete the file if "
             "it is damaged, or choose another folder.",
             self.path,
-            error,
+            str(error),
         )
         if self._connection is not None:
             self._connection.close()
