@@ -1,7 +1,10 @@
 """Many molecules through a model: featurized ahead, in batches of similar sizes, in input order."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import functools
+import logging
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,29 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 from rdkit import Chem
-from torch.utils.data import DataLoader
 
 from rmat_hf.data.compact_features import count_nodes, expand_features
 from rmat_hf.data.feature_cache import FeaturizedMolecule
-from rmat_hf.data.featurization import featurize_molecules
+from rmat_hf.data.featurization import (
+    build_death,
+    featurize_molecules,
+    featurize_one_by_one,
+    find_item_time_limit,
+)
 from rmat_hf.data.length_grouping import group_by_length
+from rmat_hf.data.worker_pool import WorkerPool
+from rmat_hf.memory_errors import is_out_of_memory
 from rmat_hf.modeling_rmat import RMatPreTrainedModel
 from rmat_hf.molecule_features_rmat import Molecule
 from rmat_hf.processing_rmat import RMatProcessor
 
+logger = logging.getLogger(__name__)
+
+TOO_LARGE_FOR_MODEL = "the model needs more memory for it than there is"
 # Batches whose molecules are grouped by size together; the features wait in compact form.
 BATCHES_GROUPED = 32
-
-
-class _Featurizer:
-    """Featurizes a list of molecules; runs in the dataloader's workers."""
-
-    def __init__(self, processor: RMatProcessor, cache_dir: str | Path | None) -> None:
-        self.processor = processor
-        self.cache_dir = cache_dir
-
-    def __call__(self, molecules: list[Molecule]) -> list[FeaturizedMolecule]:
-        return featurize_molecules(molecules, self.processor, cache_dir=self.cache_dir)
 
 
 @dataclass(frozen=True)
@@ -70,37 +71,70 @@ class BatchedInference:
         values = np.full((len(rows), self.num_columns), np.nan)
         errors: list[str | None] = []
         waiting: dict[int, bytes] = {}
-        for outcomes in self._build_loader(rows):
-            for outcome in outcomes:
-                if not outcome.failure:
-                    waiting[len(errors)] = outcome.features
-                errors.append(outcome.failure or None)
-            if len(waiting) >= BATCHES_GROUPED * self.batch_size or len(errors) == len(rows):
-                self._run_grouped(waiting, values)
-                waiting.clear()
+        with closing(self._iterate_featurized(rows)) as featurized:
+            for outcomes in featurized:
+                for outcome in outcomes:
+                    if not outcome.failure:
+                        waiting[len(errors)] = outcome.features
+                    errors.append(outcome.failure or None)
+                if len(waiting) >= BATCHES_GROUPED * self.batch_size or len(errors) == len(rows):
+                    for position, reason in self._run_grouped(waiting, values).items():
+                        errors[position] = reason
+                    waiting.clear()
         failed = ~np.isfinite(values).all(axis=1)
         values[failed] = np.nan
         for row in np.flatnonzero(failed):
             errors[row] = errors[row] or "the model's output is not a finite number"
         return values, errors
 
-    def _build_loader(self, rows: list[Molecule]) -> DataLoader[Any]:
+    def _iterate_featurized(
+        self, rows: list[Molecule]
+    ) -> Generator[list[FeaturizedMolecule], None, None]:
         processor = self.processor
         if getattr(self.model, "descriptor_scaler", None) is None:
             processor = copy.copy(processor)
             processor.molecule_descriptors = None
-        return DataLoader(
-            rows,  # type: ignore[arg-type]  # any sequence is a map-style dataset
-            batch_size=self.batch_size,
-            collate_fn=_Featurizer(processor, self.cache_dir),
+        starts = range(0, len(rows), self.batch_size)
+        chunks = (rows[start : start + self.batch_size] for start in starts)
+        if self.num_workers == 0:
+            for chunk in chunks:
+                yield featurize_molecules(chunk, processor, cache_dir=self.cache_dir)
+            return
+        pool = WorkerPool(
+            functools.partial(featurize_one_by_one, processor=processor, cache_dir=self.cache_dir),
+            build_death,
             num_workers=self.num_workers,
+            item_time_limit_s=find_item_time_limit(processor),
         )
+        with closing(pool.iterate_outcomes(chunks)) as computed:
+            for _, outcomes in computed:
+                yield outcomes
 
-    def _run_grouped(self, waiting: dict[int, bytes], values: np.ndarray) -> None:
-        """Write the model's output for the molecules that wait into their rows."""
+    def _run_grouped(self, waiting: dict[int, bytes], values: np.ndarray) -> dict[int, str]:
+        """Write the model's output for the molecules that wait; return those without, and why."""
         rows = np.array([*waiting], dtype=np.int64)
         features = [*waiting.values()]
-        for batch in group_by_length(count_nodes(features), batch_size=self.batch_size):
+        num_nodes = count_nodes(features)
+        failures = {}
+        for batch in group_by_length(num_nodes, batch_size=self.batch_size):
+            if self._run_batch(rows[batch], features=features, batch=batch, values=values):
+                continue
+            logger.warning(
+                "A batch of %d molecules needs more memory than there is: they go one by one.",
+                len(batch),
+            )
+            for position in batch[:, None]:
+                row = rows[position]
+                if not self._run_batch(row, features=features, batch=position, values=values):
+                    num_atoms = num_nodes[int(position[0])] - 1
+                    failures[int(row[0])] = f"{TOO_LARGE_FOR_MODEL} ({num_atoms} atoms)"
+        return failures
+
+    def _run_batch(
+        self, rows: np.ndarray, *, features: list[bytes], batch: np.ndarray, values: np.ndarray
+    ) -> bool:
+        """Write the model's output of a batch; return whether there was enough memory."""
+        try:
             arrays = expand_features([features[position] for position in batch])
             inputs = {
                 name: torch.from_numpy(array).to(self.model.device)
@@ -108,7 +142,12 @@ class BatchedInference:
             }
             with torch.inference_mode():
                 output = self.read_output(self.model(**inputs))
-            values[rows[batch]] = output.double().cpu().numpy()
+            values[rows] = output.double().cpu().numpy()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
 
 def list_molecules(molecules: Iterable[Molecule]) -> list[Molecule]:

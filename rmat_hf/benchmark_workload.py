@@ -16,7 +16,8 @@ from rmat_hf.data.compact_features import count_nodes
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.length_grouping import group_by_length
 from rmat_hf.data.sources import open_source
-from rmat_hf.data.tables import TableError, validate_columns
+from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.tables import validate_columns
 from rmat_hf.inference import Molecule, embed, predict
 from rmat_hf.model_loading import load_config, load_for_finetuning, load_processor
 from rmat_hf.modeling_rmat import RMatForSequenceClassification

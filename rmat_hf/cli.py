@@ -15,12 +15,14 @@ from transformers.utils.logging import disable_progress_bar
 from rmat_hf import __version__
 from rmat_hf.benchmarking import describe_benchmark, run_benchmark
 from rmat_hf.checkpoint_files import hide_credentials
+from rmat_hf.command_errors import COMMAND_ERRORS, describe_error
 from rmat_hf.conversion import convert_checkpoint
 from rmat_hf.data.corpus_summary import describe_corpus
 from rmat_hf.data.feature_cache import find_feature_cache_dir
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.evaluation.arguments import EvaluationArguments
 from rmat_hf.evaluation.report import build_overview
+from rmat_hf.interruption import find_exit_code, quiet_without_reader, stopped_by_signals
 from rmat_hf.list_flags import ListFlagCommand
 from rmat_hf.message_text import MessageFormatter, escape_message
 from rmat_hf.screening import is_output_folder, run_embedding, run_prediction
@@ -33,7 +35,7 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.finetuning_report import describe_metrics
+from rmat_hf.training.metrics_table import describe_metrics
 from rmat_hf.training.pretraining import run_pretraining
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
 from rmat_hf.training.screening_arguments import (
@@ -79,8 +81,9 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
 
     def command(**values: Any) -> None:
         try:
-            report(arguments_class(**values))
-        except KeyboardInterrupt:
+            with stopped_by_signals():
+                report(arguments_class(**values))
+        except KeyboardInterrupt as interruption:
             way_out = ""
             if "resume" in values:
                 way_out = " Repeat the command with --resume to continue."
@@ -88,8 +91,8 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
                 "task" in values and is_output_folder(values["output"])
             ):
                 way_out = " Repeat the command to continue."
-            print(f"rmat: interrupted.{way_out}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            print(f"rmat: {interruption or 'interrupted'}.{way_out}", file=sys.stderr)
+            raise typer.Exit(find_exit_code(interruption)) from None
 
     # typer reads a function's signature
     vars(command)["__signature__"] = inspect.Signature(parameters)
@@ -112,7 +115,7 @@ def finetune(arguments: FinetuningArguments) -> None:
     # of several processes one tells what all of them did
     if not PartialState().is_main_process:
         return
-    print(describe_metrics(result.metrics, result.baselines))
+    print(describe_metrics(result))
     print(
         f"\nWrote {result.output_dir}: the model, metrics.json, predictions.csv and a model card."
     )
@@ -216,8 +219,12 @@ add_command("benchmark", EvaluationArguments, report=benchmark)
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     try:
-        app()
-    except (ValueError, OSError) as error:
-        message = escape_message(hide_credentials(str(error)))
+        with quiet_without_reader():
+            app()
+    except COMMAND_ERRORS as error:
+        message = describe_error(error)
+        if message is None:
+            raise
+        message = escape_message(hide_credentials(message))
         print(f"rmat: error: {message}", file=sys.stderr)
         sys.exit(2)

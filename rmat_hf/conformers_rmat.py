@@ -220,7 +220,8 @@ def _describe_failure(parameters: rdDistGeom.EmbedParameters, *, method: str) ->
     causes = rdDistGeom.EmbedFailureCauses
     counts = dict(zip(causes.names, parameters.GetFailureCounts(), strict=False))
     if counts["EXCEEDED_TIMEOUT"]:
-        return f"no conformer with {method} within {TIME_LIMIT} {parameters.timeout} s"
+        limit = f"{TIME_LIMIT} {parameters.timeout} s (geometry bounds needs no conformer)"
+        return f"no conformer with {method} within {limit}"
     reason = f"no conformer with {method} in {parameters.maxIterations} attempts"
     most_frequent = max(counts, key=lambda cause: counts[cause])
     if counts[most_frequent]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import (
     AutoModel,
@@ -256,9 +256,17 @@ def _list_foreign_weights(info: dict[str, Any]) -> dict[str, list[str]]:
     }
 
 
+def _find_connection_error(error: BaseException | None) -> BaseException | None:
+    """Return why a connection broke, which transformers leaves out; answers are OSErrors too."""
+    while error is not None and (isinstance(error, OSError) or not isinstance(error, HTTPError)):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def _first_line(error: BaseException) -> str:
     if "ignore_mismatched_sizes" in str(error):
         return f"they have another shape than {CONFIG_NAME} says. Restore the folder's own"
+    error = _find_connection_error(error) or error
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # the first line of these names the field only, the next one what is wrong with it
     first_lines = lines[:2] if isinstance(error, StrictDataclassError) else lines[:1]

@@ -15,13 +15,14 @@ from rmat_hf.data.corpus_format import describe_processor
 from rmat_hf.data.corpus_input import open_corpus_input
 from rmat_hf.data.row_ranges import iterate_chunk_bounds
 from rmat_hf.data.screen_folder import ERROR_COLUMN
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.table_writer import (
     OUTPUT_EXTENSIONS,
     ColumnKind,
     TableWriter,
     validate_output_path,
 )
-from rmat_hf.data.tables import Table, TableChunk, TableError
+from rmat_hf.data.tables import Table, TableChunk
 from rmat_hf.data.top_rows import ROW_COLUMN
 from rmat_hf.inference import Predictions, embed, is_ensemble, predict
 from rmat_hf.model_hash import compute_model_hash

@@ -1,6 +1,5 @@
 """Screen a table of any size to a folder of shards, in one process or many, to be continued."""
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,14 +24,13 @@ from rmat_hf.data.screen_folder import (
     describe_input,
 )
 from rmat_hf.data.shard_locks import ShardLocks
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.table_writer import ColumnKind, TableWriter, build_output_schema
-from rmat_hf.data.tables import Table, TableChunk, TableError
+from rmat_hf.data.tables import Table, TableChunk
 from rmat_hf.data.top_rows import ROW_COLUMN, TopRowsCollector
 from rmat_hf.molecule_features_rmat import Molecule
 from rmat_hf.screening_options import ScreeningOptions, ScreeningResult
 from rmat_hf.worker_processes import one_thread, run_in_processes
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -170,8 +168,6 @@ def _describe_screen(screen: Screen, model: ScreenModel) -> dict[str, Any]:
 
 
 def _build_result(output_dir: Path, counts: RowCounts, *, is_complete: bool) -> ScreeningResult:
-    if counts.num_failed:
-        logger.info("%d of %d rows have no value.", counts.num_failed, counts.num_rows)
     return ScreeningResult(
         output_dir, counts.num_rows, counts.num_failed, counts.num_written, is_complete
     )

@@ -405,10 +405,10 @@ ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
 
 
 @contextmanager
-def run_hub() -> Iterator[Hub]:
+def run_hub(handler_class: type[Handler] = Handler) -> Iterator[Hub]:
     """Run a Hub on a free port in a thread of this process; `endpoint` is its address."""
     hub = Hub()
-    handler = type("BoundHandler", (Handler,), {"hub": hub})
+    handler = type("BoundHandler", (handler_class,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"

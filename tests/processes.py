@@ -24,22 +24,13 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
-def run_python(
-    arguments: Sequence[str | Path],
-    *,
-    folder: Path,
-    blocked: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
-    timeout_s: int = 300,
-) -> subprocess.CompletedProcess[str]:
-    """Run this Python in a folder, offline and with caches there unless told otherwise.
+def build_environment(
+    folder: Path, *, blocked: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the variables of a process: this checkout, offline, caches in a folder.
 
     Args:
-        arguments (`Sequence[str | Path]`): What follows `python`.
-        folder (`Path`): Working directory; nothing outside it is written.
-        blocked (`Sequence[str]`, *optional*): Modules that cannot be imported.
-        environment (`Mapping[str, str]`, *optional*): More variables; an empty one is removed.
-        timeout_s (`int`, *optional*, defaults to 300): Seconds after which to give up.
+        folder, blocked, environment: As in [`run_python`].
     """
     path = [str(TESTS), str(TESTS.parent)]
     if blocked:
@@ -62,13 +53,34 @@ def run_python(
     }
     for name in ("HF_MODULES_CACHE", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "PYTHONHOME"):
         variables.pop(name, None)
+    return {name: value for name, value in variables.items() if value}
+
+
+def run_python(
+    arguments: Sequence[str | Path],
+    *,
+    folder: Path,
+    blocked: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    timeout_s: int = 300,
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python in a folder, offline and with caches there unless told otherwise.
+
+    Args:
+        arguments (`Sequence[str | Path]`): What follows `python`.
+        folder (`Path`): Working directory; nothing outside it is written.
+        blocked (`Sequence[str]`, *optional*): Modules that cannot be imported.
+        environment (`Mapping[str, str]`, *optional*): More variables; an empty one is removed.
+        timeout_s (`int`, *optional*, defaults to 300): Seconds after which to give up.
+    """
+    variables = build_environment(folder, blocked=blocked, environment=environment)
     command = [sys.executable, *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         # files and not pipes: a worker that outlives its killed parent would keep a pipe open
         with subprocess.Popen(
             command,
             cwd=folder,
-            env={name: value for name, value in variables.items() if value},
+            env=variables,
             stdout=output,
             stderr=errors,
             start_new_session=True,

@@ -1,7 +1,9 @@
 """Atomic output folders: whole or not at all, and never at the cost of what was there."""
 
 import errno
+import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from rmat_hf.atomic_output import (
     OutputError,
     create_folder_atomically,
     open_atomically,
+    save_json,
     validate_output_folder,
 )
 
@@ -215,3 +218,16 @@ def test_file_stays_as_it_was_after_an_error(
         raise raised
     assert path.read_text() == "old"
     assert list_tree(tmp_path) == ["file"]
+
+
+def test_json_that_cannot_be_written_leaves_the_older_file_alone(tmp_path: Path) -> None:
+    save_json(tmp_path / "file.json", {"old": True})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_json(tmp_path / "file.json", ["new"] * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert json.loads((tmp_path / "file.json").read_text()) == {"old": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]

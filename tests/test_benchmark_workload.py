@@ -18,7 +18,7 @@ from rmat_hf.benchmark_workload import (
     load_molecules,
 )
 from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.model_loading import ModelLoadingError
 from rmat_hf.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
 from rmat_hf.processing_rmat import RMatProcessor

@@ -11,7 +11,7 @@ from tiny_finetuning import TABLE_SMILES, write_table
 
 from rmat_hf import benchmarking
 from rmat_hf.benchmarking import BenchmarkResult, describe_benchmark, run_benchmark
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.model_loading import ModelLoadingError
 from rmat_hf.training.arguments import BenchmarkArguments
 

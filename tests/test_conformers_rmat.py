@@ -2,6 +2,7 @@
 
 import csv
 import random
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -250,6 +251,28 @@ def test_attempts_are_bounded() -> None:
 def test_time_is_bounded() -> None:
     with pytest.raises(ConformerError, match="within the time limit of 1 s"):
         generate_conformer(parse("C" * 200), max_attempts=1_000_000, time_limit_s=1)
+
+
+HELICENE = "c1ccc2c(c1)ccc1c2c2c(cc1)ccc1c2c2c(cc1)ccc1c2c2ccccc2cc1"
+PEPTIDE = Chem.MolToSmiles(Chem.MolFromSequence("ACDEFGHIKLMNPQRSTVWY" * 3))
+
+
+@pytest.mark.parametrize(
+    ("smiles", "most_s"),
+    [
+        pytest.param(HELICENE, 4.0, id="helicene"),
+        # RDKit looks at the clock between attempts, and prepares the first one for seconds
+        pytest.param(PEPTIDE, 60.0, id="peptide of 502 atoms", marks=pytest.mark.slow),
+    ],
+)
+def test_nasty_molecule_ends_near_its_limit_with_the_way_out(smiles: str, most_s: float) -> None:
+    start = time.monotonic()
+    with pytest.raises(ConformerError) as caught:
+        generate_conformer(parse(smiles), max_attempts=1_000_000, time_limit_s=1)
+    assert time.monotonic() - start < most_s
+    assert caught.value.reason.endswith(
+        "within the time limit of 1 s (geometry bounds needs no conformer)"
+    )
 
 
 @pytest.mark.parametrize("force_field", ["uff", "mmff"])

@@ -11,7 +11,7 @@ from rdkit import Chem
 from tiny import TINY_SMILES
 
 from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.inference import embed, predict
 from rmat_hf.model_loading import ModelLoadingError
 from rmat_hf.processing_rmat import RMatProcessor

@@ -17,7 +17,7 @@ from tiny import TINY_SMILES
 
 from rmat_hf import screening
 from rmat_hf.atomic_output import OutputError
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.top_rows import TopRows
 from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.processing_rmat import RMatProcessor

@@ -15,7 +15,7 @@ from rmat_hf.data.splits import (
     parse_row,
     shuffle_groups,
 )
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 logger = logging.getLogger(__name__)
 

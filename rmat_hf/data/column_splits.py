@@ -15,7 +15,7 @@ from rmat_hf.data.splits import (
     build_split_indices,
     compute_part_sizes,
 )
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 logger = logging.getLogger(__name__)
 

@@ -170,7 +170,8 @@ def _load_shards(
         )
     except (DatasetsError, pa.ArrowException, OSError) as error:
         _validate_pages(paths, columns=columns)
-        raise CorpusError(f"The corpus cannot be loaded: {error}") from error
+        # datasets wraps what the disk says
+        raise CorpusError(f"The corpus cannot be loaded: {error.__cause__ or error}") from error
 
 
 def _validate_pages(paths: list[str], *, columns: list[str]) -> None:

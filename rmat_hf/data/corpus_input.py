@@ -19,15 +19,8 @@ from rmat_hf.data.parquet_rows import HUB_PREFIX, read_footer
 from rmat_hf.data.row_ranges import iterate_chunk_bounds
 from rmat_hf.data.smi import SMI_EXTENSIONS, open_smi
 from rmat_hf.data.sources import HUB_SPLIT_NAMES, list_bundled_datasets, open_source
-from rmat_hf.data.tables import (
-    Table,
-    TableChunk,
-    TableError,
-    explained_reading,
-    open_table,
-    read_parquet,
-    validate_columns,
-)
+from rmat_hf.data.table_errors import TableError, explained_reading
+from rmat_hf.data.tables import Table, TableChunk, open_table, read_parquet, validate_columns
 from rmat_hf.data.text_input import validate_regular_file
 
 _CHUNK_SIZE = 1000

@@ -78,7 +78,7 @@ def featurize_corpus(
     Raises:
         CorpusError: The folder belongs to other options or another input.
         OutputError: A file cannot be written; the shards that are there stay.
-        FeaturizationWorkerError: A worker process died.
+        WorkerError: Worker processes end before they compute anything.
     """
     names, description = featurize_shards(
         source,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import rdkit
+from transformers.utils.logging import warning_once
 
 from rmat_hf.conformers_rmat import TIME_LIMIT
 from rmat_hf.processing_rmat import RMatProcessor
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 CACHE_VERSION = 1
 BUSY_TIMEOUT_S = 60.0
 MAX_QUERY_KEYS = 500
+
+# Reasons of failures that another machine, or a second attempt, may not have.
+TOO_LITTLE_MEMORY = "there is not enough memory to featurize it; a smaller max_atoms refuses it"
+DEAD_PROCESS = "the process that featurizes it"
 
 _CREATE = """CREATE TABLE IF NOT EXISTS molecules (
     key TEXT PRIMARY KEY, features BLOB NOT NULL, geometry_source TEXT NOT NULL,
@@ -42,8 +47,10 @@ class FeaturizedMolecule(NamedTuple):
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether every machine gives the same: a time limit took no part in it."""
-        return TIME_LIMIT not in self.geometry_source and TIME_LIMIT not in self.failure
+        """Whether every machine gives the same: neither time nor memory took part in it."""
+        if TIME_LIMIT in self.geometry_source or TIME_LIMIT in self.failure:
+            return False
+        return not self.failure.startswith((TOO_LITTLE_MEMORY, DEAD_PROCESS))
 
 
 class FeatureCache:
@@ -117,11 +124,13 @@ class FeatureCache:
             return []
 
     def _give_up(self, error: Exception) -> None:
-        logger.warning(
+        # a screen opens the cache for every few molecules
+        warning_once(
+            logger,
             "The feature cache %s cannot be used (%s): features are computed. Delete the file if "
             "it is damaged, or choose another folder.",
             self.path,
-            error,
+            str(error),
         )
         if self._connection is not None:
             self._connection.close()

@@ -1,12 +1,10 @@
 """Featurize many molecules once, before the first epoch."""
 
+import functools
 import hashlib
 import logging
-import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import datasets
@@ -16,14 +14,15 @@ from tqdm.auto import tqdm
 
 from rmat_hf.conformers_rmat import ConformerError
 from rmat_hf.data.compact_features import count_nodes, pack_features
-from rmat_hf.data.feature_cache import FeatureCache, FeaturizedMolecule
-from rmat_hf.data.loading import DroppedRow
-from rmat_hf.molecule_features_rmat import (
-    Molecule,
-    MoleculeError,
-    describe_molecule,
-    parse_molecule,
+from rmat_hf.data.feature_cache import (
+    DEAD_PROCESS,
+    TOO_LITTLE_MEMORY,
+    FeatureCache,
+    FeaturizedMolecule,
 )
+from rmat_hf.data.loading import DroppedRow
+from rmat_hf.data.worker_pool import WorkerPool
+from rmat_hf.molecule_features_rmat import Molecule, MoleculeError, parse_molecule
 from rmat_hf.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)
@@ -32,14 +31,11 @@ logger = logging.getLogger(__name__)
 LENGTH_COLUMN = "num_nodes"
 # Molecules that a worker takes at a time, and that the cache gets in one transaction.
 CHUNK_SIZE = 64
+MIN_ITEM_TIME_LIMIT_S = 600
 
 # The binary form of an RDKit molecule; or the canonical SMILES and, as RDKit does not read back
 # the canonical SMILES of some metal complexes, the given one.
 _Job = tuple[bytes] | tuple[str, str]
-
-
-class FeaturizationWorkerError(ChildProcessError):
-    """A worker process died; the message names the molecules in hand."""
 
 
 def featurize_dataset(
@@ -123,10 +119,7 @@ def featurize_molecules(
         show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
 
     Returns:
-        `list[FeaturizedMolecule]`: one outcome per molecule.
-
-    Raises:
-        FeaturizationWorkerError: A worker process died.
+        `list[FeaturizedMolecule]`: one outcome per molecule. One that kills a worker has failed.
     """
     outcome_of_key: dict[str, FeaturizedMolecule] = {}
     jobs: dict[str, _Job] = {}
@@ -142,6 +135,9 @@ def featurize_molecules(
         except MoleculeError as error:
             key = f"row:{position}"
             outcome_of_key[key] = FeaturizedMolecule(b"", "", error.reason)
+        except MemoryError:
+            key = f"row:{position}"
+            outcome_of_key[key] = FeaturizedMolecule(b"", "", TOO_LITTLE_MEMORY)
         keys.append(key)
     cache: AbstractContextManager[FeatureCache | None] = nullcontext()
     if cache_dir is not None:
@@ -188,37 +184,65 @@ def _iterate_outcomes(
         for chunk in chunks:
             yield {key: _featurize(job, processor) for key, job in chunk}
         return
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(num_workers) as executor:
-        futures = [
-            executor.submit(_featurize_chunk, chunk, processor, folder=folder) for chunk in chunks
-        ]
-        try:
-            for future in futures:
-                yield future.result()
-        except BrokenProcessPool as error:
-            notes = sorted(Path(folder).iterdir())
-            in_hand = ", ".join(note.read_text(encoding="utf-8") for note in notes)
-            raise FeaturizationWorkerError(
-                f"A process that featurizes died. Molecules in hand: {in_hand or 'none'}. It "
-                "ran out of memory, or RDKit crashed: use fewer workers or drop the molecule."
-            ) from error
-        finally:
-            executor.shutdown(cancel_futures=True)
+    pool = WorkerPool(
+        functools.partial(_featurize_jobs, processor=processor),
+        build_death,
+        num_workers=num_workers,
+        item_time_limit_s=find_item_time_limit(processor),
+    )
+    with closing(pool.iterate_outcomes(chunks)) as computed:
+        for jobs_done, outcomes in computed:
+            yield {key: outcome for (key, _), outcome in zip(jobs_done, outcomes, strict=True)}
 
 
-def _featurize_chunk(
-    chunk: list[tuple[str, _Job]], processor: RMatProcessor, *, folder: str
-) -> dict[str, FeaturizedMolecule]:
-    """Featurize in a worker, which notes down the molecule in hand in case that it dies."""
-    outcomes = {}
-    with tempfile.NamedTemporaryFile("w", dir=folder, encoding="utf-8") as note:
-        for key, job in chunk:
-            note.seek(0)
-            note.write(key if isinstance(job[-1], bytes) else describe_molecule(job[-1]))
-            note.truncate()
-            note.flush()
-            outcomes[key] = _featurize(job, processor)
+def featurize_one_by_one(
+    molecules: Iterable[Molecule], processor: RMatProcessor, *, cache_dir: str | Path | None = None
+) -> list[FeaturizedMolecule]:
+    """Compute the packed features of molecules, each before the next one is taken.
+
+    Args:
+        molecules, processor, cache_dir: As in [`featurize_molecules`], with the same outcomes.
+    """
+    outcomes = []
+    computed: dict[str, FeaturizedMolecule] = {}
+    with nullcontext() if cache_dir is None else FeatureCache(cache_dir, processor) as cache:
+        for molecule in molecules:
+            try:
+                key, job = _build_job(
+                    molecule, canonical_smiles=None, max_atoms=processor.max_atoms
+                )
+            except MoleculeError as error:
+                outcomes.append(FeaturizedMolecule(b"", "", error.reason))
+                continue
+            except MemoryError:
+                outcomes.append(FeaturizedMolecule(b"", "", TOO_LITTLE_MEMORY))
+                continue
+            outcome = computed.get(key) or (cache and cache.load([key]).get(key))
+            if not outcome:
+                outcome = computed[key] = _featurize(job, processor)
+            outcomes.append(outcome)
+        if cache is not None:
+            cache.save(computed)
     return outcomes
+
+
+def find_item_time_limit(processor: RMatProcessor) -> int:
+    """Return the seconds that a worker may take for one molecule before it is killed.
+
+    It is no part of the geometry's options, but the last resort where RDKit takes no time limit.
+    """
+    return max(MIN_ITEM_TIME_LIMIT_S, 20 * processor.conformer_time_limit_s)
+
+
+def build_death(cause: str) -> FeaturizedMolecule:
+    """Return the outcome of a molecule that killed its process."""
+    return FeaturizedMolecule(b"", "", f"{DEAD_PROCESS} {cause}")
+
+
+def _featurize_jobs(
+    jobs: Iterable[tuple[str, _Job]], *, processor: RMatProcessor
+) -> list[FeaturizedMolecule]:
+    return [_featurize(job, processor) for _, job in jobs]
 
 
 def _featurize(job: _Job, processor: RMatProcessor) -> FeaturizedMolecule:
@@ -231,6 +255,8 @@ def _featurize(job: _Job, processor: RMatProcessor) -> FeaturizedMolecule:
             outcome = FeaturizedMolecule(b"", "", error.reason)
         except ConformerError as error:
             return FeaturizedMolecule(b"", "", error.reason)
+        except MemoryError:
+            return FeaturizedMolecule(b"", "", TOO_LITTLE_MEMORY)
         else:
             return FeaturizedMolecule(pack_features(features), features.geometry_source, "")
     return outcome

@@ -1,27 +1,16 @@
 """Featurize molecules as they come, in order, with a bounded number of them in memory."""
 
-import os
-import signal
-import tempfile
-import threading
-import time
-from collections import deque
+import functools
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
 
 from rdkit import Chem
 
 from rmat_hf.data.feature_cache import FeaturizedMolecule
-from rmat_hf.data.featurization import FeaturizationWorkerError, featurize_molecules
+from rmat_hf.data.featurization import build_death, featurize_molecules, find_item_time_limit
+from rmat_hf.data.worker_pool import WorkerPool
 from rmat_hf.molecule_features_rmat import Molecule
 from rmat_hf.processing_rmat import RMatProcessor
-
-# Chunks of a worker that are on their way: enough to go on while another molecule takes long.
-_CHUNKS_PER_WORKER = 16
-_STOP_FILE = "stop"
 
 
 @dataclass(frozen=True)
@@ -56,73 +45,26 @@ def iterate_featurized(
         num_workers (`int`): Processes; 0 and 1 are this one.
 
     Raises:
-        FeaturizationWorkerError: A worker process died; the message names the molecules in hand.
+        WorkerError: Workers end before they compute anything. A molecule that kills a worker is
+            a failure like any other.
     """
     if num_workers <= 1:
         for chunk in chunks:
             yield chunk, [_featurize(row, processor) for row in chunk]
         return
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(
-            num_workers, initializer=_start_worker, initargs=(os.getpid(),)
-        ) as executor,
-    ):
-        waiting: deque[tuple[Chunk, Future[list[FeaturizedMolecule]]]] = deque()
-        try:
-            for chunk in chunks:
-                future = executor.submit(_featurize_chunk, chunk, processor, folder=folder)
-                waiting.append((chunk, future))
-                if len(waiting) >= num_workers * _CHUNKS_PER_WORKER:
-                    yield _take_first(waiting)
-            while waiting:
-                yield _take_first(waiting)
-        except BrokenProcessPool as error:
-            notes = sorted(Path(folder).iterdir())
-            in_hand = ", ".join(note.read_text(encoding="utf-8") for note in notes)
-            raise FeaturizationWorkerError(
-                f"A process that featurizes died. Molecules in hand: {in_hand or 'none'}. It ran "
-                "out of memory, or RDKit crashed: use fewer processes, or drop the molecule."
-            ) from error
-        finally:
-            (Path(folder) / _STOP_FILE).touch()
-            executor.shutdown(cancel_futures=True)
+    pool = WorkerPool(
+        functools.partial(_featurize_rows, processor=processor),
+        build_death,
+        num_workers=num_workers,
+        item_time_limit_s=find_item_time_limit(processor),
+    )
+    yield from pool.iterate_outcomes(chunks)
 
 
-def _take_first(
-    waiting: deque[tuple[Chunk, Future[list[FeaturizedMolecule]]]],
-) -> FeaturizedChunk:
-    chunk, future = waiting.popleft()
-    return chunk, future.result()
-
-
-def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _featurize_chunk(
-    chunk: Chunk, processor: RMatProcessor, *, folder: str
+def _featurize_rows(
+    rows: Iterable[InputRow], *, processor: RMatProcessor
 ) -> list[FeaturizedMolecule]:
-    """Featurize in a worker, which notes down the molecule in hand in case that it dies."""
-    outcomes = []
-    with tempfile.NamedTemporaryFile("w", dir=folder, encoding="utf-8") as note:
-        for row in chunk:
-            if (Path(folder) / _STOP_FILE).exists():
-                break
-            note.seek(0)
-            note.write(f"row {row.row} {row.smiles!r}")
-            note.truncate()
-            note.flush()
-            outcomes.append(_featurize(row, processor))
-    return outcomes
+    return [_featurize(row, processor) for row in rows]
 
 
 def _featurize(row: InputRow, processor: RMatProcessor) -> FeaturizedMolecule:

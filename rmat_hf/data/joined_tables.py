@@ -6,7 +6,8 @@ from functools import partial
 import pyarrow as pa
 
 from rmat_hf.data.row_ranges import RangeDivider
-from rmat_hf.data.tables import Table, TableChunk, TableError
+from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.tables import Table, TableChunk
 
 
 def join_tables(tables: Sequence[Table], *, source: str, with_all_columns: bool) -> Table:

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.message_text import describe_value
 
 MISSING_NUMBERS = frozenset({"", "nan", "na", "n/a", "null", "none"})

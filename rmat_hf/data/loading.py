@@ -19,7 +19,8 @@ from rmat_hf.data.labels import (
     validate_label_columns,
 )
 from rmat_hf.data.sources import open_source
-from rmat_hf.data.tables import Table, TableError, validate_columns
+from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.tables import Table, validate_columns
 from rmat_hf.molecule_features_rmat import MoleculeError, parse_molecule
 
 logger = logging.getLogger(__name__)

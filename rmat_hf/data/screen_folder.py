@@ -17,7 +17,8 @@ from rmat_hf.atomic_output import OutputError, open_atomically
 from rmat_hf.data.corpus_format import MAX_SHARDS, find_difference, generalize_reason
 from rmat_hf.data.corpus_summary import encode_json
 from rmat_hf.data.parquet_rows import HUB_PREFIX
-from rmat_hf.data.tables import Table, TableError, explained_reading
+from rmat_hf.data.table_errors import TableError, explained_reading
+from rmat_hf.data.tables import Table
 from rmat_hf.data.text_input import open_text
 
 SCREEN_FILE = "screen.json"

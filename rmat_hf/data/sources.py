@@ -8,7 +8,8 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from rmat_hf.data.tables import Table, TableChunk, TableError, open_table
+from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.tables import Table, TableChunk, open_table
 
 TABLE_EXTENSIONS = (".csv", ".parquet", ".sdf")
 HUB_SPLIT_COLUMN = "split"

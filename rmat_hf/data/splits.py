@@ -8,7 +8,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from rmat_hf.data.csv_formulas import FormulaEscaper, FormulaHandling
 from rmat_hf.data.csv_rows import build_csv_writer
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 ColumnKind = Literal["text", "integer", "number", "vector"]
 ARROW_TYPES: dict[ColumnKind, pa.DataType] = {

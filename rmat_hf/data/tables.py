@@ -2,10 +2,8 @@
 
 import csv
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,25 +12,16 @@ from typing import Any
 import pyarrow as pa
 from rdkit import Chem
 
-from rmat_hf.atomic_output import OutputError
 from rmat_hf.data.parquet_rows import ParquetFooter, read_footer, read_parquet_ranges
 from rmat_hf.data.row_ranges import take_ranges
 from rmat_hf.data.sdf import compute_record_smiles, iterate_sdf_records, parse_mol_block
+from rmat_hf.data.table_errors import TableError, explained_reading
 from rmat_hf.data.text_input import iterate_lines, open_text, validate_regular_file
 from rmat_hf.message_text import MAX_VALUE, describe_value
 
 SDF_SMILES_COLUMN = "smiles"
 SDF_TITLE_COLUMN = "sdf_title"
 MAX_COLUMNS_SHOWN = 30
-# What the libraries raise for damaged files; OverflowError is for a date beyond the calendar.
-READING_ERRORS = (
-    *(csv.Error, pa.ArrowException, zlib.error),
-    *(OSError, EOFError, ValueError, OverflowError),
-)
-
-
-class TableError(ValueError):
-    """A mistake in the user's data or file names, told in one line that says the way out."""
 
 
 @dataclass(frozen=True)
@@ -185,22 +174,6 @@ def open_table(path: str | os.PathLike[str]) -> Table:
         if path.stat().st_size == 0:
             raise TableError(f"{path} is empty. Expected at least a header line.")
         return opener(path)
-
-
-@contextmanager
-def explained_reading(path: Path | str) -> Iterator[None]:
-    """Turn what reading a file raises into a `TableError` that names it."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise TableError(f"{path}: no such file. Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
-    except (TableError, OutputError):  # the latter is of whoever takes the rows
-        raise
-    except READING_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TableError(f"{path} cannot be read: {reason}") from error
 
 
 def _validate_unique(names: Sequence[str], path: Path) -> None:

@@ -26,6 +26,7 @@ from rmat_hf.evaluation.tool_predictions import (
     load_tool_predictions,
 )
 from rmat_hf.evaluation.workers import run_jobs
+from rmat_hf.output_lock import lock_output
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.md"
@@ -71,6 +72,13 @@ def run_accuracy_benchmark(
     Raises:
         ValueError: If protocol, data or another tool's predictions are not what they should be.
     """
+    with lock_output(arguments.output_dir):
+        return _run(arguments, report_progress=report_progress)
+
+
+def _run(
+    arguments: EvaluationArguments, *, report_progress: Callable[[str], None]
+) -> AccuracyBenchmarkResult:
     output_dir = Path(arguments.output_dir)
     protocol = load_protocol(arguments.protocol, data=arguments.data)
     tools = {

@@ -10,7 +10,7 @@ import numpy as np
 from rdkit import Chem
 
 from rmat_hf.data.splits import SPLIT_NAMES
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.molecule_features_rmat import MoleculeError, parse_molecule
 from rmat_hf.training.baselines import MAX_ATOMS
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rmat_hf.data.splits import SPLIT_NAMES
-from rmat_hf.data.tables import TableError, open_table, validate_columns
+from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.tables import open_table, validate_columns
 from rmat_hf.evaluation.protocol import Fold, Protocol
 from rmat_hf.evaluation.row_predictions import RowPredictions, compute_canonical_smiles
 

@@ -21,7 +21,7 @@ from sklearn.model_selection import ParameterGrid
 from sklearn.svm import SVC, SVR
 
 from rmat_hf.data.splits import SplitIndices
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.molecule_features_rmat import parse_molecule
 from rmat_hf.training.baseline_features import (
     compute_descriptors,

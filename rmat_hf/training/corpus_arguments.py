@@ -7,6 +7,7 @@ from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus
 from rmat_hf.data.corpus_summary import CorpusReport
 from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.output_lock import lock_output
 from rmat_hf.processing_rmat import RMatProcessor
 from rmat_hf.training.argument_fields import declare_flag, declare_required
 from rmat_hf.training.arguments import ConformerFallback, DescriptorSet, Geometry
@@ -41,14 +42,16 @@ def run_featurization(
     arguments: FeaturizationArguments, *, show_progress: bool = False
 ) -> CorpusReport:
     """Featurize an input to a folder of shards, for [`load_corpus`]."""
-    return featurize_corpus(
-        arguments.input,
-        arguments.output_dir,
-        processor=build_corpus_processor(arguments),
-        options=build_corpus_options(arguments),
-        num_workers=arguments.num_proc,
-        show_progress=show_progress,
-    )
+    processor = build_corpus_processor(arguments)
+    with lock_output(arguments.output_dir):
+        return featurize_corpus(
+            arguments.input,
+            arguments.output_dir,
+            processor=processor,
+            options=build_corpus_options(arguments),
+            num_workers=arguments.num_proc,
+            show_progress=show_progress,
+        )
 
 
 def build_corpus_processor(arguments: FeaturizationArguments) -> RMatProcessor:

@@ -28,6 +28,7 @@ from rmat_hf.training.checkpoints import (
     validate_work_dir,
     was_overwriting,
 )
+from rmat_hf.training.exclusive_run import exclusive_run
 from rmat_hf.training.finetuning_report import build_finetuning_report
 from rmat_hf.training.hyperparameter_search import (
     TRIALS_FILE,
@@ -88,10 +89,17 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
     Raises:
         ValueError: If data, options or output folder do not allow the run.
     """
+    validate_search(arguments)
+    work_dir = name_work_dir(arguments.output_dir)
+    training_arguments = build_training_arguments(arguments, work_dir)
+    is_main_process = training_arguments.process_index == 0
+    with exclusive_run(arguments.output_dir, is_main_process=is_main_process):
+        return _run(arguments, training_arguments)
+
+
+def _run(arguments: FinetuningArguments, training_arguments: TrainingArguments) -> FinetuningResult:
     output_dir, work_dir = Path(arguments.output_dir), name_work_dir(arguments.output_dir)
     overwrite = arguments.overwrite or (arguments.resume and was_overwriting(work_dir))
-    validate_search(arguments)
-    training_arguments = build_training_arguments(arguments, work_dir)
     is_main_process = training_arguments.process_index == 0
     description = describe_arguments(arguments)
     intent = {"overwrite": arguments.overwrite, "resume": arguments.resume}

@@ -97,16 +97,3 @@ def _score_members(
             }
         )
     return metrics
-
-
-def describe_metrics(metrics: dict[str, Any], baselines: dict[str, dict[str, Any]]) -> str:
-    """Return a table of the metrics: one row per model and part, one column per metric."""
-    models = {"R-MAT": metrics, **baselines}
-    names = [name for name, value in metrics["test"].items() if not isinstance(value, dict)]
-    lines = [f"{'':34}" + "".join(f"{name:>12}" for name in names)]
-    for model, parts in models.items():
-        for part in PARTS:
-            cells = [parts[part][name] for name in names]
-            values = "".join(f"{'undefined' if c is None else f'{c:.4f}':>12}" for c in cells)
-            lines.append(f"{model:28}{part:6}{values}")
-    return "\n".join(lines)

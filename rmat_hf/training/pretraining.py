@@ -30,6 +30,7 @@ from rmat_hf.training.checkpoints import (
     validate_work_dir,
     was_overwriting,
 )
+from rmat_hf.training.exclusive_run import exclusive_run
 from rmat_hf.training.pretraining_arguments import (
     PretrainingArguments,
 )
@@ -81,11 +82,20 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
     Raises:
         ValueError: If corpus, options or output folder do not allow the run.
     """
+    work_dir = name_work_dir(arguments.output_dir)
+    training_arguments = build_stage_arguments(arguments, work_dir, stage=arguments.stages[0])
+    is_main_process = training_arguments.process_index == 0
+    with exclusive_run(arguments.output_dir, is_main_process=is_main_process):
+        return _run(arguments, training_arguments)
+
+
+def _run(
+    arguments: PretrainingArguments, training_arguments: TrainingArguments
+) -> PretrainingResult:
     output_dir, work_dir = Path(arguments.output_dir), name_work_dir(arguments.output_dir)
     overwrite = arguments.overwrite or (arguments.resume and was_overwriting(work_dir))
     description = describe_pretraining_arguments(arguments)
     intent = {"overwrite": arguments.overwrite, "resume": arguments.resume}
-    training_arguments = build_stage_arguments(arguments, work_dir, stage=arguments.stages[0])
     is_main_process = training_arguments.process_index == 0
     if is_main_process:
         validate_output_folder(output_dir, overwrite=overwrite)

@@ -13,6 +13,7 @@ from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.pretraining_batches import CorpusBatches, CorpusBatchSampler
 from rmat_hf.data.pretraining_targets import PretrainingTargets
+from rmat_hf.training.checkpoint_rotation import rotated_by_step
 from rmat_hf.training.pretraining_metrics import PretrainingMetrics
 
 TASK_LOSSES = ("context_loss", "descriptor_loss")
@@ -70,6 +71,10 @@ class PretrainingTrainer(Trainer):
         self._num_molecules = 0
         self._logged_at = time.monotonic()
         self.add_callback(EpochCallback())
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        with rotated_by_step(self, trial=trial):
+            super()._save_checkpoint(model, trial)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         return self._build_sampler("train")

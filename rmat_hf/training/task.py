@@ -20,7 +20,7 @@ from rmat_hf.data.splits import (
     split_by_scaffold,
     split_randomly,
 )
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.model_loading import load_processor
 from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.processing_rmat import RMatProcessor

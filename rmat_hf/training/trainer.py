@@ -13,6 +13,7 @@ from transformers.trainer_utils import PredictionOutput, has_length
 
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.length_grouping import LengthGroupedSampler, compute_length_order
+from rmat_hf.training.checkpoint_rotation import rotated_by_step
 
 
 def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.Tensor:
@@ -89,6 +90,10 @@ class FinetuningTrainer(Trainer):
             # the gradients of the processes are averaged, and have to add up
             loss = loss * share * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with rotated_by_step(self, trial=trial):
+            super()._save_checkpoint(model, trial)
 
     def get_eval_dataloader(
         self, eval_dataset: str | Dataset[Any] | None = None

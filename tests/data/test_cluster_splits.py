@@ -12,7 +12,7 @@ from split_checks import assert_is_partition, assert_keeps_together, list_names
 
 from rmat_hf.data import cluster_splits
 from rmat_hf.data.cluster_splits import compute_butina_centers, split_by_cluster
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 HEADS = ["c1ccccc1C(=O)N", "c1ccncc1S(=O)(=O)N", "C1CCNCC1OC", "FC(F)(F)c1ccsc1", "OC(=O)CCN"]
 SMILES = [head + "C" * length for head in HEADS for length in range(1, 9)] + ["N#N", "OO", "ClCl"]

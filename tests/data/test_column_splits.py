@@ -16,7 +16,7 @@ from rmat_hf.data.column_splits import (
     split_by_time,
     validate_split_values,
 )
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 
 def parse(*values: object) -> list[float]:

@@ -11,7 +11,7 @@ from rdkit import Chem
 from tiny import TINY_SMILES
 
 from rmat_hf.data.corpus_input import CorpusOptions, iterate_input_rows, open_corpus_input
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from rmat_hf.data.corpus_format import CorpusError
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus, featurize_shards
 from rmat_hf.data.corpus_summary import CorpusReport
-from rmat_hf.data.featurization import FeaturizationWorkerError, featurize_molecules
+from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.processing_rmat import RMatProcessor
 
 SMILES = [*TINY_SMILES, "C1CC", "C" * 30, "", "CCN"]
@@ -245,28 +246,24 @@ def test_shards_of_several_tasks_are_those_of_one_run(source: Path, tmp_path: Pa
     assert read_files(tmp_path / "parts") == read_files(tmp_path / "whole")
 
 
-def test_worker_that_dies_leaves_the_shards_before_it(
+def test_row_that_kills_its_worker_is_a_failed_row(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    featurize(source, tmp_path / "whole")
+    whole = featurize(source, tmp_path / "whole")
     compute = featurization_stream._featurize
 
     def die(row: Any, processor: RMatProcessor) -> Any:
-        while row.row == 9 and not (tmp_path / "corpus" / SHARDS[1]).exists():
-            time.sleep(0.01)
-        if row.row == 9:
+        if row.row == 4:
             os.kill(os.getpid(), signal.SIGKILL)
         return compute(row, processor)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(featurization_stream, "_featurize", die)
-        # so that the chunks before the last one are taken while it is computed
-        patch.setattr(featurization_stream, "_CHUNKS_PER_WORKER", 1)
-        with pytest.raises(FeaturizationWorkerError, match="row 9 'CCN'"):
-            featurize(source, tmp_path / "corpus", num_workers=2)
-    assert SHARDS[1] in read_files(tmp_path / "corpus")
-    featurize(source, tmp_path / "corpus")
-    assert read_files(tmp_path / "corpus") == read_files(tmp_path / "whole")
+    monkeypatch.setattr(featurization_stream, "_featurize", die)
+    report = featurize(source, tmp_path / "corpus", num_workers=2)
+    assert (report.num_rows, report.num_failed) == (whole.num_rows, whole.num_failed + 1)
+    failed = (tmp_path / "corpus" / "failed_rows.csv").read_text()
+    assert re.search(r"^4,.*the process that featurizes it was killed by signal 9", failed, re.M)
+    ours, theirs = (read_files(tmp_path / name) for name in ("corpus", "whole"))
+    assert [name for name in SHARDS if ours[name] != theirs[name]] == [SHARDS[1]]
 
 
 # Disks

@@ -1,6 +1,7 @@
 """The cache gives back what was computed, or nothing: never a crash, never wrong features."""
 
 import logging
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -121,6 +122,30 @@ def test_folder_that_cannot_be_made_is_reported(
     with caplog.at_level(logging.WARNING), FeatureCache(tmp_path / "file", PROCESSOR) as cache:
         assert cache.load(["CCO"]) == {}
     assert "cannot be used" in caplog.text
+
+
+def test_disk_that_is_full_is_one_warning_and_no_wrong_features(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a screen, which opens the cache for every few molecules."""
+    with FeatureCache(tmp_path, PROCESSOR) as cache:
+        cache.save(OUTCOMES)
+        size = cache.path.stat().st_size
+    large = {str(i): FeaturizedMolecule(bytes([i]) * 500, "bounds", "") for i in range(250)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 4096, limits[1]))
+    try:
+        for _ in range(3):
+            with caplog.at_level(logging.WARNING), FeatureCache(tmp_path, PROCESSOR) as cache:
+                cache.save(large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(caplog.records) == 1
+    assert "cannot be used" in caplog.text
+    with FeatureCache(tmp_path, PROCESSOR) as cache:
+        assert cache.load([*OUTCOMES, *large]) == OUTCOMES
+        cache.save(large)
+        assert cache.load([*large]) == large
 
 
 def test_damaged_pages_are_never_wrong_features(tmp_path: Path) -> None:

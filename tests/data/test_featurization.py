@@ -14,9 +14,9 @@ from tiny import TINY_SMILES
 from rmat_hf.data import featurization
 from rmat_hf.data.compact_features import expand_features, pack_features
 from rmat_hf.data.featurization import (
-    FeaturizationWorkerError,
     featurize_dataset,
     featurize_molecules,
+    featurize_one_by_one,
 )
 from rmat_hf.data.loading import DroppedRow, load_training_table
 from rmat_hf.processing_rmat import RMatProcessor
@@ -207,13 +207,48 @@ def test_interrupted_run_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.M
     ]
 
 
-def test_worker_that_dies_is_an_error_that_names_the_molecule(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("cached", [False, True])
+def test_molecule_that_kills_its_worker_fails_and_the_others_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
-    def die(job: Any, processor: RMatProcessor) -> None:
+    processor = RMatProcessor(geometry="2d")
+    expected = featurize_molecules(TINY_SMILES, processor)
+    compute = featurization._featurize
+
+    def die(job: Any, processor: RMatProcessor) -> Any:
         if job[0] == "CCN":
             os.kill(os.getpid(), signal.SIGKILL)
+        return compute(job, processor)
 
     monkeypatch.setattr(featurization, "_featurize", die)
-    with pytest.raises(FeaturizationWorkerError, match=r"Molecules in hand: 'CCN'\."):
-        featurize_molecules(["CCO", "CCN", "CCC"], RMatProcessor(geometry="2d"), num_workers=2)
+    monkeypatch.setattr(featurization, "CHUNK_SIZE", 3)
+    cache_dir = tmp_path if cached else None
+    molecules = [*TINY_SMILES[:2], "CCN", *TINY_SMILES[2:]]
+    outcomes = featurize_molecules(molecules, processor, num_workers=2, cache_dir=cache_dir)
+    assert [*outcomes[:2], *outcomes[3:]] == expected
+    assert outcomes[2].failure.startswith(
+        "the process that featurizes it was killed by signal 9 (Killed)"
+    )
+    monkeypatch.setattr(featurization, "_featurize", compute)
+    again = featurize_molecules(molecules, processor, cache_dir=cache_dir)
+    assert again[2].failure == ""
+
+
+def test_molecule_without_enough_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: RMatProcessor, molecule: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(RMatProcessor, "featurize_compactly", refuse)
+    (outcome,) = featurize_molecules(["CCO"], RMatProcessor(geometry="2d"))
+    assert "not enough memory" in outcome.failure
+    assert not outcome.is_repeatable
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_one_by_one_is_the_same_as_all_at_once(tmp_path: Path, cached: bool) -> None:
+    molecules, processor = build_mixed_molecules(), RMatProcessor(conformer_method="kdg")
+    cache_dir = tmp_path if cached else None
+    expected = featurize_molecules(molecules, processor)
+    for _ in range(2):
+        assert featurize_one_by_one(iter(molecules), processor, cache_dir=cache_dir) == expected
+    assert featurize_molecules(molecules, processor, cache_dir=cache_dir) == expected

@@ -9,8 +9,9 @@ from rdkit import Chem
 from tiny import TINY_SMILES
 
 from rmat_hf.data import featurization_stream
-from rmat_hf.data.featurization import FeaturizationWorkerError, featurize_molecules
+from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.featurization_stream import InputRow, iterate_featurized
+from rmat_hf.data.worker_pool import CHUNKS_PER_WORKER
 from rmat_hf.processing_rmat import RMatProcessor
 
 ROWS = [InputRow(i, smiles) for i, smiles in enumerate([*TINY_SMILES, "C1CC", ""])]
@@ -49,17 +50,24 @@ def test_few_chunks_are_taken_ahead() -> None:
     with closing(iterate_featurized(iterate_chunks(), processor, num_workers=2)) as featurized:
         for _ in range(3):
             next(featurized)
-    assert taken <= 3 + 2 * featurization_stream._CHUNKS_PER_WORKER
+    assert taken <= 3 + 2 * CHUNKS_PER_WORKER
 
 
-def test_worker_that_dies_is_an_error_that_names_the_molecule(
+def test_row_that_kills_its_worker_fails_and_the_others_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def die(row: InputRow, processor: Any) -> None:
+    processor = RMatProcessor(geometry="2d")
+    compute = featurization_stream._featurize
+
+    def die(row: InputRow, processor: RMatProcessor) -> Any:
         if row.smiles == "CCN":
             os.kill(os.getpid(), signal.SIGKILL)
+        return compute(row, processor)
 
     monkeypatch.setattr(featurization_stream, "_featurize", die)
     chunk = [InputRow(7, "CCO"), InputRow(8, "CCN"), InputRow(9, "CCC")]
-    with pytest.raises(FeaturizationWorkerError, match=r"Molecules in hand: row 8 'CCN'\."):
-        list(iterate_featurized([chunk], RMatProcessor(geometry="2d"), num_workers=2))
+    ((rows, outcomes),) = iterate_featurized([chunk], processor, num_workers=2)
+    assert rows == chunk
+    expected = featurize_molecules(["CCO", "CCC"], processor)
+    assert [outcomes[0], outcomes[2]] == expected
+    assert "was killed by signal 9 (Killed)" in outcomes[1].failure

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmat_hf.data.joined_tables import join_tables
-from rmat_hf.data.tables import Table, TableError, open_table
+from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.tables import Table, open_table
 
 
 def write_tables(folder: Path, *texts: str) -> list[Table]:

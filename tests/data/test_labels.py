@@ -14,7 +14,7 @@ from rmat_hf.data.labels import (
     parse_number,
     validate_label_columns,
 )
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 MISSING = ["", "  ", None, math.nan, "nan", "NaN"]
 

@@ -11,7 +11,7 @@ from rdkit.Chem import rdDistGeom
 
 from rmat_hf.data.column_splits import TimeColumn
 from rmat_hf.data.loading import DroppedRow, LoadedData, load_training_table
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 
 def load(path: Path, content: str, problem_type: str = "regression", **options: Any) -> LoadedData:

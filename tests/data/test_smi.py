@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rmat_hf.data.smi import open_smi
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 
 def test_what_follows_a_smiles_is_a_column(tmp_path: Path) -> None:

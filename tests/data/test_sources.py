@@ -12,7 +12,7 @@ import pytest
 
 from rmat_hf.data.loading import load_training_table
 from rmat_hf.data.sources import list_bundled_datasets, open_source
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -152,7 +152,7 @@ def test_unknown_hub_data_set_is_a_one_line_error(
         name, revision=revision, environment={"HF_ENDPOINT": hub_url}, home=tmp_path
     )
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("rmat_hf.data.tables.TableError:")
+    assert message.startswith("rmat_hf.data.table_errors.TableError:")
     assert f"{name!r} is neither a file nor a bundled data set (freesolv)" in message
 
 
@@ -162,7 +162,7 @@ def test_without_a_connection_the_error_is_the_same(tmp_path: Path) -> None:
         "lab/solubility", revision="", environment={"HF_HUB_OFFLINE": "1"}, home=tmp_path
     )
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("rmat_hf.data.tables.TableError: 'lab/solubility' is neither")
+    assert message.startswith("rmat_hf.data.table_errors.TableError: 'lab/solubility' is neither")
 
 
 def test_bundled_data_sets_are_listed_and_open_by_name() -> None:

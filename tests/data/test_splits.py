@@ -13,7 +13,7 @@ from rmat_hf.data.splits import (
     split_by_scaffold,
     split_randomly,
 )
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 
 RINGS = ["c1ccccc1", "c1ccncc1", "C1CCCC1", "C1CCNCC1", "c1ccc2ccccc2c1", "C1CC1", "c1ccsc1"]
 SMILES = ["CCO", "CC", "N"] + [ring + "C" * length for ring in RINGS for length in range(3)]

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.table_writer import TableWriter, validate_output_path
-from rmat_hf.data.tables import TableError, open_table
+from rmat_hf.data.tables import open_table
 
 
 def test_csv_keeps_input_cells_and_adds_columns(tmp_path: Path) -> None:
@@ -222,3 +223,19 @@ def test_csv_columns_go_by_name_and_not_by_order(tmp_path: Path) -> None:
     with TableWriter(tmp_path / "out.csv", added_columns=kinds) as writer:
         writer.write({"b": [2.0], "a": [1.0]})
     assert (tmp_path / "out.csv").read_text() == "a,b\n1.0,2.0\n"
+
+
+@pytest.mark.parametrize("extension", [".csv", ".parquet"])
+def test_of_two_writers_at_once_the_last_one_stays_whole(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"out{extension}"
+    columns = {"number": "integer"}
+    with TableWriter(path, added_columns=columns) as first:
+        first.write({"number": [1] * 1000})
+        with TableWriter(path, added_columns=columns) as second:
+            second.write({"number": [2] * 500})
+            first.write({"number": [1] * 1000})
+        assert open_table(path).num_rows == 500
+        first.write({"number": [1] * 1000})
+    chunks = list(open_table(path).iterate_chunks(10_000))
+    assert [int(number) for chunk in chunks for number in chunk.columns["number"]] == [1] * 3000
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

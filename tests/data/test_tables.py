@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
-from rmat_hf.data.tables import Table, TableError, open_table, validate_columns
+from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.tables import Table, open_table, validate_columns
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 

@@ -10,7 +10,8 @@ import pytest
 
 from rmat_hf.data import text_input
 from rmat_hf.data.corpus_input import open_corpus_input
-from rmat_hf.data.tables import TableError, open_table
+from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.tables import open_table
 from rmat_hf.data.text_input import iterate_lines, open_text, validate_regular_file
 
 

@@ -15,6 +15,7 @@ from tiny_finetuning import TABLE_SMILES, write_json, write_table
 
 from rmat_hf.atomic_output import OutputError
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
+from rmat_hf.output_lock import lock_output
 from rmat_hf.training import baselines
 
 
@@ -153,3 +154,13 @@ def test_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     with pytest.raises(OutputError, match="holds something else"):
         run_accuracy_benchmark(build_tiny_evaluation(tmp_path, build_tiny_protocol(tmp_path)))
+
+
+def test_a_second_benchmark_in_the_folder_is_refused(tmp_path: Path) -> None:
+    arguments = build_tiny_evaluation(tmp_path, build_tiny_protocol(tmp_path))
+    with (
+        lock_output(arguments.output_dir),
+        pytest.raises(OutputError, match="Another run is writing"),
+    ):
+        run_accuracy_benchmark(arguments)
+    assert not Path(arguments.output_dir).exists()

@@ -6,7 +6,7 @@ import pytest
 from tiny_evaluation import build_rows
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, write_table
 
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.evaluation.row_predictions import (
     compute_canonical_smiles,
     compute_part_hashes,

@@ -6,7 +6,7 @@ import pytest
 from tiny_evaluation import build_rows, load_tiny_protocol
 from tiny_finetuning import TABLE_SMILES, write_table
 
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.evaluation.protocol import Fold
 from rmat_hf.evaluation.row_predictions import RowPredictions
 from rmat_hf.evaluation.tool_predictions import (

@@ -3,8 +3,10 @@ from typing import Any
 
 import pytest
 
+from rmat_hf.atomic_output import OutputError
 from rmat_hf.data.corpus import load_corpus
 from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.output_lock import lock_output
 from rmat_hf.training.corpus_arguments import (
     FeaturizationArguments,
     build_corpus_processor,
@@ -58,3 +60,14 @@ def test_count_below_one_is_an_error(table: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="shard_size is 0"):
         run_featurization(arguments)
+
+
+def test_a_second_run_on_the_folder_is_refused(table: Path, tmp_path: Path) -> None:
+    arguments = FeaturizationArguments(input=str(table), output_dir=str(tmp_path / "corpus"))
+    with (
+        lock_output(tmp_path / "corpus"),
+        pytest.raises(OutputError, match="Another run is writing"),
+    ):
+        run_featurization(arguments)
+    assert not (tmp_path / "corpus").exists()
+    assert run_featurization(arguments).num_rows == 3

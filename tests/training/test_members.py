@@ -9,7 +9,7 @@ import pytest
 from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
 from transformers.trainer import Trainer
 
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.evaluation.choices import describe_choices
 from rmat_hf.inference import predict
 from rmat_hf.model_loading import load_predictor

@@ -11,7 +11,7 @@ from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 
 from rmat_hf.data import featurization
 from rmat_hf.data.loading import DroppedRow
-from rmat_hf.data.tables import TableError
+from rmat_hf.data.table_errors import TableError
 from rmat_hf.model_loading import ModelLoadingError
 from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.training import task as task_module

@@ -1,0 +1,145 @@
+"""Uses a Hub that breaks in many ways, and once more when it works. Run as a script.
+
+Usage: python hub_sufferer.py MODEL_FOLDER FOLDER FAULT ...
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hub_server import RESOLVE, TOKEN, USER, Handler, Repository, run_hub
+
+MODEL, DATA = f"{USER}/model", f"{USER}/table"
+WEIGHTS, TABLE = "model.safetensors", "data/train.csv"
+ROWS = "smiles,y\n" + "".join(f"{'C' * (n + 1)}O,{n}\n" for n in range(30))
+
+
+class BrokenHandler(Handler):
+    """Breaks where large files are fetched or sent, in the way that `fault` says."""
+
+    fault = ""
+
+    @property
+    def is_hit(self) -> bool:
+        match = RESOLVE.fullmatch(self.path.split("?")[0])
+        is_download = match is not None and match["path"] in (WEIGHTS, TABLE)
+        return self.command in ("GET", "PUT") and (is_download or self.path.startswith("/lfs/"))
+
+    def answer(self) -> None:
+        if self.is_hit and self.fault == "dies":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        if self.is_hit and self.fault == "silent":
+            time.sleep(6)
+            self.close_connection = True
+            return
+        super().answer()
+
+    def send_content(self, status: int, content: bytes, *, headers: dict[str, str]) -> None:
+        if not self.is_hit or not self.fault:
+            super().send_content(status, content, headers=headers)
+        elif self.fault.isdigit():
+            code, message = int(self.fault), json.dumps({"error": "broken"}).encode()
+            super().send_content(code, message, headers={"Content-Type": "application/json"})
+        elif self.fault == "too short":
+            # the announced length, and half of it before the connection ends
+            self.send_response(status)
+            for name, value in (headers | {"Content-Length": str(len(content))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+
+
+def run(*arguments: str | Path) -> tuple[Any, str]:
+    """Run `rmat` in this process; return its exit code and what it says."""
+    from rmat_hf.cli import main
+
+    errors = io.StringIO()
+    sys.argv = ["rmat", *map(str, arguments)]
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main()
+        except SystemExit as end:
+            return end.code or 0, errors.getvalue()
+        except Exception as error:  # noqa: BLE001 - the report has it
+            return "traceback", f"{type(error).__module__}.{type(error).__name__}: {error}"
+    return 0, errors.getvalue()
+
+
+def suffer(folder: Path, faults: list[str], model_folder: Path) -> list[dict[str, Any]]:
+    """Predict, finetune and push with each fault, and again without it."""
+    from rmat_hf.model_loading import load_predictor
+
+    output = folder / "out.csv"
+    predict = ["predict", "--model", MODEL, "--smiles", "CCO", "--output", output]
+    (folder / "tiny.json").write_text((model_folder / "config.json").read_text())
+    finetune = ["finetune", "--dataset", DATA, "--label-columns", "y", "--geometry", "bounds"]
+    finetune += ["--model", model_folder, "--num-train-epochs", "1", "--output-dir", folder / "run"]
+    finetune += ["--feature-cache", "none"]
+
+    def push() -> tuple[Any, str]:
+        model, _ = load_predictor(model_folder)
+        try:
+            model.push_to_hub(f"{USER}/pushed")
+        except (OSError, RuntimeError) as error:
+            return type(error).__name__, str(error)
+        except Exception as error:  # noqa: BLE001 - the report has it
+            return "traceback", f"{type(error).__module__}.{type(error).__name__}: {error}"
+        return 0, ""
+
+    report = []
+    for fault in faults:
+        for name, do in (
+            ("predict", lambda: run(*predict)),
+            ("finetune", lambda: run(*finetune)),
+            ("push", push),
+        ):
+            shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            output.unlink(missing_ok=True)
+            entry: dict[str, Any] = {"fault": fault, "what": name}
+            for attempt in ("broken", "repaired"):
+                BrokenHandler.fault = fault if attempt == "broken" else ""
+                start = time.monotonic()
+                code, text = do()
+                entry[attempt] = [code, text, round(time.monotonic() - start, 1)]
+                entry[attempt + "_output"] = output.exists() or (folder / "run").exists()
+            report.append(entry)
+    return report
+
+
+@contextlib.contextmanager
+def broken_hub(model_folder: Path, folder: Path) -> Iterator[None]:
+    """A Hub with a model and a data set, which this process takes for the Hub."""
+    with run_hub(BrokenHandler) as hub:
+        for kind, repo_id in (("models", MODEL), ("datasets", DATA)):
+            hub.repositories[kind, repo_id] = Repository(repo_id, kind, is_private=False)
+        hub.repositories["models", MODEL].add_commit(
+            "main", {path.name: path.read_bytes() for path in model_folder.iterdir()}
+        )
+        hub.repositories["datasets", DATA].add_commit("main", {TABLE: ROWS.encode()})
+        os.environ |= {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+            "HF_HUB_ETAG_TIMEOUT": "2",
+        }
+        yield
+
+
+if __name__ == "__main__":
+    model_path, work = Path(sys.argv[1]), Path(sys.argv[2])
+    with broken_hub(model_path, work):
+        found = suffer(work, sys.argv[3:], model_path)
+    (work / "report.json").write_text(json.dumps(found, indent=1))
