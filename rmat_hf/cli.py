@@ -91,7 +91,7 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
                 "task" in values and is_output_folder(values["output"])
             ):
                 way_out = " Repeat the command to continue."
-            print(f"rmat: {interruption or 'interrupted'}.{way_out}", file=sys.stderr)
+            print(f"rmat: {str(interruption) or 'interrupted'}.{way_out}", file=sys.stderr)
             raise typer.Exit(find_exit_code(interruption)) from None
 
     # typer reads a function's signature

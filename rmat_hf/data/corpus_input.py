@@ -116,6 +116,8 @@ def _find_local_files(name: str) -> list[Path]:
     """Return the files behind a name, in order; none if it is to be found elsewhere."""
     path = Path(name)
     if path.is_dir():
+        if not any(path.iterdir()):
+            raise TableError(f"{name} is a folder without files. Name one with molecules.")
         return _find_files_of_folder(path)
     if path.is_file():
         return [path]
@@ -123,7 +125,7 @@ def _find_local_files(name: str) -> list[Path]:
     is_elsewhere = not glob.has_magic(name) and not name.lower().endswith(_EXTENSIONS)
     if found or (is_elsewhere and not path.is_absolute()):
         return found
-    raise TableError(f"{name}: there is no such file.")
+    raise TableError(f"{name}: no such file. Check the path.")
 
 
 def _find_files_of_folder(folder: Path) -> list[Path]:

@@ -43,8 +43,7 @@ def read_footer(path: str) -> ParquetFooter:
     """Read the footer of a Parquet file on the disk or on the Hub."""
     with ExitStack() as stack:
         file = _open(path, stack)
-        metadata = file.metadata
-        sizes = tuple(metadata.row_group(idx).num_rows for idx in range(metadata.num_row_groups))
+        sizes = _get_group_sizes(file)
         # metadata of the schema describe the old set of columns, wrong as soon as one is added
         return ParquetFooter(path, file.schema_arrow.remove_metadata(), sizes)
 
@@ -79,6 +78,8 @@ class _RowReader:
     def __init__(
         self, file: pq.ParquetFile, footer: ParquetFooter, *, columns: Sequence[str] | None
     ) -> None:
+        if _get_group_sizes(file) != footer.group_sizes:
+            raise ValueError("it has other rows than before, it has changed meanwhile")
         self._file = file
         self._columns = columns
         self._first_rows = [0, *accumulate(footer.group_sizes)]
@@ -111,6 +112,11 @@ class _RowReader:
             if self._batch is None:
                 raise ValueError(f"it ended before row {row}, it has changed meanwhile")
         return self._batch, row - self._batch_start
+
+
+def _get_group_sizes(file: pq.ParquetFile) -> tuple[int, ...]:
+    metadata = file.metadata
+    return tuple(metadata.row_group(idx).num_rows for idx in range(metadata.num_row_groups))
 
 
 def _open(path: str, stack: ExitStack) -> pq.ParquetFile:

@@ -8,7 +8,7 @@ Item = TypeVar("Item")
 
 
 def take_ranges(
-    items: Iterable[Item], ranges: Iterable[range], *, chunk_size: int
+    items: Iterable[Item], ranges: Iterable[range], *, chunk_size: int, num_items: int
 ) -> Iterator[list[Item]]:
     """Yield the items of the ranges in chunks; what lies between the ranges is read over.
 
@@ -18,9 +18,11 @@ def take_ranges(
         items (`Iterable`): From the first one on.
         ranges (`Iterable[range]`): Positions, ascending, none twice.
         chunk_size (`int`): Most items of a chunk, which lies within one range.
+        num_items (`int`): How many there were when they were counted.
 
     Raises:
-        ValueError: The items end before a range does.
+        ValueError: There are fewer now, or more: they end before a range does, or go on after the
+            last range of all.
     """
     iterator = iter(items)
     position = 0
@@ -33,6 +35,8 @@ def take_ranges(
                 raise ValueError(f"it ended at row {start + len(chunk)}, it has changed meanwhile")
             yield chunk
         position = wanted.stop
+        if position == num_items and list(islice(iterator, 1)):
+            raise ValueError(f"it has more than {num_items} rows, it has changed meanwhile")
 
 
 def iterate_chunk_bounds(wanted: range, *, chunk_size: int) -> Iterator[tuple[int, int]]:

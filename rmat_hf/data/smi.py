@@ -32,14 +32,17 @@ def open_smi(path: Path) -> Table:
             num_names += bool(name)
     columns = [SMI_COLUMN] + [SMI_NAME_COLUMN] * (num_names > 0)
     schema = pa.schema([(name, pa.string()) for name in columns])
-    return Table(str(path), schema, num_rows, partial(_read_smi, path, columns), (str(path),))
+    return Table(
+        str(path), schema, num_rows, partial(_read_smi, path, columns, num_rows), (str(path),)
+    )
 
 
 def _read_smi(  # noqa: PLR0917 - tables call it by position
-    path: Path, columns: list[str], chunk_size: int, ranges: Iterable[range]
+    path: Path, columns: list[str], num_rows: int, chunk_size: int, ranges: Iterable[range]
 ) -> Iterator[TableChunk]:
     with explained_reading(path):
-        for rows in take_ranges(_iterate_rows(path), ranges, chunk_size=chunk_size):
+        all_rows = _iterate_rows(path)
+        for rows in take_ranges(all_rows, ranges, chunk_size=chunk_size, num_items=num_rows):
             cells: list[Any] = [list(cells) for cells in zip(*rows, strict=True)]
             found = dict(zip((SMI_COLUMN, SMI_NAME_COLUMN), cells, strict=True))
             yield TableChunk(str(path), {name: found[name] for name in columns}, len(rows))

@@ -221,17 +221,18 @@ def _open_csv(path: Path) -> Table:
     _validate_unique(header, path)
 
     schema = pa.schema([(name, pa.string()) for name in header])
-    read_chunks = partial(_read_csv, path, header)
-    return Table(str(path), schema, sum(1 for _ in rows), read_chunks, (str(path),))
+    num_rows = sum(1 for _ in rows)
+    read_chunks = partial(_read_csv, path, header, num_rows)
+    return Table(str(path), schema, num_rows, read_chunks, (str(path),))
 
 
 def _read_csv(  # noqa: PLR0917 - tables call it by position
-    path: Path, header: list[str], chunk_size: int, ranges: Iterable[range]
+    path: Path, header: list[str], num_rows: int, chunk_size: int, ranges: Iterable[range]
 ) -> Iterator[TableChunk]:
     with explained_reading(path):
         rows = _iterate_csv_rows(path)
         next(rows)
-        for chunk in take_ranges(rows, ranges, chunk_size=chunk_size):
+        for chunk in take_ranges(rows, ranges, chunk_size=chunk_size, num_items=num_rows):
             columns = dict(zip(header, map(list, zip(*chunk, strict=True)), strict=True))
             yield TableChunk(str(path), columns, len(chunk))
 
@@ -266,7 +267,7 @@ def _open_sdf(path: Path) -> Table:
     generated = [SDF_SMILES_COLUMN] + [SDF_TITLE_COLUMN] * (num_titles > 0)
     column_names = [name for name in generated if name not in names] + list(names)
     schema = pa.schema([(name, pa.string()) for name in column_names])
-    read_chunks = partial(_read_sdf, path, list(names), column_names)
+    read_chunks = partial(_read_sdf, path, list(names), column_names, num_rows)
     return Table(str(path), schema, num_rows, read_chunks, (str(path),))
 
 
@@ -274,11 +275,15 @@ def _read_sdf(  # noqa: PLR0917 - tables call it by position
     path: Path,
     properties: list[str],
     column_names: list[str],
+    num_rows: int,
     chunk_size: int,
     ranges: Iterable[range],
 ) -> Iterator[TableChunk]:
     with explained_reading(path):
-        for records in take_ranges(iterate_sdf_records(path), ranges, chunk_size=chunk_size):
+        records_of_file = iterate_sdf_records(path)
+        for records in take_ranges(
+            records_of_file, ranges, chunk_size=chunk_size, num_items=num_rows
+        ):
             mols = [parse_mol_block(record.mol_block) for record in records]
             columns: dict[str, list[Any]] = {
                 SDF_SMILES_COLUMN: [compute_record_smiles(mol) for mol in mols],

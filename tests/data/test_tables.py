@@ -314,12 +314,25 @@ def test_memory_does_not_grow_with_a_csv(tmp_path: Path) -> None:
     assert peaks[1] < 1.2 * peaks[0]
 
 
-@pytest.mark.parametrize("content", ["smiles\nC\n", "smiles\nC\nN\nO\n"])
-def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("smiles\nC\n", "it ended at row 1"), ("smiles\nC\nN\nO\n", "it has more than 2 rows")],
+)
+def test_a_file_that_changes_meanwhile_is_an_error(
+    tmp_path: Path, content: str, message: str
+) -> None:
     table = open_table(write_csv(tmp_path, "smiles\nC\nN\n"))
     write_csv(tmp_path, content)
-    num_rows = content.count("\n") - 1
-    with pytest.raises(TableError, match=rf"{num_rows} rows were read of 2\. The file is damaged"):
+    with pytest.raises(TableError, match=rf"table\.csv cannot be read: {message}, it has changed"):
+        read_all(table)
+
+
+def test_a_parquet_file_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"smiles": ["C", "N"]}), path)
+    table = open_table(path)
+    pq.write_table(pa.table({"smiles": ["C", "N", "O"]}), path)
+    with pytest.raises(TableError, match="it has other rows than before"):
         read_all(table)
 
 
