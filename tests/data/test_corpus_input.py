@@ -212,8 +212,8 @@ def test_null_in_a_parquet_file_is_an_empty_smiles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nowhere.csv", None, "there is no such file"),
-        ("nowhere/*.parquet", None, "there is no such file"),
+        ("nowhere.csv", None, "no such file. Check the path"),
+        ("nowhere/*.parquet", None, "no such file. Check the path"),
         ("input.parquet", b"PAR1", "cannot be read"),
         ("input.csv.gz", gzip.compress(b"smiles\nCCO\n", mtime=0)[:-9], "cannot be read"),
         ("input.csv", b"name\nCCO\n", "no column 'smiles'"),
