@@ -254,7 +254,7 @@ def test_time_is_bounded() -> None:
 
 
 HELICENE = "c1ccc2c(c1)ccc1c2c2c(cc1)ccc1c2c2c(cc1)ccc1c2c2ccccc2cc1"
-PEPTIDE = Chem.MolToSmiles(Chem.MolFromSequence("ACDEFGHIKLMNPQRSTVWY" * 3))
+NATURAL_PEPTIDE = Chem.MolToSmiles(Chem.MolFromSequence("ACDEFGHIKLMNPQRSTVWY" * 3))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ PEPTIDE = Chem.MolToSmiles(Chem.MolFromSequence("ACDEFGHIKLMNPQRSTVWY" * 3))
     [
         pytest.param(HELICENE, 4.0, id="helicene"),
         # RDKit looks at the clock between attempts, and prepares the first one for seconds
-        pytest.param(PEPTIDE, 60.0, id="peptide of 502 atoms", marks=pytest.mark.slow),
+        pytest.param(NATURAL_PEPTIDE, 60.0, id="peptide of 502 atoms", marks=pytest.mark.slow),
     ],
 )
 def test_nasty_molecule_ends_near_its_limit_with_the_way_out(smiles: str, most_s: float) -> None:

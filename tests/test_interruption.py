@@ -27,6 +27,20 @@ PATIENCE_S = 120
 RMAT = [sys.executable, "-c", "from rmat_hf.cli import main; main()"]
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers() -> Iterator[None]:
+    """The handlers of a program in a terminal: `nohup` and `&` would let it ignore signals."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("number", "exit_code", "text"),
     [

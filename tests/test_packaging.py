@@ -18,6 +18,7 @@ import pytest
 # What a distribution brings along for direct use, besides the module named like it.
 PROVIDED_BY = {
     "scikit-learn": {"sklearn", "scipy", "threadpoolctl"},
+    "huggingface-hub": {"huggingface_hub", "filelock"},
     "datasets": {"datasets", "pandas", "pyarrow", "tqdm"},
 }
 

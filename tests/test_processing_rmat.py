@@ -490,6 +490,7 @@ def test_saved_code_loads_through_both_auto_classes(
         "atom_codes_rmat.py",
         "batching_rmat.py",
         "canonical_order_rmat.py",
+        "config_validation_rmat.py",
         "configuration_rmat.py",
         "conformers_rmat.py",
         "distances_rmat.py",

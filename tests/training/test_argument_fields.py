@@ -70,7 +70,7 @@ def test_the_least_value_and_none_are_accepted() -> None:
 def test_a_flag_of_another_split_is_refused_and_a_missing_one_named(name: str) -> None:
     split, _, is_needed = SPLIT_FIELDS[name]
     flag = f"--{name.replace('_', '-')}"
-    options = dict.fromkeys(SPLIT_FIELDS)
+    options = {**dict.fromkeys(SPLIT_FIELDS), "member_folds": False}
     validate_split_flags(SimpleNamespace(split="random", **options))
     with pytest.raises(ValueError, match=f"{flag} 0.5 needs --split {split}, not random"):
         validate_split_flags(SimpleNamespace(split="random", **{**options, name: 0.5}))
