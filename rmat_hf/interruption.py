@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 # A shell adds this to the number of the signal that ended a program.
@@ -75,11 +75,14 @@ class _SignalCatcher:
             signal.signal(number, self.interrupt)
         self.report_ignored = sys.unraisablehook
         sys.unraisablehook = self.interrupt_again
+        self.report_error = sys.excepthook
+        sys.excepthook = self.report_unless_effect
 
     def restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
         sys.unraisablehook = self.report_ignored
+        sys.excepthook = self.report_error
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.owner:
@@ -101,6 +104,14 @@ class _SignalCatcher:
             timer = threading.Timer(RETRY_DELAY_S, os.kill, (self.owner, number))
             timer.daemon = True
             timer.start()
+
+    def report_unless_effect(  # noqa: PLR0917 - Python calls it by position
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """Report an error, but not a connection that breaks in a fork because its parent ended."""
+        is_effect = os.getpid() != self.owner and isinstance(error, ConnectionError | EOFError)
+        if not is_effect:
+            self.report_error(kind, error, trace)
 
 
 def find_exit_code(interruption: KeyboardInterrupt) -> int:

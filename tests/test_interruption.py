@@ -123,6 +123,24 @@ def test_ctrl_c_is_left_to_the_parent() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 
 
+@pytest.mark.parametrize(
+    ("error", "is_told"), [(ConnectionResetError(), False), (EOFError(), False), (KeyError(), True)]
+)
+def test_broken_connections_of_a_child_to_its_parent_are_no_news(
+    error: Exception, is_told: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with stopped_by_signals():
+        sys.excepthook(type(error), error, None)
+        child = os.fork()
+        if child == 0:
+            sys.excepthook(type(error), error, None)
+            sys.stderr.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+    # that of the parent itself always is
+    assert capfd.readouterr().err.count(type(error).__name__) == 1 + is_told
+
+
 # Real processes
 
 
