@@ -93,12 +93,16 @@ def find_broken_weight(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str
 def silence_loading_report() -> Iterator[None]:
     """Keep transformers from its table of missing weights; the caller decides what it means."""
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    # not its level: a high one makes transformers check, and report, a plan for parallel tensors
+    logger.addFilter(is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(is_error)
 
 
 def _find_weight_files(model: str | Path, *, revision: str | None) -> list[Path]:

@@ -1,7 +1,6 @@
 """Files of a checkpoint before anything is built from them."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from rmat_hf.checkpoint_files import (
     silence_loading_report,
     validate_weight_types,
 )
+from rmat_hf.model_loading import load_predictor
 
 TOKEN = "hf_" + "aBcD1234" * 4
 
@@ -102,10 +102,19 @@ def test_a_weight_that_is_no_number_is_found(value: float, tiny_model_folder: Pa
     assert find_broken_weight(weights.items()) == name
 
 
-def test_the_report_of_transformers_is_silent_for_a_while() -> None:
+def test_the_report_of_transformers_is_silent_for_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     logger = transformers_logging.get_logger("transformers.modeling_utils")
-    assert logger.isEnabledFor(logging.WARNING)
     with silence_loading_report():
-        assert not logger.isEnabledFor(logging.WARNING)
-        assert logger.isEnabledFor(logging.ERROR)
-    assert logger.isEnabledFor(logging.WARNING)
+        logger.warning("a table of weights")
+        logger.error("an error")
+    logger.warning("a later warning")
+    assert [record.message for record in caplog.records] == ["an error", "a later warning"]
+
+
+def test_loading_says_nothing_of_parallel_tensors(
+    tiny_model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_predictor(tiny_model_folder, device="cpu")
+    assert "sharded" not in caplog.text
