@@ -207,7 +207,8 @@ def measure_verb(verb: str, folder: Path, *, num_rows: int) -> dict[str, Any]:
     output = folder / f"{verb}-killed"
     library = folder / f"{num_rows}.parquet"
     command = build_command(verb, library, output, num_proc=2, shard_size=shard_size)
-    shares = sorted(random.Random(verb).uniform(0.05, 0.85) for _ in range(NUM_KILLS))
+    moments = random.Random(verb)
+    shares = sorted(moments.uniform(0.05, 0.85) for _ in range(NUM_KILLS))
     figures["kills"] = []
     for share in shares:
         killed = run(command, log=log, kill_at=(output, round(share * count_shards(large))))
