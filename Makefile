@@ -7,6 +7,7 @@ TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+AUDIT := .cache/audit-venv/bin/pip-audit
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -98,16 +99,19 @@ hostile-input-table: $(INSTALLED) ## Write docs/hostile_input.md: what the comma
 	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 	  $(BIN)/python tests/test_hostile_input.py
 
-check: lint ## Lint, types, import direction and the style guide
+check: lint $(AUDIT) ## Lint, types, import direction, the style guide and known vulnerabilities
 	$(BIN)/mypy
+	$(BIN)/python scripts/audit_constraints.py $(AUDIT)
 	$(BIN)/python scripts/lint_model_files.py
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 # --strict: a version that could not be looked up is a failure, not a pass.
-audit: ## Look constraints.txt up among the published vulnerabilities; needs the JSON API of PyPI
-	test -x .cache/audit-venv/bin/pip-audit || { $(PYTHON) -m venv .cache/audit-venv && \
-	  .cache/audit-venv/bin/pip install --disable-pip-version-check pip-audit==2.9.0; }
-	.cache/audit-venv/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
+audit: $(AUDIT) ## Look constraints.txt up among the published vulnerabilities; fails if one version is unknown to the index
+	$(AUDIT) --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
+
+$(AUDIT):
+	$(PYTHON) -m venv .cache/audit-venv
+	.cache/audit-venv/bin/pip install --disable-pip-version-check pip-audit==2.9.0
 
 lint: $(INSTALLED) ## Lint and formatting only
 	$(BIN)/ruff check .

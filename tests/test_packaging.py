@@ -2,6 +2,7 @@
 
 import email
 import itertools
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,3 +149,30 @@ def test_wheel_works_without_the_checkout(
     assert result.returncode == 0, result.stderr
     init_file = tmp_path / "rmat_hf" / "__init__.py"
     assert result.stdout.split() == [str(init_file), read_version(repo_root)]
+
+
+@pytest.mark.parametrize(
+    ("packages", "exit_code", "line"),
+    [
+        ([{"vulns": []}, {"skip_reason": "not found"}], 0, "1 of 2 pinned versions were looked up"),
+        ([{"vulns": [{"id": "PYSEC-1"}]}], 1, "torch 2.0: PYSEC-1"),
+        (None, 0, "Nothing was audited, pip-audit says: ['no connection']"),
+    ],
+)
+def test_audit_fails_on_a_known_vulnerability_and_counts_what_it_cannot_tell(
+    packages: list[dict[str, Any]] | None,
+    exit_code: int,
+    line: str,
+    tmp_path: Path,
+    repo_root: Path,
+) -> None:
+    found = [{"name": "torch", "version": "2.0", **package} for package in packages or []]
+    auditor = tmp_path / "pip-audit"
+    output = f"echo '{json.dumps({'dependencies': found})}'"
+    auditor.write_text(f"#!/bin/sh\n{output if packages else 'echo no connection >&2; exit 1'}\n")
+    auditor.chmod(0o755)
+    script = repo_root / "scripts" / "audit_constraints.py"
+    command = [sys.executable, str(script), str(auditor)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == exit_code, run.stderr
+    assert line in run.stdout
