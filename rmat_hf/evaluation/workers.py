@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from rmat_hf.checkpoint_files import hide_credentials
 from rmat_hf.evaluation.jobs import Job, run_job
+from rmat_hf.interruption import find_exit_code, stopped_by_signals
 from rmat_hf.worker_processes import follow_parent
 
 logger = logging.getLogger(__name__)
@@ -137,5 +138,10 @@ def _start(job: Job, run: Callable[[Job], None]) -> None:
             os.dup2(stream.fileno(), output.fileno())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     torch.set_num_threads(1)
-    with threadpool_limits(1):
-        run(job)
+    try:
+        # it ends in the usual way, so that nothing of it is left behind
+        with stopped_by_signals(), threadpool_limits(1):
+            run(job)
+    except KeyboardInterrupt as interruption:
+        print(interruption, file=sys.stderr)  # noqa: T201 - the last line of the log is the reason
+        sys.exit(find_exit_code(interruption))
