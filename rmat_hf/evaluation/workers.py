@@ -143,5 +143,5 @@ def _start(job: Job, run: Callable[[Job], None]) -> None:
         with stopped_by_signals(), threadpool_limits(1):
             run(job)
     except KeyboardInterrupt as interruption:
-        print(interruption, file=sys.stderr)  # noqa: T201 - the last line of the log is the reason
+        sys.stderr.write(f"{interruption}\n")  # the last line of the log is the reason
         sys.exit(find_exit_code(interruption))
