@@ -52,7 +52,10 @@ def save_plots(
     folder.mkdir(parents=True, exist_ok=True)
     methods = list(dict.fromkeys(method for found in outcomes for method in found.predictions))
     labels = {method: _collect_labels(outcomes, method) for method in methods}
-    predictions = {method: _collect_predictions(outcomes, method) for method in methods}
+    all_predictions = [outcome.predictions for outcome in outcomes]
+    predictions = {
+        method: _collect_values(outcomes, all_predictions, method=method) for method in methods
+    }
     distances = [compute_distances_to_train(outcome.rows) for outcome in outcomes]
     draw = {"parity": _draw_parity} if is_regression else {"roc": _draw_roc}
     if not is_regression:
@@ -63,7 +66,8 @@ def save_plots(
         with _open_panels(folder / files[-1], methods) as panels:
             for method, axes in panels.items():
                 draw_panel(axes, labels[method], predictions=predictions[method])
-    ensembles = [method for method in methods if any(method in o.spreads for o in outcomes)]
+    all_spreads = [outcome.spreads for outcome in outcomes]
+    ensembles = [method for method in methods if any(method in found for found in all_spreads)]
     if is_regression and ensembles:
         files.append(f"{name}_spread.png")
         with _open_panels(folder / files[-1], ensembles) as panels:
@@ -71,7 +75,7 @@ def save_plots(
                 _draw_spread(
                     axes,
                     predictions[method] - labels[method],
-                    spreads=_collect_spreads(outcomes, method),
+                    spreads=_collect_values(outcomes, all_spreads, method=method),
                 )
     files.append(f"{name}_distance.png")
     with _open_panels(folder / files[-1], methods) as panels:
@@ -115,20 +119,13 @@ def _collect_labels(outcomes: Sequence[FoldOutcome], method: str) -> np.ndarray:
     return np.concatenate(found).ravel()
 
 
-def _collect_predictions(outcomes: Sequence[FoldOutcome], method: str) -> np.ndarray:
+def _collect_values(
+    outcomes: Sequence[FoldOutcome], values: Sequence[dict[str, np.ndarray]], *, method: str
+) -> np.ndarray:
     found = [
-        outcome.predictions[method][outcome.rows.is_in("test")]
-        for outcome in outcomes
-        if method in outcome.predictions
-    ]
-    return np.concatenate(found).ravel()
-
-
-def _collect_spreads(outcomes: Sequence[FoldOutcome], method: str) -> np.ndarray:
-    found = [
-        outcome.spreads[method][outcome.rows.is_in("test")]
-        for outcome in outcomes
-        if method in outcome.spreads
+        by_method[method][outcome.rows.is_in("test")]
+        for outcome, by_method in zip(outcomes, values, strict=True)
+        if method in by_method
     ]
     return np.concatenate(found).ravel()
 
