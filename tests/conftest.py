@@ -55,18 +55,35 @@ def feature_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def default_remote_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One folder per test process for the code of saved models: the user's own stays as it is."""
+    folder = tmp_path_factory.mktemp("hf_modules")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+        yield
+
+
 @pytest.fixture
-def remote_code_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def remote_code_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A new folder for the code of saved models, which no other test has filled."""
     folder = tmp_path / "hf_modules"
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
     # Python would look for new code where it found that of another test
-    for name in [name for name in sys.modules if name.split(".")[0] == REMOTE_CODE]:
+    for name in list_remote_modules():
         monkeypatch.delitem(sys.modules, name)
     others = [path for path in sys.path if not (Path(path) / REMOTE_CODE).is_dir()]
     monkeypatch.setattr(sys, "path", others)
     importlib.invalidate_caches()
-    return folder
+    yield folder
+    # and the next test's where it found this one's
+    for name in list_remote_modules():
+        del sys.modules[name]
+
+
+def list_remote_modules() -> list[str]:
+    """The loaded modules that belong to the code of saved models."""
+    return [name for name in sys.modules if name.split(".")[0] == REMOTE_CODE]
 
 
 @pytest.fixture
