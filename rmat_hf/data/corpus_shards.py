@@ -78,7 +78,7 @@ def featurize_corpus(
     Raises:
         CorpusError: The folder belongs to other options or another input.
         OutputError: A file cannot be written; the shards that are there stay.
-        WorkerError: Worker processes end before they compute anything.
+        WorkerError: Worker processes cannot start, or end before they compute anything.
     """
     names, description = featurize_shards(
         source,

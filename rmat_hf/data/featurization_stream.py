@@ -45,8 +45,8 @@ def iterate_featurized(
         num_workers (`int`): Processes; 0 and 1 are this one.
 
     Raises:
-        WorkerError: Workers end before they compute anything. A molecule that kills a worker is
-            a failure like any other.
+        WorkerError: Workers cannot start, or end before they compute anything. A molecule that
+            kills a worker is a failure like any other.
     """
     if num_workers <= 1:
         for chunk in chunks:

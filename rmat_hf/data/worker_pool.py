@@ -1,16 +1,15 @@
 """Processes that compute items in order, and survive an item that kills one of them."""
 
 import multiprocessing
-import os
-import signal
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
+
+from rmat_hf.data.pool_process import WorkerError, answer_chunks, describe_exit, start_process
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -19,10 +18,6 @@ Outcome = TypeVar("Outcome")
 CHUNKS_PER_WORKER = 16
 # Processes in a row that may end before they begin with an item.
 MAX_FRUITLESS_STARTS = 3
-
-
-class WorkerError(ChildProcessError):
-    """Worker processes end before they compute anything."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class WorkerPool(Generic[Item, Outcome]):
         Close the iterator, by `contextlib.closing`, if it is not used up: the workers end then.
 
         Raises:
-            WorkerError: Workers end before they compute anything.
+            WorkerError: Workers cannot start, or end before they compute anything.
         """
         waiting: deque[_Task] = deque()
         dispatcher = _Dispatcher(self)
@@ -111,13 +106,9 @@ class _Worker:
         self.connection, theirs = multiprocessing.Pipe()
         self.in_hand = multiprocessing.RawValue("i", -1)
         self.piece: _Piece | None = None
-        self.process = multiprocessing.Process(
-            target=_work,
-            args=(pool, theirs),
-            kwargs={"in_hand": self.in_hand, "parent": os.getpid()},
-            daemon=True,
+        self.process = start_process(
+            answer_chunks, pool.compute, theirs, self.in_hand, pool.item_time_limit_s
         )
-        self.process.start()
         theirs.close()
 
     def begin(self, piece: _Piece) -> None:
@@ -176,7 +167,13 @@ class _Dispatcher(threading.Thread):
             if idle is None:
                 if len(self.workers) == self.pool.num_workers:
                     return
-                idle = _Worker(self.pool)
+                try:
+                    idle = _Worker(self.pool)
+                except WorkerError as error:
+                    if self.workers:  # the others do it
+                        return
+                    self._give_up(error)
+                    return
                 self.workers.append(idle)
             idle.begin(self.pieces.popleft())
 
@@ -208,90 +205,23 @@ class _Dispatcher(threading.Thread):
             self.num_fruitless_starts += 1
             self.pieces.appendleft(worker.piece)
             if self.num_fruitless_starts >= MAX_FRUITLESS_STARTS:
-                self._give_up()
+                self._give_up(
+                    WorkerError(
+                        f"{MAX_FRUITLESS_STARTS} times in a row a worker process ended before it "
+                        "began. There is too little memory for so many: use fewer."
+                    )
+                )
             return
         rest = [position for position in positions if position != idx]
         if rest:
             self.pieces.appendleft((task, rest))
         if idx in task.died_in:
-            cause = _describe_exit(worker.process.exitcode, self.pool.item_time_limit_s)
+            cause = describe_exit(worker.process.exitcode, time_limit_s=self.pool.item_time_limit_s)
             task.settle({idx: self.pool.describe_death(cause)})
         else:
             task.died_in.add(idx)
             self.pieces.appendleft((task, [idx]))
 
-    def _give_up(self) -> None:
-        error = WorkerError(
-            f"{MAX_FRUITLESS_STARTS} times in a row a worker process ended before it began. There "
-            "is too little memory for so many: use fewer."
-        )
+    def _give_up(self, error: WorkerError) -> None:
         while self.pieces:
             self.pieces.popleft()[0].fail(error)
-
-
-def _describe_exit(exit_code: int | None, time_limit_s: int) -> str:
-    if exit_code == -signal.SIGALRM:
-        return f"took more than the time limit of {time_limit_s} s"
-    if exit_code is not None and exit_code < 0:
-        cause = f"was killed by signal {-exit_code} ({signal.strsignal(-exit_code)})"
-    else:
-        cause = f"ended with exit code {exit_code}"
-    return f"{cause}: RDKit crashed on it, or it needs more memory than there is"
-
-
-# In a worker
-
-
-def _work(pool: WorkerPool[Any, Any], connection: Connection, *, in_hand: Any, parent: int) -> None:
-    _start_worker(parent)
-
-    def iterate_announced(items: list[tuple[int, Any]]) -> Iterator[Any]:
-        for idx, item in items:
-            in_hand.value = idx
-            with _limit_time(pool.item_time_limit_s):
-                yield item
-
-    with _ErrorsSent(connection), suppress(EOFError):
-        while True:
-            connection.send(pool.compute(iterate_announced(connection.recv())))
-
-
-def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGALRM):  # the parent's handlers are none of ours
-        signal.signal(number, signal.SIG_DFL)
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-@contextmanager
-def _limit_time(seconds: int) -> Iterator[None]:
-    """Let the kernel kill this process if the block takes longer; RDKit would not notice."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-class _ErrorsSent:
-    """Sends an error to the parent, which raises it."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: object, *details: object
-    ) -> bool:
-        if isinstance(error, Exception):
-            self.connection.send(error)
-        return isinstance(error, Exception)

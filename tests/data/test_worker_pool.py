@@ -1,7 +1,9 @@
 """A pool whose processes are killed, crash, end, hang or cannot start."""
 
 import ctypes
+import errno
 import functools
+import multiprocessing
 import os
 import re
 import signal
@@ -14,8 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from rmat_hf.data import worker_pool
-from rmat_hf.data.worker_pool import CHUNKS_PER_WORKER, WorkerError, WorkerPool
+from rmat_hf.data import pool_process
+from rmat_hf.data.pool_process import WorkerError
+from rmat_hf.data.worker_pool import CHUNKS_PER_WORKER, WorkerPool
 
 CHUNKS = [list(range(start, start + 5)) for start in range(0, 100, 5)]
 
@@ -116,9 +119,30 @@ def test_few_chunks_wait_although_workers_die() -> None:
 
 
 def test_workers_that_cannot_start_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "_start_worker", lambda parent: os._exit(1))
+    monkeypatch.setattr(pool_process, "follow_parent", lambda parent: os._exit(1))
     with pytest.raises(WorkerError, match="3 times in a row a worker process ended"):
         run(build_pool(deadly={}), CHUNKS)
+
+
+@pytest.mark.parametrize("num_started", [0, 1])
+def test_processes_that_the_system_refuses_are_done_without_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, num_started: int
+) -> None:
+    fork, results = os.fork, []
+
+    def refuse_later() -> int:
+        if len(results) == num_started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        results.append(fork())
+        return results[-1]
+
+    monkeypatch.setattr(os, "fork", refuse_later)
+    if num_started == 0:
+        with pytest.raises(WorkerError, match="cannot start: Resource temporarily unavailable"):
+            run(build_pool(deadly={}), CHUNKS)
+    else:
+        found = run(build_pool(deadly={}), CHUNKS)
+        assert found == {item: str(item**2) for item in range(100)}
 
 
 def test_error_of_the_function_passes_through() -> None:
@@ -133,9 +157,9 @@ def test_no_process_is_left_when_the_iterator_is_closed() -> None:
     pool = build_pool(deadly={90: functools.partial(time.sleep, 0.2)})
     with closing(pool.iterate_outcomes(CHUNKS * 4)) as computed:
         next(computed)
-        workers = psutil.Process().children()
+        workers = multiprocessing.active_children()
         assert workers
-    assert not any(worker.is_running() for worker in workers)
+    assert not any(psutil.pid_exists(worker.pid or 0) for worker in workers)
 
 
 def test_worker_is_ended_by_the_signal_that_its_parent_handles() -> None:

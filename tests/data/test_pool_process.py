@@ -1,0 +1,86 @@
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rmat_hf.data.pool_process import WorkerError, describe_exit, follow_parent, start_process
+
+
+def wait_for_death(parent: int) -> None:
+    follow_parent(parent)
+    time.sleep(60)
+
+
+def tell_parent(parent: int, path: Path) -> None:
+    path.write_text(str(parent))
+
+
+def start_and_die(folder: Path) -> None:
+    (folder / "child").write_text(str(start_process(wait_for_death).pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start_and_tell(folder: Path) -> None:
+    try:
+        start_process(tell_parent, folder / "parent").join()
+    except WorkerError as error:
+        (folder / "error").write_text(str(error))
+
+
+def run_spawned(target: Callable[[Path], None], folder: Path, *, daemon: bool) -> int | None:
+    process = multiprocessing.get_context("spawn").Process(
+        target=target, args=(folder,), daemon=daemon
+    )
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.slow
+def test_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    assert run_spawned(start_and_die, tmp_path, daemon=False) == -signal.SIGKILL
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("daemon", [False, True])
+def test_spawned_process_may_start_one_if_it_is_no_daemon(tmp_path: Path, daemon: bool) -> None:
+    assert run_spawned(start_and_tell, tmp_path, daemon=daemon) == 0
+    if daemon:
+        assert "Use none (num_workers=0)" in (tmp_path / "error").read_text()
+    else:
+        assert (tmp_path / "parent").exists()
+
+
+@pytest.mark.skipif("sys.platform != 'linux'", reason="forks on Linux only")
+def test_process_is_a_fork_even_of_a_spawned_one() -> None:
+    """A spawned one would import this module, and torch, anew: seconds for each."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        process = start_process(lambda parent: os._exit(3))  # which cannot be pickled
+        process.join()
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert process.exitcode == 3
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "cause"),
+    [
+        (-signal.SIGSEGV, "was killed by signal 11 (Segmentation fault): RDKit crashed on it, or"),
+        (-signal.SIGALRM, "took more than the time limit of 7 s"),
+        (3, "ended with exit code 3: RDKit"),
+    ],
+)
+def test_exit_code_says_what_happened(exit_code: int, cause: str) -> None:
+    assert describe_exit(exit_code, time_limit_s=7).startswith(cause)
