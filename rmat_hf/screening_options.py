@@ -18,7 +18,9 @@ class ScreeningOptions:
 
     Args:
         batch_size (`int`, *optional*, defaults to 32): Molecules in one forward pass.
-        num_workers (`int`, *optional*, defaults to 0): Processes that featurize.
+        num_workers (`int`, *optional*, defaults to 1):
+            Processes that featurize, for each that computes. A molecule that kills one of them is
+            a row with a reason; with 0 it ends the screen.
         chunk_size (`int`, *optional*, defaults to 2048): Rows in memory at a time.
         device (`str`, *optional*): Torch device; by default the accelerator if there is one.
         show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
@@ -35,7 +37,7 @@ class ScreeningOptions:
     """
 
     batch_size: int = 32
-    num_workers: int = 0
+    num_workers: int = 1
     chunk_size: int = 2048
     device: str | None = None
     show_progress: bool = False

@@ -33,7 +33,8 @@ def test_every_item_is_taken_once_and_the_progress_adds_up(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("item", "message"), [(100, "^item 100 is too large"), (101, r"ended by signal 9 \(Killed\)")]
+    ("item", "message"),
+    [(100, "^A process failed: item 100 is too large"), (101, r"ended by signal 9 \(Killed\)")],
 )
 def test_process_that_fails_ends_the_others(tmp_path: Path, item: int, message: str) -> None:
     with pytest.raises(WorkerProcessError, match=message):

@@ -66,7 +66,7 @@ def describe_exit(exit_code: int | None, *, time_limit_s: int) -> str:
 # In the process
 
 
-def answer_chunks(  # noqa: PLR0917 - a process calls it by position
+def answer_chunks(  # noqa: PLR0917 - processes call it by position
     parent: int,
     compute: Callable[[Iterable[Any]], list[Any]],
     connection: Connection,

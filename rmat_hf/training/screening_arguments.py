@@ -40,7 +40,11 @@ class PredictionArguments:
     smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
     revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
     batch_size: int = declare_flag(32, "Most molecules in one forward pass.")
-    num_workers: int = declare_flag(0, "Processes that featurize beside the one that computes.")
+    num_workers: int = declare_flag(
+        1,
+        "Processes that featurize beside each that computes. A molecule that kills one of them is "
+        "a row with a reason; with 0 it ends the command.",
+    )
     chunk_size: int = declare_flag(2048, "Rows in memory at a time.")
     shard_size: int = declare_flag(8192, "Rows of the input in one file of an output folder.")
     output_format: OutputFormat | None = declare_flag(
