@@ -215,6 +215,13 @@ SDFS = [
         "",
     ),
     HostileInput(
+        "SDF of 400 MB of short lines without $$$$",
+        "in.sdf.gz",
+        gzip.compress(b"a b\n" * 10**5) * 1000,
+        2,
+        "record 0 (counted from 0) has more than 1048576 lines",
+    ),
+    HostileInput(
         "SDF of 20,000 atoms", "in.sdf", _write_chain, 0, "20000 heavy atoms are more than"
     ),
     HostileInput(

@@ -13,6 +13,9 @@ from rmat_hf.molecule_limits_rmat import is_tractable
 
 # Shorter mol blocks are sanitized at once: no molecule in them takes RDKit long.
 QUICK_BLOCK_LENGTH = 10_000
+# Of a record, which is in memory as a whole; that of a molecule of 20,000 atoms has 40,000 lines.
+MAX_RECORD_LINES = 2**20
+MAX_RECORD_LENGTH = 2**26
 PROPERTY_HEADER = re.compile(r"^>.*?<(.*)>")
 
 
@@ -42,12 +45,20 @@ def iterate_sdf_records(path: Path) -> Iterator[SdfRecord]:
 def _iterate_record_lines(path: Path) -> Iterator[list[str]]:
     with open_text(path) as stream:
         lines: list[str] = []
+        num_records = length = 0
         for line in iterate_lines(stream):
             if line.startswith("$$$$"):
                 yield lines
-                lines = []
-            else:
-                lines.append(line.rstrip("\r\n"))
+                num_records += 1
+                lines, length = [], 0
+                continue
+            length += len(line)
+            if len(lines) == MAX_RECORD_LINES or length > MAX_RECORD_LENGTH:
+                raise ValueError(
+                    f"record {num_records} (counted from 0) has more than {MAX_RECORD_LINES} lines "
+                    f"or {MAX_RECORD_LENGTH} characters. End it with a line $$$$, or drop it"
+                )
+            lines.append(line.rstrip("\r\n"))
         if any(line.strip() for line in lines):
             yield lines
 

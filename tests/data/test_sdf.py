@@ -1,9 +1,12 @@
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDepictor
 
+from rmat_hf.data import sdf
 from rmat_hf.data.sdf import SdfRecord, compute_record_smiles, iterate_sdf_records, parse_mol_block
 
 BLOCK = Chem.MolToMolBlock(Chem.MolFromSmiles("CCO"))
@@ -30,6 +33,38 @@ def test_records_keep_order_titles_and_exact_property_text(tmp_path: Path) -> No
 
 def test_last_record_needs_no_separator(tmp_path: Path) -> None:
     assert len(read(tmp_path, f"{BLOCK}$$$$\n{BLOCK}")) == 2
+
+
+@pytest.mark.parametrize(("limit", "value"), [("LINES", 20), ("LENGTH", 600)])
+def test_record_that_is_too_long_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    record = f"{BLOCK}>  <y>\n1\n\n$$$$\n"
+    assert len(record.splitlines()) < 20
+    assert len(record) < 600
+    monkeypatch.setattr(sdf, f"MAX_RECORD_{limit}", value)
+    assert len(read(tmp_path, record * 9)) == 9
+    too_long = record.replace("1\n\n", "1\n" * 10 + "x" * 500 + "\n\n")
+    with pytest.raises(ValueError, match=rf"^record 7 \(counted from 0\) has more than .*{value}"):
+        read(tmp_path, record * 7 + too_long + record)
+
+
+@pytest.mark.parametrize("line", ["", "a b", "x" * 1000])
+def test_record_that_never_ends_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    def repeat(stream: object) -> Iterator[str]:
+        while True:
+            yield line + "\n"  # a new text each time, as from a file
+
+    monkeypatch.setattr(sdf, "iterate_lines", repeat)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"End it with a line \$\$\$\$, or drop it$"):
+            read(tmp_path, BLOCK)
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
 
 
 def test_windows_line_ends_make_no_difference(tmp_path: Path) -> None:
