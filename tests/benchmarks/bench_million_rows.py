@@ -48,6 +48,7 @@ SHARD_SIZE = 8192
 # A trial with few rows has as many, so that a kill finds some done and some not.
 LEAST_SHARDS = 40
 SAMPLING_INTERVAL_S = 0.5
+LOG_SHOWN = 2000
 NUM_KILLS = 3
 LARGEST_GROWTH = 1.1
 MIB = 2**20
@@ -141,7 +142,9 @@ def run(
                 return {"orphans_s": time.monotonic() - killed}
             time.sleep(SAMPLING_INTERVAL_S)
         if child.returncode != 0:
-            sys.exit(f"Exit code {child.returncode}: {' '.join(command)}. See {log}.")
+            # its folder is temporary
+            said = log.read_text(encoding="utf-8", errors="replace")[-LOG_SHOWN:]
+            sys.exit(f"Exit code {child.returncode}: {' '.join(command)}. It said: ...{said}")
     return {"seconds": time.monotonic() - start, "peak_mib": peak}
 
 
