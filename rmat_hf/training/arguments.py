@@ -96,7 +96,11 @@ class FinetuningArguments:
         "Peak learning rate of the prediction head. Default: 3e-3 for a regression from a "
         "pretrained model, otherwise as the rest.",
     )
-    num_train_epochs: float = declare_flag(60.0, "Most epochs.")
+    num_train_epochs: float | None = declare_flag(
+        None,
+        "Most epochs. Default: 60; for classes from a trained model 10, or the 500 steps that few "
+        "rows need.",
+    )
     batch_size: int = declare_flag(32, "Molecules in a batch.")
     weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.")
     dropout: float | None = declare_flag(

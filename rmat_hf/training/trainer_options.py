@@ -1,6 +1,8 @@
 """The arguments of a finetuning run → the `TrainingArguments` of transformers."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ METRICS = {
 ERROR_METRICS = ("loss", "rmse", "mae")
 # Peak learning rate by whether training starts from random weights.
 DEFAULT_LEARNING_RATES = {True: 5e-4, False: 3e-4}
+DEFAULT_NUM_EPOCHS = 60
+# Classes from a trained model; docs/finetuning_recipe.md says why.
+NUM_CLASSIFICATION_EPOCHS = 10
+LEAST_CLASSIFICATION_STEPS = 500
 
 
 def load_json_fields(path: str | None) -> dict[str, Any]:
@@ -51,6 +57,25 @@ def load_architecture_fields(path: str | None) -> dict[str, Any]:
     return fields
 
 
+def choose_num_train_epochs(
+    arguments: FinetuningArguments, *, num_train_rows: int
+) -> FinetuningArguments:
+    """Return the arguments with a number of epochs: their own, or the default for the task.
+
+    Args:
+        arguments (`FinetuningArguments`): Model to start from and kind of labels.
+        num_train_rows (`int`): Size of the train part.
+    """
+    if arguments.num_train_epochs is not None:
+        return arguments
+    num_epochs = DEFAULT_NUM_EPOCHS
+    if arguments.model != SCRATCH and arguments.problem_type != "regression":
+        steps_per_epoch = max(math.ceil(num_train_rows / arguments.batch_size), 1)
+        needed = math.ceil(LEAST_CLASSIFICATION_STEPS / steps_per_epoch)
+        num_epochs = min(max(NUM_CLASSIFICATION_EPOCHS, needed), DEFAULT_NUM_EPOCHS)
+    return replace(arguments, num_train_epochs=float(num_epochs))
+
+
 def build_training_arguments(
     arguments: FinetuningArguments, checkpoint_dir: Path
 ) -> TrainingArguments:
@@ -70,7 +95,7 @@ def build_training_arguments(
         "per_device_train_batch_size": arguments.batch_size,
         "per_device_eval_batch_size": 2 * arguments.batch_size,
         "learning_rate": learning_rate,
-        "num_train_epochs": arguments.num_train_epochs,
+        "num_train_epochs": arguments.num_train_epochs or DEFAULT_NUM_EPOCHS,
         "weight_decay": arguments.weight_decay,
         "warmup_steps": arguments.warmup_ratio,
         "lr_scheduler_type": "cosine",

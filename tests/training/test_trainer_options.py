@@ -11,6 +11,7 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.trainer_options import (
     build_training_arguments,
+    choose_num_train_epochs,
     load_architecture_fields,
     load_json_fields,
 )
@@ -156,3 +157,30 @@ def test_only_fields_of_the_architecture_can_be_overridden(tmp_path: Path) -> No
     path.write_text('{"hidden_sizes": 64}')
     with pytest.raises(ValueError, match=r"unknown fields \['hidden_sizes'\]"):
         load_architecture_fields(str(path))
+
+
+@pytest.mark.parametrize(
+    ("options", "num_train_rows", "expected"),
+    [
+        ({}, 1600, 60),
+        ({"problem_type": "multi_label_classification"}, 1600, 60),
+        ({"model": "rmat-small"}, 1600, 60),
+        ({"model": "rmat-small", "problem_type": "multi_label_classification"}, 1600, 10),
+        ({"model": "rmat-small", "problem_type": "single_label_classification"}, 320, 50),
+        ({"model": "rmat-small", "problem_type": "single_label_classification"}, 3, 60),
+        (
+            {
+                "model": "rmat-small",
+                "problem_type": "multi_label_classification",
+                "num_train_epochs": 7,
+            },
+            320,
+            7,
+        ),
+    ],
+)
+def test_classes_from_a_trained_model_take_few_epochs(
+    options: dict[str, Any], num_train_rows: int, expected: float
+) -> None:
+    arguments = choose_num_train_epochs(build(**options), num_train_rows=num_train_rows)
+    assert arguments.num_train_epochs == expected
