@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -164,14 +165,12 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     process = subprocess.Popen(command)
     while not list((tmp_path / "corpus").glob("part-*.parquet")):
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = psutil.Process(process.pid).children()
     assert len(children) == 2
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{child}").exists() for child in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
 
 
 @pytest.mark.parametrize(
