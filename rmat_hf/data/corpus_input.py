@@ -170,7 +170,8 @@ def _open_parquet_files(
     tables = []
     for path in paths:
         with explained_reading(path):
-            validate_regular_file(Path(path))
+            if not path.startswith(HUB_PREFIX):
+                validate_regular_file(Path(path))
             footer = read_footer(path)
         validate_columns(footer.schema.names, columns or [], source=path)
         schema = footer.schema
