@@ -16,6 +16,7 @@ from rmat_hf.authors_checkpoint import (
 )
 from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatModel
 from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.write_errors import explained_writing
 
 # May be missing from the weights: the published file has no pooling and no head.
 _OPTIONAL_PARTS = ("classifier.", "rmat.pooler.", "descriptor_scaler.")
@@ -42,10 +43,14 @@ class Conversion(NamedTuple):
             output_dir (`str` or `Path`): New or empty folder; nothing is written on an error.
 
         Raises:
-            ValueError: If the folder has files in it.
+            OutputError: If the folder has files in it, or cannot be written.
         """
         target = Path(output_dir)
-        with create_folder_atomically(target) as folder:
+        way_out = "Make room on the disk, or choose another folder."
+        with (
+            explained_writing(target, way_out=way_out),
+            create_folder_atomically(target) as folder,
+        ):
             state_dict = self.model.state_dict()
             for name in self.untrained:
                 del state_dict[name]

@@ -15,22 +15,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hub_server import RESOLVE, TOKEN, USER, Handler, Repository, run_hub
 
-MODEL, DATA = f"{USER}/model", f"{USER}/table"
-WEIGHTS, TABLE = "model.safetensors", "data/train.csv"
+MODEL, DATA, PARQUET = f"{USER}/model", f"{USER}/table", f"{USER}/parquet"
+WEIGHTS, TABLE, ROWS_FILE = "model.safetensors", "data/train.csv", "data/train.parquet"
 ROWS = "smiles,y\n" + "".join(f"{'C' * (n + 1)}O,{n}\n" for n in range(30))
 
 
+def build_parquet() -> bytes:
+    """Return a table of 30 molecules."""
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"smiles": ["C" * (n + 1) + "O" for n in range(30)]}), stream)
+    return stream.getvalue()
+
+
 class BrokenHandler(Handler):
-    """Breaks where large files are fetched or sent, in the way that `fault` says."""
+    """Breaks where large files are fetched or sent, in the way that `fault` says.
+
+    A status may have the seconds to wait (`429 after 0`), and the number of answers that have it
+    (`429 after 0 twice`): what comes then is as usual.
+    """
 
     fault = ""
+    num_hits = 0
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # who asked may go away: the report has it
+            super().handle()
 
     @property
     def is_hit(self) -> bool:
         match = RESOLVE.fullmatch(self.path.split("?")[0])
-        is_download = match is not None and match["path"] in (WEIGHTS, TABLE)
+        is_download = match is not None and match["path"] in (WEIGHTS, TABLE, ROWS_FILE)
         return self.command in ("GET", "PUT") and (is_download or self.path.startswith("/lfs/"))
 
     def answer(self) -> None:
@@ -47,9 +65,8 @@ class BrokenHandler(Handler):
     def send_content(self, status: int, content: bytes, *, headers: dict[str, str]) -> None:
         if not self.is_hit or not self.fault:
             super().send_content(status, content, headers=headers)
-        elif self.fault.isdigit():
-            code, message = int(self.fault), json.dumps({"error": "broken"}).encode()
-            super().send_content(code, message, headers={"Content-Type": "application/json"})
+        elif self.fault[:3].isdigit():
+            self.send_refusal(status, content, headers=headers)
         elif self.fault == "too short":
             # the announced length, and half of it before the connection ends
             self.send_response(status)
@@ -58,6 +75,17 @@ class BrokenHandler(Handler):
             self.end_headers()
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
+
+    def send_refusal(self, status: int, content: bytes, *, headers: dict[str, str]) -> None:
+        code, *details = self.fault.split()
+        BrokenHandler.num_hits += 1
+        if "twice" in details and self.num_hits > 2:
+            super().send_content(status, content, headers=headers)
+            return
+        answer = {"Content-Type": "application/json"}
+        if "after" in details:
+            answer["Retry-After"] = details[1]
+        super().send_content(int(code), json.dumps({"error": "broken"}).encode(), headers=answer)
 
 
 def run(*arguments: str | Path) -> tuple[Any, str]:
@@ -78,11 +106,17 @@ def run(*arguments: str | Path) -> tuple[Any, str]:
 
 def suffer(folder: Path, faults: list[str], model_folder: Path) -> list[dict[str, Any]]:
     """Predict, finetune and push with each fault, and again without it."""
+    import datasets
+
     from rmat_hf.model_loading import load_predictor
 
+    # it waits a minute before each of 20 more attempts
+    datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 1
+    datasets.config.STREAMING_READ_MAX_RETRIES = 2
     output = folder / "out.csv"
     predict = ["predict", "--model", MODEL, "--smiles", "CCO", "--output", output]
     (folder / "tiny.json").write_text((model_folder / "config.json").read_text())
+    stream = ["predict", "--model", model_folder, "--input", PARQUET, "--output", output]
     finetune = ["finetune", "--dataset", DATA, "--label-columns", "y", "--geometry", "bounds"]
     finetune += ["--model", model_folder, "--num-train-epochs", "1", "--output-dir", folder / "run"]
     finetune += ["--feature-cache", "none"]
@@ -101,6 +135,7 @@ def suffer(folder: Path, faults: list[str], model_folder: Path) -> list[dict[str
     for fault in faults:
         for name, do in (
             ("predict", lambda: run(*predict)),
+            ("parquet", lambda: run(*stream)),
             ("finetune", lambda: run(*finetune)),
             ("push", push),
         ):
@@ -110,6 +145,7 @@ def suffer(folder: Path, faults: list[str], model_folder: Path) -> list[dict[str
             entry: dict[str, Any] = {"fault": fault, "what": name}
             for attempt in ("broken", "repaired"):
                 BrokenHandler.fault = fault if attempt == "broken" else ""
+                BrokenHandler.num_hits = 0
                 start = time.monotonic()
                 code, text = do()
                 entry[attempt] = [code, text, round(time.monotonic() - start, 1)]
@@ -122,12 +158,13 @@ def suffer(folder: Path, faults: list[str], model_folder: Path) -> list[dict[str
 def broken_hub(model_folder: Path, folder: Path) -> Iterator[None]:
     """A Hub with a model and a data set, which this process takes for the Hub."""
     with run_hub(BrokenHandler) as hub:
-        for kind, repo_id in (("models", MODEL), ("datasets", DATA)):
+        for kind, repo_id in (("models", MODEL), ("datasets", DATA), ("datasets", PARQUET)):
             hub.repositories[kind, repo_id] = Repository(repo_id, kind, is_private=False)
         hub.repositories["models", MODEL].add_commit(
             "main", {path.name: path.read_bytes() for path in model_folder.iterdir()}
         )
         hub.repositories["datasets", DATA].add_commit("main", {TABLE: ROWS.encode()})
+        hub.repositories["datasets", PARQUET].add_commit("main", {ROWS_FILE: build_parquet()})
         os.environ |= {
             "HF_ENDPOINT": hub.endpoint,
             "HF_TOKEN": TOKEN,

@@ -3,10 +3,10 @@
 import errno
 import json
 import os
-import resource
 from pathlib import Path
 
 import pytest
+from full_disks import small_files
 
 from rmat_hf.atomic_output import (
     OutputError,
@@ -222,12 +222,7 @@ def test_file_stays_as_it_was_after_an_error(
 
 def test_json_that_cannot_be_written_leaves_the_older_file_alone(tmp_path: Path) -> None:
     save_json(tmp_path / "file.json", {"old": True})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save_json(tmp_path / "file.json", ["new"] * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with small_files(1000), pytest.raises(OSError, match="File too large"):
+        save_json(tmp_path / "file.json", ["new"] * 1000)
     assert json.loads((tmp_path / "file.json").read_text()) == {"old": True}
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]

@@ -2,7 +2,7 @@ import importlib
 
 import pytest
 import torch
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from rmat_hf.command_errors import COMMAND_ERRORS, describe_error
 
@@ -29,6 +29,21 @@ def test_broken_connection_comes_with_a_way_out(name: str) -> None:
     assert isinstance(error, COMMAND_ERRORS)
     line = str(describe_error(error))
     assert line.startswith(f"The connection to the Hub failed: {error}. Repeat the command")
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_limit_of_requests_comes_with_a_way_out_whatever_was_made_of_it(status: int) -> None:
+    library = importlib.import_module(HTTPError.__module__.partition(".")[0])
+    request = library.Request("GET", "https://example.org/file")
+    response = library.Response(status, request=request)
+    with pytest.raises(ValueError, match="Server Disconnected") as caught:
+        try:
+            raise HfHubHTTPError("Too Many Requests", response=response)
+        except HfHubHTTPError as error:
+            raise ValueError("The Hub gives:\nServer Disconnected.") from error
+    line = str(describe_error(caught.value))
+    assert line.startswith("The Hub gives: Server Disconnected.")
+    assert ("HTTP 429" in line and "Wait a few minutes and repeat" in line) == (status == 429)
 
 
 def test_file_that_cannot_be_written_comes_with_a_way_out() -> None:

@@ -1,15 +1,18 @@
 """Converter: golden parity with the 2021 implementation, missing parts, bad input."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from full_disks import mounted_disk, resize_disk, small_files
 from rdkit import Chem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoProcessor
 
+from rmat_hf.cli import main
 from rmat_hf.configuration_rmat import UNREACHABLE_DISTANCE
 from rmat_hf.conversion import convert_checkpoint
 from rmat_hf.inference import embed
@@ -192,3 +195,57 @@ def test_a_configuration_without_a_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="lacks 'd_model'"):
         convert_checkpoint(folder / "reference_state_dict.safetensors", tmp_path / "config.json")
+
+
+# Disks
+
+
+def list_content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def run_conversion(output_dir: Path) -> int:
+    source = GOLDEN / "grover_pool"
+    arguments = ["--weights", source / "reference_state_dict.safetensors"]
+    arguments += ["--config", source / "reference_config.json", "--output-dir", output_dir]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rmat", "convert", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("size", [200, 20_000])
+def test_folder_that_cannot_be_written_is_one_line_and_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    """Where the weights do not fit, and where not even the configuration does."""
+    (tmp_path / "notes").write_text("mine")
+    for output_dir in (tmp_path / "new", tmp_path / "empty"):
+        if output_dir.name == "empty":
+            output_dir.mkdir()
+        with small_files(size):
+            assert run_conversion(output_dir) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1, errors
+        assert errors[0].startswith(f"rmat: error: {output_dir} cannot be written: ")
+        assert errors[0].endswith(" Make room on the disk, or choose another folder.")
+        assert list_content(tmp_path) == {"notes": b"mine"}
+        assert {path.name for path in tmp_path.iterdir()} <= {"notes", "empty"}
+
+
+def test_full_disk_takes_a_conversion_when_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mounted_disk(tmp_path / "disk", "size=32k") as disk:
+        assert run_conversion(disk / "model") == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert list_content(disk) == {}
+        assert not list(disk.iterdir())
+        resize_disk(disk, "64m")
+        assert run_conversion(disk / "model") == run_conversion(tmp_path / "model") == 0
+        assert list_content(disk / "model") == list_content(tmp_path / "model")

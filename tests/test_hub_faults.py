@@ -13,7 +13,10 @@ from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.processing_rmat import RMatProcessor
 
 SCRIPT = Path(__file__).resolve().parent / "hub_sufferer.py"
-FAULTS = ["dies", "silent", "too short", "401", "403", "500"]
+RATE_LIMITS = ["429", "429 after 0"]
+FAULTS = ["dies", "silent", "too short", "401", "403", "500", *RATE_LIMITS]
+# what huggingface_hub waits for and tries again
+PASSING_FAULTS = ["429 after 0 twice"]
 
 pytestmark = pytest.mark.slow
 
@@ -25,13 +28,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, problem_type="regression")
     RMatForSequenceClassification(config).save_pretrained(folder / "model")
     RMatProcessor(geometry="bounds").save_pretrained(folder / "model")
-    done = run_python([SCRIPT, folder / "model", folder, *FAULTS], folder=folder, timeout_s=900)
+    done = run_python(
+        [SCRIPT, folder / "model", folder, *FAULTS, *PASSING_FAULTS], folder=folder, timeout_s=900
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "report.json").read_text())
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("what", ["predict", "finetune"])
+@pytest.mark.parametrize("what", ["predict", "parquet", "finetune"])
 def test_a_broken_download_is_one_line_and_the_repeat_works(
     report: list[dict[str, Any]], fault: str, what: str
 ) -> None:
@@ -43,9 +48,22 @@ def test_a_broken_download_is_one_line_and_the_repeat_works(
     assert text.endswith(lines[0] + "\n")
     assert not entry["broken_output"]
     assert seconds < 120
+    if fault in RATE_LIMITS:
+        assert "(HTTP 429, too many requests)" in lines[0]
+        assert "Wait a few minutes and repeat the command" in lines[0]
     code, text, _ = entry["repaired"]
     assert code == 0, text
     assert entry["repaired_output"]
+
+
+@pytest.mark.parametrize("fault", PASSING_FAULTS)
+@pytest.mark.parametrize("what", ["predict", "parquet", "finetune", "push"])
+def test_a_limit_of_requests_that_passes_is_waited_for(
+    report: list[dict[str, Any]], fault: str, what: str
+) -> None:
+    (entry,) = [entry for entry in report if (entry["fault"], entry["what"]) == (fault, what)]
+    code, text, _ = entry["broken"]
+    assert code == 0, text
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -1,11 +1,11 @@
 import errno
 import os
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from full_disks import small_files
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -13,15 +13,6 @@ from rmat_hf.atomic_output import OutputError
 from rmat_hf.write_errors import explained_writing
 
 NUM_FLOATS = 100_000
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Files may not grow over 64 KB, as on a disk that fills up."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def save_with_torch(path: Path) -> None:
@@ -36,10 +27,10 @@ def save_with_python(path: Path) -> None:
     path.write_bytes(bytes(4 * NUM_FLOATS))
 
 
-@pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("save", [save_with_torch, save_with_safetensors, save_with_python])
 def test_file_that_cannot_grow_is_one_error(tmp_path: Path, save: Callable[[Path], None]) -> None:
     with (
+        small_files(2**16),
         pytest.raises(OutputError, match=r"/run cannot be written: .+\. Make room\.$") as caught,
         explained_writing(tmp_path / "run", way_out="Make room."),
     ):

@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from full_disks import mounted_disk, resize_disk, small_files
 from tiny import TINY_SMILES
 
 from rmat_hf.atomic_output import OutputError
@@ -272,13 +272,11 @@ def test_file_that_cannot_grow_is_one_error_and_no_half_shard(source: Path, tmp_
     """As on a full disk: the first bytes of a file can be written, the others cannot."""
     featurize(source, tmp_path / "whole")
     smallest = (tmp_path / "whole" / SHARDS[3]).stat().st_size
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (smallest - 500, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=r"part-00000\.parquet cannot be written: File too"):
-            featurize(source, tmp_path / "corpus")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        small_files(smallest - 500),
+        pytest.raises(OutputError, match=r"part-00000\.parquet cannot be written: File too"),
+    ):
+        featurize(source, tmp_path / "corpus")
     assert sorted(read_files(tmp_path / "corpus")) == ["preprocessor_config.json"]
     featurize(source, tmp_path / "corpus")
     assert read_files(tmp_path / "corpus") == read_files(tmp_path / "whole")
@@ -287,17 +285,8 @@ def test_file_that_cannot_grow_is_one_error_and_no_half_shard(source: Path, tmp_
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 12 KB, where mounting one is permitted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("needs the command mount")
-    if done.returncode != 0:
-        pytest.skip("needs the permission to mount a disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted_disk(tmp_path / "disk", "size=12k") as folder:
+        yield folder
 
 
 def test_full_disk_is_one_error_and_keeps_what_was_written(
@@ -313,7 +302,7 @@ def test_full_disk_is_one_error_and_keeps_what_was_written(
     assert 0 < len(shards) < len(SHARDS)
     assert shards == SHARDS[: len(shards)]
     assert len(load_corpus(folder).dataset) == 3 * len(shards)
-    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    resize_disk(small_disk, "1m")
     featurize(source, folder)
     assert read_files(folder) == read_files(tmp_path / "whole")
 

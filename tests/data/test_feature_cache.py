@@ -1,7 +1,6 @@
 """The cache gives back what was computed, or nothing: never a crash, never wrong features."""
 
 import logging
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disks import small_files
 
 from rmat_hf.data import feature_cache
 from rmat_hf.data.feature_cache import (
@@ -132,14 +132,10 @@ def test_disk_that_is_full_is_one_warning_and_no_wrong_features(
         cache.save(OUTCOMES)
         size = cache.path.stat().st_size
     large = {str(i): FeaturizedMolecule(bytes([i]) * 500, "bounds", "") for i in range(250)}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 4096, limits[1]))
-    try:
+    with small_files(size + 4096):
         for _ in range(3):
             with caplog.at_level(logging.WARNING), FeatureCache(tmp_path, PROCESSOR) as cache:
                 cache.save(large)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(caplog.records) == 1
     assert "cannot be used" in caplog.text
     with FeatureCache(tmp_path, PROCESSOR) as cache:

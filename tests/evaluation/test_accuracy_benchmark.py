@@ -1,19 +1,23 @@
 """The benchmark end to end, on tiny models: protocol in, report out."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disks import mounted_disk, resize_disk
 from tiny_evaluation import (
     FOREST,
     build_class_dataset,
     build_tiny_evaluation,
     build_tiny_protocol,
+    save_protocol,
 )
 from tiny_finetuning import TABLE_SMILES, write_json, write_table
 
 from rmat_hf.atomic_output import OutputError
+from rmat_hf.cli import main
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.output_lock import lock_output
 from rmat_hf.training import baselines
@@ -164,3 +168,47 @@ def test_a_second_benchmark_in_the_folder_is_refused(tmp_path: Path) -> None:
     ):
         run_accuracy_benchmark(arguments)
     assert not Path(arguments.output_dir).exists()
+
+
+# Disks
+
+
+def run_command(folder: Path, num_proc: int) -> int:
+    flags: list[Any] = ["--data", folder / "data", "--protocol", folder / "protocol.json"]
+    flags += ["--output-dir", folder / "disk" / "out", "--feature-cache", "none"]
+    flags += ["--num-proc", num_proc, "--num-resamples", 20]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rmat", "benchmark", *map(str, flags)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_proc"),
+    [("4k", 0), ("64k", 0), ("600k", 0), pytest.param("64k", 2, marks=pytest.mark.slow)],
+)
+def test_benchmark_on_a_full_disk_continues_when_there_is_room(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], size: str, num_proc: int
+) -> None:
+    """No room for anything, for the first run, and for the runs or the plots after it."""
+    save_protocol(tmp_path, build_tiny_protocol(tmp_path))
+    with mounted_disk(tmp_path / "disk", f"size={size}") as disk:
+        assert run_command(tmp_path, num_proc) in (1, 2)
+        errors = capfd.readouterr().err
+        assert "Traceback" not in errors
+        before = list_states(disk / "out")
+        finished = {path.parent for path in disk.glob("out/runs/*/predictions.csv")}
+        finished = {folder for folder in finished if folder.suffix != ".in_progress"}
+        resize_disk(disk, "64m")
+        assert run_command(tmp_path, num_proc) == 0
+        errors = capfd.readouterr().err
+        assert "Traceback" not in errors
+        after = list_states(disk / "out")
+        for folder in finished:
+            place = f"runs/{folder.name}/"
+            kept = {name: state for name, state in before.items() if name.startswith(place)}
+            assert kept.items() <= after.items()
+        assert json.loads((disk / "out" / "results.json").read_text())["is_complete"]
+        assert not list(disk.rglob("*.tmp"))
+        assert not list(disk.rglob("*.in_progress"))

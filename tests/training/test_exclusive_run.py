@@ -1,13 +1,11 @@
 """Two runs at once, and disks that are full or read-only: one line, and nothing is lost."""
 
-import resource
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disks import mounted_disk, small_files
 from tiny_finetuning import build_tiny_arguments
 from tiny_pretraining import build_pretraining_arguments
 
@@ -28,17 +26,6 @@ def pretrain(folder: Path, **options: Any) -> None:
 
 
 RUNS = [pytest.param(finetune, id="finetune"), pytest.param(pretrain, id="pretrain")]
-
-
-@contextmanager
-def small_files(num_bytes: int) -> Iterator[None]:
-    """No file may grow over a size, as on a disk that fills up."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def list_files(folder: Path) -> dict[str, bytes]:
@@ -93,17 +80,8 @@ def test_older_model_stays_when_the_new_one_cannot_be_written(tmp_path: Path) ->
 @pytest.fixture
 def read_only_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk that nobody may write, where mounting one is permitted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("needs the command mount")
-    if done.returncode != 0:
-        pytest.skip("needs the permission to mount a disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted_disk(tmp_path / "disk", "ro") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("run", RUNS)
