@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,7 +155,7 @@ class Run:
             self.process = subprocess.Popen(
                 [*RMAT, *map(str, arguments)],
                 cwd=folder,
-                env=build_environment(folder) | {"TMPDIR": str(folder / "tmp")},
+                env=build_environment(folder) | {"TMPDIR": str((folder / "tmp").resolve())},
                 stdout=output,
                 stderr=errors,
                 start_new_session=True,
@@ -174,7 +175,9 @@ class Run:
 
 @contextlib.contextmanager
 def start(arguments: list[Any], *, folder: Path) -> Iterator[Run]:
-    (folder / "tmp").mkdir(exist_ok=True)
+    if not (folder / "tmp").exists():
+        # the name of a socket in it, of a worker of a DataLoader, has at most 107 characters
+        (folder / "tmp").symlink_to(tempfile.mkdtemp(prefix="t", dir=folder.parent))
     run = Run(arguments, folder=folder)
     try:
         yield run
