@@ -59,7 +59,8 @@ def validate_weight_files(model: str | os.PathLike[str], **options: Any) -> None
             raise OSError(f"{message}, but {name}. {_describe_way_out()}")
     # a repository that is not there or cannot be reached is told by the loading that follows
     if _find_file(model, CONFIG_NAME, options=hub_options) is not None:
-        cached_file(model, safe_name, **hub_options)  # raises if the Hub refused, and says why
+        if not os.path.isdir(model):
+            cached_file(model, safe_name, **hub_options)  # raises if the Hub refused, says why
         raise OSError(f"{message}. Copy or download the model again.")
 
 
