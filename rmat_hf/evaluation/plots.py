@@ -149,7 +149,7 @@ def _open_panels(path: Path, methods: Sequence[str]) -> Iterator[dict[str, Any]]
         panels[method].set_title(method, fontsize=9)
     yield panels
     with open_atomically(path) as stream:
-        figure.savefig(stream, format="png", dpi=120)
+        figure.savefig(stream, format="png", dpi=120, bbox_inches="tight")
 
 
 def _draw_parity(axes: Any, labels: np.ndarray, *, predictions: np.ndarray) -> None:
