@@ -49,7 +49,7 @@ from rmat_hf.training.run_folder import (
 from rmat_hf.training.task import FinetuningTask, build_finetuning_task
 from rmat_hf.training.tracker_logs import copy_tracker_logs
 from rmat_hf.training.trainer import FinetuningTrainer
-from rmat_hf.training.trainer_options import build_training_arguments, choose_num_train_epochs
+from rmat_hf.training.trainer_options import build_training_arguments, resolve_num_train_epochs
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _run(arguments: FinetuningArguments, training_arguments: TrainingArguments) 
         validate_output_folder(output_dir, overwrite=overwrite)
         validate_work_dir(work_dir, description, **intent)
     task = build_finetuning_task(arguments)
-    arguments = choose_num_train_epochs(arguments, num_train_rows=len(task.split.train))
+    arguments = resolve_num_train_epochs(arguments, num_train_rows=len(task.split.train))
     build_finetuning_config(arguments, task)  # refuses what cannot be before anything is written
     # before training, because labels that no baseline can be fitted on should not cost a training
     baselines = _fit_baselines(arguments, task) if is_main_process else {}

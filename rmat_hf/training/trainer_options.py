@@ -57,7 +57,7 @@ def load_architecture_fields(path: str | None) -> dict[str, Any]:
     return fields
 
 
-def choose_num_train_epochs(
+def resolve_num_train_epochs(
     arguments: FinetuningArguments, *, num_train_rows: int
 ) -> FinetuningArguments:
     """Return the arguments with a number of epochs: their own, or the default for the task.

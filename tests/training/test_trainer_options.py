@@ -11,7 +11,7 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.trainer_options import (
     build_training_arguments,
-    choose_num_train_epochs,
+    resolve_num_train_epochs,
     load_architecture_fields,
     load_json_fields,
 )
@@ -182,5 +182,5 @@ def test_only_fields_of_the_architecture_can_be_overridden(tmp_path: Path) -> No
 def test_classes_from_a_trained_model_take_few_epochs(
     options: dict[str, Any], num_train_rows: int, expected: float
 ) -> None:
-    arguments = choose_num_train_epochs(build(**options), num_train_rows=num_train_rows)
+    arguments = resolve_num_train_epochs(build(**options), num_train_rows=num_train_rows)
     assert arguments.num_train_epochs == expected
