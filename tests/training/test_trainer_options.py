@@ -11,9 +11,9 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.trainer_options import (
     build_training_arguments,
-    resolve_num_train_epochs,
     load_architecture_fields,
     load_json_fields,
+    resolve_num_train_epochs,
 )
 
 
