@@ -98,13 +98,18 @@ class FinetuningArguments:
     )
     num_train_epochs: float | None = declare_flag(
         None,
-        "Most epochs. Default: 60; for classes from a trained model 10, or the 500 steps that few "
-        "rows need.",
+        "Most epochs. Default: 60; from a trained model 40, for classes 10, or the 500 steps that "
+        "few rows need.",
     )
     batch_size: int = declare_flag(32, "Molecules in a batch.")
     weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.")
     dropout: float | None = declare_flag(
         None, "Dropout of the hidden layers. Default: the model's."
+    )
+    ema_decay: float = declare_flag(
+        0.99,
+        "Decay per step of the moving average of the weights, which is what valid chooses and the "
+        "run keeps; 0 keeps the weights themselves.",
     )
     warmup_ratio: float = declare_flag(0.1, "Share of the steps with a rising learning rate.")
     early_stopping_patience: int = declare_flag(
@@ -169,6 +174,8 @@ class FinetuningArguments:
     def _validate_values(self) -> None:
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"--dropout {self.dropout} is not a share from 0 to below 1.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"--ema-decay {self.ema_decay} is not a share from 0 to below 1.")
         if self.feature_cache == "":
             raise ValueError("--feature-cache is empty. Name a folder, 'default' or 'none'.")
         validate_smallest_values(self)

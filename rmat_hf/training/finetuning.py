@@ -209,6 +209,7 @@ def _build_trainer(
         compute_metrics=compute_metrics,
         callbacks=[EarlyStoppingCallback(arguments.early_stopping_patience)],
         head_learning_rate=choose_head_learning_rate(arguments),
+        ema_decay=arguments.ema_decay,
     )
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
 from transformers.trainer import Trainer
-from transformers.trainer_utils import PredictionOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_length
 
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.length_grouping import LengthGroupedSampler, compute_length_order
 from rmat_hf.training.checkpoint_rotation import rotated_by_step
+from rmat_hf.training.weight_average import WeightAverage
 
 
 def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.Tensor:
@@ -39,17 +40,27 @@ class FinetuningTrainer(Trainer):
     - With `train_sampling_strategy="group_by_length"` the batches of training, evaluation and
       prediction have molecules of similar sizes, and predictions come in the order of the rows.
     - The head, which starts untrained, can have a learning rate of its own.
+    - A moving average of the weights can be evaluated, saved and kept in place of the weights.
 
     Args:
         args, kwargs: As in [`Trainer`].
         head_learning_rate (`float`, *optional*): Peak learning rate of the head.
+        ema_decay (`float`): Decay per step of the moving average of the weights; 0 for none.
     """
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        head_learning_rate: float | None = None,
+        ema_decay: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.head_learning_rate = head_learning_rate
+        self.ema_decay = ema_decay
+        self._average: WeightAverage | None = None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer of [`Trainer`], the weights of the head in groups of their own."""
@@ -61,7 +72,20 @@ class FinetuningTrainer(Trainer):
                 cast(nn.Module, self.model if model is None else model),
                 learning_rate=self.head_learning_rate,
             )
+        if is_new and self.ema_decay:
+            self._average = WeightAverage(optimizer, decay=self.ema_decay)
         return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute the gradients of a micro-batch, as [`Trainer.training_step`]."""
+        if self._average is not None:
+            self._average.show_weights()
+        return super().training_step(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate the average of the weights if there is one, as [`Trainer.evaluation_loop`]."""
+        self._show_average()
+        return super().evaluation_loop(*args, **kwargs)
 
     def get_batch_samples(  # noqa: PLR0917 - the signature of Trainer
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -92,8 +116,18 @@ class FinetuningTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._show_average()
         with rotated_by_step(self, trial=trial):
             super()._save_checkpoint(model, trial)
+
+    def _load_best_model(self) -> None:
+        # after this the model holds the best average, and nothing is swapped any more
+        self._show_average()
+        super()._load_best_model()
+
+    def _show_average(self) -> None:
+        if self._average is not None:
+            self._average.show_average()
 
     def get_eval_dataloader(
         self, eval_dataset: str | Dataset[Any] | None = None

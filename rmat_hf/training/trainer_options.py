@@ -22,9 +22,9 @@ ERROR_METRICS = ("loss", "rmse", "mae")
 # Peak learning rate by whether training starts from random weights.
 DEFAULT_LEARNING_RATES = {True: 5e-4, False: 3e-4}
 DEFAULT_NUM_EPOCHS = 60
-# Classes from a trained model; docs/finetuning_recipe.md says why.
-NUM_CLASSIFICATION_EPOCHS = 10
-LEAST_CLASSIFICATION_STEPS = 500
+# From a trained model, by whether the problem is a regression; docs/finetuning_recipe.md says why.
+FINETUNING_EPOCHS = {True: 40, False: 10}
+LEAST_FINETUNING_STEPS = 500
 
 
 def load_json_fields(path: str | None) -> dict[str, Any]:
@@ -69,10 +69,11 @@ def resolve_num_train_epochs(
     if arguments.num_train_epochs is not None:
         return arguments
     num_epochs = DEFAULT_NUM_EPOCHS
-    if arguments.model != SCRATCH and arguments.problem_type != "regression":
+    if arguments.model != SCRATCH:
         steps_per_epoch = max(math.ceil(num_train_rows / arguments.batch_size), 1)
-        needed = math.ceil(LEAST_CLASSIFICATION_STEPS / steps_per_epoch)
-        num_epochs = min(max(NUM_CLASSIFICATION_EPOCHS, needed), DEFAULT_NUM_EPOCHS)
+        needed = math.ceil(LEAST_FINETUNING_STEPS / steps_per_epoch)
+        usual = FINETUNING_EPOCHS[arguments.problem_type == "regression"]
+        num_epochs = min(max(usual, needed), DEFAULT_NUM_EPOCHS)
     return replace(arguments, num_train_epochs=float(num_epochs))
 
 

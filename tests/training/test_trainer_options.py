@@ -164,7 +164,9 @@ def test_only_fields_of_the_architecture_can_be_overridden(tmp_path: Path) -> No
     [
         ({}, 1600, 60),
         ({"problem_type": "multi_label_classification"}, 1600, 60),
-        ({"model": "rmat-small"}, 1600, 60),
+        ({"model": "rmat-small"}, 1600, 40),
+        ({"model": "rmat-small"}, 320, 50),
+        ({"model": "rmat-small"}, 3, 60),
         ({"model": "rmat-small", "problem_type": "multi_label_classification"}, 1600, 10),
         ({"model": "rmat-small", "problem_type": "single_label_classification"}, 320, 50),
         ({"model": "rmat-small", "problem_type": "single_label_classification"}, 3, 60),
@@ -179,7 +181,7 @@ def test_only_fields_of_the_architecture_can_be_overridden(tmp_path: Path) -> No
         ),
     ],
 )
-def test_classes_from_a_trained_model_take_few_epochs(
+def test_a_trained_model_takes_fewer_epochs_but_not_too_few_steps(
     options: dict[str, Any], num_train_rows: int, expected: float
 ) -> None:
     arguments = resolve_num_train_epochs(build(**options), num_train_rows=num_train_rows)
