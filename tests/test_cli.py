@@ -335,7 +335,8 @@ def test_featurize_prints_counts_and_reasons(
 
 def write_benchmark(folder: Path, **model: object) -> list[str | Path]:
     """Write a protocol with one tiny model; return the flags of its benchmark in this process."""
-    tiny = {"geometry": "bounds", "model_config": str(folder / "tiny.json"), "num_train_epochs": 1}
+    tiny = {"model": "scratch", "model_config": str(folder / "tiny.json"), "num_train_epochs": 1}
+    tiny |= {"geometry": "bounds"}
     dataset = {"dataset": "table.csv", "label_columns": ["y"], "problem_type": "regression"}
     content = {
         "datasets": {"set": {**dataset, "splits": ["part"], "seeds": [0]}},

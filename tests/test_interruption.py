@@ -266,7 +266,7 @@ def list_finetuning_flags(folder: Path) -> list[Any]:
         *["finetune", "--dataset", folder / "data" / "table.csv", "--label-columns", "y"],
         *["--split", "column", "--split-column", "part_0", "--output-dir", folder / "run"],
         *["--geometry", "bounds", "--num-train-epochs", 40, "--early-stopping-patience", 100],
-        *["--model-config", protocol["models"]["tiny"]["model_config"]],
+        *["--model", "scratch", "--model-config", protocol["models"]["tiny"]["model_config"]],
         *["--feature-cache", "none", "--num-workers", 2],
     ]
 

@@ -33,6 +33,7 @@ def build_tiny_protocol(folder: Path, **sections: Any) -> dict[str, Any]:
     write_table(folder / "data" / "table.csv", columns)
     model = {
         "geometry": "bounds",
+        "model": "scratch",
         "model_config": write_json(folder / "architecture.json", TINY_ARCHITECTURE),
         "num_train_epochs": 1,
     }

@@ -60,6 +60,7 @@ def build_tiny_arguments(
         "dataset": str(write_table(folder / "table.csv", table)),
         "label_columns": [name for name in table if name not in ("smiles", "part")],
         "output_dir": str(folder / "run"),
+        "model": "scratch",
         "geometry": "bounds",
         "feature_cache": "none",
     }

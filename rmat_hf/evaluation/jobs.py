@@ -24,7 +24,7 @@ from rmat_hf.data.table_writer import TableWriter
 from rmat_hf.evaluation.protocol import Fold, Protocol, compute_model_checksum
 from rmat_hf.evaluation.row_predictions import PREDICTIONS_FILE, RowPredictions
 from rmat_hf.training import baselines
-from rmat_hf.training.arguments import SCRATCH, FinetuningArguments
+from rmat_hf.training.arguments import DEFAULT_MODEL, FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.run_folder import describe_arguments
 
@@ -99,7 +99,7 @@ def build_finetuning_jobs(
         ValueError: If fields of a model contradict each other or the data set.
     """
     checksums = {
-        name: compute_model_checksum(options.get("model", SCRATCH))
+        name: compute_model_checksum(options.get("model", DEFAULT_MODEL))
         for name, options in protocol.models.items()
     }
     jobs = []

@@ -21,6 +21,7 @@ BenchmarkStep = Literal["featurize", "predict", "embed", "forward", "train"]
 BenchmarkDtype = Literal["float32", "bfloat16"]
 
 SCRATCH = "scratch"
+DEFAULT_MODEL = "rmat-small"
 DEFAULT_CACHE = "default"
 NO_CACHE = "none"
 RESERVED_COLUMNS = ("row", "smiles", "split", "error")
@@ -46,7 +47,9 @@ class FinetuningArguments:
         "Columns with the labels; several make it multi-task."
     )
     output_dir: str = declare_required("Folder to write; it becomes the whole predictor.")
-    model: str = declare_flag(SCRATCH, "Model folder, Hub id, or 'scratch' for random weights.")
+    model: str = declare_flag(
+        DEFAULT_MODEL, "Bundled name, model folder, Hub id, or 'scratch' for random weights."
+    )
     model_revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
     model_config: str | None = declare_flag(None, "JSON file with RMatConfig fields to override.")
     dataset_revision: str | None = declare_flag(

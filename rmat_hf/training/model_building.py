@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from rmat_hf.checkpoint_files import ModelLoadingError
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.compact_features import read_molecule_descriptors
 from rmat_hf.model_loading import load_config, load_for_finetuning
@@ -46,13 +47,27 @@ def build_finetuning_model(
     if arguments.model == SCRATCH:
         model = RMatForSequenceClassification(config)
     else:
-        model = load_for_finetuning(
-            arguments.model, config=config, revision=arguments.model_revision
-        )
+        model = _load_model(arguments, config)
     if model.descriptor_scaler is not None:
         descriptors = read_molecule_descriptors(task.select("train")["features"][:])
         model.descriptor_scaler.fit(torch.from_numpy(descriptors))
     return model
+
+
+def _load_model(
+    arguments: FinetuningArguments, config: RMatConfig
+) -> RMatForSequenceClassification:
+    try:
+        return load_for_finetuning(
+            arguments.model, config=config, revision=arguments.model_revision
+        )
+    except ModelLoadingError as error:
+        if not load_architecture_fields(arguments.model_config):
+            raise
+        raise ModelLoadingError(
+            f"{error} If {arguments.model_config!r} is to change sizes that the weights of "
+            f"{arguments.model!r} have, pass --model scratch to train from random weights."
+        ) from error
 
 
 def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask) -> RMatConfig:

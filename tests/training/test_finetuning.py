@@ -66,6 +66,7 @@ def build_arguments(work: Path, **changes: Any) -> FinetuningArguments:
         "split": "column",
         "split_column": "part",
         "output_dir": str(work / "run"),
+        "model": "scratch",
         "geometry": "bounds",
         "model_config": str(work / "tiny.json"),
         "feature_cache": "none",

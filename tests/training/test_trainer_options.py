@@ -162,9 +162,9 @@ def test_only_fields_of_the_architecture_can_be_overridden(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "num_train_rows", "expected"),
     [
-        ({}, 1600, 60),
-        ({"problem_type": "multi_label_classification"}, 1600, 60),
-        ({"model": "rmat-small"}, 1600, 40),
+        ({"model": "scratch"}, 1600, 60),
+        ({"model": "scratch", "problem_type": "multi_label_classification"}, 1600, 60),
+        ({}, 1600, 40),
         ({"model": "rmat-small"}, 320, 50),
         ({"model": "rmat-small"}, 3, 60),
         ({"model": "rmat-small", "problem_type": "multi_label_classification"}, 1600, 10),
