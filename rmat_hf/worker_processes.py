@@ -2,9 +2,7 @@
 
 import multiprocessing
 import multiprocessing.connection
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
@@ -12,6 +10,8 @@ from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
+
+from rmat_hf.parent_process import follow_parent
 
 # Takes items, one after the other, and is told how to report progress.
 Work = Callable[[Iterator[int], Callable[[int], None]], None]
@@ -35,19 +35,6 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(num_threads)
-
-
-def follow_parent() -> None:
-    """Leave Ctrl-C to the parent of this process, and end with it, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def run_in_processes(

@@ -22,7 +22,7 @@ PACKAGE = REPO_ROOT / "rmat_hf"
 # From the lowest layer to the highest. A module imports only from lower layers, a folder also from
 # itself.
 LAYERS = [
-    {"config_validation_rmat", "safe_weights_rmat"},
+    {"config_validation_rmat", "safe_weights_rmat", "parent_process"},
     {
         "configuration_rmat",
         "atomic_output",

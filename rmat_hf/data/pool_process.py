@@ -1,16 +1,15 @@
 """What runs in a process of a worker pool, and what its end says."""
 
 import multiprocessing
-import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from rmat_hf.parent_process import follow_parent
 
 # A process that was itself spawned would spawn its workers, which takes seconds for each.
 _CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
@@ -21,11 +20,11 @@ class WorkerError(ChildProcessError):
 
 
 def start_process(work: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Start a process that ends with this one, even if it is killed.
+    """Start a process for what RDKit may crash on.
 
     Args:
         work (`Callable`): Called in the process.
-        arguments (`Any`): Of `work`, which gets the id of this process before them.
+        arguments (`Any`): Of `work`, which begins with `follow_parent()`.
 
     Raises:
         WorkerError: It cannot start.
@@ -35,9 +34,7 @@ def start_process(work: Callable[..., None], *arguments: Any) -> BaseProcess:
             "A daemonic process, as those of multiprocessing.Pool, can have no workers. Use none "
             "(num_workers=0)."
         )
-    process: BaseProcess = _CONTEXT.Process(
-        target=work, args=(os.getpid(), *arguments), daemon=True
-    )
+    process: BaseProcess = _CONTEXT.Process(target=work, args=arguments, daemon=True)
     try:
         process.start()
     except OSError as error:
@@ -67,7 +64,6 @@ def describe_exit(exit_code: int | None, *, time_limit_s: int) -> str:
 
 
 def answer_chunks(  # noqa: PLR0917 - processes call it by position
-    parent: int,
     compute: Callable[[Iterable[Any]], list[Any]],
     connection: Connection,
     in_hand: Any,
@@ -76,13 +72,14 @@ def answer_chunks(  # noqa: PLR0917 - processes call it by position
     """Take chunks from a pipe and send back their outcomes, until the pipe ends.
 
     Args:
-        parent (`int`): Id of the process to end with.
         compute (`Callable`): As in [`WorkerPool`].
         connection (`Connection`): Gives lists of pairs of a position and an item.
         in_hand (`Any`): Shared number that is set to the position of the item in hand.
         item_time_limit_s (`int`): Seconds after which an item ends this process.
     """
-    follow_parent(parent)
+    follow_parent()
+    for number in (signal.SIGTERM, signal.SIGALRM):  # the parent's handlers are none of ours
+        signal.signal(number, signal.SIG_DFL)
 
     def iterate_announced(items: list[tuple[int, Any]]) -> Iterator[Any]:
         for idx, item in items:
@@ -93,20 +90,6 @@ def answer_chunks(  # noqa: PLR0917 - processes call it by position
     with _ErrorsSent(connection), suppress(EOFError):
         while True:
             connection.send(compute(iterate_announced(connection.recv())))
-
-
-def follow_parent(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGALRM):  # the parent's handlers are none of ours
-        signal.signal(number, signal.SIG_DFL)
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from rmat_hf.checkpoint_files import hide_credentials
 from rmat_hf.evaluation.jobs import Job, run_job
 from rmat_hf.interruption import find_exit_code, stopped_by_signals
-from rmat_hf.worker_processes import follow_parent
+from rmat_hf.parent_process import follow_parent
 
 logger = logging.getLogger(__name__)
 

@@ -119,7 +119,7 @@ def test_few_chunks_wait_although_workers_die() -> None:
 
 
 def test_workers_that_cannot_start_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_process, "follow_parent", lambda parent: os._exit(1))
+    monkeypatch.setattr(pool_process, "follow_parent", lambda: os._exit(1))
     with pytest.raises(WorkerError, match="3 times in a row a worker process ended"):
         run(build_pool(deadly={}), CHUNKS)
 
