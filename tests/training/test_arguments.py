@@ -52,6 +52,9 @@ def test_every_flag_has_a_help_sentence_of_its_own(arguments_class: type) -> Non
         ({"split": "cluster", "cluster_cutoff": 0.0}, r"0.0 is no distance between 0 and 1"),
         ({"molecule_descriptors": "mordred"}, r"'mordred'.*rdkit_2d"),
         ({"class_weighting": "focal"}, r"'focal'.*balanced"),
+        ({"dropout": 1.0}, r"--dropout 1.0 is not a share from 0 to below 1"),
+        ({"ema_decay": 1.0}, r"--ema-decay 1.0 is not a share from 0 to below 1"),
+        ({"ema_decay": float("nan")}, r"--ema-decay nan is not a share"),
     ],
 )
 def test_contradictory_finetuning_flags_are_refused_with_the_way_out(
