@@ -14,11 +14,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help install quickstart test test-slow test-upstream notebooks bench bench-featurization \
-	fuzz hostile-input-table bench-chemprop bench-embeddings bench-accuracy bench-screening bench-learning-curve check audit lint \
-	format wheel constraints clean
+	fuzz hostile-input-table bench-chemprop bench-embeddings bench-accuracy bench-screening \
+	bench-learning-curve check audit lint format wheel constraints clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with the package and the tested versions of everything it needs
 
@@ -81,11 +81,11 @@ bench-accuracy: $(INSTALLED) ## Finetune rmat-small and random weights on DATA/m
 	$(BIN)/rmat benchmark --data $(DATA)/mat_benchmark --protocol scripts/protocols/mat_benchmark.json \
 	  --num-proc 2 --output-dir runs/mat_benchmark
 
-ROWS ?= 1000000
-
 bench-learning-curve: $(INSTALLED) ## Test error against train labels, from rmat-small and random weights; takes an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_learning_curve.py $(DATA)/mat_benchmark \
 	  runs/learning_curve 2
+
+ROWS ?= 1000000
 
 bench-screening: $(INSTALLED) ## Featurize and predict ROWS molecules: memory, rows per second, kills; takes hours
 	mkdir -p .cache/benchmarks

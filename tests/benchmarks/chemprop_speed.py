@@ -25,15 +25,10 @@ from measuring import (
     read_smiles,
 )
 
+from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    # of rmat_hf.training.arguments, without dropout
-    "default": {
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_head_layers": 2,
-    },
+    "default": {**SCRATCH_ARCHITECTURE, "hidden_dropout_prob": 0.0},
     # as many parameters as chemprop's default
     "as chemprop": {
         "hidden_size": 96,
