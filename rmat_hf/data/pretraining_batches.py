@@ -173,10 +173,7 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
         seed: int,
         buffer_size: int = STREAM_BUFFER_SIZE,
     ) -> None:
-        columns = dataset.select_columns(["features", "num_nodes"])
-        # The buffer shuffles the rows. Mixing those of several shards takes thrice as long, and a
-        # pause of 5 seconds in every epoch.
-        self.dataset = columns.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=1)
+        self.dataset = dataset.select_columns(["features", "num_nodes"])
         self.options: dict[str, int] = {"batch_size": batch_size, "max_pairs": max_pairs}
         self.multiple = multiple
         self.seed = seed
@@ -186,7 +183,6 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch; accelerate calls it."""
         self.epoch = epoch
-        self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[PretrainingBatch]:
         worker = get_worker_info()
@@ -209,8 +205,14 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
         num_nodes: list[int] = []
         features: list[bytes] = []
         size = self.buffer_size
+        # The buffer shuffles the rows. Mixing those of several shards takes thrice as long, and a
+        # pause of 5 seconds in every epoch.
+        # A data set keeps its epoch in memory that it shares with the workers, each of which may
+        # be in another epoch: so everyone shuffles its own.
+        dataset = self.dataset.shuffle(seed=self.seed, buffer_size=1, max_buffer_input_shards=1)
+        dataset.set_epoch(self.epoch)
         # unlike the iterator over rows, this one does not divide the shards between the workers
-        for chunk in self.dataset.iter(batch_size=STREAM_CHUNK_SIZE):
+        for chunk in dataset.iter(batch_size=STREAM_CHUNK_SIZE):
             num_nodes += chunk["num_nodes"]
             features += chunk["features"]
             while len(features) >= size + min_rows:

@@ -1,3 +1,4 @@
+import multiprocessing
 from collections import Counter
 
 import datasets
@@ -135,6 +136,20 @@ def test_epochs_of_a_stream_differ_and_repeat(table: datasets.Dataset) -> None:
     assert {batch.epoch for batch in second} == {1}
     assert [batch.features for batch in second] != [batch.features for batch in first]
     assert list(resumed) == second
+
+
+def test_a_worker_in_another_epoch_does_not_change_the_order(table: datasets.Dataset) -> None:
+    """Workers skip to where a run was interrupted, each at its own speed."""
+    shards = table.to_iterable_dataset(num_shards=4)
+    stream = StreamedBatches(shards, multiple=1, seed=0, buffer_size=100, **LIMITS)
+    undisturbed = list(stream)
+    worker = multiprocessing.get_context("fork").Process(target=stream.set_epoch, args=(2,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    assert list(stream) == undisturbed
+    stream.set_epoch(2)
+    assert [b.features for b in stream] != [b.features for b in undisturbed]
 
 
 def test_a_stream_shorter_than_the_number_of_processes_is_refused() -> None:
