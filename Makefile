@@ -77,11 +77,13 @@ bench-embeddings: $(INSTALLED) ## Frozen vectors of MODEL beside fingerprints an
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_embeddings.py $(MODEL) $(DATA)/mat_benchmark \
 	  .cache/benchmarks/embeddings.json
 
-bench-accuracy: $(INSTALLED) ## Finetune rmat-small and random weights on DATA/mat_benchmark, beside baselines; takes hours
-	$(BIN)/rmat benchmark --data $(DATA)/mat_benchmark --protocol scripts/protocols/mat_benchmark.json \
-	  --num-proc 2 --output-dir runs/mat_benchmark
+PROTOCOL ?= mat_benchmark
 
-bench-learning-curve: $(INSTALLED) ## Test error against train labels, from rmat-small and random weights; takes an hour
+bench-accuracy: $(INSTALLED) ## Run PROTOCOL of scripts/protocols on DATA/mat_benchmark: models beside baselines; takes hours
+	$(BIN)/rmat benchmark --data $(DATA)/mat_benchmark --protocol scripts/protocols/$(PROTOCOL).json \
+	  --num-proc 2 --output-dir runs/$(PROTOCOL)
+
+bench-learning-curve: $(INSTALLED) ## Test error against train labels, beside baselines; takes two hours
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_learning_curve.py $(DATA)/mat_benchmark \
 	  runs/learning_curve 2
 

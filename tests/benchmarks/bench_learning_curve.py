@@ -1,15 +1,16 @@
-"""Test error against the number of training labels, from rmat-small and from random weights.
+"""Test error against the number of training labels, beside classical baselines.
 
     python tests/benchmarks/bench_learning_curve.py FOLDER OUT NUM_PROC
 
-FOLDER holds `freesolv.csv` and `esol.csv` with `smiles`, `y` and the columns `split_0` to
+FOLDER holds the CSV files of the four data sets with `smiles`, `y` and the columns `split_0` to
 `split_2`. The smaller train parts are the first rows of a larger one, in random order; valid and
 test stay whole. Every run is one of `rmat benchmark`, so repeating the command continues it. OUT
-gets the runs, `learning_curve.json` and a plot.
+gets the runs, `learning_curve.json` and a plot for the numbers and one for the classes.
 """
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +21,77 @@ import pandas as pd
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.evaluation.arguments import EvaluationArguments
 
-SIZES = {"freesolv": (64, 128, 256, 513), "esol": (113, 226, 451, 902)}
-SPLITS = ("split_0", "split_1", "split_2")
-MODELS = {
-    "rmat-small": {"model": "rmat-small", "geometry": "bounds"},
-    "random weights": {"model": "scratch", "geometry": "bounds"},
+RMAT_SMALL = {"rmat-small": {"model": "rmat-small", "geometry": "bounds"}}
+RANDOM_WEIGHTS = {"random weights": {"model": "scratch", "geometry": "bounds"}}
+NUM_REPEATS = 3
+Curves = dict[str, dict[str, dict[int, list[float]]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data sets of one kind of label, and what is compared on them."""
+
+    problem_type: str
+    metric: str
+    sizes: dict[str, tuple[int, ...]]
+    models: dict[str, dict[str, str]]
+
+
+# the splits of the classes are all the same
+TASKS = {
+    "classes": Task(
+        "multi_label_classification",
+        "roc_auc",
+        {"estrogen-beta": (196, 392, 784, 1568), "bbbp": (203, 407, 815, 1631)},
+        RMAT_SMALL,
+    ),
+    "regression": Task(
+        "regression",
+        "rmse",
+        {"freesolv": (64, 128, 256, 513), "esol": (113, 226, 451, 902)},
+        RMAT_SMALL | RANDOM_WEIGHTS,
+    ),
 }
 BASELINES = ["svm_rdkit_descriptors", "random_forest_ecfp4_counts"]
 
 
-def write_tables(folder: Path, tables: Path) -> dict[str, Any]:
-    """Write a table per data set, split and size; return their entries of a protocol."""
+def write_tables(folder: Path, tables: Path, *, task: Task) -> dict[str, Any]:
+    """Write a table per data set, size and repeat; return their entries of a protocol."""
     tables.mkdir(parents=True, exist_ok=True)
     entries = {}
-    for name, sizes in SIZES.items():
+    for name, sizes in task.sizes.items():
         whole = pd.read_csv(folder / f"{name}.csv")
-        for split in SPLITS:
-            is_train = whole[split] == "train"
-            train = whole[is_train].sample(frac=1.0, random_state=0)
+        for repeat in range(NUM_REPEATS):
+            split = whole[f"split_{repeat}"]
+            train = whole[split == "train"].sample(frac=1.0, random_state=repeat)
             for size in sizes:
-                rows = pd.concat([train.iloc[:size], whole[~is_train]])
-                key = f"{name}-{size}-{split}"
-                table = rows[["smiles", "y"]].assign(part=rows[split])
+                rows = pd.concat([train.iloc[:size], whole[split != "train"]])
+                key = f"{name}-{size}-{repeat}"
+                table = rows[["smiles", "y"]].assign(part=split)
                 table.to_csv(tables / f"{key}.csv", index=False)
                 entries[key] = {
                     "dataset": f"{key}.csv",
                     "label_columns": ["y"],
-                    "problem_type": "regression",
+                    "problem_type": task.problem_type,
                     "conflict_tolerance": 1e9,
-                    "seeds": [0],
+                    "seeds": [repeat],
                     "splits": ["part"],
                 }
     return entries
 
 
-def collect(results: dict[str, Any]) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """Return the test RMSE of every split by data set, method and size."""
-    curves: dict[str, dict[str, dict[int, list[float]]]] = {}
+def collect(results: dict[str, Any], *, metric: str) -> Curves:
+    """Return the metric on test of every repeat by data set, method and size."""
+    curves: Curves = {}
     for key, dataset in results["datasets"].items():
-        name, size, _ = key.split("-")
+        name, size, _ = key.rsplit("-", 2)
         for method, found in dataset["methods"].items():
             by_size = curves.setdefault(name, {}).setdefault(method, {})
-            by_size.setdefault(int(size), []).append(found["metrics"][0]["test"]["rmse"])
+            by_size.setdefault(int(size), []).append(found["metrics"][0]["test"][metric])
     return curves
 
 
-def draw(curves: dict[str, dict[str, dict[int, list[float]]]], path: Path) -> None:
+def draw(curves: Curves, path: Path, *, metric: str) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -73,15 +99,39 @@ def draw(curves: dict[str, dict[str, dict[int, list[float]]]], path: Path) -> No
     for axes, (name, methods) in zip(all_axes[0], curves.items(), strict=True):
         for method, by_size in methods.items():
             means = [np.mean(values) for values in by_size.values()]
-            axes.loglog(list(by_size), means, "o-", label=method)
-        sizes = SIZES[name]
-        axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+            axes.plot(list(by_size), means, "o-", label=method)
+        sizes = next(iter(methods.values()))
+        axes.set_xscale("log")
+        axes.set_xticks(list(sizes), [str(size) for size in sizes])
         axes.minorticks_off()
-        ticks = [0.25, 0.35, 0.5, 0.7, 1.0]
-        axes.set_yticks(ticks, [str(tick) for tick in ticks])
-        axes.set(title=name, xlabel="train labels", ylabel="test RMSE, standardized")
+        if metric == "rmse":
+            axes.set_yscale("log")
+            ticks = [0.25, 0.35, 0.5, 0.7, 1.0]
+            axes.set_yticks(ticks, [str(tick) for tick in ticks])
+            axes.minorticks_off()
+        label = {"rmse": "test RMSE, standardized", "roc_auc": "test ROC AUC"}[metric]
+        axes.set(title=name, xlabel="train labels", ylabel=label)
     all_axes[0][-1].legend(fontsize="small")
     figure.savefig(path, bbox_inches="tight", dpi=120)
+
+
+def run_task(task: Task, *, folder: Path, out: Path, num_proc: int) -> Curves:
+    """Run the benchmark of a task into its folder, or continue it."""
+    entries = write_tables(folder, out / "tables", task=task)
+    protocol = {"datasets": entries, "models": task.models, "baselines": BASELINES}
+    (out / "protocol.json").write_text(json.dumps(protocol))
+    arguments = EvaluationArguments(
+        data=str(out / "tables"),
+        protocol=str(out / "protocol.json"),
+        output_dir=str(out / "benchmark"),
+        num_proc=num_proc,
+    )
+    result = run_accuracy_benchmark(arguments, report_progress=show)
+    if not result.is_complete:
+        sys.exit("Some runs failed; see the report.")
+    curves = collect(result.results, metric=task.metric)
+    draw(curves, out / "learning_curve.png", metric=task.metric)
+    return curves
 
 
 def show(line: str) -> None:
@@ -90,25 +140,15 @@ def show(line: str) -> None:
 
 
 def main() -> None:
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    entries = write_tables(folder, out / "tables")
-    protocol = {"datasets": entries, "models": MODELS, "baselines": BASELINES}
-    (out / "protocol.json").write_text(json.dumps(protocol))
-    arguments = EvaluationArguments(
-        data=str(out / "tables"),
-        protocol=str(out / "protocol.json"),
-        output_dir=str(out / "benchmark"),
-        num_proc=int(sys.argv[3]),
-    )
-    result = run_accuracy_benchmark(arguments, report_progress=show)
-    if not result.is_complete:
-        sys.exit("Some runs failed; see the report.")
-    curves = collect(result.results)
+    folder, out, num_proc = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    curves: Curves = {}
+    for name, task in TASKS.items():
+        curves |= run_task(task, folder=folder, out=out / name, num_proc=num_proc)
     (out / "learning_curve.json").write_text(json.dumps(curves, indent=2))
-    draw(curves, out / "learning_curve.png")
     for name, methods in curves.items():
-        show(f"\n| {name}, train labels | " + " | ".join(map(str, SIZES[name])) + " |")
-        show("|---" * (len(SIZES[name]) + 1) + "|")
+        sizes = next(iter(methods.values()))
+        show(f"\n| {name}, train labels | " + " | ".join(map(str, sizes)) + " |")
+        show("|---" * (len(sizes) + 1) + "|")
         for method, by_size in methods.items():
             cells = [f"{np.mean(v):.3f} ± {np.std(v):.3f}" for v in by_size.values()]
             show(f"| {method} | " + " | ".join(cells) + " |")

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from tiny_evaluation import build_tiny_protocol, load_tiny_protocol, save_protocol
 
@@ -11,6 +12,8 @@ from rmat_hf.evaluation.protocol import (
     compute_model_checksum,
     load_protocol,
 )
+from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.trainer_options import resolve_num_train_epochs
 
 TINY = ("models", "tiny")
 NUMBERS = ("datasets", "numbers")
@@ -132,6 +135,24 @@ def test_protocol_of_the_mat_sets_is_one_for_them(repo_root: Path, shared_dir: P
         *("rmat-small + descriptors", "rmat-small + descriptors, 3 members", "random weights"),
     ]
     assert {options["geometry"] for options in protocol.models.values()} == {"bounds"}
+
+
+def test_protocol_of_the_effect_gives_both_models_as_many_epochs(
+    repo_root: Path, shared_dir: Path, tmp_path: Path
+) -> None:
+    folder = shared_dir / "data" / "mat_benchmark"
+    path = repo_root / "scripts" / "protocols" / "pretraining_effect.json"
+    protocol = load_protocol(path, data=folder)
+    assert list(protocol.models) == ["rmat-small", "random weights, as many epochs"]
+    for name, dataset in protocol.datasets.items():
+        num_train_rows = (pd.read_csv(folder / f"{name}.csv")["split_0"] == "train").sum()
+        epochs = set()
+        for options in protocol.models.values():
+            fields = dataset.options | options | {"output_dir": str(tmp_path)}
+            arguments = FinetuningArguments(**fields)
+            arguments = resolve_num_train_epochs(arguments, num_train_rows=num_train_rows)
+            epochs.add(arguments.num_train_epochs)
+        assert len(epochs) == 1
 
 
 def test_checksum_of_a_model_changes_with_its_files(tmp_path: Path) -> None:
