@@ -137,22 +137,26 @@ def test_protocol_of_the_mat_sets_is_one_for_them(repo_root: Path, shared_dir: P
     assert {options["geometry"] for options in protocol.models.values()} == {"bounds"}
 
 
-def test_protocol_of_the_effect_gives_both_models_as_many_epochs(
-    repo_root: Path, shared_dir: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["pretraining_effect", "pretraining_effect_classes"])
+def test_protocols_of_the_effect_give_random_weights_as_many_epochs(
+    name: str, repo_root: Path, shared_dir: Path, tmp_path: Path
 ) -> None:
     folder = shared_dir / "data" / "mat_benchmark"
-    path = repo_root / "scripts" / "protocols" / "pretraining_effect.json"
+    path = repo_root / "scripts" / "protocols" / f"{name}.json"
     protocol = load_protocol(path, data=folder)
     assert list(protocol.models) == ["rmat-small", "random weights, as many epochs"]
-    for name, dataset in protocol.datasets.items():
-        num_train_rows = (pd.read_csv(folder / f"{name}.csv")["split_0"] == "train").sum()
-        epochs = set()
+    for key, dataset in protocol.datasets.items():
+        num_train_rows = (pd.read_csv(folder / f"{key}.csv")["split_0"] == "train").sum()
+        epochs = []
         for options in protocol.models.values():
             fields = dataset.options | options | {"output_dir": str(tmp_path)}
-            arguments = FinetuningArguments(**fields)
-            arguments = resolve_num_train_epochs(arguments, num_train_rows=num_train_rows)
-            epochs.add(arguments.num_train_epochs)
-        assert len(epochs) == 1
+            arguments = resolve_num_train_epochs(
+                FinetuningArguments(**fields), num_train_rows=num_train_rows
+            )
+            epochs.append(arguments.num_train_epochs)
+        pretrained, random = epochs
+        # one number for both sets of classes
+        assert random - pretrained in (0, 1)
 
 
 def test_checksum_of_a_model_changes_with_its_files(tmp_path: Path) -> None:
