@@ -106,6 +106,7 @@ def predict(
     molecules: Iterable[Molecule],
     *,
     processor: RMatProcessor | None = None,
+    revision: str | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
     device: str | torch.device | None = None,
@@ -117,6 +118,7 @@ def predict(
         model (`str`, `Path` or a loaded model): Folder, Hub id or finetuned model or ensemble.
         molecules (`Iterable[str | Chem.Mol | None]`): SMILES or RDKit molecules, a column too.
         processor (`RMatProcessor`, *optional*): Needed with a loaded model.
+        revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
         batch_size (`int`, *optional*, defaults to 32):
             Most molecules in one forward pass, which takes molecules of similar sizes.
         num_workers (`int`, *optional*, defaults to 0): Processes that featurize.
@@ -125,14 +127,19 @@ def predict(
 
     Returns:
         [`Predictions`] with one row per molecule; an invalid molecule has NaN and a reason.
+
+    Raises:
+        ValueError: If a loaded model comes without its processor, or with a revision.
     """
     if isinstance(model, str | Path):
-        model, processor = load_predictor(model, device=device)
+        model, processor = load_predictor(model, revision=revision, device=device)
+    else:
+        processor = _validate_loaded(processor, revision=revision)
     config = model.config
     num_outputs = len(config.output_names)
     inference = BatchedInference(
         model=_move(model, device),
-        processor=_require(processor),
+        processor=processor,
         read_output=lambda output: _read_predictions(output, config.problem_type),
         num_columns=num_outputs * (2 if is_ensemble(config) else 1),
         batch_size=batch_size,
@@ -149,6 +156,7 @@ def embed(
     molecules: Iterable[Molecule],
     *,
     processor: RMatProcessor | None = None,
+    revision: str | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
     device: str | torch.device | None = None,
@@ -158,17 +166,23 @@ def embed(
 
     Args:
         model (`str`, `Path` or a loaded model): Folder, Hub id or model, with any head or none.
-        molecules, processor, batch_size, num_workers, device, cache_dir: As in [`predict`].
+        molecules, processor, revision, batch_size, num_workers, device, cache_dir:
+            As in [`predict`].
 
     Returns:
         [`Embeddings`] with one row per molecule; an invalid molecule has NaN and a reason.
+
+    Raises:
+        ValueError: As in [`predict`].
     """
     if isinstance(model, str | Path):
-        model, processor = load_embedder(model, device=device)
+        model, processor = load_embedder(model, revision=revision, device=device)
+    else:
+        processor = _validate_loaded(processor, revision=revision)
     encoder: RMatPreTrainedModel = model.base_model  # type: ignore[assignment]  # typed Module
     inference = BatchedInference(
         model=_move(encoder, device),
-        processor=_require(processor),
+        processor=processor,
         read_output=lambda output: output.pooler_output,
         num_columns=encoder.config.pooled_size,
         batch_size=batch_size,
@@ -207,9 +221,15 @@ def _move(model: RMatPreTrainedModel, device: str | torch.device | None) -> RMat
     return model
 
 
-def _require(processor: RMatProcessor | None) -> RMatProcessor:
+def _validate_loaded(processor: RMatProcessor | None, *, revision: str | None) -> RMatProcessor:
+    """Return the processor of a model that was given as an object."""
     if processor is None:
         raise ValueError(
             "A loaded model needs its processor: pass processor=AutoProcessor.from_pretrained(...)."
+        )
+    if revision is not None:
+        raise ValueError(
+            f"A loaded model has no other revision, so {revision!r} cannot be had. Pass its name "
+            "on the Hub, or load that revision."
         )
     return processor

@@ -341,6 +341,33 @@ def test_predicting_with_a_pinned_model_from_the_hub(
     assert values == pytest.approx(expected.tolist(), abs=TOLERANCE)
 
 
+PINNED = """
+import json, sys
+from rmat_hf import embed, predict
+model = sys.argv[1]
+pinned, latest = (predict(model, ["CCO"], revision=r).values.item() for r in ("v1", None))
+try:
+    message = ""
+    embed(model, ["CCO"], revision="v9")
+except (OSError, ValueError) as error:
+    message = str(error)
+print(json.dumps([pinned, latest, message]))
+"""
+
+
+@pytest.mark.slow
+def test_a_revision_chooses_the_model_in_python_too(
+    published: dict[str, Any], downloaded: Path, run_online: RunProcess
+) -> None:
+    done = run_online("-c", PINNED, MODEL)
+    assert done.returncode == 0, done.stderr
+    pinned, latest, message = json.loads(done.stdout.splitlines()[-1])
+    expected = predict(downloaded, ["CCO"]).values.item()
+    assert pinned == pytest.approx(expected, abs=TOLERANCE)
+    assert latest - pinned == pytest.approx(SHIFT, abs=1e-3)
+    assert "v9" in message and MODEL in message
+
+
 @pytest.mark.slow
 def test_finetuning_a_model_from_the_hub_on_data_from_the_hub(
     published: dict[str, Any], run_online: RunProcess, tmp_path: Path

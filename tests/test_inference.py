@@ -205,6 +205,12 @@ def test_a_loaded_model_without_its_processor_is_refused(run: Any) -> None:
 
 
 @pytest.mark.parametrize("run", [predict, embed])
+def test_a_loaded_model_with_a_revision_is_refused(run: Any, processor: RMatProcessor) -> None:
+    with pytest.raises(ValueError, match="no other revision, so 'v1' cannot be had"):
+        run(build_regression_model(), ["CCO"], processor=processor, revision="v1")
+
+
+@pytest.mark.parametrize("run", [predict, embed])
 def test_a_folder_gives_the_same_as_the_loaded_model(
     run: Any,
     tiny_model: RMatForSequenceClassification,
