@@ -28,6 +28,18 @@ from rmat_hf.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.processing_rmat import RMatProcessor
 
 RMAT = "import sys; from rmat_hf.cli import main; sys.argv[0] = 'rmat'; main()"
+PINNED = """
+import json, sys
+from rmat_hf import embed, predict
+model = sys.argv[1]
+pinned, latest = (predict(model, ["CCO"], revision=r).values.item() for r in ("v1", None))
+try:
+    message = ""
+    embed(model, ["CCO"], revision="v9")
+except (OSError, ValueError) as error:
+    message = str(error)
+print(json.dumps([pinned, latest, message]))
+"""
 TOLERANCE = 1e-6
 # A proxy is for other machines.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -339,20 +351,6 @@ def test_predicting_with_a_pinned_model_from_the_hub(
         values = [float(row["prediction_logS"]) for row in csv.DictReader(stream)]
     expected = predict(downloaded, TINY_SMILES).values[:, 0]
     assert values == pytest.approx(expected.tolist(), abs=TOLERANCE)
-
-
-PINNED = """
-import json, sys
-from rmat_hf import embed, predict
-model = sys.argv[1]
-pinned, latest = (predict(model, ["CCO"], revision=r).values.item() for r in ("v1", None))
-try:
-    message = ""
-    embed(model, ["CCO"], revision="v9")
-except (OSError, ValueError) as error:
-    message = str(error)
-print(json.dumps([pinned, latest, message]))
-"""
 
 
 @pytest.mark.slow

@@ -103,12 +103,11 @@ def draw(curves: Curves, path: Path, *, metric: str) -> None:
         sizes = next(iter(methods.values()))
         axes.set_xscale("log")
         axes.set_xticks(list(sizes), [str(size) for size in sizes])
-        axes.minorticks_off()
         if metric == "rmse":
             axes.set_yscale("log")
             ticks = [0.25, 0.35, 0.5, 0.7, 1.0]
             axes.set_yticks(ticks, [str(tick) for tick in ticks])
-            axes.minorticks_off()
+        axes.minorticks_off()
         label = {"rmse": "test RMSE, standardized", "roc_auc": "test ROC AUC"}[metric]
         axes.set(title=name, xlabel="train labels", ylabel=label)
     all_axes[0][-1].legend(fontsize="small")
