@@ -23,6 +23,15 @@ def build_activation(config: RMatConfig) -> nn.Module:
     return ACT2FN[config.hidden_act]
 
 
+class RMatRadialProjection(nn.Linear):
+    """Linear layer of the radial basis that adds to a tensor instead of making one of its own."""
+
+    def forward(  # type: ignore[override]  # one argument more
+        self, radial_basis: torch.Tensor, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        return hidden.addmm_(radial_basis, self.weight.t())
+
+
 class RMatPairEmbedding(nn.Module):
     """First layer of a pair network: from everything known about a pair to `z`, as wide as a head.
 
@@ -33,7 +42,7 @@ class RMatPairEmbedding(nn.Module):
         super().__init__()
         head_size = config.hidden_size // config.num_attention_heads
         self.code_proj = nn.Linear(config.num_code_features, head_size)
-        self.radial_proj = nn.Linear(config.num_radial_basis, head_size, bias=False)
+        self.radial_proj = RMatRadialProjection(config.num_radial_basis, head_size, bias=False)
         self.act_fn = build_activation(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -43,10 +52,11 @@ class RMatPairEmbedding(nn.Module):
         """Return `z` of every pair, `(batch_size, num_nodes, num_nodes, head_size)`."""
         dtype = self.radial_proj.weight.dtype
         code_table = self.code_proj(code_features.to(dtype))
-        hidden = self.radial_proj(radial_basis.to(dtype))
         # the backward pass of `index_select` is several times faster than that of an embedding
-        hidden += code_table.index_select(0, pair_codes.flatten()).view_as(hidden)
-        return self.dropout(self.act_fn(hidden))
+        hidden = code_table.index_select(0, pair_codes.flatten())
+        # flat until the end: autograd copies what is changed in place through a view
+        hidden = self.radial_proj(radial_basis.flatten(0, 2).to(dtype), hidden)
+        return self.dropout(self.act_fn(hidden)).view(*pair_codes.shape, -1)
 
 
 class RMatSelfAttention(nn.Module):
@@ -55,7 +65,11 @@ class RMatSelfAttention(nn.Module):
     The pair networks give a bias `b_ij = W z_ij + c` to every head; all heads share `z_ij`. So
     `q . b_ij = (W^T q) . z_ij + q . c`, and `sum_j a_ij b_ij = W (sum_j a_ij z_ij) + c sum_j a_ij`:
     no tensor larger than `(batch_size, num_nodes, num_nodes, head_size)` is ever needed. Terms
-    that are constant along a row of the softmax cancel and are left out.
+    that are constant along a row of the softmax cancel and are left out. `c` of the values is
+    added to them before they are summed.
+
+    Inside, states of the heads are `(num_heads, batch_size, num_nodes, head_size)`: products by
+    head, by molecule and by node all read this layout without a copy.
     """
 
     def __init__(self, config: RMatConfig) -> None:
@@ -91,41 +105,42 @@ class RMatSelfAttention(nn.Module):
     def compute_pair_scores(
         self, pair_query: torch.Tensor, pair_key: torch.Tensor | None, *pairs: torch.Tensor
     ) -> torch.Tensor:
-        """Return what pairs add to the scores, `(batch_size, num_nodes, num_heads, num_nodes)`."""
+        """Return what pairs add to the scores, `(num_heads, batch_size, num_nodes, num_nodes)`."""
         hidden = self.key_pairs(*pairs)
-        weight = self.key_pair_weight.to(hidden.dtype)
-        pair_query = torch.einsum("bihe,hed->bihd", pair_query, weight)
-        scores = torch.matmul(pair_query, hidden.transpose(-1, -2))
+        scores = torch.matmul(pair_query.permute(1, 2, 0, 3), hidden.transpose(2, 3))
+        scores = scores.permute(2, 0, 1, 3).contiguous()
         # CODEPATH: "paper" only, where the key of column j meets the pair (i, j) too.
         if pair_key is not None:
             # row j, head, column i
-            pair_key = torch.einsum("bjhe,hed->bjhd", pair_key, weight)
-            key_scores = torch.matmul(pair_key, hidden.permute(0, 2, 3, 1))
-            scores = scores + key_scores.transpose(1, 3)
+            hidden = hidden.transpose(1, 2).contiguous()
+            key_scores = torch.matmul(pair_key.permute(1, 2, 0, 3), hidden.transpose(2, 3))
+            scores = scores + key_scores.permute(2, 0, 3, 1).contiguous()
         return scores
 
     def compute_scores(
-        self, query: torch.Tensor, key: torch.Tensor, *pairs: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, padding: torch.Tensor, *pairs: torch.Tensor
     ) -> torch.Tensor:
-        """Return the attention scores, `(batch_size, num_heads, num_nodes, num_nodes)`."""
+        """Return the attention scores, `(num_heads, batch_size, num_nodes, num_nodes)`."""
         scale = 1.0 / math.sqrt(self.head_size)
+        weight = self.key_pair_weight.to(query.dtype) * scale
         # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
         if self.config.attention_form == "reference":
-            content_query, pair_key = query * scale, None
-            pair_query = (query + key) * scale + self.pair_bias
+            content_query, pair_key = query, None
+            pair_query = query + key + self.pair_bias[:, None, None] / scale
         else:
-            content_query = (query + self.content_bias + self.key_pair_constant) * scale
-            pair_query, pair_key = (query + self.pair_bias) * scale, key * scale
-        content_scores = torch.matmul(content_query.transpose(1, 2), key.permute(0, 2, 3, 1))
-        pair_scores = self.run_pairwise(self.compute_pair_scores, pair_query, pair_key, *pairs)
-        return content_scores + pair_scores.transpose(1, 2)
+            content_query = query + (self.content_bias + self.key_pair_constant)[:, None, None]
+            pair_query = query + self.pair_bias[:, None, None]
+            pair_key = torch.einsum("hbne,hed->hbnd", key, weight)
+        pair_query = torch.einsum("hbne,hed->hbnd", pair_query, weight)
+        scores = self.run_pairwise(self.compute_pair_scores, pair_query, pair_key, *pairs)
+        scores = scores.add_(torch.matmul(content_query, key.transpose(2, 3)), alpha=scale)
+        # a sum has no gradient to mask; the lowest number takes up every score
+        mask = padding.to(scores.dtype) * torch.finfo(scores.dtype).min
+        return scores.add_(mask.transpose(0, 1))
 
     def compute_pair_context(self, probs: torch.Tensor, *pairs: torch.Tensor) -> torch.Tensor:
-        """Return what pairs add to the values of every node and head."""
-        hidden = self.value_pairs(*pairs)
-        context = torch.matmul(probs.transpose(1, 2), hidden)
-        weight = self.value_pair_weight.to(hidden.dtype)
-        return torch.einsum("bihd,hed->bihe", context, weight)
+        """Return the mean `z`, `(batch_size, num_nodes, num_heads, head_size)`."""
+        return torch.matmul(probs.permute(1, 2, 0, 3), self.value_pairs(*pairs))
 
     def attend(
         self,
@@ -135,15 +150,37 @@ class RMatSelfAttention(nn.Module):
         padding: torch.Tensor,
         *pairs: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the context of every node and head, and the attention probabilities."""
-        scores = self.compute_scores(query, key, *pairs)
-        scores = scores.masked_fill(padding, torch.finfo(scores.dtype).min)
-        attention_probs = nn.functional.softmax(scores, dim=-1)
-        dropped_probs = self.attention_dropout(attention_probs)
-        context = torch.matmul(dropped_probs, value.transpose(1, 2)).transpose(1, 2)
-        context = context + self.run_pairwise(self.compute_pair_context, dropped_probs, *pairs)
-        sums = dropped_probs.sum(-1).transpose(1, 2).unsqueeze(-1)
-        return context + sums * self.value_pair_constant, attention_probs
+        """Return the context of every head and node, and the attention probabilities."""
+        scores = self.compute_scores(query, key, padding, *pairs)
+        attention_probs = nn.functional.softmax(scores, dim=-1).transpose(0, 1)
+        dropped_probs = self.attention_dropout(attention_probs).transpose(0, 1)
+        value = value + self.value_pair_constant[:, None, None]
+        context = torch.matmul(dropped_probs, value)
+        pair_context = self.run_pairwise(self.compute_pair_context, dropped_probs, *pairs)
+        weight = self.value_pair_weight.to(value.dtype)
+        return context + torch.einsum("bnhd,hed->hbne", pair_context, weight), attention_probs
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """Return `(num_heads, batch_size, num_nodes, head_size)`, in the type of the pairs."""
+        states = states.view(*states.shape[:-1], self.num_heads, self.head_size).permute(2, 0, 1, 3)
+        dtype = self.key_pairs.radial_proj.weight.dtype
+        return states.to(dtype, memory_format=torch.contiguous_format).contiguous()
+
+    def project_keys(self, hidden_states: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        """Return the keys of every head, `(num_heads, batch_size, num_nodes, head_size)`.
+
+        Autocast rounds only how the keys of a molecule differ. What they have in common is larger,
+        and no mean over the nodes would take its rounding error out again: that stays exact.
+        """
+        device_type = hidden_states.device.type
+        if not torch.is_autocast_enabled(device_type):
+            return self.split_heads(self.k_proj(hidden_states))
+        with torch.autocast(device_type, enabled=False):
+            weights = (~padding).squeeze(1).to(self.k_proj.weight.dtype)
+            hidden_states = hidden_states.to(weights.dtype)
+            mean = torch.bmm(weights, hidden_states) / weights.sum(-1, keepdim=True)
+            common = self.k_proj(mean) - self.k_proj.bias
+        return self.split_heads(self.k_proj(hidden_states - mean)) + self.split_heads(common)
 
     def forward(
         self,
@@ -167,19 +204,22 @@ class RMatSelfAttention(nn.Module):
             code_features (`torch.Tensor` of shape `(num_codes, num_code_features)`):
                 What each code stands for.
         """
-        head_shape = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
-        query = self.q_proj(hidden_states).view(head_shape)
-        key = self.k_proj(hidden_states).view(head_shape)
-        value = self.v_proj(hidden_states).view(head_shape)
+        key = self.project_keys(hidden_states, padding)
+        states = hidden_states
+        # CODEPATH: under autocast, where each projection would round the states for itself.
+        if torch.is_autocast_enabled(hidden_states.device.type):
+            states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
+        query = self.split_heads(self.q_proj(states))
+        value = self.split_heads(self.v_proj(states))
         # Half precision in what follows would make most of the error of a whole model in it.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            dtype = self.key_pairs.radial_proj.weight.dtype
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
             context, attention_probs = self.attend(
                 query, key, value, padding, pair_codes, radial_basis, code_features
             )
-        context = context.flatten(2).to(hidden_states.dtype)
-        return self.o_proj(context), attention_probs
+        context = context.permute(1, 2, 0, 3).to(
+            states.dtype, memory_format=torch.contiguous_format
+        )
+        return self.o_proj(context.flatten(2)), attention_probs
 
 
 __all__ = ["RMatPairEmbedding", "RMatSelfAttention", "build_activation"]

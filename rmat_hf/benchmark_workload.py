@@ -163,10 +163,10 @@ def build_steps(workload: Workload) -> dict[str, Callable[[], object]]:
 
     def run_forward() -> None:
         model.eval()
-        for batch in batches:
-            inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-            with torch.inference_mode(), autocast():
-                model(**inputs)
+        # one autocast for all batches converts the weights once, as around `predict`
+        with torch.inference_mode(), autocast():
+            for batch in batches:
+                model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
 
     def run_train() -> None:
         model.train()

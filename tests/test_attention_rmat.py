@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
-from rmat_hf.attention_rmat import RMatPairEmbedding, build_activation
+from rmat_hf.attention_rmat import RMatPairEmbedding, RMatSelfAttention, build_activation
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatModel
 from rmat_hf.processing_rmat import RMatProcessor
@@ -68,3 +68,24 @@ def test_half_precision_keeps_the_relations_exact_enough(
                 rounded = half.eval()(**batch).logits
         errors.append((exact - rounded).square().mean().sqrt() / exact.std(0).mean())
     assert torch.stack(errors).median() < MAX_BFLOAT16_ERROR
+
+
+def test_autocast_rounds_how_keys_differ_and_not_what_they_have_in_common() -> None:
+    torch.manual_seed(0)
+    layer = RMatModel(RMatConfig(**TINY_ARCHITECTURE)).layers[0].self_attention
+    assert isinstance(layer, RMatSelfAttention)
+    torch.nn.init.normal_(layer.k_proj.bias, std=0.1)
+    common = 10 * torch.randn(3, 1, TINY_ARCHITECTURE["hidden_size"])
+    hidden_states = common + 0.1 * torch.randn(3, 7, TINY_ARCHITECTURE["hidden_size"])
+    padding = torch.zeros(3, 1, 1, 7, dtype=torch.bool)
+    padding[1, ..., 4:] = True
+    is_node = ~padding[:, 0, 0]
+    with torch.no_grad():
+        exact = layer.project_keys(hidden_states, padding)[:, is_node]
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = layer.project_keys(hidden_states, padding)[:, is_node]
+            all_rounded = layer.split_heads(layer.k_proj(hidden_states))[:, is_node]
+            other_padding = hidden_states.masked_fill(padding[:, 0, 0, :, None], 1e3)
+            repeated = layer.project_keys(other_padding, padding)[:, is_node]
+    assert (rounded - exact).abs().max() < 0.1 * (all_rounded - exact).abs().max()
+    assert torch.equal(repeated, rounded)

@@ -134,14 +134,16 @@ class Predictor:
         loss.backward()
 
     def run(self, batches: Sequence[Batch], *, task: str) -> None:
-        for inputs in batches:
-            if task == "train":
+        if task == "train":
+            for inputs in batches:
                 self.compute_gradients(inputs)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            else:
-                with torch.no_grad():
-                    self.predict(inputs)
+            return
+        # one autocast for all batches converts the weights once, as around `predict`
+        with torch.no_grad(), autocast(self.precision):
+            for inputs in batches:
+                self.predict(inputs)
 
 
 def build_pair(size: str, form: str, **options: Any) -> tuple[Predictor, Predictor]:
