@@ -107,13 +107,16 @@ class RMatSelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Return what pairs add to the scores, `(num_heads, batch_size, num_nodes, num_nodes)`."""
         hidden = self.key_pairs(*pairs)
-        scores = torch.matmul(pair_query.permute(1, 2, 0, 3), hidden.transpose(2, 3))
+        weight = self.key_pair_weight.to(hidden.dtype) / math.sqrt(self.head_size)
+        pair_query = torch.einsum("hbne,hed->bnhd", pair_query, weight)
+        scores = torch.matmul(pair_query, hidden.transpose(2, 3))
         scores = scores.permute(2, 0, 1, 3).contiguous()
         # CODEPATH: "paper" only, where the key of column j meets the pair (i, j) too.
         if pair_key is not None:
             # row j, head, column i
             hidden = hidden.transpose(1, 2).contiguous()
-            key_scores = torch.matmul(pair_key.permute(1, 2, 0, 3), hidden.transpose(2, 3))
+            pair_key = torch.einsum("hbne,hed->bnhd", pair_key, weight)
+            key_scores = torch.matmul(pair_key, hidden.transpose(2, 3))
             scores = scores + key_scores.permute(2, 0, 3, 1).contiguous()
         return scores
 
@@ -122,16 +125,13 @@ class RMatSelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Return the attention scores, `(num_heads, batch_size, num_nodes, num_nodes)`."""
         scale = 1.0 / math.sqrt(self.head_size)
-        weight = self.key_pair_weight.to(query.dtype) * scale
         # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
         if self.config.attention_form == "reference":
             content_query, pair_key = query, None
             pair_query = query + key + self.pair_bias[:, None, None] / scale
         else:
             content_query = query + (self.content_bias + self.key_pair_constant)[:, None, None]
-            pair_query = query + self.pair_bias[:, None, None]
-            pair_key = torch.einsum("hbne,hed->hbnd", key, weight)
-        pair_query = torch.einsum("hbne,hed->hbnd", pair_query, weight)
+            pair_query, pair_key = query + self.pair_bias[:, None, None], key
         scores = self.run_pairwise(self.compute_pair_scores, pair_query, pair_key, *pairs)
         scores = scores.add_(torch.matmul(content_query, key.transpose(2, 3)), alpha=scale)
         # a sum has no gradient to mask; the lowest number takes up every score
@@ -139,8 +139,11 @@ class RMatSelfAttention(nn.Module):
         return scores.add_(mask.transpose(0, 1))
 
     def compute_pair_context(self, probs: torch.Tensor, *pairs: torch.Tensor) -> torch.Tensor:
-        """Return the mean `z`, `(batch_size, num_nodes, num_heads, head_size)`."""
-        return torch.matmul(probs.permute(1, 2, 0, 3), self.value_pairs(*pairs))
+        """Return what pairs add to the values of every head and node."""
+        hidden = self.value_pairs(*pairs)
+        context = torch.matmul(probs.permute(1, 2, 0, 3), hidden)
+        weight = self.value_pair_weight.to(hidden.dtype)
+        return torch.einsum("bnhd,hed->hbne", context, weight)
 
     def attend(
         self,
@@ -156,9 +159,8 @@ class RMatSelfAttention(nn.Module):
         dropped_probs = self.attention_dropout(attention_probs).transpose(0, 1)
         value = value + self.value_pair_constant[:, None, None]
         context = torch.matmul(dropped_probs, value)
-        pair_context = self.run_pairwise(self.compute_pair_context, dropped_probs, *pairs)
-        weight = self.value_pair_weight.to(value.dtype)
-        return context + torch.einsum("bnhd,hed->hbne", pair_context, weight), attention_probs
+        context = context + self.run_pairwise(self.compute_pair_context, dropped_probs, *pairs)
+        return context, attention_probs
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
         """Return `(num_heads, batch_size, num_nodes, head_size)`, in the type of the pairs."""
@@ -166,21 +168,28 @@ class RMatSelfAttention(nn.Module):
         dtype = self.key_pairs.radial_proj.weight.dtype
         return states.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
-    def project_keys(self, hidden_states: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """Return the keys of every head, `(num_heads, batch_size, num_nodes, head_size)`.
+    def project(
+        self, hidden_states: torch.Tensor, padding: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return query, key and value, each `(num_heads, batch_size, num_nodes, head_size)`.
 
-        Autocast rounds only how the keys of a molecule differ. What they have in common is larger,
-        and no mean over the nodes would take its rounding error out again: that stays exact.
+        Autocast rounds only how queries and keys of a molecule differ. What they have in common is
+        larger, and no mean over the nodes would take its rounding error out again: it stays exact.
         """
+        value = self.split_heads(self.v_proj(hidden_states))
         device_type = hidden_states.device.type
         if not torch.is_autocast_enabled(device_type):
-            return self.split_heads(self.k_proj(hidden_states))
+            query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
+            return self.split_heads(query), self.split_heads(key), value
         with torch.autocast(device_type, enabled=False):
             weights = (~padding).squeeze(1).to(self.k_proj.weight.dtype)
             hidden_states = hidden_states.to(weights.dtype)
             mean = torch.bmm(weights, hidden_states) / weights.sum(-1, keepdim=True)
-            common = self.k_proj(mean) - self.k_proj.bias
-        return self.split_heads(self.k_proj(hidden_states - mean)) + self.split_heads(common)
+            common_query = self.split_heads(self.q_proj(mean) - self.q_proj.bias)
+            common_key = self.split_heads(self.k_proj(mean) - self.k_proj.bias)
+        differences = (hidden_states - mean).to(torch.get_autocast_dtype(device_type))
+        query = self.split_heads(self.q_proj(differences)) + common_query
+        return query, self.split_heads(self.k_proj(differences)) + common_key, value
 
     def forward(
         self,
@@ -204,21 +213,17 @@ class RMatSelfAttention(nn.Module):
             code_features (`torch.Tensor` of shape `(num_codes, num_code_features)`):
                 What each code stands for.
         """
-        key = self.project_keys(hidden_states, padding)
-        states = hidden_states
-        # CODEPATH: under autocast, where each projection would round the states for itself.
-        if torch.is_autocast_enabled(hidden_states.device.type):
-            states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
-        query = self.split_heads(self.q_proj(states))
-        value = self.split_heads(self.v_proj(states))
+        query, key, value = self.project(hidden_states, padding)
         # Half precision in what follows would make most of the error of a whole model in it.
         with torch.autocast(hidden_states.device.type, enabled=False):
             context, attention_probs = self.attend(
                 query, key, value, padding, pair_codes, radial_basis, code_features
             )
-        context = context.permute(1, 2, 0, 3).to(
-            states.dtype, memory_format=torch.contiguous_format
-        )
+        dtype = hidden_states.dtype
+        # CODEPATH: under autocast, where moving the heads and rounding are one pass.
+        if torch.is_autocast_enabled(hidden_states.device.type):
+            dtype = torch.get_autocast_dtype(hidden_states.device.type)
+        context = context.permute(1, 2, 0, 3).to(dtype, memory_format=torch.contiguous_format)
         return self.o_proj(context.flatten(2)), attention_probs
 
 

@@ -70,22 +70,30 @@ def test_half_precision_keeps_the_relations_exact_enough(
     assert torch.stack(errors).median() < MAX_BFLOAT16_ERROR
 
 
-def test_autocast_rounds_how_keys_differ_and_not_what_they_have_in_common() -> None:
+def test_autocast_rounds_how_queries_and_keys_differ_and_not_what_they_have_in_common() -> None:
     torch.manual_seed(0)
     layer = RMatModel(RMatConfig(**TINY_ARCHITECTURE)).layers[0].self_attention
     assert isinstance(layer, RMatSelfAttention)
-    torch.nn.init.normal_(layer.k_proj.bias, std=0.1)
+    projections = (layer.q_proj, layer.k_proj)
+    for projection in projections:
+        torch.nn.init.normal_(projection.bias, std=0.1)
     common = 10 * torch.randn(3, 1, TINY_ARCHITECTURE["hidden_size"])
     hidden_states = common + 0.1 * torch.randn(3, 7, TINY_ARCHITECTURE["hidden_size"])
     padding = torch.zeros(3, 1, 1, 7, dtype=torch.bool)
     padding[1, ..., 4:] = True
     is_node = ~padding[:, 0, 0]
+    other_padding = hidden_states.masked_fill(padding[:, 0, 0, :, None], 1e3)
     with torch.no_grad():
-        exact = layer.project_keys(hidden_states, padding)[:, is_node]
+        exact = layer.project(hidden_states, padding)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = layer.project_keys(hidden_states, padding)[:, is_node]
-            all_rounded = layer.split_heads(layer.k_proj(hidden_states))[:, is_node]
-            other_padding = hidden_states.masked_fill(padding[:, 0, 0, :, None], 1e3)
-            repeated = layer.project_keys(other_padding, padding)[:, is_node]
-    assert (rounded - exact).abs().max() < 0.1 * (all_rounded - exact).abs().max()
-    assert torch.equal(repeated, rounded)
+            ours = layer.project(hidden_states, padding)
+            all_rounded = [layer.split_heads(linear(hidden_states)) for linear in projections]
+            repeated = layer.project(other_padding, padding)
+
+    def find_error(values: torch.Tensor, side: int) -> torch.Tensor:
+        return (values - exact[side])[:, is_node].abs().max()
+
+    for side in range(2):
+        assert find_error(ours[side], side) < 0.1 * find_error(all_rounded[side], side)
+    for kept, other in zip(ours, repeated, strict=True):
+        assert torch.equal(kept[:, is_node], other[:, is_node])
