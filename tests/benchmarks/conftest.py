@@ -39,8 +39,11 @@ def describe_cpu() -> str:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         fields[name.strip()] = value.strip()
+    # decides how fast bf16 is
+    matrix_unit = ", AMX" if "amx_bf16" in fields.get("flags", "").split() else ""
     return (
-        f"{fields.get('model name')} (family {fields.get('cpu family')}, model {fields['model']})"
+        f"{fields.get('model name')} (family {fields.get('cpu family')}, model {fields['model']}"
+        f"{matrix_unit})"
     )
 
 
