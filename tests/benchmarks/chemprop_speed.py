@@ -29,12 +29,12 @@ from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "default": {**SCRATCH_ARCHITECTURE, "hidden_dropout_prob": 0.0},
-    # as many parameters as chemprop's default
+    # as many parameters as chemprop's default; a head fills the processor's vectors
     "as chemprop": {
         "hidden_size": 96,
         "intermediate_size": 192,
         "num_hidden_layers": 3,
-        "num_attention_heads": 8,
+        "num_attention_heads": 6,
         "num_head_layers": 2,
     },
 }
