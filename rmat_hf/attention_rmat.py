@@ -166,6 +166,7 @@ class RMatSelfAttention(nn.Module):
         """Return `(num_heads, batch_size, num_nodes, head_size)`, in the type of the pairs."""
         states = states.view(*states.shape[:-1], self.num_heads, self.head_size).permute(2, 0, 1, 3)
         dtype = self.key_pairs.radial_proj.weight.dtype
+        # `to` alone keeps the layout where the type is already the one of the pairs
         return states.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
     def project(
