@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
+from .centered_linear_rmat import compute_atom_mean, is_rounded, project_exactly
 from .configuration_rmat import RMatConfig
 
 
@@ -68,6 +69,9 @@ class RMatSelfAttention(nn.Module):
     that are constant along a row of the softmax cancel and are left out. `c` of the values is
     added to them before they are summed.
 
+    Pairs have no direction, `z_ij = z_ji`: the key of column j meets the pair (j, i), so that the
+    products of a node with its pairs are one for queries and keys.
+
     Inside, states of the heads are `(num_heads, batch_size, num_nodes, head_size)`: products by
     head, by molecule and by node all read this layout without a copy.
     """
@@ -108,17 +112,16 @@ class RMatSelfAttention(nn.Module):
         """Return what pairs add to the scores, `(num_heads, batch_size, num_nodes, num_nodes)`."""
         hidden = self.key_pairs(*pairs)
         weight = self.key_pair_weight.to(hidden.dtype) / math.sqrt(self.head_size)
-        pair_query = torch.einsum("hbne,hed->bnhd", pair_query, weight)
-        scores = torch.matmul(pair_query, hidden.transpose(2, 3))
-        scores = scores.permute(2, 0, 1, 3).contiguous()
-        # CODEPATH: "paper" only, where the key of column j meets the pair (i, j) too.
+        states = pair_query
+        # CODEPATH: "paper" only, where the key of column j meets a pair too.
         if pair_key is not None:
-            # row j, head, column i
-            hidden = hidden.transpose(1, 2).contiguous()
-            pair_key = torch.einsum("hbne,hed->bnhd", pair_key, weight)
-            key_scores = torch.matmul(pair_key, hidden.transpose(2, 3))
-            scores = scores + key_scores.permute(2, 0, 3, 1).contiguous()
-        return scores
+            states, weight = torch.cat((pair_query, pair_key)), torch.cat((weight, weight))
+        states = torch.einsum("hbne,hed->bnhd", states, weight)
+        scores = torch.matmul(states, hidden.transpose(2, 3)).permute(2, 0, 1, 3)
+        query_scores = scores[: self.num_heads].contiguous()
+        if pair_key is None:
+            return query_scores
+        return query_scores.add_(scores[self.num_heads :].transpose(2, 3))
 
     def compute_scores(
         self, query: torch.Tensor, key: torch.Tensor, padding: torch.Tensor, *pairs: torch.Tensor
@@ -128,10 +131,12 @@ class RMatSelfAttention(nn.Module):
         # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
         if self.config.attention_form == "reference":
             content_query, pair_key = query, None
-            pair_query = query + key + self.pair_bias[:, None, None] / scale
+            pair_query = (query + key).add_(self.pair_bias[:, None, None] / scale)
         else:
-            content_query = query + (self.content_bias + self.key_pair_constant)[:, None, None]
-            pair_query, pair_key = query + self.pair_bias[:, None, None], key
+            # `pair_bias` is in the query, and is not meant for this product
+            content_bias = self.content_bias + self.key_pair_constant - self.pair_bias
+            content_query = query + content_bias[:, None, None]
+            pair_query, pair_key = query, key
         scores = self.run_pairwise(self.compute_pair_scores, pair_query, pair_key, *pairs)
         scores = scores.add_(torch.matmul(content_query, key.transpose(2, 3)), alpha=scale)
         # a sum has no gradient to mask; the lowest number takes up every score
@@ -157,10 +162,9 @@ class RMatSelfAttention(nn.Module):
         scores = self.compute_scores(query, key, padding, *pairs)
         attention_probs = nn.functional.softmax(scores, dim=-1).transpose(0, 1)
         dropped_probs = self.attention_dropout(attention_probs).transpose(0, 1)
-        value = value + self.value_pair_constant[:, None, None]
         context = torch.matmul(dropped_probs, value)
-        context = context + self.run_pairwise(self.compute_pair_context, dropped_probs, *pairs)
-        return context, attention_probs
+        pair_context = self.run_pairwise(self.compute_pair_context, dropped_probs, *pairs)
+        return context.add_(pair_context), attention_probs
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
         """Return `(num_heads, batch_size, num_nodes, head_size)`, in the type of the pairs."""
@@ -170,32 +174,54 @@ class RMatSelfAttention(nn.Module):
         return states.to(dtype, memory_format=torch.contiguous_format).contiguous()
 
     def project(
-        self, hidden_states: torch.Tensor, padding: torch.Tensor
+        self, hidden_states: torch.Tensor, atom_weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return query, key and value, each `(num_heads, batch_size, num_nodes, head_size)`.
 
-        Autocast rounds only how queries and keys of a molecule differ. What they have in common is
-        larger, and no mean over the nodes would take its rounding error out again: it stays exact.
+        The value has `value_pair_constant` in it, in the "paper" form the query `pair_bias`.
         """
         value = self.split_heads(self.v_proj(hidden_states))
-        device_type = hidden_states.device.type
-        if not torch.is_autocast_enabled(device_type):
-            query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
-            return self.split_heads(query), self.split_heads(key), value
+        value = value.add_(self.value_pair_constant[:, None, None])
+        rest, mean = hidden_states, None
+        # CODEPATH: autocast rounds how the nodes differ, and not what the atoms have in common.
+        if is_rounded(hidden_states):
+            hidden_states = hidden_states.to(atom_weights.dtype)
+            mean = compute_atom_mean(hidden_states, atom_weights)
+            rest = hidden_states - mean
+            rest = rest.to(torch.get_autocast_dtype(rest.device.type))
+        query, key = self.split_heads(self.q_proj(rest)), self.split_heads(self.k_proj(rest))
+        if mean is not None:
+            query = query.add_(self.split_heads(project_exactly(self.q_proj, mean)))
+            key = key.add_(self.split_heads(project_exactly(self.k_proj, mean)))
+        # CODEPATH: "paper" only; "reference" adds this bias to the sum of query and key.
+        if self.config.attention_form == "paper":
+            query = query.add_(self.pair_bias[:, None, None])
+        return query, key, value
+
+    def merge_heads(
+        self, context: torch.Tensor, atom_weights: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Return the output of the layer from the context of every head and node."""
+        context = context.permute(1, 2, 0, 3).flatten(2)
+        # CODEPATH: without autocast nothing is rounded here.
+        if not is_rounded(context):
+            return self.o_proj(context.to(dtype))
+        device_type = context.device.type
+        mean = compute_atom_mean(context, atom_weights)
+        # the dummy node has little in common with the atoms
+        atoms = atom_weights.sign().transpose(1, 2).to(context.dtype)
         with torch.autocast(device_type, enabled=False):
-            weights = (~padding).squeeze(1).to(self.k_proj.weight.dtype)
-            hidden_states = hidden_states.to(weights.dtype)
-            mean = torch.bmm(weights, hidden_states) / weights.sum(-1, keepdim=True)
-            common_query = self.split_heads(self.q_proj(mean) - self.q_proj.bias)
-            common_key = self.split_heads(self.k_proj(mean) - self.k_proj.bias)
-        differences = (hidden_states - mean).to(torch.get_autocast_dtype(device_type))
-        query = self.split_heads(self.q_proj(differences)) + common_query
-        return query, self.split_heads(self.k_proj(differences)) + common_key, value
+            rest = context.baddbmm_(atoms, mean, alpha=-1)
+        output = self.o_proj(rest.to(torch.get_autocast_dtype(device_type))).to(context.dtype)
+        with torch.autocast(device_type, enabled=False):
+            mean_output = project_exactly(self.o_proj, mean).to(context.dtype)
+            return output.baddbmm_(atoms, mean_output).to(dtype)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         padding: torch.Tensor,
+        atom_weights: torch.Tensor,
         pair_codes: torch.Tensor,
         radial_basis: torch.Tensor,
         code_features: torch.Tensor,
@@ -207,6 +233,8 @@ class RMatSelfAttention(nn.Module):
                 Normed states of the nodes.
             padding (`torch.Tensor` of shape `(batch_size, 1, 1, num_nodes)`):
                 True where a node is padding.
+            atom_weights (`torch.Tensor` of shape `(batch_size, 1, num_nodes)`):
+                Weights of a mean over the atoms, which autocast does not round.
             pair_codes (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
                 Integer code of bond and neighborhood order.
             radial_basis (`torch.Tensor`):
@@ -214,18 +242,14 @@ class RMatSelfAttention(nn.Module):
             code_features (`torch.Tensor` of shape `(num_codes, num_code_features)`):
                 What each code stands for.
         """
-        query, key, value = self.project(hidden_states, padding)
+        query, key, value = self.project(hidden_states, atom_weights)
         # Half precision in what follows would make most of the error of a whole model in it.
         with torch.autocast(hidden_states.device.type, enabled=False):
             context, attention_probs = self.attend(
                 query, key, value, padding, pair_codes, radial_basis, code_features
             )
-        dtype = hidden_states.dtype
-        # CODEPATH: under autocast, where moving the heads and rounding are one pass.
-        if torch.is_autocast_enabled(hidden_states.device.type):
-            dtype = torch.get_autocast_dtype(hidden_states.device.type)
-        context = context.permute(1, 2, 0, 3).to(dtype, memory_format=torch.contiguous_format)
-        return self.o_proj(context.flatten(2)), attention_probs
+        output = self.merge_heads(context, atom_weights, hidden_states.dtype)
+        return output, attention_probs
 
 
 __all__ = ["RMatPairEmbedding", "RMatSelfAttention", "build_activation"]

@@ -22,6 +22,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_rmat import RMatSelfAttention, build_activation
+from .centered_linear_rmat import compute_atom_weights
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
 from .losses_rmat import (
     compute_multi_label_loss,
@@ -97,7 +98,9 @@ class RMatFeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.dropout(self.act_fn(self.up_proj(hidden_states))))
+        # flat: autograd copies what the activation changes in place through a view
+        hidden = self.dropout(self.act_fn(self.up_proj(hidden_states.flatten(0, 1))))
+        return self.down_proj(hidden).view(hidden_states.shape)
 
 
 class RMatLayer(GradientCheckpointingLayer):
@@ -115,6 +118,7 @@ class RMatLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         padding: torch.Tensor,
+        atom_weights: torch.Tensor,
         pair_codes: torch.Tensor,
         radial_basis: torch.Tensor,
         code_features: torch.Tensor,
@@ -122,6 +126,7 @@ class RMatLayer(GradientCheckpointingLayer):
         attention_output, _ = self.self_attention(
             self.attention_norm(hidden_states),
             padding,
+            atom_weights,
             pair_codes,
             radial_basis,
             code_features,
@@ -364,6 +369,8 @@ class RMatModel(RMatPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""Encode a padded batch of molecules, as `RMatProcessor` makes it.
 
+        What is known about a pair must not depend on the order of its two nodes.
+
         Args:
             node_features (`torch.Tensor` of shape `(batch_size, num_nodes, num_node_features)`):
                 Dummy node at index 0, then the heavy atoms.
@@ -388,10 +395,12 @@ class RMatModel(RMatPreTrainedModel):
             bond_types, topological_distances, interatomic_distances
         )
         padding = attention_mask[:, None, None, :] == 0
+        atom_weights = compute_atom_weights(attention_mask)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 padding,
+                atom_weights,
                 pair_codes,
                 radial_basis,
                 self.pair_features.code_features,

@@ -49,7 +49,8 @@ def compute_radial_basis(
         1, num_radial_basis + 1, device=distances.device, dtype=torch.float32
     )
     frequencies = frequencies.to(distances.dtype)
-    return envelope.unsqueeze(-1) * torch.sin(scaled.unsqueeze(-1) * frequencies)
+    waves = (scaled.unsqueeze(-1) * frequencies).sin_()
+    return waves.mul_(envelope.unsqueeze(-1))
 
 
 class RMatPairFeatures(nn.Module):

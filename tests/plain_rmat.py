@@ -25,9 +25,11 @@ def compute_plain_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return output and attention probabilities of a layer's weights, pair by pair.
 
-    paper:     [q_i.k_j + q_i.b_ij + k_j.b_ij + u.k_j + v.b_ij] / sqrt(d)
+    paper:     [q_i.k_j + q_i.b_ij + k_j.b_ji + u.k_j + v.b_ij] / sqrt(d)
     reference: [q_i.k_j + (q_i + k_i).b_ij] / sqrt(d) + u.k_i + v.b_ij
     output:    sum_j dropout(softmax_j(score_ij)) (value_j + bV_ij)
+
+    Pairs have no direction: b_ji is b_ij. Only a dropout or a gradient tells them apart.
     """
     batch_size, num_nodes, _ = hidden_states.shape
     heads, size = layer.num_heads, layer.head_size
@@ -50,7 +52,7 @@ def compute_plain_attention(
     query_pair = torch.einsum("bihd,bijhd->bhij", query, key_bias)
     v_pair = torch.einsum("hd,bijhd->bhij", v, key_bias)
     if layer.config.attention_form == "paper":
-        key_pair = torch.einsum("bjhd,bijhd->bhij", key, key_bias)
+        key_pair = torch.einsum("bjhd,bjihd->bhij", key, key_bias)
         u_key = torch.einsum("hd,bjhd->bhj", u, key).unsqueeze(2)
         scores = (content + query_pair + key_pair + u_key + v_pair) / math.sqrt(size)
     else:

@@ -38,6 +38,7 @@ LAYERS = [
     {
         "atom_codes_rmat",
         "canonical_order_rmat",
+        "centered_linear_rmat",
         "distances_rmat",
         "molecule_limits_rmat",
         "output_lock",
@@ -102,6 +103,7 @@ MAX_SCRIPT_LINES = 40
 PORTABLE_IMPORTS = {"transformers", "huggingface_hub", "torch", "numpy", "rdkit"}
 WITHOUT_CHEMISTRY = [
     "attention_rmat.py",
+    "centered_linear_rmat.py",
     "config_validation_rmat.py",
     "configuration_rmat.py",
     "losses_rmat.py",

@@ -5,6 +5,7 @@ import torch
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
 from rmat_hf.attention_rmat import RMatPairEmbedding, RMatSelfAttention, build_activation
+from rmat_hf.centered_linear_rmat import compute_atom_weights
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.modeling_rmat import RMatForSequenceClassification, RMatModel
 from rmat_hf.processing_rmat import RMatProcessor
@@ -70,25 +71,39 @@ def test_half_precision_keeps_the_relations_exact_enough(
     assert torch.stack(errors).median() < MAX_BFLOAT16_ERROR
 
 
-def test_autocast_rounds_how_queries_and_keys_differ_and_not_what_they_have_in_common() -> None:
+def build_noisy_layer() -> RMatSelfAttention:
+    """Return a layer with random biases, so that every term counts."""
     torch.manual_seed(0)
     layer = RMatModel(RMatConfig(**TINY_ARCHITECTURE)).layers[0].self_attention
     assert isinstance(layer, RMatSelfAttention)
-    projections = (layer.q_proj, layer.k_proj)
-    for projection in projections:
+    for projection in (layer.q_proj, layer.k_proj, layer.o_proj):
         torch.nn.init.normal_(projection.bias, std=0.1)
-    common = 10 * torch.randn(3, 1, TINY_ARCHITECTURE["hidden_size"])
-    hidden_states = common + 0.1 * torch.randn(3, 7, TINY_ARCHITECTURE["hidden_size"])
-    padding = torch.zeros(3, 1, 1, 7, dtype=torch.bool)
-    padding[1, ..., 4:] = True
-    is_node = ~padding[:, 0, 0]
-    other_padding = hidden_states.masked_fill(padding[:, 0, 0, :, None], 1e3)
+    return layer
+
+
+def draw_states(*, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return states of three molecules with much in common, and their mask: the second is small."""
+    torch.manual_seed(seed)
+    size = TINY_ARCHITECTURE["hidden_size"]
+    mask = torch.ones(3, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    return 10 * torch.randn(3, 1, size) + 0.1 * torch.randn(3, 7, size), mask
+
+
+def test_autocast_rounds_how_queries_and_keys_differ_and_not_what_they_have_in_common() -> None:
+    layer = build_noisy_layer()
+    hidden_states, mask = draw_states(seed=1)
+    weights, is_node = compute_atom_weights(mask), mask.bool()
+    other_padding = hidden_states.masked_fill(mask.unsqueeze(-1) == 0, 1e3)
     with torch.no_grad():
-        exact = layer.project(hidden_states, padding)
+        exact = layer.project(hidden_states, weights)
         with torch.autocast("cpu", torch.bfloat16):
-            ours = layer.project(hidden_states, padding)
-            all_rounded = [layer.split_heads(linear(hidden_states)) for linear in projections]
-            repeated = layer.project(other_padding, padding)
+            ours = layer.project(hidden_states, weights)
+            all_rounded = [
+                layer.split_heads(linear(hidden_states)) for linear in (layer.q_proj, layer.k_proj)
+            ]
+            repeated = layer.project(other_padding, weights)
+    all_rounded[0] += layer.pair_bias[:, None, None]
 
     def find_error(values: torch.Tensor, side: int) -> torch.Tensor:
         return (values - exact[side])[:, is_node].abs().max()
@@ -97,3 +112,52 @@ def test_autocast_rounds_how_queries_and_keys_differ_and_not_what_they_have_in_c
         assert find_error(ours[side], side) < 0.1 * find_error(all_rounded[side], side)
     for kept, other in zip(ours, repeated, strict=True):
         assert torch.equal(kept[:, is_node], other[:, is_node])
+
+
+def test_autocast_does_not_round_what_the_outputs_of_the_atoms_have_in_common() -> None:
+    layer = build_noisy_layer()
+    merged, mask = draw_states(seed=2)
+    # the dummy node is far from the atoms
+    merged[:, 0] *= -3
+    context = merged.unflatten(-1, (layer.num_heads, layer.head_size)).permute(2, 0, 1, 3)
+    weights, is_atom = compute_atom_weights(mask), mask.bool()
+    is_atom[:, 0] = False
+    with torch.no_grad():
+        exact = layer.merge_heads(context.clone(), weights, torch.float32)
+        torch.testing.assert_close(exact, layer.o_proj(merged))
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = layer.merge_heads(context.clone(), weights, torch.float32)
+            all_rounded = layer.o_proj(merged)
+    assert ours.dtype == torch.float32
+    error = (ours - exact)[is_atom].abs().max()
+    assert error < 0.1 * (all_rounded - exact)[is_atom].abs().max()
+    assert (ours - exact)[:, 0].norm() < 0.01 * exact[:, 0].norm()
+
+
+@pytest.mark.parametrize("attention_form", ["paper", "reference"])
+def test_gradients_under_autocast_are_those_without_it(
+    attention_form: str, processor: RMatProcessor
+) -> None:
+    batch = dict(processor(TINY_SMILES, return_tensors="pt"))
+    torch.manual_seed(0)
+    config = RMatConfig(**TINY_ARCHITECTURE, attention_form=attention_form, id2label={0: "label"})
+    model = RMatForSequenceClassification(config).eval()
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = model(**batch).logits
+        parameters = [value for name, value in model.named_parameters() if "proj.weight" in name]
+        gradients.append(torch.autograd.grad(logits.sum(), parameters))
+    for exact, rounded in zip(*gradients, strict=True):
+        assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_autocast_leaves_float64_alone(processor: RMatProcessor) -> None:
+    batch = dict(processor(TINY_SMILES, return_tensors="pt"))
+    model = RMatModel(RMatConfig(**TINY_ARCHITECTURE)).double().eval()
+    with torch.no_grad():
+        exact = model(**batch).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16):
+            under_autocast = model(**batch).last_hidden_state
+    assert under_autocast.dtype == torch.float64
+    torch.testing.assert_close(under_autocast, exact, rtol=0, atol=1e-12)

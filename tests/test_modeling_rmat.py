@@ -23,6 +23,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from rmat_hf.centered_linear_rmat import compute_atom_weights
 from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.modeling_rmat import (
     RMatForPreTraining,
@@ -71,7 +72,8 @@ def run_factored(
     padding = mask[:, None, None, :] == 0
     code_features = model.pair_features.code_features
     layer = model.layers[0].self_attention
-    return layer(hidden_states, padding, pair_codes, radial_basis, code_features)
+    weights = compute_atom_weights(mask)
+    return layer(hidden_states, padding, weights, pair_codes, radial_basis, code_features)
 
 
 @pytest.mark.parametrize("attention_form", ["paper", "reference"])
@@ -107,17 +109,14 @@ def test_factored_attention_equals_plain_equations_in_values_and_gradients(
 
 
 class FixedDropout(torch.nn.Module):
-    """Multiplies by one fixed, asymmetric dropout mask, cut to the columns it is given."""
+    """Multiplies by one fixed, asymmetric dropout mask."""
 
     def __init__(self, mask: torch.Tensor) -> None:
         super().__init__()
         self.mask = mask
-        self.next_column = 0
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        start = self.next_column
-        self.next_column = (start + values.shape[-1]) % self.mask.shape[-1]
-        return values * self.mask[..., start : start + values.shape[-1]]
+        return values * self.mask.view(values.shape)
 
 
 @pytest.mark.parametrize("attention_form", ["paper", "reference"])
@@ -132,8 +131,8 @@ def test_factored_attention_equals_plain_equations_under_the_same_dropout_masks(
     def draw(*shape: int) -> torch.Tensor:
         return (torch.rand(*shape, generator=generator) < 0.7).double() / 0.7
 
-    # keys, then values: the columns of the two pair networks side by side
-    layer.pair_dropout = FixedDropout(draw(batch_size, num_nodes, num_nodes, 2 * layer.head_size))
+    for embedding in (layer.key_pairs, layer.value_pairs):
+        embedding.dropout = FixedDropout(draw(batch_size, num_nodes, num_nodes, layer.head_size))
     layer.attention_dropout = FixedDropout(draw(batch_size, layer.num_heads, num_nodes, num_nodes))
     factored, _ = run_factored(model, hidden_states, mask, pair_codes, radial_basis)
     features = build_pair_features(pair_codes, radial_basis, model.pair_features.code_features)

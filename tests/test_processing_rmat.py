@@ -339,6 +339,14 @@ def test_atom_order_permutes_the_features(seed: int, smiles: str) -> None:
     )
 
 
+@pytest.mark.parametrize("geometry", ["conformer", "bounds"])
+def test_pairs_have_no_direction(geometry: str) -> None:
+    """The attention counts on it: the key of a node meets its pairs from the other side."""
+    batch = RMatProcessor(geometry=geometry)(GOOD_SMILES)
+    for name in ("bond_types", "topological_distances", "interatomic_distances"):
+        np.testing.assert_array_equal(batch[name], batch[name].swapaxes(1, 2), err_msg=name)
+
+
 def test_two_processes_give_the_same_features_bit_for_bit() -> None:
     batch = RMatProcessor(molecule_descriptors=["MolWt"])(GOOD_SMILES)
     here = hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
