@@ -69,8 +69,8 @@ class RMatSelfAttention(nn.Module):
     that are constant along a row of the softmax cancel and are left out. `c` of the values is
     added to them before they are summed.
 
-    Pairs have no direction, `z_ij = z_ji`: the key of column j meets the pair (j, i), so that the
-    products of a node with its pairs are one for queries and keys.
+    Pairs have no direction, `z_ij = z_ji`: the key of column j meets the pair (j, i), so that one
+    product with the pairs of a node serves its query and its key.
 
     Inside, states of the heads are `(num_heads, batch_size, num_nodes, head_size)`: products by
     head, by molecule and by node all read this layout without a copy.
@@ -134,7 +134,8 @@ class RMatSelfAttention(nn.Module):
             pair_query = (query + key).add_(self.pair_bias[:, None, None] / scale)
         else:
             # `pair_bias` is in the query, and is not meant for this product
-            content_bias = self.content_bias + self.key_pair_constant - self.pair_bias
+            content_bias = self.content_bias.to(query.dtype) + self.key_pair_constant
+            content_bias = content_bias - self.pair_bias
             content_query = query + content_bias[:, None, None]
             pair_query, pair_key = query, key
         scores = self.run_pairwise(self.compute_pair_scores, pair_query, pair_key, *pairs)
@@ -184,7 +185,7 @@ class RMatSelfAttention(nn.Module):
         value = value.add_(self.value_pair_constant[:, None, None])
         rest, mean = hidden_states, None
         # CODEPATH: autocast rounds how the nodes differ, and not what the atoms have in common.
-        if is_rounded(hidden_states):
+        if is_rounded(hidden_states, self.q_proj):
             hidden_states = hidden_states.to(atom_weights.dtype)
             mean = compute_atom_mean(hidden_states, atom_weights)
             rest = hidden_states - mean
@@ -204,7 +205,7 @@ class RMatSelfAttention(nn.Module):
         """Return the output of the layer from the context of every head and node."""
         context = context.permute(1, 2, 0, 3).flatten(2)
         # CODEPATH: without autocast nothing is rounded here.
-        if not is_rounded(context):
+        if not is_rounded(context, self.o_proj):
             return self.o_proj(context.to(dtype))
         device_type = context.device.type
         mean = compute_atom_mean(context, atom_weights)
@@ -234,7 +235,7 @@ class RMatSelfAttention(nn.Module):
             padding (`torch.Tensor` of shape `(batch_size, 1, 1, num_nodes)`):
                 True where a node is padding.
             atom_weights (`torch.Tensor` of shape `(batch_size, 1, num_nodes)`):
-                Weights of a mean over the atoms, which autocast does not round.
+                Weights of the mean over the atoms, a mean that autocast does not round.
             pair_codes (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
                 Integer code of bond and neighborhood order.
             radial_basis (`torch.Tensor`):

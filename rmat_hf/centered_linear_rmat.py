@@ -25,16 +25,18 @@ def compute_atom_weights(attention_mask: torch.Tensor) -> torch.Tensor:
     return (atoms / atoms.sum(1, keepdim=True).clamp(min=1.0)).unsqueeze(1)
 
 
-def is_rounded(states: torch.Tensor) -> bool:
-    """Return whether a linear layer rounds these states: under autocast, which spares float64."""
-    return torch.is_autocast_enabled(states.device.type) and states.dtype != torch.float64
+def is_rounded(states: torch.Tensor, linear: nn.Module) -> bool:
+    """Return whether autocast rounds what a linear layer with float32 weights is given."""
+    # weights in half precision are rounded already, and autocast leaves float64 alone
+    return torch.is_autocast_enabled(states.device.type) and linear.bias.dtype == torch.float32
 
 
 @torch.no_grad()
 def compute_atom_mean(states: torch.Tensor, atom_weights: torch.Tensor) -> torch.Tensor:
     """Return the mean over the atoms, `(batch_size, 1, size)`, without a gradient.
 
-    It needs none where it is taken off the input of a linear layer and added to the output.
+    It needs none where it is taken off the input of a linear layer and what the layer makes of it
+    is added to the output.
 
     Args:
         states (`torch.Tensor` of shape `(batch_size, num_nodes, size)`): States of the nodes.
@@ -44,7 +46,7 @@ def compute_atom_mean(states: torch.Tensor, atom_weights: torch.Tensor) -> torch
         return torch.bmm(atom_weights.to(states.dtype), states)
 
 
-def project_exactly(linear: nn.Linear, mean: torch.Tensor) -> torch.Tensor:
+def project_exactly(linear: nn.Module, mean: torch.Tensor) -> torch.Tensor:
     """Return what a linear layer makes of the mean, without its bias and without rounding.
 
     Args:
@@ -52,7 +54,9 @@ def project_exactly(linear: nn.Linear, mean: torch.Tensor) -> torch.Tensor:
         mean (`torch.Tensor` of shape `(batch_size, 1, size)`): From `compute_atom_mean`.
     """
     with torch.autocast(mean.device.type, enabled=False):
-        return linear(mean.to(linear.bias.dtype)) - linear.bias
+        # one row of zeros more gives the bias, that of an adapter too
+        outputs = linear(nn.functional.pad(mean, (0, 0, 0, 0, 0, 1)))
+        return outputs[:-1] - outputs[-1:]
 
 
 __all__ = ["compute_atom_mean", "compute_atom_weights", "is_rounded", "project_exactly"]

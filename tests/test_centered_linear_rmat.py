@@ -41,9 +41,24 @@ def test_projection_of_the_mean_is_exact_under_autocast_and_has_no_bias() -> Non
     assert projected.requires_grad
 
 
-def test_autocast_rounds_everything_but_float64() -> None:
-    states = torch.zeros(1)
-    assert not is_rounded(states)
+class AdaptedLinear(torch.nn.Linear):
+    """A layer with an adapter that scales and shifts its output."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return 1.5 * super().forward(values) + 2.0
+
+
+def test_projection_of_the_mean_has_no_bias_of_an_adapter_either() -> None:
+    torch.manual_seed(0)
+    linear = AdaptedLinear(6, 3)
+    mean = torch.rand(2, 1, 6)
+    torch.testing.assert_close(project_exactly(linear, mean), 1.5 * mean @ linear.weight.t())
+
+
+def test_autocast_rounds_for_float32_weights_alone() -> None:
+    states, linear = torch.zeros(1), torch.nn.Linear(1, 1)
+    assert not is_rounded(states, linear)
     with torch.autocast("cpu", torch.bfloat16):
-        assert is_rounded(states) and is_rounded(states.bfloat16())
-        assert not is_rounded(states.double())
+        assert is_rounded(states, linear) and is_rounded(states.bfloat16(), linear)
+        assert not is_rounded(states.double(), linear.double())
+        assert not is_rounded(states.bfloat16(), linear.bfloat16())
