@@ -3,6 +3,8 @@
 Importing this package registers configuration, models and processor with the Auto classes.
 """
 
+__version__ = "0.1.0"
+
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.feature_extraction_auto import AutoFeatureExtractor
 from transformers.models.auto.modeling_auto import (
@@ -14,22 +16,20 @@ from transformers.models.auto.processing_auto import AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from rmat_hf.bundled_checkpoints import checkpoint_path, list_checkpoints
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.conversion import convert_checkpoint
-from rmat_hf.ensemble_rmat import RMatEnsembleConfig, RMatEnsembleForSequenceClassification
-from rmat_hf.inference import embed, predict
-from rmat_hf.modeling_rmat import (
+from rmat_hf.inference.conversion import convert_checkpoint
+from rmat_hf.inference.prediction import embed, predict
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig, RMatEnsembleForSequenceClassification
+from rmat_hf.model.modeling_rmat import (
     RMatForPreTraining,
     RMatForSequenceClassification,
     RMatModel,
 )
-from rmat_hf.pipeline_rmat import (
+from rmat_hf.model.pipeline_rmat import (
     RMatFeatureExtractionPipeline,
     RMatPropertyPredictionPipeline,
 )
-from rmat_hf.processing_rmat import RMatProcessor
-
-__version__ = "0.1.0"
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 __all__ = [
     "RMatConfig",

@@ -13,23 +13,26 @@ from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
 from rmat_hf import __version__
-from rmat_hf.benchmarking import describe_benchmark, run_benchmark
 from rmat_hf.checkpoint_files import hide_credentials
 from rmat_hf.command_errors import COMMAND_ERRORS, describe_error
-from rmat_hf.conversion import convert_checkpoint
 from rmat_hf.data.corpus_summary import describe_corpus
 from rmat_hf.data.feature_cache import find_feature_cache_dir
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.evaluation.arguments import EvaluationArguments
 from rmat_hf.evaluation.report import build_overview
+from rmat_hf.inference.conversion import convert_checkpoint
+from rmat_hf.inference.screening import is_output_folder, run_embedding, run_prediction
+from rmat_hf.inference.screening_arguments import (
+    PredictionArguments,
+    build_screening,
+    describe_screening,
+)
+from rmat_hf.inference.screening_options import ScreeningResult
 from rmat_hf.interruption import find_exit_code, quiet_without_reader, stopped_by_signals
 from rmat_hf.list_flags import ListFlagCommand
 from rmat_hf.message_text import MessageFormatter, escape_message
-from rmat_hf.screening import is_output_folder, run_embedding, run_prediction
-from rmat_hf.screening_options import ScreeningResult
 from rmat_hf.training.arguments import (
     DEFAULT_CACHE,
-    BenchmarkArguments,
     ConversionArguments,
     FinetuningArguments,
 )
@@ -38,11 +41,6 @@ from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.metrics_table import describe_metrics
 from rmat_hf.training.pretraining import run_pretraining
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
-from rmat_hf.training.screening_arguments import (
-    PredictionArguments,
-    build_screening,
-    describe_screening,
-)
 from rmat_hf.training.task import choose_cache_dir
 
 app = typer.Typer(
@@ -153,13 +151,6 @@ def convert(arguments: ConversionArguments) -> None:
     print(f"Wrote {arguments.output_dir}.")
 
 
-def bench(arguments: BenchmarkArguments) -> None:
-    """Measure molecules per second and peak memory on this machine."""
-    print(describe_benchmark(run_benchmark(arguments)))
-    if arguments.output_json is not None:
-        print(f"\nWrote {arguments.output_json}.")
-
-
 def benchmark(arguments: EvaluationArguments) -> None:
     """Compare models, baselines and other tools on the same splits; write a report."""
     result = run_accuracy_benchmark(
@@ -212,7 +203,6 @@ add_command("finetune", FinetuningArguments, report=finetune)
 add_command("predict", PredictionArguments, report=predict)
 add_command("embed", PredictionArguments, report=embed)
 add_command("convert", ConversionArguments, report=convert)
-add_command("bench", BenchmarkArguments, report=bench)
 add_command("benchmark", EvaluationArguments, report=benchmark)
 
 

@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from rmat_hf.modeling_rmat import RMatPreTrainedModel
+from rmat_hf.model.modeling_rmat import RMatPreTrainedModel
 
 # Where a model came from and how it was saved: nothing that it computes depends on it.
 _IRRELEVANT_FIELDS = ("_name_or_path", "architectures", "auto_map", "transformers_version")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rmat_hf.atomic_output import OutputError
+from rmat_hf.output_folder import OutputError
 
 
 @contextmanager

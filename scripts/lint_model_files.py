@@ -15,7 +15,7 @@ KNOWN_KINDS = ("configuration_", "modeling_", "processing_")
 def main() -> None:
     """Print every finding; exit with 1 if there is one."""
     num_findings = 0
-    for path in sorted(Path("rmat_hf").glob("*_rmat.py")):
+    for path in sorted(Path("rmat_hf/model").glob("*_rmat.py")):
         name = path.name if path.name.startswith(KNOWN_KINDS) else f"modeling_{path.name}"
         findings = analyze_file(
             path.with_name(name),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from transformers import HfArgumentParser
 
-from rmat_hf.distributed_screening import run_distributed_screen
-from rmat_hf.training.screening_arguments import PredictionArguments, build_screening
+from rmat_hf.inference.distributed_screening import run_distributed_screen
+from rmat_hf.inference.screening_arguments import PredictionArguments, build_screening
 
 
 @dataclass(kw_only=True)

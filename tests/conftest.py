@@ -10,9 +10,9 @@ import torch
 from hypothesis import settings
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 # The package in which transformers keeps the code of saved models.
 REMOTE_CODE = "transformers_modules"

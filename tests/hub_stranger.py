@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from rmat_hf import embed, predict
-from rmat_hf.modeling_rmat import RMatModel
+from rmat_hf.model.modeling_rmat import RMatModel
 
 READERS: dict[str, Callable[[str], Any]] = {
     "predict": lambda repo_id: predict(repo_id, ["CCO"], device="cpu"),

@@ -108,7 +108,7 @@ def suffer(folder: Path, faults: list[str], model_folder: Path) -> list[dict[str
     """Predict, finetune and push with each fault, and again without it."""
     import datasets
 
-    from rmat_hf.model_loading import load_predictor
+    from rmat_hf.loading import load_predictor
 
     # it waits a minute before each of 20 more attempts
     datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 1

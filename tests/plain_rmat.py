@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from rmat_hf.attention_rmat import RMatSelfAttention
+from rmat_hf.model.attention_rmat import RMatSelfAttention
 
 
 def build_pair_features(

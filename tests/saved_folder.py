@@ -57,7 +57,7 @@ def assert_folder_is_self_contained(
         tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
         assert class_name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     for path in folder.glob("*.py"):
-        assert path.read_bytes() == (REPO_ROOT / "rmat_hf" / path.name).read_bytes()
+        assert path.read_bytes() == (REPO_ROOT / "rmat_hf" / "model" / path.name).read_bytes()
         for module in re.findall(r"^\s*from \.(\w+) import", path.read_text(), re.M):
             assert (folder / f"{module}.py").is_file(), f"{path.name} needs {module}.py"
     for file_name, text in iterate_texts(folder):

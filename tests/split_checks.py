@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmat_hf.data.splits import SplitIndices
+from rmat_hf.data.splits.molecule_splits import SplitIndices
 
 
 def assert_is_partition(split: SplitIndices, num_rows: int) -> None:

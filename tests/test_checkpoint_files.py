@@ -16,7 +16,7 @@ from rmat_hf.checkpoint_files import (
     silence_loading_report,
     validate_weight_types,
 )
-from rmat_hf.model_loading import load_predictor
+from rmat_hf.loading import load_predictor
 
 TOKEN = "hf_" + "aBcD1234" * 4
 

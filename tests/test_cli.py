@@ -244,40 +244,6 @@ def test_a_list_flag_takes_an_equals_sign(
     assert [row["smiles"] for row in csv.DictReader(output.open())] == ["C=C", "CCO"]
 
 
-def test_bench_prints_a_table_and_writes_a_file(
-    tiny_model_folder: Path, table: Path, run_cli: RunCli
-) -> None:
-    output = table.parent / "benchmark.json"
-    flags = ["--model", tiny_model_folder, "--input", table, "--num-molecules", "6"]
-    flags += ["--what", "train", "predict", "--repeats", "1", "--output-json", output]
-    outcome = run_cli("bench", *flags)
-    assert outcome.exit_code == 0, outcome.error
-    assert re.search(r"^predict +[\d.]+", outcome.output, re.M)
-    assert re.search(r"^train +[\d.]+", outcome.output, re.M)
-    assert [row["what"] for row in json.loads(output.read_text())["rows"]] == ["predict", "train"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--what", "learn"], "what='learn' is unknown"),
-        (["--num-molecules", "0"], "--num-molecules 0 is too small"),
-        (["--num-molecules", "1000"], "fewer than --num-molecules 1000"),
-        (["--model", "no/such/model"], "no/such/model"),
-        (["--device", "abacus"], "There is no device 'abacus'"),
-        (["--output-json", "table.csv"], "Use .json"),
-    ],
-)
-def test_a_mistake_of_bench_is_one_line_with_exit_code_2(
-    table: Path, run_cli: RunCli, flags: list[str], message: str
-) -> None:
-    outcome = run_cli("bench", "--input", table, "--num-molecules", "6", *flags)
-    assert outcome.exit_code == 2
-    assert message in outcome.error
-    assert outcome.error.startswith("rmat: error: ")
-    assert len(outcome.error.strip().splitlines()) == 1
-
-
 @pytest.mark.parametrize("is_set", [True, False])
 def test_cache_lies_where_the_users_caches_lie(
     table: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, is_set: bool

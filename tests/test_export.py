@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 # other numbers of molecules and atoms than in the example batch of the export
 OTHER_BATCHES = [

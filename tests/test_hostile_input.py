@@ -19,9 +19,9 @@ from hostile_inputs import HOSTILE_INPUTS, VERBS, HostileInput
 from tiny import TINY_ARCHITECTURE
 
 from rmat_hf.cli import main
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "hostile_input.md"
 PROGRESS = re.compile(r"\[\d\d:\d\d[<,]")  # lines of tqdm

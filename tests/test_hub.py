@@ -23,9 +23,9 @@ from tiny import TINY_SMILES
 from tiny_finetuning import TABLE_SMILES
 from transformers import AutoFeatureExtractor, AutoProcessor, Trainer, TrainingArguments
 
-from rmat_hf.inference import predict
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.inference.prediction import predict
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 RMAT = "import sys; from rmat_hf.cli import main; sys.argv[0] = 'rmat'; main()"
 PINNED = """

@@ -8,9 +8,9 @@ import pytest
 from processes import run_python
 from tiny import TINY_ARCHITECTURE
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 SCRIPT = Path(__file__).resolve().parent / "hub_sufferer.py"
 RATE_LIMITS = ["429", "429 after 0"]

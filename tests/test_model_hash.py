@@ -2,9 +2,9 @@ from pathlib import Path
 
 import torch
 
+from rmat_hf.loading import load_predictor
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model_hash import compute_model_hash
-from rmat_hf.model_loading import load_predictor
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
 
 
 def test_hash_survives_saving_and_loading(

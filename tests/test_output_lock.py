@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rmat_hf.atomic_output import OutputError
+from rmat_hf.output_folder import OutputError
 from rmat_hf.output_lock import lock_output
 
 

@@ -14,14 +14,17 @@ from saved_folder import AUTO_CLASSES, PIPELINES, PROCESSOR_CLASSES, assert_fold
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import (
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import (
     RMatForPreTraining,
     RMatForSequenceClassification,
     RMatModel,
 )
-from rmat_hf.pipeline_rmat import RMatFeatureExtractionPipeline, RMatPropertyPredictionPipeline
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.pipeline_rmat import (
+    RMatFeatureExtractionPipeline,
+    RMatPropertyPredictionPipeline,
+)
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 HEADS = [RMatModel, RMatForPreTraining, RMatForSequenceClassification]
 HEAD_NAMES = [head.__name__ for head in HEADS]

@@ -11,14 +11,14 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
 import rmat_hf
 from rmat_hf import checkpoint_path, embed
-from rmat_hf.data.collators import PretrainingCollator
-from rmat_hf.data.compact_features import pack_features
-from rmat_hf.data.pretraining_batches import PretrainingBatch
-from rmat_hf.data.pretraining_targets import PretrainingTargets
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.stored_features import pack_features
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.collators import PretrainingCollator
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.pretraining_metrics import PretrainingMetrics
+from rmat_hf.training.objectives.pretraining_metrics import PretrainingMetrics
+from rmat_hf.training.objectives.pretraining_targets import PretrainingTargets
+from rmat_hf.training.pretraining_batches import PretrainingBatch
 
 NAME = "rmat-small"
 MAX_BYTES = 20_000_000

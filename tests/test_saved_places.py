@@ -9,15 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from benchmarking import run_benchmark
 from tiny import TINY_SMILES
 from tiny_evaluation import build_tiny_evaluation, build_tiny_protocol
 from tiny_finetuning import TABLE_SMILES, build_tiny_arguments, write_table
 from tiny_pretraining import build_pretraining_arguments
 
-from rmat_hf.benchmarking import run_benchmark
-from rmat_hf.conversion import convert_checkpoint
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
-from rmat_hf.screening import run_embedding, run_prediction
+from rmat_hf.inference.conversion import convert_checkpoint
+from rmat_hf.inference.screening import run_embedding, run_prediction
 from rmat_hf.training.arguments import BenchmarkArguments
 from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
 from rmat_hf.training.finetuning import run_finetuning

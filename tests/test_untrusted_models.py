@@ -24,7 +24,7 @@ from tiny_corpus import write_corpus
 from tiny_finetuning import TABLE_SMILES, write_table
 
 from rmat_hf.cli import main
-from rmat_hf.inference import embed, predict
+from rmat_hf.inference.prediction import embed, predict
 
 Damage = Callable[[Path], object]
 
@@ -82,11 +82,10 @@ def list_commands(folder: Path, tmp_path: Path) -> dict[str, list[str | Path]]:
             ),
             *("--min-context-count", "1", "--valid-fraction", "0.3"),
         ],
-        "bench": ["bench", *model, "--input", table, "--num-molecules", "4"],
     }
 
 
-VERBS = ["predict", "embed", "finetune", "pretrain", "bench"]
+VERBS = ["predict", "embed", "finetune", "pretrain"]
 each_verb = pytest.mark.parametrize("verb", VERBS)
 
 
@@ -261,7 +260,7 @@ def test_damage_is_one_line_that_names_it(
     assert_refused(outcome, reason, str(tiny_model_folder), tmp_path=tmp_path)
 
 
-@pytest.mark.parametrize("verb", ["finetune", "pretrain", "bench"])
+@pytest.mark.parametrize("verb", ["finetune", "pretrain"])
 @pytest.mark.parametrize("name", ["misspelled", "NaN", "integers", "other atoms", "processor {}"])
 def test_training_does_not_start_from_a_damaged_model(
     verb: str,

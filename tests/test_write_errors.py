@@ -9,7 +9,7 @@ from full_disks import small_files
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from rmat_hf.atomic_output import OutputError
+from rmat_hf.output_folder import OutputError
 from rmat_hf.write_errors import explained_writing
 
 NUM_FLOATS = 100_000

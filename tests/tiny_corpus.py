@@ -4,7 +4,6 @@ from pathlib import Path
 
 from tiny import TINY_SMILES
 
-from rmat_hf.data.compact_features import count_nodes
 from rmat_hf.data.corpus_format import (
     PROCESSOR_FILE,
     describe_processor,
@@ -12,8 +11,9 @@ from rmat_hf.data.corpus_format import (
     name_shard,
 )
 from rmat_hf.data.featurization import featurize_molecules
-from rmat_hf.data.loading import DroppedRow
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.stored_features import count_nodes
+from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 
 def write_shard(

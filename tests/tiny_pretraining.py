@@ -7,7 +7,7 @@ from tiny import TINY_ARCHITECTURE
 from tiny_corpus import write_corpus
 from tiny_finetuning import write_json
 
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
 
 DESCRIPTORS = ["MolWt", "MolLogP", "TPSA", "NumHDonors", "FractionCSP3"]

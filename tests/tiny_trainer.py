@@ -11,12 +11,12 @@ from tiny_finetuning import TABLE_SMILES
 from transformers.trainer import Trainer
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.data.collators import FinetuningCollator
-from rmat_hf.data.compact_features import count_nodes, pack_features
 from rmat_hf.data.featurization import LENGTH_COLUMN
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.stored_features import count_nodes, pack_features
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.collators import FinetuningCollator
 from rmat_hf.training.trainer import FinetuningTrainer
 
 NUM_LABELS = 2

@@ -24,7 +24,7 @@ from rmat_hf.data.corpus_format import (
     read_shard_header,
 )
 from rmat_hf.data.corpus_location import HUB_PREFIX, NOT_FEATURIZED, find_shards
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 # Footers of a corpus on the Hub that are asked for at a time.
 NUM_CONNECTIONS = 16

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rmat_hf.data.feature_cache import FeaturizedMolecule
-from rmat_hf.data.loading import DroppedRow
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 CORPUS_FILE = "corpus.json"
 FAILED_ROWS_FILE = "failed_rows.csv"

@@ -15,8 +15,6 @@ from typing import Any
 import rdkit
 from tqdm.auto import tqdm
 
-from rmat_hf.atomic_output import OutputError
-from rmat_hf.data.compact_features import count_nodes
 from rmat_hf.data.corpus_format import (
     MAX_SHARDS,
     PROCESSOR_FILE,
@@ -42,9 +40,11 @@ from rmat_hf.data.featurization_stream import (
     InputRow,
     iterate_featurized,
 )
-from rmat_hf.data.loading import DroppedRow
+from rmat_hf.data.stored_features import count_nodes
 from rmat_hf.data.tables import Table
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.output_folder import OutputError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 import rdkit
 
 from rmat_hf import __version__
-from rmat_hf.atomic_output import OutputError, open_atomically
 from rmat_hf.data.corpus_format import (
     CORPUS_FILE,
     FAILED_ROWS_FILE,
@@ -21,7 +20,8 @@ from rmat_hf.data.corpus_format import (
 )
 from rmat_hf.data.csv_formulas import FormulaEscaper
 from rmat_hf.data.csv_rows import build_csv_writer
-from rmat_hf.data.loading import DroppedRow
+from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.output_folder import OutputError, open_atomically
 
 README_FILE = "README.md"
 

@@ -17,7 +17,7 @@ from typing import Any
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus, featurize_shards
 from rmat_hf.data.datatrove_tasks import Executor, run_tasks
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 
 @dataclass(frozen=True)

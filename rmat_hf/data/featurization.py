@@ -12,18 +12,18 @@ from datasets import Dataset
 from rdkit import Chem
 from tqdm.auto import tqdm
 
-from rmat_hf.conformers_rmat import ConformerError
-from rmat_hf.data.compact_features import count_nodes, pack_features
 from rmat_hf.data.feature_cache import (
     DEAD_PROCESS,
     TOO_LITTLE_MEMORY,
     FeatureCache,
     FeaturizedMolecule,
 )
-from rmat_hf.data.loading import DroppedRow
+from rmat_hf.data.stored_features import count_nodes, pack_features
+from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.data.worker_pool import WorkerPool
-from rmat_hf.molecule_features_rmat import Molecule, MoleculeError, parse_molecule
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.conformers_rmat import ConformerError
+from rmat_hf.model.molecule_features_rmat import Molecule, MoleculeError, parse_molecule
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)
 

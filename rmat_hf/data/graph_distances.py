@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rmat_hf.configuration_rmat import UNREACHABLE_DISTANCE
+from rmat_hf.model.configuration_rmat import UNREACHABLE_DISTANCE
 
 WORD_BITS = 64
 

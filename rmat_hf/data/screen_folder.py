@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rmat_hf.atomic_output import OutputError, open_atomically
 from rmat_hf.data.corpus_format import MAX_SHARDS, find_difference, generalize_reason
 from rmat_hf.data.corpus_summary import encode_json
 from rmat_hf.data.parquet_rows import HUB_PREFIX
 from rmat_hf.data.table_errors import TableError, explained_reading
 from rmat_hf.data.tables import Table
 from rmat_hf.data.text_input import open_text
+from rmat_hf.output_folder import OutputError, open_atomically
 
 SCREEN_FILE = "screen.json"
 SUMMARY_FILE = "summary.json"

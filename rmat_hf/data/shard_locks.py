@@ -5,7 +5,7 @@ import fcntl
 import logging
 from pathlib import Path
 
-from rmat_hf.atomic_output import OutputError
+from rmat_hf.output_folder import OutputError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from rmat_hf.atomic_output import OutputError
+from rmat_hf.output_folder import OutputError
 
 # What the libraries raise for damaged files; OverflowError is for a date beyond the calendar.
 READING_ERRORS = (

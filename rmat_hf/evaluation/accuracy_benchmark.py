@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmat_hf.atomic_output import OutputError, open_atomically, save_json
 from rmat_hf.evaluation.arguments import EvaluationArguments
 from rmat_hf.evaluation.choices import describe_choices
 from rmat_hf.evaluation.jobs import Job, build_baseline_jobs, build_finetuning_jobs
@@ -26,6 +25,7 @@ from rmat_hf.evaluation.tool_predictions import (
     load_tool_predictions,
 )
 from rmat_hf.evaluation.workers import run_jobs
+from rmat_hf.output_folder import OutputError, open_atomically, save_json
 from rmat_hf.output_lock import lock_output
 
 RESULTS_FILE = "results.json"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rmat_hf.training.argument_fields import (
+from rmat_hf.flags import (
     declare_flag,
     declare_required,
     validate_smallest_values,

@@ -18,11 +18,11 @@ import torch
 import transformers
 
 from rmat_hf import __version__
-from rmat_hf.atomic_output import create_folder_atomically, save_json
-from rmat_hf.data.column_splits import split_by_column
+from rmat_hf.data.splits.column_splits import split_by_column
 from rmat_hf.data.table_writer import TableWriter
 from rmat_hf.evaluation.protocol import Fold, Protocol, compute_model_checksum
 from rmat_hf.evaluation.row_predictions import PREDICTIONS_FILE, RowPredictions
+from rmat_hf.output_folder import create_folder_atomically, save_json
 from rmat_hf.training import baselines
 from rmat_hf.training.arguments import DEFAULT_MODEL, FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from rdkit import Chem
 
-from rmat_hf.data.splits import SPLIT_NAMES
+from rmat_hf.data.splits.molecule_splits import SPLIT_NAMES
 from rmat_hf.data.table_errors import TableError
-from rmat_hf.molecule_features_rmat import MoleculeError, parse_molecule
+from rmat_hf.model.molecule_features_rmat import MoleculeError, parse_molecule
 from rmat_hf.training.baselines import MAX_ATOMS
 
 PREDICTIONS_FILE = "predictions.csv"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rmat_hf.training.argument_fields import (
+from rmat_hf.flags import (
     declare_flag,
     declare_required,
     validate_choice,

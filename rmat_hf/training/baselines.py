@@ -20,9 +20,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import ParameterGrid
 from sklearn.svm import SVC, SVR
 
-from rmat_hf.data.splits import SplitIndices
+from rmat_hf.data.splits.molecule_splits import SplitIndices
 from rmat_hf.data.table_errors import TableError
-from rmat_hf.molecule_features_rmat import parse_molecule
+from rmat_hf.model.molecule_features_rmat import parse_molecule
 from rmat_hf.training.baseline_features import (
     compute_descriptors,
     compute_fingerprints,

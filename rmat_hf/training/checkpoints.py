@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME, Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rmat_hf.atomic_output import OutputError, save_json
+from rmat_hf.output_folder import OutputError, save_json
 from rmat_hf.training.trainer_options import (
     load_json_fields,
 )

@@ -6,10 +6,10 @@ from typing import get_args
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus
 from rmat_hf.data.corpus_summary import CorpusReport
-from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.flags import declare_flag, declare_required
+from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_lock import lock_output
-from rmat_hf.processing_rmat import RMatProcessor
-from rmat_hf.training.argument_fields import declare_flag, declare_required
 from rmat_hf.training.arguments import ConformerFallback, DescriptorSet, Geometry
 
 

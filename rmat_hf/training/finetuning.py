@@ -13,9 +13,8 @@ from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction, set_seed
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.atomic_output import create_folder_atomically, validate_output_folder
-from rmat_hf.data.collators import FinetuningCollator
-from rmat_hf.data.loading import DroppedRow
+from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.output_folder import create_folder_atomically, validate_output_folder
 from rmat_hf.training.arguments import (
     FinetuningArguments,
 )
@@ -28,6 +27,7 @@ from rmat_hf.training.checkpoints import (
     validate_work_dir,
     was_overwriting,
 )
+from rmat_hf.training.collators import FinetuningCollator
 from rmat_hf.training.exclusive_run import exclusive_run
 from rmat_hf.training.finetuning_report import build_finetuning_report
 from rmat_hf.training.hyperparameter_search import (

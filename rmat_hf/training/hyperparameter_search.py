@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from transformers.trainer import Trainer
 from transformers.trainer_utils import SaveStrategy, set_seed
 
-from rmat_hf.atomic_output import save_json
 from rmat_hf.data.table_writer import ColumnKind, TableWriter
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.output_folder import save_json
 from rmat_hf.training.arguments import (
     SCRATCH,
     FinetuningArguments,

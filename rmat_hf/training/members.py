@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 from transformers.trainer import Trainer
 
-from rmat_hf.atomic_output import save_json
-from rmat_hf.data.splits import SplitIndices, assign_folds
-from rmat_hf.ensemble_rmat import RMatEnsembleForSequenceClassification
-from rmat_hf.model_loading import load_predictor
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.data.splits.molecule_splits import SplitIndices, assign_folds
+from rmat_hf.loading import load_predictor
+from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.output_folder import save_json
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.task import FinetuningTask
 

@@ -7,10 +7,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from rmat_hf.checkpoint_files import ModelLoadingError
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.data.compact_features import read_molecule_descriptors
-from rmat_hf.model_loading import load_config, load_for_finetuning
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.data.stored_features import read_molecule_descriptors
+from rmat_hf.loading import load_config, load_for_finetuning
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training.arguments import (
     SCRATCH,
     SCRATCH_ARCHITECTURE,

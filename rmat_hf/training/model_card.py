@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.model_card_rmat import (
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.model_card_rmat import (
     PROBLEM_NAMES,
     build_card_metadata,
     build_usage,

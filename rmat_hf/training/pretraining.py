@@ -12,14 +12,12 @@ from accelerate import PartialState
 from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.atomic_output import create_folder_atomically, save_json, validate_output_folder
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.data.collators import PretrainingCollator
-from rmat_hf.data.pretraining_batches import CorpusBatches, RepeatedBatches, StreamedBatches
+from rmat_hf.loading import load_for_pretraining, load_processor
 from rmat_hf.machine import describe_machine
-from rmat_hf.model_loading import load_for_pretraining, load_processor
-from rmat_hf.modeling_rmat import RMatForPreTraining
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForPreTraining
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.output_folder import create_folder_atomically, save_json, validate_output_folder
 from rmat_hf.training.arguments import SCRATCH
 from rmat_hf.training.checkpoints import (
     find_last_complete_checkpoint,
@@ -30,10 +28,12 @@ from rmat_hf.training.checkpoints import (
     validate_work_dir,
     was_overwriting,
 )
+from rmat_hf.training.collators import PretrainingCollator
 from rmat_hf.training.exclusive_run import exclusive_run
 from rmat_hf.training.pretraining_arguments import (
     PretrainingArguments,
 )
+from rmat_hf.training.pretraining_batches import CorpusBatches, RepeatedBatches, StreamedBatches
 from rmat_hf.training.pretraining_card import PretrainingReport, save_pretraining_card
 from rmat_hf.training.pretraining_options import (
     build_pretraining_config,

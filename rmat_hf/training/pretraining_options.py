@@ -8,8 +8,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.model_loading import load_config
+from rmat_hf.loading import load_config
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import SCRATCH
 from rmat_hf.training.pretraining_arguments import (
     PRETRAINING_ARCHITECTURE,

@@ -11,17 +11,17 @@ import numpy as np
 from transformers.utils.hub import cached_file
 
 from rmat_hf.bundled_checkpoints import find_checkpoint
-from rmat_hf.data.atom_contexts import AtomContextVocabulary
-from rmat_hf.data.compact_features import read_molecule_descriptors
 from rmat_hf.data.corpus import load_corpus
-from rmat_hf.data.descriptor_quantiles import DescriptorQuantiles
-from rmat_hf.data.pretraining_targets import (
+from rmat_hf.data.stored_features import read_molecule_descriptors
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.arguments import SCRATCH
+from rmat_hf.training.objectives.atom_contexts import AtomContextVocabulary
+from rmat_hf.training.objectives.descriptor_quantiles import DescriptorQuantiles
+from rmat_hf.training.objectives.pretraining_targets import (
     TARGETS_FILE,
     PretrainingTargets,
     count_atom_contexts,
 )
-from rmat_hf.processing_rmat import RMatProcessor
-from rmat_hf.training.arguments import SCRATCH
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
 
 logger = logging.getLogger(__name__)

@@ -8,12 +8,11 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset
 
-from rmat_hf.data.cluster_splits import DEFAULT_CLUSTER_CUTOFF, split_by_cluster
-from rmat_hf.data.column_splits import TimeColumn, split_by_column, split_by_time
 from rmat_hf.data.feature_cache import find_feature_cache_dir
 from rmat_hf.data.featurization import featurize_dataset
-from rmat_hf.data.loading import DroppedRow, load_training_table
-from rmat_hf.data.splits import (
+from rmat_hf.data.splits.cluster_splits import DEFAULT_CLUSTER_CUTOFF, split_by_cluster
+from rmat_hf.data.splits.column_splits import TimeColumn, split_by_column, split_by_time
+from rmat_hf.data.splits.molecule_splits import (
     SplitIndices,
     split_by_balanced_scaffold,
     split_by_fold,
@@ -21,9 +20,10 @@ from rmat_hf.data.splits import (
     split_randomly,
 )
 from rmat_hf.data.table_errors import TableError
-from rmat_hf.model_loading import load_processor
-from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.training_table import DroppedRow, load_training_table
+from rmat_hf.loading import load_processor
+from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import (
     DEFAULT_CACHE,
     NO_CACHE,

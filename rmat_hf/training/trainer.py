@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Sequ
 from transformers.trainer import Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_length
 
-from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.length_grouping import LengthGroupedSampler, compute_length_order
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.checkpoint_rotation import rotated_by_step
 from rmat_hf.training.weight_average import WeightAverage
 

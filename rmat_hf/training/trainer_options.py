@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.configuration_rmat import RMatConfig
 from rmat_hf.data.featurization import LENGTH_COLUMN
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import SCRATCH, FinetuningArguments
 
 # Metrics by whether the problem is a regression, and those of which less is better.

@@ -23,9 +23,9 @@ from featurization_protocol import featurize_by_protocol
 from rdkit import Chem, RDLogger
 from rdkit.Chem import rdDistGeom
 
-from rmat_hf.data.collators import FinetuningCollator
 from rmat_hf.data.featurization import featurize_dataset, featurize_molecules
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.collators import FinetuningCollator
 
 PROCESSORS = {
     "same protocol (etkdg_v2, UFF)": RMatProcessor(conformer_method="etkdg_v2", force_field="uff"),

@@ -17,7 +17,7 @@ from measuring import (
     report,
 )
 
-from rmat_hf.attention_rmat import RMatSelfAttention
+from rmat_hf.model.attention_rmat import RMatSelfAttention
 
 pytestmark = pytest.mark.benchmark
 

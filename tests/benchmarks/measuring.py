@@ -19,9 +19,9 @@ import torch
 from plain_model import PlainPredictor, build_dense_inputs
 from rdkit import RDLogger
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 Batch = dict[str, torch.Tensor]
 Features = dict[str, np.ndarray]

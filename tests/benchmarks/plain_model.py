@@ -10,15 +10,15 @@ import math
 import torch
 from torch import nn
 
-from rmat_hf.attention_rmat import build_activation
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import (
+from rmat_hf.model.attention_rmat import build_activation
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import (
     RMatFeedForward,
     RMatForSequenceClassification,
     RMatPredictionHead,
     build_pooler,
 )
-from rmat_hf.pair_features_rmat import compute_radial_basis
+from rmat_hf.model.pair_features_rmat import compute_radial_basis
 
 
 def build_dense_inputs(

@@ -9,11 +9,11 @@ import pytest
 from tiny import TINY_SMILES
 from tiny_corpus import write_corpus, write_shard
 
-from rmat_hf.data.compact_features import expand_features
 from rmat_hf.data.corpus import load_corpus
 from rmat_hf.data.corpus_format import CorpusError
 from rmat_hf.data.featurization import featurize_molecules
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.stored_features import expand_features
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 COLUMNS = ["row", "smiles", "features", "num_nodes", "geometry_source"]
 each_way = pytest.mark.parametrize("streaming", [False, True])

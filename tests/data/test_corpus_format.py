@@ -2,7 +2,6 @@ import io
 
 from tiny import TINY_SMILES
 
-from rmat_hf.data.compact_features import count_nodes
 from rmat_hf.data.corpus_format import (
     SHARD_SCHEMA,
     build_processor,
@@ -14,8 +13,9 @@ from rmat_hf.data.corpus_format import (
     read_shard_header,
 )
 from rmat_hf.data.featurization import featurize_molecules
-from rmat_hf.data.loading import DroppedRow
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.stored_features import count_nodes
+from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 
 def encode_tiny_shard() -> bytes:

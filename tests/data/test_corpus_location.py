@@ -15,7 +15,7 @@ from rmat_hf.data.corpus import load_corpus
 from rmat_hf.data.corpus_format import CorpusError
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ from rmat_hf.data.corpus import load_corpus
 from rmat_hf.data.corpus_format import CorpusError
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.data.corpus_input import open_corpus_input
 
 folder, name = sys.argv[1:]

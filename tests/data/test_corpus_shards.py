@@ -17,7 +17,6 @@ import pytest
 from full_disks import mounted_disk, resize_disk, small_files
 from tiny import TINY_SMILES
 
-from rmat_hf.atomic_output import OutputError
 from rmat_hf.data import corpus_shards, featurization_stream
 from rmat_hf.data.corpus import load_corpus
 from rmat_hf.data.corpus_format import CorpusError
@@ -25,7 +24,8 @@ from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus, featurize_shards
 from rmat_hf.data.corpus_summary import CorpusReport
 from rmat_hf.data.featurization import featurize_molecules
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.output_folder import OutputError
 
 SMILES = [*TINY_SMILES, "C1CC", "C" * 30, "", "CCN"]
 SHARDS = [f"part-{idx:05}.parquet" for idx in range(4)]
@@ -33,7 +33,7 @@ RUN = """
 import sys
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 featurize_corpus(
     sys.argv[1], sys.argv[2], processor=RMatProcessor(geometry="bounds"),

@@ -13,7 +13,7 @@ from rmat_hf.data.distributed_featurization import (
     WriteShards,
     run_distributed_featurization,
 )
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 PROCESSOR = RMatProcessor(geometry="bounds")
 OPTIONS = CorpusOptions(shard_size=2)
@@ -21,7 +21,7 @@ RUN = """
 import sys
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.distributed_featurization import run_distributed_featurization
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 if __name__ == "__main__":
     run_distributed_featurization(

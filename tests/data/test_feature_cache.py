@@ -20,7 +20,7 @@ from rmat_hf.data.feature_cache import (
     compute_processor_hash,
     find_feature_cache_dir,
 )
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 PROCESSOR = RMatProcessor(geometry="bounds")
@@ -32,7 +32,7 @@ OUTCOMES = {
 WRITER = """
 import sys
 from rmat_hf.data.feature_cache import FeatureCache, FeaturizedMolecule
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 with FeatureCache(sys.argv[1], RMatProcessor(geometry="bounds")) as cache:
     for start in range(0, 10**9, 100):
         cache.save(

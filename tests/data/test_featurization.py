@@ -12,14 +12,14 @@ from rdkit.Chem import rdDistGeom
 from tiny import TINY_SMILES
 
 from rmat_hf.data import featurization
-from rmat_hf.data.compact_features import expand_features, pack_features
 from rmat_hf.data.featurization import (
     featurize_dataset,
     featurize_molecules,
     featurize_one_by_one,
 )
-from rmat_hf.data.loading import DroppedRow, load_training_table
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.data.stored_features import expand_features, pack_features
+from rmat_hf.data.training_table import DroppedRow, load_training_table
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 DESCRIPTORS = ["MolWt", "TPSA", "MaxPartialCharge"]
 

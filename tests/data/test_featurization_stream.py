@@ -12,7 +12,7 @@ from rmat_hf.data import featurization_stream
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.featurization_stream import InputRow, iterate_featurized
 from rmat_hf.data.worker_pool import CHUNKS_PER_WORKER
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 ROWS = [InputRow(i, smiles) for i, smiles in enumerate([*TINY_SMILES, "C1CC", ""])]
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from rmat_hf.atomic_output import OutputError
 from rmat_hf.data import screen_folder
 from rmat_hf.data.screen_folder import ScreenFolder, count_failures, describe_input
 from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import open_table
+from rmat_hf.output_folder import OutputError
 
 
 def build_folder(path: Path, **changes: Any) -> ScreenFolder:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rmat_hf.atomic_output import OutputError
 from rmat_hf.data.shard_locks import ShardLocks
+from rmat_hf.output_folder import OutputError
 
 HOLD = """
 import fcntl, sys

@@ -10,9 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from rmat_hf.data.loading import load_training_table
 from rmat_hf.data.sources import list_bundled_datasets, open_source
 from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.training_table import load_training_table
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -23,7 +23,7 @@ HUB_FILES = {
 }
 LOAD = """
 import json, sys
-from rmat_hf.data.loading import load_training_table
+from rmat_hf.data.training_table import load_training_table
 loaded = load_training_table(
     sys.argv[1], smiles_column="smiles", label_columns=["y"], problem_type="regression",
     revision=sys.argv[2] or None,

@@ -4,8 +4,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from rmat_hf.atomic_output import OutputError
 from rmat_hf.data.table_errors import READING_ERRORS, TableError, explained_reading
+from rmat_hf.output_folder import OutputError
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from tiny_evaluation import (
 )
 from tiny_finetuning import TABLE_SMILES, write_json, write_table
 
-from rmat_hf.atomic_output import OutputError
 from rmat_hf.cli import main
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
+from rmat_hf.output_folder import OutputError
 from rmat_hf.output_lock import lock_output
 from rmat_hf.training import baselines
 

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from rdkit import Chem
 
-from rmat_hf.conformers_rmat import ConformerError
 from rmat_hf.data.corpus_input import iterate_input_rows, open_corpus_input
 from rmat_hf.data.sdf import compute_record_smiles, parse_mol_block
 from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import Table, open_table
-from rmat_hf.molecule_features_rmat import MAX_REASON, Molecule, MoleculeError
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.conformers_rmat import ConformerError
+from rmat_hf.model.molecule_features_rmat import MAX_REASON, Molecule, MoleculeError
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 Check = Callable[[bytes, Path], None]
 

@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
+from rmat_hf.inference.screening_arguments import PredictionArguments
 from rmat_hf.training.arguments import (
     BenchmarkArguments,
     ConversionArguments,
     FinetuningArguments,
 )
-from rmat_hf.training.screening_arguments import PredictionArguments
 
 
 def build(**options: Any) -> FinetuningArguments:

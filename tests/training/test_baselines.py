@@ -7,10 +7,10 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import Descriptors
 
-from rmat_hf.data.column_splits import split_by_column
-from rmat_hf.data.loading import load_training_table
-from rmat_hf.data.splits import SplitIndices
+from rmat_hf.data.splits.column_splits import split_by_column
+from rmat_hf.data.splits.molecule_splits import SplitIndices
 from rmat_hf.data.table_errors import TableError
+from rmat_hf.data.training_table import load_training_table
 from rmat_hf.training import baselines
 from rmat_hf.training.baselines import BASELINES, BOOSTING, fit_baseline, fit_baselines
 

@@ -11,7 +11,7 @@ from malicious import write_pickle
 from safetensors.torch import save_file
 from tiny_trainer import build_rows, build_trainer
 
-from rmat_hf.atomic_output import OutputError
+from rmat_hf.output_folder import OutputError
 from rmat_hf.training.checkpoints import (
     describe_damage,
     find_last_complete_checkpoint,

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from rmat_hf.atomic_output import OutputError
 from rmat_hf.data.corpus import load_corpus
-from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.output_folder import OutputError
 from rmat_hf.output_lock import lock_output
 from rmat_hf.training.corpus_arguments import (
     FeaturizationArguments,

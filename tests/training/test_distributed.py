@@ -12,7 +12,7 @@ import torch
 from distributed_training import NUM_EVAL_ROWS, NUM_TRAIN_ROWS, train
 from safetensors.torch import load_file
 
-from rmat_hf.inference import predict
+from rmat_hf.inference.prediction import predict
 
 TESTS = Path(__file__).resolve().parents[1]
 

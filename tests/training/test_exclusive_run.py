@@ -9,7 +9,7 @@ from full_disks import mounted_disk, small_files
 from tiny_finetuning import build_tiny_arguments
 from tiny_pretraining import build_pretraining_arguments
 
-from rmat_hf.atomic_output import OutputError
+from rmat_hf.output_folder import OutputError
 from rmat_hf.output_lock import lock_output
 from rmat_hf.training.checkpoints import find_last_complete_checkpoint
 from rmat_hf.training.finetuning import run_finetuning

@@ -15,9 +15,9 @@ from tiny import TINY_ARCHITECTURE
 from transformers import AutoModelForSequenceClassification, AutoProcessor, TrainerCallback
 from transformers.trainer import Trainer
 
-from rmat_hf.atomic_output import OutputError
 from rmat_hf.data import featurization
-from rmat_hf.inference import embed, predict
+from rmat_hf.inference.prediction import embed, predict
+from rmat_hf.output_folder import OutputError
 from rmat_hf.training import task
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning

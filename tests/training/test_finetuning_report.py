@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_finetuning import TABLE_PARTS, build_tiny_arguments
 
-from rmat_hf.data.collators import FinetuningCollator
-from rmat_hf.ensemble_rmat import RMatEnsembleForSequenceClassification
+from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
+from rmat_hf.training.collators import FinetuningCollator
 from rmat_hf.training.finetuning_report import build_finetuning_report
 from rmat_hf.training.metrics import compute_regression_metrics
 from rmat_hf.training.model_building import build_finetuning_model

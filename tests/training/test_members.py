@@ -11,8 +11,8 @@ from transformers.trainer import Trainer
 
 from rmat_hf.data.table_errors import TableError
 from rmat_hf.evaluation.choices import describe_choices
-from rmat_hf.inference import predict
-from rmat_hf.model_loading import load_predictor
+from rmat_hf.inference.prediction import predict
+from rmat_hf.loading import load_predictor
 from rmat_hf.training import members as members_module
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning

@@ -12,7 +12,7 @@ from tiny import TINY_ARCHITECTURE
 from typer.testing import CliRunner
 
 from rmat_hf.cli import app
-from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import (
     PARITY_PLOT,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_trainer import PROCESSOR, build_model, build_rows, build_trainer
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 

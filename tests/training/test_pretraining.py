@@ -19,10 +19,10 @@ from tiny_pretraining import (
 )
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, TrainerCallback
 
-from rmat_hf.atomic_output import OutputError
-from rmat_hf.data.pretraining_targets import PretrainingTargets
-from rmat_hf.inference import embed
+from rmat_hf.inference.prediction import embed
+from rmat_hf.output_folder import OutputError
 from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.objectives.pretraining_targets import PretrainingTargets
 from rmat_hf.training.pretraining import run_pretraining
 from rmat_hf.training.pretraining_trainer import PretrainingTrainer
 

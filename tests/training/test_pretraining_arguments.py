@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from rmat_hf.configuration_rmat import RMatConfig
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.pretraining_arguments import (
     PRETRAINING_ARCHITECTURE,
     PretrainingArguments,

@@ -13,10 +13,10 @@ from tiny_pretraining import (
     write_pretraining_corpus,
 )
 
-from rmat_hf.data.compact_features import read_molecule_descriptors
-from rmat_hf.data.descriptor_quantiles import DescriptorQuantiles
-from rmat_hf.data.pretraining_targets import PretrainingTargets
+from rmat_hf.data.stored_features import read_molecule_descriptors
 from rmat_hf.training import pretraining_task
+from rmat_hf.training.objectives.descriptor_quantiles import DescriptorQuantiles
+from rmat_hf.training.objectives.pretraining_targets import PretrainingTargets
 from rmat_hf.training.pretraining_task import (
     PretrainingTask,
     build_pretraining_task,

@@ -8,11 +8,11 @@ from tiny_pretraining import CORPUS_SMILES, DESCRIPTORS, build_pretraining_argum
 from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.data.collators import PretrainingCollator
-from rmat_hf.data.pretraining_batches import CorpusBatches, PretrainingBatch
-from rmat_hf.modeling_rmat import RMatForPreTraining
+from rmat_hf.model.modeling_rmat import RMatForPreTraining
+from rmat_hf.training.collators import PretrainingCollator
+from rmat_hf.training.objectives.pretraining_metrics import PretrainingMetrics
 from rmat_hf.training.pretraining import build_pretraining_config
-from rmat_hf.training.pretraining_metrics import PretrainingMetrics
+from rmat_hf.training.pretraining_batches import CorpusBatches, PretrainingBatch
 from rmat_hf.training.pretraining_task import PretrainingTask, build_pretraining_task
 from rmat_hf.training.pretraining_trainer import PretrainingTrainer
 

@@ -11,10 +11,10 @@ from scipy.special import expit, softmax
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
 
-from rmat_hf.data.collators import FinetuningCollator
-from rmat_hf.inference import predict
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.inference.prediction import predict
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.collators import FinetuningCollator
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_building import build_finetuning_model
 from rmat_hf.training.model_card import FinetuningReport

@@ -10,10 +10,10 @@ from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 
 from rmat_hf.data import featurization
-from rmat_hf.data.loading import DroppedRow
 from rmat_hf.data.table_errors import TableError
-from rmat_hf.model_loading import ModelLoadingError
-from rmat_hf.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.loading import ModelLoadingError
+from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.training import task as task_module
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.task import (

@@ -10,8 +10,8 @@ import torch
 from tiny import TINY_ARCHITECTURE
 from tiny_trainer import build_rows, build_trainer
 
-from rmat_hf.configuration_rmat import RMatConfig
-from rmat_hf.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training.trainer import FinetuningTrainer, compute_loss_denominator
 
 NAN = math.nan

@@ -18,9 +18,9 @@ from tiny_trainer import build_model, build_rows, build_trainer
 from transformers import TrainerCallback
 from transformers.trainer import Trainer
 
-from rmat_hf.data.collators import FinetuningCollator
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.collators import FinetuningCollator
 from rmat_hf.training.finetuning import run_finetuning
 
 

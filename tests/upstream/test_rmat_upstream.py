@@ -16,14 +16,14 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 from transformers.testing_utils import torch_device
 
-from rmat_hf.configuration_rmat import BEYOND_CUTOFF, NUM_BOND_TYPES, RMatConfig
-from rmat_hf.modeling_rmat import (
+from rmat_hf.model.configuration_rmat import BEYOND_CUTOFF, NUM_BOND_TYPES, RMatConfig
+from rmat_hf.model.modeling_rmat import (
     RMatForPreTraining,
     RMatForSequenceClassification,
     RMatModel,
     RMatPredictionHead,
 )
-from rmat_hf.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 # The suite knows models by the tables of those inside the library, and a head by its class name.
 modeling_auto.MODEL_MAPPING_NAMES["rmat"] = "RMatModel"

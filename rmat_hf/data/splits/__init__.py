@@ -1,0 +1,1 @@
+"""Ways to split a table into train, valid and test."""

@@ -1,0 +1,1 @@
+"""Finetuned models at work: predictions and vectors of molecules, of files, of shards."""

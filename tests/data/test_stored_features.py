@@ -1,0 +1,101 @@
+"""A stored molecule equals a freshly featurized one bit for bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
+from tiny import TINY_SMILES
+
+from rmat_hf.data.stored_features import (
+    expand_features,
+    pack_features,
+    read_molecule_descriptors,
+)
+from rmat_hf.model.processing_rmat import Molecule, RMatProcessor
+
+# Salts, single atoms, metals, isotopes, charges, rings.
+VARIED_SMILES = [
+    *TINY_SMILES,
+    "[Na+]",
+    "[Na+].[Cl-]",
+    "CCO.[Na+]",
+    "F[U](F)(F)(F)(F)F",
+    "[13CH3][C@](C)(N)O",
+    "CC[Pt](N)(N)Cl",
+    "C1C2CC3CC1CC(C2)C3",
+    "Cn1c(=O)c2c(ncn2C)n(C)c1=O",
+]
+LARGE_SMILES = ["C" * 64, "C" * 65, "C" * 300, "NCC(=O)" + "NC(C)C(=O)" * 50 + "O.[Na+]"]
+DESCRIPTORS = ["MolWt", "TPSA", "MaxPartialCharge"]
+
+
+def embed(smiles: str, shift: float = 0.0) -> Chem.Mol:
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    assert rdDistGeom.EmbedMolecule(mol, randomSeed=17) == 0
+    mol.GetConformer().SetPositions(mol.GetConformer().GetPositions() + shift)
+    return mol
+
+
+def assert_expansion_equals_padding(molecules: list[Molecule], processor: RMatProcessor) -> None:
+    packed = [pack_features(processor.featurize_compactly(molecule)) for molecule in molecules]
+    expected = processor.pad([processor.featurize(molecule)[0] for molecule in molecules])
+    expanded = expand_features(packed)
+    assert set(expanded) == set(expected)
+    for name, array in expected.items():
+        assert expanded[name].dtype == array.dtype, name
+        assert expanded[name].shape == array.shape, name
+        assert expanded[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("geometry", ["conformer", "bounds", "2d"])
+@pytest.mark.parametrize("descriptors", [None, DESCRIPTORS])
+def test_batch_is_the_one_of_the_processor_bit_for_bit(geometry: Any, descriptors: Any) -> None:
+    processor = RMatProcessor(geometry=geometry, molecule_descriptors=descriptors)
+    assert_expansion_equals_padding(list(VARIED_SMILES), processor)
+    for smiles in VARIED_SMILES:
+        assert_expansion_equals_padding([smiles], processor)
+
+
+@pytest.mark.parametrize("geometry", ["bounds", "2d"])
+def test_large_molecules_beside_small_ones_stay_the_same(geometry: Any) -> None:
+    processor = RMatProcessor(geometry=geometry, max_atoms=512)
+    assert_expansion_equals_padding([*LARGE_SMILES, "C", "CCO"], processor)
+
+
+def test_given_conformers_keep_their_distances_and_mix_with_generated_ones() -> None:
+    molecules = [embed("CCCO"), "CCO", embed("[Na+].[O-]C(=O)C", shift=100.0), embed("c1ccccc1")]
+    assert_expansion_equals_padding(molecules, RMatProcessor())
+    assert_expansion_equals_padding([molecules[0], molecules[2]], RMatProcessor(geometry="given"))
+
+
+def test_coordinates_and_bounds_of_a_step_down_stand_in_one_batch() -> None:
+    impossible = "C1/C=C/C=C/C=C/C=C/1"
+    processor = RMatProcessor(on_conformer_failure="bounds", max_conformer_attempts=1)
+    assert processor.featurize_compactly(impossible).geometry_source.startswith("bounds (step")
+    assert_expansion_equals_padding(["CCO", impossible, embed("CO")], processor)
+
+
+def test_drug_like_molecule_takes_less_than_300_bytes() -> None:
+    features = RMatProcessor().featurize_compactly("Cc1cc(C)nc(C2CCN(C(=O)c3noc4c3CCCC4)C2)n1")
+    assert len(features.atom_codes) == 24
+    assert len(pack_features(features)) < 300
+
+
+def test_undefined_descriptor_stays_nan() -> None:
+    features = RMatProcessor(geometry="bounds").featurize_compactly("CCO")
+    values = np.array([np.nan, 1.5, -np.inf], dtype=np.float32)
+    packed = pack_features(features._replace(molecule_descriptors=values))
+    np.testing.assert_array_equal(read_molecule_descriptors([packed, packed]), [values, values])
+
+
+def test_rows_with_other_numbers_of_descriptors_are_refused() -> None:
+    packed = [
+        pack_features(
+            RMatProcessor(geometry="2d", molecule_descriptors=names).featurize_compactly("C")
+        )
+        for names in (None, ["MolWt"])
+    ]
+    with pytest.raises(ValueError, match="different numbers of descriptors"):
+        read_molecule_descriptors(packed)

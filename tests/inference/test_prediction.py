@@ -1,0 +1,445 @@
+"""Inference: a row for every molecule, in order, whatever stands beside it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rdkit import Chem
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
+
+from rmat_hf.data.predictions import Predictions
+from rmat_hf.inference.prediction import Embeddings, embed, predict
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+BAD_MOLECULES = ["", "not a molecule", "C1CC", "CN(C)(C)(C)C", None]
+MIXED = ["CCO", "C1CC", None, *TINY_SMILES[1:], "", "c1ccccc1C(=O)O"]
+MIXED_IS_BAD = [False, True, True, *[False] * 5, True, False]
+
+RELATIVE_TOLERANCE = 1e-6
+# float32 sums differ in their last bits with the shape of the batch, up to 8e-7 here
+FLOAT32_TOLERANCE = 5e-6
+
+
+def build_model(
+    problem_type: str, names: list[str], **fields: Any
+) -> RMatForSequenceClassification:
+    """A tiny model whose outputs differ clearly between molecules and between labels."""
+    torch.manual_seed(0)
+    config = RMatConfig(
+        **TINY_ARCHITECTURE,
+        id2label=dict(enumerate(names)),
+        problem_type=problem_type,
+        **fields,
+    )
+    model = RMatForSequenceClassification(config).eval()
+    with torch.no_grad():
+        model.classifier.out_proj.weight.mul_(4.0)
+        model.classifier.out_proj.bias.copy_(torch.linspace(-0.5, 0.5, len(names)))
+    return model
+
+
+def build_regression_model() -> RMatForSequenceClassification:
+    scaling = {"label_mean": [-3.0, 250.0], "label_std": [2.0, 40.0]}
+    return build_model("regression", ["logS", "melting_point"], **scaling)
+
+
+def assert_close(ours: np.ndarray, theirs: np.ndarray, *, relative: float) -> None:
+    """Equal but for `relative` times the largest value of the column; NaN in the same places."""
+    assert ours.shape == theirs.shape
+    assert np.array_equal(np.isnan(ours), np.isnan(theirs))
+    scale = np.nanmax(np.abs(theirs), axis=0)
+    np.testing.assert_allclose(ours / scale, theirs / scale, rtol=0, atol=relative)
+
+
+# Rows
+
+
+class AlonePredictor:
+    """One model in float64, and the prediction of each molecule by itself."""
+
+    def __init__(self) -> None:
+        self.processor = RMatProcessor(geometry="bounds")
+        self.model = build_regression_model().double()
+        self.expected = {
+            smiles: predict(self.model, [smiles], processor=self.processor).values[0]
+            for smiles in TINY_SMILES
+        }
+
+
+@pytest.fixture(scope="module")
+def alone_predictor() -> AlonePredictor:
+    return AlonePredictor()
+
+
+@given(
+    molecules=st.lists(st.sampled_from([*TINY_SMILES, *BAD_MOLECULES]), max_size=12),
+    batch_size=st.integers(1, 5),
+)
+@settings(max_examples=60)
+def test_every_row_is_its_molecules_own_prediction_or_its_own_error(
+    molecules: list[str | None], batch_size: int, alone_predictor: AlonePredictor
+) -> None:
+    predictions = predict(
+        alone_predictor.model,
+        molecules,
+        processor=alone_predictor.processor,
+        batch_size=batch_size,
+    )
+    is_bad = [molecule in BAD_MOLECULES for molecule in molecules]
+    assert [error is not None for error in predictions.errors] == is_bad
+    assert predictions.values.shape == (len(molecules), 2)
+    missing = np.full(2, np.nan)
+    alone = [alone_predictor.expected.get(molecule or "", missing) for molecule in molecules]
+    expected = np.array(alone).reshape(-1, 2)
+    label_std = np.array([2.0, 40.0])
+    for ours, theirs in zip(predictions.values / label_std, expected / label_std, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=RELATIVE_TOLERANCE)
+
+
+def test_molecules_of_one_batch_have_predictions_far_apart(
+    alone_predictor: AlonePredictor,
+) -> None:
+    """What makes a swapped row visible in the other tests."""
+    values = np.array(list(alone_predictor.expected.values())) / [2.0, 40.0]
+    gaps = np.abs(values[:, None] - values[None])[np.triu_indices(len(values), 1)]
+    assert gaps.max(1).min() > 1e-2
+
+
+def test_an_error_says_what_is_wrong_with_its_own_molecule(processor: RMatProcessor) -> None:
+    molecules = ["CCO", "CN(C)(C)(C)C", "C", "C1CC", None]
+    errors = predict(build_regression_model(), molecules, processor=processor).errors
+    assert errors[0] is None
+    assert errors[2] is None
+    expected = [predict(build_regression_model(), [m], processor=processor) for m in molecules]
+    assert errors == [predictions.errors[0] for predictions in expected]
+    assert len({errors[1], errors[3], errors[4]}) == 3
+
+
+@pytest.mark.parametrize("run", [predict, embed])
+def test_batch_size_and_workers_do_not_matter(run: Any, processor: RMatProcessor) -> None:
+    model = build_regression_model()
+    reference = run(model, MIXED, processor=processor, batch_size=len(MIXED))
+    assert [error is not None for error in reference.errors] == MIXED_IS_BAD
+    for options in (
+        {"batch_size": 1},
+        {"batch_size": 3},
+        {"batch_size": 100},
+        {"batch_size": 2, "num_workers": 2},
+    ):
+        result = run(model, MIXED, processor=processor, **options)
+        assert_close(result.values, reference.values, relative=FLOAT32_TOLERANCE)
+        assert result.errors == reference.errors
+
+
+@pytest.mark.parametrize("run", [predict, embed])
+def test_smiles_and_molecules_give_the_same(run: Any, processor: RMatProcessor) -> None:
+    model = build_regression_model()
+    mols = [Chem.MolFromSmiles(smiles) for smiles in TINY_SMILES]
+    from_smiles = run(model, TINY_SMILES, processor=processor)
+    from_mols = run(model, mols, processor=processor)
+    assert_close(from_mols.values, from_smiles.values, relative=RELATIVE_TOLERANCE)
+    assert from_mols.errors == [None] * len(mols)
+
+
+@given(
+    smiles=st.sampled_from([smiles for smiles in TINY_SMILES if smiles != "C"]),
+    root=st.integers(0, 100),
+)
+@settings(max_examples=40)
+def test_two_writings_of_a_molecule_predict_the_same(
+    smiles: str, root: int, alone_predictor: AlonePredictor
+) -> None:
+    mol = Chem.MolFromSmiles(smiles)
+    other = Chem.MolToSmiles(
+        mol, rootedAtAtom=root % mol.GetNumAtoms(), canonical=False, kekuleSmiles=False
+    )
+    values = predict(alone_predictor.model, [other], processor=alone_predictor.processor).values
+    label_std = [2.0, 40.0]
+    expected = alone_predictor.expected[smiles]
+    np.testing.assert_allclose(values[0] / label_std, expected / label_std, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", [predict, embed])
+def test_if_all_rows_are_bad_every_row_has_nan_and_an_error(
+    run: Any, processor: RMatProcessor
+) -> None:
+    result = run(build_regression_model(), BAD_MOLECULES, processor=processor, batch_size=2)
+    assert result.values.shape[0] == len(BAD_MOLECULES)
+    assert np.isnan(result.values).all()
+    assert all(isinstance(error, str) and error for error in result.errors)
+
+
+@pytest.mark.parametrize(("run", "num_columns"), [(predict, 2), (embed, 4 * 32)])
+def test_an_empty_list_gives_no_rows(run: Any, num_columns: int, processor: RMatProcessor) -> None:
+    result = run(build_regression_model(), [], processor=processor)
+    assert result.values.shape == (0, num_columns)
+    assert result.errors == []
+    assert all(column == [] for column in result.to_columns().values())
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("run", [predict, embed])
+@pytest.mark.parametrize("molecules", ["CCO", Chem.MolFromSmiles("CCO")], ids=["smiles", "mol"])
+def test_one_molecule_in_place_of_a_list_is_refused(
+    run: Any, molecules: str | Chem.Mol, processor: RMatProcessor
+) -> None:
+    with pytest.raises(TypeError, match=r"Pass a list of molecules, for example \['CCO'\]"):
+        run(build_regression_model(), molecules, processor=processor)
+
+
+@pytest.mark.parametrize("run", [predict, embed])
+def test_a_loaded_model_without_its_processor_is_refused(run: Any) -> None:
+    with pytest.raises(ValueError, match="needs its processor: pass processor="):
+        run(build_regression_model(), ["CCO"])
+
+
+@pytest.mark.parametrize("run", [predict, embed])
+def test_a_loaded_model_with_a_revision_is_refused(run: Any, processor: RMatProcessor) -> None:
+    with pytest.raises(ValueError, match="no other revision, so 'v1' cannot be had"):
+        run(build_regression_model(), ["CCO"], processor=processor, revision="v1")
+
+
+@pytest.mark.parametrize("run", [predict, embed])
+def test_a_folder_gives_the_same_as_the_loaded_model(
+    run: Any,
+    tiny_model: RMatForSequenceClassification,
+    tiny_model_folder: Path,
+    processor: RMatProcessor,
+) -> None:
+    expected = run(tiny_model, MIXED, processor=processor)
+    for folder in (tiny_model_folder, str(tiny_model_folder)):
+        result = run(folder, MIXED, device="cpu")
+        assert_close(result.values, expected.values, relative=RELATIVE_TOLERANCE)
+        assert result.errors == expected.errors
+
+
+def test_a_model_in_training_mode_predicts_without_dropout(processor: RMatProcessor) -> None:
+    model = build_model("regression", ["y"], hidden_dropout_prob=0.5)
+    expected = predict(model, TINY_SMILES, processor=processor).values
+    predicted = predict(model.train(), TINY_SMILES, processor=processor).values
+    assert_close(predicted, expected, relative=RELATIVE_TOLERANCE)
+
+
+def test_descriptors_reach_a_model_that_was_trained_with_them() -> None:
+    processor = RMatProcessor(geometry="bounds", molecule_descriptors=["MolWt", "TPSA"])
+    model = build_model("regression", ["y"], num_molecule_descriptors=2)
+    with torch.no_grad():
+        model.classifier.out_proj.weight.zero_()
+        model.classifier.out_proj.bias.zero_()
+        model.classifier.out_proj.weight[0, -2:] = torch.tensor([1.0, 10.0])
+        model.descriptor_scaler.mean.copy_(torch.tensor([40.0, 20.0]))
+    predicted = predict(model, ["CCO"], processor=processor).values
+    np.testing.assert_allclose(predicted, [[46.069 - 40 + 10 * (20.23 - 20)]], rtol=1e-4)
+    assert embed(model, ["CCO"], processor=processor).values.shape == (1, 4 * 32)
+
+
+# Values
+
+
+def test_regression_values_are_the_logits_in_the_units_of_the_labels(
+    tiny_batch: dict[str, torch.Tensor], processor: RMatProcessor
+) -> None:
+    model = build_regression_model()
+    values = predict(model, TINY_SMILES, processor=processor).values
+    with torch.no_grad():
+        pooled = model.rmat(**tiny_batch).pooler_output
+        raw = model.classifier(pooled).double().numpy()
+    assert_close(values, raw * [2.0, 40.0] + [-3.0, 250.0], relative=RELATIVE_TOLERANCE)
+    assert values.dtype == np.float64
+
+
+def test_embeddings_are_the_pooler_output_of_each_molecule_alone(processor: RMatProcessor) -> None:
+    model = build_regression_model()
+    values = embed(model, MIXED, processor=processor).values
+    assert values.dtype == np.float32
+    for smiles, is_bad, row in zip(MIXED, MIXED_IS_BAD, values, strict=True):
+        if is_bad:
+            assert np.isnan(row).all()
+            continue
+        # alone, a molecule has no padding
+        with torch.no_grad():
+            alone = model.rmat(**processor([smiles], return_tensors="pt")).pooler_output[0].numpy()
+        np.testing.assert_allclose(row, alone, rtol=0, atol=FLOAT32_TOLERANCE * np.abs(alone).max())
+    assert np.abs(values[0] - values[3]).max() > 1e-2
+
+
+def test_every_model_class_gives_the_embeddings_of_its_encoder(processor: RMatProcessor) -> None:
+    model = build_regression_model()
+    pretraining = RMatForPreTraining(model.config)
+    pretraining.rmat.load_state_dict(model.rmat.state_dict())
+    encoder: RMatModel = model.rmat
+    expected = embed(model, TINY_SMILES, processor=processor).values
+    for other in (encoder, pretraining):
+        values = embed(other, TINY_SMILES, processor=processor).values
+        assert_close(values, expected, relative=RELATIVE_TOLERANCE)
+
+
+# Table columns
+
+
+def build_predictions(
+    values: list[list[float]], names: list[str], label_name: str | None = None
+) -> Predictions:
+    """Predictions whose rows of NaN have the error `"no molecule"`."""
+    config = RMatConfig(id2label=dict(enumerate(names)), label_name=label_name)
+    errors = ["no molecule" if np.isnan(row[0]) else None for row in values]
+    return Predictions(np.array(values), errors, config)
+
+
+NAN = float("nan")
+
+
+def test_a_regression_has_one_column_per_label() -> None:
+    predictions = build_predictions([[1.5, -20.0], [NAN, NAN], [2.5, 30.0]], ["logS", "mp"])
+    assert predictions.output_names == ["logS", "mp"]
+    columns = predictions.to_columns()
+    assert columns == {
+        "prediction_logS": [1.5, None, 2.5],
+        "prediction_mp": [-20.0, None, 30.0],
+        "error": [None, "no molecule", None],
+    }
+    assert list(columns) == ["prediction_logS", "prediction_mp", "error"]
+
+
+def test_a_multi_label_classification_has_one_probability_per_label(
+    processor: RMatProcessor,
+) -> None:
+    model = build_model("multi_label_classification", ["a", "b", "c"])
+    predictions = predict(model, MIXED, processor=processor)
+    columns = predictions.to_columns()
+    assert list(columns) == ["prediction_a", "prediction_b", "prediction_c", "error"]
+    known = ~np.array(MIXED_IS_BAD)
+    with torch.no_grad():
+        good = [m for m, is_bad in zip(MIXED, MIXED_IS_BAD, strict=True) if not is_bad]
+        logits = model(**processor(good, return_tensors="pt")).logits
+    expected = 1 / (1 + np.exp(-logits.double().numpy()))
+    for idx, name in enumerate("abc"):
+        column = columns[f"prediction_{name}"]
+        assert [value is None for value in column] == MIXED_IS_BAD
+        np.testing.assert_allclose(
+            np.array(column, dtype=float)[known], expected[:, idx], rtol=0, atol=1e-6
+        )
+
+
+def test_classes_0_and_1_have_the_probability_of_1(processor: RMatProcessor) -> None:
+    classes = ["0", "1"]
+    model = build_model("single_label_classification", classes, label_name="hit")
+    columns = predict(model, MIXED, processor=processor).to_columns()
+    assert list(columns) == ["prediction_hit", "error"]
+    good = [m for m, is_bad in zip(MIXED, MIXED_IS_BAD, strict=True) if not is_bad]
+    with torch.no_grad():
+        logits = model(**processor(good, return_tensors="pt")).logits.double().numpy()
+    expected = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    column = [value for value in columns["prediction_hit"] if value is not None]
+    np.testing.assert_allclose(column, expected, rtol=0, atol=1e-6)
+    assert np.abs(expected - 0.5).min() > 1e-4
+
+
+def test_more_classes_have_the_best_one_by_name_and_every_probability() -> None:
+    values = [[0.125, 0.625, 0.25], [NAN, NAN, NAN], [0.5, 0.25, 0.25], [0.0, 0.25, 0.75]]
+    columns = build_predictions(values, ["low", "mid", "high"], "tox").to_columns()
+    assert columns == {
+        "prediction_tox": ["mid", None, "low", "high"],
+        "probability_tox_low": [0.125, None, 0.5, 0.0],
+        "probability_tox_mid": [0.625, None, 0.25, 0.25],
+        "probability_tox_high": [0.25, None, 0.25, 0.75],
+        "error": [None, "no molecule", None, None],
+    }
+    assert next(iter(columns)) == "prediction_tox"
+
+
+def test_class_probabilities_of_a_molecule_sum_to_one_in_the_order_of_the_classes(
+    processor: RMatProcessor, tiny_batch: dict[str, torch.Tensor]
+) -> None:
+    names = ["low", "mid", "high"]
+    model = build_model("single_label_classification", names, label_name="tox")
+    predictions = predict(model, TINY_SMILES, processor=processor)
+    np.testing.assert_allclose(predictions.values.sum(1), 1.0, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        best = model(**tiny_batch).logits.argmax(-1).tolist()
+    assert predictions.to_columns()["prediction_tox"] == [names[idx] for idx in best]
+
+
+def test_columns_are_plain_numbers_with_the_digits_of_float32() -> None:
+    value = float(np.float32(0.1))
+    assert value != 0.1
+    column = build_predictions([[value]], ["y"]).to_columns()["prediction_y"]
+    assert column == [0.1]
+    assert type(column[0]) is float
+
+
+def test_embedding_columns_have_a_list_or_none() -> None:
+    values = np.array([[1.0, 2.0], [NAN, NAN]], dtype=np.float32)
+    assert Embeddings(values, [None, "no molecule"]).to_columns() == {
+        "embedding": [[1.0, 2.0], None],
+        "error": [None, "no molecule"],
+    }
+
+
+# Processes
+
+PREDICT_IN_A_PROCESS = """
+import json, sys
+from rmat_hf.inference.prediction import predict
+predictions = predict(sys.argv[1], json.loads(sys.argv[2]), device="cpu")
+print("RESULT" + json.dumps([predictions.values.tolist(), predictions.errors]))
+"""
+
+
+def test_two_processes_predict_the_same(repo_root: Path, tmp_path: Path) -> None:
+    build_regression_model().save_pretrained(tmp_path)
+    # with generated conformers, where a hidden source of randomness would show
+    RMatProcessor(geometry="conformer", conformer_hydrogens=True).save_pretrained(tmp_path)
+    molecules = ["CC(C)Cc1ccc(cc1)C(C)C(=O)O", "not a molecule", "C[C@H](O)CCCCN"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PREDICT_IN_A_PROCESS, str(tmp_path), json.dumps(molecules)],
+            cwd=repo_root,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for hash_seed in ("1", "2")
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    results = [json.loads(output.split("RESULT")[1]) for output in outputs]
+    values = [np.array(result[0]) for result in results]
+    assert np.isnan(values[0]).all(1).tolist() == [False, True, False]
+    assert_close(values[0], values[1], relative=RELATIVE_TOLERANCE)
+    assert results[0][1] == results[1][1]
+
+
+def test_two_named_classes_have_the_name_and_both_probabilities(processor: RMatProcessor) -> None:
+    model = build_model("single_label_classification", ["active", "inactive"], label_name="hit")
+    columns = predict(model, ["CCO", "C1CC"], processor=processor).to_columns()
+    assert list(columns) == [
+        "prediction_hit",
+        "probability_hit_active",
+        "probability_hit_inactive",
+        "error",
+    ]
+    active, inactive = (columns[f"probability_hit_{name}"][0] for name in ("active", "inactive"))
+    assert active + inactive == pytest.approx(1.0)
+    assert columns["prediction_hit"] == ["active" if active > inactive else "inactive", None]
+
+
+def test_an_output_that_is_not_finite_is_an_error_and_no_value(
+    tiny_model: RMatForSequenceClassification, processor: RMatProcessor
+) -> None:
+    with torch.no_grad():
+        tiny_model.classifier.out_proj.bias.fill_(torch.nan)
+    prediction = predict(tiny_model, ["CCO"], processor=processor)
+    assert prediction.errors == ["the model's output is not a finite number"]
+    assert prediction.to_columns()["prediction_LABEL_0"] == [None]

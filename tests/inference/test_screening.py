@@ -1,0 +1,246 @@
+"""Whole files: every row and column of the input comes out, in order."""
+
+import csv
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rdkit import Chem
+from tiny import TINY_SMILES
+
+from rmat_hf.data.table_errors import TableError
+from rmat_hf.inference.prediction import embed, predict
+from rmat_hf.inference.screening import (
+    ScreeningOptions,
+    describe_prediction_columns,
+    run_embedding,
+    run_prediction,
+)
+from rmat_hf.loading import ModelLoadingError
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+PREDICTION = "prediction_LABEL_0"
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """50 rows, every fifth of them bad, with an id and a cell that must survive as it is."""
+    path = tmp_path / "library.csv"
+    bad = ["", "C1CC", "*CC", "not a molecule", "[H][H]"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "smiles", "note, with comma"])
+        for row in range(50):
+            smiles = bad[row // 5 % 5] if row % 5 == 3 else TINY_SMILES[row % len(TINY_SMILES)]
+            writer.writerow([f"mol-{row:03d}", smiles, f'007,5 "{row}"\nµ'])
+    return path
+
+
+def test_every_row_and_cell_of_a_csv_with_bad_rows_is_kept(
+    tiny_model_folder: Path, library: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    result = run_prediction(tiny_model_folder, library, output=output)
+    before, after = read_csv(library), read_csv(output)
+    assert (result.num_rows, result.num_failed) == (50, 10)
+    assert list(after[0]) == [*before[0], PREDICTION, "error"]
+    for row, (old, new) in enumerate(zip(before, after, strict=True)):
+        assert {name: new[name] for name in old} == old
+        assert (new[PREDICTION] == "") == (new["error"] != "") == (row % 5 == 3)
+    values = predict(tiny_model_folder, [row["smiles"] for row in before]).values[:, 0]
+    for row, value in zip(after, values, strict=True):
+        if row[PREDICTION]:
+            assert float(row[PREDICTION]) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ScreeningOptions(chunk_size=7),
+        ScreeningOptions(batch_size=5, chunk_size=11),
+        ScreeningOptions(num_workers=2),
+    ],
+)
+def test_chunks_batches_and_workers_do_not_change_the_predictions(
+    tiny_model_folder: Path, library: Path, tmp_path: Path, options: ScreeningOptions
+) -> None:
+    run_prediction(tiny_model_folder, library, output=tmp_path / "whole.csv")
+    run_prediction(tiny_model_folder, library, output=tmp_path / "parts.csv", options=options)
+    rows = zip(read_csv(tmp_path / "whole.csv"), read_csv(tmp_path / "parts.csv"), strict=True)
+    for whole, part in rows:
+        expected, value = whole.pop(PREDICTION), part.pop(PREDICTION)
+        assert whole == part
+        assert (expected == "") == (value == "")
+        assert float(value or 0) == pytest.approx(float(expected or 0), abs=1e-6)
+
+
+def test_parquet_keeps_types_and_order(tiny_model_folder: Path, tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "id": pa.array([3, 1, 2], pa.int16()),
+            "smiles": ["CCO", None, "C"],
+            "tags": pa.array([["a"], [], None], pa.list_(pa.string())),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    run_prediction(tiny_model_folder, tmp_path / "in.parquet", output=tmp_path / "out.parquet")
+    output = pq.read_table(tmp_path / "out.parquet")
+    assert output.select(["id", "smiles", "tags"]).equals(table)
+    assert output.schema.field(PREDICTION).type == pa.float64()
+    assert [value is None for value in output[PREDICTION].to_pylist()] == [False, True, False]
+    assert [error is None for error in output["error"].to_pylist()] == [True, False, True]
+
+
+def test_embeddings_are_lists_of_numbers_in_the_order_of_the_input(
+    tiny_model_folder: Path, library: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.parquet"
+    result = run_embedding(
+        tiny_model_folder, library, output=output, options=ScreeningOptions(chunk_size=9)
+    )
+    table = pq.read_table(output).to_pydict()
+    assert result.num_failed == 10
+    assert table["id"] == [row["id"] for row in read_csv(library)]
+    expected = embed(tiny_model_folder, ["CCO"]).values[0].tolist()
+    assert table["embedding"][0] == pytest.approx(expected, abs=1e-6)
+    assert table["embedding"][3] is None
+    assert table["error"][3] is not None
+
+
+def test_an_sdf_brings_its_own_geometry(tiny_model_folder: Path, tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "golden" / "reference" / "grover_pool" / "molecules.sdf"
+    result = run_prediction(tiny_model_folder, source, output=tmp_path / "out.csv")
+    mols = list(Chem.SDMolSupplier(str(source)))
+    rows = read_csv(tmp_path / "out.csv")
+    assert (result.num_rows, result.num_failed) == (len(mols), 0)
+    values = predict(tiny_model_folder, mols).values[:, 0]
+    assert [float(row[PREDICTION]) for row in rows] == pytest.approx(list(values), abs=1e-6)
+    assert "smiles" in rows[0]
+
+
+def test_memory_holds_one_chunk_at_a_time(
+    tiny_model_folder: Path, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def record(model: object, molecules: list[str], **options: object) -> object:
+        sizes.append(len(molecules))
+        return predict(model, molecules, **options)
+
+    monkeypatch.setattr("rmat_hf.inference.screening.predict", record)
+    options = ScreeningOptions(chunk_size=20)
+    run_prediction(tiny_model_folder, library, output=tmp_path / "out.csv", options=options)
+    assert sizes == [20, 20, 10]
+
+
+def test_an_error_halfway_leaves_no_output_and_keeps_the_old_one(
+    tiny_model_folder: Path, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.csv"
+    output.write_text("older result\n")
+    num_calls = 0
+
+    def fail_later(model: object, molecules: list[str], **options: object) -> object:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 3:
+            raise RuntimeError("out of memory")
+        return predict(model, molecules, **options)
+
+    monkeypatch.setattr("rmat_hf.inference.screening.predict", fail_later)
+    options = ScreeningOptions(chunk_size=10)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_prediction(tiny_model_folder, library, output=output, options=options)
+    assert output.read_text() == "older result\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "library.csv",
+        "out.csv",
+        "tiny_model",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"smiles_column": "SMILES"}, "has no column 'SMILES'. Its columns are: id, smiles"),
+        ({"output": "missing/out.csv"}, "does not exist. Create it first"),
+        ({"output": "out.xlsx"}, "cannot write this kind of file"),
+        ({"molecules": "nowhere.csv"}, "nowhere.csv"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_model_is_loaded(
+    library: Path, tmp_path: Path, change: dict[str, str], message: str
+) -> None:
+    arguments = {"molecules": library, "output": "out.csv", "smiles_column": "smiles"} | change
+    with pytest.raises(TableError, match=message):
+        run_prediction(
+            "no model here",
+            tmp_path / arguments["molecules"],
+            output=tmp_path / arguments["output"],
+            smiles_column=arguments["smiles_column"],
+        )
+
+
+def test_a_folder_without_a_model_is_refused_without_output(library: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadingError, match="Cannot load a model"):
+        run_prediction(tmp_path, library, output=tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_embeddings_are_not_squeezed_into_a_csv(library: Path, tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"Write a \.parquet file"):
+        run_embedding("no model here", library, output=tmp_path / "out.csv")
+
+
+def test_a_count_below_its_least_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 0; the least is 1"):
+        ScreeningOptions(batch_size=0)
+
+
+def test_prediction_columns_by_problem_type() -> None:
+    def describe(names: list[str], **fields: str) -> dict[str, str]:
+        config = RMatConfig(id2label=dict(enumerate(names)), **fields)
+        return describe_prediction_columns(config)
+
+    assert describe(["a", "b"], problem_type="regression") == {
+        "prediction_a": "number",
+        "prediction_b": "number",
+        "error": "text",
+    }
+    single = "single_label_classification"
+    assert describe(["0", "1"], problem_type=single, label_name="y") == {
+        "prediction_y": "number",
+        "error": "text",
+    }
+    assert describe(["p", "q", "r"], problem_type=single, label_name="y") == {
+        "prediction_y": "text",
+        "probability_y_p": "number",
+        "probability_y_q": "number",
+        "probability_y_r": "number",
+        "error": "text",
+    }
+
+
+def test_a_second_screen_of_the_same_molecules_featurizes_nothing(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def screen(name: str, cache_dir: Path | None) -> bytes:
+        options = ScreeningOptions(cache_dir=cache_dir)
+        smiles = ["CCO", "C1CC", "c1ccccc1O"]
+        output = tmp_path / name
+        run_prediction(tiny_model_folder, smiles, output=output, options=options)
+        return output.read_bytes()
+
+    first = screen("first.csv", tmp_path / "cache")
+    assert screen("without.csv", None) == first
+    monkeypatch.setattr(RMatProcessor, "featurize_compactly", None)
+    assert screen("second.csv", tmp_path / "cache") == first
+    with pytest.raises(TypeError):
+        screen("third.csv", None)

@@ -1,0 +1,256 @@
+"""RMatConfig: what it refuses, what survives saving, and what follows from its fields."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from tiny import TINY_ARCHITECTURE
+from transformers import AutoConfig
+
+from rmat_hf.model.configuration_rmat import TASK_FIELDS, RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatModel
+
+# Another value than the default for every field that can have one.
+OTHER_VALUES: dict[str, Any] = {
+    "num_node_features": 41,
+    "max_neighborhood_order": 6,
+    "num_radial_basis": 9,
+    "distance_cutoff": 7.5,
+    "radial_envelope_exponent": 3,
+    "hidden_size": 48,
+    "intermediate_size": 50,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "hidden_act": "gelu",
+    "leaky_relu_slope": 0.3,
+    "hidden_dropout_prob": 0.25,
+    "classifier_dropout": 0.5,
+    "head_norm": False,
+    "attention_probs_dropout_prob": 0.125,
+    "initializer_range": 0.5,
+    "layer_norm_eps": 1e-7,
+    "attention_form": "reference",
+    "recompute_pairs": True,
+    "pooling": "mean",
+    "num_pooling_heads": 2,
+    "pooling_hidden_size": 11,
+    "num_head_layers": 2,
+    "head_hidden_size": 13,
+    "num_atom_contexts": 17,
+    "num_descriptor_labels": 19,
+    "num_molecule_descriptors": 4,
+    "label_mean": [-3.5, 12.0],
+    "label_std": [0.1, 1e-9],
+    "label_units": ["kcal/mol", "log(mol/L)"],
+    "label_name": "is active, at 10 µM",
+    "loss_weights": [0.5, 2.0],
+}
+LABELS = {0: "solubility", 1: "toxicity (24 h)"}
+
+
+def build_other_config() -> RMatConfig:
+    return RMatConfig(**OTHER_VALUES, id2label=LABELS, problem_type="regression")
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", "32"),
+        ("hidden_size", 32.0),
+        ("hidden_size", True),
+        ("hidden_size", None),
+        ("distance_cutoff", "20"),
+        ("layer_norm_eps", "1e-5"),
+        ("attention_form", "authors"),
+        ("pooling", "max"),
+        ("num_head_layers", 3),
+        ("label_mean", 1.0),
+        ("label_std", ["1.0"]),
+        ("label_units", "kcal/mol"),
+        ("label_name", 3),
+        ("loss_weights", "balanced"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_field_name(name: str, value: object) -> None:
+    with pytest.raises(StrictDataclassError, match=rf"(?s)field '{name}'.*TypeError"):
+        RMatConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "last_good", "value"),
+    [
+        ("num_node_features", 3, 2),
+        ("max_neighborhood_order", 1, 0),
+        ("max_neighborhood_order", 254, 255),
+        ("num_radial_basis", 1, 0),
+        ("distance_cutoff", 0.1, 0.0),
+        ("radial_envelope_exponent", 1, 0),
+        ("num_hidden_layers", 1, 0),
+        ("hidden_dropout_prob", 1.0, 1.01),
+        ("hidden_dropout_prob", 0.0, -0.01),
+        ("attention_probs_dropout_prob", 1, 2),
+        ("initializer_range", 0.0, -0.1),
+        ("num_pooling_heads", 1, 0),
+        ("num_molecule_descriptors", 0, -1),
+    ],
+)
+def test_a_value_out_of_range_is_refused_and_the_last_one_in_range_is_not(
+    name: str, last_good: float, value: float
+) -> None:
+    assert getattr(RMatConfig(**{name: last_good}), name) == last_good
+    with pytest.raises(StrictDataclassError, match=rf"(?s)field '{name}'.*ValueError"):
+        RMatConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"hidden_size": 32, "num_attention_heads": 5},
+            "hidden_size=32 is not a multiple of num_attention_heads=5",
+        ),
+        ({"num_bond_features": 9}, "num_bond_features=9 is not supported"),
+        (
+            {"num_labels": 2, "label_mean": [0.0], "label_std": [1.0, 1.0]},
+            "label_mean has 1 entries for 2 labels",
+        ),
+        (
+            {"num_labels": 2, "label_mean": [0.0, 0.0], "label_std": [1.0, 1.0, 1.0]},
+            "label_std has 3 entries for 2 labels",
+        ),
+        ({"num_labels": 2, "label_units": ["Å"]}, "label_units has 1 entries for 2 labels"),
+        ({"num_labels": 1, "label_mean": [0.0]}, "label_mean and label_std belong together"),
+        ({"num_labels": 1, "label_std": [1.0]}, "label_mean and label_std belong together"),
+        (
+            {"num_labels": 2, "label_mean": [0.0, 0.0], "label_std": [1.0, 0.0]},
+            r"label_std=\[1.0, 0.0\] must be positive",
+        ),
+        (
+            {"num_labels": 1, "label_mean": [0.0], "label_std": [-1.0]},
+            r"label_std=\[-1.0\] must be positive",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(
+    fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(StrictDataclassError, match=message):
+        RMatConfig(**fields)
+
+
+def test_a_contradiction_made_after_construction_is_refused_before_saving(tmp_path: Path) -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE)
+    config.num_attention_heads = 5
+    with pytest.raises(StrictDataclassError, match="not a multiple of num_attention_heads=5"):
+        config.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+# Saved and loaded
+
+
+def test_the_other_values_cover_every_field_with_another_value() -> None:
+    defaults = RMatConfig()
+    fixed = {"num_bond_features"}
+    assert OTHER_VALUES.keys() == set(RMatConfig.__annotations__) - fixed
+    same = [name for name, value in OTHER_VALUES.items() if getattr(defaults, name) == value]
+    assert same == []
+
+
+@pytest.mark.parametrize("name", [*OTHER_VALUES, "id2label", "problem_type", "num_labels"])
+def test_every_field_survives_saving_and_loading(name: str, tmp_path: Path) -> None:
+    config = build_other_config()
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is RMatConfig
+    expected = {"id2label": LABELS, "problem_type": "regression", "num_labels": 2}
+    value = getattr(loaded, name)
+    assert value == (expected | OTHER_VALUES)[name]
+    assert type(value) is type(getattr(config, name))
+
+
+def test_label_fields_that_were_not_given_are_loaded_as_none(tmp_path: Path) -> None:
+    RMatConfig(**TINY_ARCHITECTURE).save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    names = [name for name in TASK_FIELDS if name != "num_molecule_descriptors"]
+    assert [getattr(loaded, name) for name in names] == [None] * len(names)
+
+
+# Architecture
+
+
+def test_architecture_and_task_fields_are_all_fields_and_share_none() -> None:
+    architecture = RMatConfig.list_architecture_fields()
+    assert sorted([*architecture, *TASK_FIELDS]) == sorted(RMatConfig.__annotations__)
+    assert {"hidden_size", "pooling", "attention_form", "num_head_layers"} <= set(architecture)
+
+
+def test_the_architecture_of_a_finetuned_model_builds_one_for_other_labels() -> None:
+    finetuned = build_other_config()
+    labels = {0: "a", 1: "b", 2: "c"}
+    config = RMatConfig(**finetuned.get_architecture(), id2label=labels)
+    for name in config.list_architecture_fields():
+        assert getattr(config, name) == getattr(finetuned, name), name
+    task = {"label_mean", "label_std", "label_units", "label_name", "loss_weights"}
+    for name in task | {"num_molecule_descriptors"}:
+        assert getattr(config, name) == getattr(RMatConfig(), name), name
+    assert config.output_names == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "pooled_size"), [("attention", 3 * 32), ("mean", 32), ("dummy_node", 32)]
+)
+def test_pooled_size_is_the_width_of_the_pooler_output_and_of_the_head_input(
+    pooling: str, pooled_size: int, tiny_batch: dict[str, torch.Tensor]
+) -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, num_pooling_heads=3, pooling=pooling, num_labels=1)
+    assert config.pooled_size == pooled_size
+    with torch.no_grad():
+        assert RMatModel(config)(**tiny_batch).pooler_output.shape[1] == pooled_size
+    head = RMatForSequenceClassification(config).classifier.out_proj
+    assert head.in_features == pooled_size
+
+
+def test_pair_features_are_bonds_and_neighborhood_orders_and_radial_basis() -> None:
+    config = RMatConfig(max_neighborhood_order=6, num_radial_basis=9)
+    assert config.num_neighborhood_orders == 8
+    assert config.num_pair_features == 8 + 8 + 9
+    assert RMatConfig().num_pair_features == 46
+
+
+def test_the_defaults_are_the_published_48_million_parameters() -> None:
+    with torch.device("meta"):
+        model = RMatModel(RMatConfig(pooling="mean"))
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert round(num_parameters / 1e6) == 48
+
+
+# Labels
+
+
+def test_output_names_follow_the_index_and_not_the_order_of_writing() -> None:
+    names = {idx: f"assay_{12 - idx}" for idx in range(12)}
+    backwards = dict(reversed(names.items()))
+    assert RMatConfig(id2label=backwards).output_names == [f"assay_{12 - i}" for i in range(12)]
+
+
+def test_output_names_of_twelve_labels_keep_their_order_when_saved(tmp_path: Path) -> None:
+    names = {idx: f"assay_{12 - idx}" for idx in range(12)}
+    RMatConfig(id2label=names).save_pretrained(tmp_path)
+    # "10" sorts before "2" as text
+    assert AutoConfig.from_pretrained(tmp_path).output_names == list(names.values())
+    saved = (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert re.search(r'"10": "assay_2"', saved)
+
+
+def test_label_columns_are_the_outputs_unless_the_outputs_are_classes() -> None:
+    assert RMatConfig(id2label=LABELS).label_columns == ["solubility", "toxicity (24 h)"]
+    classes = RMatConfig(id2label={0: "no", 1: "yes"}, label_name="active")
+    assert classes.output_names == ["no", "yes"]
+    assert classes.label_columns == ["active"]

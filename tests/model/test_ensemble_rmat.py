@@ -1,0 +1,257 @@
+"""An ensemble: made of members, saved as one folder, loaded with and without the package."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from processes import run_python
+from saved_folder import ENSEMBLE_CLASSES, assert_folder_is_self_contained
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoProcessor, pipeline
+
+from rmat_hf.inference.prediction import predict
+from rmat_hf.inference.screening import run_embedding, run_prediction
+from rmat_hf.loading import (
+    ModelLoadingError,
+    load_embedder,
+    load_for_pretraining,
+    load_predictor,
+)
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig, RMatEnsembleForSequenceClassification
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.pipeline_rmat import RMatPropertyPredictionPipeline
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+EXACT = {"rtol": 0, "atol": 0}
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+REGRESSION = {
+    "problem_type": "regression",
+    "id2label": {0: "logS", 1: "logP"},
+    "label2id": {"logS": 0, "logP": 1},
+    "label_mean": [1.0, -2.0],
+    "label_std": [0.5, 3.0],
+    "label_units": ["mol/l", "1"],
+}
+
+
+def build_member(seed: int, **options: Any) -> RMatForSequenceClassification:
+    torch.manual_seed(seed)
+    return RMatForSequenceClassification(
+        RMatConfig(**{**TINY_ARCHITECTURE, **REGRESSION, **options})
+    ).eval()
+
+
+def build_members(number: int = 3, **options: Any) -> list[RMatForSequenceClassification]:
+    return [build_member(seed, **options) for seed in range(number)]
+
+
+@pytest.fixture
+def members() -> list[RMatForSequenceClassification]:
+    return build_members()
+
+
+@pytest.fixture
+def ensemble(
+    members: list[RMatForSequenceClassification],
+) -> RMatEnsembleForSequenceClassification:
+    return RMatEnsembleForSequenceClassification.from_members(members)
+
+
+@pytest.fixture
+def folder(
+    ensemble: RMatEnsembleForSequenceClassification, processor: RMatProcessor, tmp_path: Path
+) -> Path:
+    ensemble.save_pretrained(tmp_path / "ensemble")
+    processor.save_pretrained(tmp_path / "ensemble")
+    return tmp_path / "ensemble"
+
+
+@torch.no_grad()
+def test_an_ensemble_predicts_the_mean_of_its_members(
+    ensemble: RMatEnsembleForSequenceClassification,
+    members: list[RMatForSequenceClassification],
+    tiny_batch: dict[str, torch.Tensor],
+) -> None:
+    output = ensemble(**tiny_batch)
+    alone = torch.stack([member(**tiny_batch).logits for member in members], dim=1)
+    torch.testing.assert_close(output.member_logits, alone, **EXACT)
+    torch.testing.assert_close(output.logits, alone.mean(1), **EXACT)
+    assert output.loss is None
+
+
+def test_the_loss_of_an_ensemble_is_the_mean_of_its_members(
+    ensemble: RMatEnsembleForSequenceClassification,
+    members: list[RMatForSequenceClassification],
+    tiny_batch: dict[str, torch.Tensor],
+) -> None:
+    labels = torch.arange(2.0 * len(TINY_SMILES)).view(-1, 2)
+    labels[0, 1] = torch.nan
+    loss = ensemble(**tiny_batch, labels=labels).loss
+    alone = torch.stack([member(**tiny_batch, labels=labels).loss for member in members])
+    torch.testing.assert_close(loss, alone.mean(), **EXACT)
+    loss.backward()
+    assert all(p.grad is not None for p in ensemble.members[2].classifier.parameters())
+
+
+def test_a_saved_ensemble_loads_with_the_same_predictions(
+    folder: Path,
+    ensemble: RMatEnsembleForSequenceClassification,
+    tiny_batch: dict[str, torch.Tensor],
+) -> None:
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert type(loaded) is RMatEnsembleForSequenceClassification
+    assert type(loaded.config) is RMatEnsembleConfig and loaded.config.num_members == 3
+    assert type(AutoProcessor.from_pretrained(folder)) is RMatProcessor
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**tiny_batch).logits, ensemble(**tiny_batch).logits)
+    assert_folder_is_self_contained(
+        folder, "RMatEnsembleForSequenceClassification", classes=ENSEMBLE_CLASSES
+    )
+
+
+@pytest.mark.slow
+def test_a_saved_ensemble_works_without_the_package(folder: Path, tmp_path: Path) -> None:
+    script = (
+        "import json, sys\n"
+        "from transformers import pipeline\n"
+        f"pipe = pipeline(model={str(folder)!r}, trust_remote_code=True)\n"
+        "json.dump(pipe(['CCO', 'C1CC']), open('results.json', 'w'))\n"
+        "assert type(pipe.model).__module__.startswith('transformers_modules')\n"
+    )
+    (tmp_path / "visit.py").write_text(script, encoding="utf-8")
+    done = run_python([tmp_path / "visit.py"], folder=tmp_path, blocked=["rmat_hf"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    good, bad = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    expected = predict(folder, ["CCO"])
+    values = [prediction["value"] for prediction in good["predictions"]]
+    spreads = [prediction["spread"] for prediction in good["predictions"]]
+    torch.testing.assert_close(
+        torch.tensor([values, spreads]).double(),
+        torch.tensor([expected.values[0].tolist(), expected.spread[0].tolist()]).double(),
+        **TOLERANCE,
+    )
+    assert bad["predictions"] is None and "unclosed ring" in bad["error"]
+
+
+def test_the_pipeline_gives_every_label_its_spread(
+    folder: Path,
+    members: list[RMatForSequenceClassification],
+    tiny_batch: dict[str, torch.Tensor],
+) -> None:
+    pipe = pipeline(
+        "molecule-property-prediction",
+        model=str(folder),
+        pipeline_class=RMatPropertyPredictionPipeline,
+    )
+    results = pipe(TINY_SMILES)
+    with torch.no_grad():
+        alone = torch.stack([member(**tiny_batch).logits for member in members])
+    for row, result in enumerate(results):
+        for label, prediction in enumerate(result["predictions"]):
+            name = REGRESSION["id2label"][label]
+            assert (prediction["label"], prediction["unit"]) == (
+                name,
+                REGRESSION["label_units"][label],
+            )
+            column = alone[:, row, label]
+            assert prediction["value"] == pytest.approx(float(column.mean()), abs=1e-5)
+            assert prediction["spread"] == pytest.approx(float(column.std(correction=0)), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        (REGRESSION, ["prediction_logS", "prediction_logP", "spread_logS", "spread_logP"]),
+        (
+            {
+                "problem_type": "single_label_classification",
+                "id2label": {0: "0", 1: "1"},
+                "label2id": {"0": 0, "1": 1},
+                "label_name": "active",
+            },
+            ["prediction_active", "spread_active"],
+        ),
+        (
+            {
+                "problem_type": "single_label_classification",
+                "id2label": {0: "low", 1: "high"},
+                "label2id": {"low": 0, "high": 1},
+                "label_name": "dose",
+            },
+            [
+                *("prediction_dose", "probability_dose_low", "probability_dose_high"),
+                *("spread_dose_low", "spread_dose_high"),
+            ],
+        ),
+    ],
+)
+def test_a_table_of_predictions_has_a_spread_per_label(
+    options: dict[str, Any], columns: list[str], processor: RMatProcessor, tmp_path: Path
+) -> None:
+    empty = dict.fromkeys(("label_mean", "label_std", "label_units"))
+    members = build_members(2, **{**empty, **options})
+    ensemble = RMatEnsembleForSequenceClassification.from_members(members)
+    predictions = predict(ensemble, ["CCO", "C1CC", "CCN"], processor=processor)
+    added = predictions.to_columns()
+    assert [*added] == [*columns, "error"]
+    for name in columns:
+        assert added[name][1] is None and added[name][0] is not None
+    ensemble.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    result = run_prediction(tmp_path / "model", ["CCO", "C1CC"], output=tmp_path / "out.csv")
+    header = result.output.read_text(encoding="utf-8").splitlines()[0]
+    assert header.split(",") == ["smiles", *columns, "error"]
+
+
+def test_a_spread_is_that_of_the_members_alone(
+    ensemble: RMatEnsembleForSequenceClassification,
+    members: list[RMatForSequenceClassification],
+    processor: RMatProcessor,
+) -> None:
+    predictions = predict(ensemble, TINY_SMILES, processor=processor)
+    alone = [predict(member, TINY_SMILES, processor=processor).values for member in members]
+    stacked = torch.stack([torch.from_numpy(values) for values in alone])
+    assert predictions.spread is not None
+    spread = torch.from_numpy(predictions.spread)
+    torch.testing.assert_close(spread, stacked.std(0, correction=0), **TOLERANCE)
+    assert (spread > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"label_mean": [0.0, 0.0]}, "label_mean"), ({"num_hidden_layers": 1}, "num_hidden_layers")],
+)
+def test_members_that_do_not_belong_together_are_refused(
+    members: list[RMatForSequenceClassification], changed: dict[str, Any], named: str
+) -> None:
+    members[2] = build_member(2, **changed)
+    with pytest.raises(ValueError, match=f"Model 2 and model 0 differ in {named}"):
+        RMatEnsembleForSequenceClassification.from_members(members)
+
+
+def test_an_ensemble_without_members_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one model"):
+        RMatEnsembleForSequenceClassification.from_members([])
+    with pytest.raises(StrictDataclassError, match="num_members"):
+        RMatEnsembleConfig(num_members=0)
+
+
+def test_an_ensemble_is_refused_where_one_encoder_is_needed(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadingError, match="is an ensemble"):
+        load_embedder(folder)
+    with pytest.raises(ModelLoadingError, match="is an ensemble"):
+        load_for_pretraining(folder, config=RMatConfig(**TINY_ARCHITECTURE))
+    with pytest.raises(ModelLoadingError, match="is an ensemble"):
+        run_embedding(folder, ["CCO"], output=tmp_path / "vectors.parquet")
+
+
+def test_a_member_missing_from_the_weights_is_an_error(folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    config.num_members = 4
+    config.save_pretrained(folder)
+    with pytest.raises(ModelLoadingError, match=r"members\.3\..* are missing"):
+        load_predictor(folder)

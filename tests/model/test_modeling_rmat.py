@@ -1,0 +1,609 @@
+"""Model: exactness against the plain equations and golden outputs, invariances, heads."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload, infer_auto_device_map
+from accelerate.utils import compute_module_sizes
+from hypothesis import given
+from hypothesis import strategies as st
+from plain_rmat import build_pair_features, compute_plain_attention
+from rdkit import Chem
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
+
+from rmat_hf.model.centered_linear_rmat import compute_atom_weights
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import (
+    RMatForPreTraining,
+    RMatForSequenceClassification,
+    RMatModel,
+)
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+Batch = dict[str, torch.Tensor]
+
+
+def build_attention_case(
+    attention_form: str, *, dropout: float = 0.0
+) -> tuple[RMatModel, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a float64 model with large random weights, hidden states, mask, codes and basis."""
+    config = RMatConfig(
+        **TINY_ARCHITECTURE,
+        attention_form=attention_form,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    generator = torch.Generator().manual_seed(1)
+    model = RMatModel(config).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator).double())
+    batch = dict(RMatProcessor(geometry="bounds")(TINY_SMILES, return_tensors="pt"))
+    pair_codes, radial_basis = model.pair_features(
+        batch["bond_types"],
+        batch["topological_distances"],
+        batch["interatomic_distances"].double(),
+    )
+    mask = batch["attention_mask"]
+    hidden_states = torch.randn(*mask.shape, config.hidden_size, generator=generator).double()
+    return model, hidden_states, mask, pair_codes, radial_basis
+
+
+def run_factored(
+    model: RMatModel,
+    hidden_states: torch.Tensor,
+    mask: torch.Tensor,
+    pair_codes: torch.Tensor,
+    radial_basis: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the first layer's attention as the model does."""
+    padding = mask[:, None, None, :] == 0
+    code_features = model.pair_features.code_features
+    layer = model.layers[0].self_attention
+    weights = compute_atom_weights(mask)
+    return layer(hidden_states, padding, weights, pair_codes, radial_basis, code_features)
+
+
+@pytest.mark.parametrize("attention_form", ["paper", "reference"])
+def test_factored_attention_equals_plain_equations_in_values_and_gradients(
+    attention_form: str,
+) -> None:
+    model, hidden_states, mask, pair_codes, radial_basis = build_attention_case(attention_form)
+    layer = model.layers[0].self_attention
+    inputs = [hidden_states.requires_grad_(), radial_basis.requires_grad_()]
+    parameters = dict(layer.named_parameters())
+    nodes = mask.bool().unsqueeze(-1)
+    weights = torch.randn(hidden_states.shape, generator=torch.Generator().manual_seed(2)).double()
+
+    def collect(output: torch.Tensor) -> list[torch.Tensor | None]:
+        loss = (output * weights * nodes).sum()
+        return list(torch.autograd.grad(loss, [*inputs, *parameters.values()], allow_unused=True))
+
+    factored, factored_probs = run_factored(model, hidden_states, mask, pair_codes, radial_basis)
+    features = build_pair_features(pair_codes, radial_basis, model.pair_features.code_features)
+    plain, plain_probs = compute_plain_attention(layer, hidden_states, mask, features)
+
+    torch.testing.assert_close(factored * nodes, plain * nodes, rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        factored_probs * nodes.unsqueeze(1), plain_probs * nodes.unsqueeze(1), rtol=0, atol=1e-10
+    )
+    assert plain_probs.std() > 0.05
+    names = ["hidden_states", "radial_basis", *parameters]
+    for name, ours, theirs in zip(names, collect(factored), collect(plain), strict=True):
+        ours = torch.zeros_like(theirs) if ours is None else ours
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: n + m
+        )
+
+
+class FixedDropout(torch.nn.Module):
+    """Multiplies by one fixed, asymmetric dropout mask."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values * self.mask.view(values.shape)
+
+
+@pytest.mark.parametrize("attention_form", ["paper", "reference"])
+def test_factored_attention_equals_plain_equations_under_the_same_dropout_masks(
+    attention_form: str,
+) -> None:
+    model, hidden_states, mask, pair_codes, radial_basis = build_attention_case(attention_form)
+    layer = model.layers[0].self_attention
+    batch_size, num_nodes = mask.shape
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.rand(*shape, generator=generator) < 0.7).double() / 0.7
+
+    for embedding in (layer.key_pairs, layer.value_pairs):
+        embedding.dropout = FixedDropout(draw(batch_size, num_nodes, num_nodes, layer.head_size))
+    layer.attention_dropout = FixedDropout(draw(batch_size, layer.num_heads, num_nodes, num_nodes))
+    factored, _ = run_factored(model, hidden_states, mask, pair_codes, radial_basis)
+    features = build_pair_features(pair_codes, radial_basis, model.pair_features.code_features)
+    plain, _ = compute_plain_attention(layer, hidden_states, mask, features)
+    nodes = mask.bool().unsqueeze(-1)
+    torch.testing.assert_close(factored * nodes, plain * nodes, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("attention_form", ["paper", "reference"])
+def test_factored_attention_has_the_distribution_of_the_plain_one_under_dropout(
+    attention_form: str,
+) -> None:
+    model, hidden_states, mask, pair_codes, radial_basis = build_attention_case(
+        attention_form, dropout=0.3
+    )
+    model.train()
+    layer = model.layers[0].self_attention
+    hidden_states, mask = hidden_states[:1], mask[:1]
+    pair_codes, radial_basis = pair_codes[:1], radial_basis[:1]
+    features = build_pair_features(pair_codes, radial_basis, model.pair_features.code_features)
+    torch.manual_seed(0)
+    num_draws = 3000
+    with torch.no_grad():
+        factored = torch.stack(
+            [
+                run_factored(model, hidden_states, mask, pair_codes, radial_basis)[0][0]
+                for _ in range(num_draws)
+            ]
+        )
+        plain = torch.stack(
+            [
+                compute_plain_attention(layer, hidden_states, mask, features)[0][0]
+                for _ in range(num_draws)
+            ]
+        )
+    nodes = mask[0].bool()
+    factored, plain = factored[:, nodes], plain[:, nodes]
+    spread = plain.std(0)
+    standard_error = spread * (2 / num_draws) ** 0.5
+    mean_shift = (factored.mean(0) - plain.mean(0)) / standard_error
+    # each is standard normal where both have the same mean; the 128 are correlated
+    assert mean_shift.abs().max() < 4.5
+    assert (factored.std(0) / spread - 1).abs().max() < 0.12
+
+
+@pytest.mark.parametrize("attention_form", ["paper", "reference"])
+def test_computing_pairs_again_changes_no_gradient_also_with_dropout(attention_form: str) -> None:
+    model, hidden_states, mask, pair_codes, radial_basis = build_attention_case(
+        attention_form, dropout=0.3
+    )
+    model.train()
+    gradients, num_saved = [], []
+    for recompute_pairs in (False, True):
+        model.config.recompute_pairs = recompute_pairs
+        torch.manual_seed(0)
+        saved: list[int] = []
+
+        def record(tensor: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+            output, _ = run_factored(
+                model, hidden_states.requires_grad_(), mask, pair_codes, radial_basis
+            )
+        parameters = [*model.layers[0].self_attention.parameters()]
+        gradients.append(
+            torch.autograd.grad(
+                output.square().sum(), [hidden_states, *parameters], allow_unused=True
+            )
+        )
+        num_saved.append(sum(saved))
+    for kept, again in zip(*gradients, strict=True):
+        assert (kept is None) == (again is None)
+        assert kept is None or torch.equal(kept, again)
+    assert num_saved[1] < num_saved[0]
+
+
+@pytest.mark.parametrize("attention_form", ["paper", "reference"])
+def test_no_tensor_of_size_heads_times_head_size_per_pair_exists(attention_form: str) -> None:
+    model, hidden_states, mask, pair_codes, radial_basis = build_attention_case(attention_form)
+    model.config.recompute_pairs = False
+    saved: list[tuple[int, ...]] = []
+
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        output, _ = run_factored(
+            model, hidden_states.requires_grad_(), mask, pair_codes, radial_basis
+        )
+        output.sum().backward()
+    batch_size, num_nodes = mask.shape
+    per_pair = max(np.prod(shape) for shape in saved) / (batch_size * num_nodes**2)
+    layer = model.layers[0].self_attention
+    # z of keys and values side by side, and nothing wider
+    assert per_pair <= 2 * layer.head_size < layer.num_heads * layer.head_size
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "dummy_node"])
+def test_padding_and_batch_mates_do_not_change_the_outputs(
+    pooling: str, processor: RMatProcessor
+) -> None:
+    torch.manual_seed(0)
+    model = RMatModel(RMatConfig(**TINY_ARCHITECTURE, pooling=pooling)).double().eval()
+
+    def run(smiles: list[str], **padding: int | str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        batch = dict(processor(smiles, return_tensors="pt", **padding))
+        with torch.no_grad():
+            output = model(**batch)
+        num_nodes = batch["attention_mask"].sum(1).tolist()
+        return [
+            (nodes[:n], pooled)
+            for nodes, pooled, n in zip(
+                output.last_hidden_state, output.pooler_output, num_nodes, strict=True
+            )
+        ]
+
+    together = run(TINY_SMILES, pad_to_multiple_of=16)
+    alone = list(itertools.chain.from_iterable(run([smiles]) for smiles in TINY_SMILES))
+    for (nodes, pooled), (nodes_alone, pooled_alone) in zip(together, alone, strict=True):
+        torch.testing.assert_close(nodes, nodes_alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(pooled, pooled_alone, rtol=0, atol=1e-12)
+    assert (together[0][1] - together[1][1]).abs().max() > 1e-3
+
+
+@given(seed=st.integers(0, 2**16), smiles=st.sampled_from([s for s in TINY_SMILES if s != "C"]))
+def test_atom_order_permutes_the_nodes_and_keeps_the_molecule_vector(
+    seed: int, smiles: str
+) -> None:
+    torch.manual_seed(3)
+    model = RMatModel(RMatConfig(**TINY_ARCHITECTURE)).double().eval()
+    processor = RMatProcessor(geometry="bounds")
+    mol = Chem.MolFromSmiles(smiles)
+    order = np.random.default_rng(seed).permutation(mol.GetNumAtoms())
+    renumbered = Chem.RenumberAtoms(mol, order.tolist())
+    with torch.no_grad():
+        output = model(**processor(mol, return_tensors="pt"))
+        permuted = model(**processor(renumbered, return_tensors="pt"))
+    torch.testing.assert_close(output.pooler_output, permuted.pooler_output, rtol=0, atol=1e-5)
+    nodes = output.last_hidden_state[0, 1:][torch.from_numpy(order)]
+    torch.testing.assert_close(nodes, permuted.last_hidden_state[0, 1:], rtol=0, atol=1e-5)
+
+
+@given(
+    angles=st.tuples(*[st.floats(-3.0, 3.0)] * 3), shift=st.tuples(*[st.floats(-20.0, 20.0)] * 3)
+)
+def test_rotation_and_translation_of_the_conformer_do_not_matter(
+    angles: tuple[float, ...], shift: tuple[float, ...]
+) -> None:
+    torch.manual_seed(3)
+    model = RMatModel(RMatConfig(**TINY_ARCHITECTURE)).double().eval()
+    processor = RMatProcessor(geometry="given")
+    supplier = Chem.SDMolSupplier(str(GOLDEN / "grover_pool" / "molecules.sdf"))
+    mol = max(supplier, key=lambda mol: mol.GetNumAtoms())
+    moved = Chem.Mol(mol)
+    coordinates = mol.GetConformer().GetPositions() @ build_rotation(angles).T + np.array(shift)
+    for idx, position in enumerate(coordinates):
+        moved.GetConformer().SetAtomPosition(idx, position)
+    with torch.no_grad():
+        still = model(**processor(mol, return_tensors="pt")).pooler_output
+        turned = model(**processor(moved, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(still, turned, rtol=0, atol=1e-4)
+
+
+def build_rotation(angles: tuple[float, ...]) -> np.ndarray:
+    """Return the rotation about x, then y, then z."""
+    rotation = np.eye(3)
+    for axis, angle in enumerate(angles):
+        turn = np.eye(3)
+        i, j = [k for k in range(3) if k != axis]
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        rotation = turn @ rotation
+    return rotation
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "reference"
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "dummy_node"])
+@pytest.mark.parametrize("num_head_layers", [1, 2])
+def test_a_model_overfits_eight_molecules(
+    pooling: str, num_head_layers: int, processor: RMatProcessor
+) -> None:
+    torch.manual_seed(0)
+    config = RMatConfig(
+        **TINY_ARCHITECTURE,
+        num_labels=1,
+        problem_type="regression",
+        pooling=pooling,
+        num_head_layers=num_head_layers,
+        label_mean=[-4.0],
+        label_std=[3.0],
+    )
+    model = RMatForSequenceClassification(config)
+    smiles = [*TINY_SMILES, "CCCCCC", "OCC(O)CO"]
+    batch = dict(processor(smiles, return_tensors="pt"))
+    labels = torch.tensor([[-5.0], [-7.5], [2.0], [-9.0], [-4.4], [-1.0], [2.5], [-10.0]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+    assert (model(**batch).logits - labels).abs().max() < 0.3
+
+
+def test_regression_logits_are_in_the_units_of_the_labels_and_the_loss_is_standardized(
+    tiny_config: RMatConfig, tiny_batch: Batch
+) -> None:
+    torch.manual_seed(0)
+    plain = RMatForSequenceClassification(tiny_config).eval()
+    tiny_config.label_mean, tiny_config.label_std = [100.0], [10.0]
+    scaled = RMatForSequenceClassification(tiny_config).eval()
+    scaled.load_state_dict(plain.state_dict())
+    labels = torch.full((len(TINY_SMILES), 1), 110.0)
+    output = scaled(**tiny_batch, labels=labels)
+    tiny_config.label_mean = tiny_config.label_std = None
+    raw = plain(**tiny_batch).logits
+    torch.testing.assert_close(output.logits, raw * 10 + 100)
+    torch.testing.assert_close(output.loss, ((raw - 1) ** 2).mean())
+
+
+def test_bfloat16_weights_predict_close_to_float32(tiny_batch: Batch) -> None:
+    torch.manual_seed(0)
+    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=3, problem_type="regression")
+    model = RMatForSequenceClassification(config).eval()
+    expected = model(**tiny_batch).logits
+    predicted = model.to(torch.bfloat16)(**tiny_batch).logits
+    assert torch.isfinite(predicted).all()
+    assert (predicted - expected).abs().max() < 0.15 * expected.std()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(
+    tiny_model: RMatForSequenceClassification, tiny_batch: Batch
+) -> None:
+    labels = torch.ones(len(TINY_SMILES), 1)
+    tiny_model.train()
+
+    def compute_gradients() -> list[torch.Tensor]:
+        tiny_model.zero_grad()
+        tiny_model(**tiny_batch, labels=labels).loss.backward()
+        return [parameter.grad.clone() for parameter in tiny_model.parameters()]
+
+    expected = compute_gradients()
+    tiny_model.activation_checkpointing_enable()
+    assert tiny_model.is_activation_checkpointing
+    for ours, theirs in zip(compute_gradients(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_gradient_checkpointing_computes_every_layer_again_for_the_gradients(
+    tiny_model: RMatForSequenceClassification, tiny_batch: Batch
+) -> None:
+    calls: list[int] = []
+    for idx, layer in enumerate(tiny_model.rmat.layers):
+        layer.self_attention.register_forward_hook(lambda *_, idx=idx: calls.append(idx))
+    labels = torch.ones(len(TINY_SMILES), 1)
+    tiny_model.train()
+    tiny_model(**tiny_batch, labels=labels).loss.backward()
+    assert calls == [0, 1]
+    calls.clear()
+    tiny_model.activation_checkpointing_enable()
+    tiny_model(**tiny_batch, labels=labels).loss.backward()
+    assert calls == [0, 1, 1, 0]
+
+
+def test_a_model_spread_over_devices_has_every_layer_on_one() -> None:
+    model = RMatForPreTraining(RMatConfig(**{**TINY_ARCHITECTURE, "num_hidden_layers": 8}))
+    size = compute_module_sizes(model)[""]
+    devices = infer_auto_device_map(
+        model,
+        max_memory={"cpu": int(0.6 * size), "disk": size},
+        no_split_module_classes=model._no_split_modules,
+    )
+    layers = {name: device for name, device in devices.items() if "layers" in name}
+    assert sorted(layers) == [f"rmat.layers.{idx}" for idx in range(8)]
+    assert set(layers.values()) == {"cpu", "disk"}
+
+
+def test_weights_offloaded_to_main_memory_give_the_same_outputs(
+    tiny_model: RMatForSequenceClassification, tiny_batch: Batch
+) -> None:
+    """accelerate fills the weights of a module when that module is called, and no others."""
+    expected = tiny_model(**tiny_batch).logits
+    offloaded = cpu_offload(tiny_model, execution_device=torch.device("cpu"))
+    weights = [*offloaded.parameters()]
+    assert {weight.device.type for weight in weights} == {"meta"}
+    torch.testing.assert_close(offloaded(**tiny_batch).logits, expected)
+
+
+def test_hidden_states_and_attentions_are_recorded_on_request(
+    tiny_model: RMatForSequenceClassification, tiny_batch: Batch
+) -> None:
+    output = tiny_model(**tiny_batch, output_hidden_states=True, output_attentions=True)
+    batch_size, num_nodes = tiny_batch["attention_mask"].shape
+    assert len(output.hidden_states) == 3
+    assert len(output.attentions) == 2
+    assert output.attentions[0].shape == (batch_size, 4, num_nodes, num_nodes)
+    torch.testing.assert_close(output.attentions[1].sum(-1), torch.ones(batch_size, 4, num_nodes))
+    to_padding = output.attentions[0].transpose(1, -1)[tiny_batch["attention_mask"] == 0]
+    assert (to_padding == 0).all()
+    assert tiny_model(**tiny_batch).attentions is None
+
+
+def test_compiles_without_graph_breaks(
+    tiny_model: RMatForSequenceClassification, tiny_batch: Batch
+) -> None:
+    expected = tiny_model(**tiny_batch).logits
+    compiled = torch.compile(tiny_model, fullgraph=True, dynamic=True, backend="eager")
+    torch.testing.assert_close(compiled(**tiny_batch).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_with_descriptors_refuses_a_batch_without_them(tiny_batch: Batch) -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, num_molecule_descriptors=3)
+    model = RMatForSequenceClassification(config).eval()
+    with pytest.raises(ValueError, match="3 molecule descriptors, and the batch has none"):
+        model(**tiny_batch)
+
+
+def test_descriptor_scaler_ignores_missing_values_and_clips_outliers() -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, num_molecule_descriptors=3)
+    scaler = RMatForSequenceClassification(config).descriptor_scaler
+    raw = torch.tensor([[1.0, torch.nan, 5.0], [3.0, 2.0, 5.0], [2.0, 4.0, 5.0]])
+    scaler.fit(raw)
+    torch.testing.assert_close(scaler.mean, torch.tensor([2.0, 3.0, 5.0]))
+    scaled = scaler(torch.tensor([[2.0, torch.nan, 6.0], [1e30, torch.inf, -torch.inf]]))
+    torch.testing.assert_close(scaled, torch.tensor([[0.0, 0.0, 1.0], [8.0, 8.0, -8.0]]))
+
+
+def test_pretraining_losses_count_masked_centers_and_known_descriptors_only(
+    tiny_config: RMatConfig, tiny_batch: Batch
+) -> None:
+    torch.manual_seed(0)
+    model = RMatForPreTraining(tiny_config).eval()
+    labels = torch.full(tiny_batch["attention_mask"].shape, -100)
+    labels[0, 1], labels[1, 2] = 3, 7
+    descriptor_labels = torch.full((len(TINY_SMILES), 5), torch.nan)
+    descriptor_labels[2, 4] = 0.5
+    output = model(**tiny_batch, labels=labels, descriptor_labels=descriptor_labels)
+    log_probs = output.context_logits.log_softmax(-1)
+    context_loss = -(log_probs[0, 1, 3] + log_probs[1, 2, 7]) / 2
+    descriptor_loss = (output.descriptor_logits[2, 4] - 0.5) ** 2
+    torch.testing.assert_close(output.context_loss, context_loss)
+    torch.testing.assert_close(output.descriptor_loss, descriptor_loss)
+    torch.testing.assert_close(output.loss, context_loss + descriptor_loss)
+    assert model(**tiny_batch, labels=labels).descriptor_loss is None
+    assert model(**tiny_batch).loss is None
+
+
+def test_every_auto_class_loads_what_was_saved(
+    tiny_config: RMatConfig, tiny_batch: Batch, processor: RMatProcessor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = RMatForSequenceClassification(tiny_config).eval()
+    model.save_pretrained(tmp_path / "head")
+    processor.save_pretrained(tmp_path / "head")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "head").eval()
+    encoder = AutoModel.from_pretrained(tmp_path / "head").eval()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    # equal weights; where they lie in memory can change the last bit of a matmul
+    tolerance = {"rtol": 0, "atol": 1e-6}
+    with torch.no_grad():
+        logits = model(**tiny_batch).logits
+        pooled = model.rmat(**tiny_batch).pooler_output
+        torch.testing.assert_close(loaded(**tiny_batch).logits, logits, **tolerance)
+        torch.testing.assert_close(encoder(**tiny_batch).pooler_output, pooled, **tolerance)
+    for auto_class in (AutoProcessor, AutoFeatureExtractor):
+        batch = auto_class.from_pretrained(tmp_path / "head")(TINY_SMILES, return_tensors="pt")
+        assert set(batch) == set(tiny_batch)
+        assert all(torch.equal(batch[name], tiny_batch[name]) for name in batch)
+
+    pretraining = RMatForPreTraining(tiny_config).eval()
+    pretraining.save_pretrained(tmp_path / "pretraining")
+    loaded = AutoModelForPreTraining.from_pretrained(tmp_path / "pretraining").eval()
+    assert loaded.state_dict().keys() == pretraining.state_dict().keys()
+    with torch.no_grad():
+        contexts = pretraining(**tiny_batch).context_logits
+        torch.testing.assert_close(loaded(**tiny_batch).context_logits, contexts, **tolerance)
+
+
+@pytest.mark.parametrize("head", [RMatForPreTraining, RMatForSequenceClassification])
+def test_the_encoder_of_a_model_with_a_head_loads_without_a_complaint(
+    head: type, tmp_path: Path
+) -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, num_molecule_descriptors=3)
+    head(config).save_pretrained(tmp_path)
+    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+
+
+def test_every_parameter_and_buffer_is_initialized_when_weights_are_missing(
+    tiny_config: RMatConfig, tmp_path: Path
+) -> None:
+    RMatModel(tiny_config).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    expected = model.rmat.pair_features.compute_code_features()
+    torch.testing.assert_close(model.rmat.pair_features.code_features, expected)
+    assert model.classifier.out_proj.weight.std() > 0.01
+
+
+@pytest.mark.parametrize("head", [RMatModel, RMatForPreTraining, RMatForSequenceClassification])
+def test_nothing_stays_as_it_was_allocated_when_all_weights_are_missing(
+    head: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers allocates what a checkpoint lacks with `empty_like`: whatever is in memory."""
+    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, num_molecule_descriptors=3)
+    allocate = torch.empty_like
+
+    def allocate_nan(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return allocate(*args, **kwargs).fill_(torch.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty_like", allocate_nan)
+        model = head.from_pretrained(None, config=config, state_dict={})
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert [name for name, values in tensors if values.isnan().any()] == []
+
+
+def test_weights_start_from_the_distributions_of_the_documentation(tiny_config: RMatConfig) -> None:
+    torch.manual_seed(0)
+    model = RMatForPreTraining(tiny_config)
+    head_size = tiny_config.hidden_size // tiny_config.num_attention_heads
+    # the pair networks are one layer each in the publication, and start as such
+    first = tiny_config.num_pair_features + head_size
+    second = tiny_config.hidden_size + head_size
+    joint_sizes = {"code_proj.weight": first, "radial_proj.weight": first}
+    joint_sizes |= {"key_pair_weight": second, "value_pair_weight": second}
+    for name, weight in model.named_parameters():
+        joint_size = joint_sizes.get(name.split("self_attention.")[-1].split("_pairs.")[-1])
+        if name.endswith(("content_bias", "pair_bias")):
+            std = weight.std().item()
+            assert std == pytest.approx(tiny_config.initializer_range, rel=0.3), name
+        elif joint_size or name.endswith(("proj.weight", "head.weight")):
+            # of Xavier's uniform distribution
+            limit = math.sqrt(6 / (joint_size or sum(weight.shape)))
+            assert weight.abs().max().item() == pytest.approx(limit, rel=0.1), name
+        else:
+            assert set(weight.unique().tolist()) == {float(name.endswith("norm.weight"))}, name
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"hidden_dropout_prob": 0.2}, (0.2, 0.2)),
+        ({"hidden_dropout_prob": 0.2, "classifier_dropout": 0.0}, (0.2, 0.0)),
+        ({"classifier_dropout": 0.3}, (0.0, 0.3)),
+    ],
+)
+def test_the_head_can_have_a_dropout_of_its_own(
+    options: dict[str, float], expected: tuple[float, float]
+) -> None:
+    model = RMatForSequenceClassification(RMatConfig(**TINY_ARCHITECTURE, **options))
+    assert model.classifier.dropout.p == expected[1]
+    others = [m.p for name, m in model.rmat.named_modules() if name.endswith(".dropout")]
+    assert others and set(others) == {expected[0]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head_norm", [True, False])
+def test_a_two_layer_head_has_a_norm_if_it_is_asked_for(head_norm: bool) -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, num_head_layers=2, head_norm=head_norm)
+    head = RMatForSequenceClassification(config).eval().classifier
+    pooled = torch.randn(3, config.pooled_size)
+    hidden = torch.nn.functional.leaky_relu(head.dense(pooled), config.leaky_relu_slope)
+    if head_norm:
+        hidden = torch.nn.functional.layer_norm(
+            hidden, hidden.shape[-1:], eps=config.layer_norm_eps
+        )
+    torch.testing.assert_close(head(pooled), head.out_proj(hidden), rtol=0, atol=1e-6)
+    assert any(name.startswith("norm.") for name, _ in head.named_parameters()) == head_norm

@@ -1,0 +1,417 @@
+"""The features of a molecule agree with the 2021 reference, and every input has an outcome."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rdkit import Chem
+from rdkit.Chem import AllChem, Descriptors
+
+from rmat_hf.model.atom_codes_rmat import NUM_NODE_FEATURES
+from rmat_hf.model.configuration_rmat import (
+    DUMMY_COLUMN,
+    MASK_COLUMN,
+    MASKED_BOND_TYPE,
+    NO_BOND_TYPE,
+    UNREACHABLE_DISTANCE,
+    RMatConfig,
+)
+from rmat_hf.model.distances_rmat import build_distance_matrix
+from rmat_hf.model.molecule_features_rmat import (
+    MoleculeError,
+    compute_bond_types,
+    compute_molecule_descriptors,
+    compute_node_features,
+    compute_topological_distances,
+    list_molecule_descriptor_names,
+    parse_molecule,
+)
+
+REFERENCE_FOLDERS = ["grover_pool", "mean_pool"]
+MAX_ATOMS = 256
+# 1 alanine more than 89 makes 450 heavy atoms.
+PEPTIDE = "NCC(=O)" + "NC(C)C(=O)" * 89 + "O"
+
+# First columns of the groups of one-hot columns.
+NEIGHBORS, HYDROGENS, CHARGE, IN_RING, AROMATIC = 13, 19, 24, 35, 36
+
+
+def parse(molecule: str | Chem.Mol | None) -> Chem.Mol:
+    return parse_molecule(molecule, max_atoms=MAX_ATOMS)
+
+
+def decode_bond_types(bond_types: np.ndarray) -> np.ndarray:
+    """The reference's 8 bond planes: mask flag, order (4), aromatic, conjugated, in ring."""
+    is_bonded = bond_types != NO_BOND_TYPE
+    codes = bond_types.astype(int) - 1
+    planes = [np.zeros_like(is_bonded)]
+    planes += [is_bonded & (codes // 8 == order) for order in range(4)]
+    planes += [is_bonded & (codes // bit % 2 == 1) for bit in (4, 2, 1)]
+    return np.stack(planes)
+
+
+def decode_topological_distances(distances: np.ndarray) -> np.ndarray:
+    """The reference's 6 planes: 0, 1, 2, 3, at least 4, unreachable."""
+    orders = np.where(distances == UNREACHABLE_DISTANCE, 5, np.minimum(distances, 4))
+    return np.stack([orders == order for order in range(6)])
+
+
+# Agreement with the reference implementation
+
+
+@pytest.mark.parametrize("folder", REFERENCE_FOLDERS)
+def test_features_equal_those_of_the_reference(golden_dir: Path, folder: str) -> None:
+    path = golden_dir / "reference" / folder
+    golden = np.load(path / "reference_arrays.npz")
+    mols = list(Chem.SDMolSupplier(str(path / "molecules.sdf")))
+    assert len(mols) == len(golden["output"]) == 10
+    for row, mol in enumerate(map(parse, mols)):
+        nodes = slice(mol.GetNumAtoms() + 1)
+        coordinates = mol.GetConformer().GetPositions()
+        topological_distances = compute_topological_distances(mol)
+        distances = build_distance_matrix(coordinates, topological_distances, is_given=True)
+        assert golden["atom_mask"][row].sum() == mol.GetNumAtoms() + 1
+        np.testing.assert_array_equal(
+            compute_node_features(mol), golden["node_features"][row, nodes]
+        )
+        np.testing.assert_array_equal(
+            decode_bond_types(compute_bond_types(mol)),
+            golden["bond_features"][row, :, nodes, nodes],
+        )
+        np.testing.assert_array_equal(
+            decode_topological_distances(topological_distances),
+            golden["neighbourhood"][row, :, nodes, nodes],
+        )
+        np.testing.assert_allclose(
+            distances, golden["distance_matrix"][row, nodes, nodes], rtol=1e-6, atol=1e-6
+        )
+
+
+def test_number_of_columns_is_the_default_of_the_config() -> None:
+    assert RMatConfig().num_node_features == NUM_NODE_FEATURES == 37
+
+
+# The arrays
+
+
+def test_node_features_start_with_the_dummy_node() -> None:
+    node_features = compute_node_features(parse("CCO"))
+    assert node_features.dtype == np.uint8
+    assert node_features.shape == (4, NUM_NODE_FEATURES)
+    assert node_features[0].nonzero()[0].tolist() == [DUMMY_COLUMN]
+    assert not node_features[1:, [MASK_COLUMN, DUMMY_COLUMN]].any()
+    assert not node_features[:, MASK_COLUMN].any()
+
+
+def test_every_atom_has_one_class_per_group() -> None:
+    node_features = compute_node_features(parse("Fc1ccccc1[N+](=O)[O-].[Fe+2].CP(=O)(C)S"))[1:]
+    for start, stop in [(2, NEIGHBORS), (NEIGHBORS, HYDROGENS), (HYDROGENS, CHARGE)]:
+        assert (node_features[:, start:stop].sum(axis=1) == 1).all()
+    assert (node_features[:, CHARGE:IN_RING].sum(axis=1) == 1).all()
+
+
+def test_values_outside_their_list_take_the_last_class() -> None:
+    octahedral = compute_node_features(parse("F[U](F)(F)(F)(F)F"))[2]
+    assert octahedral[NEIGHBORS - 1] == 1  # no element of the list
+    assert octahedral[HYDROGENS - 1] == 1  # six neighbors
+    assert compute_node_features(parse("[Pt-7]"))[1, IN_RING - 1] == 1  # charge -7
+    assert compute_node_features(parse("[UH6]"))[1, CHARGE - 1] == 1  # six hydrogens
+
+
+def test_hydrogens_charges_rings_and_aromaticity_have_their_columns() -> None:
+    methane = compute_node_features(parse("C"))[1]
+    assert methane.nonzero()[0].tolist() == [3, NEIGHBORS, HYDROGENS + 4, CHARGE + 5]
+    pyridinium = compute_node_features(parse("[nH+]1ccccc1"))[1]
+    assert pyridinium.nonzero()[0].tolist() == [
+        4, NEIGHBORS + 2, HYDROGENS + 1, CHARGE + 6, IN_RING, AROMATIC,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("smiles", "code"),
+    [
+        ("CC", 1),
+        ("C1CC1", 2),
+        ("C=C", 17),
+        ("C#C", 25),
+        ("c1ccccc1", 1 + 8 + 4 + 2 + 1),
+        ("C$C", 25),
+        ("[NH3]->[Fe]", 25),
+    ],
+)
+def test_bond_type_code(smiles: str, code: int) -> None:
+    bond_types = compute_bond_types(parse(smiles))
+    assert bond_types.dtype == np.uint8
+    assert bond_types[1, 2] == bond_types[2, 1] == code
+
+
+def test_conjugation_is_part_of_the_bond_type() -> None:
+    bond_types = compute_bond_types(parse("C=CC=C"))
+    assert [bond_types[1, 2], bond_types[2, 3]] == [1 + 16 + 2, 1 + 2]
+
+
+def test_bond_types_are_zero_without_a_bond_and_stay_below_the_mask() -> None:
+    bond_types = compute_bond_types(parse("c1ccc2c(c1)C=CC#CC=C2.[Na+]"))
+    assert (
+        not bond_types[0].any() and not bond_types[:, 0].any() and not bond_types.diagonal().any()
+    )
+    assert not bond_types[-1].any()
+    assert bond_types.max() < MASKED_BOND_TYPE
+    np.testing.assert_array_equal(bond_types, bond_types.T)
+
+
+def test_topological_distances_of_a_salt() -> None:
+    distances = compute_topological_distances(parse("CCO.[Na+]"))
+    far = UNREACHABLE_DISTANCE
+    assert distances.dtype == np.uint8
+    assert distances.tolist() == [
+        [0, far, far, far, far],
+        [far, 0, 1, 2, far],
+        [far, 1, 0, 1, far],
+        [far, 2, 1, 0, far],
+        [far, far, far, far, 0],
+    ]
+
+
+def test_topological_distances_are_clipped_below_unreachable() -> None:
+    chain = parse_molecule("C" * 300, max_atoms=300)
+    distances = compute_topological_distances(chain)[1:, 1:]
+    assert distances[0, 253:257].tolist() == [253, 254, 254, 254]
+    assert distances.max() == UNREACHABLE_DISTANCE - 1
+
+
+def test_topological_distances_follow_a_change_of_the_molecule() -> None:
+    mol = Chem.RWMol(parse("CCO"))
+    compute_topological_distances(mol)
+    mol.RemoveBond(1, 2)
+    assert compute_topological_distances(mol)[2, 3] == UNREACHABLE_DISTANCE
+
+
+# Molecules that are refused
+
+
+@pytest.mark.parametrize(
+    ("molecule", "reason"),
+    [
+        ("", "the SMILES is empty"),
+        ("  \t", "the SMILES is empty"),
+        (None, "missing (None)"),
+        (float("nan"), "missing (NaN)"),
+        (np.float32("nan"), "missing (NaN)"),
+        (7, "expected a SMILES (str) or a Chem.Mol, got int"),
+        (b"CCO", "got bytes"),
+        ("CCO ethanol", "text after the SMILES"),
+        ("CCO\tethanol", "text after the SMILES"),
+        ("C C", "text after the SMILES"),
+        ("C1CC", "unclosed ring for input: 'C1CC'"),
+        ("CC(", "syntax error while parsing"),
+        ("[Zz]", "syntax error while parsing"),
+        ("C(C)(C)(C)(C)C", "Explicit valence for atom # 0 C, 5, is greater than permitted"),
+        ("c1cccc1", "Can't kekulize mol"),
+        ("CCO |bad|", "RDKit cannot parse the SMILES"),
+        ("*CC", "atom 0 is a dummy atom (*)"),
+        ("C[*:1]", "atom 1 is a dummy atom (*)"),
+        ("[#6]CC", "[#6] is a query atom (SMARTS)"),
+        ("[C,N]CC", "syntax error while parsing"),
+        ("C~C", "bond 0-1 is a query bond (SMARTS)"),
+        ("[H][H]", "only hydrogen atoms"),
+        ("[H+]", "only hydrogen atoms"),
+        ("[2H]", "only hydrogen atoms"),
+        ("C" * 257, "257 heavy atoms are more than max_atoms=256; a larger max_atoms accepts it"),
+        (PEPTIDE, "450 heavy atoms are more than max_atoms=256"),
+    ],
+)
+def test_molecule_is_refused_with_a_reason(molecule: str, reason: str) -> None:
+    with pytest.raises(MoleculeError) as caught:
+        parse(molecule)
+    assert reason in caught.value.reason
+    assert str(caught.value) == caught.value.reason
+    assert "\n" not in caught.value.reason
+
+
+def build_refused_mols() -> dict[str, tuple[Chem.Mol, str]]:
+    return {
+        "no atoms": (Chem.Mol(), "the molecule has no atoms"),
+        "hydrogen": (Chem.AddHs(Chem.MolFromSmiles("[H][H]")), "only hydrogen atoms"),
+        "pattern": (Chem.MolFromSmarts("[C,N]c1ccccc1"), "atom 0 is a query atom"),
+        "plain pattern": (Chem.MolFromSmarts("CC"), "is a query atom"),
+        "fragment": (Chem.MolFromSmiles("*CC"), "atom 0 is a dummy atom"),
+        "bad valence": (Chem.MolFromSmiles("CN(C)(C)C", sanitize=False), "Explicit valence"),
+        "no kekulé form": (Chem.MolFromSmiles("c1cccc1", sanitize=False), "Can't kekulize"),
+        "too large": (Chem.MolFromSmiles("C" * 257), "more than max_atoms=256"),
+    }
+
+
+@pytest.mark.parametrize("name", build_refused_mols())
+def test_rdkit_molecule_is_refused_with_a_reason(name: str) -> None:
+    mol, reason = build_refused_mols()[name]
+    with pytest.raises(MoleculeError) as caught:
+        parse(mol)
+    assert reason in caught.value.reason
+
+
+def test_rdkit_writes_nothing_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    Chem.MolFromSmiles("C1CC")
+    assert "unclosed ring" in capfd.readouterr().err  # RDKit's own way
+    for smiles in ("C1CC", "c1cccc1", "C(C)(C)(C)(C)C", "[H+].[Cl-]", "F[H-]F", "CC |x|"):
+        try:
+            parse(smiles)
+        except MoleculeError as error:
+            assert error.reason
+    assert capfd.readouterr() == ("", "")
+
+
+# Molecules that are accepted
+
+
+@pytest.mark.parametrize(
+    ("smiles", "heavy_atoms_only"),
+    [
+        ("[Na+].[O-]C(=O)c1ccccc1", "[Na+].[O-]C(=O)c1ccccc1"),
+        ("[H]C([H])([H])[H]", "C"),
+        ("[2H]C([3H])O[2H]", "CO"),
+        ("[H-].[Na+]", "[Na+]"),
+        ("[H]/C(C)=C/C", "C/C=C\\C"),
+        ("[CH3]", "[CH3]"),
+        ("C[CH]C", "C[CH]C"),
+        ("[O][O]", "[O][O]"),
+        ("[Fe+2]", "[Fe+2]"),
+        ("C[Hg]C", "C[Hg]C"),
+        ("N->[Pt](<-N)(Cl)Cl", "N->[Pt](<-N)(Cl)Cl"),
+        ("[He]", "[He]"),
+        ("C$C", "C$C"),
+        (" CCO\n", "CCO"),
+        ("CCO |$a;b;c$|", "CCO"),
+        ("C[C@H](F)O |o1:1|", "C[C@H](F)O"),
+    ],
+)
+def test_molecule_is_accepted(smiles: str, heavy_atoms_only: str) -> None:
+    mol = parse(smiles)
+    assert all(atom.GetAtomicNum() != 1 for atom in mol.GetAtoms())
+    assert Chem.MolToSmiles(mol) == Chem.CanonSmiles(heavy_atoms_only)
+    node_features = compute_node_features(mol)
+    assert len(node_features) == len(compute_bond_types(mol)) == mol.GetNumAtoms() + 1
+
+
+@pytest.mark.parametrize(
+    ("smiles", "same_features"),
+    [
+        ("[13CH3][14CH2]O", "CCO"),
+        ("[2H]C([2H])([2H])O", "CO"),
+        ("[CH3:7][OH:3]", "CO"),
+        ("[H]OC", "OC"),
+        ("C1=CC=CC=C1", "c1ccccc1"),
+        ("F/C=C/F", "FC=CF"),
+        ("C[C@H](N)O", "CC(N)O"),
+    ],
+)
+def test_isotopes_maps_stereo_and_ways_of_writing_have_no_feature(
+    smiles: str, same_features: str
+) -> None:
+    for compute in (compute_node_features, compute_bond_types, compute_topological_distances):
+        np.testing.assert_array_equal(compute(parse(smiles)), compute(parse(same_features)))
+
+
+def test_radicals_differ_in_their_hydrogens() -> None:
+    assert compute_node_features(parse("[CH3]"))[1, HYDROGENS + 3] == 1
+    assert compute_node_features(parse("C"))[1, HYDROGENS + 4] == 1
+
+
+def test_explicit_hydrogens_of_a_molecule_change_nothing_and_its_conformer_stays() -> None:
+    mol = Chem.AddHs(Chem.MolFromSmiles("OC(C)N"))
+    AllChem.EmbedMolecule(mol, randomSeed=1)
+    reference = Chem.MolFromSmiles("OC(C)N")
+    parsed = parse(mol)
+    np.testing.assert_array_equal(compute_node_features(parsed), compute_node_features(reference))
+    np.testing.assert_array_equal(
+        parsed.GetConformer().GetPositions(), mol.GetConformer().GetPositions()[:4]
+    )
+
+
+def test_unsanitized_molecule_is_sanitized_on_a_copy() -> None:
+    mol = Chem.MolFromSmiles("C1=CC=CC=C1O", sanitize=False)
+    np.testing.assert_array_equal(
+        compute_node_features(parse(mol)), compute_node_features(parse("c1ccccc1O"))
+    )
+    assert not any(atom.GetIsAromatic() for atom in mol.GetAtoms())
+
+
+def test_input_molecule_does_not_change() -> None:
+    mol = Chem.AddHs(Chem.MolFromSmiles("[2H]OC(=O)c1ccccc1"))
+    AllChem.EmbedMolecule(mol, randomSeed=1)
+    before = mol.ToBinary()
+    parsed = parse(mol)
+    compute_molecule_descriptors(parsed, list_molecule_descriptor_names())
+    assert mol.ToBinary() == before
+
+
+def test_peptide_of_450_atoms_needs_a_larger_limit() -> None:
+    mol = parse_molecule(PEPTIDE, max_atoms=512)
+    assert mol.GetNumAtoms() == 450
+    assert compute_node_features(mol).shape == (451, NUM_NODE_FEATURES)
+
+
+# Descriptors
+
+
+def test_descriptors_equal_rdkits() -> None:
+    names = list_molecule_descriptor_names()
+    mol = parse("CC(=O)Oc1ccccc1C(=O)O")
+    values = compute_molecule_descriptors(mol, names)
+    assert values.dtype == np.float32
+    assert values.shape == (len(names),) == (len(Descriptors.descList),)
+    expected = Descriptors.CalcMolDescriptors(mol)
+    np.testing.assert_allclose(values, [expected[name] for name in names], rtol=1e-6)
+
+
+def test_descriptors_keep_the_order_of_their_names() -> None:
+    values = compute_molecule_descriptors(parse("CCO"), ["TPSA", "MolWt"])
+    np.testing.assert_allclose(values, [20.23, 46.069], rtol=1e-4)
+
+
+def test_descriptor_that_is_undefined_or_too_large_is_nan() -> None:
+    # No Gasteiger parameters for uranium; Ipc of a long chain is beyond float32.
+    assert np.isnan(compute_molecule_descriptors(parse("F[U]"), ["MaxPartialCharge"])).all()
+    assert np.isnan(compute_molecule_descriptors(parse("C" * 200), ["Ipc"])).all()
+
+
+def test_descriptor_that_raises_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(mol: Chem.Mol) -> float:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Descriptors, "descList", [("MolWt", fail), ("TPSA", lambda mol: 1.0)])
+    values = compute_molecule_descriptors(parse("CCO"), ["MolWt", "TPSA"])
+    np.testing.assert_array_equal(values, [np.nan, 1.0])
+
+
+@pytest.mark.parametrize("names", [["Mass"], [], "TPSA", ["TPSA", "TPSA"]])
+def test_wrong_descriptor_names_are_refused(names: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"descriptor"):
+        compute_molecule_descriptors(parse("CCO"), names)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "reason"),
+    [
+        # RDKit reads the first as CC, the second and third as CCO
+        ("CC\u041e", "the SMILES has the character U+041E"),
+        ("CCO\0", "the SMILES has the character U+0000"),
+        ("\ufeffCCO", "the SMILES has the character U+FEFF"),
+        ("C\x1b[31mC", "the SMILES has the character U+001B"),
+        ("C(" * 300_000, "600000 characters are too long a SMILES: max_atoms=256 allows 25600"),
+        ("C1" + "C" * 20_000 + "C1", "20002 heavy atoms are more than max_atoms=256"),
+        ("*" * 5_000, "atom 0 is a dummy atom"),
+        ("[CH999999999]", "Pre-condition Violation"),
+    ],
+)
+def test_hostile_smiles_are_refused_in_a_short_line(smiles: str, reason: str) -> None:
+    with pytest.raises(MoleculeError) as caught:
+        parse_molecule(smiles, max_atoms=256)
+    assert caught.value.reason.startswith(reason)
+    assert len(caught.value.reason) < 400
+    assert caught.value.reason.isprintable()
+
+
+def test_a_long_smiles_of_a_small_molecule_is_read() -> None:
+    smiles = ".".join(["[2H][C@@]([2H])([3H])[13C:1]([H])([H])[OH]"] * 60)
+    assert parse_molecule(smiles, max_atoms=256).GetNumAtoms() == 180

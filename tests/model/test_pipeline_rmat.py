@@ -1,0 +1,403 @@
+"""The pipelines in this process: what comes out, for every kind of model and of input."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from rdkit import Chem
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
+from transformers import pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.pt_utils import KeyDataset
+
+import rmat_hf
+from rmat_hf.inference.prediction import embed, predict
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import (
+    RMatForPreTraining,
+    RMatForSequenceClassification,
+    RMatModel,
+)
+from rmat_hf.model.pipeline_rmat import (
+    RMatFeatureExtractionPipeline,
+    RMatPropertyPredictionPipeline,
+    describe_pipeline,
+)
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+BAD_MOLECULES = {
+    "C1CC": "unclosed ring",
+    "": "empty",
+    None: "missing",
+    "C*": "dummy atom",
+    "C" * 300: "max_atoms",
+    7: "got int",
+}
+# Of values around 1; batches of another size sum in another order in float32.
+TOLERANCE = 1e-6
+
+
+def build_model(num_labels: int = 1, **options: Any) -> RMatForSequenceClassification:
+    torch.manual_seed(0)
+    options = {"problem_type": "regression", **options}
+    if "id2label" not in options:
+        options["num_labels"] = num_labels
+    return RMatForSequenceClassification(RMatConfig(**TINY_ARCHITECTURE, **options))
+
+
+def build_pipeline(
+    model: torch.nn.Module, processor: RMatProcessor
+) -> RMatPropertyPredictionPipeline:
+    return RMatPropertyPredictionPipeline(model=model, feature_extractor=processor)
+
+
+@pytest.fixture
+def pipe(
+    tiny_model: RMatForSequenceClassification, processor: RMatProcessor
+) -> RMatPropertyPredictionPipeline:
+    return build_pipeline(tiny_model, processor)
+
+
+@pytest.fixture
+def expected(tiny_model: RMatForSequenceClassification, processor: RMatProcessor) -> list[float]:
+    return predict(tiny_model, TINY_SMILES, processor=processor).values[:, 0].tolist()
+
+
+def read_values(results: list[dict[str, Any]]) -> list[float]:
+    assert all(result["error"] is None for result in results)
+    return [result["predictions"][0]["value"] for result in results]
+
+
+# Regression
+
+
+def test_a_regression_gives_label_value_and_unit(processor: RMatProcessor) -> None:
+    model = build_model(
+        id2label={0: "logS", 1: "E"},
+        label2id={"logS": 0, "E": 1},
+        label_units=["log(mol/l)", "kcal/mol"],
+        label_mean=[5.0, -7.0],
+        label_std=[2.0, 0.5],
+    )
+    results = build_pipeline(model, processor)(TINY_SMILES)
+    values = predict(model, TINY_SMILES, processor=processor).values
+    for result, row in zip(results, values, strict=True):
+        assert result["error"] is None
+        first, second = result["predictions"]
+        assert (first["label"], first["unit"]) == ("logS", "log(mol/l)")
+        assert (second["label"], second["unit"]) == ("E", "kcal/mol")
+        expected = pytest.approx(row.tolist(), rel=TOLERANCE, abs=TOLERANCE)
+        assert [first["value"], second["value"]] == expected
+
+
+@pytest.mark.parametrize("problem_type", ["regression", None])
+def test_a_regression_without_units_says_so(
+    problem_type: str | None, processor: RMatProcessor
+) -> None:
+    model = build_model(problem_type=problem_type)
+    result = build_pipeline(model, processor)("CCO")
+    value = predict(model, ["CCO"], processor=processor).values[0, 0]
+    assert result == {
+        "predictions": [
+            {"label": "LABEL_0", "value": pytest.approx(value, abs=TOLERANCE), "unit": None}
+        ],
+        "error": None,
+    }
+
+
+# Classification
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels"),
+    [
+        ("single_label_classification", 2),
+        ("single_label_classification", 3),
+        ("multi_label_classification", 1),
+        ("multi_label_classification", 3),
+    ],
+)
+def test_a_classification_gives_one_probability_per_class(
+    problem_type: str, num_labels: int, processor: RMatProcessor
+) -> None:
+    names = ["toxic", "safe", "unclear"][:num_labels]
+    model = build_model(
+        id2label=dict(enumerate(names)),
+        label2id={name: idx for idx, name in enumerate(names)},
+        problem_type=problem_type,
+    )
+    results = build_pipeline(model, processor)(TINY_SMILES, batch_size=4)
+    expected = predict(model, TINY_SMILES, processor=processor).values
+    for result, row in zip(results, expected, strict=True):
+        assert [set(entry) for entry in result["predictions"]] == [{"label", "score"}] * num_labels
+        assert [entry["label"] for entry in result["predictions"]] == names
+        scores = [entry["score"] for entry in result["predictions"]]
+        assert scores == pytest.approx(row.tolist(), abs=TOLERANCE)
+        assert all(0 < score < 1 for score in scores)
+        if problem_type == "single_label_classification":
+            assert sum(scores) == pytest.approx(1, abs=TOLERANCE)
+
+
+# Batches and bad molecules
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 6, 100])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_change_nothing(
+    batch_size: int,
+    num_workers: int,
+    pipe: RMatPropertyPredictionPipeline,
+    expected: list[float],
+) -> None:
+    if num_workers and batch_size != 4:
+        pytest.skip("one batch size with a worker is enough")
+    results = pipe(TINY_SMILES, batch_size=batch_size, num_workers=num_workers)
+    assert read_values(results) == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 20])
+def test_bad_molecules_keep_their_place_and_say_why(
+    batch_size: int, pipe: RMatPropertyPredictionPipeline, expected: list[float]
+) -> None:
+    # bad ones alone in a batch, first, last and between good ones
+    molecules: list[Any] = [*list(BAD_MOLECULES)[:3], *TINY_SMILES[:3]]
+    molecules += [*list(BAD_MOLECULES)[3:5], *TINY_SMILES[3:], *list(BAD_MOLECULES)[5:]]
+    results = pipe(molecules, batch_size=batch_size)
+    assert len(results) == len(molecules)
+    good = []
+    for molecule, result in zip(molecules, results, strict=True):
+        if molecule in BAD_MOLECULES:
+            assert result["predictions"] is None
+            assert BAD_MOLECULES[molecule] in result["error"]
+        else:
+            good.append(result)
+    assert read_values(good) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_errors_are_those_of_predict(
+    pipe: RMatPropertyPredictionPipeline, processor: RMatProcessor
+) -> None:
+    molecules = list(BAD_MOLECULES)
+    errors = predict(pipe.model, molecules, processor=processor).errors
+    assert [result["error"] for result in pipe(molecules)] == errors
+
+
+def test_only_bad_molecules_are_no_mistake(pipe: RMatPropertyPredictionPipeline) -> None:
+    results = pipe(["C1CC", ""], batch_size=2)
+    assert [result["predictions"] for result in results] == [None, None]
+
+
+def test_a_mistake_in_the_code_is_no_bad_molecule(
+    pipe: RMatPropertyPredictionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(RMatProcessor, "featurize", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        pipe("CCO")
+
+
+# Kinds of input
+
+
+def test_one_molecule_gives_one_result(
+    pipe: RMatPropertyPredictionPipeline, expected: list[float]
+) -> None:
+    assert read_values([pipe(TINY_SMILES[0])]) == pytest.approx(expected[:1], abs=TOLERANCE)
+    assert pipe("C1CC")["predictions"] is None
+
+
+def test_molecules_of_rdkit_are_taken_like_smiles(
+    pipe: RMatPropertyPredictionPipeline, expected: list[float]
+) -> None:
+    mols = [Chem.MolFromSmiles(smiles) for smiles in TINY_SMILES]
+    for batch_size in (1, 4):
+        results = pipe(mols, batch_size=batch_size)
+        assert read_values(results) == pytest.approx(expected, abs=TOLERANCE)
+    assert read_values([pipe(mols[0])]) == pytest.approx(expected[:1], abs=TOLERANCE)
+
+
+def test_lists_and_columns_give_lists(
+    pipe: RMatPropertyPredictionPipeline, expected: list[float]
+) -> None:
+    column = Dataset.from_dict({"smiles": TINY_SMILES})["smiles"]
+    for molecules in (tuple(TINY_SMILES), np.array(TINY_SMILES), column, map(str, TINY_SMILES)):
+        results = pipe(molecules, batch_size=4)
+        assert isinstance(results, list)
+        assert read_values(results) == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_generator_is_read_as_results_are_taken(
+    batch_size: int, pipe: RMatPropertyPredictionPipeline, expected: list[float]
+) -> None:
+    read: list[str] = []
+
+    def generate() -> Iterator[str]:
+        for smiles in TINY_SMILES:
+            read.append(smiles)
+            yield smiles
+
+    results = pipe(generate(), batch_size=batch_size)
+    next(iter(results))
+    assert len(read) <= batch_size + 1
+    rest = list(pipe((smiles for smiles in TINY_SMILES), batch_size=batch_size))
+    assert read_values(rest) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_a_torch_data_set_gives_every_result(
+    pipe: RMatPropertyPredictionPipeline, expected: list[float]
+) -> None:
+    rows = KeyDataset(Dataset.from_dict({"smiles": TINY_SMILES}), "smiles")
+    assert read_values(list(pipe(rows, batch_size=4))) == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("molecules", [[], (), np.array([], dtype=str)])
+def test_no_molecules_give_no_results(molecules: Any, pipe: RMatPropertyPredictionPipeline) -> None:
+    assert pipe(molecules) == []
+
+
+def test_a_mapping_is_no_molecule(pipe: RMatPropertyPredictionPipeline) -> None:
+    assert "got dict" in pipe({"C": "CCO"})["error"]
+
+
+def test_a_list_within_a_list_is_no_molecule(pipe: RMatPropertyPredictionPipeline) -> None:
+    (result,) = pipe([["C", "CC"]])
+    assert "got list" in result["error"]
+
+
+def test_an_unknown_option_is_refused(pipe: RMatPropertyPredictionPipeline) -> None:
+    with pytest.raises(TypeError, match="takes no option 'top_k'"):
+        pipe("CCO", top_k=3)
+
+
+# Models
+
+
+def test_a_model_in_training_mode_predicts_without_dropout(processor: RMatProcessor) -> None:
+    model = build_model(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
+    pipe = build_pipeline(model, processor)
+    assert not any(module.training for module in model.modules())
+    assert read_values(pipe(TINY_SMILES)) == read_values(pipe(TINY_SMILES))
+    assert model.classifier.out_proj.weight.grad is None
+
+
+def test_a_model_with_descriptors_gets_them(processor: RMatProcessor) -> None:
+    with_descriptors = RMatProcessor(geometry="bounds", molecule_descriptors=["MolWt", "TPSA"])
+    model = build_model(num_molecule_descriptors=2)
+    model.descriptor_scaler.fit(torch.tensor([[10.0, 0.0], [200.0, 90.0]]))
+    expected = predict(model, TINY_SMILES, processor=with_descriptors).values[:, 0].tolist()
+    results = build_pipeline(model, with_descriptors)([*TINY_SMILES, "C1CC"], batch_size=4)
+    assert read_values(results[:-1]) == pytest.approx(expected, abs=TOLERANCE)
+    assert results[-1]["predictions"] is None
+    with pytest.raises(ValueError, match="Use the processor saved with the model"):
+        build_pipeline(model, processor)("CCO")
+
+
+def test_a_model_in_half_precision_predicts(processor: RMatProcessor) -> None:
+    model = build_model()
+    expected = read_values(build_pipeline(model, processor)(TINY_SMILES))
+    results = build_pipeline(model.to(torch.bfloat16), processor)(TINY_SMILES, batch_size=2)
+    assert read_values(results) == pytest.approx(expected, abs=0.1)
+
+
+# Feature extraction
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "dummy_node"])
+def test_feature_extraction_gives_the_pooler_output(pooling: str, processor: RMatProcessor) -> None:
+    torch.manual_seed(0)
+    model = RMatModel(RMatConfig(**TINY_ARCHITECTURE, pooling=pooling)).train()
+    pipe = RMatFeatureExtractionPipeline(model=model, feature_extractor=processor)
+    expected = embed(model, TINY_SMILES, processor=processor).values
+    for batch_size in (1, 2, 4):
+        results = pipe([*TINY_SMILES, "C1CC"], batch_size=batch_size)
+        assert results[-1]["embedding"] is None
+        assert "unclosed ring" in results[-1]["error"]
+        vectors = np.array([result["embedding"] for result in results[:-1]])
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(vectors / scale, expected / scale, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("head", [RMatForPreTraining, RMatForSequenceClassification])
+def test_feature_extraction_takes_the_encoder_of_any_head(
+    head: type, processor: RMatProcessor
+) -> None:
+    torch.manual_seed(0)
+    model = head(RMatConfig(**TINY_ARCHITECTURE))
+    pipe = RMatFeatureExtractionPipeline(model=model, feature_extractor=processor)
+    expected = embed(model, ["CCO"], processor=processor).values[0]
+    assert pipe("CCO")["embedding"] == pytest.approx(expected.tolist(), abs=TOLERANCE)
+
+
+def test_feature_extraction_takes_a_processor_with_descriptors() -> None:
+    processor = RMatProcessor(geometry="bounds", molecule_descriptors=["MolWt"])
+    model = build_model(num_molecule_descriptors=1)
+    pipe = RMatFeatureExtractionPipeline(model=model, feature_extractor=processor)
+    expected = embed(model, ["CCO"], processor=processor).values[0]
+    assert pipe("CCO")["embedding"] == pytest.approx(expected.tolist(), abs=TOLERANCE)
+
+
+# Registration
+
+
+@pytest.mark.parametrize(
+    "pipeline_class", [RMatPropertyPredictionPipeline, RMatFeatureExtractionPipeline]
+)
+def test_importing_the_package_registers_the_pipelines(pipeline_class: Any) -> None:
+    assert getattr(rmat_hf, pipeline_class.__name__) is pipeline_class
+    _, registered, _ = PIPELINE_REGISTRY.check_task(pipeline_class.task_name)
+    assert registered["impl"] is pipeline_class
+    assert registered["pt"] == (pipeline_class.auto_class,)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "task", "auto_class"),
+    [
+        (RMatModel, "molecule-feature-extraction", "AutoModel"),
+        (RMatForPreTraining, "molecule-feature-extraction", "AutoModel"),
+        (
+            *(RMatForSequenceClassification, "molecule-property-prediction"),
+            "AutoModelForSequenceClassification",
+        ),
+    ],
+)
+def test_every_class_has_its_pipeline(model_class: type, task: str, auto_class: str) -> None:
+    described = describe_pipeline(model_class.__name__)
+    _, registered, _ = PIPELINE_REGISTRY.check_task(task)
+    impl = f"pipeline_rmat.{registered['impl'].__name__}"
+    assert described == {task: {"impl": impl, "pt": [auto_class]}}
+
+
+@pytest.mark.usefixtures("remote_code_cache")
+@pytest.mark.parametrize("task", ["molecule-property-prediction", None])
+def test_a_saved_folder_opens_as_a_pipeline(
+    task: str | None, tiny_model_folder: Path, expected: list[float]
+) -> None:
+    pipe = pipeline(task, model=str(tiny_model_folder), trust_remote_code=True)
+    assert pipe.task == "molecule-property-prediction"
+    assert read_values(pipe(TINY_SMILES, batch_size=4)) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_the_registered_class_needs_no_trust(
+    tiny_model_folder: Path, expected: list[float]
+) -> None:
+    pipe = pipeline(
+        "molecule-property-prediction",
+        model=str(tiny_model_folder),
+        pipeline_class=RMatPropertyPredictionPipeline,
+    )
+    assert read_values(pipe(TINY_SMILES)) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_the_other_task_is_there_by_name(
+    tiny_model_folder: Path, tiny_model: RMatForSequenceClassification, processor: RMatProcessor
+) -> None:
+    pipe = pipeline("molecule-feature-extraction", model=str(tiny_model_folder))
+    vector = embed(tiny_model, ["CCO"], processor=processor).values[0].tolist()
+    assert pipe("CCO")["embedding"] == pytest.approx(vector, abs=TOLERANCE)
