@@ -17,10 +17,10 @@ import pytest
 from rdkit import Chem
 from tiny import TINY_SMILES
 
-from rmat_hf import screening
 from rmat_hf.data import featurization
 from rmat_hf.data.screen_folder import ERROR_COLUMN
 from rmat_hf.data.top_rows import TopRows
+from rmat_hf.inference import screening
 from rmat_hf.inference.screening import run_embedding, run_prediction
 from rmat_hf.inference.screening_options import ScreeningOptions
 from rmat_hf.inference.sharded_screening import ScreenModel

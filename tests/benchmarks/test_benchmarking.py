@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import benchmarking
 import pytest
 from benchmarking import BenchmarkResult, describe_benchmark, run_benchmark
 from tiny_finetuning import TABLE_SMILES, write_table
 
-from rmat_hf import benchmarking
 from rmat_hf.data.table_errors import TableError
 from rmat_hf.loading import ModelLoadingError
 from rmat_hf.training.arguments import BenchmarkArguments

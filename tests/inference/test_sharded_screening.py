@@ -15,9 +15,9 @@ import pytest
 from processes import run_python
 from tiny import TINY_SMILES
 
-from rmat_hf import screening
 from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.top_rows import TopRows
+from rmat_hf.inference import screening
 from rmat_hf.inference.screening import run_embedding, run_prediction
 from rmat_hf.inference.screening_options import ScreeningOptions, ScreeningResult
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification

@@ -12,7 +12,7 @@ from rdkit import Chem
 from rdkit.Chem import AllChem
 from rdkit.Geometry import Point3D
 
-from rmat_hf import canonical_order_rmat, conformers_rmat
+from rmat_hf.model import canonical_order_rmat, conformers_rmat
 from rmat_hf.model.conformers_rmat import (
     EMBED_PARAMETERS,
     ConformerError,

@@ -20,7 +20,7 @@ from rdkit.Chem import AllChem
 from torch.utils.data import DataLoader
 from transformers import AutoFeatureExtractor, AutoProcessor, DataCollatorWithPadding
 
-from rmat_hf import processing_rmat
+from rmat_hf.model import processing_rmat
 from rmat_hf.model.batching_rmat import NODE_INPUTS, RMatBatchFeature
 from rmat_hf.model.configuration_rmat import BEYOND_CUTOFF, UNREACHABLE_DISTANCE
 from rmat_hf.model.conformers_rmat import ConformerError, generate_conformer

@@ -10,7 +10,7 @@ from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
 from rdkit.ML.Cluster.Butina import ClusterData
 from split_checks import assert_is_partition, assert_keeps_together, list_names
 
-from rmat_hf.data import cluster_splits
+from rmat_hf.data.splits import cluster_splits
 from rmat_hf.data.splits.cluster_splits import compute_butina_centers, split_by_cluster
 from rmat_hf.data.table_errors import TableError
 
