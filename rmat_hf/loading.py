@@ -33,7 +33,6 @@ from rmat_hf.model.modeling_rmat import (
     RMatModel,
 )
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.model.safe_weights_rmat import validate_weight_files
 
 # Parts that depend on what a model was trained for.
 _OPTIONAL_PART = re.compile(
@@ -118,7 +117,6 @@ def load_config(
             "further or to take vectors from. Give the model that its members started from."
         )
     try:
-        validate_weight_files(model, revision=revision)
         validate_weight_types(model, revision=revision)
     except (OSError, ValueError) as error:
         raise ModelLoadingError(
@@ -222,6 +220,7 @@ def _load_model(
                 model,
                 revision=revision,
                 output_loading_info=True,
+                use_safetensors=True,
                 trust_remote_code=False,
                 **options,
             )

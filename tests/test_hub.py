@@ -233,19 +233,6 @@ def test_a_pushed_repository_has_weights_options_code_and_card(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("repo_id", [PARTS, PRIVATE])
-def test_a_repository_without_a_card_gets_one_that_fits_the_model(
-    repo_id: str, hub: Hub, published: dict[str, Any]
-) -> None:
-    assert published
-    card = hub.repositories["models", repo_id].find_commit("main").files["README.md"].decode()
-    assert "logS (log(mol/l))" in card
-    assert f'pipeline(model="{repo_id}", trust_remote_code=True)' in card
-    assert "pipeline_tag: graph-ml" in card
-    assert "automatically generated" not in card
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("repo_id", "revision"), [(MODEL, "v1"), (MODEL, "main"), (PARTS, "main")])
 def test_a_pushed_repository_is_self_contained(
     repo_id: str, revision: str, hub: Hub, published: dict[str, Any], tmp_path: Path

@@ -7,7 +7,6 @@ J. Cheminf. 16:3 (2024).
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +28,7 @@ from .losses_rmat import (
     compute_regression_loss,
     compute_single_label_loss,
 )
-from .model_card_rmat import push_missing_card, save_missing_card
 from .pair_features_rmat import RMatPairFeatures, widen
-from .safe_weights_rmat import validate_weight_files
 
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
 MAX_SCALED_DESCRIPTOR = 8.0
@@ -257,28 +254,10 @@ class RMatPreTrainedModel(PreTrainedModel):
     saved_auto_map = AUTO_MAP
     _can_record_outputs = {"hidden_states": RMatLayer, "attentions": RMatSelfAttention}
 
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Load a model as [`PreTrainedModel.from_pretrained`], from safetensors only.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id.
-            args, kwargs: As there; a pickle is never opened, whatever they are.
-
-        Raises:
-            OSError, ValueError: There are no weights in safetensors.
-        """
-        if pretrained_model_name_or_path is not None:
-            validate_weight_files(pretrained_model_name_or_path, **kwargs)
-            kwargs["use_safetensors"] = True
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """Save weights, config, code and card: a folder that loads without this package.
+        """Save weights, config and code: a folder that loads without this package.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder to write.
@@ -293,17 +272,6 @@ class RMatPreTrainedModel(PreTrainedModel):
             self.config.auto_map = dict(self.saved_auto_map)
             self.config.custom_pipelines = describe_pipeline(type(self).__name__)
         super().save_pretrained(save_directory, *args, **kwargs)
-        save_missing_card(Path(save_directory), self.config, model_class=type(self).__name__)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]  # wrapped
-        """Push everything that `save_pretrained` writes, the card if there is none yet.
-
-        Args:
-            repo_id (`str`): Hub id, `"user/name"`.
-            kwargs: As in [`PreTrainedModel.push_to_hub`].
-        """
-        push_missing_card(repo_id, self.config, model_class=type(self).__name__, **kwargs)
-        return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]  # wrapped there
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

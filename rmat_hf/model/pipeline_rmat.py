@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
 from transformers.pipelines.base import Pipeline
 
-from .model_card_rmat import push_missing_card
 from .probabilities_rmat import compute_probabilities, compute_spread
 
 
@@ -52,12 +51,6 @@ class RMatPipeline(Pipeline):
             if not inputs:
                 return []
         return super().__call__(inputs, *args, **kwargs)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Push model, processor, code and a missing card; options of [`Pipeline.push_to_hub`]."""
-        model_class = type(self.model).__name__
-        push_missing_card(repo_id, self.model.config, model_class=model_class, **kwargs)
-        return super().push_to_hub(repo_id, **kwargs)
 
     def _sanitize_parameters(
         self, **kwargs: Any

@@ -7,16 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.model_card_rmat import (
-    PROBLEM_NAMES,
-    build_card_metadata,
-    build_usage,
-    describe_labels,
-    describe_limits,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +19,74 @@ HIGHLIGHTED_METRICS = {
     "multi_label_classification": ("roc_auc", "pr_auc", "accuracy", "mcc"),
     "single_label_classification": ("roc_auc", "pr_auc", "accuracy", "mcc"),
 }
+
+CARD_FILE = "README.md"
+TAGS = ["rmat", "chemistry", "molecules"]
+# What the Hub calls a license that nobody stated.
+UNKNOWN_LICENSE = "unknown"
+
+PROBLEM_NAMES = {
+    "regression": "regression",
+    "multi_label_classification": "classification, one probability per label",
+    "single_label_classification": "classification, one class per molecule",
+}
+
+
+def build_card_metadata(
+    *,
+    tags: list[str] | None = None,
+    license_name: str | None = None,
+    datasets: str | None = None,
+    base_model: str | None = None,
+    model_name: str | None = None,
+    eval_results: list[EvalResult] | None = None,
+) -> ModelCardData:
+    """Return the metadata block of a card.
+
+    Args:
+        tags (`list[str]`, *optional*): Beside those of every R-MAT model.
+        license_name (`str`, *optional*): Identifier as on the Hub, for example `"cc-by-4.0"`.
+        datasets (`str`, *optional*): Hub id of the data.
+        base_model (`str`, *optional*): Hub id of the model that was finetuned.
+        model_name (`str`, *optional*): Needed with `eval_results`.
+        eval_results (`list[EvalResult]`, *optional*): Metrics.
+    """
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="graph-ml",
+        license=license_name or UNKNOWN_LICENSE,
+        tags=[*TAGS, *(tags or [])],
+        datasets=datasets,
+        base_model=base_model,
+        model_name=model_name,
+        eval_results=eval_results,
+    )
+
+
+def describe_labels(config: RMatConfig) -> list[str]:
+    """Return the name of every label, with its unit if it has one."""
+    units = config.label_units or [""] * len(config.label_columns)
+    return [
+        f"{name} ({unit})" if unit else name
+        for name, unit in zip(config.label_columns, units, strict=True)
+    ]
+
+
+def build_usage(model_id: str) -> str:
+    """Return the two lines of Python that use a model."""
+    return (
+        "```python\nfrom transformers import pipeline\n"
+        f'pipeline(model="{model_id}", trust_remote_code=True)(["CCO", "c1ccccc1"])\n```'
+    )
+
+
+def describe_limits(max_atoms: int) -> str:
+    """Return the limits of every R-MAT model, with the processor's `max_atoms`."""
+    return (
+        "- Heavy atoms only, no stereo feature: enantiomers differ only through the conformer.\n"
+        f"- Molecules with more heavy atoms than the processor's `max_atoms` (here {max_atoms}) "
+        "are refused."
+    )
 
 
 @dataclass(frozen=True)

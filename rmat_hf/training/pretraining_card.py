@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from rmat_hf.model.model_card_rmat import CARD_FILE, build_card_metadata, describe_limits
+from rmat_hf.training.model_card import CARD_FILE, build_card_metadata, describe_limits
 
 logger = logging.getLogger(__name__)
 
