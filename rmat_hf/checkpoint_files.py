@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,21 +21,6 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEI
 
 # What weights may be stored as; a network computes with nothing else.
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
-# A path of an address has one slash less.
-_CREDENTIALS = re.compile(r"(?<=:/)(/?)[^/\s@'\"]+@")
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
-
-
-class ModelLoadingError(ValueError):
-    """A model folder or repository that cannot do what was asked of it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(hide_credentials(message))
-
-
-def hide_credentials(text: str) -> str:
-    """Return a text without the user and password of an address, and without tokens of the Hub."""
-    return _HUB_TOKEN.sub("hf_***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def load_checkpoint_json(

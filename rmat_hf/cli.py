@@ -13,10 +13,17 @@ from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
 from rmat_hf import __version__
-from rmat_hf.checkpoint_files import hide_credentials
-from rmat_hf.command_errors import COMMAND_ERRORS, describe_error
 from rmat_hf.data.corpus_summary import describe_corpus
 from rmat_hf.data.feature_cache import find_feature_cache_dir
+from rmat_hf.errors import (
+    MessageFormatter,
+    describe_error,
+    escape_message,
+    hide_credentials,
+    list_user_errors,
+    quiet_without_reader,
+    stopped_by_signals,
+)
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.evaluation.arguments import EvaluationArguments
 from rmat_hf.evaluation.report import build_overview
@@ -28,9 +35,7 @@ from rmat_hf.inference.screening_arguments import (
     describe_screening,
 )
 from rmat_hf.inference.screening_options import ScreeningResult
-from rmat_hf.interruption import find_exit_code, quiet_without_reader, stopped_by_signals
 from rmat_hf.list_flags import ListFlagCommand
-from rmat_hf.message_text import MessageFormatter, escape_message
 from rmat_hf.training.arguments import (
     DEFAULT_CACHE,
     ConversionArguments,
@@ -90,7 +95,7 @@ def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], Non
             ):
                 way_out = " Repeat the command to continue."
             print(f"rmat: {str(interruption) or 'interrupted'}.{way_out}", file=sys.stderr)
-            raise typer.Exit(find_exit_code(interruption)) from None
+            raise typer.Exit(getattr(interruption, "exit_code", 130)) from None
 
     # typer reads a function's signature
     vars(command)["__signature__"] = inspect.Signature(parameters)
@@ -211,7 +216,7 @@ def main() -> None:
     try:
         with quiet_without_reader():
             app()
-    except COMMAND_ERRORS as error:
+    except list_user_errors() as error:
         message = describe_error(error)
         if message is None:
             raise

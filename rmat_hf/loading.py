@@ -18,12 +18,12 @@ from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME
 
 from rmat_hf.bundled_checkpoints import find_checkpoint
 from rmat_hf.checkpoint_files import (
-    ModelLoadingError,
     find_broken_weight,
     load_checkpoint_json,
     silence_loading_report,
     validate_weight_types,
 )
+from rmat_hf.errors import UserError
 from rmat_hf.model.atom_codes_rmat import NUM_NODE_FEATURES
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig
@@ -52,7 +52,7 @@ def load_processor(
         options: Options of [`RMatProcessor`] that replace the saved ones.
 
     Raises:
-        ModelLoadingError: If there is none, or it is not R-MAT's.
+        UserError: If there is none, or it is not R-MAT's.
     """
     model = find_checkpoint(model)
     try:
@@ -65,14 +65,12 @@ def load_processor(
             model, revision=revision, trust_remote_code=False, **options
         )
     except (OSError, ValueError, TypeError) as error:
-        raise ModelLoadingError(
+        raise UserError(
             f"Cannot load the processor of {str(model)!r}: {_first_line(error)}. "
             "A model folder has a preprocessor_config.json; save the processor with the model."
         ) from error
     if type(processor).__name__ != RMatProcessor.__name__:
-        raise ModelLoadingError(
-            f"{str(model)!r} holds a {type(processor).__name__}, not an R-MAT model."
-        )
+        raise UserError(f"{str(model)!r} holds a {type(processor).__name__}, not an R-MAT model.")
     return processor
 
 
@@ -82,44 +80,44 @@ def load_config(
     """Load the configuration of an R-MAT model with weights from a folder or the Hub.
 
     Raises:
-        ModelLoadingError: If it cannot be loaded, is not R-MAT's or is an ensemble's, or if there
+        UserError: If it cannot be loaded, is not R-MAT's or is an ensemble's, or if there
             are no weights in safetensors with it.
     """
     model = find_checkpoint(model)
     if Path(model).is_file():
-        raise ModelLoadingError(f"{str(model)!r} is a file. Give the folder that holds it.")
+        raise UserError(f"{str(model)!r} is a file. Give the folder that holds it.")
     try:
         fields = load_checkpoint_json(model, CONFIG_NAME, revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelLoadingError(
+        raise UserError(
             f"Cannot load a model from {str(model)!r}: {_first_line(error)}. "
             "Give a folder written by rmat finetune, or a Hub id; a private one needs HF_TOKEN."
         ) from error
     model_type = fields.get("model_type")
     if model_type not in (RMatConfig.model_type, RMatEnsembleConfig.model_type):
-        raise ModelLoadingError(f"{str(model)!r} is a {model_type!r} model, not R-MAT.")
+        raise UserError(f"{str(model)!r} is a {model_type!r} model, not R-MAT.")
     config_class = RMatConfig if model_type == RMatConfig.model_type else RMatEnsembleConfig
     try:
         config = config_class.from_dict(fields)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ModelLoadingError(
+        raise UserError(
             f"Cannot load a model from {str(model)!r}: {_first_line(error)}. Restore the "
             f"{CONFIG_NAME} that was saved with the weights."
         ) from error
     if config.num_node_features != NUM_NODE_FEATURES:
-        raise ModelLoadingError(
+        raise UserError(
             f"{str(model)!r} takes {config.num_node_features} features of an atom, this release of "
             f"rmat_hf makes {NUM_NODE_FEATURES}. Use the release that saved it."
         )
     if config.model_type == RMatEnsembleConfig.model_type and not allows_ensemble:
-        raise ModelLoadingError(
+        raise UserError(
             f"{str(model)!r} is an ensemble. It predicts, but has no single encoder to train "
             "further or to take vectors from. Give the model that its members started from."
         )
     try:
         validate_weight_types(model, revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelLoadingError(
+        raise UserError(
             f"Cannot load the weights of {str(model)!r}: {_first_line(error)}."
         ) from error
     return config
@@ -136,7 +134,7 @@ def load_for_finetuning(
         revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
 
     Raises:
-        ModelLoadingError: If it cannot be loaded or is not R-MAT.
+        UserError: If it cannot be loaded or is not R-MAT.
     """
     options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
     return _load_model(AutoModelForSequenceClassification, model, revision=revision, **options)[0]
@@ -153,7 +151,7 @@ def load_for_pretraining(
         revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
 
     Raises:
-        ModelLoadingError: If it cannot be loaded or is not R-MAT.
+        UserError: If it cannot be loaded or is not R-MAT.
     """
     options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
     return _load_model(AutoModelForPreTraining, model, revision=revision, **options)[0]
@@ -165,20 +163,20 @@ def load_predictor(
     """Load a finetuned model or ensemble with its processor from a folder or the Hub.
 
     Raises:
-        ModelLoadingError: If it cannot be loaded, is not R-MAT or has no trained prediction head.
+        UserError: If it cannot be loaded, is not R-MAT or has no trained prediction head.
     """
     loaded, missing = _load_model(
         AutoModelForSequenceClassification, model, revision=revision, allows_ensemble=True
     )
     if missing:
-        raise ModelLoadingError(
+        raise UserError(
             f"{str(model)!r} has no trained prediction head ({missing[0]} is missing), so its "
             "predictions would be random. Finetune it first: rmat finetune --model ..."
         )
     processor = load_processor(model, revision=revision)
     num_descriptors = len(processor.molecule_descriptors or [])
     if num_descriptors != loaded.config.num_molecule_descriptors:
-        raise ModelLoadingError(
+        raise UserError(
             f"Processor and model of {str(model)!r} do not belong together: "
             f"{FEATURE_EXTRACTOR_NAME} names {num_descriptors} molecule descriptors, {CONFIG_NAME} "
             f"{loaded.config.num_molecule_descriptors}. Restore the folder's own files."
@@ -192,11 +190,11 @@ def load_embedder(
     """Load the encoder of a model with its processor from a folder or the Hub.
 
     Raises:
-        ModelLoadingError: If it cannot be loaded, is not R-MAT or has untrained pooling.
+        UserError: If it cannot be loaded, is not R-MAT or has untrained pooling.
     """
     loaded, missing = _load_model(AutoModel, model, revision=revision)
     if missing:
-        raise ModelLoadingError(
+        raise UserError(
             f"{str(model)!r} has no trained {missing[0]}, so its embeddings would be random. "
             "Convert it with mean pooling (rmat convert --pooling mean) or finetune it first."
         )
@@ -225,17 +223,17 @@ def _load_model(
                 **options,
             )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelLoadingError(
+        raise UserError(
             f"Cannot load the weights of {str(model)!r}: {_first_line(error)}."
         ) from error
     if (broken := find_broken_weight(loaded.state_dict().items())) is not None:
-        raise ModelLoadingError(
+        raise UserError(
             f"The weights of {str(model)!r} are broken: {broken} has a value that is no finite "
             "number. Copy or download the model again, or train it anew."
         )
     for problem, names in _list_foreign_weights(info).items():
         if names:
-            raise ModelLoadingError(
+            raise UserError(
                 f"Weights and configuration of {str(model)!r} do not belong together: {names[0]} "
                 f"and {len(names) - 1} more {problem}. Restore the folder's own {CONFIG_NAME}."
             )
@@ -279,9 +277,9 @@ def find_device(device: str | torch.device | None) -> torch.device:
     try:
         resolved = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ModelLoadingError(
+        raise UserError(
             f"There is no device {str(device)!r}: {_first_line(error)}. Use cpu, or leave it out."
         ) from error
     if resolved.type == "meta":
-        raise ModelLoadingError("The device 'meta' holds no values. Use cpu, or leave it out.")
+        raise UserError("The device 'meta' holds no values. Use cpu, or leave it out.")
     return resolved

@@ -10,36 +10,34 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-
-class OutputError(ValueError):
-    """An output that cannot or must not be written."""
+from rmat_hf.errors import UserError
 
 
 def validate_output_folder(folder: str | Path, *, overwrite: bool = False) -> None:
     """Raise if `folder` cannot be created, or has files in it and `overwrite` is false.
 
     Raises:
-        OutputError: With the way out.
+        UserError: With the way out.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{str(folder)!r} is a file. Choose another output folder.")
+        raise UserError(f"{str(folder)!r} is a file. Choose another output folder.")
     if folder.is_dir() and (folder.is_mount() or Path.cwd().is_relative_to(folder.resolve())):
-        raise OutputError(
+        raise UserError(
             f"{str(folder)!r} is the current folder, one above it or a mounted one, which cannot "
             "be replaced. Choose a folder inside it."
         )
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise OutputError(
+        raise UserError(
             f"The output folder {str(folder)!r} is not empty. "
             "Choose another one, or pass --overwrite to replace it."
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"Cannot create {str(folder.parent)!r}: {error.strerror}.") from error
+        raise UserError(f"Cannot create {str(folder.parent)!r}: {error.strerror}.") from error
     if not os.access(folder.parent, os.W_OK):
-        raise OutputError(f"{str(folder.parent)!r} is not writable. Choose another output folder.")
+        raise UserError(f"{str(folder.parent)!r} is not writable. Choose another output folder.")
 
 
 @contextmanager
@@ -53,7 +51,7 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
         overwrite (`bool`, *optional*, defaults to `False`): Replace a folder that has files.
 
     Raises:
-        OutputError: If `folder` has files and `overwrite` is false, or cannot be created.
+        UserError: If `folder` has files and `overwrite` is false, or cannot be created.
     """
     folder = Path(folder).resolve()  # a link stays, what it points to is replaced
     validate_output_folder(folder, overwrite=overwrite)
@@ -103,7 +101,7 @@ def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
         path (`str` or `Path`): The file; an older one is replaced.
 
     Raises:
-        OutputError: It cannot be written.
+        UserError: It cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -114,7 +112,7 @@ def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         with suppress(OSError):  # on a disk that cannot be written there is nothing to remove
             temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rmat_hf.output_folder import OutputError
+from rmat_hf.errors import UserError
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def lock_output(folder: str | Path, *, is_needed: bool = True) -> Iterator[None]
             False does nothing: of the processes of one run, the first one locks.
 
     Raises:
-        OutputError: Another run is writing it, or the lock cannot be made.
+        UserError: Another run is writing it, or the lock cannot be made.
     """
     if not is_needed:
         yield
@@ -34,12 +34,12 @@ def lock_output(folder: str | Path, *, is_needed: bool = True) -> Iterator[None]
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise OutputError(
+        raise UserError(
             f"Another run is writing {str(folder)!r}. Wait until it ends, or choose another "
             "output folder."
         ) from error
     except OSError as error:
-        raise OutputError(
+        raise UserError(
             f"Cannot write {str(path)!r}: {error.strerror}. Choose another output folder."
         ) from error
     try:

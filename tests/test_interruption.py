@@ -21,7 +21,7 @@ from processes import build_environment
 from tiny_evaluation import build_tiny_protocol
 from tiny_pretraining import ARCHITECTURE, write_pretraining_corpus
 
-from rmat_hf.interruption import Interruption, find_exit_code, stopped_by_signals
+from rmat_hf.errors import Interruption, stopped_by_signals
 from rmat_hf.training.checkpoints import find_last_complete_checkpoint, load_num_steps
 
 PATIENCE_S = 120
@@ -60,7 +60,7 @@ def test_signal_is_an_interruption_that_cleans_up(number: int, exit_code: int, t
             is_clean = True
     assert is_clean
     assert str(caught.value) == text
-    assert find_exit_code(caught.value) == exit_code
+    assert caught.value.exit_code == exit_code
     assert signal.getsignal(number) is before
 
 
@@ -91,16 +91,6 @@ def test_child_ends_as_if_nobody_caught_the_signal() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
-def test_signal_that_comes_in_a_finalizer_is_not_lost() -> None:
-    class Interrupted:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(Interruption, match="SIGTERM"), stopped_by_signals():
-        Interrupted()
-        time.sleep(10)
-
-
 def test_error_that_a_signal_causes_is_the_interruption() -> None:
     with pytest.raises(Interruption) as caught, stopped_by_signals():
         try:
@@ -122,24 +112,6 @@ def test_ctrl_c_is_left_to_the_parent() -> None:
             signal.raise_signal(signal.SIGINT)
             os._exit(5)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
-
-
-@pytest.mark.parametrize(
-    ("error", "is_told"), [(ConnectionResetError(), False), (EOFError(), False), (KeyError(), True)]
-)
-def test_broken_connections_of_a_child_to_its_parent_are_no_news(
-    error: Exception, is_told: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with stopped_by_signals():
-        sys.excepthook(type(error), error, None)
-        child = os.fork()
-        if child == 0:
-            sys.excepthook(type(error), error, None)
-            sys.stderr.flush()
-            os._exit(0)
-        os.waitpid(child, 0)
-    # that of the parent itself always is
-    assert capfd.readouterr().err.count(type(error).__name__) == 1 + is_told
 
 
 # Real processes
@@ -342,7 +314,7 @@ def test_a_benchmark_that_is_stopped_ends_its_runs(
 def test_a_second_interruption_ends_at_once(tiny_model_folder: Path, tmp_path: Path) -> None:
     code = """
 import time
-from rmat_hf.interruption import stopped_by_signals
+from rmat_hf.errors import stopped_by_signals
 with stopped_by_signals():
     try:
         print("ready", flush=True)

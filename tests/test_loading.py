@@ -9,8 +9,8 @@ import torch
 from tiny import TINY_ARCHITECTURE
 from transformers import BertConfig
 
+from rmat_hf.errors import UserError
 from rmat_hf.loading import (
-    ModelLoadingError,
     load_config,
     load_embedder,
     load_for_finetuning,
@@ -28,7 +28,7 @@ each_loader = pytest.mark.parametrize("load", [load_predictor, load_embedder])
 
 def read_error(load: Loader, folder: Path, **options: object) -> str:
     """The message of the error that loading must raise; it is one line for a person."""
-    with pytest.raises(ModelLoadingError) as caught:
+    with pytest.raises(UserError) as caught:
         load(folder, **options)
     message = str(caught.value)
     assert "\n" not in message
@@ -71,7 +71,7 @@ def test_the_embedder_is_the_encoder_of_the_finetuned_model(
 def test_a_model_goes_to_the_device_that_was_asked_for(tiny_model_folder: Path) -> None:
     assert load_embedder(tiny_model_folder, device="cpu")[0].device.type == "cpu"
     for device in ("meta", "nonsense"):
-        with pytest.raises(ModelLoadingError, match=f"'{device}'.*Use cpu, or leave it out"):
+        with pytest.raises(UserError, match=f"'{device}'.*Use cpu, or leave it out"):
             load_predictor(tiny_model_folder, device=device)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from full_disks import small_files
 
+from rmat_hf.errors import UserError
 from rmat_hf.output_folder import (
-    OutputError,
     create_folder_atomically,
     open_atomically,
     save_json,
@@ -99,7 +99,7 @@ def test_a_folder_with_files_is_refused_before_the_block_runs(tmp_path: Path) ->
     write_folder(tmp_path / "run", "old")
     has_run = False
     with (
-        pytest.raises(OutputError, match=r"run' is not empty\. .*--overwrite"),
+        pytest.raises(UserError, match=r"run' is not empty\. .*--overwrite"),
         create_folder_atomically(tmp_path / "run"),
     ):
         has_run = True
@@ -117,7 +117,7 @@ def test_an_empty_folder_is_filled_without_overwrite(tmp_path: Path) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_in_the_way_is_refused_and_kept(overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(OutputError, match="run' is a file"):
+    with pytest.raises(UserError, match="run' is a file"):
         write_folder(tmp_path / "run", "new", overwrite=overwrite)
     assert (tmp_path / "run").read_text() == "a file"
     assert list_tree(tmp_path) == ["run"]
@@ -125,7 +125,7 @@ def test_a_file_in_the_way_is_refused_and_kept(overwrite: bool, tmp_path: Path) 
 
 def test_a_file_in_place_of_a_parent_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(OutputError, match=r"Cannot create .*runs'"):
+    with pytest.raises(UserError, match=r"Cannot create .*runs'"):
         write_folder(tmp_path / "runs" / "first", "new")
     assert list_tree(tmp_path) == ["runs"]
 
@@ -135,7 +135,7 @@ def test_a_parent_that_is_not_writable_is_refused(
 ) -> None:
     # the superuser may write anywhere, so the answer of the system is set
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(OutputError, match="is not writable"):
+    with pytest.raises(UserError, match="is not writable"):
         validate_output_folder(tmp_path / "run")
 
 
@@ -176,7 +176,7 @@ def test_the_current_folder_and_those_above_are_refused_before_any_work(
 ) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    with pytest.raises(OutputError, match="cannot be replaced"):
+    with pytest.raises(UserError, match="cannot be replaced"):
         validate_output_folder(name, overwrite=True)
     assert list_tree(tmp_path) == ["work"]
 
@@ -206,7 +206,7 @@ def test_file_appears_when_the_block_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("raised", "expected"),
-    [(OSError(errno.ENOSPC, "No space left on device"), OutputError), (KeyboardInterrupt(), None)],
+    [(OSError(errno.ENOSPC, "No space left on device"), UserError), (KeyboardInterrupt(), None)],
 )
 def test_file_stays_as_it_was_after_an_error(
     tmp_path: Path, raised: BaseException, expected: type[BaseException] | None

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from rmat_hf.output_folder import OutputError
+from rmat_hf.errors import UserError
 from rmat_hf.output_lock import lock_output
 
 
 def in_child(function: Callable[[], None]) -> int:
-    """Run a function in a process of its own; return its exit code, 7 after an `OutputError`."""
+    """Run a function in a process of its own; return its exit code, 7 after an `UserError`."""
     child = os.fork()
     if child == 0:
         try:
             function()
-        except OutputError:
+        except UserError:
             os._exit(7)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -30,7 +30,7 @@ def test_second_process_is_refused_until_the_first_one_ends(tmp_path: Path) -> N
 
     with lock_output(folder):
         assert in_child(lock) == 7
-        with pytest.raises(OutputError, match=r"Another run is writing '.*/run'\. Wait until"):
+        with pytest.raises(UserError, match=r"Another run is writing '.*/run'\. Wait until"):
             lock()
     assert in_child(lock) == 0
     assert list(tmp_path.iterdir()) == []
@@ -53,7 +53,7 @@ def test_one_folder_under_two_names_is_one_folder(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "run")
     with (
         lock_output(tmp_path / "run"),
-        pytest.raises(OutputError, match="Another run"),
+        pytest.raises(UserError, match="Another run"),
         lock_output(tmp_path / "link"),
     ):
         raise AssertionError("both have it")
@@ -72,7 +72,7 @@ def test_missing_parents_are_created(tmp_path: Path) -> None:
 def test_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(OutputError, match="Choose another output folder"),
+        pytest.raises(UserError, match="Choose another output folder"),
         lock_output(tmp_path / "file" / "run"),
     ):
         raise AssertionError("nothing is locked")

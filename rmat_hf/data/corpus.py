@@ -17,13 +17,13 @@ from rmat_hf.data.corpus_format import (
     PROCESSOR_FILE,
     REQUIRED_COLUMNS,
     SHARD_SCHEMA,
-    CorpusError,
     ShardHeader,
     build_processor,
     find_difference,
     read_shard_header,
 )
 from rmat_hf.data.corpus_location import HUB_PREFIX, NOT_FEATURIZED, find_shards
+from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 # Footers of a corpus on the Hub that are asked for at a time.
@@ -69,7 +69,7 @@ def load_corpus(
         `Corpus`.
 
     Raises:
-        CorpusError: The molecules are not featurized, a shard is missing, damaged or made by
+        UserError: The molecules are not featurized, a shard is missing, damaged or made by
             another processor, or there is no molecule.
     """
     name = os.fspath(source)
@@ -80,7 +80,7 @@ def load_corpus(
     columns = _validate_columns(headers)
     options = _validate_processors(headers, saved_options=saved_options)
     if not any(header.num_rows for header in headers):
-        raise CorpusError(f"{name} has no molecule. {FAILED_ROWS_FILE} tells why.")
+        raise UserError(f"{name} has no molecule. {FAILED_ROWS_FILE} tells why.")
     processor = build_processor(options, source=name)
     filled = [path for path, header in zip(paths, headers, strict=True) if header.num_rows]
     return Corpus(_load_shards(filled, columns=columns, streaming=streaming), processor)
@@ -91,7 +91,7 @@ def _read_headers(paths: Sequence[str]) -> list[ShardHeader]:
         try:
             return [read_shard_header(path, name=path) for path in paths]
         except OSError as error:
-            raise CorpusError(f"{error}. Copy the shard anew, or make it readable.") from error
+            raise UserError(f"{error}. Copy the shard anew, or make it readable.") from error
     files = HfFileSystem()
 
     def read_remote_header(path: str) -> ShardHeader:
@@ -106,16 +106,16 @@ def _validate_columns(headers: Sequence[ShardHeader]) -> list[str]:
     """Return the columns that every shard has; raise if it lacks a required one."""
     for header in headers:
         if "features" not in header.schema.names:
-            raise CorpusError(f"{header.name} has no column 'features'. {NOT_FEATURIZED}")
+            raise UserError(f"{header.name} has no column 'features'. {NOT_FEATURIZED}")
         for column in REQUIRED_COLUMNS:
             if column not in header.schema.names:
-                raise CorpusError(
+                raise UserError(
                     f"{header.name} has no column {column!r}. Delete the file and repeat the "
                     "`rmat featurize` command that made it, or copy it anew."
                 )
         found = header.schema.field("features").type
         if not (pa.types.is_binary(found) or pa.types.is_large_binary(found)):
-            raise CorpusError(
+            raise UserError(
                 f"{header.name}: the column 'features' holds {found}, not the bytes of `rmat "
                 f"featurize`. {NOT_FEATURIZED}"
             )
@@ -134,19 +134,19 @@ def _validate_processors(
     for header in headers[1:]:
         difference = find_difference(first.processor or {}, header.processor or {})
         if difference:
-            raise CorpusError(
+            raise UserError(
                 f"{first.name} and {header.name} were made by different processors: "
                 f"{difference}. Load them as two corpora, or featurize one of them anew."
             )
     if first.processor is None and saved_options is None:
-        raise CorpusError(
+        raise UserError(
             f"{first.name} does not say which processor made it, and there is no "
             f"{PROCESSOR_FILE} beside it. Run `rmat featurize`, and load its folder."
         )
     if first.processor is not None and saved_options is not None:
         known = {name: saved_options.get(name) for name in first.processor}
         if difference := find_difference(first.processor, known):
-            raise CorpusError(
+            raise UserError(
                 f"{first.name} and {PROCESSOR_FILE} contradict each other: {difference}. Restore "
                 f"{PROCESSOR_FILE}, or delete it: the shards say the same."
             )
@@ -171,7 +171,7 @@ def _load_shards(
     except (DatasetsError, pa.ArrowException, OSError) as error:
         _validate_pages(paths, columns=columns)
         # datasets wraps what the disk says
-        raise CorpusError(f"The corpus cannot be loaded: {error.__cause__ or error}") from error
+        raise UserError(f"The corpus cannot be loaded: {error.__cause__ or error}") from error
 
 
 def _validate_pages(paths: list[str], *, columns: list[str]) -> None:
@@ -182,7 +182,7 @@ def _validate_pages(paths: list[str], *, columns: list[str]) -> None:
                 for _ in file.iter_batches(columns=columns):
                     pass
         except (pa.ArrowException, OSError) as error:
-            raise CorpusError(
+            raise UserError(
                 f"{path} is damaged: {error}. Delete it and repeat the `rmat featurize` command "
                 "that made it, or copy it anew."
             ) from error

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from rmat_hf.data.feature_cache import FeaturizedMolecule
 from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 CORPUS_FILE = "corpus.json"
@@ -43,10 +44,6 @@ _CODE_KEYS = ("auto_map", "custom_pipelines")
 _COMPRESSION_LEVEL = 9
 # Molecules that a reader holds at a time.
 _ROW_GROUP_SIZE = 8192
-
-
-class CorpusError(ValueError):
-    """A corpus that cannot be read or continued; the message names the file and the way out."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +86,12 @@ def build_processor(options: dict[str, Any], *, source: str) -> RMatProcessor:
     """Return the processor with the options that a corpus holds.
 
     Raises:
-        CorpusError: Another version of the package has written it.
+        UserError: Another version of the package has written it.
     """
     try:
         return RMatProcessor(**options)
     except (TypeError, ValueError) as error:
-        raise CorpusError(f"{source}: {error} Or repeat `rmat featurize` in a new folder.") from (
+        raise UserError(f"{source}: {error} Or repeat `rmat featurize` in a new folder.") from (
             error
         )
 
@@ -153,7 +150,7 @@ def read_shard_header(file: str | IO[bytes], *, name: str) -> ShardHeader:
         name (`str`): What messages call it.
 
     Raises:
-        CorpusError: It is no Parquet file, or a damaged one.
+        UserError: It is no Parquet file, or a damaged one.
         OSError: It cannot be read.
     """
     try:
@@ -167,7 +164,7 @@ def read_shard_header(file: str | IO[bytes], *, name: str) -> ShardHeader:
         header = ShardHeader(name, schema, num_rows, processor, options)
         _ = header.failures
     except (pa.ArrowInvalid, ValueError, TypeError) as error:
-        raise CorpusError(
+        raise UserError(
             f"{name} is damaged: {error}. Delete it and repeat the `rmat featurize` command that "
             "made it, or copy it anew."
         ) from error

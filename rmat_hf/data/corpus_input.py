@@ -19,9 +19,9 @@ from rmat_hf.data.parquet_rows import HUB_PREFIX, read_footer
 from rmat_hf.data.row_ranges import iterate_chunk_bounds
 from rmat_hf.data.smi import SMI_EXTENSIONS, open_smi
 from rmat_hf.data.sources import HUB_SPLIT_NAMES, list_bundled_datasets, open_source
-from rmat_hf.data.table_errors import TableError, explained_reading
 from rmat_hf.data.tables import Table, TableChunk, open_table, read_parquet, validate_columns
 from rmat_hf.data.text_input import validate_regular_file
+from rmat_hf.errors import UserError, explained_reading
 
 _CHUNK_SIZE = 1000
 
@@ -79,7 +79,7 @@ def open_corpus_input(
             Whether the chunks have every column; by default those of Parquet have one.
 
     Raises:
-        TableError: It cannot be read, or has no such column.
+        UserError: It cannot be read, or has no such column.
     """
     name = os.fspath(source)
     local = _find_local_files(name)
@@ -87,7 +87,7 @@ def open_corpus_input(
     if not local and name not in list_bundled_datasets():
         table = _open_hub_split(name, revision=revision, split=split, columns=columns)
     elif revision is not None or split is not None:
-        raise TableError(f"{name} is not on the Hub: leave --revision and --split out.")
+        raise UserError(f"{name} is not on the Hub: leave --revision and --split out.")
     elif not local:
         table, _ = open_source(name, revision=None)
     else:
@@ -95,7 +95,7 @@ def open_corpus_input(
     validate_columns(table.column_names, [smiles_column], source=table.source)
     kind = table.schema.field(smiles_column).type
     if pa.types.is_primitive(kind) and not pa.types.is_null(kind):  # before anything is written
-        raise TableError(
+        raise UserError(
             f"{table.source}: column {smiles_column!r} holds {kind}, which is not text. Name the "
             "column of SMILES."
         )
@@ -117,7 +117,7 @@ def _find_local_files(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         if not any(path.iterdir()):
-            raise TableError(f"{name} is a folder without files. Name one with molecules.")
+            raise UserError(f"{name} is a folder without files. Name one with molecules.")
         return _find_files_of_folder(path)
     if path.is_file():
         return [path]
@@ -125,7 +125,7 @@ def _find_local_files(name: str) -> list[Path]:
     is_elsewhere = not glob.has_magic(name) and not name.lower().endswith(_EXTENSIONS)
     if found or (is_elsewhere and not path.is_absolute()):
         return found
-    raise TableError(f"{name}: no such file. Check the path.")
+    raise UserError(f"{name}: no such file. Check the path.")
 
 
 def _find_files_of_folder(folder: Path) -> list[Path]:
@@ -153,7 +153,7 @@ def _open_files(paths: Sequence[Path], *, source: str, columns: Sequence[str] | 
     kinds = {_find_kind(path) for path in paths}
     if len(kinds) > 1:
         found = ", ".join(sorted({path.suffix for path in paths}))
-        raise TableError(
+        raise UserError(
             f"{source} names files of several kinds ({found}), which do not go together. Name "
             f"those of one kind, for example {Path(source) / '*.csv'}."
         )
@@ -188,9 +188,9 @@ def _open_hub_split(
     try:
         splits = datasets.get_dataset_split_names(name, revision=revision)
         if split is None and len(splits) > 1:
-            raise TableError(f"{name} has the splits {', '.join(splits)}. Choose --split.")
+            raise UserError(f"{name} has the splits {', '.join(splits)}. Choose --split.")
         if split is not None and split not in splits:
-            raise TableError(f"{name} has no split {split!r}, but {', '.join(splits)}.")
+            raise UserError(f"{name} has no split {split!r}, but {', '.join(splits)}.")
         split = split or splits[0]
         builder = datasets.load_dataset_builder(name, revision=revision)
         files = tuple(str(file) for file in (builder.config.data_files or {}).get(split, []))
@@ -199,7 +199,7 @@ def _open_hub_split(
         rows = datasets.load_dataset(name, revision=revision, split=split)
     except (DatasetsError, OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TableError(
+        raise UserError(
             f"{name!r} is neither a file ({', '.join(_EXTENSIONS)}), a folder of such files nor "
             f"a bundled data set, and the Hub gives: {reason}"
         ) from error

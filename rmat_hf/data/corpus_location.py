@@ -10,8 +10,12 @@ import datasets
 from datasets.exceptions import DatasetsError
 from huggingface_hub import snapshot_download
 
-from rmat_hf.data.corpus_format import CORPUS_FILE, PROCESSOR_FILE, CorpusError
+from rmat_hf.data.corpus_format import (
+    CORPUS_FILE,
+    PROCESSOR_FILE,
+)
 from rmat_hf.data.sources import TABLE_EXTENSIONS
+from rmat_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +38,12 @@ def find_shards(
             Whether shards on the Hub are downloaded first, else they are named by address.
 
     Raises:
-        CorpusError: There is none, or one is missing.
+        UserError: There is none, or one is missing.
     """
     if not _is_local(name):
         return _find_hub_shards(name, revision=revision, split=split, with_download=with_download)
     if revision is not None or split != "train":
-        raise CorpusError(
+        raise UserError(
             f"{name} is not on the Hub: it has no revision and no split but 'train'. Leave "
             "revision and split out."
         )
@@ -61,11 +65,11 @@ def _find_local_shards(name: str) -> tuple[list[str], dict[str, Any] | None]:
         return _find_shards_of_folder(path)
     if path.is_file():
         if path.suffix != ".parquet":
-            raise CorpusError(f"{name} is not a featurized corpus. {NOT_FEATURIZED}")
+            raise UserError(f"{name} is not a featurized corpus. {NOT_FEATURIZED}")
         return [name], None
     paths = sorted(glob.glob(name, recursive=True))
     if not paths:
-        raise CorpusError(f"{name}: there is no such file. Name a folder of `rmat featurize`.")
+        raise UserError(f"{name}: there is no such file. Name a folder of `rmat featurize`.")
     return paths, None
 
 
@@ -78,11 +82,11 @@ def _find_shards_of_folder(folder: Path) -> tuple[list[str], dict[str, Any] | No
             if processor_path.is_file()
             else "Name a folder written by `rmat featurize`."
         )
-        raise CorpusError(f"The folder {folder} has no shard (part-*.parquet). {way_out}")
+        raise UserError(f"The folder {folder} has no shard (part-*.parquet). {way_out}")
     if corpus_path.is_file():
         num_shards = _read_json(corpus_path).get("num_shards")
         if num_shards != len(paths):
-            raise CorpusError(
+            raise UserError(
                 f"{folder} has {len(paths)} shards, {corpus_path.name} counts {num_shards}. Repeat "
                 "the `rmat featurize` command that made it, or copy the folder anew."
             )
@@ -100,9 +104,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CorpusError(f"{path} is damaged: {error}. Copy it anew.") from error
+        raise UserError(f"{path} is damaged: {error}. Copy it anew.") from error
     if not isinstance(content, dict):
-        raise CorpusError(f"{path} is damaged: it holds no JSON object. Copy it anew.")
+        raise UserError(f"{path} is damaged: it holds no JSON object. Copy it anew.")
     return content
 
 
@@ -114,12 +118,12 @@ def _find_hub_shards(
         builder = datasets.load_dataset_builder(name, revision=revision)
         files_of_split = builder.config.data_files or {}
         if split not in files_of_split:
-            raise CorpusError(
+            raise UserError(
                 f"{name} on the Hub has no split {split!r}, but {', '.join(files_of_split)}."
             )
         addresses = [str(address) for address in files_of_split[split]]
         if not all(address.endswith(".parquet") for address in addresses):
-            raise CorpusError(f"{name} on the Hub is no featurized corpus. {NOT_FEATURIZED}")
+            raise UserError(f"{name} on the Hub is no featurized corpus. {NOT_FEATURIZED}")
         locations = [_split_address(address) for address in addresses]
         repo_id, commit, _ = locations[0]
         shards = [path for _, _, path in locations]
@@ -129,7 +133,7 @@ def _find_hub_shards(
         )
     except (DatasetsError, OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorpusError(
+        raise UserError(
             f"{name!r} is neither a file nor a folder, and the Hub gives: {reason}"
         ) from error
     if with_download:

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from rmat_hf.data.corpus_format import (
     MAX_SHARDS,
     PROCESSOR_FILE,
-    CorpusError,
     ShardHeader,
     describe_processor,
     encode_shard,
@@ -43,8 +42,8 @@ from rmat_hf.data.featurization_stream import (
 from rmat_hf.data.stored_features import count_nodes
 from rmat_hf.data.tables import Table
 from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.output_folder import OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +75,8 @@ def featurize_corpus(
         show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
 
     Raises:
-        CorpusError: The folder belongs to other options or another input.
-        OutputError: A file cannot be written; the shards that are there stay.
+        UserError: The folder belongs to other options or another input.
+        UserError: A file cannot be written; the shards that are there stay.
         WorkerError: Worker processes cannot start, or end before they compute anything.
     """
     names, description = featurize_shards(
@@ -145,9 +144,9 @@ def _describe_corpus(source: str, table: Table, *, options: CorpusOptions) -> di
     """Return what decides the content of the shards beside the processor, without paths."""
     num_rows = min(table.num_rows, options.max_rows or table.num_rows)
     if num_rows == 0:
-        raise CorpusError(f"{table.source} has no rows. Name an input with molecules.")
+        raise UserError(f"{table.source} has no rows. Name an input with molecules.")
     if num_rows > MAX_SHARDS * options.shard_size:
-        raise CorpusError(
+        raise UserError(
             f"{num_rows} rows make more than {MAX_SHARDS} shards of {options.shard_size} rows. "
             f"Choose --shard-size {-(-num_rows // MAX_SHARDS)} or more."
         )
@@ -187,22 +186,22 @@ class _ShardWriter:
     def read_checksums(self) -> dict[int, str]:
         """Return the checksums of the shards that are there; raise if they are another corpus."""
         if self.folder.exists() and not self.folder.is_dir():
-            raise OutputError(f"{self.folder} is a file. Choose another output folder.")
+            raise UserError(f"{self.folder} is a file. Choose another output folder.")
         idx_of_name = {name_shard(idx): idx for idx in range(self.num_shards)}
         checksums = {}
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 header = read_shard_header(str(path), name=str(path))
-            except CorpusError:
+            except UserError:
                 if path.name in idx_of_name:
                     logger.warning("%s cannot be read and is written anew.", path)
                     continue
                 raise
             except OSError as error:
-                raise OutputError(f"{path} cannot be read: {error.strerror or error}.") from error
+                raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
             checksum = self._validate_header(header)
             if path.name not in idx_of_name:
-                raise CorpusError(f"{path} is no shard of this corpus. Move it elsewhere.")
+                raise UserError(f"{path} is no shard of this corpus. Move it elsewhere.")
             checksums[idx_of_name[path.name]] = checksum
         return checksums
 
@@ -210,9 +209,9 @@ class _ShardWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"Cannot create {self.folder}: {error.strerror}.") from error
+            raise UserError(f"Cannot create {self.folder}: {error.strerror}.") from error
         if not os.access(self.folder, os.W_OK):
-            raise OutputError(f"{self.folder} is not writable. Choose another output folder.")
+            raise UserError(f"{self.folder} is not writable. Choose another output folder.")
         if with_processor:
             content = encode_json(self.processor_options)
             write_corpus_file(self.folder / PROCESSOR_FILE, content)
@@ -252,7 +251,7 @@ class _ShardWriter:
                 while chunk := list(itertools.islice(shard_rows, _CHUNK_SIZE)):
                     yield chunk
             elif idx in known and known[idx] != _compute_checksum(row.smiles for row in shard_rows):
-                raise CorpusError(
+                raise UserError(
                     f"{self.folder / name_shard(idx)} holds other molecules than the input, which "
                     "has changed. Choose another output folder."
                 )
@@ -260,13 +259,13 @@ class _ShardWriter:
     def _validate_header(self, header: ShardHeader) -> str:
         """Return the checksum of the molecules; raise if the shard is of another corpus."""
         if header.options is None:
-            raise CorpusError(f"{header.name} is no shard. Choose another output folder.")
+            raise UserError(f"{header.name} is no shard. Choose another output folder.")
         found = {key: value for key, value in header.options.items() if key not in _SHARD_KEYS}
         difference = find_difference(found, self.description) or find_difference(
             header.processor or {}, self.processor_options
         )
         if difference:
-            raise CorpusError(
+            raise UserError(
                 f"{self.folder} was begun with other options: {difference} (first the folder, then "
                 "this command). Repeat the command as it was, or choose another output folder."
             )

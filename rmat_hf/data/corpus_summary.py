@@ -21,7 +21,8 @@ from rmat_hf.data.corpus_format import (
 from rmat_hf.data.csv_formulas import FormulaEscaper
 from rmat_hf.data.csv_rows import build_csv_writer
 from rmat_hf.data.training_table import DroppedRow
-from rmat_hf.output_folder import OutputError, open_atomically
+from rmat_hf.errors import UserError
+from rmat_hf.output_folder import open_atomically
 
 README_FILE = "README.md"
 
@@ -64,8 +65,8 @@ def open_corpus_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with open_atomically(path) as stream:
             yield stream
-    except OutputError as error:
-        raise OutputError(
+    except UserError as error:
+        raise UserError(
             f"{error} What was written before is complete: repeat the command to continue."
         ) from error
 

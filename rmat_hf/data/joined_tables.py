@@ -6,8 +6,8 @@ from functools import partial
 import pyarrow as pa
 
 from rmat_hf.data.row_ranges import RangeDivider
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import Table, TableChunk
+from rmat_hf.errors import UserError
 
 
 def join_tables(tables: Sequence[Table], *, source: str, with_all_columns: bool) -> Table:
@@ -21,7 +21,7 @@ def join_tables(tables: Sequence[Table], *, source: str, with_all_columns: bool)
             file are; else it is an error. Columns of one name have one type in any case.
 
     Raises:
-        TableError: The columns or their types differ; the message names both files.
+        UserError: The columns or their types differ; the message names both files.
     """
     if len(tables) == 1:
         return tables[0]
@@ -33,13 +33,13 @@ def join_tables(tables: Sequence[Table], *, source: str, with_all_columns: bool)
             known = known or fields.get(field.name)
             if known is None or known.type != field.type:
                 found = "none" if known is None else str(known.type)
-                raise TableError(
+                raise UserError(
                     f"{table.source}: the column {field.name!r} is {field.type}, in {first.source} "
                     f"it is {found}. Files that are read together need the same columns."
                 )
         missing = [name for name in fields if name not in table.schema.names]
         if missing and not with_all_columns:
-            raise TableError(
+            raise UserError(
                 f"{table.source} has no column {missing[0]!r}, unlike {first.source}. Files that "
                 "are read together need the same columns."
             )

@@ -7,8 +7,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from rmat_hf.data.table_errors import TableError
-from rmat_hf.message_text import describe_value
+from rmat_hf.errors import UserError, describe_value
 
 MISSING_NUMBERS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 MISSING_CLASSES = frozenset({"", "nan"})
@@ -84,24 +83,22 @@ LABEL_PARSERS: dict[str, Callable[[object], float | str | None]] = {
 
 
 def validate_label_columns(label_columns: Sequence[str], *, problem_type: str) -> None:
-    """Raise a `TableError` when the problem type does not exist or does not fit the columns."""
+    """Raise a `UserError` when the problem type does not exist or does not fit the columns."""
     if problem_type not in LABEL_PARSERS:
-        raise TableError(
-            f"problem_type is {problem_type!r}. Use one of {', '.join(LABEL_PARSERS)}."
-        )
+        raise UserError(f"problem_type is {problem_type!r}. Use one of {', '.join(LABEL_PARSERS)}.")
     if not label_columns:
-        raise TableError("No label column is given. Name at least one.")
+        raise UserError("No label column is given. Name at least one.")
     if len(set(label_columns)) != len(label_columns):
-        raise TableError(f"A label column is named twice: {', '.join(label_columns)}.")
+        raise UserError(f"A label column is named twice: {', '.join(label_columns)}.")
     if problem_type == "single_label_classification" and len(label_columns) > 1:
-        raise TableError(
+        raise UserError(
             f"single_label_classification takes one label column, not {', '.join(label_columns)}. "
             "For several yes/no labels use multi_label_classification."
         )
 
 
 def parse_label(value: object, *, problem_type: str, row: int, column: str) -> float | str | None:
-    """Return the label in a cell, or raise a `TableError` that names row, column and value.
+    """Return the label in a cell, or raise a `UserError` that names row, column and value.
 
     Args:
         value (`object`):
@@ -119,7 +116,7 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
     try:
         return LABEL_PARSERS[problem_type](value)
     except ValueError as error:
-        raise TableError(
+        raise UserError(
             f"Row {row} (counted from 0): label {column!r} is {describe_value(value)}, {error}. "
             "Fix the cell, or leave it empty when the value is not known."
         ) from error

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from rmat_hf.data.corpus_format import MAX_SHARDS, find_difference, generalize_reason
 from rmat_hf.data.corpus_summary import encode_json
 from rmat_hf.data.parquet_rows import HUB_PREFIX
-from rmat_hf.data.table_errors import TableError, explained_reading
 from rmat_hf.data.tables import Table
 from rmat_hf.data.text_input import open_text
-from rmat_hf.output_folder import OutputError, open_atomically
+from rmat_hf.errors import UserError, explained_reading
+from rmat_hf.output_folder import open_atomically
 
 SCREEN_FILE = "screen.json"
 SUMMARY_FILE = "summary.json"
@@ -84,30 +84,30 @@ class ScreenFolder:
         """Create the folder, or check that it belongs to this screen.
 
         Raises:
-            OutputError: It cannot be written, or belongs to something else; the message names the
+            UserError: It cannot be written, or belongs to something else; the message names the
                 first difference.
         """
         if self.num_shards > MAX_SHARDS:
             size = -(-int(self.description["num_rows"]) // MAX_SHARDS)
-            raise OutputError(
+            raise UserError(
                 f"{self.description['num_rows']} rows make more than {MAX_SHARDS} shards. Choose "
                 f"--shard-size {size} or more."
             )
         if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file. Choose another output folder.")
+            raise UserError(f"{self.path} is a file. Choose another output folder.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             found = [path for path in self.path.iterdir() if not path.name.startswith(".")]
         except OSError as error:
-            raise OutputError(f"Cannot create {self.path}: {error.strerror}.") from error
+            raise UserError(f"Cannot create {self.path}: {error.strerror}.") from error
         if not os.access(self.path, os.W_OK):
-            raise OutputError(f"{self.path} is not writable. Choose another output folder.")
+            raise UserError(f"{self.path} is not writable. Choose another output folder.")
         manifest = self.path / SCREEN_FILE
         # looked for after the list: another task may just have written it
         if manifest.is_file():
             self._validate_manifest(manifest)
         elif found:
-            raise OutputError(
+            raise UserError(
                 f"The folder {self.path} has files but no {SCREEN_FILE}: it is of something else. "
                 "Choose another output folder."
             )
@@ -119,11 +119,11 @@ class ScreenFolder:
             known = json.loads(manifest.read_text(encoding="utf-8"))
             difference = self._find_difference(known)
         except (ValueError, TypeError, AttributeError, OSError) as error:
-            raise OutputError(
+            raise UserError(
                 f"{manifest} cannot be read: {error}. Choose another output folder."
             ) from error
         if difference:
-            raise OutputError(
+            raise UserError(
                 f"{self.path} was begun with other options, another model or another input: "
                 f"{difference} (first the folder, then this command). Repeat the command as it "
                 "was, or choose another output folder."
@@ -145,7 +145,7 @@ class ScreenFolder:
         try:
             with open_atomically(path) as stream:
                 stream.write(content)
-        except OutputError:
+        except UserError:
             if not (path.is_file() and path.read_bytes() == content):
                 raise
 
@@ -168,7 +168,7 @@ class ScreenFolder:
         """Read how many rows the shards have, and why some have no value.
 
         Raises:
-            TableError: A shard is damaged, or does not have the rows that belong to it.
+            UserError: A shard is damaged, or does not have the rows that belong to it.
         """
         num_rows = num_written = 0
         reasons: Counter[str] = Counter()
@@ -176,7 +176,7 @@ class ScreenFolder:
             path = self.get_shard(idx)
             counts = _read_counts(path)
             if counts.num_rows != len(self.get_rows(idx)):
-                raise TableError(
+                raise UserError(
                     f"{path} has {counts.num_rows} rows instead of {len(self.get_rows(idx))}. "
                     "Delete it and repeat the command."
                 )

@@ -5,7 +5,7 @@ import fcntl
 import logging
 from pathlib import Path
 
-from rmat_hf.output_folder import OutputError
+from rmat_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class ShardLocks:
             waits (`bool`, *optional*, defaults to `False`): Wait for another run to end.
 
         Raises:
-            OutputError: Another run writes it.
+            UserError: Another run writes it.
         """
         if not self._works:
             return
@@ -47,7 +47,7 @@ class ShardLocks:
             fcntl.lockf(self._stream, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB), 1, idx)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise OutputError(
+                raise UserError(
                     f"Another run is writing {self.path.parent}. Wait for it, or end it first."
                 ) from error
             self._works = False

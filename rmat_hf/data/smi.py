@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from rmat_hf.data.row_ranges import take_ranges
-from rmat_hf.data.table_errors import explained_reading
 from rmat_hf.data.tables import Table, TableChunk
 from rmat_hf.data.text_input import iterate_lines, open_text
+from rmat_hf.errors import explained_reading
 
 SMI_COLUMN = "smiles"
 SMI_NAME_COLUMN = "smi_name"

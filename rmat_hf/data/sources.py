@@ -8,8 +8,8 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import Table, TableChunk, open_table
+from rmat_hf.errors import UserError
 
 TABLE_EXTENSIONS = (".csv", ".parquet", ".sdf")
 HUB_SPLIT_COLUMN = "split"
@@ -42,7 +42,7 @@ def open_source(
     if not is_bundled and not path.is_file() and path.suffix.lower() not in TABLE_EXTENSIONS:
         return _open_hub_dataset(str(dataset), revision=revision)
     if revision is not None:
-        raise TableError(f"{dataset} is not on the Hub, so it has no revision {revision!r}.")
+        raise UserError(f"{dataset} is not on the Hub, so it has no revision {revision!r}.")
     if is_bundled:
         path = Path(__file__).parent / path / f"{path}.csv"
     return open_table(path), None
@@ -53,7 +53,7 @@ def _open_hub_dataset(name: str, *, revision: str | None) -> tuple[Table, str | 
         parts = datasets.load_dataset(name, revision=revision)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TableError(
+        raise UserError(
             f"{name!r} is neither a file nor a bundled data set "
             f"({', '.join(list_bundled_datasets())}), and the Hub gives: {reason}"
         ) from error

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from rmat_hf.data.csv_formulas import FormulaEscaper, FormulaHandling
 from rmat_hf.data.csv_rows import build_csv_writer
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 ColumnKind = Literal["text", "integer", "number", "vector"]
 ARROW_TYPES: dict[ColumnKind, pa.DataType] = {
@@ -28,16 +28,16 @@ OUTPUT_EXTENSIONS = (".csv", ".parquet")
 def validate_output_path(
     path: str | os.PathLike[str], *, extensions: Sequence[str] = OUTPUT_EXTENSIONS
 ) -> None:
-    """Raise a `TableError` when a table cannot be written there, before any work is done."""
+    """Raise a `UserError` when a table cannot be written there, before any work is done."""
     path = Path(path)
     if path.suffix.lower() not in extensions:
-        raise TableError(f"{path}: cannot write this kind of file. Use {' or '.join(extensions)}.")
+        raise UserError(f"{path}: cannot write this kind of file. Use {' or '.join(extensions)}.")
     if path.is_dir():
-        raise TableError(f"{path} is a folder. Name a file.")
+        raise UserError(f"{path} is a folder. Name a file.")
     if not path.parent.is_dir():
-        raise TableError(f"{path}: the folder {path.parent} does not exist. Create it first.")
+        raise UserError(f"{path}: the folder {path.parent} does not exist. Create it first.")
     if not os.access(path.parent, os.W_OK):
-        raise TableError(f"{path}: the folder {path.parent} is not writable.")
+        raise UserError(f"{path}: the folder {path.parent} is not writable.")
 
 
 def build_output_schema(
@@ -46,12 +46,12 @@ def build_output_schema(
     """Return the columns of a table of results, as [`TableWriter`] takes them.
 
     Raises:
-        TableError: The input has a column that is to be added.
+        UserError: The input has a column that is to be added.
     """
     fields = list(input_schema or [])
     for name, kind in added_columns.items():
         if any(field.name == name for field in fields):
-            raise TableError(
+            raise UserError(
                 f"The input already has a column {name!r}, which the output adds. "
                 "Rename or drop it in the input."
             )
@@ -107,7 +107,7 @@ class TableWriter:
                         for name in self.schema.names
                     ]
                     build_csv_writer(self._stream).writerow(header)
-        except TableError:
+        except UserError:
             self.temporary_path.unlink(missing_ok=True)
             raise
         return self
@@ -151,9 +151,9 @@ class TableWriter:
             yield
         except OSError as error:
             reason = error.strerror or str(error)
-            raise TableError(f"{self.path} cannot be written: {reason}.") from error
+            raise UserError(f"{self.path} cannot be written: {reason}.") from error
         except pa.ArrowException as error:
-            raise TableError(f"{self.path} cannot be written: {error}") from error
+            raise UserError(f"{self.path} cannot be written: {error}") from error
 
 
 def _build_csv_cell(value: object) -> object:

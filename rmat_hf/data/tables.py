@@ -15,9 +15,8 @@ from rdkit import Chem
 from rmat_hf.data.parquet_rows import ParquetFooter, read_footer, read_parquet_ranges
 from rmat_hf.data.row_ranges import take_ranges
 from rmat_hf.data.sdf import compute_record_smiles, iterate_sdf_records, parse_mol_block
-from rmat_hf.data.table_errors import TableError, explained_reading
 from rmat_hf.data.text_input import iterate_lines, open_text, validate_regular_file
-from rmat_hf.message_text import MAX_VALUE, describe_value
+from rmat_hf.errors import MAX_VALUE, UserError, describe_value, explained_reading
 
 SDF_SMILES_COLUMN = "smiles"
 SDF_TITLE_COLUMN = "sdf_title"
@@ -50,7 +49,7 @@ class TableChunk:
         values = self.columns[smiles_column]
         for value in values:
             if value is not None and not isinstance(value, str):
-                raise TableError(
+                raise UserError(
                     f"{self.source}: column {smiles_column!r} holds {describe_value(value)}, "
                     "which is not text. Name the column of SMILES."
                 )
@@ -116,14 +115,14 @@ class Table:
             num_rows += chunk.num_rows
             yield chunk
         if num_rows != num_expected:
-            raise TableError(
+            raise UserError(
                 f"{self.source}: {num_rows} rows were read of {num_expected}. The file is damaged "
                 "or has changed meanwhile: repair it and repeat the command."
             )
 
 
 def validate_columns(columns: Iterable[str], required: Iterable[str], *, source: str) -> None:
-    """Raise a `TableError` that lists the columns there are when a required one is missing."""
+    """Raise a `UserError` that lists the columns there are when a required one is missing."""
     columns = list(columns)
     missing = [name for name in required if name not in columns]
     if not missing:
@@ -134,7 +133,7 @@ def validate_columns(columns: Iterable[str], required: Iterable[str], *, source:
     for name in columns:
         if name.strip().lower() == missing[0].strip().lower():
             message += f" Did you mean {name!r}?"
-    raise TableError(message + _describe_separator(columns))
+    raise UserError(message + _describe_separator(columns))
 
 
 def _describe_separator(columns: Sequence[str]) -> str:
@@ -166,13 +165,13 @@ def open_table(path: str | os.PathLike[str]) -> Table:
     is_compressed = path.suffix.lower() == ".gz"
     opener = openers.get("".join(path.suffixes[-2 if is_compressed else -1 :]).lower())
     if opener is None:
-        raise TableError(f"{path}: cannot read this kind of file. Use .csv, .parquet or .sdf.")
+        raise UserError(f"{path}: cannot read this kind of file. Use .csv, .parquet or .sdf.")
     with explained_reading(path):
         if path.is_dir():
-            raise TableError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
+            raise UserError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
         validate_regular_file(path)
         if path.stat().st_size == 0:
-            raise TableError(f"{path} is empty. Expected at least a header line.")
+            raise UserError(f"{path} is empty. Expected at least a header line.")
         return opener(path)
 
 
@@ -180,7 +179,7 @@ def _validate_unique(names: Sequence[str], path: Path) -> None:
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
         name = describe_value(duplicates[0])
-        raise TableError(f"{path}: two columns are called {name}. Rename one of them.")
+        raise UserError(f"{path}: two columns are called {name}. Rename one of them.")
 
 
 def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
@@ -199,14 +198,14 @@ def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
                     yield from ([""] for _ in range(num_blank))
                 num_blank = 0
                 if len(cells) != len(header):
-                    raise TableError(
+                    raise UserError(
                         f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has "
                         f"{len(header)}. Quote cells that contain commas."
                         + _describe_separator(header)
                     )
                 yield cells
         except csv.Error as error:
-            raise TableError(
+            raise UserError(
                 f"{path}, line {reader.line_num}: {error}. Correct or drop the row."
             ) from error
 
@@ -215,9 +214,9 @@ def _open_csv(path: Path) -> Table:
     rows = _iterate_csv_rows(path)
     header = next(rows)
     if not any(name.strip() for name in header):
-        raise TableError(f"{path}: the first line is blank. It must hold the column names.")
+        raise UserError(f"{path}: the first line is blank. It must hold the column names.")
     if "\0" in "".join(header):
-        raise TableError(f"{path} is not a CSV table: its first line holds binary data.")
+        raise UserError(f"{path} is not a CSV table: its first line holds binary data.")
     _validate_unique(header, path)
 
     schema = pa.schema([(name, pa.string()) for name in header])
@@ -263,7 +262,7 @@ def _open_sdf(path: Path) -> Table:
         num_blocks += bool(record.mol_block)
         num_titles += bool(record.title.strip())
     if num_blocks == 0:
-        raise TableError(f"{path} is not an SDF file: no record has an 'M  END' line.")
+        raise UserError(f"{path} is not an SDF file: no record has an 'M  END' line.")
     generated = [SDF_SMILES_COLUMN] + [SDF_TITLE_COLUMN] * (num_titles > 0)
     column_names = [name for name in generated if name not in names] + list(names)
     schema = pa.schema([(name, pa.string()) for name in column_names])

@@ -19,8 +19,8 @@ from rmat_hf.data.labels import (
 )
 from rmat_hf.data.sources import open_source
 from rmat_hf.data.splits.column_splits import parse_split_cells
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import Table, validate_columns
+from rmat_hf.errors import UserError
 from rmat_hf.model.molecule_features_rmat import MoleculeError, parse_molecule
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def load_training_table(
     label_columns = list(label_columns)
     validate_label_columns(label_columns, problem_type=problem_type)
     if smiles_column in label_columns:
-        raise TableError(f"Column {smiles_column!r} is named both as SMILES and as a label.")
+        raise UserError(f"Column {smiles_column!r} is named both as SMILES and as a label.")
     table, own_split_column = open_source(dataset, revision=revision)
     split_column = split_column or own_split_column
     required = [smiles_column, *label_columns] + ([split_column] if split_column else [])
@@ -218,12 +218,12 @@ def _validate_labels(
 ) -> None:
     if not rows:
         first = f" Row {dropped[0].row}: {dropped[0].reason}." if dropped else ""
-        raise TableError(f"{source} has no usable row.{first} Add labeled molecules.")
+        raise UserError(f"{source} has no usable row.{first} Add labeled molecules.")
     for label_idx, column in enumerate(label_columns):
         values = {row.labels[label_idx] for row in rows if not is_missing(row.labels[label_idx])}
         if len(values) < 2:
             found = f"is {values.pop()} in every usable row" if values else "has no usable value"
-            raise TableError(f"{source}: label {column!r} {found}: nothing to learn. Drop it.")
+            raise UserError(f"{source}: label {column!r} {found}: nothing to learn. Drop it.")
 
 
 def _build_dataset(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmat_hf.errors import UserError
 from rmat_hf.evaluation.arguments import EvaluationArguments
 from rmat_hf.evaluation.choices import describe_choices
 from rmat_hf.evaluation.jobs import Job, build_baseline_jobs, build_finetuning_jobs
@@ -25,7 +26,10 @@ from rmat_hf.evaluation.tool_predictions import (
     load_tool_predictions,
 )
 from rmat_hf.evaluation.workers import run_jobs
-from rmat_hf.output_folder import OutputError, open_atomically, save_json
+from rmat_hf.output_folder import (
+    open_atomically,
+    save_json,
+)
 from rmat_hf.output_lock import lock_output
 
 RESULTS_FILE = "results.json"
@@ -126,7 +130,7 @@ def _build_outcome(
 def _validate_output_dir(output_dir: Path) -> None:
     is_known = any((output_dir / name).exists() for name in (RESULTS_FILE, "runs"))
     if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir()) and not is_known):
-        raise OutputError(f"{str(output_dir)!r} holds something else. Choose another folder.")
+        raise UserError(f"{str(output_dir)!r} holds something else. Choose another folder.")
     (output_dir / "runs").mkdir(parents=True, exist_ok=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from rdkit import Chem
 
 from rmat_hf.data.splits.molecule_splits import SPLIT_NAMES
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 from rmat_hf.model.molecule_features_rmat import MoleculeError, parse_molecule
 from rmat_hf.training.baselines import MAX_ATOMS
 
@@ -100,7 +100,7 @@ def find_common_rows(found: Mapping[str, RowPredictions], *, where: str) -> RowP
         where (`str`): The fold, for the message.
 
     Raises:
-        TableError: If a row stands in different parts.
+        UserError: If a row stands in different parts.
     """
     first_name, first = next(iter(found.items()))
     rows = first.rows
@@ -111,7 +111,7 @@ def find_common_rows(found: Mapping[str, RowPredictions], *, where: str) -> RowP
         parts = other.select(rows).parts
         for row, part, other_part in zip(rows, common.parts, parts, strict=True):
             if part != other_part:
-                raise TableError(
+                raise UserError(
                     f"{where}: row {row} stands in {part} for {first_name!r} and in {other_part} "
                     f"for {name!r}, which drop different rows. Use split columns, or one geometry."
                 )
@@ -137,9 +137,9 @@ def compute_canonical_smiles(smiles: str) -> str:
     """Return the SMILES by which two rows are one molecule, as when the table was loaded.
 
     Raises:
-        TableError: If it is not one molecule.
+        UserError: If it is not one molecule.
     """
     try:
         return str(Chem.MolToSmiles(parse_molecule(smiles, max_atoms=MAX_ATOMS)))
     except MoleculeError as error:
-        raise TableError(f"{error}. Fix or drop the row.") from error
+        raise UserError(f"{error}. Fix or drop the row.") from error

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from rmat_hf.data.splits.molecule_splits import SPLIT_NAMES
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import open_table, validate_columns
+from rmat_hf.errors import UserError
 from rmat_hf.evaluation.protocol import Fold, Protocol
 from rmat_hf.evaluation.row_predictions import RowPredictions, compute_canonical_smiles
 
@@ -36,7 +36,7 @@ def load_tool_predictions(path: Path, *, protocol: Protocol) -> dict[Fold, ToolP
         `dict[Fold, ToolPredictions]`: one value per label, by row or by canonical SMILES.
 
     Raises:
-        TableError: If a column or cell is missing, or a fold or number is none; names the line.
+        UserError: If a column or cell is missing, or a fold or number is none; names the line.
     """
     table = open_table(path)
     columns = table.column_names
@@ -53,14 +53,14 @@ def load_tool_predictions(path: Path, *, protocol: Protocol) -> dict[Fold, ToolP
             where = f"{path.name}, line {number} below the header"
             fold = folds.get((str(cells["dataset"]), str(cells["split"]), str(cells["seed"])))
             if fold is None:
-                raise TableError(
+                raise UserError(
                     f"{where}: the protocol has no data set {cells['dataset']!r} with the split "
                     f"{cells['split']!r} and the seed {cells['seed']!r}."
                 )
             molecule = _parse_key(cells[key], key=key, where=where)
             values = _parse_values(cells, labels[fold.dataset], where=where)
             if found.setdefault(fold, {}).setdefault(molecule, values) != values:
-                raise TableError(f"{where}: {key} {molecule!r} of {fold} has two predictions.")
+                raise UserError(f"{where}: {key} {molecule!r} of {fold} has two predictions.")
     return found
 
 
@@ -75,7 +75,7 @@ def align_tool_predictions(
         where (`str`): Tool and fold, for the message.
 
     Raises:
-        TableError: If a test row, or some but not all of valid, has no prediction; names the row.
+        UserError: If a test row, or some but not all of valid, has no prediction; names the row.
     """
     by_row = all(isinstance(key, int) for key in tool)
     predictions = np.full(rows.labels.shape, np.nan)
@@ -87,7 +87,7 @@ def align_tool_predictions(
         missing = rows.is_in(part) & np.isnan(predictions).all(axis=1)
         if missing.any() and (part == "test" or not missing[rows.is_in(part)].all()):
             i = int(np.flatnonzero(missing)[0])
-            raise TableError(
+            raise UserError(
                 f"{where}: {missing.sum()} rows of {part} have no prediction, the first of them "
                 f"row {rows.rows[i]} ({rows.smiles[i]!r}). Add them to the file."
             )
@@ -98,7 +98,7 @@ def _parse_key(cell: Any, *, key: str, where: str) -> int | str:
     try:
         return compute_canonical_smiles(str(cell)) if key == "smiles" else int(cell)
     except (TypeError, ValueError) as error:
-        raise TableError(f"{where}: {key} is {cell!r}: {error}") from error
+        raise UserError(f"{where}: {key} is {cell!r}: {error}") from error
 
 
 def _parse_values(cells: Mapping[str, Any], labels: Sequence[str], *, where: str) -> list[float]:
@@ -113,6 +113,6 @@ def _parse_values(cells: Mapping[str, Any], labels: Sequence[str], *, where: str
         except (TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
-            raise TableError(f"{where}: {name} is {cells[name]!r}, not a finite number.")
+            raise UserError(f"{where}: {name} is {cells[name]!r}, not a finite number.")
         values.append(value)
     return values

@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from rmat_hf.checkpoint_files import hide_credentials
+from rmat_hf.errors import hide_credentials, stopped_by_signals
 from rmat_hf.evaluation.jobs import Job, run_job
-from rmat_hf.interruption import find_exit_code, stopped_by_signals
 from rmat_hf.parent_process import follow_parent
 
 logger = logging.getLogger(__name__)
@@ -144,4 +143,4 @@ def _start(job: Job, run: Callable[[Job], None]) -> None:
             run(job)
     except KeyboardInterrupt as interruption:
         sys.stderr.write(f"{interruption}\n")  # the last line of the log is the reason
-        sys.exit(find_exit_code(interruption))
+        sys.exit(getattr(interruption, "exit_code", 130))

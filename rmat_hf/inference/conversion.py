@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from rmat_hf.errors import explained_writing
 from rmat_hf.inference.authors_checkpoint import (
     AUTHORS_POOLINGS,
     Pooling,
@@ -16,7 +17,6 @@ from rmat_hf.inference.authors_checkpoint import (
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import create_folder_atomically
-from rmat_hf.write_errors import explained_writing
 
 # May be missing from the weights: the published file has no pooling and no head.
 _OPTIONAL_PARTS = ("classifier.", "rmat.pooler.", "descriptor_scaler.")
@@ -43,7 +43,7 @@ class Conversion(NamedTuple):
             output_dir (`str` or `Path`): New or empty folder; nothing is written on an error.
 
         Raises:
-            OutputError: If the folder has files in it, or cannot be written.
+            UserError: If the folder has files in it, or cannot be written.
         """
         target = Path(output_dir)
         way_out = "Make room on the disk, or choose another folder."

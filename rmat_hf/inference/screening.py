@@ -14,7 +14,6 @@ from rmat_hf.data.corpus_input import open_corpus_input
 from rmat_hf.data.predictions import describe_prediction_columns
 from rmat_hf.data.row_ranges import iterate_chunk_bounds
 from rmat_hf.data.screen_folder import ERROR_COLUMN
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.table_writer import (
     OUTPUT_EXTENSIONS,
     TableWriter,
@@ -22,6 +21,7 @@ from rmat_hf.data.table_writer import (
 )
 from rmat_hf.data.tables import Table, TableChunk
 from rmat_hf.data.top_rows import ROW_COLUMN
+from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed, predict
 from rmat_hf.inference.screening_options import ScreeningOptions, ScreeningResult
 from rmat_hf.inference.sharded_screening import Screen, ScreenModel, run_sharded_screen
@@ -115,9 +115,9 @@ def run_embedding(
     """
     options = options or ScreeningOptions()
     if Path(output).suffix.lower() not in ("", ".parquet") or options.output_format == "csv":
-        raise TableError(f"{output}: embeddings are lists of numbers. Write a .parquet file.")
+        raise UserError(f"{output}: embeddings are lists of numbers. Write a .parquet file.")
     if options.top_rows is not None:
-        raise TableError("--top-k is for predictions: embeddings have no order. Leave it out.")
+        raise UserError("--top-k is for predictions: embeddings have no order. Leave it out.")
     _validate_output(output, options)
     table = _open_input(
         molecules, smiles_column=smiles_column, revision=input_revision, split=input_split
@@ -182,16 +182,16 @@ def _validate_output(output: str | Path, options: ScreeningOptions) -> None:
     path = Path(output)
     if is_output_folder(path):
         if path.suffix.lower() in OUTPUT_EXTENSIONS:
-            raise TableError(f"{path} is a folder. Name a file, or a folder without {path.suffix}.")
+            raise UserError(f"{path} is a folder. Name a file, or a folder without {path.suffix}.")
         return
     validate_output_path(path)
     if options.num_proc > 1 or options.task is not None:
-        raise TableError(
+        raise UserError(
             f"{path} is one file, which one process writes. For several processes or tasks name a "
             "folder, without an extension."
         )
     if options.output_format not in (None, path.suffix.lower()[1:]):
-        raise TableError(
+        raise UserError(
             f"--output-format {options.output_format} contradicts {path}. Leave it out, or name a "
             "folder, without an extension."
         )

@@ -10,9 +10,9 @@ from accelerate import PartialState
 
 from rmat_hf.data.csv_formulas import FormulaHandling
 from rmat_hf.data.top_rows import Order, TopRows
+from rmat_hf.errors import escape_message
 from rmat_hf.flags import declare_flag, declare_required, validate_choice
 from rmat_hf.inference.screening_options import OutputFormat, ScreeningOptions, ScreeningResult
-from rmat_hf.message_text import escape_message
 from rmat_hf.training.arguments import NO_CACHE
 
 _TASK = re.compile(r"(\d+)/(\d+)")

@@ -24,10 +24,10 @@ from rmat_hf.data.screen_folder import (
     describe_input,
 )
 from rmat_hf.data.shard_locks import ShardLocks
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.table_writer import ColumnKind, TableWriter, build_output_schema
 from rmat_hf.data.tables import Table, TableChunk
 from rmat_hf.data.top_rows import ROW_COLUMN, TopRowsCollector
+from rmat_hf.errors import UserError
 from rmat_hf.inference.screening_options import ScreeningOptions, ScreeningResult
 from rmat_hf.model.molecule_features_rmat import Molecule
 from rmat_hf.worker_processes import one_thread, run_in_processes
@@ -101,12 +101,12 @@ def run_sharded_screen(screen: Screen, output_dir: Path) -> ScreeningResult:
         output_dir (`Path`): Folder to write, or to continue.
 
     Raises:
-        OutputError: The folder belongs to another screen, or cannot be written.
-        TableError: The input cannot be read, or a shard of the folder is damaged.
+        UserError: The folder belongs to another screen, or cannot be written.
+        UserError: The input cannot be read, or a shard of the folder is damaged.
         WorkerProcessError: A process died. The shards that are there stay.
     """
     if screen.table.num_rows == 0:
-        raise TableError(f"{screen.table.source} has no rows. Name an input with molecules.")
+        raise UserError(f"{screen.table.source} has no rows. Name an input with molecules.")
     model = screen.load_model()
     # a column that cannot be added, or decide, is found before there is a folder
     build_output_schema(screen.table.schema, screen.list_output_columns(model.added_columns))

@@ -21,7 +21,7 @@ from sklearn.model_selection import ParameterGrid
 from sklearn.svm import SVC, SVR
 
 from rmat_hf.data.splits.molecule_splits import SplitIndices
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 from rmat_hf.model.molecule_features_rmat import parse_molecule
 from rmat_hf.training.baseline_features import (
     compute_descriptors,
@@ -177,7 +177,7 @@ def _validate_known_labels(
         num_known = np.count_nonzero(~np.isnan(labels[getattr(split, part)]), axis=0)
         for name, number in zip(label_names, num_known, strict=True):
             if number == 0:
-                raise TableError(
+                raise UserError(
                     f"Label {name!r} is not known in any row of {part}, so the baselines cannot be "
                     "fitted. Choose another split or leave the baselines out."
                 )

@@ -15,7 +15,8 @@ from transformers.trainer import TRAINER_STATE_NAME, Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rmat_hf.output_folder import OutputError, save_json
+from rmat_hf.errors import UserError
+from rmat_hf.output_folder import save_json
 from rmat_hf.training.trainer_options import (
     load_json_fields,
 )
@@ -50,12 +51,12 @@ def train_from_checkpoint(trainer: Trainer, checkpoint: Path | None) -> None:
         checkpoint (`Path`, *optional*): As from [`find_last_complete_checkpoint`].
 
     Raises:
-        OutputError: A file of the checkpoint holds more than numbers, so no run has written it.
+        UserError: A file of the checkpoint holds more than numbers, so no run has written it.
     """
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except UnpicklingError as error:
-        raise OutputError(
+        raise UserError(
             f"A file in {str(checkpoint)!r} holds more than numbers and could run code: it is not "
             "that of a run of yours and is not loaded. Pass --overwrite to start anew."
         ) from error
@@ -154,19 +155,19 @@ def validate_work_dir(
         return
     if not arguments_file.is_file():
         if not work_dir.is_dir() or any(work_dir.iterdir()):
-            raise OutputError(f"{str(work_dir)!r} is no run of rmat. Move it away.")
+            raise UserError(f"{str(work_dir)!r} is no run of rmat. Move it away.")
         return
     if overwrite or not _has_progress(work_dir):
         return
     if not resume:
-        raise OutputError(
+        raise UserError(
             f"An interrupted run lies in {str(work_dir)!r}. "
             "Pass --resume to continue it, or --overwrite to start anew."
         )
     earlier = load_json_fields(str(arguments_file))
     changed = sorted(name for name in description if description[name] != earlier.get(name))
     if changed:
-        raise OutputError(
+        raise UserError(
             f"Cannot resume: {', '.join(changed)} differ from the interrupted run. "
             "Repeat its arguments, or pass --overwrite to start anew."
         )

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rmat_hf.errors import explained_writing
 from rmat_hf.output_lock import lock_output
 from rmat_hf.training.checkpoints import name_work_dir
-from rmat_hf.write_errors import explained_writing
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def exclusive_run(output_dir: str, *, is_main_process: bool) -> Iterator[None]:
         is_main_process (`bool`): Whether this is the process of the run that writes.
 
     Raises:
-        OutputError: Another run is writing the folder, or a file cannot be written.
+        UserError: Another run is writing the folder, or a file cannot be written.
     """
     way_out = "Make room there and repeat the command with --resume, or choose another folder."
     with (

@@ -45,7 +45,7 @@ def split_for_members(arguments: FinetuningArguments, task: FinetuningTask) -> l
         task (`FinetuningTask`): Rows and parts.
 
     Raises:
-        TableError: If there are fewer molecules than folds.
+        UserError: If there are fewer molecules than folds.
     """
     if not arguments.member_folds:
         return [task.split] * arguments.num_members

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from rmat_hf.checkpoint_files import ModelLoadingError
 from rmat_hf.data.stored_features import read_molecule_descriptors
+from rmat_hf.errors import UserError
 from rmat_hf.loading import load_config, load_for_finetuning
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
@@ -61,10 +61,10 @@ def _load_model(
         return load_for_finetuning(
             arguments.model, config=config, revision=arguments.model_revision
         )
-    except ModelLoadingError as error:
+    except UserError as error:
         if not load_architecture_fields(arguments.model_config):
             raise
-        raise ModelLoadingError(
+        raise UserError(
             f"{error} If {arguments.model_config!r} is to change sizes that the weights of "
             f"{arguments.model!r} have, pass --model scratch to train from random weights."
         ) from error

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmat_hf.checkpoint_files import hide_credentials
 from rmat_hf.data.predictions import Predictions, describe_prediction_columns
 from rmat_hf.data.table_writer import TableWriter
+from rmat_hf.errors import hide_credentials
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.probabilities_rmat import compute_probabilities, compute_spread

@@ -19,8 +19,8 @@ from rmat_hf.data.splits.molecule_splits import (
     split_by_scaffold,
     split_randomly,
 )
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.training_table import DroppedRow, load_training_table
+from rmat_hf.errors import UserError
 from rmat_hf.loading import load_processor
 from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -101,7 +101,7 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
         )
     split = _split(dataset, arguments)
     if len(split.valid) == 0:
-        raise TableError("The valid part is empty, and the best checkpoint is chosen on it.")
+        raise UserError("The valid part is empty, and the best checkpoint is chosen on it.")
     return FinetuningTask(dataset, split, dropped, loaded.class_names, processor)
 
 

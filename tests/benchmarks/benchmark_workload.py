@@ -14,8 +14,8 @@ from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.length_grouping import group_by_length
 from rmat_hf.data.sources import open_source
 from rmat_hf.data.stored_features import count_nodes
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import validate_columns
+from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import Molecule, embed, predict
 from rmat_hf.loading import load_config, load_for_finetuning, load_processor
 from rmat_hf.model.configuration_rmat import RMatConfig
@@ -68,12 +68,12 @@ def load_molecules(arguments: BenchmarkArguments) -> list[Molecule]:
     """Return different molecules of the table, evenly spaced over its rows.
 
     Raises:
-        TableError: If the table cannot be read or has too few rows.
+        UserError: If the table cannot be read or has too few rows.
     """
     table, _ = open_source(arguments.input, revision=None)
     validate_columns(table.column_names, [arguments.smiles_column], source=table.source)
     if table.num_rows < arguments.num_molecules:
-        raise TableError(
+        raise UserError(
             f"{table.source} has {table.num_rows} rows, fewer than --num-molecules "
             f"{arguments.num_molecules}. Ask for at most that many."
         )
@@ -94,7 +94,7 @@ def build_benchmark_model(
     """Return a model, saved or of a named size, and its processor.
 
     Raises:
-        ModelLoadingError: If there is no such model.
+        UserError: If there is no such model.
     """
     options: dict[str, Any] = {}
     if arguments.geometry is not None:
@@ -120,13 +120,13 @@ def build_workload(
     """Featurize the molecules once and leave out those that cannot be.
 
     Raises:
-        TableError: If none is left.
+        UserError: If none is left.
     """
     outcomes = featurize_molecules(molecules, processor, num_workers=arguments.num_workers)
     pairs = zip(molecules, outcomes, strict=True)
     kept = [(molecule, outcome.features) for molecule, outcome in pairs if not outcome.failure]
     if not kept:
-        raise TableError(
+        raise UserError(
             f"No molecule of {arguments.input} has features. The first: {outcomes[0].failure}."
         )
     num_left_out = arguments.num_molecules - len(kept)

@@ -17,8 +17,7 @@ from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from tiny_finetuning import TABLE_SMILES, write_table
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmat_hf.data.table_errors import TableError
-from rmat_hf.loading import ModelLoadingError
+from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -58,12 +57,12 @@ def test_bundled_table_is_the_default() -> None:
 
 
 def test_table_with_too_few_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"has 12 rows, fewer than --num-molecules 13\. Ask for"):
+    with pytest.raises(UserError, match=r"has 12 rows, fewer than --num-molecules 13\. Ask for"):
         load_molecules(build_arguments(tmp_path, num_molecules=13))
 
 
 def test_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="has no column 'SMILES'"):
+    with pytest.raises(UserError, match="has no column 'SMILES'"):
         load_molecules(build_arguments(tmp_path, smiles_column="SMILES"))
 
 
@@ -77,7 +76,7 @@ def test_repeated_and_unusable_molecules_are_left_out_and_counted(
 
 
 def test_table_without_a_usable_molecule_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"No molecule of .* has features\. The first: "):
+    with pytest.raises(UserError, match=r"No molecule of .* has features\. The first: "):
         build_tiny_workload(build_arguments(tmp_path, ["C1CC", "C1CCC"]))
 
 
@@ -108,7 +107,7 @@ def test_saved_model_with_any_head_can_be_measured(
 
 
 def test_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadingError, match="Cannot load a model"):
+    with pytest.raises(UserError, match="Cannot load a model"):
         build_benchmark_model(BenchmarkArguments(model=str(tmp_path)))
 
 

@@ -11,8 +11,7 @@ import pytest
 from benchmarking import BenchmarkResult, describe_benchmark, run_benchmark
 from tiny_finetuning import TABLE_SMILES, write_table
 
-from rmat_hf.data.table_errors import TableError
-from rmat_hf.loading import ModelLoadingError
+from rmat_hf.errors import UserError
 from rmat_hf.training.arguments import BenchmarkArguments
 
 STEPS = ["featurize", "predict", "embed", "forward", "train"]
@@ -93,12 +92,12 @@ def test_workers_featurize(tiny_model_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"output_json": "no/such/folder/b.json"}, TableError, "does not exist"),
-        ({"output_json": "benchmark.csv"}, TableError, r"Use \.json"),
-        ({"device": "abacus"}, ModelLoadingError, "no device 'abacus'"),
-        ({"model": "no/such/model"}, ModelLoadingError, "no/such/model"),
-        ({"input": "missing.csv"}, TableError, "missing.csv: no such file"),
-        ({"num_molecules": 13}, TableError, "fewer than --num-molecules 13"),
+        ({"output_json": "no/such/folder/b.json"}, UserError, "does not exist"),
+        ({"output_json": "benchmark.csv"}, UserError, r"Use \.json"),
+        ({"device": "abacus"}, UserError, "no device 'abacus'"),
+        ({"model": "no/such/model"}, UserError, "no/such/model"),
+        ({"input": "missing.csv"}, UserError, "missing.csv: no such file"),
+        ({"num_molecules": 13}, UserError, "fewer than --num-molecules 13"),
     ],
 )
 def test_what_cannot_be_measured_is_an_error(

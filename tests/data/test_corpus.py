@@ -10,9 +10,9 @@ from tiny import TINY_SMILES
 from tiny_corpus import write_corpus, write_shard
 
 from rmat_hf.data.corpus import load_corpus
-from rmat_hf.data.corpus_format import CorpusError
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.stored_features import expand_features
+from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 COLUMNS = ["row", "smiles", "features", "num_nodes", "geometry_source"]
@@ -65,7 +65,7 @@ def test_pattern_and_single_shard_load_without_a_folder(
 def test_shards_of_different_processors_are_refused(tmp_path: Path, streaming: bool) -> None:
     folder = write_corpus(tmp_path / "corpus")
     write_shard(folder / "part-00002.parquet", ["CCO"], processor=RMatProcessor(geometry="2d"))
-    with pytest.raises(CorpusError, match=r"part-00000.*part-00002.*geometry is \"bounds\" in one"):
+    with pytest.raises(UserError, match=r"part-00000.*part-00002.*geometry is \"bounds\" in one"):
         load_corpus(folder, streaming=streaming)
 
 
@@ -78,9 +78,9 @@ def test_shards_of_another_featurizer_version_are_refused(tmp_path: Path) -> Non
         return table.replace_schema_metadata({"rmat_hf.processor": old})
 
     change_table(folder / "part-00000.parquet", age)
-    with pytest.raises(CorpusError, match="contradict each other: featurizer_version"):
+    with pytest.raises(UserError, match="contradict each other: featurizer_version"):
         load_corpus(folder)
-    with pytest.raises(CorpusError, match="featurizer version 1"):
+    with pytest.raises(UserError, match="featurizer version 1"):
         load_corpus(folder / "part-00000.parquet")
 
 
@@ -92,7 +92,7 @@ def test_cut_shard_is_an_error_that_names_it(
     folder = write_corpus(tmp_path / "corpus")
     path = folder / "part-00001.parquet"
     path.write_bytes(path.read_bytes()[:num_bytes])
-    with pytest.raises(CorpusError, match=r"part-00001\.parquet is damaged.*Delete it"):
+    with pytest.raises(UserError, match=r"part-00001\.parquet is damaged.*Delete it"):
         load_corpus(folder, streaming=streaming)
 
 
@@ -102,7 +102,7 @@ def test_shard_with_damaged_pages_is_an_error_that_names_it(tmp_path: Path) -> N
     content = bytearray(path.read_bytes())
     content[4:300] = bytes(296)
     path.write_bytes(content)
-    with pytest.raises(CorpusError, match=r"part-00001\.parquet is damaged"):
+    with pytest.raises(UserError, match=r"part-00001\.parquet is damaged"):
         load_corpus(folder)
 
 
@@ -113,7 +113,7 @@ def test_missing_column_is_an_error_that_names_shard_and_column(
 ) -> None:
     folder = write_corpus(tmp_path / "corpus")
     change_table(folder / "part-00001.parquet", lambda table: table.drop_columns(column))
-    with pytest.raises(CorpusError, match=rf"part-00001\.parquet has no column '{column}'"):
+    with pytest.raises(UserError, match=rf"part-00001\.parquet has no column '{column}'"):
         load_corpus(folder, streaming=streaming)
 
 
@@ -140,14 +140,14 @@ def build_csv(folder: Path) -> Path:
 def test_molecules_without_features_are_refused_with_the_way_out(
     tmp_path: Path, build: Callable[[Path], Path], streaming: bool
 ) -> None:
-    with pytest.raises(CorpusError, match=r"raw\.\w+ .*run `rmat featurize` first"):
+    with pytest.raises(UserError, match=r"raw\.\w+ .*run `rmat featurize` first"):
         load_corpus(build(tmp_path), streaming=streaming)
 
 
 @each_way
 def test_corpus_without_a_molecule_is_refused(tmp_path: Path, streaming: bool) -> None:
     folder = write_corpus(tmp_path / "corpus", ["C1CC", "no molecule"])
-    with pytest.raises(CorpusError, match=r"has no molecule. failed_rows.csv tells why"):
+    with pytest.raises(UserError, match=r"has no molecule. failed_rows.csv tells why"):
         load_corpus(folder, streaming=streaming)
 
 

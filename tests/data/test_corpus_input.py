@@ -11,7 +11,7 @@ from rdkit import Chem
 from tiny import TINY_SMILES
 
 from rmat_hf.data.corpus_input import CorpusOptions, iterate_input_rows, open_corpus_input
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +182,7 @@ def test_ranges_of_every_kind_of_input_are_the_rows_at_these_places(
 def test_files_of_several_kinds_do_not_go_together(tmp_path: Path) -> None:
     write_csv(tmp_path)
     (tmp_path / "input.smi").write_text("C\n")
-    with pytest.raises(TableError, match=r"several kinds \(\.csv, \.smi\).* for example"):
+    with pytest.raises(UserError, match=r"several kinds \(\.csv, \.smi\).* for example"):
         open_corpus_input(tmp_path, smiles_column="smiles")
 
 
@@ -196,9 +196,9 @@ def test_splits_of_a_data_set_are_named(tmp_path: Path) -> None:
     (folder / "train.csv").write_text("smiles\nCCO\nCCN\n")
     (folder / "test.csv").write_text("smiles\nCCC\n")
     assert open_corpus_input(folder, smiles_column="smiles", split="test").num_rows == 1
-    with pytest.raises(TableError, match=r"has the splits train, test\. Choose --split"):
+    with pytest.raises(UserError, match=r"has the splits train, test\. Choose --split"):
         open_corpus_input(folder, smiles_column="smiles")
-    with pytest.raises(TableError, match=r"no split 'valid', but train, test"):
+    with pytest.raises(UserError, match=r"no split 'valid', but train, test"):
         open_corpus_input(folder, smiles_column="smiles", split="valid")
 
 
@@ -225,12 +225,12 @@ def test_what_cannot_be_read_is_one_clear_error(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(TableError, match=message):
+    with pytest.raises(UserError, match=message):
         open_corpus_input(tmp_path / name, smiles_column="smiles")
 
 
 def test_a_file_has_no_split(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="leave --revision and --split out"):
+    with pytest.raises(UserError, match="leave --revision and --split out"):
         open_corpus_input(write_csv(tmp_path), smiles_column="smiles", split="train")
 
 

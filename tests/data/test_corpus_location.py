@@ -12,9 +12,9 @@ from tiny import TINY_SMILES
 from tiny_corpus import write_corpus
 
 from rmat_hf.data.corpus import load_corpus
-from rmat_hf.data.corpus_format import CorpusError
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus
+from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 
@@ -34,7 +34,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_is_no_corpus_is_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CorpusError, match=message):
+    with pytest.raises(UserError, match=message):
         load_corpus(tmp_path / name)
 
 
@@ -50,7 +50,7 @@ def test_unfinished_corpus_loads_with_a_warning(
 def test_lost_shard_of_a_finished_corpus_is_an_error(tmp_path: Path) -> None:
     folder = write_corpus(tmp_path / "corpus")
     (folder / "corpus.json").write_text(json.dumps({"num_shards": 3}))
-    with pytest.raises(CorpusError, match=r"has 2 shards, corpus\.json counts 3"):
+    with pytest.raises(UserError, match=r"has 2 shards, corpus\.json counts 3"):
         load_corpus(folder)
 
 
@@ -58,7 +58,7 @@ def test_lost_shard_of_a_finished_corpus_is_an_error(tmp_path: Path) -> None:
 def test_local_corpus_has_no_revision_and_no_other_split(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(CorpusError, match="is not on the Hub"):
+    with pytest.raises(UserError, match="is not on the Hub"):
         load_corpus(write_corpus(tmp_path / "corpus"), **options)
 
 
@@ -66,7 +66,7 @@ HUB_VISIT = """
 import json, sys
 from huggingface_hub import HfApi
 from rmat_hf.data.corpus import load_corpus
-from rmat_hf.data.corpus_format import CorpusError
+from rmat_hf.errors import UserError
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -85,7 +85,7 @@ for streaming in (False, True):
 for change in ({"split": "test"}, {"revision": "v2"}):
     try:
         load_corpus(name, **change)
-    except CorpusError as error:
+    except UserError as error:
         report[next(iter(change))] = str(error)
 table = open_corpus_input(name, smiles_column="smiles", revision="v1", with_all_columns=True)
 report["num_rows"], report["files"] = table.num_rows, table.files

@@ -19,13 +19,12 @@ from tiny import TINY_SMILES
 
 from rmat_hf.data import corpus_shards, featurization_stream
 from rmat_hf.data.corpus import load_corpus
-from rmat_hf.data.corpus_format import CorpusError
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus, featurize_shards
 from rmat_hf.data.corpus_summary import CorpusReport
 from rmat_hf.data.featurization import featurize_molecules
+from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.output_folder import OutputError
 
 SMILES = [*TINY_SMILES, "C1CC", "C" * 30, "", "CCN"]
 SHARDS = [f"part-{idx:05}.parquet" for idx in range(4)]
@@ -187,7 +186,7 @@ def test_other_options_are_refused_with_the_difference(
 ) -> None:
     featurize(source, tmp_path / "corpus")
     before = read_files(tmp_path / "corpus")
-    with pytest.raises(CorpusError, match=message):
+    with pytest.raises(UserError, match=message):
         featurize(source, tmp_path / "corpus", **changes)
     assert read_files(tmp_path / "corpus") == before
 
@@ -196,25 +195,25 @@ def test_input_that_has_changed_is_refused(source: Path, tmp_path: Path) -> None
     featurize(source, tmp_path / "corpus")
     (tmp_path / "corpus" / SHARDS[3]).unlink()
     pq.write_table(pa.table({"smiles": [*SMILES[:3], "CCC", *SMILES[4:]]}), source)
-    with pytest.raises(CorpusError, match=r"part-00001\.parquet holds other molecules"):
+    with pytest.raises(UserError, match=r"part-00001\.parquet holds other molecules"):
         featurize(source, tmp_path / "corpus")
 
 
 def test_folder_with_other_parquet_files_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"input\.parquet is no shard"):
+    with pytest.raises(UserError, match=r"input\.parquet is no shard"):
         featurize(source, tmp_path)
 
 
 def test_input_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"smiles": pa.array([], pa.string())}), tmp_path / "input.parquet")
-    with pytest.raises(CorpusError, match="has no rows"):
+    with pytest.raises(UserError, match="has no rows"):
         featurize(tmp_path / "input.parquet", tmp_path / "corpus")
 
 
 def test_too_many_shards_are_refused_with_the_size_to_choose(source: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_shards, "MAX_SHARDS", 2)
-        with pytest.raises(CorpusError, match="--shard-size 5 or more"):
+        with pytest.raises(UserError, match="--shard-size 5 or more"):
             featurize(source, tmp_path / "corpus")
 
 
@@ -274,7 +273,7 @@ def test_file_that_cannot_grow_is_one_error_and_no_half_shard(source: Path, tmp_
     smallest = (tmp_path / "whole" / SHARDS[3]).stat().st_size
     with (
         small_files(smallest - 500),
-        pytest.raises(OutputError, match=r"part-00000\.parquet cannot be written: File too"),
+        pytest.raises(UserError, match=r"part-00000\.parquet cannot be written: File too"),
     ):
         featurize(source, tmp_path / "corpus")
     assert sorted(read_files(tmp_path / "corpus")) == ["preprocessor_config.json"]
@@ -294,7 +293,7 @@ def test_full_disk_is_one_error_and_keeps_what_was_written(
 ) -> None:
     featurize(source, tmp_path / "whole")
     folder = small_disk / "corpus"
-    with pytest.raises(OutputError, match=r"cannot be written: No space left on device\. What was"):
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device\. What was"):
         featurize(source, folder)
     shards = sorted(
         path.name for path in folder.iterdir() if path.name != "preprocessor_config.json"
@@ -309,14 +308,14 @@ def test_full_disk_is_one_error_and_keeps_what_was_written(
 
 def test_output_folder_must_be_one(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         featurize(source, tmp_path / "file")
-    with pytest.raises(OutputError, match="Cannot create"):
+    with pytest.raises(UserError, match="Cannot create"):
         featurize(source, tmp_path / "file" / "corpus")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_folder_without_permission_is_one_error(source: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir(mode=0o500)
-    with pytest.raises(OutputError, match="is not writable"):
+    with pytest.raises(UserError, match="is not writable"):
         featurize(source, tmp_path / "corpus")

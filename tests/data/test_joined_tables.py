@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmat_hf.data.joined_tables import join_tables
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import Table, open_table
+from rmat_hf.errors import UserError
 
 
 def write_tables(folder: Path, *texts: str) -> list[Table]:
@@ -33,9 +33,9 @@ def test_rows_follow_each_other_with_the_columns_of_the_first(tmp_path: Path) ->
 
 def test_column_that_a_file_lacks_is_named(tmp_path: Path) -> None:
     tables = write_tables(tmp_path, "id,smiles\n1,C\n", "smiles\nO\n")
-    with pytest.raises(TableError, match=r"1\.csv has no column 'id', unlike .*0\.csv"):
+    with pytest.raises(UserError, match=r"1\.csv has no column 'id', unlike .*0\.csv"):
         join_tables(tables, source="x", with_all_columns=False)
-    with pytest.raises(TableError, match=r"0\.csv: the column 'id' is string, in .*1\.csv .* none"):
+    with pytest.raises(UserError, match=r"0\.csv: the column 'id' is string, in .*1\.csv .* none"):
         join_tables(tables[::-1], source="x", with_all_columns=False)
 
 
@@ -50,5 +50,5 @@ def test_types_that_differ_are_named(tmp_path: Path) -> None:
     paths = [tmp_path / f"{idx}.parquet" for idx in range(2)]
     for path, dtype in zip(paths, (pa.int64(), pa.string()), strict=True):
         pq.write_table(pa.table({"id": pa.array([None], dtype)}), path)
-    with pytest.raises(TableError, match=r"'id' is string, in .*0\.parquet it is int64"):
+    with pytest.raises(UserError, match=r"'id' is string, in .*0\.parquet it is int64"):
         join_tables([open_table(path) for path in paths], source="x", with_all_columns=True)

@@ -14,7 +14,7 @@ from rmat_hf.data.labels import (
     parse_number,
     validate_label_columns,
 )
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 MISSING = ["", "  ", None, math.nan, "nan", "NaN"]
 
@@ -83,7 +83,7 @@ def test_fraction_is_no_class(value: object) -> None:
 
 
 def test_bad_label_names_row_column_value_and_the_way_out() -> None:
-    with pytest.raises(TableError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_label("high", problem_type="regression", row=7, column="y")
     assert str(caught.value) == (
         "Row 7 (counted from 0): label 'y' is 'high', not a number. "
@@ -103,7 +103,7 @@ def test_bad_label_names_row_column_value_and_the_way_out() -> None:
 def test_label_columns_must_fit_the_problem(
     columns: list[str], problem_type: str, words: str
 ) -> None:
-    with pytest.raises(TableError, match=words):
+    with pytest.raises(UserError, match=words):
         validate_label_columns(columns, problem_type=problem_type)
 
 

@@ -6,9 +6,8 @@ import pytest
 
 from rmat_hf.data import screen_folder
 from rmat_hf.data.screen_folder import ScreenFolder, count_failures, describe_input
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import open_table
-from rmat_hf.output_folder import OutputError
+from rmat_hf.errors import UserError
 
 
 def build_folder(path: Path, **changes: Any) -> ScreenFolder:
@@ -36,26 +35,26 @@ def test_rows_and_reasons_are_counted(tmp_path: Path) -> None:
     assert (counts.num_rows, counts.num_failed, counts.num_written) == (10, 1, 10)
     assert counts.failures == {"bad atom N": 1}
     folder.get_shard(0).write_text("id\n1\n")
-    with pytest.raises(TableError, match=r"part-00000\.csv cannot be read"):
+    with pytest.raises(UserError, match=r"part-00000\.csv cannot be read"):
         folder.count_rows(range(3))
 
 
 def test_folder_is_prepared_once_and_then_compared(tmp_path: Path) -> None:
     build_folder(tmp_path / "screen").prepare()
     build_folder(tmp_path / "screen").prepare()
-    with pytest.raises(OutputError, match="num_rows is 10 in one and 11 in the other"):
+    with pytest.raises(UserError, match="num_rows is 10 in one and 11 in the other"):
         build_folder(tmp_path / "screen", num_rows=11).prepare()
     for text in ("{", "[]", "\\xff"):
         (tmp_path / "screen" / "screen.json").write_text(text)
-        with pytest.raises(OutputError, match=r"screen\.json cannot be read"):
+        with pytest.raises(UserError, match=r"screen\.json cannot be read"):
             build_folder(tmp_path / "screen").prepare()
 
 
 def test_folder_must_be_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         build_folder(tmp_path / "file").prepare()
-    with pytest.raises(OutputError, match="Cannot create"):
+    with pytest.raises(UserError, match="Cannot create"):
         build_folder(tmp_path / "file" / "screen").prepare()
 
 
@@ -63,7 +62,7 @@ def test_too_many_shards_are_refused_with_the_size_to_choose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(screen_folder, "MAX_SHARDS", 2)
-    with pytest.raises(OutputError, match="--shard-size 5 or more"):
+    with pytest.raises(UserError, match="--shard-size 5 or more"):
         build_folder(tmp_path / "screen").prepare()
 
 
@@ -74,11 +73,11 @@ def test_file_that_another_task_has_just_written_is_no_error(
 
     def lose_race(path: Path) -> Any:
         path.write_bytes(b"same")
-        raise OutputError("the temporary file is gone")
+        raise UserError("the temporary file is gone")
 
     monkeypatch.setattr(screen_folder, "open_atomically", lose_race)
     folder.write_file("summary.json", b"same")
-    with pytest.raises(OutputError, match="is gone"):
+    with pytest.raises(UserError, match="is gone"):
         folder.write_file("summary.json", b"other")
 
 

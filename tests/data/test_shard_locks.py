@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rmat_hf.data.shard_locks import ShardLocks
-from rmat_hf.output_folder import OutputError
+from rmat_hf.errors import UserError
 
 HOLD = """
 import fcntl, sys
@@ -26,7 +26,7 @@ def test_shard_that_another_process_writes_is_refused_until_it_is_dead(tmp_path:
         assert process.stdout.readline() == "locked\n"
         with ShardLocks(path) as locks:
             locks.lock(2)
-            with pytest.raises(OutputError, match="Another run is writing"):
+            with pytest.raises(UserError, match="Another run is writing"):
                 locks.lock(3)
             process.kill()
             process.wait()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rmat_hf.data.smi import open_smi
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 
 def test_what_follows_a_smiles_is_a_column(tmp_path: Path) -> None:
@@ -32,5 +32,5 @@ def test_smiles_alone_are_one_column_compressed_or_not(tmp_path: Path) -> None:
 def test_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "in.smi"
     path.write_bytes(b"CCO\n\xff\xfe")
-    with pytest.raises(TableError, match=r"in\.smi is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"in\.smi is not UTF-8 text"):
         open_smi(path)

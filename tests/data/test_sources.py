@@ -11,8 +11,8 @@ import datasets
 import pytest
 
 from rmat_hf.data.sources import list_bundled_datasets, open_source
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.training_table import load_training_table
+from rmat_hf.errors import UserError
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -152,7 +152,7 @@ def test_unknown_hub_data_set_is_a_one_line_error(
         name, revision=revision, environment={"HF_ENDPOINT": hub_url}, home=tmp_path
     )
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("rmat_hf.data.table_errors.TableError:")
+    assert message.startswith("rmat_hf.errors.UserError:")
     assert f"{name!r} is neither a file nor a bundled data set (freesolv)" in message
 
 
@@ -162,7 +162,7 @@ def test_without_a_connection_the_error_is_the_same(tmp_path: Path) -> None:
         "lab/solubility", revision="", environment={"HF_HUB_OFFLINE": "1"}, home=tmp_path
     )
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("rmat_hf.data.table_errors.TableError: 'lab/solubility' is neither")
+    assert message.startswith("rmat_hf.errors.UserError: 'lab/solubility' is neither")
 
 
 def test_bundled_data_sets_are_listed_and_open_by_name() -> None:
@@ -174,13 +174,13 @@ def test_bundled_data_sets_are_listed_and_open_by_name() -> None:
 
 @pytest.mark.parametrize("name", ["missing.csv", "missing.SDF", "missing.parquet"])
 def test_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path, name: str) -> None:
-    with pytest.raises(TableError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         open_source(tmp_path / name, revision=None)
 
 
 def test_file_of_another_kind_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "table.xlsx").write_text("x")
-    with pytest.raises(TableError, match=r"Use \.csv, \.parquet or \.sdf"):
+    with pytest.raises(UserError, match=r"Use \.csv, \.parquet or \.sdf"):
         open_source(tmp_path / "table.xlsx", revision=None)
 
 
@@ -189,7 +189,7 @@ def test_revision_is_for_the_hub_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
 ) -> None:
     monkeypatch.chdir(write_folder(tmp_path, {"table.csv": "smiles\nC\n"}))
-    with pytest.raises(TableError, match="is not on the Hub, so it has no revision 'main'"):
+    with pytest.raises(UserError, match="is not on the Hub, so it has no revision 'main'"):
         open_source(dataset, revision="main")
 
 
@@ -234,7 +234,7 @@ def test_column_called_split_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_folder_without_data_is_a_one_line_error(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", {"notes.bin": "x"})
-    with pytest.raises(TableError, match="the Hub gives: ") as caught:
+    with pytest.raises(UserError, match="the Hub gives: ") as caught:
         open_source(folder, revision=None)
     assert "\n" not in str(caught.value)
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.table_writer import TableWriter, validate_output_path
 from rmat_hf.data.tables import open_table
+from rmat_hf.errors import UserError
 
 
 def test_csv_keeps_input_cells_and_adds_columns(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_input_file_can_be_replaced_by_the_output(tmp_path: Path) -> None:
 
 def test_column_that_the_output_adds_may_not_be_in_the_input(tmp_path: Path) -> None:
     schema = pa.schema({"smiles": pa.string(), "error": pa.string()})
-    with pytest.raises(TableError, match="already has a column 'error'"):
+    with pytest.raises(UserError, match="already has a column 'error'"):
         TableWriter(tmp_path / "out.csv", input_schema=schema, added_columns={"error": "text"})
     assert os.listdir(tmp_path) == []
 
@@ -148,7 +148,7 @@ def test_column_that_the_output_adds_may_not_be_in_the_input(tmp_path: Path) -> 
 def test_value_of_the_wrong_type_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     with (
-        pytest.raises(TableError, match=r"cannot be written"),
+        pytest.raises(UserError, match=r"cannot be written"),
         TableWriter(path, added_columns={"y": "number"}) as writer,
     ):
         writer.write({"y": ["high"]})
@@ -192,19 +192,19 @@ def test_unusable_output_is_refused_before_any_work(tmp_path: Path, name: str, w
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "file.txt").write_text("")
     for check in (validate_output_path, TableWriter):
-        with pytest.raises(TableError, match=words):
+        with pytest.raises(UserError, match=words):
             check(tmp_path / name)
 
 
 def test_extension_that_the_caller_does_not_allow_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"Use \.parquet"):
+    with pytest.raises(UserError, match=r"Use \.parquet"):
         validate_output_path(tmp_path / "out.csv", extensions=[".parquet"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(TableError, match="not writable"):
+    with pytest.raises(UserError, match="not writable"):
         validate_output_path(tmp_path / "out.csv")
 
 
@@ -213,7 +213,7 @@ def test_read_only_folder_is_refused(tmp_path: Path) -> None:
 def test_full_disk_is_a_one_line_error(tmp_path: Path, extension: str) -> None:
     writer = TableWriter(tmp_path / f"out.{extension}", added_columns={"y": "text"})
     writer.temporary_path.symlink_to("/dev/full")
-    with pytest.raises(TableError, match=r"cannot be written.*No space left on device"), writer:
+    with pytest.raises(UserError, match=r"cannot be written.*No space left on device"), writer:
         writer.write({"y": [str(i) * 1000 for i in range(1000)]})
     assert os.listdir(tmp_path) == []
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import Table, open_table, validate_columns
+from rmat_hf.errors import UserError
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 
@@ -126,7 +126,7 @@ def test_malformed_csv_is_refused_at_once(
     tmp_path: Path, content: str | bytes, words: list[str]
 ) -> None:
     path = write_csv(tmp_path, content)
-    with pytest.raises(TableError) as caught:
+    with pytest.raises(UserError) as caught:
         open_table(path)
     message = str(caught.value)
     assert "\n" not in message
@@ -146,22 +146,22 @@ def test_malformed_csv_is_refused_at_once(
 )
 def test_unusable_path_is_explained(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(TableError, match=words):
+    with pytest.raises(UserError, match=words):
         open_table(tmp_path / name)
 
 
 def test_missing_column_lists_the_columns_there_are(tmp_path: Path) -> None:
     table = open_table(write_csv(tmp_path, "SMILES,y\nC,1\n"))
-    with pytest.raises(TableError, match=r"no column 'smiles'\. Its columns are: SMILES, y"):
+    with pytest.raises(UserError, match=r"no column 'smiles'\. Its columns are: SMILES, y"):
         validate_columns(table.column_names, ["y", "smiles"], source=table.source)
     chunk = next(table.iterate_chunks(1))
-    with pytest.raises(TableError, match="no column 'smiles'"):
+    with pytest.raises(UserError, match="no column 'smiles'"):
         chunk.molecules("smiles")
 
 
 def test_another_separator_is_recognized_in_the_message(tmp_path: Path) -> None:
     table = open_table(write_csv(tmp_path, "smiles;y\nC;1\n"))
-    with pytest.raises(TableError, match="another separator than the comma"):
+    with pytest.raises(UserError, match="another separator than the comma"):
         validate_columns(table.column_names, ["smiles"], source=table.source)
 
 
@@ -197,7 +197,7 @@ def test_parquet_keeps_its_types_and_missing_values(tmp_path: Path) -> None:
 def test_column_of_numbers_is_no_smiles_column(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     pq.write_table(pa.table({"smiles": ["C"], "y": [1.5]}), path)
-    with pytest.raises(TableError, match=r"column 'y' holds 1\.5, which is not text"):
+    with pytest.raises(UserError, match=r"column 'y' holds 1\.5, which is not text"):
         next(open_table(path).iterate_chunks(1)).molecules("y")
 
 
@@ -205,7 +205,7 @@ def test_column_of_numbers_is_no_smiles_column(tmp_path: Path) -> None:
 def test_file_that_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "table.parquet"
     path.write_bytes(content)
-    with pytest.raises(TableError, match=r"is empty|cannot be read"):
+    with pytest.raises(UserError, match=r"is empty|cannot be read"):
         open_table(path)
 
 
@@ -215,7 +215,7 @@ def test_damaged_parquet_page_is_an_error_and_no_short_table(tmp_path: Path) -> 
     content = bytearray(path.read_bytes())
     content[8:200] = b"\xff" * 192
     path.write_bytes(content)
-    with pytest.raises(TableError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_all(open_table(path), 1000)
 
 
@@ -223,7 +223,7 @@ def test_duplicate_parquet_columns_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     table = pa.Table.from_arrays([pa.array(["C"]), pa.array(["N"])], names=["smiles", "smiles"])
     pq.write_table(table, path)
-    with pytest.raises(TableError, match="two columns are called 'smiles'"):
+    with pytest.raises(UserError, match="two columns are called 'smiles'"):
         open_table(path)
 
 
@@ -291,14 +291,14 @@ def test_other_sdf_column_is_read_as_smiles_when_named(tmp_path: Path) -> None:
     ],
 )
 def test_file_that_is_no_sdf_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
-    with pytest.raises(TableError, match=words):
+    with pytest.raises(UserError, match=words):
         open_table(write_csv(tmp_path, content, "mols.sdf"))
 
 
 def test_ambiguous_sdf_property_is_refused(tmp_path: Path) -> None:
     block = Chem.MolToMolBlock(Chem.MolFromSmiles("C"))
     content = f"{block}>  <y>\n1\n\n>  <y>\n2\n\n$$$$\n"
-    with pytest.raises(TableError, match=r"record 0 .*two properties are called 'y'"):
+    with pytest.raises(UserError, match=r"record 0 .*two properties are called 'y'"):
         open_table(write_csv(tmp_path, content, "mols.sdf"))
 
 
@@ -323,7 +323,7 @@ def test_a_file_that_changes_meanwhile_is_an_error(
 ) -> None:
     table = open_table(write_csv(tmp_path, "smiles\nC\nN\n"))
     write_csv(tmp_path, content)
-    with pytest.raises(TableError, match=rf"table\.csv cannot be read: {message}, it has changed"):
+    with pytest.raises(UserError, match=rf"table\.csv cannot be read: {message}, it has changed"):
         read_all(table)
 
 
@@ -332,12 +332,12 @@ def test_a_parquet_file_that_changes_meanwhile_is_an_error(tmp_path: Path) -> No
     pq.write_table(pa.table({"smiles": ["C", "N"]}), path)
     table = open_table(path)
     pq.write_table(pa.table({"smiles": ["C", "N", "O"]}), path)
-    with pytest.raises(TableError, match="it has other rows than before"):
+    with pytest.raises(UserError, match="it has other rows than before"):
         read_all(table)
 
 
 def test_a_date_beyond_the_calendar_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     pq.write_table(pa.table({"smiles": ["C"], "day": pa.array([2**30], pa.date32())}), path)
-    with pytest.raises(TableError, match=r"table\.parquet cannot be read: days=1073741824"):
+    with pytest.raises(UserError, match=r"table\.parquet cannot be read: days=1073741824"):
         read_all(open_table(path))

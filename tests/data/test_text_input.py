@@ -10,9 +10,9 @@ import pytest
 
 from rmat_hf.data import text_input
 from rmat_hf.data.corpus_input import open_corpus_input
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import open_table
 from rmat_hf.data.text_input import iterate_lines, open_text, validate_regular_file
+from rmat_hf.errors import UserError
 
 
 def test_lines_come_with_their_own_ends(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(
 ) -> None:
     path = tmp_path / f"table.{suffix}"
     path.write_bytes(start + b"\0\x01rest")
-    with pytest.raises(TableError, match=words):
+    with pytest.raises(UserError, match=words):
         open_corpus_input(path, smiles_column="smiles")
 
 
@@ -70,10 +70,10 @@ def test_what_may_never_end_is_refused_at_once(tmp_path: Path, suffix: str, kind
             server.bind(os.path.relpath(path))  # the absolute path may be too long
     with pytest.raises(ValueError, match="a pipe or a device"):
         validate_regular_file(path)
-    with pytest.raises(TableError, match=r"x\.\S+ cannot be read: it is a pipe or a device"):
+    with pytest.raises(UserError, match=r"x\.\S+ cannot be read: it is a pipe or a device"):
         open_corpus_input(path, smiles_column="smiles")
     if not suffix.startswith("smi"):
-        with pytest.raises(TableError, match="it is a pipe or a device"):
+        with pytest.raises(UserError, match="it is a pipe or a device"):
             open_table(path)
 
 
@@ -95,5 +95,5 @@ def test_a_file_without_permission_is_told(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"secret.{suffix}"
     path.write_text("smiles\nCCO\n")
     path.chmod(0)
-    with as_nobody(), pytest.raises(TableError, match=r"cannot be read: .*Permission denied"):
+    with as_nobody(), pytest.raises(UserError, match=r"cannot be read: .*Permission denied"):
         open_table(path)

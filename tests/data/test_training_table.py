@@ -10,8 +10,8 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from rmat_hf.data.splits.column_splits import TimeColumn
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.training_table import DroppedRow, LoadedData, load_training_table
+from rmat_hf.errors import UserError
 
 
 def load(path: Path, content: str, problem_type: str = "regression", **options: Any) -> LoadedData:
@@ -117,7 +117,7 @@ def test_class_without_a_usable_row_is_no_class(tmp_path: Path) -> None:
 def test_label_of_the_wrong_kind_is_an_error(
     tmp_path: Path, problem_type: str, cell: str, words: str
 ) -> None:
-    with pytest.raises(TableError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         load(tmp_path, f"smiles,y\nC,1\nN,0\nbad,{cell}\n", problem_type)
     assert str(caught.value).startswith("Row 2 (counted from 0): label 'y'")
     assert "Fix the cell" in str(caught.value)
@@ -135,12 +135,12 @@ def test_label_of_the_wrong_kind_is_an_error(
 def test_data_without_anything_to_learn_is_an_error(
     tmp_path: Path, content: str, words: str
 ) -> None:
-    with pytest.raises(TableError, match=words):
+    with pytest.raises(UserError, match=words):
         load(tmp_path, content)
 
 
 def test_label_without_a_value_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="label 'z' has no usable value"):
+    with pytest.raises(UserError, match="label 'z' has no usable value"):
         load(tmp_path, "smiles,y,z\nC,1,\nN,2,\n", label_columns=["y", "z"])
 
 
@@ -158,7 +158,7 @@ def test_label_without_a_value_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_choice_is_an_error(tmp_path: Path, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(TableError, match=words):
+    with pytest.raises(UserError, match=words):
         load(tmp_path, "smiles,y,fold\nC,1,train\nN,2,test\n", **options)
 
 
@@ -182,7 +182,7 @@ def test_unusable_split_column_is_an_error(tmp_path: Path, cells: list[str], wor
         f"{smiles},{i},{cell}" for i, (smiles, cell) in enumerate(zip("CNO", cells, strict=True))
     ]
     content = "\n".join(["smiles,y,fold", *rows]) + "\n"
-    with pytest.raises(TableError, match=words):
+    with pytest.raises(UserError, match=words):
         load(tmp_path, content, split_column="fold")
 
 
@@ -199,7 +199,7 @@ def test_time_column_is_carried_over_as_numbers(tmp_path: Path) -> None:
 )
 def test_row_without_a_time_is_an_error(tmp_path: Path, cell: str, words: str) -> None:
     content = f"smiles,y,day\nC,1,2001\nbad,2,\nN,2,{cell}\n"
-    with pytest.raises(TableError, match=words):
+    with pytest.raises(UserError, match=words):
         load(tmp_path, content, split_column=TimeColumn("day"))
 
 

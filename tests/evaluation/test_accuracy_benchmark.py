@@ -17,8 +17,8 @@ from tiny_evaluation import (
 from tiny_finetuning import TABLE_SMILES, write_json, write_table
 
 from rmat_hf.cli import main
+from rmat_hf.errors import UserError
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
-from rmat_hf.output_folder import OutputError
 from rmat_hf.output_lock import lock_output
 from rmat_hf.training import baselines
 
@@ -156,7 +156,7 @@ def test_missing_row_of_a_tool_is_an_error_that_names_it(tmp_path: Path) -> None
 def test_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
-    with pytest.raises(OutputError, match="holds something else"):
+    with pytest.raises(UserError, match="holds something else"):
         run_accuracy_benchmark(build_tiny_evaluation(tmp_path, build_tiny_protocol(tmp_path)))
 
 
@@ -164,7 +164,7 @@ def test_a_second_benchmark_in_the_folder_is_refused(tmp_path: Path) -> None:
     arguments = build_tiny_evaluation(tmp_path, build_tiny_protocol(tmp_path))
     with (
         lock_output(arguments.output_dir),
-        pytest.raises(OutputError, match="Another run is writing"),
+        pytest.raises(UserError, match="Another run is writing"),
     ):
         run_accuracy_benchmark(arguments)
     assert not Path(arguments.output_dir).exists()

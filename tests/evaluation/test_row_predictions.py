@@ -6,7 +6,7 @@ import pytest
 from tiny_evaluation import build_rows
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, write_table
 
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 from rmat_hf.evaluation.row_predictions import (
     compute_canonical_smiles,
     compute_part_hashes,
@@ -50,7 +50,7 @@ def test_common_rows_are_those_of_all_and_the_others_count_as_dropped() -> None:
 def test_row_in_two_parts_is_an_error_that_names_it() -> None:
     other = build_rows(parts=[*TABLE_PARTS[:5], "test", *TABLE_PARTS[6:]])
     message = "here: row 5 stands in train for 'a' and in test for 'b'.*Use split columns"
-    with pytest.raises(TableError, match=message):
+    with pytest.raises(UserError, match=message):
         find_common_rows({"a": build_rows(), "b": other}, where="here")
 
 
@@ -66,5 +66,5 @@ def test_hash_of_a_part_does_not_depend_on_order_or_spelling() -> None:
 
 
 def test_smiles_that_cannot_be_parsed_is_an_error() -> None:
-    with pytest.raises(TableError, match=r"C1CC.*Fix or drop the row"):
+    with pytest.raises(UserError, match=r"C1CC.*Fix or drop the row"):
         compute_canonical_smiles("C1CC")

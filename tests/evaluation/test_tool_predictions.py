@@ -6,7 +6,7 @@ import pytest
 from tiny_evaluation import build_rows, load_tiny_protocol
 from tiny_finetuning import TABLE_SMILES, write_table
 
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 from rmat_hf.evaluation.protocol import Fold
 from rmat_hf.evaluation.row_predictions import RowPredictions
 from rmat_hf.evaluation.tool_predictions import (
@@ -52,9 +52,9 @@ def test_column_may_have_the_name_of_the_label(tmp_path: Path) -> None:
 
 def test_missing_rows_are_named(tmp_path: Path) -> None:
     tool = {10: [1.5]}
-    with pytest.raises(TableError, match=r"tool: 1 rows of test .* row 11 \('c1ccsc1'\)"):
+    with pytest.raises(UserError, match=r"tool: 1 rows of test .* row 11 \('c1ccsc1'\)"):
         align(tool)
-    with pytest.raises(TableError, match=r"tool: 1 rows of valid .* row 9"):
+    with pytest.raises(UserError, match=r"tool: 1 rows of valid .* row 9"):
         align({**tool, 11: [0.0], 8: [0.0]})
 
 
@@ -77,5 +77,5 @@ def test_missing_rows_are_named(tmp_path: Path) -> None:
 def test_bad_file_is_an_error_that_names_the_line(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(TableError, match=message):
+    with pytest.raises(UserError, match=message):
         load(tmp_path, **changes)

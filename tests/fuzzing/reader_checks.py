@@ -16,8 +16,8 @@ from rdkit import Chem
 
 from rmat_hf.data.corpus_input import iterate_input_rows, open_corpus_input
 from rmat_hf.data.sdf import compute_record_smiles, parse_mol_block
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.tables import Table, open_table
+from rmat_hf.errors import UserError
 from rmat_hf.model.conformers_rmat import ConformerError
 from rmat_hf.model.molecule_features_rmat import MAX_REASON, Molecule, MoleculeError
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -80,12 +80,12 @@ def read_all(table: Table, chunk_size: int) -> int:
 
 
 def check_table(data: bytes, path: Path, count_records: Callable[[bytes], int]) -> None:
-    """A table of a file: all of its records or a `TableError`."""
+    """A table of a file: all of its records or a `UserError`."""
     path.write_bytes(data)
     try:
         table = open_table(path)
         counts = {table.num_rows, read_all(table, 2), read_all(table, 1000)}
-    except TableError as error:
+    except UserError as error:
         validate_message(str(error).replace(str(path), path.name))
         return
     assert counts == {count_records(data)}, (counts, count_records(data))
@@ -137,7 +137,7 @@ def check_smi(data: bytes, folder: Path) -> None:
     try:
         table = open_corpus_input(path, smiles_column="smiles")
         rows = list(iterate_input_rows(table, smiles_column="smiles"))
-    except TableError as error:
+    except UserError as error:
         validate_message(str(error).replace(str(path), path.name))
         return
     lines = re.split(r"\r\n|\r|\n", data.decode("utf-8-sig"))

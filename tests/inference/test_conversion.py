@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoProcessor
 
 from rmat_hf.cli import main
+from rmat_hf.errors import UserError
 from rmat_hf.inference.conversion import convert_checkpoint
 from rmat_hf.inference.prediction import embed
-from rmat_hf.loading import ModelLoadingError, load_predictor
+from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import UNREACHABLE_DISTANCE
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -122,7 +123,7 @@ def test_weights_without_pooling_and_head_become_an_encoder_with_mean_pooling(
     encoder = AutoModel.from_pretrained(tmp_path / "model")
     assert encoder.config.pooling == "mean"
     assert embed(tmp_path / "model", ["CCO"]).values.shape == (1, 48)
-    with pytest.raises(ModelLoadingError, match="no trained prediction head"):
+    with pytest.raises(UserError, match="no trained prediction head"):
         load_predictor(tmp_path / "model")
 
 
@@ -134,7 +135,7 @@ def test_attention_pooling_that_was_asked_for_but_is_missing_is_not_used_for_emb
     conversion = convert_checkpoint(weights, config, pooling="attention")
     assert "starts untrained" in conversion.notes[0]
     conversion.save(tmp_path / "model")
-    with pytest.raises(ModelLoadingError, match=r"no trained pooler\."):
+    with pytest.raises(UserError, match=r"no trained pooler\."):
         embed(tmp_path / "model", ["CCO"])
 
 

@@ -10,7 +10,7 @@ import pytest
 from rdkit import Chem
 from tiny import TINY_SMILES
 
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed, predict
 from rmat_hf.inference.screening import (
     ScreeningOptions,
@@ -18,7 +18,6 @@ from rmat_hf.inference.screening import (
     run_embedding,
     run_prediction,
 )
-from rmat_hf.loading import ModelLoadingError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -179,7 +178,7 @@ def test_what_cannot_work_is_refused_before_the_model_is_loaded(
     library: Path, tmp_path: Path, change: dict[str, str], message: str
 ) -> None:
     arguments = {"molecules": library, "output": "out.csv", "smiles_column": "smiles"} | change
-    with pytest.raises(TableError, match=message):
+    with pytest.raises(UserError, match=message):
         run_prediction(
             "no model here",
             tmp_path / arguments["molecules"],
@@ -189,13 +188,13 @@ def test_what_cannot_work_is_refused_before_the_model_is_loaded(
 
 
 def test_a_folder_without_a_model_is_refused_without_output(library: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadingError, match="Cannot load a model"):
+    with pytest.raises(UserError, match="Cannot load a model"):
         run_prediction(tmp_path, library, output=tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_embeddings_are_not_squeezed_into_a_csv(library: Path, tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"Write a \.parquet file"):
+    with pytest.raises(UserError, match=r"Write a \.parquet file"):
         run_embedding("no model here", library, output=tmp_path / "out.csv")
 
 

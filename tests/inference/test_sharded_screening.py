@@ -15,14 +15,13 @@ import pytest
 from processes import run_python
 from tiny import TINY_SMILES
 
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.top_rows import TopRows
+from rmat_hf.errors import UserError
 from rmat_hf.inference import screening
 from rmat_hf.inference.screening import run_embedding, run_prediction
 from rmat_hf.inference.screening_options import ScreeningOptions, ScreeningResult
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.output_folder import OutputError
 
 PREDICTION = "prediction_LABEL_0"
 NUM_ROWS = 23
@@ -158,10 +157,10 @@ def test_embeddings_are_shards_too(tiny_model_folder: Path, library: Path, tmp_p
         whole["embedding"].to_pylist(), one["embedding"].to_pylist(), strict=True
     ):
         assert ours == (None if theirs is None else pytest.approx(theirs, abs=1e-5))
-    with pytest.raises(OutputError, match='verb is "embed" in one and "predict" in the other'):
+    with pytest.raises(UserError, match='verb is "embed" in one and "predict" in the other'):
         run_prediction(tiny_model_folder, library, **arguments)
     as_csv = replace(OPTIONS, output_format="csv")
-    with pytest.raises(TableError, match=r"Write a \.parquet file"):
+    with pytest.raises(UserError, match=r"Write a \.parquet file"):
         run_embedding(tiny_model_folder, library, output=tmp_path / "csv", options=as_csv)
 
 
@@ -182,7 +181,7 @@ def test_other_options_are_refused_with_the_difference(
 ) -> None:
     screen()
     before = read_files(tmp_path / "screen")
-    with pytest.raises(OutputError, match=message):
+    with pytest.raises(UserError, match=message):
         screen(options=replace(OPTIONS, **changes))
     assert read_files(tmp_path / "screen") == before
 
@@ -198,24 +197,24 @@ def test_another_model_or_input_is_refused(
     table = pq.read_table(library)
     other = table.set_column(0, "id", pa.array(range(1, NUM_ROWS + 1), pa.int16()))
     pq.write_table(other, library)
-    with pytest.raises(OutputError, match="input_sha256 is"):
+    with pytest.raises(UserError, match="input_sha256 is"):
         screen()
     pq.write_table(table, library, row_group_size=5)
     assert screen().is_complete
     RMatProcessor(geometry="2d").save_pretrained(tiny_model_folder)
-    with pytest.raises(OutputError, match='geometry is "bounds" in one and "2d" in the other'):
+    with pytest.raises(UserError, match='geometry is "bounds" in one and "2d" in the other'):
         screen()
     RMatProcessor(geometry="bounds").save_pretrained(tiny_model_folder)
     tiny_model.classifier.out_proj.bias.data += 1
     tiny_model.save_pretrained(tiny_model_folder)
-    with pytest.raises(OutputError, match="model_sha256 is"):
+    with pytest.raises(UserError, match="model_sha256 is"):
         screen()
 
 
 def test_folder_of_something_else_is_refused(screen: Any, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("buy milk")
-    with pytest.raises(OutputError, match=r"has files but no screen\.json"):
+    with pytest.raises(UserError, match=r"has files but no screen\.json"):
         screen("notes")
     assert sorted(read_files(tmp_path / "notes")) == ["todo.txt"]
 
@@ -224,7 +223,7 @@ def test_input_without_rows_is_refused_before_there_is_a_folder(
     screen: Any, tmp_path: Path
 ) -> None:
     pq.write_table(pa.table({"smiles": pa.array([], pa.string())}), tmp_path / "no.parquet")
-    with pytest.raises(TableError, match="has no rows"):
+    with pytest.raises(UserError, match="has no rows"):
         screen(molecules=tmp_path / "no.parquet")
     assert not (tmp_path / "screen").exists()
 
@@ -234,15 +233,15 @@ def test_damaged_shard_is_named_with_the_way_out(screen: Any, tmp_path: Path) ->
     screen(options=options)
     path = tmp_path / "screen" / "part-00001.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(TableError, match=r"part-00001\.csv has 5 rows instead of 6\. Delete it"):
+    with pytest.raises(UserError, match=r"part-00001\.csv has 5 rows instead of 6\. Delete it"):
         screen(options=options)
 
 
 def test_one_file_is_written_by_one_process(screen: Any, tmp_path: Path) -> None:
     for changes in ({"num_proc": 2}, {"task": (0, 2)}):
-        with pytest.raises(TableError, match="name a folder, without an extension"):
+        with pytest.raises(UserError, match="name a folder, without an extension"):
             screen("out.csv", options=replace(OPTIONS, **changes))
-    with pytest.raises(TableError, match="--output-format csv contradicts"):
+    with pytest.raises(UserError, match="--output-format csv contradicts"):
         screen("out.parquet", options=replace(OPTIONS, output_format="csv"))
 
 
@@ -352,7 +351,7 @@ sys.stdin.read()
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"
-        with pytest.raises(OutputError, match=r"^Another run is writing"):
+        with pytest.raises(UserError, match=r"^Another run is writing"):
             screen()
         process.kill()
     assert screen().is_complete

@@ -12,10 +12,10 @@ from saved_folder import ENSEMBLE_CLASSES, assert_folder_is_self_contained
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoProcessor, pipeline
 
+from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import predict
 from rmat_hf.inference.screening import run_embedding, run_prediction
 from rmat_hf.loading import (
-    ModelLoadingError,
     load_embedder,
     load_for_pretraining,
     load_predictor,
@@ -241,11 +241,11 @@ def test_an_ensemble_without_members_is_refused() -> None:
 
 
 def test_an_ensemble_is_refused_where_one_encoder_is_needed(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadingError, match="is an ensemble"):
+    with pytest.raises(UserError, match="is an ensemble"):
         load_embedder(folder)
-    with pytest.raises(ModelLoadingError, match="is an ensemble"):
+    with pytest.raises(UserError, match="is an ensemble"):
         load_for_pretraining(folder, config=RMatConfig(**TINY_ARCHITECTURE))
-    with pytest.raises(ModelLoadingError, match="is an ensemble"):
+    with pytest.raises(UserError, match="is an ensemble"):
         run_embedding(folder, ["CCO"], output=tmp_path / "vectors.parquet")
 
 
@@ -253,5 +253,5 @@ def test_a_member_missing_from_the_weights_is_an_error(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder)
     config.num_members = 4
     config.save_pretrained(folder)
-    with pytest.raises(ModelLoadingError, match=r"members\.3\..* are missing"):
+    with pytest.raises(UserError, match=r"members\.3\..* are missing"):
         load_predictor(folder)

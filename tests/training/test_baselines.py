@@ -9,8 +9,8 @@ from rdkit.Chem import Descriptors
 
 from rmat_hf.data.splits.column_splits import split_by_column
 from rmat_hf.data.splits.molecule_splits import SplitIndices
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.training_table import load_training_table
+from rmat_hf.errors import UserError
 from rmat_hf.training import baselines
 from rmat_hf.training.baselines import BASELINES, BOOSTING, fit_baseline, fit_baselines
 
@@ -154,7 +154,7 @@ def test_svm_sees_a_limited_number_of_rows(
 def test_label_unknown_in_a_part_is_an_error(masses: np.ndarray, part: str) -> None:
     labels = masses.copy()
     labels[getattr(SPLIT, part)] = np.nan
-    with pytest.raises(TableError, match=f"Label 'label 0' is not known in any row of {part}"):
+    with pytest.raises(UserError, match=f"Label 'label 0' is not known in any row of {part}"):
         fit(labels, "regression")
 
 

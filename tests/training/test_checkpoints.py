@@ -11,7 +11,7 @@ from malicious import write_pickle
 from safetensors.torch import save_file
 from tiny_trainer import build_rows, build_trainer
 
-from rmat_hf.output_folder import OutputError
+from rmat_hf.errors import UserError
 from rmat_hf.training.checkpoints import (
     describe_damage,
     find_last_complete_checkpoint,
@@ -102,6 +102,6 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(name: str, tmp_path: Path) 
     write_pickle(checkpoint / name, tmp_path / "executed")
     assert describe_damage(checkpoint) is None
     trainer = build_trainer(tmp_path / "work", **{**options, "max_steps": 2})
-    with pytest.raises(OutputError, match=r"could run code.*Pass --overwrite"):
+    with pytest.raises(UserError, match=r"could run code.*Pass --overwrite"):
         train_from_checkpoint(trainer, checkpoint)
     assert not (tmp_path / "executed").exists()

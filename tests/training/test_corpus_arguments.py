@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from rmat_hf.data.corpus import load_corpus
+from rmat_hf.errors import UserError
 from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
-from rmat_hf.output_folder import OutputError
 from rmat_hf.output_lock import lock_output
 from rmat_hf.training.corpus_arguments import (
     FeaturizationArguments,
@@ -66,7 +66,7 @@ def test_a_second_run_on_the_folder_is_refused(table: Path, tmp_path: Path) -> N
     arguments = FeaturizationArguments(input=str(table), output_dir=str(tmp_path / "corpus"))
     with (
         lock_output(tmp_path / "corpus"),
-        pytest.raises(OutputError, match="Another run is writing"),
+        pytest.raises(UserError, match="Another run is writing"),
     ):
         run_featurization(arguments)
     assert not (tmp_path / "corpus").exists()

@@ -9,7 +9,7 @@ from full_disks import mounted_disk, small_files
 from tiny_finetuning import build_tiny_arguments
 from tiny_pretraining import build_pretraining_arguments
 
-from rmat_hf.output_folder import OutputError
+from rmat_hf.errors import UserError
 from rmat_hf.output_lock import lock_output
 from rmat_hf.training.checkpoints import find_last_complete_checkpoint
 from rmat_hf.training.finetuning import run_finetuning
@@ -40,7 +40,7 @@ def list_files(folder: Path) -> dict[str, bytes]:
 def test_second_run_is_refused_before_it_writes(tmp_path: Path, run: Callable[..., None]) -> None:
     with (
         lock_output(tmp_path / "run"),
-        pytest.raises(OutputError, match=r"Another run is writing '.*/run'\. Wait until it ends"),
+        pytest.raises(UserError, match=r"Another run is writing '.*/run'\. Wait until it ends"),
     ):
         run(tmp_path)
     assert not (tmp_path / "run").exists()
@@ -55,7 +55,7 @@ def test_checkpoint_that_cannot_be_written_is_one_error_and_resuming_works(
     with (
         small_files(90_000),
         pytest.raises(
-            OutputError,
+            UserError,
             match=r"run\.in_progress cannot be written: .*\. Make room there and repeat",
         ) as caught,
     ):
@@ -72,7 +72,7 @@ def test_checkpoint_that_cannot_be_written_is_one_error_and_resuming_works(
 def test_older_model_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> None:
     finetune(tmp_path)
     before = list_files(tmp_path / "run")
-    with small_files(20_000), pytest.raises(OutputError, match="cannot be written"):
+    with small_files(20_000), pytest.raises(UserError, match="cannot be written"):
         finetune(tmp_path, overwrite=True)
     assert list_files(tmp_path / "run") == before
 
@@ -88,5 +88,5 @@ def read_only_disk(tmp_path: Path) -> Iterator[Path]:
 def test_read_only_disk_is_refused_before_any_work(
     tmp_path: Path, read_only_disk: Path, run: Callable[..., None]
 ) -> None:
-    with pytest.raises(OutputError, match=r"Choose another output folder\.$"):
+    with pytest.raises(UserError, match=r"Choose another output folder\.$"):
         run(tmp_path, output_dir=str(read_only_disk / "run"))

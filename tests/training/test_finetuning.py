@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoProcessor, Trai
 from transformers.trainer import Trainer
 
 from rmat_hf.data import featurization
+from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed, predict
-from rmat_hf.output_folder import OutputError
 from rmat_hf.training import task
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
@@ -252,9 +252,9 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
     run_finetuning(build_arguments(work, output_dir=str(work / "undisturbed"), **arguments))
     run_interrupted(monkeypatch, build_arguments(work, **arguments))
     assert not (work / "run").exists()
-    with pytest.raises(OutputError, match="Pass --resume to continue it, or --overwrite"):
+    with pytest.raises(UserError, match="Pass --resume to continue it, or --overwrite"):
         run_finetuning(build_arguments(work, **arguments))
-    with pytest.raises(OutputError, match="Cannot resume: learning_rate differ"):
+    with pytest.raises(UserError, match="Cannot resume: learning_rate differ"):
         run_finetuning(build_arguments(work, resume=True, **arguments, learning_rate=1.0))
     assert (work / "run.in_progress" / "checkpoint-6").is_dir()
     steps = []
@@ -275,7 +275,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
 def test_a_folder_with_files_is_kept_unless_overwriting_was_asked_for(work: Path) -> None:
     (work / "run").mkdir()
     (work / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="not empty"):
+    with pytest.raises(UserError, match="not empty"):
         run_finetuning(build_arguments(work))
     assert (work / "run" / "notes.txt").read_text() == "mine"
     run_finetuning(build_arguments(work, overwrite=True))
@@ -364,7 +364,7 @@ def test_a_run_that_never_got_to_a_checkpoint_does_not_block_the_next_one(
 def test_a_folder_of_somebody_else_in_the_place_of_the_checkpoints_is_kept(work: Path) -> None:
     (work / "run.in_progress").mkdir()
     (work / "run.in_progress" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"is no run of rmat\. Move it away"):
+    with pytest.raises(UserError, match=r"is no run of rmat\. Move it away"):
         run_finetuning(build_arguments(work, overwrite=True))
     assert (work / "run.in_progress" / "notes.txt").read_text() == "mine"
 

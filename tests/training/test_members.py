@@ -9,7 +9,7 @@ import pytest
 from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
 from transformers.trainer import Trainer
 
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 from rmat_hf.evaluation.choices import describe_choices
 from rmat_hf.inference.prediction import predict
 from rmat_hf.loading import load_predictor
@@ -189,5 +189,5 @@ def test_folds_without_members_are_refused(tmp_path: Path) -> None:
 
 
 def test_more_folds_than_molecules_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="cannot be divided into 11 folds"):
+    with pytest.raises(UserError, match="cannot be divided into 11 folds"):
         run_finetuning(build_arguments(tmp_path, num_members=11, member_folds=True))

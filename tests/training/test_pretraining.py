@@ -19,8 +19,8 @@ from tiny_pretraining import (
 )
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, TrainerCallback
 
+from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed
-from rmat_hf.output_folder import OutputError
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.objectives.pretraining_targets import PretrainingTargets
 from rmat_hf.training.pretraining import run_pretraining
@@ -222,7 +222,7 @@ def test_an_unknown_field_or_value_of_the_configuration_is_refused_before_anythi
 def test_an_output_folder_with_files_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(UserError, match="--overwrite"):
         pretrain(tmp_path)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     pretrain(tmp_path, overwrite=True)
@@ -234,9 +234,9 @@ def test_an_interrupted_run_is_continued_or_replaced_only_when_asked(
 ) -> None:
     interrupt(tmp_path, monkeypatch)
     assert list((tmp_path / "run.in_progress").glob("stage-0/checkpoint-*"))
-    with pytest.raises(OutputError, match=r"--resume to continue it, or --overwrite"):
+    with pytest.raises(UserError, match=r"--resume to continue it, or --overwrite"):
         pretrain(tmp_path)
-    with pytest.raises(OutputError, match=r"learning_rate, seed differ.*--overwrite"):
+    with pytest.raises(UserError, match=r"learning_rate, seed differ.*--overwrite"):
         pretrain(tmp_path, resume=True, seed=1, learning_rate=1.0)
     assert not (tmp_path / "run").exists()
     # what only starts it may change

@@ -10,9 +10,8 @@ from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 
 from rmat_hf.data import featurization
-from rmat_hf.data.table_errors import TableError
 from rmat_hf.data.training_table import DroppedRow
-from rmat_hf.loading import ModelLoadingError
+from rmat_hf.errors import UserError
 from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.training import task as task_module
 from rmat_hf.training.arguments import FinetuningArguments
@@ -88,7 +87,7 @@ def test_newest_rows_are_test_in_a_time_split(tmp_path: Path) -> None:
 
 def test_row_without_a_time_stops_a_time_split(tmp_path: Path) -> None:
     columns = {"y": range(12), "day": [*range(2001, 2012), None]}
-    with pytest.raises(TableError, match=r"Row 11 .*column 'day' holds '', which is no time"):
+    with pytest.raises(UserError, match=r"Row 11 .*column 'day' holds '', which is no time"):
         build(tmp_path, columns, label_columns=["y"], split="time", time_column="day")
 
 
@@ -175,13 +174,13 @@ def test_part_that_loses_all_rows_without_a_conformer_counts_as_empty(tmp_path: 
     # without the two other rows of valid, the flat one is alone there
     kept = [record for row, record in enumerate(records) if row not in (8, 9)]
     (tmp_path / "table.sdf").write_text("$$$$\n".join(kept))
-    with pytest.raises(TableError, match="valid part is empty"):
+    with pytest.raises(UserError, match="valid part is empty"):
         build_finetuning_task(arguments)
 
 
 def test_empty_valid_part_is_an_error_that_says_why(tmp_path: Path) -> None:
     parts = ["train"] * 10 + ["test"] * 2
-    with pytest.raises(TableError, match="valid part is empty, and the best checkpoint is chosen"):
+    with pytest.raises(UserError, match="valid part is empty, and the best checkpoint is chosen"):
         build(tmp_path, {"y": range(12), "part": parts})
 
 
@@ -237,7 +236,7 @@ def test_geometry_flag_wins_over_the_saved_model(tmp_path: Path, tiny_model_fold
 
 def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelLoadingError, match="empty"):
+    with pytest.raises(UserError, match="empty"):
         build(tmp_path, model=str(tmp_path / "empty"))
 
 

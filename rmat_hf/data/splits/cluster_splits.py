@@ -15,7 +15,7 @@ from rmat_hf.data.splits.molecule_splits import (
     parse_row,
     shuffle_groups,
 )
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def split_by_cluster(
     # sorted, because of centers with equally many neighbors the first is taken
     distinct = sorted(rows_by_smiles)
     if len(distinct) > MAX_CLUSTERED_MOLECULES:
-        raise TableError(
+        raise UserError(
             f"{len(distinct)} molecules are too many to cluster; the most is "
             f"{MAX_CLUSTERED_MOLECULES}. Choose a scaffold split, or cluster with a tool for large "
             "libraries and give its split in a column."
@@ -101,7 +101,7 @@ def compute_butina_centers(on_bits: Sequence[Sequence[int]], *, cutoff: float) -
         `np.ndarray` of shape `(num_fingerprints,)`, int64: positions in `on_bits`.
     """
     if not 0 < cutoff < 1:
-        raise TableError(f"The cluster cutoff {cutoff} is no Tanimoto distance between 0 and 1.")
+        raise UserError(f"The cluster cutoff {cutoff} is no Tanimoto distance between 0 and 1.")
     num_neighbors, packed_neighbors = _find_neighbors(on_bits, cutoff=cutoff)
     centers = np.arange(len(on_bits))
     is_free = np.ones(len(on_bits), dtype=bool)

@@ -15,7 +15,7 @@ from rmat_hf.data.splits.molecule_splits import (
     build_split_indices,
     compute_part_sizes,
 )
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def parse_split_cells(
 
 
 def validate_split_values(values: Sequence[object], *, rows: Sequence[int], column: str) -> None:
-    """Raise a `TableError` that names the first value other than train, valid and test.
+    """Raise a `UserError` that names the first value other than train, valid and test.
 
     Args:
         values (`Sequence[object]`):
@@ -65,13 +65,13 @@ def validate_split_values(values: Sequence[object], *, rows: Sequence[int], colu
     """
     for row, value in zip(rows, values, strict=True):
         if value not in SPLIT_NAMES:
-            raise TableError(
+            raise UserError(
                 f"Row {row} (counted from 0): column {column!r} holds {value!r}. "
                 f"A split column holds the words {', '.join(SPLIT_NAMES)} only."
             )
     for name in ("train", "test"):
         if name not in values:
-            raise TableError(
+            raise UserError(
                 f"Column {column!r} puts no usable row into {name}. "
                 "Fill the column, or choose a random or scaffold split."
             )
@@ -108,7 +108,7 @@ def split_by_column(values: Sequence[str], *, column: str = "split") -> SplitInd
 
 
 def parse_times(values: Sequence[object], *, rows: Sequence[int], column: str) -> list[float]:
-    """Return dates or numbers as numbers, or raise a `TableError` that names the first bad row.
+    """Return dates or numbers as numbers, or raise a `UserError` that names the first bad row.
 
     Args:
         values (`Sequence[object]`):
@@ -128,13 +128,13 @@ def parse_times(values: Sequence[object], *, rows: Sequence[int], column: str) -
         try:
             kind, number = _parse_time(value)
         except ValueError as error:
-            raise TableError(
+            raise UserError(
                 f"Row {row} (counted from 0): column {column!r} holds {value!r}, {error}. Write "
                 "numbers or ISO dates such as 2019-05-31, or drop the row."
             ) from error
         first_kind = first_kind or kind
         if kind != first_kind:
-            raise TableError(
+            raise UserError(
                 f"Row {row} (counted from 0): column {column!r} holds {value!r}, a {kind}, but "
                 f"row {rows[0]} holds {values[0]!r}, a {first_kind}. Write all of them alike."
             )
@@ -200,7 +200,7 @@ def split_by_time(
     )
     num_parts = np.count_nonzero(targets)
     if len(moments) < num_parts:
-        raise TableError(
+        raise UserError(
             f"Column {column!r} has {len(moments)} different times of new molecules, too few for "
             f"{num_parts} parts. Give finer times or choose another split."
         )

@@ -8,7 +8,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def split_by_fold(groups: Sequence[str], *, num_folds: int, fold: int, seed: int
         `SplitIndices`.
     """
     if num_folds < 3 or not 0 <= fold < num_folds:
-        raise TableError(
+        raise UserError(
             f"Fold {fold} of {num_folds} does not exist. Take 3 folds or more, and count from 0."
         )
     fold_of_row = assign_folds(groups, num_folds=num_folds, seed=seed)
@@ -142,7 +142,7 @@ def assign_folds(groups: Sequence[str], *, num_folds: int, seed: int) -> np.ndar
     """
     row_lists = shuffle_groups(group_rows(groups), seed=seed)
     if len(row_lists) < num_folds:
-        raise TableError(
+        raise UserError(
             f"{len(row_lists)} different molecules cannot be divided into {num_folds} folds. "
             "Take fewer folds or add molecules."
         )
@@ -157,10 +157,10 @@ def assign_folds(groups: Sequence[str], *, num_folds: int, seed: int) -> np.ndar
 
 
 def parse_row(smiles: str, *, row: int) -> Chem.Mol:
-    """Return the molecule of a row, or raise a `TableError` that names the row."""
+    """Return the molecule of a row, or raise a `UserError` that names the row."""
     mol = Chem.MolFromSmiles(smiles)
     if mol is None:
-        raise TableError(f"Row {row}: RDKit cannot parse the SMILES {smiles!r}. Drop the row.")
+        raise UserError(f"Row {row}: RDKit cannot parse the SMILES {smiles!r}. Drop the row.")
     return mol
 
 
@@ -202,7 +202,7 @@ def fill_parts(
     """
     targets = compute_part_sizes(sum(map(len, row_lists)), fractions)
     if len(row_lists) < np.count_nonzero(targets):
-        raise TableError(
+        raise UserError(
             f"{targets.sum()} rows in {len(row_lists)} groups of equal molecules, scaffolds or "
             "clusters cannot be divided into train, valid and test. Add rows, choose a random "
             "split or give a split column."
@@ -227,7 +227,7 @@ def compute_part_sizes(num_rows: int, fractions: tuple[float, float, float]) -> 
     """Return the wanted numbers of rows of train, valid and test, `(3,)`, at least 1 unless 0."""
     train, valid, test = fractions
     if min(train, test) <= 0 or valid < 0 or abs(sum(fractions) - 1) > FRACTION_SUM_TOLERANCE:
-        raise TableError(
+        raise UserError(
             f"The fractions {tuple(fractions)} of train, valid and test must add up to 1; "
             "train and test must be more than 0."
         )
@@ -235,7 +235,7 @@ def compute_part_sizes(num_rows: int, fractions: tuple[float, float, float]) -> 
     num_test = max(1, round(test * num_rows))
     num_train = num_rows - num_valid - num_test
     if num_train < 1:
-        raise TableError(f"{num_rows} rows are too few to divide into train, valid and test.")
+        raise UserError(f"{num_rows} rows are too few to divide into train, valid and test.")
     return np.array([num_train, num_valid, num_test])
 
 

@@ -12,7 +12,7 @@ from split_checks import assert_is_partition, assert_keeps_together, list_names
 
 from rmat_hf.data.splits import cluster_splits
 from rmat_hf.data.splits.cluster_splits import compute_butina_centers, split_by_cluster
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 HEADS = ["c1ccccc1C(=O)N", "c1ccncc1S(=O)(=O)N", "C1CCNCC1OC", "FC(F)(F)c1ccsc1", "OC(=O)CCN"]
 SMILES = [head + "C" * length for head in HEADS for length in range(1, 9)] + ["N#N", "OO", "ClCl"]
@@ -117,7 +117,7 @@ def test_smaller_cutoff_gives_more_clusters(caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.parametrize("cutoff", [0.0, 1.0, -0.1, float("nan")])
 def test_cutoff_that_is_no_distance_is_refused(cutoff: float) -> None:
-    with pytest.raises(TableError, match="no Tanimoto distance between 0 and 1"):
+    with pytest.raises(UserError, match="no Tanimoto distance between 0 and 1"):
         split_by_cluster(SMILES, cutoff=cutoff, seed=0)
 
 
@@ -125,16 +125,16 @@ def test_too_many_molecules_are_refused_with_the_way_out(monkeypatch: pytest.Mon
     monkeypatch.setattr(cluster_splits, "MAX_CLUSTERED_MOLECULES", 42)
     split_by_cluster(SMILES[:42] * 2, fractions=(0.6, 0.2, 0.2), seed=0)
     with pytest.raises(
-        TableError, match=r"43 molecules are too many .* 42\. Choose a scaffold split"
+        UserError, match=r"43 molecules are too many .* 42\. Choose a scaffold split"
     ):
         split_by_cluster(SMILES, seed=0)
 
 
 def test_one_cluster_cannot_be_divided() -> None:
-    with pytest.raises(TableError, match="cannot be divided into train, valid and test"):
+    with pytest.raises(UserError, match="cannot be divided into train, valid and test"):
         split_by_cluster(["C" * length for length in range(20, 40)], seed=0)
 
 
 def test_cluster_of_an_invalid_smiles_names_the_row() -> None:
-    with pytest.raises(TableError, match="Row 1: RDKit cannot parse the SMILES 'C1CC'"):
+    with pytest.raises(UserError, match="Row 1: RDKit cannot parse the SMILES 'C1CC'"):
         split_by_cluster(["c1ccccc1", "C1CC", "CC"], seed=0)

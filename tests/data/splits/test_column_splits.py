@@ -16,7 +16,7 @@ from rmat_hf.data.splits.column_splits import (
     split_by_time,
     validate_split_values,
 )
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 
 def parse(*values: object) -> list[float]:
@@ -35,7 +35,7 @@ def test_column_without_valid_gives_an_empty_valid_part() -> None:
 
 @pytest.mark.parametrize("value", ["validation", "Train", "", None, 0, " test"])
 def test_other_words_in_a_split_column_are_refused(value: object) -> None:
-    with pytest.raises(TableError) as caught:
+    with pytest.raises(UserError) as caught:
         validate_split_values(["train", "test", value], rows=[4, 5, 8], column="fold")
     assert str(caught.value) == (
         f"Row 8 (counted from 0): column 'fold' holds {value!r}. "
@@ -47,7 +47,7 @@ def test_other_words_in_a_split_column_are_refused(value: object) -> None:
     ("values", "part"), [(["train", "valid"], "test"), (["test", "valid"], "train"), ([], "train")]
 )
 def test_empty_part_of_a_split_column_is_refused(values: list[str], part: str) -> None:
-    with pytest.raises(TableError, match=f"Column 'fold' puts no usable row into {part}"):
+    with pytest.raises(UserError, match=f"Column 'fold' puts no usable row into {part}"):
         split_by_column(values, column="fold")
 
 
@@ -103,7 +103,7 @@ def test_dates_are_seconds_since_1970() -> None:
 )
 @pytest.mark.parametrize("first", ["2019", "2019-05-31"])
 def test_cell_without_a_time_is_refused_by_its_row(first: str, value: object, reason: str) -> None:
-    with pytest.raises(TableError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_times([first, value], rows=[4, 8], column="day")
     assert str(caught.value) == (
         f"Row 8 (counted from 0): column 'day' holds {value!r}, {reason}. "
@@ -120,7 +120,7 @@ def test_cell_without_a_time_is_refused_by_its_row(first: str, value: object, re
     ],
 )
 def test_times_of_two_kinds_are_refused_by_their_rows(values: list[str], words: str) -> None:
-    with pytest.raises(TableError, match=rf"Row 8 .*{words}"):
+    with pytest.raises(UserError, match=rf"Row 8 .*{words}"):
         parse_times(values, rows=[4, 8], column="day")
 
 
@@ -195,7 +195,7 @@ def test_time_split_may_leave_valid_out() -> None:
 
 
 def test_too_few_times_are_refused() -> None:
-    with pytest.raises(TableError, match=r"Column 'year' has 2 different times .* for 3 parts"):
+    with pytest.raises(UserError, match=r"Column 'year' has 2 different times .* for 3 parts"):
         split_by_time([1.0, 2.0] * 10, groups=[str(i) for i in range(20)], column="year")
-    with pytest.raises(TableError, match="has 1 different times of new molecules"):
+    with pytest.raises(UserError, match="has 1 different times of new molecules"):
         split_by_time([float(i) for i in range(20)], groups=["a"] * 20)

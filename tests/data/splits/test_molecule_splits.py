@@ -13,7 +13,7 @@ from rmat_hf.data.splits.molecule_splits import (
     split_by_scaffold,
     split_randomly,
 )
-from rmat_hf.data.table_errors import TableError
+from rmat_hf.errors import UserError
 
 RINGS = ["c1ccccc1", "c1ccncc1", "C1CCCC1", "C1CCNCC1", "c1ccc2ccccc2c1", "C1CC1", "c1ccsc1"]
 SMILES = ["CCO", "CC", "N"] + [ring + "C" * length for ring in RINGS for length in range(3)]
@@ -74,13 +74,13 @@ def test_valid_part_may_be_left_out() -> None:
     "fractions", [(0.8, 0.1, 0.2), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5), (1.2, -0.4, 0.2)]
 )
 def test_impossible_fractions_are_refused(fractions: tuple[float, float, float]) -> None:
-    with pytest.raises(TableError, match="must add up to 1"):
+    with pytest.raises(UserError, match="must add up to 1"):
         split_randomly([str(i) for i in range(10)], fractions=fractions, seed=0)
 
 
 @pytest.mark.parametrize("groups", [[], ["a"], ["a", "b"], ["a"] * 50, ["a"] * 50 + ["b"]])
 def test_too_few_molecules_are_refused(groups: list[str]) -> None:
-    with pytest.raises(TableError, match=r"too few|cannot be divided"):
+    with pytest.raises(UserError, match=r"too few|cannot be divided"):
         split_randomly(groups, seed=0)
 
 
@@ -124,12 +124,12 @@ def test_molecules_without_a_ring_are_counted_and_go_to_train(
 
 
 def test_one_scaffold_cannot_be_divided() -> None:
-    with pytest.raises(TableError, match="cannot be divided"):
+    with pytest.raises(UserError, match="cannot be divided"):
         split_by_scaffold(["C" * i for i in range(1, 30)])
 
 
 def test_scaffold_of_an_invalid_smiles_names_the_row() -> None:
-    with pytest.raises(TableError, match="Row 1: RDKit cannot parse the SMILES 'C1CC'"):
+    with pytest.raises(UserError, match="Row 1: RDKit cannot parse the SMILES 'C1CC'"):
         split_by_scaffold(["CC", "C1CC", "c1ccccc1"])
 
 
@@ -194,12 +194,12 @@ def test_seeded_splits_do_not_depend_on_the_order_of_rows(order: list[int]) -> N
 
 
 def test_one_scaffold_cannot_be_divided_at_random_either() -> None:
-    with pytest.raises(TableError, match="1 groups of equal molecules, scaffolds or clusters"):
+    with pytest.raises(UserError, match="1 groups of equal molecules, scaffolds or clusters"):
         split_by_balanced_scaffold(["C" * i for i in range(1, 30)], seed=0)
 
 
 def test_balanced_scaffold_of_an_invalid_smiles_names_the_row() -> None:
-    with pytest.raises(TableError, match="Row 2: RDKit cannot parse the SMILES 'C1CC'"):
+    with pytest.raises(UserError, match="Row 2: RDKit cannot parse the SMILES 'C1CC'"):
         split_by_balanced_scaffold(["CC", "C1CCC1", "C1CC"], seed=0)
 
 
@@ -241,10 +241,10 @@ def test_folds_depend_on_the_seed_only() -> None:
 
 @pytest.mark.parametrize(("num_folds", "fold"), [(2, 0), (5, 5), (5, -1)])
 def test_fold_that_does_not_exist_is_refused(num_folds: int, fold: int) -> None:
-    with pytest.raises(TableError, match=f"Fold {fold} of {num_folds} does not exist"):
+    with pytest.raises(UserError, match=f"Fold {fold} of {num_folds} does not exist"):
         split_by_fold(["a", "b", "c"] * 5, num_folds=num_folds, fold=fold, seed=0)
 
 
 def test_more_folds_than_molecules_are_refused() -> None:
-    with pytest.raises(TableError, match="3 different molecules cannot be divided into 4 folds"):
+    with pytest.raises(UserError, match="3 different molecules cannot be divided into 4 folds"):
         split_by_fold(["a", "b", "c"] * 5, num_folds=4, fold=0, seed=0)

@@ -1,0 +1,278 @@
+"""What a user is told: which errors are a user's, in one line, with the way out; and signals."""
+
+import csv
+import errno
+import logging
+import os
+import re
+import reprlib
+import signal
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+# Characters of a message on the screen; its end tells the way out, so the middle is left out.
+MAX_MESSAGE = 2000
+# Characters of a cell or a name in a message.
+MAX_VALUE = 80
+# A shell adds this to the number of the signal that ended a program.
+SIGNAL_EXIT_CODE = 128
+
+# A path of an address has one slash less.
+_CREDENTIALS = re.compile(r"(?<=:/)(/?)[^/\s@'\"]+@")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+# PyTorch on a CPU raises a bare RuntimeError, as do the C++ libraries below it.
+_MEMORY_WORDS = re.compile(r"allocate memory|out of memory|not enough memory|bad.alloc", re.I)
+# PyTorch's writer of ZIP archives, which does not tell the reason, and safetensors, which does.
+_WRITE_WORDS = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|os error \d+")
+_WRITE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE),
+)
+_TOO_MANY_REQUESTS = 429
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend, told in one line that names the place and the way out.
+
+    Args:
+        message (`str`): User and password of an address in it, and tokens, are left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(hide_credentials(message))
+
+
+class Interruption(KeyboardInterrupt):
+    """A signal asked the command to end.
+
+    Args:
+        signal_number (`int`): Which one.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        name = "" if signal_number == signal.SIGINT else f" by {signal.Signals(signal_number).name}"
+        super().__init__(f"interrupted{name}")
+        self.exit_code = SIGNAL_EXIT_CODE + signal_number
+
+
+@contextmanager
+def explained_reading(path: Path | str) -> Iterator[None]:
+    """Raise a [`UserError`] that names the file where the block fails to read it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+    except list_reading_errors() as error:
+        raise UserError(f"{path} cannot be read: {get_first_line(error)}") from error
+
+
+@contextmanager
+def explained_writing(folder: str | Path, *, way_out: str) -> Iterator[None]:
+    """Raise a [`UserError`] with the folder where the block fails to write a file.
+
+    Args:
+        folder (`str` or `Path`): Where the block writes.
+        way_out (`str`): A sentence: what to do when there is space, or permission, again.
+    """
+    try:
+        yield
+    except list_user_errors() as error:
+        reason = _find_write_failure(error)
+        if reason is None:
+            raise
+        raise UserError(f"{folder} cannot be written: {reason}. {way_out}") from error
+
+
+def list_reading_errors() -> tuple[type[Exception], ...]:
+    """Return what the libraries raise for damaged files; a date beyond the calendar overflows."""
+    from pyarrow import ArrowException
+    from safetensors import SafetensorError
+
+    libraries = (csv.Error, zlib.error, ArrowException, SafetensorError)
+    return (*libraries, OSError, EOFError, ValueError, OverflowError, RecursionError)
+
+
+def list_user_errors() -> tuple[type[Exception], ...]:
+    """Return everything among which a user's errors are; [`describe_error`] tells them from bugs.
+
+    The libraries that define some of them are imported here: without an error none is needed.
+    """
+    from huggingface_hub.errors import HTTPError
+    from safetensors import SafetensorError
+
+    return (ValueError, OSError, RuntimeError, MemoryError, HTTPError, SafetensorError)
+
+
+def describe_error(error: BaseException) -> str | None:
+    """Return one line on what went wrong and what to do; `None` for a bug.
+
+    Args:
+        error (`BaseException`): One of [`list_user_errors`].
+    """
+    from huggingface_hub.errors import HTTPError
+
+    line = hide_credentials(" ".join(str(error).split()))
+    if _is_rate_limit(error):
+        return (
+            f"{line.rstrip('.')}. The Hub takes no more requests for now (HTTP 429, too many "
+            "requests), and several attempts did not help. Wait a few minutes and repeat the "
+            "command: what was downloaded is kept. Who is logged in may ask more often."
+        )
+    # an answer of the Hub, which says what is wrong, is an OSError too
+    if isinstance(error, HTTPError) and not isinstance(error, OSError):
+        return (
+            f"The connection to the Hub failed: {line.rstrip('.') or type(error).__name__}. "
+            "Repeat the command: what was downloaded is kept."
+        )
+    if is_out_of_memory(error):
+        return (
+            f"There is not enough memory: {line.rstrip('.') or 'the allocation failed'}. Use a "
+            "smaller --batch-size (rmat pretrain: --max-pairs), or leave out the largest molecules."
+        )
+    if isinstance(error, ValueError | OSError):
+        return line or type(error).__name__
+    failure = _find_write_failure(error)
+    if failure is not None:
+        return f"A file cannot be written: {failure}. Make room on the disk, or choose another."
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was not enough memory.
+
+    Args:
+        error (`BaseException`): From Python, NumPy, RDKit or PyTorch, on any device.
+    """
+    is_bare = isinstance(error, RuntimeError) and bool(_MEMORY_WORDS.search(str(error)))
+    return is_bare or isinstance(error, MemoryError)
+
+
+def get_first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of an error without one."""
+    return str(error).strip().partition("\n")[0].rstrip() or type(error).__name__
+
+
+def hide_credentials(text: str) -> str:
+    """Return a text without the user and password of an address, and without tokens of the Hub."""
+    return _HUB_TOKEN.sub("hf_***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def describe_value(value: object) -> str:
+    """Return the `repr` of a cell or a name, in 80 characters if it is text."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = MAX_VALUE
+    return shortener.repr(value)
+
+
+def escape_message(text: str) -> str:
+    r"""Return a message on one line, in at most `MAX_MESSAGE` characters before escapes.
+
+    Control characters, escape sequences, marks that turn the direction of writing and undecodable
+    bytes are shown as escapes such as `\x1b`; a file name cannot color, erase or forge lines.
+    """
+    line = " ".join(text.split())
+    if len(line) > MAX_MESSAGE:
+        half = MAX_MESSAGE // 2
+        line = f"{line[:half]} [... {len(line) - 2 * half} characters ...] {line[-half:]}"
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in line
+    )
+
+
+class MessageFormatter(logging.Formatter):
+    """Formats log records whose messages name files and cells of strangers."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line of a record with its message escaped."""
+        record.message = escape_message(record.message)
+        return super().formatMessage(record)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Raise an [`Interruption`] in the block at SIGINT, SIGTERM or SIGHUP.
+
+    So `finally` and `with` clean up after a SIGTERM too. A second signal ends the process at once.
+    A signal that the caller ignores, as `nohup` does, stays ignored. Processes that are forked in
+    the block leave Ctrl-C, which goes to all of them, to this one, and end at SIGTERM as usual.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python hands signals to the main thread only
+        return
+    usual: dict[int, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    caught = {
+        number: usual[number] for number in usual if signal.getsignal(number) is usual[number]
+    }
+    owner, received = os.getpid(), []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
+        for other in caught:
+            signal.signal(other, signal.SIG_DFL)
+        received.append(number)
+        raise Interruption(number)
+
+    for number in caught:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, usual[number])
+        error = sys.exc_info()[1]
+        # what goes wrong meanwhile, as with workers that have got the signal too, is its effect
+        if received and error is not None and not isinstance(error, KeyboardInterrupt):
+            raise Interruption(received[0]) from error
+
+
+@contextmanager
+def quiet_without_reader() -> Iterator[None]:
+    """End without a word when nobody reads the output any more, as in `rmat ... | head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        with suppress(OSError):  # what is left is flushed once more at the end of the process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _find_write_failure(error: BaseException) -> str | None:
+    """Return why Python, PyTorch or safetensors could not write; `None` for another error."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _WRITE_ERRORS else None
+    if isinstance(error, ValueError) or not _WRITE_WORDS.search(str(error)):
+        return None
+    if isinstance(error, RuntimeError):
+        return "the disk is full, or a file there may not grow"
+    return str(error).removeprefix("Error while serializing: ").rstrip(".")
+
+
+def _is_rate_limit(error: BaseException | None) -> bool:
+    """Tell whether the Hub's limit of requests is behind an error, whatever was made of it."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return bool(status == _TOO_MANY_REQUESTS)
+        error = error.__cause__ or error.__context__
+    return False
