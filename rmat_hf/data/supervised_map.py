@@ -1,0 +1,288 @@
+"""Compute in processes that may die: every item has its outcome or the reason why it has none."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+# Chunks of a worker that are on their way: enough to go on while another item takes long.
+CHUNKS_PER_WORKER = 16
+_POLL_INTERVAL_S = 0.2
+# A process that was itself spawned would spawn its workers, which takes seconds for each.
+_FORK: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+_SPAWN: Any = multiprocessing.get_context("spawn")
+
+
+class WorkerError(ChildProcessError):
+    """Processes cannot start, or end before they compute anything."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: sums then have the same last digits in every process."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def run_in_processes(
+    work: Callable[[Item], Any], items: Iterable[Item], *, num_proc: int, context: Any = _SPAWN
+) -> Generator[tuple[Item, Any, str | None], None, None]:
+    """Compute each item in a process of its own, with one thread; one that dies stops no other.
+
+    Close the iterator, by `contextlib.closing`, if it is not used up: the processes end then.
+
+    Args:
+        work (`Callable`): Function of a module, or a partial of one. Takes an item.
+        items (`Iterable`): In the order in which to begin them.
+        num_proc (`int`): Most processes at a time.
+        context (*optional*): How processes start; by default each imports anew what it needs.
+
+    Yields:
+        `tuple[Item, Any, str | None]`: as items end, what `work` returned or why it did not.
+
+    Raises:
+        WorkerError: A process cannot start.
+    """
+    waiting = deque(items)
+    running: dict[Any, tuple[BaseProcess, Item]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_proc:
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_answer, args=(work, waiting[0], theirs))
+                with _explained_start():
+                    process.start()
+                theirs.close()
+                running[ours] = (process, waiting.popleft())
+            for connection in wait(list(running)):
+                process, item = running.pop(connection)
+                answer = _receive(connection, process)
+                yield item, *answer
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+            process.join()
+
+
+def map_supervised(
+    compute: Callable[[Item], Outcome],
+    chunks: Iterable[Sequence[Item]],
+    *,
+    describe_death: Callable[[str], Outcome],
+    num_workers: int,
+    item_time_limit_s: int,
+) -> Generator[list[Outcome], None, None]:
+    """Compute chunks of items in worker processes, a few ahead, and yield outcomes in their order.
+
+    A process may be killed by a crash, by the kernel for want of memory, or because an item takes
+    longer than the limit. The chunks that may have been in hand then are computed once more, each
+    in a process of its own, and a chunk that dies there item by item: only what dies alone has
+    failed. Everything else is as if nothing had happened.
+
+    Close the iterator, by `contextlib.closing`, if it is not used up: the workers end then.
+
+    Args:
+        compute (`Callable`): Takes an item, returns its outcome.
+        chunks (`Iterable[Sequence]`): Items, a few dozen each.
+        describe_death (`Callable`): Takes the cause, returns the outcome of an item that kills.
+        num_workers (`int`): Processes, at least 1.
+        item_time_limit_s (`int`): Seconds after which a process that is stuck in an item is killed.
+
+    Raises:
+        WorkerError: Workers cannot start, or end before they compute anything.
+    """
+    work = partial(_compute_chunk, compute, item_time_limit_s)
+    workers = _Workers(num_workers)
+    waiting: deque[_Task] = deque()
+
+    def take_first() -> list[Outcome]:
+        nonlocal workers
+        if waiting[0].is_broken:
+            workers.end()
+            broken = [task for task in waiting if task.is_broken]
+            # the executor hands out a few chunks more than it has processes
+            num_suspects = 2 * num_workers + 1
+            _settle(work, broken[:num_suspects], num_workers, describe_death=describe_death)
+            workers = _Workers(num_workers)
+            for task in broken[num_suspects:]:
+                workers.begin(work, task)
+        return waiting.popleft().future.result()
+
+    try:
+        for chunk in chunks:
+            waiting.append(_Task(chunk))
+            workers.begin(work, waiting[-1])
+            if len(waiting) >= num_workers * CHUNKS_PER_WORKER:
+                yield take_first()
+        while waiting:
+            yield take_first()
+    finally:
+        workers.end()
+
+
+def follow_parent() -> None:
+    """End with the parent of this process, even if it is killed; leave Ctrl-C to it."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGALRM):  # a fork has the handlers of its parent
+        signal.signal(number, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # the pipe that multiprocessing closes with the parent stays open in forks of the same parent
+    while os.getppid() == parent:
+        time.sleep(_POLL_INTERVAL_S)
+    os._exit(1)
+
+
+@dataclass
+class _Task:
+    """A chunk on its way."""
+
+    chunk: Sequence[Any]
+    future: Future[list[Any]] = field(default_factory=Future)
+
+    @property
+    def is_broken(self) -> bool:
+        return isinstance(self.future.exception(), BrokenProcessPool)
+
+
+class _Workers:
+    """The processes of one executor."""
+
+    def __init__(self, num_workers: int) -> None:
+        others = multiprocessing.active_children()
+        self.executor = ProcessPoolExecutor(num_workers, _FORK, follow_parent)
+        with _explained_start():
+            self.executor.submit(os.getpid)  # they start with the first task
+        children = multiprocessing.active_children()
+        self.processes = [child for child in children if child not in others]
+
+    def begin(self, work: Callable[[Sequence[Any]], list[Any]], task: _Task) -> None:
+        try:
+            task.future = self.executor.submit(work, task.chunk)
+        except BrokenProcessPool as error:  # looked at when its turn comes
+            task.future = Future()
+            task.future.set_exception(error)
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        self.executor.shutdown(cancel_futures=True)
+        for process in self.processes:
+            process.join()
+
+
+def _settle(  # noqa: PLR0917 - of one caller
+    work: Callable[[Sequence[Any]], list[Any]],
+    tasks: Sequence[_Task],
+    num_workers: int,
+    *,
+    describe_death: Callable[[str], Any],
+) -> None:
+    """Compute chunks in processes of their own, and those that die there item by item."""
+    alone = partial(run_in_processes, work, context=_FORK)
+    task_of = {id(task.chunk): task for task in tasks}
+    for chunk, outcomes, cause in alone([task.chunk for task in tasks], num_proc=num_workers):
+        if cause is not None:
+            outcomes = []
+            for _, found, cause in alone([[item] for item in chunk], num_proc=1):
+                outcomes += [describe_death(cause)] if cause is not None else found
+        task_of[id(chunk)].future = Future()
+        task_of[id(chunk)].future.set_result(outcomes)
+
+
+@contextmanager
+def _explained_start() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkerError(
+            f"A worker process cannot start: {error.strerror}. Use fewer processes, or end others."
+        ) from error
+
+
+def _receive(connection: Connection, process: BaseProcess) -> tuple[Any, str | None]:
+    """Return the answer of a process, or what its end says."""
+    has_begun = False
+    try:
+        has_begun = connection.recv()
+        answer: tuple[Any, str | None] = connection.recv()
+        return answer
+    except EOFError as error:
+        process.join()
+        if not has_begun:
+            raise WorkerError(
+                "A worker process ended before it began. There is too little memory for so many: "
+                "use fewer."
+            ) from error
+        return None, _describe_exit(process.exitcode)
+    finally:
+        process.join()
+        connection.close()
+
+
+def _describe_exit(exit_code: int | None) -> str:
+    if exit_code == -signal.SIGALRM:
+        return "took more than its time limit"
+    if exit_code is not None and exit_code < 0:
+        cause = f"was killed by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    else:
+        cause = f"ended with exit code {exit_code}"
+    return f"{cause}: it crashed, or needs more memory than there is"
+
+
+# In the processes
+
+
+def _compute_chunk(  # noqa: PLR0917 - processes call it by position
+    compute: Callable[[Any], Any], time_limit_s: int, chunk: Sequence[Any]
+) -> list[Any]:
+    """Let the kernel kill this process if an item takes too long; RDKit would not notice."""
+    outcomes = []
+    for item in chunk:
+        signal.setitimer(signal.ITIMER_REAL, time_limit_s)
+        outcomes.append(compute(item))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return outcomes
+
+
+def _answer(  # noqa: PLR0917 - processes call it by position
+    work: Callable[[Any], Any], item: Any, connection: Connection
+) -> None:
+    follow_parent()
+    connection.send(True)
+    try:
+        with one_thread():
+            answer = (work(item), None)
+    except (ValueError, OSError) as error:
+        answer = (None, str(error))
+    except RuntimeError as error:
+        answer = (None, f"{type(error).__name__}: {error}")
+    connection.send(answer)
