@@ -1,32 +1,18 @@
 """The fields of the argument classes, which become flags of the command line."""
 
-from dataclasses import field
-from typing import Any, get_args
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import Field, field, fields
+from numbers import Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-SMALLEST_VALUES = {
-    "seed": 0,
-    "hpo_trials": 0,
-    "num_workers": 0,
-    "conflict_tolerance": 0,
-    "weight_decay": 0,
-    "warmup_ratio": 0,
-    "learning_rate": 0,
-    "head_learning_rate": 0,
-    "num_train_epochs": 1e-6,
-    "batch_size": 1,
-    "early_stopping_patience": 1,
-    "num_molecules": 1,
-    "num_members": 1,
-    "repeats": 1,
-    "min_context_count": 1,
-    "max_steps": 1,
-    "max_pairs": 1,
-    "gradient_accumulation_steps": 1,
-    "num_evaluations": 1,
-    "num_proc": 0,
-    "num_resamples": 2,
-    "num_folds": 3,
-    "fold": 0,
+from rmat_hf.errors import UserError
+
+# bound of a field → what holds of a value within it, and what is said of any other
+_BOUNDS = {
+    "least": (operator.ge, "is too small. The least is {}."),
+    "above": (operator.gt, "is too small. It has to be above {}."),
+    "below": (operator.lt, "is too large. It has to be below {}."),
 }
 # field → the split that it belongs to, what its flag takes, and whether that split needs it
 SPLIT_FIELDS = {
@@ -38,11 +24,30 @@ SPLIT_FIELDS = {
 }
 
 
-def declare_flag(default: Any, text: str) -> Any:
-    """Return a dataclass field with a default and a help text."""
+def declare_flag(
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Iterable[str] | None = None,
+) -> Any:
+    """Return a dataclass field with a default, a help text, and what [`validate_flags`] checks.
+
+    Args:
+        default: Value of the field; of a list, each instance gets a copy.
+        text (`str`): Help of the flag.
+        least, above, below (`float`, *optional*): Smallest value, and bounds that are no values.
+        choices (`Iterable[str]`, *optional*):
+            Names to choose from, for example the keys of a registry. A `Literal` as the type of
+            the field says the same.
+    """
+    checks = {"least": least, "above": above, "below": below, "choices": choices}
+    metadata = {"help": text, **{name: it for name, it in checks.items() if it is not None}}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def declare_required(text: str) -> Any:
@@ -50,19 +55,51 @@ def declare_required(text: str) -> Any:
     return field(metadata={"help": text})
 
 
-def validate_choice(name: str, value: str | None, *, choice: Any) -> None:
-    """Raise `ValueError` if a value is none of a `Literal`."""
-    if value is not None and value not in get_args(choice):
-        raise ValueError(f"{name}={value!r} is unknown. Known: {list(get_args(choice))}.")
+def name_flag(name: str) -> str:
+    """Return the flag of a field: `--batch-size` of `batch_size`."""
+    return f"--{name.replace('_', '-')}"
 
 
-def validate_smallest_values(arguments: object) -> None:
-    """Raise `ValueError` if a field is below its value in `SMALLEST_VALUES`."""
-    for name, smallest in SMALLEST_VALUES.items():
-        value = getattr(arguments, name, None)
-        if value is not None and not value >= smallest:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} {value} is too small. The least is {smallest}.")
+def list_choices(flag: "Field[Any]", hint: Any) -> list[str]:
+    """Return the names that a field can be; none if it is free.
+
+    Args:
+        flag (`Field`): The field.
+        hint: Its type, which may be a `Literal`, one of several or one in a list.
+    """
+    if "choices" in flag.metadata:
+        return list(flag.metadata["choices"])
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [name for part in get_args(hint) for name in list_choices(flag, part)]
+
+
+def validate_flags(arguments: Any) -> None:
+    """Raise a [`UserError`] for the first field whose value is none of its choices or bounds.
+
+    Args:
+        arguments: Instance of a dataclass whose fields [`declare_flag`] has made.
+    """
+    for problem in _iterate_problems(arguments):
+        raise UserError(problem)
+
+
+def _iterate_problems(arguments: Any) -> Iterator[str]:
+    hints = get_type_hints(type(arguments))
+    for flag in fields(arguments):
+        given = getattr(arguments, flag.name)
+        choices = list_choices(flag, hints[flag.name])
+        for value in given if isinstance(given, list) else [given]:
+            if value is None:
+                continue
+            if choices and value not in choices:
+                yield f"{name_flag(flag.name)} {value!r} is unknown. Known: {choices}."
+            for name in _BOUNDS.keys() & flag.metadata.keys():
+                (is_within, text), bound = _BOUNDS[name], flag.metadata[name]
+                if not isinstance(value, Real):
+                    yield f"{name_flag(flag.name)} {value!r} is no number."
+                elif not is_within(value, bound):
+                    yield f"{name_flag(flag.name)} {value} {text.format(bound)}"
 
 
 def validate_split_flags(arguments: Any) -> None:
@@ -79,10 +116,6 @@ def validate_split_flags(arguments: Any) -> None:
             raise ValueError(f"--split {split} needs {flag} {placeholder}.")
         if value is not None and arguments.split != split:
             raise ValueError(f"{flag} {value} needs --split {split}, not {arguments.split}.")
-    if arguments.cluster_cutoff is not None and not 0 < arguments.cluster_cutoff < 1:
-        raise ValueError(
-            f"--cluster-cutoff {arguments.cluster_cutoff} is no distance between 0 and 1."
-        )
     if arguments.fold is not None and arguments.fold >= arguments.num_folds:
         raise ValueError(
             f"--fold {arguments.fold} is not there: {arguments.num_folds} folds count from 0 to "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rmat_hf.flags import (
     declare_flag,
     declare_required,
-    validate_smallest_values,
+    validate_flags,
 )
 from rmat_hf.training.arguments import DEFAULT_CACHE
 
@@ -20,10 +20,12 @@ class EvaluationArguments:
         "Folder to write; what was computed there before is not computed again."
     )
     num_proc: int = declare_flag(
-        1, "Runs at a time, each a process of one thread; 0 runs them in this process."
+        1, "Runs at a time, each a process of one thread; 0 runs them in this process.", least=0
     )
     num_resamples: int = declare_flag(
-        1000, "Bootstrap resamples of the test rows behind the standard error of a ROC AUC."
+        1000,
+        "Bootstrap resamples of the test rows behind the standard error of a ROC AUC.",
+        least=2,
     )
     feature_cache: str | None = declare_flag(
         DEFAULT_CACHE,
@@ -33,4 +35,4 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         """Raise a `ValueError` for a number that is too small."""
-        validate_smallest_values(self)
+        validate_flags(self)

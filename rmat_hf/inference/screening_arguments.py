@@ -11,7 +11,7 @@ from accelerate import PartialState
 from rmat_hf.data.csv_formulas import FormulaHandling
 from rmat_hf.data.top_rows import Order, TopRows
 from rmat_hf.errors import escape_message
-from rmat_hf.flags import declare_flag, declare_required, validate_choice
+from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.inference.screening_options import OutputFormat, ScreeningOptions, ScreeningResult
 from rmat_hf.training.arguments import NO_CACHE
 
@@ -39,24 +39,29 @@ class PredictionArguments:
     input_split: str | None = declare_flag(None, "Split of a data set on the Hub that has several.")
     smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
     revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
-    batch_size: int = declare_flag(32, "Most molecules in one forward pass.")
+    batch_size: int = declare_flag(32, "Most molecules in one forward pass.", least=1)
     num_workers: int = declare_flag(
         1,
         "Processes that featurize beside each that computes. A molecule that kills one of them is "
         "a row with a reason; with 0 it ends the command.",
+        least=0,
     )
-    chunk_size: int = declare_flag(2048, "Rows in memory at a time.")
-    shard_size: int = declare_flag(8192, "Rows of the input in one file of an output folder.")
+    chunk_size: int = declare_flag(2048, "Rows in memory at a time.", least=1)
+    shard_size: int = declare_flag(
+        8192, "Rows of the input in one file of an output folder.", least=1
+    )
     output_format: OutputFormat | None = declare_flag(
         None, "Kind of file in an output folder. Default: parquet."
     )
     num_proc: int = declare_flag(
-        1, "Processes that featurize and compute, each a shard at a time, with one thread."
+        1, "Processes that featurize and compute, each a shard at a time, with one thread.", least=1
     )
     task: str | None = declare_flag(
         None, "RANK/NUM: write every NUM-th shard from RANK (from 0) on, one task per machine."
     )
-    top_k: int | None = declare_flag(None, "Keep the best rows only, so many, the best first.")
+    top_k: int | None = declare_flag(
+        None, "Keep the best rows only, so many, the best first.", least=1
+    )
     top_k_label: str | None = declare_flag(None, "Label that decides, if there are several.")
     top_k_order: Order = declare_flag(
         "descending",
@@ -81,9 +86,7 @@ class PredictionArguments:
             raise ValueError("--input-revision and --input-split need --input.")
         if self.task is not None and not _TASK.fullmatch(self.task):
             raise ValueError(f"--task {self.task!r} is not RANK/NUM, for example 0/4.")
-        validate_choice("output_format", self.output_format, choice=OutputFormat)
-        validate_choice("csv_formulas", self.csv_formulas, choice=FormulaHandling)
-        validate_choice("top_k_order", self.top_k_order, choice=Order)
+        validate_flags(self)
         if self.top_k is None and self.top_k_label is not None:
             raise ValueError("--top-k-label needs --top-k.")
 

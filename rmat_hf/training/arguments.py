@@ -6,8 +6,7 @@ from typing import Any, Literal, get_args
 from rmat_hf.flags import (
     declare_flag,
     declare_required,
-    validate_choice,
-    validate_smallest_values,
+    validate_flags,
     validate_split_flags,
 )
 
@@ -66,13 +65,16 @@ class FinetuningArguments:
         None, "Column of ISO dates or numbers, for --split time: the newest are test."
     )
     cluster_cutoff: float | None = declare_flag(
-        None, "Largest Tanimoto distance to the center, for --split cluster. Default: 0.6."
+        None,
+        "Largest Tanimoto distance to the center, for --split cluster. Default: 0.6.",
+        above=0,
+        below=1,
     )
-    num_folds: int | None = declare_flag(None, "Number of folds, for --split kfold.")
+    num_folds: int | None = declare_flag(None, "Number of folds, for --split kfold.", least=3)
     fold: int | None = declare_flag(
-        None, "Fold that is test, from 0, for --split kfold; the next one is valid."
+        None, "Fold that is test, from 0, for --split kfold; the next one is valid.", least=0
     )
-    seed: int = declare_flag(0, "Seed of split, weights and training.")
+    seed: int = declare_flag(0, "Seed of split, weights and training.", least=0)
     overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
     resume: bool = declare_flag(False, "Continue an interrupted run of the same output folder.")
     geometry: Geometry | None = declare_flag(
@@ -89,45 +91,59 @@ class FinetuningArguments:
         "none", "Weight classes against their imbalance."
     )
     conflict_tolerance: float = declare_flag(
-        0.1, "Labels of one molecule further apart than this many standard deviations conflict."
+        0.1,
+        "Labels of one molecule further apart than this many standard deviations conflict.",
+        least=0,
     )
     learning_rate: float | None = declare_flag(
-        None, "Peak learning rate of AdamW. Default: 5e-4 from scratch, 3e-4 for a trained model."
+        None,
+        "Peak learning rate of AdamW. Default: 5e-4 from scratch, 3e-4 for a trained model.",
+        least=0,
     )
     head_learning_rate: float | None = declare_flag(
         None,
         "Peak learning rate of the prediction head. Default: 3e-3 for a regression from a "
         "pretrained model, otherwise as the rest.",
+        least=0,
     )
     num_train_epochs: float | None = declare_flag(
         None,
         "Most epochs. Default: 60; from a trained model 40, for classes 10, or the 500 steps that "
         "few rows need.",
+        least=1e-6,
     )
-    batch_size: int = declare_flag(32, "Molecules in a batch.")
-    weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.")
+    batch_size: int = declare_flag(32, "Molecules in a batch.", least=1)
+    weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.", least=0)
     dropout: float | None = declare_flag(
-        None, "Dropout of the hidden layers. Default: the model's."
+        None, "Dropout of the hidden layers. Default: the model's.", least=0, below=1
     )
     ema_decay: float = declare_flag(
         0.99,
         "Decay per step of the moving average of the weights, which is what valid chooses and the "
         "run keeps; 0 keeps the weights themselves.",
+        least=0,
+        below=1,
     )
-    warmup_ratio: float = declare_flag(0.1, "Share of the steps with a rising learning rate.")
+    warmup_ratio: float = declare_flag(
+        0.1, "Share of the steps with a rising learning rate.", least=0
+    )
     early_stopping_patience: int = declare_flag(
-        30, "Epochs without a better validation metric after which training stops."
+        30, "Epochs without a better validation metric after which training stops.", least=1
     )
     num_members: int = declare_flag(
-        1, "Models to train with different seeds; several become one ensemble with a spread."
+        1,
+        "Models to train with different seeds; several become one ensemble with a spread.",
+        least=1,
     )
     member_folds: bool = declare_flag(
         False, "Hold another fold of train and valid out of each member, to choose its epoch on."
     )
     hpo_trials: int = declare_flag(
-        0, "Settings of learning rate, dropout, weight decay and batch size to try on valid first."
+        0,
+        "Settings of learning rate, dropout, weight decay and batch size to try on valid first.",
+        least=0,
     )
-    num_workers: int = declare_flag(1, "Processes that featurize.")
+    num_workers: int = declare_flag(1, "Processes that featurize.", least=0)
     feature_cache: str | None = declare_flag(
         DEFAULT_CACHE,
         "Folder that keeps features for later runs: 'default' is ~/.cache/rmat-hf/features, "
@@ -165,23 +181,12 @@ class FinetuningArguments:
                     f"--label-columns: {name!r} is there twice, or is a column that the results "
                     f"add ({', '.join(sorted(added))}). Rename it in the table."
                 )
-        choices = {"problem_type": ProblemType, "split": SplitName}
-        choices |= {"molecule_descriptors": DescriptorSet, "class_weighting": ClassWeighting}
-        for name, choice in choices.items():
-            validate_choice(name, getattr(self, name), choice=choice)
+        validate_flags(self)
         validate_split_flags(self)
-        self._validate_values()
-        if self.overwrite and self.resume:
-            raise ValueError("--overwrite starts anew and --resume continues: choose one.")
-
-    def _validate_values(self) -> None:
-        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"--dropout {self.dropout} is not a share from 0 to below 1.")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"--ema-decay {self.ema_decay} is not a share from 0 to below 1.")
         if self.feature_cache == "":
             raise ValueError("--feature-cache is empty. Name a folder, 'default' or 'none'.")
-        validate_smallest_values(self)
+        if self.overwrite and self.resume:
+            raise ValueError("--overwrite starts anew and --resume continues: choose one.")
 
 
 @dataclass(kw_only=True)
@@ -209,13 +214,17 @@ class BenchmarkArguments:
     input: str = declare_flag("freesolv", "CSV, Parquet or SDF file, bundled name or Hub data set.")
     smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
     num_molecules: int = declare_flag(
-        256, "Molecules to measure with, evenly spaced over the table."
+        256, "Molecules to measure with, evenly spaced over the table.", least=1
     )
     what: list[str] = declare_flag(
-        list(get_args(BenchmarkStep)), f"What to measure, of {', '.join(get_args(BenchmarkStep))}."
+        list(get_args(BenchmarkStep)),
+        f"What to measure, of {', '.join(get_args(BenchmarkStep))}.",
+        choices=get_args(BenchmarkStep),
     )
-    batch_size: int = declare_flag(32, "Molecules in a batch.")
-    num_workers: int = declare_flag(0, "Processes that featurize beside the one that computes.")
+    batch_size: int = declare_flag(32, "Molecules in a batch.", least=1)
+    num_workers: int = declare_flag(
+        0, "Processes that featurize beside the one that computes.", least=0
+    )
     geometry: Geometry | None = declare_flag(
         None, "Where distances come from. Default: the model's."
     )
@@ -223,7 +232,9 @@ class BenchmarkArguments:
         None, "Torch device. Default: the accelerator if there is one."
     )
     dtype: BenchmarkDtype = declare_flag("float32", "Precision; bfloat16 is by autocast.")
-    repeats: int = declare_flag(3, "Timed passes over the molecules, after one that is not timed.")
+    repeats: int = declare_flag(
+        3, "Timed passes over the molecules, after one that is not timed.", least=1
+    )
     output_json: str | None = declare_flag(
         None, "JSON file to write beside the table on the screen."
     )
@@ -232,8 +243,4 @@ class BenchmarkArguments:
         """Raise a `ValueError` for an unknown choice or a count that is too small."""
         if not self.what:
             raise ValueError(f"--what is empty. Known: {list(get_args(BenchmarkStep))}.")
-        for step in self.what:
-            validate_choice("what", step, choice=BenchmarkStep)
-        validate_choice("geometry", self.geometry, choice=Geometry)
-        validate_choice("dtype", self.dtype, choice=BenchmarkDtype)
-        validate_smallest_values(self)
+        validate_flags(self)

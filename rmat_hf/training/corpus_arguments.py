@@ -1,12 +1,11 @@
 """`rmat featurize`: its flags, and the corpus they ask for."""
 
 from dataclasses import dataclass
-from typing import get_args
 
 from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus
 from rmat_hf.data.corpus_summary import CorpusReport
-from rmat_hf.flags import declare_flag, declare_required
+from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_lock import lock_output
@@ -32,10 +31,16 @@ class FeaturizationArguments:
     molecule_descriptors: DescriptorSet = declare_flag(
         "none", "Molecule descriptors to store, for example as labels of pretraining."
     )
-    max_atoms: int = declare_flag(256, "Most heavy atoms of a molecule.")
-    num_proc: int = declare_flag(1, "Processes that featurize.")
-    shard_size: int = declare_flag(8192, "Rows of the input in one file.")
-    max_rows: int | None = declare_flag(None, "First rows of the input to take. Default: all.")
+    max_atoms: int = declare_flag(256, "Most heavy atoms of a molecule.", least=1)
+    num_proc: int = declare_flag(1, "Processes that featurize.", least=0)
+    shard_size: int = declare_flag(8192, "Rows of the input in one file.", least=1)
+    max_rows: int | None = declare_flag(
+        None, "First rows of the input to take. Default: all.", least=1
+    )
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` for an unknown choice or a number that is too small."""
+        validate_flags(self)
 
 
 def run_featurization(
@@ -56,11 +61,6 @@ def run_featurization(
 
 def build_corpus_processor(arguments: FeaturizationArguments) -> RMatProcessor:
     """Return the processor that the flags describe."""
-    if arguments.molecule_descriptors not in get_args(DescriptorSet):
-        raise ValueError(
-            f"molecule_descriptors is {arguments.molecule_descriptors!r}. Choose one of "
-            f"{list(get_args(DescriptorSet))}."
-        )
     descriptors = None
     if arguments.molecule_descriptors == "rdkit_2d":
         descriptors = list_molecule_descriptor_names()

@@ -6,8 +6,7 @@ from typing import Any, Literal
 from rmat_hf.flags import (
     declare_flag,
     declare_required,
-    validate_choice,
-    validate_smallest_values,
+    validate_flags,
 )
 from rmat_hf.training.arguments import SCRATCH
 
@@ -43,29 +42,43 @@ class PretrainingArguments:
         "contexts of masked atoms, molecule descriptors, both one after the other (sequential), "
         "or at once (joint).",
     )
-    mask_ratio: float = declare_flag(0.15, "Chance of an atom to be asked for its context.")
+    mask_ratio: float = declare_flag(
+        0.15, "Chance of an atom to be asked for its context.", above=0, below=1
+    )
     masked_distances: MaskedDistances = declare_flag(
         "visible",
         "Whether 3D distances of masked atoms are hidden too; bond lengths tell much of a context.",
     )
     min_context_count: int = declare_flag(
-        10, "Contexts that occur less often in the corpus are one class."
+        10, "Contexts that occur less often in the corpus are one class.", least=1
     )
-    valid_fraction: float = declare_flag(0.01, "Share of the molecules that are held out.")
-    learning_rate: float = declare_flag(1e-3, "Peak learning rate of AdamW.")
-    num_train_epochs: float = declare_flag(10.0, "Passes over the corpus, of each step.")
-    max_steps: int | None = declare_flag(None, "Batches, instead of epochs.")
-    batch_size: int = declare_flag(128, "Most molecules of a batch.")
+    valid_fraction: float = declare_flag(
+        0.01, "Share of the molecules that are held out.", above=0, below=1
+    )
+    learning_rate: float = declare_flag(1e-3, "Peak learning rate of AdamW.", least=0)
+    num_train_epochs: float = declare_flag(
+        10.0, "Passes over the corpus, of each step.", least=1e-6
+    )
+    max_steps: int | None = declare_flag(None, "Batches, instead of epochs.", least=1)
+    batch_size: int = declare_flag(128, "Most molecules of a batch.", least=1)
     max_pairs: int = declare_flag(
-        65_536, "Most pairs of nodes of a batch: 81 molecules of 27 atoms, 16 of 63."
+        65_536, "Most pairs of nodes of a batch: 81 molecules of 27 atoms, 16 of 63.", least=1
     )
-    gradient_accumulation_steps: int = declare_flag(1, "Batches of one step of each process.")
-    weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.")
-    warmup_ratio: float = declare_flag(0.05, "Share of the steps with a rising learning rate.")
+    gradient_accumulation_steps: int = declare_flag(
+        1, "Batches of one step of each process.", least=1
+    )
+    weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.", least=0)
+    warmup_ratio: float = declare_flag(
+        0.05, "Share of the steps with a rising learning rate.", least=0
+    )
     precision: Precision = declare_flag("float32", "bfloat16 computes most of it in half of that.")
-    num_evaluations: int = declare_flag(20, "How often in a run valid is scored and saved.")
-    num_workers: int = declare_flag(0, "Processes that prepare batches beside the one that trains.")
-    seed: int = declare_flag(0, "Seed of weights, order, masks and the valid part.")
+    num_evaluations: int = declare_flag(
+        20, "How often in a run valid is scored and saved.", least=1
+    )
+    num_workers: int = declare_flag(
+        0, "Processes that prepare batches beside the one that trains.", least=0
+    )
+    seed: int = declare_flag(0, "Seed of weights, order, masks and the valid part.", least=0)
     overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
     resume: bool = declare_flag(False, "Continue an interrupted run of the same output folder.")
     license: str | None = declare_flag(None, "License of the model for its card.")
@@ -76,15 +89,7 @@ class PretrainingArguments:
 
     def __post_init__(self) -> None:
         """Raise a `ValueError` for values that contradict each other."""
-        validate_choice("objective", self.objective, choice=Objective)
-        validate_choice("masked_distances", self.masked_distances, choice=MaskedDistances)
-        validate_choice("precision", self.precision, choice=Precision)
-        for name in ("mask_ratio", "valid_fraction"):
-            value = getattr(self, name)
-            if not 0.0 < value < 1.0:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {value} is not a share between 0 and 1.")
-        validate_smallest_values(self)
+        validate_flags(self)
         if self.streaming and self.max_steps is None:
             raise ValueError("--streaming needs --max-steps: a stream does not tell its length.")
         if self.overwrite and self.resume:

@@ -29,8 +29,8 @@ def test_prediction_accepts_each_source_of_molecules_alone(options: dict[str, An
     [
         ({"smiles": ["CCO"], "input": None, "input_split": "test"}, "need --input"),
         ({"task": "1"}, r"--task '1' is not RANK/NUM, for example 0/4"),
-        ({"output_format": "xlsx"}, r"output_format='xlsx' is unknown"),
-        ({"top_k_order": "up"}, r"top_k_order='up' is unknown"),
+        ({"output_format": "xlsx"}, r"--output-format 'xlsx' is unknown"),
+        ({"top_k_order": "up"}, r"--top-k-order 'up' is unknown"),
         ({"top_k_label": "logS"}, "--top-k-label needs --top-k"),
     ],
 )

@@ -23,10 +23,10 @@ def test_every_flag_has_a_help_sentence_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "motifs"}, r"objective='motifs'.*'contexts', 'descriptors', 'joint'"),
-        ({"precision": "float16"}, r"precision='float16'.*'float32', 'bfloat16'"),
-        ({"mask_ratio": 0.0}, r"--mask-ratio 0\.0 is not a share between 0 and 1"),
-        ({"valid_fraction": 1.0}, r"--valid-fraction 1\.0 is not a share between 0 and 1"),
+        ({"objective": "motifs"}, r"--objective 'motifs'.*'contexts', 'descriptors', 'joint'"),
+        ({"precision": "float16"}, r"--precision 'float16'.*'float32', 'bfloat16'"),
+        ({"mask_ratio": 0.0}, r"--mask-ratio 0\.0 "),
+        ({"valid_fraction": 1.0}, r"--valid-fraction 1\.0 "),
         ({"valid_fraction": float("nan")}, r"--valid-fraction nan"),
         ({"streaming": True}, r"--streaming needs --max-steps"),
         ({"overwrite": True, "resume": True}, r"choose one"),
