@@ -32,7 +32,7 @@ _MEMORY_WORDS = re.compile(r"allocate memory|out of memory|not enough memory|bad
 _WRITE_WORDS = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|os error \d+")
 _WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EIO, errno.ESTALE),
+    *(errno.EIO, errno.ESTALE, errno.EEXIST, errno.ENOTDIR),
 )
 _TOO_MANY_REQUESTS = 429
 

@@ -1,43 +1,54 @@
-"""Output folders and files that appear whole or not at all."""
+"""Outputs that appear whole or not at all, have one writer, and can be resumed."""
 
 import json
+import logging
 import os
+import re
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rmat_hf.errors import UserError
+from filelock import FileLock, Timeout
+
+from rmat_hf.errors import UserError, explained_reading, explained_writing
+
+if TYPE_CHECKING:
+    from transformers.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+WORK_ARGUMENTS_FILE = "arguments.json"
+CHECKPOINT = "checkpoint-[0-9]*"
+ANY_CHECKPOINT = f"**/{CHECKPOINT}"
+# Trainer writes it last, so a checkpoint that has it is complete.
+TRAINER_STATE_FILE = "trainer_state.json"
 
 
 def validate_output_folder(folder: str | Path, *, overwrite: bool = False) -> None:
-    """Raise if `folder` cannot be created, or has files in it and `overwrite` is false.
+    """Raise a [`UserError`] if `folder` cannot be created, or has files and `overwrite` is false.
 
-    Raises:
-        UserError: With the way out.
+    Args:
+        folder (`str` or `Path`): The folder. Missing parents are created.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether files in it may go.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is a file. Choose another output folder.")
-    if folder.is_dir() and (folder.is_mount() or Path.cwd().is_relative_to(folder.resolve())):
-        raise UserError(
-            f"{str(folder)!r} is the current folder, one above it or a mounted one, which cannot "
-            "be replaced. Choose a folder inside it."
-        )
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise UserError(
-            f"The output folder {str(folder)!r} is not empty. "
-            "Choose another one, or pass --overwrite to replace it."
-        )
-    try:
+    with explained_writing(folder, way_out="Choose another output folder."):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot create {str(folder.parent)!r}: {error.strerror}.") from error
-    if not os.access(folder.parent, os.W_OK):
-        raise UserError(f"{str(folder.parent)!r} is not writable. Choose another output folder.")
+    obstacle = None
+    if folder.exists() and not folder.is_dir():
+        obstacle = "is a file. Choose another output folder"
+    elif folder.is_dir() and (folder.is_mount() or Path.cwd().is_relative_to(folder.resolve())):
+        obstacle = "is the current folder, one above it or a mounted one. Choose one inside it"
+    elif folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        obstacle = "is not empty. Choose another folder, or pass --overwrite to replace it"
+    elif not os.access(folder.parent, os.W_OK):
+        obstacle = "lies in a folder that is not writable. Choose another output folder"
+    if obstacle is not None:
+        raise UserError(f"{str(folder)!r} {obstacle}.")
 
 
 @contextmanager
@@ -55,11 +66,11 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
     """
     folder = Path(folder).resolve()  # a link stays, what it points to is replaced
     validate_output_folder(folder, overwrite=overwrite)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = name_temporary(folder)
+    temporary.mkdir()
     try:
         yield temporary
-        _share_with_umask(temporary)
-        replaced = temporary.with_name(temporary.name + ".replaced")
+        replaced = temporary.with_suffix(".replaced")
         if folder.exists():
             os.replace(folder, replaced)
         try:
@@ -73,29 +84,12 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None:
-    """Write JSON: the whole file or none.
-
-    Args:
-        path (`str` or `Path`): The file.
-        content: What `json` can write.
-        indent (`int`, *optional*, defaults to 2): Spaces of a level; `None` for one line.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @contextmanager
 def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a stream that becomes the file when the block ends without an error.
 
     The content is on the disk before the name is: a file that is there is whole, whatever
-    interrupts the program. A kill leaves a hidden `.NAME.….tmp` behind, nothing else does.
+    interrupts the program. A kill leaves a hidden file behind, which the next run removes.
 
     Args:
         path (`str` or `Path`): The file; an older one is replaced.
@@ -104,23 +98,240 @@ def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
         UserError: It cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = name_temporary(path)
     try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+        with explained_writing(path, way_out="Make room there, or choose another place."):
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
     finally:
         with suppress(OSError):  # on a disk that cannot be written there is nothing to remove
             temporary.unlink(missing_ok=True)
 
 
-def _share_with_umask(folder: Path) -> None:
-    """Give folder and files the permissions of new ones; temporary files are the owner's only."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+def name_temporary(path: Path) -> Path:
+    """Return a hidden name beside a file or folder for what will replace it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def save_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write JSON: the whole file or none.
+
+    Args:
+        path (`str` or `Path`): The file.
+        content: What `json` can write.
+        indent (`int`, *optional*, defaults to 2): Spaces of a level; `None` for one line.
+    """
+    with open_atomically(path) as stream:
+        stream.write((json.dumps(content, indent=indent) + "\n").encode())
+
+
+def load_json(path: str | Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        UserError: If the file is missing, is no JSON, or holds no object; with its name.
+    """
+    with explained_reading(path):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise UserError(f"{path} holds no JSON object with named fields.")
+    return content
+
+
+@contextmanager
+def lock_output(output: str | Path, *, is_needed: bool = True) -> Iterator[None]:
+    """Keep a second run from writing a folder or file until the block ends.
+
+    The lock is the kernel's on a hidden file beside it, `.NAME.lock`. It ends with the process,
+    however that ends: the file that a killed run leaves locks nothing. Whoever gets the lock
+    removes what a killed run left half written.
+
+    Args:
+        output (`str` or `Path`): The output folder or file, which need not exist.
+        is_needed (`bool`, *optional*, defaults to `True`):
+            False does nothing: of the processes of one run, the first one locks.
+
+    Raises:
+        UserError: Another run is writing it, or the lock cannot be made.
+    """
+    if not is_needed:
+        yield
+        return
+    output = Path(output).resolve()
+    path = output.with_name(f".{output.name}.lock")
+    lock = FileLock(path)
+    try:
+        with explained_writing(path, way_out="Choose another output folder."):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"Another run is writing {str(output)!r}. Wait until it ends, or choose another output."
+        ) from error
+    try:
+        _remove_leftovers(output)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is locked, so that it is ours
+        lock.release()
+
+
+def _remove_leftovers(output: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{32}}\.tmp")
+    for path in output.parent.iterdir():
+        if pattern.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path)
+        elif pattern.fullmatch(path.name):
+            path.unlink()
+
+
+@contextmanager
+def exclusive_run(output_dir: str | Path, *, is_main_process: bool) -> Iterator[None]:
+    """Lock the output folder of a training for the block, and explain when a disk is full.
+
+    Args:
+        output_dir (`str` or `Path`): Of the run; its checkpoints lie beside it.
+        is_main_process (`bool`): Whether this is the process of the run that writes.
+
+    Raises:
+        UserError: Another run is writing the folder, or a file cannot be written.
+    """
+    way_out = "Make room there and repeat the command with --resume, or choose another folder."
+    with (
+        lock_output(output_dir, is_needed=is_main_process),
+        explained_writing(name_work_dir(output_dir), way_out=way_out),
+    ):
+        yield
+
+
+def name_work_dir(output_dir: str | Path) -> Path:
+    """Return the folder beside the output folder that holds the checkpoints of a run."""
+    output_dir = Path(output_dir)
+    return output_dir.with_name(output_dir.name + ".in_progress")
+
+
+def was_overwriting(work_dir: Path) -> bool:
+    """Return whether the interrupted run in a work folder was started with `--overwrite`."""
+    path = work_dir / WORK_ARGUMENTS_FILE
+    return path.is_file() and bool(load_json(path).get("overwrite", False))
+
+
+def validate_work_dir(
+    work_dir: Path, description: Mapping[str, Any], *, overwrite: bool, resume: bool
+) -> None:
+    """Raise a [`UserError`] if something else, or an interrupted run, is in the way of a run.
+
+    Args:
+        work_dir (`Path`): Its work folder.
+        description (`Mapping[str, Any]`): The arguments that decide its result.
+        overwrite, resume (`bool`): Whether it starts anew, or continues what is there.
+    """
+    arguments_file, obstacle = work_dir / WORK_ARGUMENTS_FILE, None
+    if not arguments_file.is_file():
+        if work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
+            obstacle = "is no run of rmat. Move it away"
+    elif not overwrite and _list_complete(work_dir, pattern=ANY_CHECKPOINT):
+        earlier = load_json(arguments_file)
+        changed = sorted(name for name in description if description[name] != earlier.get(name))
+        if not resume:
+            obstacle = (
+                "is an interrupted run. Pass --resume to continue it, or --overwrite to start anew"
+            )
+        elif changed:
+            obstacle = (
+                f"cannot be resumed: {', '.join(changed)} differ. Repeat the arguments of the "
+                "interrupted run, or pass --overwrite to start anew"
+            )
+    if obstacle is not None:
+        raise UserError(f"{str(work_dir)!r} {obstacle}.")
+
+
+def prepare_work_dir(
+    work_dir: Path, description: Mapping[str, Any], *, overwrite: bool, resume: bool
+) -> None:
+    """Create the folder of the checkpoints, empty unless a run is resumed.
+
+    Args:
+        work_dir, description, overwrite, resume: As in [`validate_work_dir`].
+    """
+    if not resume:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    overwrite = overwrite or was_overwriting(work_dir)
+    save_json(work_dir / WORK_ARGUMENTS_FILE, {**description, "overwrite": overwrite})
+    complete = _list_complete(work_dir, pattern=ANY_CHECKPOINT)
+    for checkpoint in set(work_dir.glob(ANY_CHECKPOINT)) - set(complete):
+        logger.warning("Removed the incomplete checkpoint %s. An older one is used.", checkpoint)
+        shutil.rmtree(checkpoint)
+
+
+def find_last_complete_checkpoint(folder: Path) -> Path | None:
+    """Return the complete checkpoint with the most steps; `None` if there is none.
+
+    Args:
+        folder (`Path`): Where `Trainer` writes its checkpoints.
+    """
+    return max(_list_complete(folder, pattern=CHECKPOINT), key=load_num_steps, default=None)
+
+
+def load_num_steps(checkpoint: Path) -> int:
+    """Return the number of optimizer steps that a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _list_complete(folder: Path, *, pattern: str) -> list[Path]:
+    complete = []
+    for path in folder.glob(f"{pattern}/{TRAINER_STATE_FILE}"):
+        with suppress(UserError):  # cut off by the end of the process that wrote it
+            load_json(path)
+            complete.append(path.parent)
+    return complete
+
+
+def train_from_checkpoint(trainer: "Trainer", checkpoint: Path | None) -> None:
+    """Train, from a checkpoint if there is one.
+
+    Args:
+        trainer (`Trainer`): Of transformers, which reads pickles with `weights_only=True`.
+        checkpoint (`Path`, *optional*): As from [`find_last_complete_checkpoint`].
+
+    Raises:
+        UserError: A file of the checkpoint holds more than numbers, so no run has written it.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except UnpicklingError as error:
+        raise UserError(
+            f"A file in {str(checkpoint)!r} holds more than numbers and could run code: it is not "
+            "that of a run of yours and is not loaded. Pass --overwrite to start anew."
+        ) from error
+
+
+@contextmanager
+def rotated_by_step(trainer: "Trainer", *, trial: Any = None) -> Iterator[None]:
+    """Remove the checkpoints with the fewest steps after the block, which saves one.
+
+    `Trainer` itself sorts them by the time of their last change: after a correction of the clock
+    it takes the new checkpoint for the oldest one and removes it.
+
+    Args:
+        trainer (`Trainer`): `save_total_limit` of its arguments says how many stay.
+        trial (*optional*): Trial of a search, as `Trainer` passes it.
+    """
+    from transformers.trainer_utils import rotate_checkpoints
+
+    arguments: Any = trainer.args
+    limit, arguments.save_total_limit = arguments.save_total_limit, None
+    try:
+        yield
+    finally:
+        arguments.save_total_limit = limit
+    if arguments.should_save:
+        rotate_checkpoints(
+            output_dir=trainer._get_output_dir(trial=trial),
+            save_total_limit=limit,
+            best_model_checkpoint=trainer.state.best_model_checkpoint,
+        )

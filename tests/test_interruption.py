@@ -22,7 +22,7 @@ from tiny_evaluation import build_tiny_protocol
 from tiny_pretraining import ARCHITECTURE, write_pretraining_corpus
 
 from rmat_hf.errors import Interruption, stopped_by_signals
-from rmat_hf.training.checkpoints import find_last_complete_checkpoint, load_num_steps
+from rmat_hf.output_folder import find_last_complete_checkpoint, load_num_steps
 
 PATIENCE_S = 120
 RMAT = [sys.executable, "-c", "from rmat_hf.cli import main; main()"]

@@ -1,20 +1,41 @@
-"""Atomic output folders: whole or not at all, and never at the cost of what was there."""
+"""Outputs: whole or not at all, never at the cost of what was there, one writer, resumable."""
 
 import errno
 import json
 import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from full_disks import small_files
+from full_disks import mounted_disk, small_files
+from malicious import write_pickle
+from tiny_finetuning import build_tiny_arguments
+from tiny_pretraining import build_pretraining_arguments
+from tiny_trainer import build_rows, build_trainer
+from transformers import TrainerCallback
 
 from rmat_hf.errors import UserError
 from rmat_hf.output_folder import (
     create_folder_atomically,
+    exclusive_run,
+    find_last_complete_checkpoint,
+    load_json,
+    load_num_steps,
+    lock_output,
+    name_temporary,
+    name_work_dir,
     open_atomically,
+    prepare_work_dir,
     save_json,
+    train_from_checkpoint,
     validate_output_folder,
+    validate_work_dir,
+    was_overwriting,
 )
+from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.pretraining import run_pretraining
 
 
 def write_folder(folder: Path, text: str, *, overwrite: bool = False) -> None:
@@ -125,7 +146,7 @@ def test_a_file_in_the_way_is_refused_and_kept(overwrite: bool, tmp_path: Path) 
 
 def test_a_file_in_place_of_a_parent_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(UserError, match=r"Cannot create .*runs'"):
+    with pytest.raises(UserError, match=r"runs.first cannot be written: .*Choose another"):
         write_folder(tmp_path / "runs" / "first", "new")
     assert list_tree(tmp_path) == ["runs"]
 
@@ -135,7 +156,7 @@ def test_a_parent_that_is_not_writable_is_refused(
 ) -> None:
     # the superuser may write anywhere, so the answer of the system is set
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(UserError, match="is not writable"):
+    with pytest.raises(UserError, match="not writable"):
         validate_output_folder(tmp_path / "run")
 
 
@@ -176,7 +197,7 @@ def test_the_current_folder_and_those_above_are_refused_before_any_work(
 ) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    with pytest.raises(UserError, match="cannot be replaced"):
+    with pytest.raises(UserError, match="Choose one inside"):
         validate_output_folder(name, overwrite=True)
     assert list_tree(tmp_path) == ["work"]
 
@@ -222,7 +243,338 @@ def test_file_stays_as_it_was_after_an_error(
 
 def test_json_that_cannot_be_written_leaves_the_older_file_alone(tmp_path: Path) -> None:
     save_json(tmp_path / "file.json", {"old": True})
-    with small_files(1000), pytest.raises(OSError, match="File too large"):
+    with (
+        small_files(1000),
+        pytest.raises(UserError, match=r"file\.json cannot be written: File too large"),
+    ):
         save_json(tmp_path / "file.json", ["new"] * 1000)
     assert json.loads((tmp_path / "file.json").read_text()) == {"old": True}
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_json_object_is_one_line_with_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "fields.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"fields\.json ") as caught:
+        load_json(path)
+    assert "\n" not in str(caught.value)
+    save_json(path, {"a": [1]})
+    assert load_json(path) == {"a": [1]}
+
+
+# Locks
+
+
+def in_child(function: Callable[[], None]) -> int:
+    """Run a function in a process of its own; return its exit code, 7 after an `UserError`."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function()
+        except UserError:
+            os._exit(7)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_second_process_is_refused_until_the_first_one_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def lock() -> None:
+        with lock_output(folder):
+            pass
+
+    with lock_output(folder):
+        assert in_child(lock) == 7
+        with pytest.raises(UserError, match=r"Another run is writing '.*/run'\. Wait until"):
+            lock()
+    assert in_child(lock) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_of_a_killed_process_is_none(tmp_path: Path) -> None:
+    def lock_and_die() -> None:
+        with lock_output(tmp_path / "run"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(lock_and_die) == -signal.SIGKILL
+    assert (tmp_path / ".run.lock").exists()
+    with lock_output(tmp_path / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_folder_under_two_names_is_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with (
+        lock_output(tmp_path / "run"),
+        pytest.raises(UserError, match="Another run"),
+        lock_output(tmp_path / "link"),
+    ):
+        raise AssertionError("both have it")
+
+
+def test_only_the_first_process_of_a_run_locks(tmp_path: Path) -> None:
+    with lock_output(tmp_path / "run"), lock_output(tmp_path / "run", is_needed=False):
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_missing_parents_of_a_locked_output_are_created(tmp_path: Path) -> None:
+    with lock_output(tmp_path / "runs" / "run"):
+        assert (tmp_path / "runs" / ".run.lock").exists()
+
+
+def test_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match="Choose another output folder"),
+        lock_output(tmp_path / "file" / "run"),
+    ):
+        raise AssertionError("nothing is locked")
+
+
+@pytest.mark.parametrize("name", ["run", "table.csv"])
+def test_what_a_killed_run_left_is_removed_by_the_next_one(tmp_path: Path, name: str) -> None:
+    output = tmp_path / name
+
+    def write_and_die() -> None:
+        with lock_output(output), open_atomically(output):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(write_and_die) == -signal.SIGKILL
+    half = name_temporary(output)
+    (half / "sub").mkdir(parents=True)
+    kept = [name_temporary(tmp_path / f"{name}.gz"), tmp_path / f".{name}.notes", output]
+    for path in kept:
+        path.write_text("of somebody else")
+    assert len(list_tree(tmp_path)) == 7
+    with lock_output(output):
+        assert list_tree(tmp_path) == sorted([f".{name}.lock", *(path.name for path in kept)])
+
+
+def test_a_training_has_its_folder_to_itself_and_explains_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"run\.in_progress cannot be written.*--resume"),
+        exclusive_run(tmp_path / "run", is_main_process=True),
+    ):
+        with pytest.raises(UserError, match="Another run"), lock_output(tmp_path / "run"):
+            raise AssertionError("both have it")
+        with exclusive_run(tmp_path / "run", is_main_process=False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# Checkpoints
+
+
+def write_checkpoint(folder: Path, step: int, *, state: str = "{}") -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "trainer_state.json").write_text(state)
+    return checkpoint
+
+
+def test_the_last_checkpoint_is_the_complete_one_with_the_most_steps(tmp_path: Path) -> None:
+    assert find_last_complete_checkpoint(tmp_path) is None
+    for step in (9, 10, 2):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-notes").mkdir()
+    (tmp_path / "checkpoint-99").write_text("a file")
+    (write_checkpoint(tmp_path, 11) / "trainer_state.json").unlink()
+    write_checkpoint(tmp_path, 12, state='{"global_st')
+    last = find_last_complete_checkpoint(tmp_path)
+    assert last == tmp_path / "checkpoint-10"
+    assert load_num_steps(last) == 10
+
+
+@pytest.mark.parametrize("stage", [".", "stage-1"])
+def test_incomplete_checkpoints_are_removed_and_named_in_the_log(
+    tmp_path: Path, stage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    work_dir = name_work_dir(tmp_path / "run")
+    older = write_checkpoint(work_dir / stage, 1)
+    write_checkpoint(work_dir / stage, 2, state="")
+    prepare_work_dir(work_dir, {"seed": 0}, overwrite=False, resume=True)
+    assert [path.name for path in (work_dir / stage).glob("checkpoint-*")] == [older.name]
+    assert "checkpoint-2" in caplog.text
+
+
+def test_a_run_continues_only_with_its_own_arguments_and_when_asked(tmp_path: Path) -> None:
+    work_dir, old = name_work_dir(tmp_path / "run"), {"seed": 0, "model": "scratch"}
+    validate_work_dir(work_dir, old, overwrite=False, resume=True)
+    prepare_work_dir(work_dir, old, overwrite=True, resume=False)
+    validate_work_dir(work_dir, {"seed": 1}, overwrite=False, resume=False)  # nothing is lost
+    write_checkpoint(work_dir / "stage-0", 3)
+    with pytest.raises(UserError, match=r"run\.in_progress.*--resume .* --overwrite"):
+        validate_work_dir(work_dir, old, overwrite=False, resume=False)
+    with pytest.raises(UserError, match=r"model, seed differ.*--overwrite"):
+        validate_work_dir(work_dir, {"seed": 1, "model": "x"}, overwrite=False, resume=True)
+    validate_work_dir(work_dir, {"seed": 1}, overwrite=True, resume=False)
+    validate_work_dir(work_dir, old, overwrite=False, resume=True)
+    prepare_work_dir(work_dir, old, overwrite=False, resume=True)
+    assert was_overwriting(work_dir)
+    assert find_last_complete_checkpoint(work_dir / "stage-0") is not None
+    prepare_work_dir(work_dir, old, overwrite=False, resume=False)
+    assert not was_overwriting(work_dir)
+    assert find_last_complete_checkpoint(work_dir / "stage-0") is None
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    work_dir = name_work_dir(tmp_path / "run")
+    work_dir.mkdir()
+    validate_work_dir(work_dir, {}, overwrite=True, resume=False)
+    (work_dir / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"run\.in_progress.*Move it away"):
+        validate_work_dir(work_dir, {}, overwrite=True, resume=False)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(name: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"train_dataset": build_rows(4), "save_strategy": "steps"}
+    options |= {"save_steps": 1, "max_steps": 1}
+    train_from_checkpoint(build_trainer(tmp_path / "work", **options), None)
+    checkpoint = find_last_complete_checkpoint(tmp_path / "work")
+    assert checkpoint is not None
+    write_pickle(checkpoint / name, tmp_path / "executed")
+    trainer = build_trainer(tmp_path / "work", **{**options, "max_steps": 2})
+    with pytest.raises(UserError, match=r"could run code.*Pass --overwrite"):
+        train_from_checkpoint(trainer, checkpoint)
+    assert not (tmp_path / "executed").exists()
+
+
+YEARS_S = {1970: 0.0, 2100: 4.1e9}
+
+
+class SetClock(TrainerCallback):
+    """Gives a checkpoint the time of a clock that is wrong."""
+
+    def __init__(self, year: int) -> None:
+        self.year = year
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        os.utime(folder, (YEARS_S[self.year], YEARS_S[self.year]))
+
+
+@pytest.mark.parametrize("year", YEARS_S)
+@pytest.mark.parametrize("limit", [1, 2])
+def test_checkpoints_with_the_most_steps_stay(tmp_path: Path, year: int, limit: int) -> None:
+    trainer = build_trainer(
+        tmp_path,
+        train_dataset=build_rows(8),
+        callbacks=[SetClock(year)],
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=5,
+        save_total_limit=limit,
+    )
+    trainer.train()
+    left = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert left == ["checkpoint-4", "checkpoint-5"][2 - limit :]
+    assert trainer.args.save_total_limit == limit
+    last = find_last_complete_checkpoint(tmp_path)
+    assert last is not None
+    assert load_num_steps(last) == 5
+
+
+def test_best_checkpoint_stays_although_its_time_is_the_oldest(tmp_path: Path) -> None:
+    trainer = build_trainer(
+        tmp_path,
+        train_dataset=build_rows(8),
+        eval_dataset=build_rows(4),
+        callbacks=[SetClock(1970)],
+        save_strategy="steps",
+        eval_strategy="steps",
+        save_steps=1,
+        eval_steps=1,
+        max_steps=4,
+        save_total_limit=2,
+        learning_rate=1.0,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best is not None
+    left = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert left == {Path(best).name, "checkpoint-4"}
+
+
+# Runs
+
+
+def finetune(folder: Path, **options: Any) -> None:
+    run_finetuning(build_tiny_arguments(folder, num_train_epochs=2, **options))
+
+
+def pretrain(folder: Path, **options: Any) -> None:
+    fields = {"max_steps": 4, "num_evaluations": 2, "model_config": None, **options}
+    run_pretraining(build_pretraining_arguments(folder, **fields))
+
+
+RUNS = [pytest.param(finetune, id="finetune"), pytest.param(pretrain, id="pretrain")]
+
+
+def list_files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_second_run_is_refused_before_it_writes(tmp_path: Path, run: Callable[..., None]) -> None:
+    with (
+        lock_output(tmp_path / "run"),
+        pytest.raises(UserError, match=r"Another run is writing '.*/run'\. Wait until it ends"),
+    ):
+        run(tmp_path)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run.in_progress").exists()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_checkpoint_that_cannot_be_written_is_one_error_and_resuming_works(
+    tmp_path: Path, run: Callable[..., None]
+) -> None:
+    (tmp_path / "run").mkdir()
+    with (
+        small_files(90_000),
+        pytest.raises(
+            UserError,
+            match=r"run\.in_progress cannot be written: .*\. Make room there and repeat",
+        ) as caught,
+    ):
+        run(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert list_files(tmp_path / "run") == {}
+    assert find_last_complete_checkpoint(tmp_path / "run.in_progress") is None
+    run(tmp_path, resume=True)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert not (tmp_path / "run.in_progress").exists()
+    assert not list(tmp_path.glob(".run*"))
+
+
+def test_older_model_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> None:
+    finetune(tmp_path)
+    before = list_files(tmp_path / "run")
+    with small_files(20_000), pytest.raises(UserError, match="cannot be written"):
+        finetune(tmp_path, overwrite=True)
+    assert list_files(tmp_path / "run") == before
+
+
+@pytest.fixture
+def read_only_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that nobody may write, where mounting one is permitted."""
+    with mounted_disk(tmp_path / "disk", "ro") as folder:
+        yield folder
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_read_only_disk_is_refused_before_any_work(
+    tmp_path: Path, read_only_disk: Path, run: Callable[..., None]
+) -> None:
+    with pytest.raises(UserError, match=r"Choose another output folder\.$"):
+        run(tmp_path, output_dir=str(read_only_disk / "run"))

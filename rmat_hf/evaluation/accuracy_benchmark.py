@@ -27,10 +27,10 @@ from rmat_hf.evaluation.tool_predictions import (
 )
 from rmat_hf.evaluation.workers import run_jobs
 from rmat_hf.output_folder import (
+    lock_output,
     open_atomically,
     save_json,
 )
-from rmat_hf.output_lock import lock_output
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.md"

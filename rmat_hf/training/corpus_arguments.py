@@ -8,7 +8,7 @@ from rmat_hf.data.corpus_summary import CorpusReport
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.output_lock import lock_output
+from rmat_hf.output_folder import lock_output
 from rmat_hf.training.arguments import ConformerFallback, DescriptorSet, Geometry
 
 

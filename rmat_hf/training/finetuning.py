@@ -14,21 +14,22 @@ from transformers.trainer_utils import EvalPrediction, set_seed
 from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.training_table import DroppedRow
-from rmat_hf.output_folder import create_folder_atomically, validate_output_folder
-from rmat_hf.training.arguments import (
-    FinetuningArguments,
-)
-from rmat_hf.training.baselines import fit_baselines
-from rmat_hf.training.checkpoints import (
+from rmat_hf.output_folder import (
+    create_folder_atomically,
+    exclusive_run,
     find_last_complete_checkpoint,
     name_work_dir,
     prepare_work_dir,
     train_from_checkpoint,
+    validate_output_folder,
     validate_work_dir,
     was_overwriting,
 )
+from rmat_hf.training.arguments import (
+    FinetuningArguments,
+)
+from rmat_hf.training.baselines import fit_baselines
 from rmat_hf.training.collators import FinetuningCollator
-from rmat_hf.training.exclusive_run import exclusive_run
 from rmat_hf.training.finetuning_report import build_finetuning_report
 from rmat_hf.training.hyperparameter_search import (
     TRIALS_FILE,

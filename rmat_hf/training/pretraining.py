@@ -17,19 +17,21 @@ from rmat_hf.machine import describe_machine
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.output_folder import create_folder_atomically, save_json, validate_output_folder
-from rmat_hf.training.arguments import SCRATCH
-from rmat_hf.training.checkpoints import (
+from rmat_hf.output_folder import (
+    create_folder_atomically,
+    exclusive_run,
     find_last_complete_checkpoint,
     load_num_steps,
     name_work_dir,
     prepare_work_dir,
+    save_json,
     train_from_checkpoint,
+    validate_output_folder,
     validate_work_dir,
     was_overwriting,
 )
+from rmat_hf.training.arguments import SCRATCH
 from rmat_hf.training.collators import PretrainingCollator
-from rmat_hf.training.exclusive_run import exclusive_run
 from rmat_hf.training.pretraining_arguments import (
     PretrainingArguments,
 )

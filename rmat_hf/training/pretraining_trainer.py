@@ -11,7 +11,7 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.training.checkpoint_rotation import rotated_by_step
+from rmat_hf.output_folder import rotated_by_step
 from rmat_hf.training.objectives.pretraining_metrics import PretrainingMetrics
 from rmat_hf.training.objectives.pretraining_targets import PretrainingTargets
 from rmat_hf.training.pretraining_batches import CorpusBatches, CorpusBatchSampler

@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_len
 
 from rmat_hf.data.length_grouping import LengthGroupedSampler, compute_length_order
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.training.checkpoint_rotation import rotated_by_step
+from rmat_hf.output_folder import rotated_by_step
 from rmat_hf.training.weight_average import WeightAverage
 
 

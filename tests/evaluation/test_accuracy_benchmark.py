@@ -19,7 +19,7 @@ from tiny_finetuning import TABLE_SMILES, write_json, write_table
 from rmat_hf.cli import main
 from rmat_hf.errors import UserError
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
-from rmat_hf.output_lock import lock_output
+from rmat_hf.output_folder import lock_output
 from rmat_hf.training import baselines
 
 

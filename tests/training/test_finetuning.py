@@ -254,7 +254,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
     assert not (work / "run").exists()
     with pytest.raises(UserError, match="Pass --resume to continue it, or --overwrite"):
         run_finetuning(build_arguments(work, **arguments))
-    with pytest.raises(UserError, match="Cannot resume: learning_rate differ"):
+    with pytest.raises(UserError, match="cannot be resumed: learning_rate differ"):
         run_finetuning(build_arguments(work, resume=True, **arguments, learning_rate=1.0))
     assert (work / "run.in_progress" / "checkpoint-6").is_dir()
     steps = []
