@@ -37,7 +37,7 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 # Parts that depend on what a model was trained for.
 _OPTIONAL_PART = re.compile(
     r"(members\.\d+\.)?(rmat\.)?"
-    r"(pooler|classifier|descriptor_scaler|context_head|descriptor_head)\."
+    r"(pooler|classifier|descriptor_scaler|\w+_head)\."
 )
 
 

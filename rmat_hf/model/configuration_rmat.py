@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils.type_validators import interval
 
-from .config_validation_rmat import validate_field_values, validate_saved_fields
+from .config_validation_rmat import PROBLEM_TYPES, validate_field_values, validate_saved_fields
 
 # Columns of `node_features`; the atom features follow them.
 MASK_COLUMN = 0
@@ -27,6 +27,9 @@ UNREACHABLE_DISTANCE = 255
 
 # Å; outside every cutoff, so that the radial basis of the pair is zero.
 BEYOND_CUTOFF = 1.0e6
+
+# What a head of pretraining says something about.
+HEAD_LEVELS = ("node", "molecule")
 
 # Fields that belong to the labels a model was finetuned on.
 TASK_FIELDS = (
@@ -88,8 +91,11 @@ class RMatConfig(PreTrainedConfig):
         num_molecule_descriptors (`int`, *optional*, defaults to 0):
             Molecule descriptors concatenated to the molecule vector before the head.
         num_atom_contexts (`int`, *optional*, defaults to 2048):
-            Classes of the contextual atom prediction of `RMatForPreTraining`.
-        num_descriptor_labels (`int`, *optional*, defaults to 200): Descriptors that it predicts.
+            Outputs of the head `"context"` of models without `pretraining_heads`.
+        num_descriptor_labels (`int`, *optional*, defaults to 200): Of their head `"descriptor"`.
+        pretraining_heads (`dict[str, dict]`, *optional*):
+            Heads of `RMatForPreTraining` by name. Each has a `"level"` (`"node"` or `"molecule"`),
+            a `"size"` (number of outputs) and a `"loss"` (a problem type).
         label_mean (`list[float]`, *optional*): Mean of each label on the training rows.
         label_std (`list[float]`, *optional*): Its standard deviation there.
         label_units (`list[str]`, *optional*): Units of regression labels, as `["kcal/mol"]`.
@@ -129,6 +135,7 @@ class RMatConfig(PreTrainedConfig):
     num_molecule_descriptors: int = interval(min=0)(default=0)
     num_atom_contexts: int = interval(min=1)(default=2048)
     num_descriptor_labels: int = interval(min=1)(default=200)
+    pretraining_heads: dict[str, dict[str, str | int]] | None = None
     label_mean: list[float | int] | None = None
     label_std: list[float | int] | None = None
     label_units: list[str] | None = None
@@ -139,6 +146,13 @@ class RMatConfig(PreTrainedConfig):
         """Raise if fields contradict each other; called at construction and before saving."""
         if self.num_bond_features != NUM_BOND_FEATURES:
             raise ValueError(f"num_bond_features={self.num_bond_features} is not supported.")
+        for name, head in self.list_pretraining_heads().items():
+            is_known = head.get("level") in HEAD_LEVELS and head.get("loss") in PROBLEM_TYPES[1:]
+            if not (name.isidentifier() and is_known and head.get("size", 0) >= 1):
+                raise ValueError(
+                    f"pretraining_heads[{name!r}]={head} is no head. It has a level of "
+                    f"{HEAD_LEVELS}, a size and a loss of {PROBLEM_TYPES[1:]}."
+                )
         validate_field_values(self)
 
     @classmethod
@@ -160,6 +174,24 @@ class RMatConfig(PreTrainedConfig):
     def get_architecture(self) -> dict[str, Any]:
         """Return the fields that describe the network, to build a config for other labels."""
         return {name: getattr(self, name) for name in self.list_architecture_fields()}
+
+    def list_pretraining_heads(self) -> dict[str, dict[str, Any]]:
+        """Return the heads of `RMatForPreTraining`: name → level, size and loss."""
+        if self.pretraining_heads is not None:
+            return self.pretraining_heads
+        # CODEPATH: `rmat-small`, and what was pretrained when there were these two heads only.
+        return {
+            "context": {
+                "level": "node",
+                "size": self.num_atom_contexts,
+                "loss": "single_label_classification",
+            },
+            "descriptor": {
+                "level": "molecule",
+                "size": self.num_descriptor_labels,
+                "loss": "regression",
+            },
+        }
 
     @property
     def num_neighborhood_orders(self) -> int:

@@ -70,8 +70,16 @@ def compute_single_label_loss(
     return losses.sum() / total_weight.masked_fill(total_weight == 0.0, 1.0)
 
 
+# By problem type: what each makes of outputs `(num_rows, num_outputs)` and their labels.
+LOSSES = {
+    "regression": compute_regression_loss,
+    "multi_label_classification": compute_multi_label_loss,
+    "single_label_classification": compute_single_label_loss,
+}
+
 __all__ = [
     "IGNORED_LABEL",
+    "LOSSES",
     "compute_multi_label_loss",
     "compute_regression_loss",
     "compute_single_label_loss",

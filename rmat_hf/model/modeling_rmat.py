@@ -24,6 +24,7 @@ from .attention_rmat import RMatSelfAttention, build_activation
 from .centered_linear_rmat import compute_atom_weights
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
 from .losses_rmat import (
+    LOSSES,
     compute_multi_label_loss,
     compute_regression_loss,
     compute_single_label_loss,
@@ -48,20 +49,19 @@ class RMatForPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-            Sum of the losses whose labels were given.
-        context_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-            Cross-entropy of the atom contexts.
-        descriptor_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-            Mean squared error of the molecule descriptors.
-        context_logits (`torch.FloatTensor` of shape `(batch_size, num_nodes, num_atom_contexts)`):
-            Scores of the atom contexts before the softmax.
-        descriptor_logits (`torch.FloatTensor` of shape `(batch_size, num_descriptor_labels)`):
-            Predicted molecule descriptors.
+            Sum of the losses of the heads whose labels were given.
+        losses (`dict[str, torch.FloatTensor]`, *optional*): The loss of each of them, by its name.
+        logits (`dict[str, torch.FloatTensor]`, *optional*):
+            Outputs of every head: `(batch_size, num_nodes, size)` or `(batch_size, size)`.
+        context_loss, descriptor_loss, context_logits, descriptor_logits:
+            Those of the heads `"context"` and `"descriptor"`, if the model has them.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the layers and outputs.
         attentions (`tuple(torch.FloatTensor)`, *optional*): Attention probabilities.
     """
 
     loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    logits: dict[str, torch.Tensor] | None = None
     context_loss: torch.Tensor | None = None
     descriptor_loss: torch.Tensor | None = None
     context_logits: torch.Tensor | None = None
@@ -303,7 +303,7 @@ class RMatModel(RMatPreTrainedModel):
 
     # the encoder of a model with a head is complete without the head
     _keys_to_ignore_on_load_unexpected = [
-        r"^(classifier|descriptor_scaler|context_head|descriptor_head)\.",
+        r"^(classifier|descriptor_scaler|\w+_head)\.",
     ]
 
     def __init__(self, config: RMatConfig) -> None:
@@ -383,14 +383,29 @@ class RMatModel(RMatPreTrainedModel):
 
 
 class RMatForPreTraining(RMatPreTrainedModel):
-    """Predicts the contexts of masked atoms and the descriptors of the molecule."""
+    """The heads of pretraining: each predicts something of every node or of the molecule."""
 
     def __init__(self, config: RMatConfig) -> None:
         super().__init__(config)
         self.rmat = RMatModel(config)
-        self.context_head = nn.Linear(config.hidden_size, config.num_atom_contexts)
-        self.descriptor_head = nn.Linear(config.pooled_size, config.num_descriptor_labels)
+        self.heads = config.list_pretraining_heads()
+        sizes = {"node": config.hidden_size, "molecule": config.pooled_size}
+        for name, head in self.heads.items():
+            self.add_module(f"{name}_head", nn.Linear(sizes[head["level"]], head["size"]))
         self.post_init()
+
+    def compute_loss(
+        self, name: str, logits: torch.Tensor, *, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss of a head, over all molecules and, of a head of nodes, all nodes.
+
+        Args:
+            name (`str`): The head.
+            logits (`torch.Tensor` of shape `(batch_size, [num_nodes,] size)`): Its outputs.
+            labels (`torch.Tensor`): Of the same shape; class indices come without the last axis.
+        """
+        rows = labels.flatten() if labels.ndim < logits.ndim else widen(labels).flatten(0, -2)
+        return LOSSES[self.heads[name]["loss"]](widen(logits).flatten(0, -2), rows)
 
     @can_return_tuple
     def forward(
@@ -402,18 +417,22 @@ class RMatForPreTraining(RMatPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         descriptor_labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> RMatForPreTrainingOutput:
-        r"""Predict contexts and descriptors of a padded batch of molecules.
+        r"""Predict what the heads have learned of a padded batch of molecules.
 
         Args:
             node_features, bond_types, topological_distances, interatomic_distances, attention_mask:
                 See [`RMatModel`].
             labels (`torch.Tensor` of shape `(batch_size, num_nodes)`, *optional*):
-                Context class of each masked center, -100 for every other node.
+                Of the head `"context"`: class of each masked center, -100 for every other node.
             descriptor_labels (`torch.Tensor` of shape `(batch_size, num_descriptor_labels)`):
-                Normalized descriptors, NaN where missing. Optional.
+                Of the head `"descriptor"`: normalized descriptors, NaN where missing. Optional.
+            kwargs: `<name>_labels` of any other head, and the options of [`RMatModel`].
         """
+        labels_by_head = {"context": labels, "descriptor": descriptor_labels}
+        for name in self.heads:
+            labels_by_head[name] = kwargs.pop(f"{name}_labels", labels_by_head.get(name))
         outputs = self.rmat(
             node_features,
             bond_types,
@@ -422,24 +441,24 @@ class RMatForPreTraining(RMatPreTrainedModel):
             attention_mask,
             **kwargs,
         )
-        context_logits = self.context_head(outputs.last_hidden_state)
-        descriptor_logits = self.descriptor_head(outputs.pooler_output)
-        context_loss = descriptor_loss = None
-        if labels is not None:
-            context_loss = compute_single_label_loss(
-                widen(context_logits).flatten(0, 1), labels.flatten()
-            )
-        if descriptor_labels is not None:
-            descriptor_loss = compute_regression_loss(
-                widen(descriptor_logits), widen(descriptor_labels)
-            )
-        losses = [loss for loss in (context_loss, descriptor_loss) if loss is not None]
+        states = {"node": outputs.last_hidden_state, "molecule": outputs.pooler_output}
+        logits = {
+            name: getattr(self, f"{name}_head")(states[head["level"]])
+            for name, head in self.heads.items()
+        }
+        losses = {
+            name: self.compute_loss(name, logits[name], labels=given)
+            for name, given in labels_by_head.items()
+            if given is not None
+        }
         return RMatForPreTrainingOutput(
-            loss=torch.stack(losses).sum() if losses else None,
-            context_loss=context_loss,
-            descriptor_loss=descriptor_loss,
-            context_logits=context_logits,
-            descriptor_logits=descriptor_logits,
+            loss=torch.stack([*losses.values()]).sum() if losses else None,
+            losses=losses or None,
+            logits=logits,
+            context_loss=losses.get("context"),
+            descriptor_loss=losses.get("descriptor"),
+            context_logits=logits.get("context"),
+            descriptor_logits=logits.get("descriptor"),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -41,6 +41,7 @@ OTHER_VALUES: dict[str, Any] = {
     "head_hidden_size": 13,
     "num_atom_contexts": 17,
     "num_descriptor_labels": 19,
+    "pretraining_heads": {"charge": {"level": "node", "size": 2, "loss": "regression"}},
     "num_molecule_descriptors": 4,
     "label_mean": [-3.5, 12.0],
     "label_std": [0.1, 1e-9],
@@ -125,6 +126,10 @@ def test_a_value_out_of_range_is_refused_and_the_last_one_in_range_is_not(
             "label_std has 3 entries for 2 labels",
         ),
         ({"num_labels": 2, "label_units": ["Å"]}, "label_units has 1 entries for 2 labels"),
+        (
+            {"pretraining_heads": {"charge": {"level": "bond", "size": 1, "loss": "regression"}}},
+            "'charge'.*'bond'.*node.*molecule",
+        ),
         ({"num_labels": 1, "label_mean": [0.0]}, "label_mean and label_std belong together"),
         ({"num_labels": 1, "label_std": [1.0]}, "label_mean and label_std belong together"),
         (

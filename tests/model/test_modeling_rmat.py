@@ -484,6 +484,37 @@ def test_pretraining_losses_count_masked_centers_and_known_descriptors_only(
     assert model(**tiny_batch).loss is None
 
 
+def test_heads_of_any_name_level_and_loss_are_built_from_the_configuration(
+    tiny_batch: Batch, tmp_path: Path
+) -> None:
+    heads = {
+        "charge": {"level": "node", "size": 1, "loss": "regression"},
+        "assay": {"level": "molecule", "size": 3, "loss": "multi_label_classification"},
+    }
+    torch.manual_seed(0)
+    model = RMatForPreTraining(RMatConfig(**TINY_ARCHITECTURE, pretraining_heads=heads)).eval()
+    num_molecules, num_nodes = tiny_batch["attention_mask"].shape
+    charges = torch.full((num_molecules, num_nodes, 1), torch.nan)
+    charges[0, 1], charges[1, 2] = 0.5, -0.25
+    assays = torch.full((num_molecules, 3), torch.nan)
+    assays[2, 1] = 1.0
+    output = model(**tiny_batch, charge_labels=charges, assay_labels=assays)
+    assert output.logits["charge"].shape == (num_molecules, num_nodes, 1)
+    errors = output.logits["charge"][[0, 1], [1, 2], 0] - torch.tensor([0.5, -0.25])
+    torch.testing.assert_close(output.losses["charge"], (errors**2).mean())
+    expected = -torch.nn.functional.logsigmoid(output.logits["assay"][2, 1])
+    torch.testing.assert_close(output.losses["assay"], expected)
+    torch.testing.assert_close(output.loss, output.losses["charge"] + output.losses["assay"])
+    assert output.context_logits is None
+
+    model.save_pretrained(tmp_path)
+    loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert {"charge_head.weight", "assay_head.bias"} <= set(loaded.state_dict())
+    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+
+
 def test_every_auto_class_loads_what_was_saved(
     tiny_config: RMatConfig, tiny_batch: Batch, processor: RMatProcessor, tmp_path: Path
 ) -> None:
