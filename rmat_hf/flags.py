@@ -14,14 +14,6 @@ _BOUNDS = {
     "above": (operator.gt, "is too small. It has to be above {}."),
     "below": (operator.lt, "is too large. It has to be below {}."),
 }
-# field → the split that it belongs to, what its flag takes, and whether that split needs it
-SPLIT_FIELDS = {
-    "split_column": ("column", "NAME", True),
-    "time_column": ("time", "NAME", True),
-    "num_folds": ("kfold", "K", True),
-    "fold": ("kfold", "I", True),
-    "cluster_cutoff": ("cluster", "DISTANCE", False),
-}
 
 
 def declare_flag(
@@ -100,24 +92,3 @@ def _iterate_problems(arguments: Any) -> Iterator[str]:
                     yield f"{name_flag(flag.name)} {value!r} is no number."
                 elif not is_within(value, bound):
                     yield f"{name_flag(flag.name)} {value} {text.format(bound)}"
-
-
-def validate_split_flags(arguments: Any) -> None:
-    """Raise `ValueError` if a split lacks a flag of its own, or a flag is of another split.
-
-    Args:
-        arguments: With `split`, the fields of `SPLIT_FIELDS`, `num_members` and `member_folds`.
-    """
-    if arguments.member_folds and arguments.num_members < 2:
-        raise ValueError("--member-folds needs --num-members 2 or more: one fold for each.")
-    for name, (split, placeholder, is_needed) in SPLIT_FIELDS.items():
-        flag, value = f"--{name.replace('_', '-')}", getattr(arguments, name)
-        if value is None and is_needed and arguments.split == split:
-            raise ValueError(f"--split {split} needs {flag} {placeholder}.")
-        if value is not None and arguments.split != split:
-            raise ValueError(f"{flag} {value} needs --split {split}, not {arguments.split}.")
-    if arguments.fold is not None and arguments.fold >= arguments.num_folds:
-        raise ValueError(
-            f"--fold {arguments.fold} is not there: {arguments.num_folds} folds count from 0 to "
-            f"{arguments.num_folds - 1}."
-        )

@@ -1,18 +1,15 @@
 from dataclasses import dataclass, fields
-from types import SimpleNamespace
 from typing import Any, Literal, get_type_hints
 
 import pytest
 
 from rmat_hf.errors import UserError
 from rmat_hf.flags import (
-    SPLIT_FIELDS,
     declare_flag,
     declare_required,
     list_choices,
     name_flag,
     validate_flags,
-    validate_split_flags,
 )
 
 
@@ -75,19 +72,3 @@ def test_a_value_that_cannot_be_is_refused_with_what_can(
 def test_the_least_value_choices_and_none_are_accepted() -> None:
     validate_flags(ExampleArguments(name="a", batch_size=1, shape="round", share=1e-9))
     validate_flags(ExampleArguments(name="a", max_steps=None, shape=None, colors=[]))
-
-
-@pytest.mark.parametrize("name", SPLIT_FIELDS)
-def test_a_flag_of_another_split_is_refused_and_a_missing_one_named(name: str) -> None:
-    split, _, is_needed = SPLIT_FIELDS[name]
-    flag = f"--{name.replace('_', '-')}"
-    options = {**dict.fromkeys(SPLIT_FIELDS), "member_folds": False}
-    validate_split_flags(SimpleNamespace(split="random", **options))
-    with pytest.raises(ValueError, match=f"{flag} 0.5 needs --split {split}, not random"):
-        validate_split_flags(SimpleNamespace(split="random", **{**options, name: 0.5}))
-    given = {key: 0.5 for key, field in SPLIT_FIELDS.items() if field[0] == split and key != name}
-    if is_needed:
-        with pytest.raises(ValueError, match=f"--split {split} needs {flag} "):
-            validate_split_flags(SimpleNamespace(split=split, **{**options, **given}))
-    else:
-        validate_split_flags(SimpleNamespace(split=split, **{**options, **given}))

@@ -193,7 +193,7 @@ def _run_baseline(job: Job, task: BaselineTask) -> None:
         job.method,
         rows.smiles,
         labels=rows.labels,
-        split=split_by_column(rows.parts),
+        split=split_by_column(rows.parts, split_column="split"),
         problem_type=task.problem_type,
         label_names=task.label_names,
         seed=job.fold.seed,

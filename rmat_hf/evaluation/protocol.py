@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rmat_hf.bundled_checkpoints import find_checkpoint
 from rmat_hf.data.sources import TABLE_EXTENSIONS, list_bundled_datasets, open_source
+from rmat_hf.data.splits.registry import SPLITS
 from rmat_hf.data.tables import validate_columns
-from rmat_hf.training.arguments import FinetuningArguments, SplitName
+from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.baselines import BASELINES
 from rmat_hf.training.trainer_options import load_json_fields
 
@@ -192,7 +193,7 @@ def _load_dataset(options: dict[str, Any], *, folder: Path, where: str) -> Datas
     if not chosen["label_columns"]:
         raise ValueError(f"{where}: label_columns is empty. Name the columns of the labels.")
     splits, has_split_columns = options["splits"], isinstance(options["splits"], list)
-    split_names = [name for name in get_args(SplitName) if name != "column"]
+    split_names = [name for name in SPLITS if name != "column"]
     if not has_split_columns and splits not in split_names:
         raise ValueError(
             f"{where}: splits is {splits!r}. Give a list of columns, or one of "

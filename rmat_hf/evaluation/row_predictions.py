@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from rdkit import Chem
 
-from rmat_hf.data.splits.molecule_splits import SPLIT_NAMES
+from rmat_hf.data.splits.parts import SPLIT_NAMES
 from rmat_hf.errors import UserError
 from rmat_hf.model.molecule_features_rmat import MoleculeError, parse_molecule
 from rmat_hf.training.baselines import MAX_ATOMS

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rmat_hf.data.splits.molecule_splits import SPLIT_NAMES
+from rmat_hf.data.splits.parts import SPLIT_NAMES
 from rmat_hf.evaluation.comparisons import (
     compute_bootstrap_error,
     compute_paired_difference,

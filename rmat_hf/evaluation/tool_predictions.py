@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rmat_hf.data.splits.molecule_splits import SPLIT_NAMES
+from rmat_hf.data.splits.parts import SPLIT_NAMES
 from rmat_hf.data.tables import open_table, validate_columns
 from rmat_hf.errors import UserError
 from rmat_hf.evaluation.protocol import Fold, Protocol

@@ -3,15 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rmat_hf.flags import (
-    declare_flag,
-    declare_required,
-    validate_flags,
-    validate_split_flags,
-)
+from rmat_hf.data.splits.random_splits import validate_fold
+from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
+from rmat_hf.flags import declare_flag, declare_required, validate_flags
 
 ProblemType = Literal["regression", "multi_label_classification", "single_label_classification"]
-SplitName = Literal["random", "scaffold", "scaffold_balanced", "cluster", "time", "kfold", "column"]
 Geometry = Literal["conformer", "bounds", "2d", "given"]
 ConformerFallback = Literal["raise", "bounds", "2d"]
 DescriptorSet = Literal["none", "rdkit_2d"]
@@ -57,7 +53,9 @@ class FinetuningArguments:
     smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
     label_units: list[str] = declare_flag([], "Unit of each label, for example kcal/mol.")
     problem_type: ProblemType = declare_flag("regression", "What the labels are.")
-    split: SplitName = declare_flag("random", "How rows are divided into train, valid and test.")
+    split: str = declare_flag(
+        "random", "How rows are divided into train, valid and test.", choices=SPLITS
+    )
     split_column: str | None = declare_flag(
         None, "Column with train / valid / test, for --split column."
     )
@@ -182,7 +180,11 @@ class FinetuningArguments:
                     f"add ({', '.join(sorted(added))}). Rename it in the table."
                 )
         validate_flags(self)
-        validate_split_flags(self)
+        if self.member_folds and self.num_members < 2:
+            raise ValueError("--member-folds needs --num-members 2 or more: one fold for each.")
+        validate_split(self.split, find_split_options(self))
+        if self.fold is not None and self.num_folds is not None:
+            validate_fold(self.fold, num_folds=self.num_folds)
         if self.feature_cache == "":
             raise ValueError("--feature-cache is empty. Name a folder, 'default' or 'none'.")
         if self.overwrite and self.resume:

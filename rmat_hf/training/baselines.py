@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import ParameterGrid
 from sklearn.svm import SVC, SVR
 
-from rmat_hf.data.splits.molecule_splits import SplitIndices
+from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.errors import UserError
 from rmat_hf.model.molecule_features_rmat import parse_molecule
 from rmat_hf.training.baseline_features import (

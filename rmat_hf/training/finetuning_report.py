@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 from transformers.trainer import Trainer
 
-from rmat_hf.data.splits.molecule_splits import SplitIndices
+from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.members import predict_out_of_fold, split_for_members
 from rmat_hf.training.metrics import compute_metrics_for_problem

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from transformers.trainer import Trainer
 
-from rmat_hf.data.splits.molecule_splits import SplitIndices, assign_folds
+from rmat_hf.data.splits.parts import SplitIndices
+from rmat_hf.data.splits.random_splits import assign_folds
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification

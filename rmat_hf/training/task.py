@@ -3,22 +3,16 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from rmat_hf.data.feature_cache import find_feature_cache_dir
 from rmat_hf.data.featurization import featurize_dataset
-from rmat_hf.data.splits.cluster_splits import DEFAULT_CLUSTER_CUTOFF, split_by_cluster
-from rmat_hf.data.splits.column_splits import TimeColumn, split_by_column, split_by_time
-from rmat_hf.data.splits.molecule_splits import (
-    SplitIndices,
-    split_by_balanced_scaffold,
-    split_by_fold,
-    split_by_scaffold,
-    split_randomly,
-)
+from rmat_hf.data.splits.column_splits import TimeColumn
+from rmat_hf.data.splits.parts import SplitIndices
+from rmat_hf.data.splits.registry import find_split_options, split_dataset
 from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.loading import load_processor
@@ -99,7 +93,8 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
             "The labels are only 0 and 1: for yes/no labels pass --problem-type "
             "multi_label_classification."
         )
-    split = _split(dataset, arguments)
+    options = find_split_options(arguments)
+    split = split_dataset(dataset, arguments.split, seed=arguments.seed, **options)
     if len(split.valid) == 0:
         raise UserError("The valid part is empty, and the best checkpoint is chosen on it.")
     return FinetuningTask(dataset, split, dropped, loaded.class_names, processor)
@@ -120,28 +115,6 @@ def choose_cache_dir(feature_cache: str | Path | None) -> Path | None:
     except RuntimeError as error:
         logger.warning("No feature cache: %s Choose a folder with --feature-cache.", error)
         return None
-
-
-def _split(dataset: Dataset, arguments: FinetuningArguments) -> SplitIndices:
-    smiles, seed = dataset["canonical_smiles"][:], arguments.seed
-    match arguments.split:
-        case "column":
-            return split_by_column(dataset["split"][:], column=str(arguments.split_column))
-        case "time":
-            column = str(arguments.time_column)
-            return split_by_time(dataset["time"][:], groups=smiles, column=column)
-        case "scaffold":
-            return split_by_scaffold(smiles)
-        case "scaffold_balanced":
-            return split_by_balanced_scaffold(smiles, seed=seed)
-        case "cluster":
-            cutoff = arguments.cluster_cutoff or DEFAULT_CLUSTER_CUTOFF
-            return split_by_cluster(smiles, cutoff=cutoff, seed=seed)
-        case "kfold":
-            num_folds, fold = cast("int", arguments.num_folds), cast("int", arguments.fold)
-            return split_by_fold(smiles, num_folds=num_folds, fold=fold, seed=seed)
-        case "random":
-            return split_randomly(smiles, seed=seed)
 
 
 def _build_processor(arguments: FinetuningArguments) -> RMatProcessor:

@@ -173,8 +173,8 @@ def test_split_column_is_carried_over(tmp_path: Path) -> None:
     [
         (["train", "validation", "test"], "Row 1 .*'fold' holds 'validation'.*train, valid, test"),
         (["train", "", "test"], "Row 1 .*'fold' holds ''"),
-        (["train", "valid", "train"], "puts no usable row into test"),
-        (["valid", "valid", "test"], "puts no usable row into train"),
+        (["train", "valid", "train"], "2, 1 and 0 rows: column 'fold'"),
+        (["valid", "valid", "test"], "0, 2 and 1 rows: column 'fold'"),
     ],
 )
 def test_unusable_split_column_is_an_error(tmp_path: Path, cells: list[str], words: str) -> None:

@@ -8,7 +8,7 @@ from rdkit import Chem
 from rdkit.Chem import Descriptors
 
 from rmat_hf.data.splits.column_splits import split_by_column
-from rmat_hf.data.splits.molecule_splits import SplitIndices
+from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.training_table import load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.training import baselines
@@ -242,7 +242,7 @@ def test_freesolv_figures(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
     results = fit_baselines(
         loaded.dataset["smiles"],
         np.array(loaded.dataset["labels"]),
-        split=split_by_column(loaded.dataset["split"]),
+        split=split_by_column(loaded.dataset["split"], split_column="split_0"),
         problem_type="regression",
         label_names=["y"],
         seed=0,

@@ -1,1 +1,1 @@
-"""Ways to split a table into train, valid and test."""
+"""Ways to divide a table into train, valid and test; `registry` lists them."""

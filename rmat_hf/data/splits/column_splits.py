@@ -2,13 +2,13 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 
 import numpy as np
 
 from rmat_hf.data.labels import parse_number
-from rmat_hf.data.splits.molecule_splits import (
+from rmat_hf.data.splits.parts import (
     DEFAULT_FRACTIONS,
     SPLIT_NAMES,
     SplitIndices,
@@ -32,145 +32,54 @@ def parse_split_cells(
 ) -> dict[str, list[object]]:
     """Return the checked column that carries a split: `split` with words or `time` with numbers.
 
+    Times are numbers (years, say), ISO 8601 dates, with or without a time of day, or ISO 8601 dates
+    with a time zone, all of them alike. What looks like a number is one: `20190501`. Dates become
+    seconds since 1970.
+
     Args:
-        column (`str`, *optional*):
-            Name of the column; a `TimeColumn` holds times, any other the words of a split. Without
-            a column nothing is returned.
-        cells (`Sequence[object]`):
-            Its cells.
-        rows (`Sequence[int]`):
-            Their positions in the source, counted from 0, for messages.
-        groups (`Sequence[str]`):
-            The canonical SMILES of each row.
+        column: Name of the column; a `TimeColumn` holds times, any other the words of a split.
+            Without a column nothing is returned.
+        cells: Its cells.
+        rows: Their positions in the source, counted from 0, for messages.
+        groups: Canonical SMILES of each row; one that stands in several parts is warned of.
+
+    Raises:
+        UserError: If a cell is no word or no time, or train or test would be empty.
     """
     if not column:
         return {}
     if isinstance(column, TimeColumn):
-        return {"time": list(parse_times(cells, rows=rows, column=column))}
-    validate_split_values(cells, rows=rows, column=column)
-    log_leaking_groups(groups, splits=cells)
-    return {"split": list(cells)}
-
-
-def validate_split_values(values: Sequence[object], *, rows: Sequence[int], column: str) -> None:
-    """Raise a `UserError` that names the first value other than train, valid and test.
-
-    Args:
-        values (`Sequence[object]`):
-            The cells.
-        rows (`Sequence[int]`):
-            Their positions in the source, counted from 0, for the message.
-        column (`str`):
-            Name of the column, for the message.
-    """
-    for row, value in zip(rows, values, strict=True):
-        if value not in SPLIT_NAMES:
-            raise UserError(
-                f"Row {row} (counted from 0): column {column!r} holds {value!r}. "
-                f"A split column holds the words {', '.join(SPLIT_NAMES)} only."
-            )
-    for name in ("train", "test"):
-        if name not in values:
-            raise UserError(
-                f"Column {column!r} puts no usable row into {name}. "
-                "Fill the column, or choose a random or scaffold split."
-            )
-
-
-def log_leaking_groups(groups: Sequence[str], *, splits: Sequence[object]) -> None:
-    """Warn when rows of one molecule stand in different parts of a given split."""
-    parts: dict[str, set[object]] = {}
-    for group, part in zip(groups, splits, strict=True):
-        parts.setdefault(group, set()).add(part)
-    num_leaking = sum(len(found) > 1 for found in parts.values())
+        return {"time": list(_parse_cells(cells, _parse_time, rows=rows, column=column))}
+    _parse_cells(cells, _parse_word, rows=rows, column=column)
+    words = [str(cell) for cell in cells]
+    split_by_column(words, split_column=column)
+    num_leaking = len(set(zip(groups, words, strict=True))) - len(set(groups))
     if num_leaking:
         logger.warning(
             "%d molecules stand in more than one part of the split: their labels leak.", num_leaking
         )
+    return {"split": list(words)}
 
 
-def split_by_column(values: Sequence[str], *, column: str = "split") -> SplitIndices:
+def split_by_column(words: Sequence[str], *, split_column: str) -> SplitIndices:
     """Return the split that a column of the words train, valid and test gives.
 
     The valid part may be empty; the others may not.
 
     Args:
-        values (`Sequence[str]`):
-            One word per row.
-        column (`str`, *optional*, defaults to `"split"`):
-            Name of the column, for messages.
-
-    Returns:
-        `SplitIndices`.
+        words: One per row.
+        split_column: Name of the column, for messages.
     """
-    validate_split_values(values, rows=range(len(values)), column=column)
-    return build_split_indices(np.array([SPLIT_NAMES.index(value) for value in values]))
-
-
-def parse_times(values: Sequence[object], *, rows: Sequence[int], column: str) -> list[float]:
-    """Return dates or numbers as numbers, or raise a `UserError` that names the first bad row.
-
-    Args:
-        values (`Sequence[object]`):
-            The cells: all numbers (years, say), all ISO 8601 dates, with or without a time of day,
-            or all ISO 8601 dates with a time zone. What looks like a number is one: `20190501`.
-        rows (`Sequence[int]`):
-            Their positions in the source, counted from 0, for the message.
-        column (`str`):
-            Name of the column, for the message.
-
-    Returns:
-        `list[float]`: dates are seconds since 1970.
-    """
-    times: list[float] = []
-    first_kind = None
-    for row, value in zip(rows, values, strict=True):
-        try:
-            kind, number = _parse_time(value)
-        except ValueError as error:
-            raise UserError(
-                f"Row {row} (counted from 0): column {column!r} holds {value!r}, {error}. Write "
-                "numbers or ISO dates such as 2019-05-31, or drop the row."
-            ) from error
-        first_kind = first_kind or kind
-        if kind != first_kind:
-            raise UserError(
-                f"Row {row} (counted from 0): column {column!r} holds {value!r}, a {kind}, but "
-                f"row {rows[0]} holds {values[0]!r}, a {first_kind}. Write all of them alike."
-            )
-        times.append(number)
-    return times
-
-
-def _parse_time(value: object) -> tuple[str, float]:
-    """Return what a cell holds, in words, and its number."""
-    if isinstance(value, str):
-        value = value.strip()
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, time())
-    if not isinstance(value, datetime):
-        try:
-            number = parse_number(value)
-        except ValueError:
-            try:
-                value = datetime.fromisoformat(str(value))
-            except ValueError:
-                raise ValueError("neither a number nor an ISO date") from None
-        else:
-            if math.isnan(number):
-                raise ValueError("which is no time")
-            return "number", number
-    if value.tzinfo is not None:
-        return "date with a time zone", value.timestamp()
-    return "date", (value - EPOCH).total_seconds()
+    parts = _parse_cells(words, _parse_word, rows=range(len(words)), column=split_column)
+    return build_split_indices(np.array(parts), reason=f"column {split_column!r} says so")
 
 
 def split_by_time(
     times: Sequence[float],
     *,
-    groups: Sequence[str],
+    smiles: Sequence[str],
+    time_column: str,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
-    column: str = "time",
 ) -> SplitIndices:
     """Return the split in which train is oldest, then comes valid, and test is newest.
 
@@ -179,31 +88,22 @@ def split_by_time(
     brings it closest to its share. The order of the rows does not matter.
 
     Args:
-        times (`Sequence[float]`):
-            One number per row.
-        groups (`Sequence[str]`):
-            One name per row, the canonical SMILES; rows of one name stay together.
-        fractions (`tuple[float, float, float]`, *optional*, defaults to `(0.8, 0.1, 0.1)`):
-            Shares of train, valid and test. A share of 0 leaves valid empty.
-        column (`str`, *optional*, defaults to `"time"`):
-            Name of the column, for messages.
-
-    Returns:
-        `SplitIndices`.
+        times: One number per row.
+        smiles: Canonical SMILES, or another name, of each row. Rows of one name stay together.
+        time_column: Name of the column, for messages.
+        fractions: Shares of train, valid and test. A share of 0 leaves valid empty.
     """
     targets = compute_part_sizes(len(times), fractions)
     first_times: dict[str, float] = {}
-    for group, moment in zip(groups, times, strict=True):
-        first_times[group] = min(moment, first_times.get(group, moment))
+    for name, moment in zip(smiles, times, strict=True):
+        first_times[name] = min(moment, first_times.get(name, moment))
     moments, idx_of_row, num_rows = np.unique(
-        [first_times[group] for group in groups], return_inverse=True, return_counts=True
+        [first_times[name] for name in smiles], return_inverse=True, return_counts=True
     )
+    reason = f"column {time_column!r} has {len(moments)} different times of new molecules"
     num_parts = np.count_nonzero(targets)
     if len(moments) < num_parts:
-        raise UserError(
-            f"Column {column!r} has {len(moments)} different times of new molecules, too few for "
-            f"{num_parts} parts. Give finer times or choose another split."
-        )
+        return build_split_indices(idx_of_row, reason=reason)
     num_older = np.concatenate([[0], np.cumsum(num_rows)])
     end = len(moments) - num_parts + 2
     valid_idx = 1 + np.abs(num_older[1:end] - targets[0]).argmin()
@@ -216,4 +116,55 @@ def split_by_time(
         logger.warning(
             "Many rows share their time: %d are in train, %d in valid, %d in test.", *sizes
         )
-    return build_split_indices(part_of_row)
+    return build_split_indices(part_of_row, reason=reason)
+
+
+def _parse_cells(
+    cells: Sequence[object],
+    parse: Callable[[object], tuple[str, float]],
+    *,
+    rows: Sequence[int],
+    column: str,
+) -> list[float]:
+    """Return the cells as numbers, or raise a `UserError` that names the first bad row."""
+    numbers: list[float] = []
+    first_kind = None
+    for row, value in zip(rows, cells, strict=True):
+        kind, number = parse(value)
+        first_kind = first_kind or kind
+        if math.isnan(number) or kind != first_kind:
+            raise UserError(
+                f"Row {row} (counted from 0): column {column!r} holds {value!r}, {kind}; row "
+                f"{rows[0]} holds {cells[0]!r}. Fill all rows of the column alike: with "
+                f"{', '.join(SPLIT_NAMES)}, or for a time split with numbers or ISO dates such as "
+                "2019-05-31. Or drop the row."
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _parse_word(value: object) -> tuple[str, float]:
+    """Return what a cell holds, in words, and its part as a number; NaN if it is none."""
+    if value in SPLIT_NAMES:
+        return "a part", SPLIT_NAMES.index(str(value))
+    return "no part of a split", math.nan
+
+
+def _parse_time(value: object) -> tuple[str, float]:
+    """Return what a cell holds, in words, and its number; NaN if it is no time."""
+    if isinstance(value, str):
+        value = value.strip()
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time())
+    if not isinstance(value, datetime):
+        try:
+            number = parse_number(value)
+            return ("which is no time" if math.isnan(number) else "a number"), number
+        except ValueError:
+            try:
+                value = datetime.fromisoformat(str(value))
+            except ValueError:
+                return "neither a number nor an ISO date", math.nan
+    if value.tzinfo is not None:
+        return "a date with a time zone", value.timestamp()
+    return "a date", (value - EPOCH).total_seconds()

@@ -1,0 +1,116 @@
+"""What holds for every way to split, and the rows that each gives."""
+
+import hashlib
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from split_checks import assert_is_partition, assert_keeps_together, list_names, read_freesolv
+
+from rmat_hf.data.splits.registry import (
+    SPLITS,
+    find_split_options,
+    split_dataset,
+    validate_split,
+)
+from rmat_hf.errors import UserError
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "time": {"time_column": "day"},
+    "kfold": {"num_folds": 5, "fold": 2},
+    "column": {"split_column": "part"},
+}
+WITH_SEED = ["random", "scaffold_balanced", "cluster", "kfold"]
+
+
+def build_table(smiles: list[str]) -> dict[str, list[Any]]:
+    times = [float(len(text) * 7 % 23) + i % 3 for i, text in enumerate(smiles)]
+    words = ["test" if i % 5 == 0 else "train" for i in range(len(smiles))]
+    return {"canonical_smiles": smiles, "time": times, "split": words}
+
+
+def split(table: dict[str, list[Any]], name: str, seed: int = 3) -> Any:
+    return split_dataset(table, name, seed=seed, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("random", "1d55e46d43097deb"),
+        ("scaffold", "b0e2e4fffa5244c2"),
+        ("scaffold_balanced", "05a646acc554160b"),
+        ("cluster", "507c1b9fc06a5e2a"),
+        ("time", "4ed64bca8d9da3da"),
+        ("kfold", "16b96285e93de374"),
+    ],
+)
+def test_one_seed_gives_the_rows_of_earlier_versions(name: str, expected: str) -> None:
+    parts = [rows.tolist() for rows in vars(split(build_table(read_freesolv()), name)).values()]
+    assert hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16] == expected
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_every_split_is_a_partition_with_rows_in_train_and_test(name: str) -> None:
+    table = build_table(read_freesolv())
+    found = split(table, name)
+    assert_is_partition(found, len(table["split"]))
+    assert len(found.train) and len(found.test)
+
+
+@pytest.mark.parametrize("name", [name for name in SPLITS if name != "column"])
+def test_equal_molecules_stay_together(name: str) -> None:
+    smiles = [*read_freesolv()[:60], *read_freesolv()[:30]]
+    assert_keeps_together(split(build_table(smiles), name), smiles)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "scaffold_balanced", "cluster", "kfold", "time"])
+def test_the_order_of_the_rows_does_not_matter(name: str) -> None:
+    table = build_table(read_freesolv()[:80])
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(80)
+        shuffled = {column: [cells[i] for i in order] for column, cells in table.items()}
+        expected = list_names(split(table, name), table["canonical_smiles"])
+        assert list_names(split(shuffled, name), shuffled["canonical_smiles"]) == expected
+
+
+@pytest.mark.parametrize("name", WITH_SEED)
+def test_the_seed_alone_decides(name: str) -> None:
+    table = build_table(read_freesolv())
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002 - the global state is the point
+    first, again, other = (split(table, name, seed=seed).test.tolist() for seed in (1, 1, 2))
+    assert first == again != other
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002 - as above
+
+
+def test_scaffold_families_differ() -> None:
+    table = build_table(read_freesolv())
+    assert split(table, "scaffold").test.tolist() != split(table, "scaffold_balanced").test.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "facts"),
+    [
+        ("magic", {}, r"'magic' is unknown.*'scaffold'"),
+        ("column", {}, "--split column needs --split-column"),
+        ("time", {}, "--split time needs --time-column"),
+        ("kfold", {"num_folds": 4}, "--split kfold needs --fold"),
+        ("kfold", {"fold": 4}, "--split kfold needs --num-folds"),
+        ("random", {"cluster_cutoff": 0.5}, "--cluster-cutoff 0.5 needs --split cluster"),
+        ("cluster", {"fold": 0}, "--fold 0 needs --split kfold, not cluster"),
+    ],
+)
+def test_missing_and_foreign_options_are_named(
+    name: str, options: dict[str, Any], facts: str
+) -> None:
+    with pytest.raises(UserError, match=facts):
+        validate_split(name, options)
+    with pytest.raises(UserError, match=facts):
+        split_dataset(build_table(["CC", "CO", "CN"]), name, **options)
+
+
+def test_options_are_the_fields_that_are_given() -> None:
+    arguments = SimpleNamespace(fold=0, num_folds=5, cluster_cutoff=None, seed=3, split="kfold")
+    assert find_split_options(arguments) == {"fold": 0, "num_folds": 5}
+    validate_split("kfold", find_split_options(arguments))
