@@ -1,19 +1,57 @@
-"""Relative self-attention over bonds, neighborhoods and 3D distances.
+r"""Relative molecule self-attention: the equation, its plain form, its fast form.
 
 Source: Maziarka et al., Relative Molecule Self-Attention Transformer, arXiv 2110.05841 and
 J. Cheminf. 16:3 (2024), section 3.
+
+**The equation.** Nodes are the dummy node and the heavy atoms of a molecule. One head of width `d`
+sees them as `q_i = x_i W^Q`, `k_i = x_i W^K` and `v_i = x_i W^V`. What is known about the pair of
+nodes `i` and `j` (bond, neighborhood order and radial basis of their distance, `r_ij`) comes in as
+a bias on the keys and one on the values, each from a network of its own with two layers:
+
+    b^K_ij = W^K2 z^K_ij + c^K,    z^K_ij = act(W^K1 r_ij + a^K),    and alike b^V_ij.
+
+All heads share `z`, as wide as one of them. With a learned `u` and `v` per head the score is
+
+    "paper":      e_ij = [q_i . k_j + q_i . b^K_ij + k_j . b^K_ji + u . k_j + v . b^K_ij] / sqrt(d)
+    "reference":  e_ij = [q_i . k_j + (q_i + k_i) . b^K_ij] / sqrt(d) + u . k_i + v . b^K_ij
+
+The first is that of the publication, the second that of the authors' code, which their published
+weights need. Either way the output of the head is
+
+    o_i = sum_j p_ij (v_j + b^V_ij),    p_i = dropout(softmax_j e_ij).
+
+**The plain form**, [`compute_plain_attention`], is this written down: every `b_ij` of every head is
+there, `num_heads * d` numbers a pair. Tests and benchmarks compare with it.
+
+**The fast form**, [`RMatSelfAttention`], never has more than the `d` numbers `z_ij` of a pair:
+
+- `q . b_ij = q . (W z_ij + c) = (W^T q) . z_ij + q . c`: a node's query meets `z`, not `b`.
+- A term that is the same for all `j` cancels in the softmax: `q_i . c`, `v . c` and `u . k_i`.
+- A pair has no direction, `z_ij = z_ji`: one product with the pairs of a node serves its query and
+  its key. What is left of the "paper" form is
+
+      sqrt(d) e_ij = q_i . k_j + (W^T (q_i + v)) . z_ij + (W^T k_j) . z_ji + (u + c) . k_j,
+
+  and of the "reference" form `sqrt(d) e_ij = q_i . k_j + (W^T (q_i + k_i + sqrt(d) v)) . z_ij`.
+- `sum_j p_ij b^V_ij = W (sum_j p_ij z_ij) + sum_j p_ij c`: the values are mixed as `z`, and `c` is
+  added to the values of the nodes.
 """
 
 import math
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
-from .centered_linear_rmat import compute_atom_mean, is_rounded, project_exactly
-from .configuration_rmat import RMatConfig
+from .configuration_rmat import (
+    MASKED_BOND_TYPE,
+    NUM_BOND_ORDERS,
+    NUM_BOND_TYPES,
+    UNREACHABLE_DISTANCE,
+    RMatConfig,
+)
 
 
 def build_activation(config: RMatConfig) -> nn.Module:
@@ -22,6 +60,145 @@ def build_activation(config: RMatConfig) -> nn.Module:
     if config.hidden_act == "leaky_relu":
         return nn.LeakyReLU(config.leaky_relu_slope, inplace=True)
     return ACT2FN[config.hidden_act]
+
+
+# What is known about a pair
+
+
+def widen(values: torch.Tensor) -> torch.Tensor:
+    """Return the values in float32, or in float64 if that is what they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def compute_radial_basis(
+    interatomic_distances: torch.Tensor, *, num_radial_basis: int, cutoff: float, exponent: int
+) -> torch.Tensor:
+    """Return the enveloped Bessel basis of every distance (arXiv 2003.03123, eq. 7 and 8).
+
+    Args:
+        interatomic_distances (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
+            Distances in Å. Computed in float32 at least: the polynomial overflows below that.
+        num_radial_basis (`int`): Number of functions.
+        cutoff (`float`): Distance in Å from which on every function is zero.
+        exponent (`int`): Envelope exponent.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_nodes, num_nodes, num_radial_basis)`.
+    """
+    distances = widen(interatomic_distances)
+    # At 1, and so everywhere beyond the cutoff, the envelope is zero.
+    scaled = ((distances + 1e-6) / cutoff).clamp(max=1.0)
+    power = exponent + 1
+    envelope = (
+        1.0 / scaled
+        - (power + 1) * (power + 2) / 2 * scaled ** (power - 1)
+        + power * (power + 2) * scaled**power
+        - power * (power + 1) / 2 * scaled ** (power + 1)
+    )
+    # The authors' frequencies are float32 constants, also when the rest is float64.
+    frequencies = math.pi * torch.arange(
+        1, num_radial_basis + 1, device=distances.device, dtype=torch.float32
+    )
+    frequencies = frequencies.to(distances.dtype)
+    waves = (scaled.unsqueeze(-1) * frequencies).sin_()
+    return waves.mul_(envelope.unsqueeze(-1))
+
+
+class RMatPairFeatures(nn.Module):
+    """What is known about a pair: an integer code for bond and neighborhood, and the distance.
+
+    The table holds the `(bond features, neighborhood order)` part of the pair features for every
+    combination of the two, so that a layer multiplies 204 rows instead of every pair.
+    """
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.code_features = nn.Buffer(self.compute_code_features(), persistent=False)
+
+    def compute_code_features(self) -> torch.Tensor:
+        """Return the features of every code, `(num_codes, bond + neighborhood features)`."""
+        num_orders = self.config.num_neighborhood_orders
+        bond_features = torch.zeros(NUM_BOND_TYPES, self.config.num_bond_features)
+        bond_features[MASKED_BOND_TYPE, 0] = 1.0
+        for flags in range(MASKED_BOND_TYPE - 1):
+            order, aromatic, conjugated, in_ring = flags // 8, flags // 4, flags // 2, flags
+            bond_features[1 + flags, 1 + order] = 1.0
+            for column, flag in enumerate((aromatic, conjugated, in_ring), 1 + NUM_BOND_ORDERS):
+                bond_features[1 + flags, column] = flag % 2
+        bonds = bond_features.repeat_interleave(num_orders, dim=0)
+        return torch.cat((bonds, torch.eye(num_orders).repeat(NUM_BOND_TYPES, 1)), dim=1)
+
+    def forward(
+        self,
+        bond_types: torch.Tensor,
+        topological_distances: torch.Tensor,
+        interatomic_distances: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the code of every pair and, in float32 at least, the radial basis."""
+        bond_types, topological_distances = bond_types.long(), topological_distances.long()
+        neighborhood_orders = torch.where(
+            topological_distances == UNREACHABLE_DISTANCE,
+            self.config.max_neighborhood_order + 1,
+            topological_distances.clamp(max=self.config.max_neighborhood_order),
+        )
+        pair_codes = bond_types * self.config.num_neighborhood_orders + neighborhood_orders
+        radial_basis = compute_radial_basis(
+            interatomic_distances,
+            num_radial_basis=self.config.num_radial_basis,
+            cutoff=self.config.distance_cutoff,
+            exponent=self.config.radial_envelope_exponent,
+        )
+        return pair_codes, radial_basis
+
+
+# The plain form
+
+
+def compute_plain_attention(
+    layer: "RMatSelfAttention",
+    hidden_states: torch.Tensor,
+    *,
+    padding: torch.Tensor,
+    pair_features: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a layer returns, computed pair by pair as the equations read.
+
+    Args:
+        layer (`RMatSelfAttention`): Whose weights to use.
+        hidden_states (`torch.Tensor` of shape `(batch_size, num_nodes, hidden_size)`): Nodes.
+        padding (`torch.Tensor` of shape `(batch_size, 1, 1, num_nodes)`): True for padding.
+        pair_features (`torch.Tensor`):
+            `r` of shape `(batch_size, num_nodes, num_nodes, num_pair_features)`: bond,
+            neighborhood order and radial basis side by side.
+    """
+    projections, root = (layer.q_proj, layer.k_proj, layer.v_proj), math.sqrt(layer.head_size)
+    q, k, values = (
+        linear(hidden_states).unflatten(-1, (layer.num_heads, -1)) for linear in projections
+    )
+    key_bias = layer.key_pairs.compute_plainly(pair_features)
+    key_bias = torch.einsum("bijd,hed->bijhe", key_bias, layer.key_pair_weight)
+    key_bias = key_bias + layer.key_pair_constant
+    u, v = layer.content_bias, layer.pair_bias
+    # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
+    if layer.config.attention_form == "paper":
+        scores = torch.einsum("bihe,bjhe->bhij", q + u, k)
+        scores = scores + torch.einsum("bihe,bijhe->bhij", q + v, key_bias)
+        scores = (scores + torch.einsum("bjhe,bjihe->bhij", k, key_bias)) / root
+    else:
+        scores = torch.einsum("bihe,bjhe->bhij", q, k) / root
+        scores = scores + torch.einsum("bihe,bijhe->bhij", (q + k) / root + v, key_bias)
+        scores = scores + torch.einsum("he,bihe->bhi", u, k).unsqueeze(-1)
+    probs = scores.masked_fill(padding, -torch.inf).softmax(-1)
+    value_bias = layer.value_pairs.compute_plainly(pair_features)
+    value_bias = torch.einsum("bijd,hed->bijhe", value_bias, layer.value_pair_weight)
+    value_bias = value_bias + layer.value_pair_constant
+    values = values.unsqueeze(1) + value_bias
+    context = torch.einsum("bhij,bijhe->bihe", layer.attention_dropout(probs), values)
+    return layer.o_proj(context.flatten(2)), probs
+
+
+# The fast form
 
 
 class RMatRadialProjection(nn.Linear):
@@ -47,8 +224,14 @@ class RMatPairEmbedding(nn.Module):
         self.act_fn = build_activation(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def compute_plainly(self, pair_features: torch.Tensor) -> torch.Tensor:
+        """Return `z` of every pair from all its features side by side."""
+        weight = torch.cat((self.code_proj.weight, self.radial_proj.weight), dim=1)
+        hidden = nn.functional.linear(pair_features, weight, self.code_proj.bias)
+        return self.dropout(self.act_fn(hidden))
+
     def forward(
-        self, pair_codes: torch.Tensor, radial_basis: torch.Tensor, code_features: torch.Tensor
+        self, *, pair_codes: torch.Tensor, radial_basis: torch.Tensor, code_features: torch.Tensor
     ) -> torch.Tensor:
         """Return `z` of every pair, `(batch_size, num_nodes, num_nodes, head_size)`."""
         dtype = self.radial_proj.weight.dtype
@@ -61,18 +244,9 @@ class RMatPairEmbedding(nn.Module):
 
 
 class RMatSelfAttention(nn.Module):
-    """Relative self-attention with pair biases on keys and values (section 3 of the paper).
+    """Relative self-attention in the fast form.
 
-    The pair networks give a bias `b_ij = W z_ij + c` to every head; all heads share `z_ij`. So
-    `q . b_ij = (W^T q) . z_ij + q . c`, and `sum_j a_ij b_ij = W (sum_j a_ij z_ij) + c sum_j a_ij`:
-    no tensor larger than `(batch_size, num_nodes, num_nodes, head_size)` is ever needed. Terms
-    that are constant along a row of the softmax cancel and are left out. `c` of the values is
-    added to them before they are summed.
-
-    Pairs have no direction, `z_ij = z_ji`: the key of column j meets the pair (j, i), so that one
-    product with the pairs of a node serves its query and its key.
-
-    Inside, states of the heads are `(num_heads, batch_size, num_nodes, head_size)`: products by
+    States of the heads are `(num_heads, batch_size, num_nodes, head_size)` inside: products by
     head, by molecule and by node all read this layout without a copy.
     """
 
@@ -87,142 +261,96 @@ class RMatSelfAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.key_pairs = RMatPairEmbedding(config)
         self.value_pairs = RMatPairEmbedding(config)
-        # `W` and `c` of every head
+        # `W` and `c` of every head, for keys and for values
         per_head = (self.num_heads, self.head_size)
         self.key_pair_weight = nn.Parameter(torch.zeros(*per_head, self.head_size))
         self.key_pair_constant = nn.Parameter(torch.zeros(per_head))
         self.value_pair_weight = nn.Parameter(torch.zeros(*per_head, self.head_size))
         self.value_pair_constant = nn.Parameter(torch.zeros(per_head))
+        # `u` and `v`
         self.content_bias = nn.Parameter(torch.zeros(per_head))
         self.pair_bias = nn.Parameter(torch.zeros(per_head))
         self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
-    def run_pairwise(
-        self, function: Callable[..., torch.Tensor], *inputs: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Run a function of the pairs; with `recompute_pairs` its gradient computes them again."""
-        # CODEPATH: training of a model that was asked to save memory.
-        if self.config.recompute_pairs and torch.is_grad_enabled():
-            return checkpoint(function, *inputs, use_reentrant=False)
-        return function(*inputs)
+    def compute_pair_scores(self, states: torch.Tensor, key_pairs: torch.Tensor) -> torch.Tensor:
+        """Return `(W^T s_i) . z_ij / sqrt(d)` for every state `s_i` of a node and head.
 
-    def compute_pair_scores(
-        self, pair_query: torch.Tensor, pair_key: torch.Tensor | None, *pairs: torch.Tensor
-    ) -> torch.Tensor:
-        """Return what pairs add to the scores, `(num_heads, batch_size, num_nodes, num_nodes)`."""
-        hidden = self.key_pairs(*pairs)
-        weight = self.key_pair_weight.to(hidden.dtype) / math.sqrt(self.head_size)
-        states = pair_query
-        # CODEPATH: "paper" only, where the key of column j meets a pair too.
-        if pair_key is not None:
-            states, weight = torch.cat((pair_query, pair_key)), torch.cat((weight, weight))
-        states = torch.einsum("hbne,hed->bnhd", states, weight)
-        scores = torch.matmul(states, hidden.transpose(2, 3)).permute(2, 0, 1, 3)
-        query_scores = scores[: self.num_heads].contiguous()
-        if pair_key is None:
-            return query_scores
-        return query_scores.add_(scores[self.num_heads :].transpose(2, 3))
+        Args:
+            states (`torch.Tensor`):
+                Of shape `(num_states, num_heads, batch_size, num_nodes, head_size)`.
+            key_pairs (`torch.Tensor`):
+                `z^K` of shape `(batch_size, num_nodes, num_nodes, head_size)`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_nodes, num_states * num_heads, num_nodes)`.
+        """
+        weight = self.key_pair_weight.to(states.dtype) / math.sqrt(self.head_size)
+        states = torch.matmul(states.flatten(2, 3), weight).view(states.shape)
+        states = states.permute(2, 3, 0, 1, 4).flatten(2, 3)
+        return torch.matmul(states, key_pairs.transpose(2, 3))
 
     def compute_scores(
-        self, query: torch.Tensor, key: torch.Tensor, padding: torch.Tensor, *pairs: torch.Tensor
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        *,
+        key_pairs: torch.Tensor,
+        padding: torch.Tensor,
     ) -> torch.Tensor:
         """Return the attention scores, `(num_heads, batch_size, num_nodes, num_nodes)`."""
         scale = 1.0 / math.sqrt(self.head_size)
+        pair_bias = self.pair_bias[:, None, None]
         # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
-        if self.config.attention_form == "reference":
-            content_query, pair_key = query, None
-            pair_query = (query + key).add_(self.pair_bias[:, None, None] / scale)
+        if self.config.attention_form == "paper":
+            states = torch.stack((query + pair_bias, key))
+            query, key = states.unbind()
+            # the query is `q + v` here, and `v` does not meet the keys
+            content_bias = self.content_bias + self.key_pair_constant - self.pair_bias
+            query = query + content_bias[:, None, None].to(query.dtype)
         else:
-            # `pair_bias` is in the query, and is not meant for this product
-            content_bias = self.content_bias.to(query.dtype) + self.key_pair_constant
-            content_bias = content_bias - self.pair_bias
-            content_query = query + content_bias[:, None, None]
-            pair_query, pair_key = query, key
-        scores = self.run_pairwise(self.compute_pair_scores, pair_query, pair_key, *pairs)
-        scores = scores.add_(torch.matmul(content_query, key.transpose(2, 3)), alpha=scale)
-        # a sum has no gradient to mask; the lowest number takes up every score
-        mask = padding.to(scores.dtype) * torch.finfo(scores.dtype).min
-        return scores.add_(mask.transpose(0, 1))
-
-    def compute_pair_context(self, probs: torch.Tensor, *pairs: torch.Tensor) -> torch.Tensor:
-        """Return what pairs add to the values of every head and node."""
-        hidden = self.value_pairs(*pairs)
-        context = torch.matmul(probs.permute(1, 2, 0, 3), hidden)
-        weight = self.value_pair_weight.to(hidden.dtype)
-        return torch.einsum("bnhd,hed->hbne", context, weight)
+            query, key = query.contiguous(), key.contiguous()
+            states = (query + key).add_(pair_bias / scale).unsqueeze(0)
+        pair_scores = self.compute_pair_scores(states, key_pairs).split(self.num_heads, dim=2)
+        # the lowest number takes up every score; masking a sum would cost a gradient of its own
+        mask = padding.to(query.dtype) * torch.finfo(query.dtype).min
+        mask = mask.squeeze(1).expand(self.num_heads, -1, -1, -1).flatten(0, 1)
+        key = key.flatten(0, 1).transpose(1, 2)
+        scores = torch.baddbmm(mask, query.flatten(0, 1), key, alpha=scale)
+        scores = scores.view(*query.shape[:-1], -1).add_(pair_scores[0].permute(2, 0, 1, 3))
+        for scores_of_keys in pair_scores[1:]:
+            scores = scores.add_(scores_of_keys.permute(2, 0, 3, 1))
+        return scores
 
     def attend(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
+        *,
         padding: torch.Tensor,
-        *pairs: torch.Tensor,
+        **pairs: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the context of every head and node, and the attention probabilities."""
-        scores = self.compute_scores(query, key, padding, *pairs)
-        attention_probs = nn.functional.softmax(scores, dim=-1).transpose(0, 1)
-        dropped_probs = self.attention_dropout(attention_probs).transpose(0, 1)
-        context = torch.matmul(dropped_probs, value)
-        pair_context = self.run_pairwise(self.compute_pair_context, dropped_probs, *pairs)
-        return context.add_(pair_context), attention_probs
+        """Return what all heads make of every node, side by side, and the probabilities.
 
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """Return `(num_heads, batch_size, num_nodes, head_size)`, in the type of the pairs."""
-        states = states.view(*states.shape[:-1], self.num_heads, self.head_size).permute(2, 0, 1, 3)
-        dtype = self.key_pairs.radial_proj.weight.dtype
-        # `to` alone keeps the layout where the type is already the one of the pairs
-        return states.to(dtype, memory_format=torch.contiguous_format).contiguous()
-
-    def project(
-        self, hidden_states: torch.Tensor, atom_weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return query, key and value, each `(num_heads, batch_size, num_nodes, head_size)`.
-
-        The value has `value_pair_constant` in it, in the "paper" form the query `pair_bias`.
+        Args:
+            query, key, value (`torch.Tensor`):
+                Views of shape `(num_heads, batch_size, num_nodes, head_size)`.
+            padding, pairs: See [`forward`].
         """
-        value = self.split_heads(self.v_proj(hidden_states))
-        value = value.add_(self.value_pair_constant[:, None, None])
-        rest, mean = hidden_states, None
-        # CODEPATH: autocast rounds how the nodes differ, and not what the atoms have in common.
-        if is_rounded(hidden_states, self.q_proj):
-            hidden_states = hidden_states.to(atom_weights.dtype)
-            mean = compute_atom_mean(hidden_states, atom_weights)
-            rest = hidden_states - mean
-            rest = rest.to(torch.get_autocast_dtype(rest.device.type))
-        query, key = self.split_heads(self.q_proj(rest)), self.split_heads(self.k_proj(rest))
-        if mean is not None:
-            query = query.add_(self.split_heads(project_exactly(self.q_proj, mean)))
-            key = key.add_(self.split_heads(project_exactly(self.k_proj, mean)))
-        # CODEPATH: "paper" only; "reference" adds this bias to the sum of query and key.
-        if self.config.attention_form == "paper":
-            query = query.add_(self.pair_bias[:, None, None])
-        return query, key, value
-
-    def merge_heads(
-        self, context: torch.Tensor, atom_weights: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """Return the output of the layer from the context of every head and node."""
-        context = context.permute(1, 2, 0, 3).flatten(2)
-        # CODEPATH: without autocast nothing is rounded here.
-        if not is_rounded(context, self.o_proj):
-            return self.o_proj(context.to(dtype))
-        device_type = context.device.type
-        mean = compute_atom_mean(context, atom_weights)
-        # the dummy node has little in common with the atoms
-        atoms = atom_weights.sign().transpose(1, 2).to(context.dtype)
-        with torch.autocast(device_type, enabled=False):
-            rest = context.baddbmm_(atoms, mean, alpha=-1)
-        output = self.o_proj(rest.to(torch.get_autocast_dtype(device_type))).to(context.dtype)
-        with torch.autocast(device_type, enabled=False):
-            mean_output = project_exactly(self.o_proj, mean).to(context.dtype)
-            return output.baddbmm_(atoms, mean_output).to(dtype)
+        scores = self.compute_scores(query, key, key_pairs=self.key_pairs(**pairs), padding=padding)
+        attention_probs = nn.functional.softmax(scores, dim=-1).transpose(0, 1)
+        probs = self.attention_dropout(attention_probs).transpose(0, 1)
+        mixed = torch.matmul(probs.permute(1, 2, 0, 3), self.value_pairs(**pairs))
+        context = torch.einsum("bnhd,hed->hbne", mixed, self.value_pair_weight.to(mixed.dtype))
+        value = (value + self.value_pair_constant[:, None, None]).contiguous()
+        context = context.add_(torch.matmul(probs, value))
+        return context.permute(1, 2, 0, 3).flatten(2), attention_probs
 
     def forward(
         self,
         hidden_states: torch.Tensor,
+        *,
         padding: torch.Tensor,
-        atom_weights: torch.Tensor,
         pair_codes: torch.Tensor,
         radial_basis: torch.Tensor,
         code_features: torch.Tensor,
@@ -234,8 +362,6 @@ class RMatSelfAttention(nn.Module):
                 Normed states of the nodes.
             padding (`torch.Tensor` of shape `(batch_size, 1, 1, num_nodes)`):
                 True where a node is padding.
-            atom_weights (`torch.Tensor` of shape `(batch_size, 1, num_nodes)`):
-                Weights of the mean over the atoms, a mean that autocast does not round.
             pair_codes (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
                 Integer code of bond and neighborhood order.
             radial_basis (`torch.Tensor`):
@@ -243,14 +369,35 @@ class RMatSelfAttention(nn.Module):
             code_features (`torch.Tensor` of shape `(num_codes, num_code_features)`):
                 What each code stands for.
         """
-        query, key, value = self.project(hidden_states, atom_weights)
-        # Half precision in what follows would make most of the error of a whole model in it.
+        dtype = self.key_pairs.radial_proj.weight.dtype
+        per_head = (self.num_heads, self.head_size)
+        heads = [
+            linear(hidden_states).to(dtype).unflatten(-1, per_head).permute(2, 0, 1, 3)
+            for linear in (self.q_proj, self.k_proj, self.v_proj)
+        ]
+        attend = partial(
+            self.attend,
+            padding=padding,
+            pair_codes=pair_codes,
+            radial_basis=radial_basis,
+            code_features=code_features,
+        )
+        # half precision in what follows is slower on processors, and would make most of the error
         with torch.autocast(hidden_states.device.type, enabled=False):
-            context, attention_probs = self.attend(
-                query, key, value, padding, pair_codes, radial_basis, code_features
-            )
-        output = self.merge_heads(context, atom_weights, hidden_states.dtype)
-        return output, attention_probs
+            # CODEPATH: training of a model that was asked to save memory.
+            if self.config.recompute_pairs and torch.is_grad_enabled():
+                context, attention_probs = checkpoint(attend, *heads, use_reentrant=False)
+            else:
+                context, attention_probs = attend(*heads)
+        return self.o_proj(context.to(hidden_states.dtype)), attention_probs
 
 
-__all__ = ["RMatPairEmbedding", "RMatSelfAttention", "build_activation"]
+__all__ = [
+    "RMatPairEmbedding",
+    "RMatPairFeatures",
+    "RMatSelfAttention",
+    "build_activation",
+    "compute_plain_attention",
+    "compute_radial_basis",
+    "widen",
+]

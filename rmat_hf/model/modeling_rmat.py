@@ -20,8 +20,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_rmat import RMatSelfAttention, build_activation
-from .centered_linear_rmat import compute_atom_weights
+from .attention_rmat import RMatPairFeatures, RMatSelfAttention, build_activation, widen
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
 from .losses_rmat import (
     LOSSES,
@@ -29,7 +28,6 @@ from .losses_rmat import (
     compute_regression_loss,
     compute_single_label_loss,
 )
-from .pair_features_rmat import RMatPairFeatures, widen
 
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
 MAX_SCALED_DESCRIPTOR = 8.0
@@ -111,23 +109,9 @@ class RMatLayer(GradientCheckpointingLayer):
         self.feed_forward = RMatFeedForward(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        padding: torch.Tensor,
-        atom_weights: torch.Tensor,
-        pair_codes: torch.Tensor,
-        radial_basis: torch.Tensor,
-        code_features: torch.Tensor,
-    ) -> torch.Tensor:
-        attention_output, _ = self.self_attention(
-            self.attention_norm(hidden_states),
-            padding,
-            atom_weights,
-            pair_codes,
-            radial_basis,
-            code_features,
-        )
+    def forward(self, hidden_states: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Return new hidden states; `inputs` are those of [`RMatSelfAttention`]."""
+        attention_output, _ = self.self_attention(self.attention_norm(hidden_states), **inputs)
         hidden_states = hidden_states + self.dropout(attention_output)
         feed_forward_output = self.feed_forward(self.feed_forward_norm(hidden_states))
         return hidden_states + self.dropout(feed_forward_output)
@@ -363,15 +347,13 @@ class RMatModel(RMatPreTrainedModel):
             bond_types, topological_distances, interatomic_distances
         )
         padding = attention_mask[:, None, None, :] == 0
-        atom_weights = compute_atom_weights(attention_mask)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                padding,
-                atom_weights,
-                pair_codes,
-                radial_basis,
-                self.pair_features.code_features,
+                padding=padding,
+                pair_codes=pair_codes,
+                radial_basis=radial_basis,
+                code_features=self.pair_features.code_features,
             )
         last_hidden_state = self.final_norm(hidden_states)
         # cheap, and its rounding would reach the outputs undamped

@@ -16,8 +16,7 @@ from measuring import (
     check_equal,
     report,
 )
-
-from rmat_hf.model.attention_rmat import RMatSelfAttention
+from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.benchmark
 
@@ -67,16 +66,15 @@ def measure_kept_bytes(
     predictor: Predictor, inputs: Batch, *, monkeypatch: pytest.MonkeyPatch
 ) -> int:
     tensors = KeptTensors(predictor, inputs)
-    run_pairwise = RMatSelfAttention.run_pairwise
 
-    def run_and_keep(self: RMatSelfAttention, function: Any, *arguments: Any) -> torch.Tensor:
+    def checkpoint_and_keep(function: Any, *arguments: Any, **options: Any) -> Any:
         # a checkpoint holds its arguments out of sight of the hooks
-        if self.config.recompute_pairs:
-            tensors.kept.extend(value for value in arguments if value is not None)
-        return run_pairwise(self, function, *arguments)
+        held = (*arguments, *options.values())
+        tensors.kept.extend(value for value in held if isinstance(value, torch.Tensor))
+        return checkpoint(function, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RMatSelfAttention, "run_pairwise", run_and_keep)
+        patch.setattr("rmat_hf.model.attention_rmat.checkpoint", checkpoint_and_keep)
         with torch.autograd.graph.saved_tensors_hooks(tensors.keep, lambda tensor: tensor):
             predictor.predict(inputs)
     return tensors.count_bytes()
