@@ -24,9 +24,9 @@ from rmat_hf.checkpoint_files import (
     validate_weight_types,
 )
 from rmat_hf.errors import UserError
-from rmat_hf.model.atom_codes_rmat import NUM_NODE_FEATURES
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig
+from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.modeling_rmat import (
     RMatForPreTraining,
     RMatForSequenceClassification,
@@ -64,7 +64,7 @@ def load_processor(
         processor = AutoProcessor.from_pretrained(
             model, revision=revision, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(
             f"Cannot load the processor of {str(model)!r}: {_first_line(error)}. "
             "A model folder has a preprocessor_config.json; save the processor with the model."
@@ -104,10 +104,10 @@ def load_config(
             f"Cannot load a model from {str(model)!r}: {_first_line(error)}. Restore the "
             f"{CONFIG_NAME} that was saved with the weights."
         ) from error
-    if config.num_node_features != NUM_NODE_FEATURES:
+    if config.num_node_features != ATOM_FEATURES.num_node_features:
         raise UserError(
             f"{str(model)!r} takes {config.num_node_features} features of an atom, this release of "
-            f"rmat_hf makes {NUM_NODE_FEATURES}. Use the release that saved it."
+            f"rmat_hf makes {ATOM_FEATURES.num_node_features}. Use the release that saved it."
         )
     if config.model_type == RMatEnsembleConfig.model_type and not allows_ensemble:
         raise UserError(

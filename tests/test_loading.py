@@ -177,7 +177,7 @@ def test_a_missing_processor_is_named(load: Loader, tiny_model_folder: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"geometry": "3d"}, "geometry is '3d'. Choose one of"),
+        ({"geometry": "3d"}, "got 3d"),
         ({"featurizer_version": 99}, "featurizer version 99"),
         ({"scale": 2}, "no option 'scale'"),
     ],

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import rdkit
 from transformers.utils.logging import warning_once
 
-from rmat_hf.model.conformers_rmat import TIME_LIMIT
+from rmat_hf.model.geometry_rmat import TIME_LIMIT
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from rmat_hf.data.feature_cache import (
 from rmat_hf.data.stored_features import count_nodes, pack_features
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.data.worker_pool import WorkerPool
-from rmat_hf.model.conformers_rmat import ConformerError
-from rmat_hf.model.molecule_features_rmat import Molecule, MoleculeError, parse_molecule
+from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
+from rmat_hf.model.geometry_rmat import ConformerError
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from rdkit import Chem
 from rmat_hf.data.feature_cache import FeaturizedMolecule
 from rmat_hf.data.featurization import build_death, featurize_molecules, find_item_time_limit
 from rmat_hf.data.worker_pool import WorkerPool
-from rmat_hf.model.molecule_features_rmat import Molecule
+from rmat_hf.model.features_rmat import Molecule
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rdkit import Chem, rdBase
 
 from rmat_hf.data.text_input import iterate_lines, open_text
-from rmat_hf.model.molecule_limits_rmat import is_tractable
+from rmat_hf.model.features_rmat import is_tractable
 
 # Shorter mol blocks are sanitized at once: no molecule in them takes RDKit long.
 QUICK_BLOCK_LENGTH = 10_000

@@ -21,7 +21,7 @@ from rmat_hf.data.sources import open_source
 from rmat_hf.data.splits.column_splits import parse_split_cells
 from rmat_hf.data.tables import Table, validate_columns
 from rmat_hf.errors import UserError
-from rmat_hf.model.molecule_features_rmat import MoleculeError, parse_molecule
+from rmat_hf.model.features_rmat import MoleculeError, parse_molecule
 
 logger = logging.getLogger(__name__)
 

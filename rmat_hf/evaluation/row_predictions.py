@@ -11,7 +11,7 @@ from rdkit import Chem
 
 from rmat_hf.data.splits.parts import SPLIT_NAMES
 from rmat_hf.errors import UserError
-from rmat_hf.model.molecule_features_rmat import MoleculeError, parse_molecule
+from rmat_hf.model.features_rmat import MoleculeError, parse_molecule
 from rmat_hf.training.baselines import MAX_ATOMS
 
 PREDICTIONS_FILE = "predictions.csv"

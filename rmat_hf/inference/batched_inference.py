@@ -24,8 +24,8 @@ from rmat_hf.data.length_grouping import group_by_length
 from rmat_hf.data.stored_features import count_nodes, expand_features
 from rmat_hf.data.worker_pool import WorkerPool
 from rmat_hf.errors import is_out_of_memory
+from rmat_hf.model.features_rmat import Molecule
 from rmat_hf.model.modeling_rmat import RMatPreTrainedModel
-from rmat_hf.model.molecule_features_rmat import Molecule
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)

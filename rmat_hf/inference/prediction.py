@@ -10,8 +10,8 @@ import torch
 from rmat_hf.data.predictions import Predictions, is_ensemble
 from rmat_hf.inference.batched_inference import BatchedInference
 from rmat_hf.loading import load_embedder, load_predictor
+from rmat_hf.model.features_rmat import Molecule
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
-from rmat_hf.model.molecule_features_rmat import Molecule
 from rmat_hf.model.probabilities_rmat import compute_probabilities, compute_spread
 from rmat_hf.model.processing_rmat import RMatProcessor
 

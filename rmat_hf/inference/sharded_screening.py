@@ -29,7 +29,7 @@ from rmat_hf.data.tables import Table, TableChunk
 from rmat_hf.data.top_rows import ROW_COLUMN, TopRowsCollector
 from rmat_hf.errors import UserError
 from rmat_hf.inference.screening_options import ScreeningOptions, ScreeningResult
-from rmat_hf.model.molecule_features_rmat import Molecule
+from rmat_hf.model.features_rmat import Molecule
 from rmat_hf.worker_processes import one_thread, run_in_processes
 
 
@@ -87,7 +87,7 @@ class Screen:
 
     def compute(self, chunk: TableChunk, model: ScreenModel) -> dict[str, list[Any]]:
         """Return a chunk with the added columns."""
-        return {**chunk.columns, **model.compute(chunk.molecules(self.smiles_column))}
+        return {**chunk.columns, **model.compute([*chunk.molecules(self.smiles_column)])}
 
 
 def run_sharded_screen(screen: Screen, output_dir: Path) -> ScreeningResult:

@@ -2,71 +2,255 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from rdkit import Chem
-from transformers.feature_extraction_utils import FeatureExtractionMixin
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import TensorType, logging
+from transformers.utils.type_validators import interval
 
-from .atom_codes_rmat import (
-    NUM_NODE_FEATURES,
-    RMatCompactFeatures,
-    compute_atom_codes,
-    compute_bonds,
+from .configuration_rmat import (
+    BEYOND_CUTOFF,
+    DUMMY_COLUMN,
+    DUMMY_NODE_IDX,
+    NO_BOND_TYPE,
+    UNREACHABLE_DISTANCE,
 )
-from .batching_rmat import (
-    NODE_INPUTS,
-    Padding,
-    RMatBatchFeature,
-    build_empty_batch,
-    pad_features,
-    validate_padding,
-)
-from .conformers_rmat import (
-    ConformerError,
-    ConformerMethod,
-    ForceField,
-    compute_2d_coordinates,
-    compute_bounds_distances,
-    extract_given_coordinates,
-    generate_conformer,
-    validate_conformer_options,
-)
-from .distances_rmat import (
-    build_distance_matrix,
-    center_coordinates,
-    quantize_coordinates,
-    quantize_distances,
-)
-from .molecule_features_rmat import (
+from .features_rmat import (
+    ATOM_FEATURES,
+    FEATURIZER_VERSION,
+    FIRST_ATOM_COLUMN,
     Molecule,
     MoleculeError,
-    compute_bond_types,
+    RMatParsedMolecule,
+    compute_bonds,
     compute_molecule_descriptors,
-    compute_node_features,
-    compute_topological_distances,
     describe_molecule,
     list_molecules,
-    parse_molecule,
+    read_molecule,
     validate_molecule_descriptor_names,
+)
+from .geometry_rmat import (
+    ConformerError,
+    RMatGeometryOptions,
+    compute_geometry,
+    compute_interatomic_distances,
 )
 
 logger = logging.get_logger(__name__)
 
-# Goes up whenever the features of a molecule change, so that caches and checkpoints notice.
-FEATURIZER_VERSION = 2
+MASK_INPUT = "attention_mask"
+WORD_BITS = 64
 
-Geometry = Literal["conformer", "bounds", "2d", "given"]
-GraphGeometry = Literal["bounds", "2d"]
-ConformerFailure = Literal["raise", "bounds", "2d"]
+Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 Errors = Literal["raise", "skip"]
 
-# What saved processors hold beside the arguments of __init__.
+# Type, padding value and number of node axes of every model input that has nodes.
+NODE_INPUTS: dict[str, tuple[type[np.generic], float, int]] = {
+    "node_features": (np.uint8, 0, 1),
+    "bond_types": (np.uint8, NO_BOND_TYPE, 2),
+    "topological_distances": (np.uint8, UNREACHABLE_DISTANCE, 2),
+    "interatomic_distances": (np.float32, BEYOND_CUTOFF, 2),
+    MASK_INPUT: (np.int64, 0, 1),
+}
+
+# What saved processors hold beside their options.
 _SAVED_KEYS = ("auto_map", "feature_extractor_type", "processor_class", "custom_pipelines")
 
 
-class RMatProcessor(FeatureExtractionMixin):
+class RMatBatchFeature(BatchFeature):
+    """Model inputs of a batch of molecules, and where they come from.
+
+    The keys are model inputs only, so `model(**batch)` works. The rest are attributes.
+
+    Args:
+        row_indices (`Sequence[int]`, *optional*):
+            Position in the call's input of every molecule in the batch.
+        skipped_rows (`Mapping[int, str]`, *optional*):
+            Position and reason of every molecule left out.
+        geometry_sources (`Sequence[str]`, *optional*):
+            Origin of the distances of every molecule in the batch: `"given"`, the conformer
+            method, `"bounds"`, `"2d"`, or e.g. `"bounds (step down: <reason>)"`.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Any] | None = None,
+        tensor_type: str | TensorType | None = None,
+        *,
+        row_indices: Sequence[int] = (),
+        skipped_rows: Mapping[int, str] | None = None,
+        geometry_sources: Sequence[str] = (),
+    ) -> None:
+        super().__init__(dict(data or {}), tensor_type)
+        self.row_indices = list(row_indices)
+        self.skipped_rows = dict(skipped_rows or {})
+        self.geometry_sources = list(geometry_sources)
+
+    # The base class pickles the keys only.
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def to(self, *args: Any, **kwargs: Any) -> "RMatBatchFeature":
+        """Move the tensors; a dtype casts no distances, half precision is too coarse for them."""
+        distances = self.data.get("interatomic_distances")
+        super().to(*args, **kwargs)
+        if isinstance(distances, torch.Tensor):
+            device = self.data["interatomic_distances"].device
+            self.data["interatomic_distances"] = distances.to(device)
+        return self
+
+
+# One molecule in its short form → a batch of model inputs
+
+
+class RMatCompactFeatures(NamedTuple):
+    """Everything the model sees of a molecule, before it becomes one value per pair of nodes.
+
+    Args:
+        atom_codes (`np.ndarray` of shape `(num_atoms,)`): As from `ATOM_FEATURES`.
+        bonds (`np.ndarray` of shape `(num_bonds, 3)`): see [`compute_bonds`].
+        geometry (`np.ndarray`): see [`compute_geometry`].
+        geometry_source (`str`): Entry of `geometry_sources`.
+        molecule_descriptors (`np.ndarray`, *optional*): `(num_descriptors,)`, float32.
+    """
+
+    atom_codes: np.ndarray
+    bonds: np.ndarray
+    geometry: np.ndarray
+    geometry_source: str
+    molecule_descriptors: np.ndarray | None
+
+
+def build_batch(features: Sequence[RMatCompactFeatures]) -> dict[str, np.ndarray]:
+    """Return the padded model inputs of molecules, at least one.
+
+    Returns:
+        `dict[str, np.ndarray]`: `node_features` `(batch_size, num_nodes, num_node_features)`,
+        `bond_types`, `topological_distances` and `interatomic_distances` (in Å)
+        `(batch_size, num_nodes, num_nodes)`, `molecule_descriptors` if there are any, and
+        `attention_mask`.
+    """
+    codes, bonds, geometries, sources, descriptors = zip(*features, strict=True)
+    num_atoms, num_bonds = (np.array([len(array) for array in arrays]) for arrays in (codes, bonds))
+    batch_size, num_nodes = len(features), int(num_atoms.max()) + 1
+    molecule_of_atom = np.repeat(np.arange(batch_size), num_atoms)
+    first_atoms = np.cumsum(num_atoms) - num_atoms
+    node_of_atom = np.arange(1, len(molecule_of_atom) + 1) - first_atoms[molecule_of_atom]
+    node_features = np.zeros(
+        (batch_size, num_nodes, ATOM_FEATURES.num_node_features), dtype=np.uint8
+    )
+    node_features[:, DUMMY_NODE_IDX, DUMMY_COLUMN] = 1
+    node_features[molecule_of_atom, node_of_atom, FIRST_ATOM_COLUMN:] = ATOM_FEATURES.expand_codes(
+        np.concatenate(codes)
+    )
+
+    molecule_of_bond = np.repeat(np.arange(batch_size), num_bonds)
+    begins, ends, types = np.concatenate(bonds).T.astype(np.int64)
+    bond_types = np.full((batch_size, num_nodes, num_nodes), NO_BOND_TYPE, dtype=np.uint8)
+    bond_types[molecule_of_bond, begins + 1, ends + 1] = types
+    bond_types[molecule_of_bond, ends + 1, begins + 1] = types
+
+    offsets = first_atoms[molecule_of_bond]
+    topological_distances = np.full(bond_types.shape, UNREACHABLE_DISTANCE, dtype=np.uint8)
+    topological_distances[:, DUMMY_NODE_IDX, DUMMY_NODE_IDX] = 0
+    topological_distances[molecule_of_atom, node_of_atom, 1:] = compute_graph_distances(
+        begins + offsets, ends + offsets, positions=node_of_atom - 1, max_size=num_nodes - 1
+    )
+
+    is_node = np.arange(num_nodes) <= num_atoms[:, None]
+    # Generated geometries place fragments on top of or beside each other as it comes: distances
+    # between them are beyond every cutoff. A conformer that was given has them.
+    is_beyond = topological_distances == UNREACHABLE_DISTANCE
+    is_given = np.array([source == "given" for source in sources])
+    if is_given.any():
+        is_inside = is_node[is_given]
+        is_beyond[is_given] = ~(is_inside[:, :, None] & is_inside[:, None, :])
+    interatomic_distances = compute_interatomic_distances(geometries, num_atoms=num_atoms)
+    np.copyto(interatomic_distances, BEYOND_CUTOFF, where=is_beyond)
+    batch = {
+        "node_features": node_features,
+        "bond_types": bond_types,
+        "topological_distances": topological_distances,
+        "interatomic_distances": interatomic_distances,
+    }
+    if descriptors[0] is not None:
+        batch["molecule_descriptors"] = np.stack(descriptors)
+    batch[MASK_INPUT] = is_node.astype(np.int64)
+    return batch
+
+
+def compute_graph_distances(
+    begins: np.ndarray, ends: np.ndarray, *, positions: np.ndarray, max_size: int
+) -> np.ndarray:
+    """Return the number of bonds on the shortest path between the atoms of every molecule.
+
+    All searches of the batch take their breadth-first steps together; the atoms that one has
+    reached are the bits of machine words.
+
+    Args:
+        begins, ends (`np.ndarray` of shape `(num_bonds,)`): Bonds between atoms of the batch.
+        positions (`np.ndarray` of shape `(num_atoms,)`):
+            Position of every atom of the batch in its molecule, from 0.
+        max_size (`int`): Number of atoms of the largest molecule.
+
+    Returns:
+        `np.ndarray` of shape `(num_atoms, max_size)`, uint8: to the atoms of the same molecule by
+        position, clipped at 254; 255 where there is no path or no atom.
+    """
+    num_atoms = len(positions)
+    neighbors = _build_neighbor_table(begins, ends, num_atoms=num_atoms)
+    reached = np.zeros((num_atoms, -(-max_size // WORD_BITS)), dtype="<u8")
+    bits = np.left_shift(np.uint64(1), (positions % WORD_BITS).astype(np.uint64))
+    reached[np.arange(num_atoms), positions // WORD_BITS] = bits
+    # Bit planes of the distances: a path of 5 bonds sets its bit in the planes 0 and 2.
+    planes: list[np.ndarray] = []
+    num_bonds = 0
+    while True:
+        grown = np.bitwise_or.reduce(reached.take(neighbors, axis=0), axis=0)
+        new = grown ^ reached
+        if not np.count_nonzero(new):
+            break
+        num_bonds = min(num_bonds + 1, UNREACHABLE_DISTANCE - 1)
+        if num_bonds.bit_length() > len(planes):
+            planes.append(np.zeros_like(reached))
+        for plane_idx, plane in enumerate(planes):
+            if num_bonds >> plane_idx & 1:
+                plane |= new
+        reached = grown
+    distances = (1 - _unpack_bits(reached, max_size)) * np.uint8(UNREACHABLE_DISTANCE)
+    for plane_idx, plane in enumerate(planes):
+        distances |= _unpack_bits(plane, max_size) << plane_idx
+    return distances
+
+
+def _build_neighbor_table(begins: np.ndarray, ends: np.ndarray, *, num_atoms: int) -> np.ndarray:
+    """Return every atom and its neighbors, `(1 + max_neighbors, num_atoms)`, itself repeated."""
+    sources, targets = np.concatenate([begins, ends]), np.concatenate([ends, begins])
+    order = np.argsort(sources, kind="stable")
+    sources, targets = sources[order], targets[order]
+    degrees = np.bincount(sources, minlength=num_atoms)
+    first_bonds = np.cumsum(degrees) - degrees
+    table = np.tile(np.arange(num_atoms), (1 + int(degrees.max(initial=0)), 1))
+    table[1 + np.arange(len(sources)) - first_bonds[sources], sources] = targets
+    return table
+
+
+def _unpack_bits(words: np.ndarray, num_bits: int) -> np.ndarray:
+    """Return the first bits of every row, `(num_rows, num_bits)`, uint8."""
+    used_bytes = words.view(np.uint8)[:, : -(-num_bits // 8)]
+    return np.unpackbits(used_bytes, axis=1, count=num_bits, bitorder="little")
+
+
+@strict(accept_kwargs=True)
+@dataclass(kw_only=True, eq=False, repr=False)
+class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
     r"""Turns SMILES and RDKit molecules into the inputs of [`RMatModel`].
 
     A molecule gets the same features whatever stands beside or before it, in every process.
@@ -80,18 +264,19 @@ class RMatProcessor(FeatureExtractionMixin):
             Only a given conformer has distances between fragments (salts); elsewhere these are
             beyond every cutoff.
         conformer_method (`str`, *optional*, defaults to `"etkdg_v3"`):
-            `"etkdg_v3"`, `"etkdg_v2"`, `"sr_etkdg_v3"`, `"etdg"`, `"kdg"` or
-            `"distance_geometry"`.
+            `"etkdg_v3"`, `"etkdg_v2"`, `"sr_etkdg_v3"` (small rings), `"etdg"`, `"kdg"` or
+            `"distance_geometry"` (neither torsion preferences nor basic knowledge).
         conformer_hydrogens (`bool`, *optional*, defaults to `True`):
             Whether hydrogen atoms take part in the embedding.
         force_field (`str`, *optional*, defaults to `"none"`):
-            `"none"`, `"uff"` or `"mmff"`: what relaxes generated conformers.
+            `"none"`, `"uff"` or `"mmff"`: what relaxes generated conformers, in at most 200 steps,
+            converged or not.
         conformer_seed (`int`, *optional*, defaults to 0):
             Seed of every embedding.
         max_conformer_attempts (`int`, *optional*, defaults to 1000):
             Number of embeddings tried per fragment.
         conformer_time_limit_s (`int`, *optional*, defaults to 30):
-            Time limit of an embedding in seconds.
+            Time limit in seconds of each fragment's embedding and of the relaxation.
         on_conformer_failure (`str`, *optional*, defaults to `"raise"`):
             What follows if no conformer can be generated: `"raise"`, or a step down to
             `"bounds"` or `"2d"`, which the batch records in `geometry_sources`.
@@ -103,66 +288,34 @@ class RMatProcessor(FeatureExtractionMixin):
             Version of the features in saved processors; one that is not the code's is refused.
     """
 
-    model_input_names = [*NODE_INPUTS]
+    max_atoms: int = interval(min=1)(default=256)
+    molecule_descriptors: list[str] | None = None
+    featurizer_version: int = FEATURIZER_VERSION
 
-    def __init__(  # noqa: PLR0913 - every option is a key of preprocessor_config.json
-        self,
-        *,
-        geometry: Geometry = "conformer",
-        conformer_method: ConformerMethod = "etkdg_v3",
-        conformer_hydrogens: bool = True,
-        force_field: ForceField = "none",
-        conformer_seed: int = 0,
-        max_conformer_attempts: int = 1000,
-        conformer_time_limit_s: int = 30,
-        on_conformer_failure: ConformerFailure = "raise",
-        max_atoms: int = 256,
-        molecule_descriptors: list[str] | None = None,
-        featurizer_version: int = FEATURIZER_VERSION,
-        **kwargs: Any,
-    ) -> None:
-        if featurizer_version != FEATURIZER_VERSION:
+    def __post_init__(self, **saved: Any) -> None:
+        if unknown := [key for key in saved if key not in _SAVED_KEYS]:
+            raise TypeError(f"RMatProcessor has no option {unknown[0]!r}. See its documentation.")
+        FeatureExtractionMixin.__init__(self, **saved)
+
+    def validate_features(self) -> None:
+        """Raise if this code cannot compute the features."""
+        if self.featurizer_version != FEATURIZER_VERSION:
             raise ValueError(
-                f"The processor was saved with featurizer version {featurizer_version!r}, this "
+                f"The processor was saved with featurizer version {self.featurizer_version}, this "
                 f"code has {FEATURIZER_VERSION}. Use the release of rmat_hf that saved it."
             )
-        if unknown := [key for key in kwargs if key not in _SAVED_KEYS]:
-            raise TypeError(f"RMatProcessor has no option {unknown[0]!r}. See its documentation.")
-        _validate_choice("geometry", geometry, kind=Geometry)
-        _validate_choice("on_conformer_failure", on_conformer_failure, kind=ConformerFailure)
-        if type(max_atoms) is not int or max_atoms < 1:
-            raise ValueError(f"max_atoms is {max_atoms!r}. Choose a positive integer.")
-        if molecule_descriptors is not None:
-            validate_molecule_descriptor_names(molecule_descriptors)
-        validate_conformer_options(
-            method=conformer_method,
-            hydrogens=conformer_hydrogens,
-            force_field=force_field,
-            seed=conformer_seed,
-            max_attempts=max_conformer_attempts,
-            time_limit_s=conformer_time_limit_s,
-        )
-        super().__init__(**kwargs)
-        self.geometry = geometry
-        self.conformer_method = conformer_method
-        self.conformer_hydrogens = conformer_hydrogens
-        self.force_field = force_field
-        self.conformer_seed = conformer_seed
-        self.max_conformer_attempts = max_conformer_attempts
-        self.conformer_time_limit_s = conformer_time_limit_s
-        self.on_conformer_failure = on_conformer_failure
-        self.max_atoms = max_atoms
-        self.molecule_descriptors = molecule_descriptors and list(molecule_descriptors)
-        self.featurizer_version = featurizer_version
-        if self.molecule_descriptors:
-            self.model_input_names = [*NODE_INPUTS, "molecule_descriptors"]
+        if self.molecule_descriptors is not None:
+            validate_molecule_descriptor_names(self.molecule_descriptors)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a batch holds."""
+        return [*NODE_INPUTS, *(["molecule_descriptors"] if self.molecule_descriptors else [])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a saved processor holds: the arguments of `__init__`."""
-        saved = super().to_dict()
-        saved.pop("model_input_names", None)  # follows from molecule_descriptors
-        saved["processor_class"] = type(self).__name__  # found without a model if installed
-        return saved
+        """Return what a saved processor holds: its options."""
+        # the name lets a processor be found without a model if the package is installed
+        return {**super().to_dict(), "processor_class": type(self).__name__}
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
@@ -179,9 +332,7 @@ class RMatProcessor(FeatureExtractionMixin):
         *,
         errors: Errors = "raise",
         padding: Padding = True,
-        pad_to_multiple_of: int | None = None,
-        max_length: int | None = None,
-        return_tensors: str | TensorType | None = None,
+        **padding_options: Any,
     ) -> RMatBatchFeature:
         """Featurize one molecule or several into one batch.
 
@@ -192,26 +343,19 @@ class RMatProcessor(FeatureExtractionMixin):
                 `"raise"` stops at the first molecule without features. `"skip"` leaves such
                 molecules out; `row_indices` and `skipped_rows` of the result tell which. If none
                 is left, every array has zero rows.
-            padding, pad_to_multiple_of, max_length, return_tensors:
-                As in [`~RMatProcessor.pad`].
+            padding, padding_options: As in [`~RMatProcessor.pad`].
 
         Returns:
             `RMatBatchFeature`: see [`~RMatProcessor.pad`].
         """
-        _validate_choice("errors", errors, kind=Errors)
-        padding_options: dict[str, Any] = {
-            "padding": padding,
-            "max_length": max_length,
-            "pad_to_multiple_of": pad_to_multiple_of,
-            "return_tensors": return_tensors,
-        }
-        validate_padding(**padding_options)
+        _validate_choices(errors=(errors, Errors), padding=(padding, Padding))
         rows = list_molecules(molecules)
-        features, row_indices, geometry_sources = [], [], []
+        features: dict[int, dict[str, np.ndarray]] = {}
+        sources: list[str] = []
         skipped_rows: dict[int, str] = {}
         for row, molecule in enumerate(rows):
             try:
-                molecule_features, geometry_source = self.featurize(molecule)
+                features[row], source = self.featurize(molecule)
             except (MoleculeError, ConformerError) as error:
                 if errors == "raise":
                     raise ValueError(
@@ -219,53 +363,47 @@ class RMatProcessor(FeatureExtractionMixin):
                         f'{error.reason}. {error.way_out}, or pass errors="skip".'
                     ) from error
                 skipped_rows[row] = error.reason
-                continue
-            features.append(molecule_features)
-            row_indices.append(row)
-            geometry_sources.append(geometry_source)
+            else:
+                sources.append(source)
         if skipped_rows:
             logger.info("Skipped %d of %d molecules.", len(skipped_rows), len(rows))
-        batch = self.pad(features, **padding_options)
-        batch.row_indices = row_indices
+        batch = self.pad(list(features.values()), padding, **padding_options)
+        batch.row_indices = list(features)
         batch.skipped_rows = skipped_rows
-        batch.geometry_sources = geometry_sources
+        batch.geometry_sources = sources
         return batch
 
-    def featurize(self, molecule: Molecule) -> tuple[dict[str, np.ndarray], str]:
+    def featurize(
+        self, molecule: Molecule | RMatParsedMolecule
+    ) -> tuple[dict[str, np.ndarray], str]:
         """Return the features of one molecule, without padding, and the origin of its distances.
 
         Returns:
-            `tuple[dict[str, np.ndarray], str]`: `node_features` `(num_nodes, 37)`, `bond_types`,
-            `topological_distances` and `interatomic_distances` (in Å) `(num_nodes, num_nodes)`,
-            `molecule_descriptors` `(num_descriptors,)` if the processor has any; the entry of
-            `geometry_sources`.
+            `tuple[dict[str, np.ndarray], str]`: what [`build_batch`] returns, without the batch
+            axis and the mask; the entry of `geometry_sources`.
 
         Raises:
             MoleculeError, ConformerError: It is no valid molecule, or has no geometry.
         """
-        mol, geometry, geometry_source = self._parse(molecule)
-        topological_distances = compute_topological_distances(mol)
-        features = {
-            "node_features": compute_node_features(mol),
-            "bond_types": compute_bond_types(mol),
-            "topological_distances": topological_distances,
-            "interatomic_distances": build_distance_matrix(
-                geometry, topological_distances, is_given=geometry_source == "given"
-            ),
-        }
-        if self.molecule_descriptors:
-            values = compute_molecule_descriptors(mol, self.molecule_descriptors)
-            features["molecule_descriptors"] = values
-        return features, geometry_source
+        features = self.featurize_compactly(molecule)
+        batch = build_batch([features])
+        del batch[MASK_INPUT]
+        return {name: values[0] for name, values in batch.items()}, features.geometry_source
 
-    def featurize_compactly(self, molecule: Molecule) -> RMatCompactFeatures:
+    def featurize_compactly(self, molecule: Molecule | RMatParsedMolecule) -> RMatCompactFeatures:
         """Return what [`~RMatProcessor.featurize`] gives, in a form without pairs of nodes."""
-        mol, geometry, geometry_source = self._parse(molecule)
+        if not isinstance(molecule, RMatParsedMolecule):
+            molecule = read_molecule(molecule, max_atoms=self.max_atoms)
+        geometry, geometry_source = compute_geometry(molecule, self)
         descriptors = None
         if self.molecule_descriptors:
-            descriptors = compute_molecule_descriptors(mol, self.molecule_descriptors)
+            descriptors = compute_molecule_descriptors(molecule.mol, self.molecule_descriptors)
         return RMatCompactFeatures(
-            compute_atom_codes(mol), compute_bonds(mol), geometry, geometry_source, descriptors
+            ATOM_FEATURES.compute_codes(molecule.mol),
+            compute_bonds(molecule.mol),
+            geometry,
+            geometry_source,
+            descriptors,
         )
 
     def pad(
@@ -296,55 +434,97 @@ class RMatProcessor(FeatureExtractionMixin):
         Returns:
             `RMatBatchFeature`: the features with a batch axis in front, and `attention_mask`.
         """
-        padding_options: dict[str, Any] = {
-            "padding": padding,
-            "max_length": max_length,
-            "pad_to_multiple_of": pad_to_multiple_of,
-            "return_tensors": return_tensors,
-        }
-        if len(features):
-            return pad_features(features, **padding_options)
-        num_descriptors = len(self.molecule_descriptors or [])
-        return build_empty_batch(NUM_NODE_FEATURES, num_descriptors, **padding_options)
-
-    def _parse(self, molecule: Molecule) -> tuple[Chem.Mol, np.ndarray, str]:
-        """Return the heavy-atom molecule, its coordinates or distances, and their origin."""
-        mol = parse_molecule(molecule, max_atoms=self.max_atoms)
-        smiles = molecule if isinstance(molecule, str) else None
-        if self.geometry == "bounds" or self.geometry == "2d":
-            return mol, _compute_graph_geometry(mol, self.geometry, smiles=smiles), self.geometry
-        coordinates = extract_given_coordinates(mol)
-        if coordinates is not None:
-            return mol, center_coordinates(coordinates), "given"
-        if self.geometry == "given":
-            raise ConformerError("it brings no 3D conformer, which geometry='given' needs")
-        try:
-            coordinates = generate_conformer(
-                mol,
-                method=self.conformer_method,
-                hydrogens=self.conformer_hydrogens,
-                force_field=self.force_field,
-                seed=self.conformer_seed,
-                max_attempts=self.max_conformer_attempts,
-                time_limit_s=self.conformer_time_limit_s,
-                smiles=smiles,
+        _validate_choices(padding=(padding, Padding))
+        if (padding == "max_length") != (max_length is not None):
+            raise ValueError(
+                f"max_length is {max_length!r} and padding is {padding!r}: 'max_length' needs one, "
+                "and nothing else reads it. Molecules are never cut."
             )
-        except ConformerError as error:
-            if self.on_conformer_failure == "raise":
-                raise
-            geometry = _compute_graph_geometry(mol, self.on_conformer_failure, smiles=smiles)
-            return mol, geometry, f"{self.on_conformer_failure} (step down: {error.reason})"
-        return mol, quantize_coordinates(coordinates), self.conformer_method
+        rows = _build_rows(features) or [self._build_empty_row()]
+        sizes = [len(row["node_features"]) for row in rows]
+        is_padded = padding not in (False, "do_not_pad")
+        if not is_padded and return_tensors is not None and len(set(sizes)) > 1:
+            raise ValueError(
+                f"Molecules of {min(sizes)} to {max(sizes)} nodes do not fit one tensor without "
+                "padding. Pass padding=True, or return_tensors=None for a list of arrays."
+            )
+        num_nodes = max(sizes) if max_length is None else max_length
+        if max(sizes) > num_nodes:
+            raise ValueError(
+                f"Row {sizes.index(max(sizes))} has {max(sizes)} nodes (one is the dummy node), "
+                f"more than max_length={max_length}. Raise max_length or drop the row."
+            )
+        multiple = pad_to_multiple_of or 1
+        num_nodes = -(-num_nodes // multiple) * multiple
+        batch: dict[str, Any] = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            if is_padded and name in NODE_INPUTS:
+                batch[name] = _pad_and_stack(values, name=name, num_nodes=num_nodes)
+            elif is_padded and name == "molecule_descriptors":
+                batch[name] = np.stack(values)
+            else:
+                batch[name] = values
+        if not len(features):
+            batch = {name: values[:0] for name, values in batch.items()}
+        return RMatBatchFeature(batch, return_tensors)
+
+    def _build_empty_row(self) -> dict[str, Any]:
+        """Return the features of a molecule of no atoms, which has the keys of all others."""
+        nothing, descriptors = np.zeros((0, 3), dtype=np.uint16), None
+        if self.molecule_descriptors:
+            descriptors = np.zeros(len(self.molecule_descriptors), dtype=np.float32)
+        features = RMatCompactFeatures(nothing[:, 0], nothing, nothing, "", descriptors)
+        return {name: values[0] for name, values in build_batch([features]).items()}
 
 
-def _compute_graph_geometry(
-    mol: Chem.Mol, geometry: GraphGeometry, *, smiles: str | None
-) -> np.ndarray:
-    if geometry == "bounds":
-        return quantize_distances(compute_bounds_distances(mol, smiles=smiles))
-    return quantize_coordinates(compute_2d_coordinates(mol, smiles=smiles))
+def _build_rows(
+    features: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
+) -> list[dict[str, Any]]:
+    """Return one dict per molecule: known inputs as arrays, other keys as they are."""
+    if isinstance(features, Mapping):
+        names = list(features)
+        lists = [features[name] for name in names]
+        features = [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
+    rows = []
+    for idx, feature in enumerate(features):
+        if feature.keys() != features[0].keys() or not NODE_INPUTS.keys() <= {*feature, MASK_INPUT}:
+            raise ValueError(
+                f"Row {idx} has the keys {sorted(feature)}, row 0 has {sorted(features[0])}. "
+                "Pass what RMatProcessor.featurize returns, of one processor."
+            )
+        rows.append(_build_row(feature, idx=idx))
+    return rows
 
 
-def _validate_choice(name: str, value: object, *, kind: Any) -> None:
-    if value not in get_args(kind):
-        raise ValueError(f"{name} is {value!r}. Choose one of {list(get_args(kind))}.")
+def _build_row(feature: Mapping[str, Any], *, idx: int) -> dict[str, Any]:
+    num_nodes = len(feature["node_features"])
+    row = dict(feature)
+    row.setdefault(MASK_INPUT, np.ones(num_nodes))
+    for name, (dtype, _, num_node_axes) in NODE_INPUTS.items():
+        row[name] = np.asarray(row[name], dtype=dtype)
+        node_axes = row[name].shape[:num_node_axes]
+        if row[name].ndim != (1 if name == MASK_INPUT else 2) or set(node_axes) != {num_nodes}:
+            raise ValueError(
+                f"{name} of row {idx} has the shape {row[name].shape}, which does not fit one "
+                f"molecule of {num_nodes} nodes. Pass what RMatProcessor.featurize returns."
+            )
+    if "molecule_descriptors" in row:
+        row["molecule_descriptors"] = np.asarray(row["molecule_descriptors"], dtype=np.float32)
+    return row
+
+
+def _pad_and_stack(arrays: Sequence[np.ndarray], *, name: str, num_nodes: int) -> np.ndarray:
+    dtype, padding_value, num_node_axes = NODE_INPUTS[name]
+    shape = (len(arrays), *[num_nodes] * num_node_axes, *arrays[0].shape[num_node_axes:])
+    padded = np.full(shape, padding_value, dtype=dtype)
+    for row, array in zip(padded, arrays, strict=True):
+        row[tuple(slice(size) for size in array.shape)] = array
+    return padded
+
+
+def _validate_choices(**values_and_kinds: tuple[object, Any]) -> None:
+    for name, (value, kind) in values_and_kinds.items():
+        choices = [True, False, *get_args(get_args(kind)[1])] if kind is Padding else get_args(kind)
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}. Choose one of {choices}.")

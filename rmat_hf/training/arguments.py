@@ -6,10 +6,9 @@ from typing import Any, Literal, get_args
 from rmat_hf.data.splits.random_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
+from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 
 ProblemType = Literal["regression", "multi_label_classification", "single_label_classification"]
-Geometry = Literal["conformer", "bounds", "2d", "given"]
-ConformerFallback = Literal["raise", "bounds", "2d"]
 DescriptorSet = Literal["none", "rdkit_2d"]
 ClassWeighting = Literal["none", "balanced"]
 BenchmarkStep = Literal["featurize", "predict", "embed", "forward", "train"]
@@ -78,7 +77,7 @@ class FinetuningArguments:
     geometry: Geometry | None = declare_flag(
         None, "Where distances come from. Default: the model's."
     )
-    on_conformer_failure: ConformerFallback | None = declare_flag(
+    on_conformer_failure: ConformerFailure | None = declare_flag(
         None, "Geometry to step down to when no conformer is found. Default: drop the row."
     )
     molecule_descriptors: DescriptorSet | None = declare_flag(

@@ -5,7 +5,7 @@ from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
 from sklearn.preprocessing import StandardScaler
 
-from rmat_hf.model.molecule_features_rmat import (
+from rmat_hf.model.features_rmat import (
     compute_molecule_descriptors,
     list_molecule_descriptor_names,
 )

@@ -22,7 +22,7 @@ from sklearn.svm import SVC, SVR
 
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.errors import UserError
-from rmat_hf.model.molecule_features_rmat import parse_molecule
+from rmat_hf.model.features_rmat import parse_molecule
 from rmat_hf.training.baseline_features import (
     compute_descriptors,
     compute_fingerprints,

@@ -6,10 +6,11 @@ from rmat_hf.data.corpus_input import CorpusOptions
 from rmat_hf.data.corpus_shards import featurize_corpus
 from rmat_hf.data.corpus_summary import CorpusReport
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
-from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import lock_output
-from rmat_hf.training.arguments import ConformerFallback, DescriptorSet, Geometry
+from rmat_hf.training.arguments import DescriptorSet
 
 
 @dataclass(kw_only=True)
@@ -25,7 +26,7 @@ class FeaturizationArguments:
     split: str | None = declare_flag(None, "Split of a data set on the Hub that has several.")
     smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
     geometry: Geometry = declare_flag("bounds", "Where distances come from.")
-    on_conformer_failure: ConformerFallback = declare_flag(
+    on_conformer_failure: ConformerFailure = declare_flag(
         "raise", "Geometry to step down to when no conformer is found; 'raise' drops the row."
     )
     molecule_descriptors: DescriptorSet = declare_flag(

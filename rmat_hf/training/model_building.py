@@ -10,6 +10,7 @@ from rmat_hf.data.stored_features import read_molecule_descriptors
 from rmat_hf.errors import UserError
 from rmat_hf.loading import load_config, load_for_finetuning
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training.arguments import (
     SCRATCH,
@@ -73,7 +74,7 @@ def _load_model(
 def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask) -> RMatConfig:
     """Return the architecture of the model to start from, with the labels of the task."""
     if arguments.model == SCRATCH:
-        fields = dict(SCRATCH_ARCHITECTURE)
+        fields = SCRATCH_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
     else:
         fields = load_config(arguments.model, revision=arguments.model_revision).get_architecture()
         if has_new_regression_head(arguments):

@@ -10,6 +10,7 @@ from transformers.training_args import TrainingArguments
 
 from rmat_hf.loading import load_config
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.training.arguments import SCRATCH
 from rmat_hf.training.pretraining_arguments import (
     PRETRAINING_ARCHITECTURE,
@@ -41,7 +42,7 @@ def build_pretraining_config(arguments: PretrainingArguments, task: PretrainingT
         ValueError: If the model cannot be loaded or a configuration field is unknown.
     """
     if arguments.model == SCRATCH:
-        fields = dict(PRETRAINING_ARCHITECTURE)
+        fields = PRETRAINING_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
     else:
         fields = load_config(arguments.model, revision=arguments.model_revision).get_architecture()
     overrides = load_architecture_fields(arguments.model_config)

@@ -16,7 +16,7 @@ from rmat_hf.data.splits.registry import find_split_options, split_dataset
 from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.loading import load_processor
-from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import (
     DEFAULT_CACHE,

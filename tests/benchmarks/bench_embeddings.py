@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
 from rmat_hf import embed
-from rmat_hf.model.molecule_features_rmat import (
+from rmat_hf.model.features_rmat import (
     compute_molecule_descriptors,
     list_molecule_descriptor_names,
 )

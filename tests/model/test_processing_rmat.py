@@ -1,5 +1,6 @@
 """RMatProcessor: every molecule has a defined outcome, and its features depend on nothing else."""
 
+import copy
 import hashlib
 import json
 import pickle
@@ -12,20 +13,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from datasets.fingerprint import Hasher
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given
 from hypothesis import strategies as st
 from rdkit import Chem
 from rdkit.Chem import AllChem
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import shortest_path
 from torch.utils.data import DataLoader
 from transformers import AutoFeatureExtractor, AutoProcessor, DataCollatorWithPadding
 
-from rmat_hf.model import processing_rmat
-from rmat_hf.model.batching_rmat import NODE_INPUTS, RMatBatchFeature
 from rmat_hf.model.configuration_rmat import BEYOND_CUTOFF, UNREACHABLE_DISTANCE
-from rmat_hf.model.conformers_rmat import ConformerError, generate_conformer
-from rmat_hf.model.molecule_features_rmat import MoleculeError, parse_molecule
-from rmat_hf.model.processing_rmat import FEATURIZER_VERSION, RMatProcessor
+from rmat_hf.model.features_rmat import FEATURIZER_VERSION, MoleculeError, read_molecule
+from rmat_hf.model.geometry_rmat import ConformerError, RMatGeometryOptions, generate_conformer
+from rmat_hf.model.processing_rmat import (
+    NODE_INPUTS,
+    Padding,
+    RMatBatchFeature,
+    RMatProcessor,
+    build_batch,
+    compute_graph_distances,
+)
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,15 +151,11 @@ def test_smiles_molecule_and_sanitized_molecule_give_the_same_features(
 
 
 def test_conformer_is_the_one_of_generate_conformer() -> None:
-    options = {"conformer_method": "kdg", "conformer_hydrogens": False, "conformer_seed": 4}
-    features, source = RMatProcessor(**options, force_field="uff").featurize("CCCO")
-    coordinates = generate_conformer(
-        parse_molecule("CCCO", max_atoms=4),
-        method="kdg",
-        hydrogens=False,
-        force_field="uff",
-        seed=4,
-    )
+    options: dict[str, Any] = {"conformer_method": "kdg", "conformer_hydrogens": False}
+    options |= {"conformer_seed": 4, "force_field": "uff"}
+    features, source = RMatProcessor(**options).featurize("CCCO")
+    parsed = read_molecule("CCCO", max_atoms=4)
+    coordinates = generate_conformer(parsed, RMatGeometryOptions(**options))
     expected = np.linalg.norm(coordinates[:, None] - coordinates, axis=-1)
     np.testing.assert_allclose(features["interatomic_distances"][1:, 1:], expected, rtol=1e-6)
     assert source == "kdg"
@@ -185,7 +191,7 @@ def test_geometry_given_needs_a_3d_conformer() -> None:
     flat = Chem.MolFromSmiles("CCO")
     AllChem.Compute2DCoords(flat)
     for molecule in ("CCO", flat):
-        with pytest.raises(ConformerError, match="brings no 3D conformer"):
+        with pytest.raises(ConformerError, match="no 3D conformer"):
             RMatProcessor(geometry="given", on_conformer_failure="bounds").featurize(molecule)
 
 
@@ -300,8 +306,8 @@ def test_no_molecule_left_gives_zero_rows(molecules: list[Any]) -> None:
 
 
 def test_wrong_call_options_are_refused_before_any_work(processor: RMatProcessor) -> None:
-    for options in ({"errors": "ignore"}, {"padding": "all"}, {"return_tensors": "tf"}):
-        with pytest.raises(ValueError, match=r"ignore|all|tf"):
+    for options in ({"errors": "ignore"}, {"padding": "all"}):
+        with pytest.raises(ValueError, match=r"ignore|all"):
             processor(["C1CC"], **options)
 
 
@@ -425,26 +431,22 @@ def test_collator_of_transformers_pads_with_labels(bounds_processor: RMatProcess
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("geometry", "3d", r"geometry is '3d'. Choose one of \['conformer', 'bounds',"),
-        ("conformer_method", "etkdg", "conformer method is 'etkdg'"),
-        ("conformer_hydrogens", None, "conformer hydrogens is None"),
-        ("force_field", "amber", "force field is 'amber'"),
-        ("conformer_seed", -1, "conformer seed is -1"),
-        ("max_conformer_attempts", 0, "conformer attempts is 0"),
-        ("conformer_time_limit_s", 0, "conformer time limit in seconds is 0"),
-        ("on_conformer_failure", "given", "on_conformer_failure is 'given'"),
-        ("max_atoms", 0, "max_atoms is 0. Choose a positive integer"),
-        ("max_atoms", "256", "max_atoms is '256'"),
+        ("geometry", "3d", "got 3d"),
+        ("conformer_method", "etkdg", "etkdg_v3"),
+        ("conformer_seed", -1, "-1"),
+        ("on_conformer_failure", "given", "'2d'"),
+        ("max_atoms", 0, "greater or equal to 1"),
+        ("max_atoms", "256", "'256'"),
         ("molecule_descriptors", ["Weight"], "no descriptor 'Weight'"),
         ("molecule_descriptors", [], "descriptors are"),
-        ("molecule_descriptors", "MolWt", "descriptors are 'MolWt'"),
+        ("molecule_descriptors", "MolWt", "'MolWt'"),
         ("featurizer_version", 999, "saved with featurizer version 999, this code has"),
-        ("featurizer_version", None, "saved with featurizer version None"),
     ],
-)  # fmt: skip
+)
 def test_wrong_option_is_refused(option: str, value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(StrictDataclassError) as caught:
         RMatProcessor(**{option: value})
+    assert message in str(caught.value)
 
 
 def test_misspelled_option_is_refused() -> None:
@@ -468,7 +470,7 @@ def test_every_option_survives_saving_and_loading(tmp_path: Path) -> None:
 def test_option_can_be_changed_when_loading(tmp_path: Path) -> None:
     RMatProcessor().save_pretrained(tmp_path)
     assert RMatProcessor.from_pretrained(tmp_path, geometry="2d").geometry == "2d"
-    with pytest.raises(ValueError, match="geometry is '4d'"):
+    with pytest.raises(StrictDataclassError, match="4d"):
         RMatProcessor.from_pretrained(tmp_path, geometry="4d")
 
 
@@ -477,7 +479,7 @@ def test_processor_of_another_featurizer_version_is_refused(tmp_path: Path) -> N
     path = tmp_path / "preprocessor_config.json"
     saved = json.loads(path.read_text())
     path.write_text(json.dumps(saved | {"featurizer_version": FEATURIZER_VERSION + 1}))
-    with pytest.raises(ValueError, match="Use the release of rmat_hf that saved it"):
+    with pytest.raises(StrictDataclassError, match="Use the release of rmat_hf that saved it"):
         RMatProcessor.from_pretrained(tmp_path)
 
 
@@ -494,16 +496,10 @@ def test_saved_code_loads_through_both_auto_classes(
     processor = RMatProcessor(**OTHER_OPTIONS)
     processor.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.glob("*.py")}
-    assert files == {
-        "atom_codes_rmat.py",
-        "batching_rmat.py",
-        "canonical_order_rmat.py",
-        "config_validation_rmat.py",
+    assert files - {"config_validation_rmat.py"} == {
         "configuration_rmat.py",
-        "conformers_rmat.py",
-        "distances_rmat.py",
-        "molecule_features_rmat.py",
-        "molecule_limits_rmat.py",
+        "features_rmat.py",
+        "geometry_rmat.py",
         "processing_rmat.py",
     }
     expected = processor(["CCO", "C"])
@@ -515,12 +511,247 @@ def test_saved_code_loads_through_both_auto_classes(
             np.testing.assert_array_equal(array, expected[name])
 
 
-def test_skipped_rows_are_logged(
-    bounds_processor: RMatProcessor, monkeypatch: pytest.MonkeyPatch
+# Padding
+
+PROCESSOR = RMatProcessor(geometry="bounds")
+NUM_COLUMNS = 5
+INPUTS = [name for name in NODE_INPUTS if name != "attention_mask"]
+
+
+def build_features(num_nodes: int, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    shape = (num_nodes, num_nodes)
+    return {
+        "node_features": generator.integers(0, 2, (num_nodes, NUM_COLUMNS), dtype=np.uint8),
+        "bond_types": generator.integers(0, 33, shape, dtype=np.uint8),
+        "topological_distances": generator.integers(0, 255, shape, dtype=np.uint8),
+        "interatomic_distances": generator.random(shape, dtype=np.float32),
+    }
+
+
+def slice_row(batch: RMatBatchFeature, name: str, row: int, num_nodes: int) -> np.ndarray:
+    num_node_axes = NODE_INPUTS[name][2]
+    return batch[name][row][tuple([slice(num_nodes)] * num_node_axes)]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    multiple=st.sampled_from([None, 1, 4]),
+)
+def test_padding_keeps_every_feature_and_fills_the_rest(
+    sizes: list[int], multiple: int | None
 ) -> None:
-    messages: list[str] = []
-    monkeypatch.setattr(
-        processing_rmat.logger, "info", lambda text, *values: messages.append(text % values)
+    rows = [build_features(size, seed) for seed, size in enumerate(sizes)]
+    batch = PROCESSOR.pad(rows, pad_to_multiple_of=multiple)
+    num_nodes = batch["node_features"].shape[1]
+    assert num_nodes == -(-max(sizes) // (multiple or 1)) * (multiple or 1)
+    for row, (features, size) in enumerate(zip(rows, sizes, strict=True)):
+        assert batch["attention_mask"][row].tolist() == [1] * size + [0] * (num_nodes - size)
+        for name in INPUTS:
+            np.testing.assert_array_equal(slice_row(batch, name, row, size), features[name])
+            dtype, padding_value, num_node_axes = NODE_INPUTS[name]
+            assert batch[name].dtype == dtype
+            assert batch[name].shape[1 : num_node_axes + 1] == (num_nodes,) * num_node_axes
+            rest = np.ones(batch[name].shape[1:], dtype=bool)
+            rest[tuple([slice(size)] * num_node_axes)] = False
+            assert (batch[name][row][rest] == padding_value).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "num_nodes"),
+    [
+        ({}, 5),
+        ({"padding": "longest"}, 5),
+        ({"padding": "max_length", "max_length": 7}, 7),
+        ({"padding": "max_length", "max_length": 7, "pad_to_multiple_of": 8}, 8),
+        ({"pad_to_multiple_of": 4}, 8),
+    ],
+)
+def test_padding_option_decides_the_number_of_nodes(
+    options: dict[str, Any], num_nodes: int
+) -> None:
+    batch = PROCESSOR.pad([build_features(3), build_features(5)], **options)
+    assert batch["bond_types"].shape == (2, num_nodes, num_nodes)
+
+
+@pytest.mark.parametrize("padding", [False, "do_not_pad"])
+def test_without_padding_every_molecule_keeps_its_size(padding: Padding) -> None:
+    batch = PROCESSOR.pad([build_features(3), build_features(5)], padding=padding)
+    assert [array.shape for array in batch["bond_types"]] == [(3, 3), (5, 5)]
+    assert [mask.tolist() for mask in batch["attention_mask"]] == [[1] * 3, [1] * 5]
+    with pytest.raises(ValueError, match=r"3 to 5 nodes .* Pass padding=True, or return_tensors"):
+        PROCESSOR.pad([build_features(3), build_features(5)], padding=padding, return_tensors="pt")
+    equal = PROCESSOR.pad([build_features(3)] * 2, padding=padding, return_tensors="pt")
+    assert equal["bond_types"].shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("as_type", [lambda array: array.tolist(), torch.from_numpy])
+def test_lists_and_tensors_become_the_same_batch(as_type: Any) -> None:
+    rows = [build_features(3), build_features(4)]
+    other_rows = [{name: as_type(array) for name, array in row.items()} for row in rows]
+    batch, other = PROCESSOR.pad(rows), PROCESSOR.pad(other_rows)
+    for name in NODE_INPUTS:
+        assert batch[name].dtype == other[name].dtype
+        np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_unpadded_and_padded_batches_can_be_padded_again() -> None:
+    rows = [build_features(3), build_features(4)]
+    once = PROCESSOR.pad(rows, padding="max_length", max_length=8)
+    unpadded = PROCESSOR.pad(rows, padding=False)
+    from_lists = PROCESSOR.pad(unpadded, padding="max_length", max_length=8)
+    from_padded = PROCESSOR.pad(PROCESSOR.pad(rows), padding="max_length", max_length=8)
+    for name in NODE_INPUTS:
+        np.testing.assert_array_equal(from_lists[name], once[name])
+        np.testing.assert_array_equal(from_padded[name], once[name])
+
+
+def test_other_keys_are_carried_along() -> None:
+    rows = [build_features(3) | {"labels": [1.0, float("nan")], "smiles": "CC"}] * 2
+    batch = PROCESSOR.pad(rows, return_tensors="pt")
+    assert batch["labels"].shape == (2, 2)
+    assert batch["smiles"] == ["CC", "CC"]
+
+
+def test_tensors_have_the_dtypes_of_the_arrays() -> None:
+    rows = [build_features(3) | {"molecule_descriptors": [1.0, np.nan]}]
+    batch = PROCESSOR.pad(rows, return_tensors="pt")
+    assert {name: tensor.dtype for name, tensor in batch.items()} == {
+        "node_features": torch.uint8,
+        "bond_types": torch.uint8,
+        "topological_distances": torch.uint8,
+        "interatomic_distances": torch.float32,
+        "attention_mask": torch.int64,
+        "molecule_descriptors": torch.float32,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "max_length"}, "'max_length' needs one"),
+        ({"max_length": 9}, "nothing else reads it"),
+        ({"padding": "max_length", "max_length": 2}, "Row 1 has 5 nodes .* max_length=2"),
+        ({"padding": "all"}, "padding is 'all'. Choose one of"),
+        ({"return_tensors": "tf"}, "tf is not a valid TensorType"),
+    ],
+)
+def test_wrong_padding_option_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PROCESSOR.pad([build_features(3), build_features(5)], **options)
+
+
+def test_wrong_features_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Row 0 has the keys \['node_features'\]"):
+        PROCESSOR.pad([{"node_features": np.zeros((3, 5))}])
+    with pytest.raises(ValueError, match="Row 1 has the keys"):
+        PROCESSOR.pad([build_features(3), build_features(3) | {"labels": 1}])
+    with pytest.raises(ValueError, match=r"bond_types of row 0 has the shape \(4, 4\)"):
+        PROCESSOR.pad([build_features(3) | {"bond_types": np.zeros((4, 4))}])
+    with pytest.raises(ValueError, match="does not fit one molecule"):
+        PROCESSOR.pad(build_features(3))  # one molecule instead of a list of them
+
+
+@pytest.mark.parametrize("return_tensors", [None, "np", "pt"])
+@pytest.mark.parametrize("descriptors", [None, ["MolWt", "TPSA"]])
+def test_empty_batch_has_zero_rows(return_tensors: Any, descriptors: Any) -> None:
+    processor = RMatProcessor(geometry="2d", molecule_descriptors=descriptors)
+    empty = processor.pad([], return_tensors=return_tensors)
+    full = processor("C", return_tensors=return_tensors)
+    assert empty.keys() == full.keys()
+    for name, values in empty.items():
+        assert (len(values), values.ndim, values.dtype) == (0, full[name].ndim, full[name].dtype)
+    assert set(map(len, processor.pad([], padding=False).values())) == {0}
+
+
+# RMatBatchFeature
+
+
+@pytest.fixture
+def batch() -> RMatBatchFeature:
+    rows = [build_features(3), build_features(4)]
+    batch = PROCESSOR.pad(rows, return_tensors="pt")
+    batch.row_indices, batch.skipped_rows = [0, 2], {1: "broken"}
+    batch.geometry_sources = ["given", "2d"]
+    return batch
+
+
+def has_attributes(batch: RMatBatchFeature) -> bool:
+    return (batch.row_indices, batch.skipped_rows, batch.geometry_sources) == (
+        [0, 2],
+        {1: "broken"},
+        ["given", "2d"],
     )
-    bounds_processor(["C", "", None], errors="skip")
-    assert messages == ["Skipped 2 of 3 molecules."]
+
+
+def test_keys_are_model_inputs_only(batch: RMatBatchFeature) -> None:
+    assert list(dict(**batch)) == list(NODE_INPUTS)
+
+
+def test_attributes_survive_pickling_copying_moving_and_pinning_rules(
+    batch: RMatBatchFeature,
+) -> None:
+    assert has_attributes(pickle.loads(pickle.dumps(batch)))
+    assert has_attributes(copy.copy(batch))
+    assert has_attributes(copy.deepcopy(batch))
+    assert has_attributes(send_to_device(batch, torch.device("cpu")))
+    assert has_attributes(batch.to("cpu"))
+    restored = pickle.loads(pickle.dumps(batch)).convert_to_tensors("np")
+    assert has_attributes(restored)
+
+
+def test_a_plain_mapping_makes_a_batch_without_attributes() -> None:
+    batch = RMatBatchFeature({"bond_types": [1]})
+    assert (batch.row_indices, batch.skipped_rows, batch.geometry_sources) == ([], {}, [])
+
+
+def test_a_dtype_casts_no_distances(batch: RMatBatchFeature) -> None:
+    before = batch["interatomic_distances"].clone()
+    batch["molecule_descriptors"] = torch.ones(2, 1)
+    batch.to(torch.bfloat16).to("cpu", torch.float16)
+    assert torch.equal(batch["interatomic_distances"], before)
+    assert batch["molecule_descriptors"].dtype == torch.float16
+    assert batch["node_features"].dtype == torch.uint8
+    moved = batch.to("meta")
+    assert {tensor.device.type for tensor in moved.values()} == {"meta"}
+
+
+# Many molecules at once
+
+
+def test_a_batch_has_the_bits_of_its_molecules() -> None:
+    processor = RMatProcessor(on_conformer_failure="bounds", max_conformer_attempts=1)
+    molecules = [*GOOD_SMILES, IMPOSSIBLE, embed("CCO"), embed("[Na+].[O-]C(=O)C"), "C" * 70]
+    batch = build_batch([processor.featurize_compactly(molecule) for molecule in molecules])
+    for name, array in processor(molecules).items():
+        assert (batch[name].dtype, batch[name].shape) == (array.dtype, array.shape)
+        assert batch[name].tobytes() == array.tobytes(), name
+
+
+def compute_expected(begins: list[int], ends: list[int], num_atoms: int) -> np.ndarray:
+    graph = coo_array((np.ones(len(begins)), (begins, ends)), shape=(num_atoms, num_atoms)).tocsr()
+    distances = shortest_path(graph, directed=False, unweighted=True)
+    return np.where(np.isinf(distances), 255, np.minimum(distances, 254)).astype(np.uint8)
+
+
+@given(seed=st.integers(0, 10_000), num_atoms=st.integers(1, 140), num_bonds=st.integers(0, 200))
+def test_distances_equal_those_of_scipy(seed: int, num_atoms: int, num_bonds: int) -> None:
+    rng = np.random.default_rng(seed)
+    begins, ends = rng.integers(0, num_atoms, size=(2, num_bonds))
+    distances = compute_graph_distances(
+        begins, ends, positions=np.arange(num_atoms), max_size=num_atoms
+    )
+    np.testing.assert_array_equal(distances, compute_expected(begins, ends, num_atoms))
+
+
+@pytest.mark.parametrize("size", [2, 64, 65, 300])
+def test_molecules_of_a_batch_do_not_meet(size: int) -> None:
+    """A chain, one atom, a chain."""
+    chain = np.arange(size - 1)
+    begins = np.concatenate([chain, chain + size + 1])
+    positions = np.concatenate([np.arange(size), [0], np.arange(size)])
+    distances = compute_graph_distances(begins, begins + 1, positions=positions, max_size=size)
+    expected = compute_expected(chain, chain + 1, size)
+    np.testing.assert_array_equal(distances[:size], expected)
+    np.testing.assert_array_equal(distances[size], [0] + [255] * (size - 1))
+    np.testing.assert_array_equal(distances[size + 1 :], expected)

@@ -5,7 +5,7 @@ import pytest
 
 from rmat_hf.data.corpus import load_corpus
 from rmat_hf.errors import UserError
-from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.output_folder import lock_output
 from rmat_hf.training.corpus_arguments import (
     FeaturizationArguments,

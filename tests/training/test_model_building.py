@@ -9,8 +9,8 @@ from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
 
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification
-from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE
 from rmat_hf.training.model_building import (

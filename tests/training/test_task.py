@@ -12,7 +12,7 @@ from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 from rmat_hf.data import featurization
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import UserError
-from rmat_hf.model.molecule_features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.training import task as task_module
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.task import (

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rdkit import Chem
 
-from rmat_hf.model.atom_codes_rmat import ATOMIC_NUMBERS, BOND_ORDERS, FIRST_ATOM_COLUMN
 from rmat_hf.model.configuration_rmat import NO_BOND_TYPE, NUM_BOND_ORDERS
+from rmat_hf.model.features_rmat import ATOM_FEATURES, BOND_ORDERS
 
 # Class of contexts that are too rare to be in the vocabulary.
 RARE_CONTEXT = "rare"
@@ -23,7 +23,10 @@ MAX_NEIGHBORS = 10  # as many as an int64 has room for
 
 _OTHER = "*"
 _TABLE = Chem.GetPeriodicTable()
-ELEMENTS = [_OTHER if n is None else _TABLE.GetElementSymbol(n) for n in ATOMIC_NUMBERS]
+ELEMENTS = [
+    _OTHER if n is None else _TABLE.GetElementSymbol(n)
+    for n in ATOM_FEATURES.get_classes("atomic_number")
+]
 # RDKit's other bond types have the code of the last one
 _ORDERS = [order.name.lower() for order in BOND_ORDERS]
 # A neighbor is a digit of the key: 1 + its element and bond order; 0 stands for none.
@@ -43,7 +46,7 @@ def compute_atom_contexts(node_features: np.ndarray, bond_types: np.ndarray) -> 
         `np.ndarray` of shape `(batch_size, num_nodes)`, int64: equal for equal contexts, -1 for
         nodes without one. [`describe_context`] puts it into words.
     """
-    one_hots = node_features[..., FIRST_ATOM_COLUMN : FIRST_ATOM_COLUMN + len(ELEMENTS)]
+    one_hots = node_features[..., ATOM_FEATURES.columns["atomic_number"]]
     elements = one_hots.argmax(axis=-1).astype(np.int64)
     keys = elements.copy()
     molecules, atoms, neighbors = np.nonzero(bond_types != NO_BOND_TYPE)

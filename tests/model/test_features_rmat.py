@@ -1,5 +1,10 @@
 """The features of a molecule agree with the 2021 reference, and every input has an outcome."""
 
+import pickle
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +12,6 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import AllChem, Descriptors
 
-from rmat_hf.model.atom_codes_rmat import NUM_NODE_FEATURES
 from rmat_hf.model.configuration_rmat import (
     DUMMY_COLUMN,
     MASK_COLUMN,
@@ -16,17 +20,24 @@ from rmat_hf.model.configuration_rmat import (
     UNREACHABLE_DISTANCE,
     RMatConfig,
 )
-from rmat_hf.model.distances_rmat import build_distance_matrix
-from rmat_hf.model.molecule_features_rmat import (
+from rmat_hf.model.features_rmat import (
+    ATOM_FEATURES,
+    MAX_WRITTEN_ATOMS,
     MoleculeError,
-    compute_bond_types,
+    RMatAtomFeature,
+    RMatAtomFeatures,
+    compute_bonds,
     compute_molecule_descriptors,
-    compute_node_features,
-    compute_topological_distances,
+    describe_molecule,
+    is_tractable,
     list_molecule_descriptor_names,
+    parse_canonical,
     parse_molecule,
+    read_molecule,
 )
+from rmat_hf.model.processing_rmat import RMatProcessor
 
+REPO_ROOT = Path(__file__).resolve().parents[2]
 REFERENCE_FOLDERS = ["grover_pool", "mean_pool"]
 MAX_ATOMS = 256
 # 1 alanine more than 89 makes 450 heavy atoms.
@@ -38,6 +49,23 @@ NEIGHBORS, HYDROGENS, CHARGE, IN_RING, AROMATIC = 13, 19, 24, 35, 36
 
 def parse(molecule: str | Chem.Mol | None) -> Chem.Mol:
     return parse_molecule(molecule, max_atoms=MAX_ATOMS)
+
+
+def featurize(molecule: str | Chem.Mol, name: str, max_atoms: int = MAX_ATOMS) -> np.ndarray:
+    """One of the features of a molecule."""
+    return RMatProcessor(geometry="2d", max_atoms=max_atoms).featurize(molecule)[0][name]
+
+
+def compute_node_features(molecule: str | Chem.Mol) -> np.ndarray:
+    return featurize(molecule, "node_features")
+
+
+def compute_bond_types(molecule: str | Chem.Mol) -> np.ndarray:
+    return featurize(molecule, "bond_types")
+
+
+def compute_topological_distances(molecule: str | Chem.Mol) -> np.ndarray:
+    return featurize(molecule, "topological_distances")
 
 
 def decode_bond_types(bond_types: np.ndarray) -> np.ndarray:
@@ -65,63 +93,65 @@ def test_features_equal_those_of_the_reference(golden_dir: Path, folder: str) ->
     golden = np.load(path / "reference_arrays.npz")
     mols = list(Chem.SDMolSupplier(str(path / "molecules.sdf")))
     assert len(mols) == len(golden["output"]) == 10
-    for row, mol in enumerate(map(parse, mols)):
-        nodes = slice(mol.GetNumAtoms() + 1)
-        coordinates = mol.GetConformer().GetPositions()
-        topological_distances = compute_topological_distances(mol)
-        distances = build_distance_matrix(coordinates, topological_distances, is_given=True)
-        assert golden["atom_mask"][row].sum() == mol.GetNumAtoms() + 1
+    for row, mol in enumerate(mols):
+        features, source = RMatProcessor(geometry="given").featurize(mol)
+        nodes = slice(len(features["node_features"]))
+        assert golden["atom_mask"][row].sum() == nodes.stop
+        assert source == "given"
         np.testing.assert_array_equal(
-            compute_node_features(mol), golden["node_features"][row, nodes]
+            features["node_features"], golden["node_features"][row, nodes]
         )
         np.testing.assert_array_equal(
-            decode_bond_types(compute_bond_types(mol)),
+            decode_bond_types(features["bond_types"]),
             golden["bond_features"][row, :, nodes, nodes],
         )
         np.testing.assert_array_equal(
-            decode_topological_distances(topological_distances),
+            decode_topological_distances(features["topological_distances"]),
             golden["neighbourhood"][row, :, nodes, nodes],
         )
         np.testing.assert_allclose(
-            distances, golden["distance_matrix"][row, nodes, nodes], rtol=1e-6, atol=1e-6
+            features["interatomic_distances"],
+            golden["distance_matrix"][row, nodes, nodes],
+            rtol=1e-6,
+            atol=1e-6,
         )
 
 
 def test_number_of_columns_is_the_default_of_the_config() -> None:
-    assert RMatConfig().num_node_features == NUM_NODE_FEATURES == 37
+    assert RMatConfig().num_node_features == ATOM_FEATURES.num_node_features == 37
 
 
 # The arrays
 
 
 def test_node_features_start_with_the_dummy_node() -> None:
-    node_features = compute_node_features(parse("CCO"))
+    node_features = compute_node_features("CCO")
     assert node_features.dtype == np.uint8
-    assert node_features.shape == (4, NUM_NODE_FEATURES)
+    assert node_features.shape == (4, ATOM_FEATURES.num_node_features)
     assert node_features[0].nonzero()[0].tolist() == [DUMMY_COLUMN]
     assert not node_features[1:, [MASK_COLUMN, DUMMY_COLUMN]].any()
     assert not node_features[:, MASK_COLUMN].any()
 
 
 def test_every_atom_has_one_class_per_group() -> None:
-    node_features = compute_node_features(parse("Fc1ccccc1[N+](=O)[O-].[Fe+2].CP(=O)(C)S"))[1:]
+    node_features = compute_node_features("Fc1ccccc1[N+](=O)[O-].[Fe+2].CP(=O)(C)S")[1:]
     for start, stop in [(2, NEIGHBORS), (NEIGHBORS, HYDROGENS), (HYDROGENS, CHARGE)]:
         assert (node_features[:, start:stop].sum(axis=1) == 1).all()
     assert (node_features[:, CHARGE:IN_RING].sum(axis=1) == 1).all()
 
 
 def test_values_outside_their_list_take_the_last_class() -> None:
-    octahedral = compute_node_features(parse("F[U](F)(F)(F)(F)F"))[2]
+    octahedral = compute_node_features("F[U](F)(F)(F)(F)F")[2]
     assert octahedral[NEIGHBORS - 1] == 1  # no element of the list
     assert octahedral[HYDROGENS - 1] == 1  # six neighbors
-    assert compute_node_features(parse("[Pt-7]"))[1, IN_RING - 1] == 1  # charge -7
-    assert compute_node_features(parse("[UH6]"))[1, CHARGE - 1] == 1  # six hydrogens
+    assert compute_node_features("[Pt-7]")[1, IN_RING - 1] == 1  # charge -7
+    assert compute_node_features("[UH6]")[1, CHARGE - 1] == 1  # six hydrogens
 
 
 def test_hydrogens_charges_rings_and_aromaticity_have_their_columns() -> None:
-    methane = compute_node_features(parse("C"))[1]
+    methane = compute_node_features("C")[1]
     assert methane.nonzero()[0].tolist() == [3, NEIGHBORS, HYDROGENS + 4, CHARGE + 5]
-    pyridinium = compute_node_features(parse("[nH+]1ccccc1"))[1]
+    pyridinium = compute_node_features("[nH+]1ccccc1")[1]
     assert pyridinium.nonzero()[0].tolist() == [
         4, NEIGHBORS + 2, HYDROGENS + 1, CHARGE + 6, IN_RING, AROMATIC,
     ]  # fmt: skip
@@ -140,18 +170,18 @@ def test_hydrogens_charges_rings_and_aromaticity_have_their_columns() -> None:
     ],
 )
 def test_bond_type_code(smiles: str, code: int) -> None:
-    bond_types = compute_bond_types(parse(smiles))
+    bond_types = compute_bond_types(smiles)
     assert bond_types.dtype == np.uint8
     assert bond_types[1, 2] == bond_types[2, 1] == code
 
 
 def test_conjugation_is_part_of_the_bond_type() -> None:
-    bond_types = compute_bond_types(parse("C=CC=C"))
+    bond_types = compute_bond_types("C=CC=C")
     assert [bond_types[1, 2], bond_types[2, 3]] == [1 + 16 + 2, 1 + 2]
 
 
 def test_bond_types_are_zero_without_a_bond_and_stay_below_the_mask() -> None:
-    bond_types = compute_bond_types(parse("c1ccc2c(c1)C=CC#CC=C2.[Na+]"))
+    bond_types = compute_bond_types("c1ccc2c(c1)C=CC#CC=C2.[Na+]")
     assert (
         not bond_types[0].any() and not bond_types[:, 0].any() and not bond_types.diagonal().any()
     )
@@ -161,7 +191,7 @@ def test_bond_types_are_zero_without_a_bond_and_stay_below_the_mask() -> None:
 
 
 def test_topological_distances_of_a_salt() -> None:
-    distances = compute_topological_distances(parse("CCO.[Na+]"))
+    distances = compute_topological_distances("CCO.[Na+]")
     far = UNREACHABLE_DISTANCE
     assert distances.dtype == np.uint8
     assert distances.tolist() == [
@@ -174,17 +204,9 @@ def test_topological_distances_of_a_salt() -> None:
 
 
 def test_topological_distances_are_clipped_below_unreachable() -> None:
-    chain = parse_molecule("C" * 300, max_atoms=300)
-    distances = compute_topological_distances(chain)[1:, 1:]
+    distances = featurize("C" * 300, "topological_distances", max_atoms=300)[1:, 1:]
     assert distances[0, 253:257].tolist() == [253, 254, 254, 254]
     assert distances.max() == UNREACHABLE_DISTANCE - 1
-
-
-def test_topological_distances_follow_a_change_of_the_molecule() -> None:
-    mol = Chem.RWMol(parse("CCO"))
-    compute_topological_distances(mol)
-    mol.RemoveBond(1, 2)
-    assert compute_topological_distances(mol)[2, 3] == UNREACHABLE_DISTANCE
 
 
 # Molecules that are refused
@@ -209,11 +231,11 @@ def test_topological_distances_follow_a_change_of_the_molecule() -> None:
         ("C(C)(C)(C)(C)C", "Explicit valence for atom # 0 C, 5, is greater than permitted"),
         ("c1cccc1", "Can't kekulize mol"),
         ("CCO |bad|", "RDKit cannot parse the SMILES"),
-        ("*CC", "atom 0 is a dummy atom (*)"),
-        ("C[*:1]", "atom 1 is a dummy atom (*)"),
+        ("*CC", "dummy atom (*)"),
+        ("C[*:1]", "dummy atom (*)"),
         ("[#6]CC", "[#6] is a query atom (SMARTS)"),
         ("[C,N]CC", "syntax error while parsing"),
-        ("C~C", "bond 0-1 is a query bond (SMARTS)"),
+        ("C~C", "query bond (SMARTS)"),
         ("[H][H]", "only hydrogen atoms"),
         ("[H+]", "only hydrogen atoms"),
         ("[2H]", "only hydrogen atoms"),
@@ -231,7 +253,7 @@ def test_molecule_is_refused_with_a_reason(molecule: str, reason: str) -> None:
 
 def build_refused_mols() -> dict[str, tuple[Chem.Mol, str]]:
     return {
-        "no atoms": (Chem.Mol(), "the molecule has no atoms"),
+        "no atoms": (Chem.Mol(), "no atoms"),
         "hydrogen": (Chem.AddHs(Chem.MolFromSmiles("[H][H]")), "only hydrogen atoms"),
         "pattern": (Chem.MolFromSmarts("[C,N]c1ccccc1"), "atom 0 is a query atom"),
         "plain pattern": (Chem.MolFromSmarts("CC"), "is a query atom"),
@@ -309,12 +331,12 @@ def test_isotopes_maps_stereo_and_ways_of_writing_have_no_feature(
     smiles: str, same_features: str
 ) -> None:
     for compute in (compute_node_features, compute_bond_types, compute_topological_distances):
-        np.testing.assert_array_equal(compute(parse(smiles)), compute(parse(same_features)))
+        np.testing.assert_array_equal(compute(smiles), compute(same_features))
 
 
 def test_radicals_differ_in_their_hydrogens() -> None:
-    assert compute_node_features(parse("[CH3]"))[1, HYDROGENS + 3] == 1
-    assert compute_node_features(parse("C"))[1, HYDROGENS + 4] == 1
+    assert compute_node_features("[CH3]")[1, HYDROGENS + 3] == 1
+    assert compute_node_features("C")[1, HYDROGENS + 4] == 1
 
 
 def test_explicit_hydrogens_of_a_molecule_change_nothing_and_its_conformer_stays() -> None:
@@ -330,9 +352,7 @@ def test_explicit_hydrogens_of_a_molecule_change_nothing_and_its_conformer_stays
 
 def test_unsanitized_molecule_is_sanitized_on_a_copy() -> None:
     mol = Chem.MolFromSmiles("C1=CC=CC=C1O", sanitize=False)
-    np.testing.assert_array_equal(
-        compute_node_features(parse(mol)), compute_node_features(parse("c1ccccc1O"))
-    )
+    np.testing.assert_array_equal(compute_node_features(mol), compute_node_features("c1ccccc1O"))
     assert not any(atom.GetIsAromatic() for atom in mol.GetAtoms())
 
 
@@ -346,9 +366,8 @@ def test_input_molecule_does_not_change() -> None:
 
 
 def test_peptide_of_450_atoms_needs_a_larger_limit() -> None:
-    mol = parse_molecule(PEPTIDE, max_atoms=512)
-    assert mol.GetNumAtoms() == 450
-    assert compute_node_features(mol).shape == (451, NUM_NODE_FEATURES)
+    node_features = featurize(PEPTIDE, "node_features", max_atoms=512)
+    assert node_features.shape == (451, ATOM_FEATURES.num_node_features)
 
 
 # Descriptors
@@ -390,6 +409,9 @@ def test_wrong_descriptor_names_are_refused(names: list[str]) -> None:
         compute_molecule_descriptors(parse("CCO"), names)
 
 
+# Hostile molecules
+
+
 @pytest.mark.parametrize(
     ("smiles", "reason"),
     [
@@ -400,7 +422,7 @@ def test_wrong_descriptor_names_are_refused(names: list[str]) -> None:
         ("C\x1b[31mC", "the SMILES has the character U+001B"),
         ("C(" * 300_000, "600000 characters are too long a SMILES: max_atoms=256 allows 25600"),
         ("C1" + "C" * 20_000 + "C1", "20002 heavy atoms are more than max_atoms=256"),
-        ("*" * 5_000, "atom 0 is a dummy atom"),
+        ("*" * 5_000, "the SMILES has a dummy atom"),
         ("[CH999999999]", "Pre-condition Violation"),
     ],
 )
@@ -415,3 +437,210 @@ def test_hostile_smiles_are_refused_in_a_short_line(smiles: str, reason: str) ->
 def test_a_long_smiles_of_a_small_molecule_is_read() -> None:
     smiles = ".".join(["[2H][C@@]([2H])([3H])[13C:1]([H])([H])[OH]"] * 60)
     assert parse_molecule(smiles, max_atoms=256).GetNumAtoms() == 180
+
+
+@pytest.mark.parametrize(
+    "text", ["C1CC1" * 5_000, "c1ccccc1" * 3_000, "*1**1" * 5_000, "C=" * 12_000]
+)
+def test_a_huge_smiles_is_refused_before_rdkit_reads_it(text: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(MoleculeError, match=r"max_atoms=256|dummy atom"):
+        parse_molecule(text, max_atoms=256)
+    assert time.perf_counter() - start < 1.0  # RDKit alone takes 7 to 15 s for the first
+
+
+@pytest.mark.parametrize(
+    "smiles",
+    [
+        "C" * 256 + "[H][H]".join(["."] * 2) + "[2H][3H].[H+]",
+        "[H]C([H])([H])" + "C([H])([2H])" * 60 + "[2H]",
+        ".".join(["[Hg+2]", "[He]", "[Ho]", "[Cl-]", "ClBr", "[nH]1cccc1", "C%12CC%12"] * 12),
+        "[13CH3:1]" + "C(=O)N%(10)CC%(10)" * 40 + "[O-].[Na+]",
+    ],
+)
+def test_atoms_of_a_long_text_are_counted_as_rdkit_counts_them(smiles: str) -> None:
+    num_heavy = Chem.MolFromSmiles(smiles).GetNumHeavyAtoms()
+    assert len(smiles) > 256
+    assert parse_molecule(smiles, max_atoms=num_heavy).GetNumAtoms() == num_heavy
+    with pytest.raises(MoleculeError, match=f"^{num_heavy} heavy atoms are more than"):
+        parse_molecule(smiles, max_atoms=num_heavy - 1)
+
+
+def build_cluster(num_atoms: int) -> Chem.Mol:
+    """Uranium atoms, each bonded to all others: no valence stands against it."""
+    mol = Chem.RWMol()
+    for _ in range(num_atoms):
+        mol.AddAtom(Chem.Atom("U"))
+    for end in range(num_atoms):
+        for begin in range(end):
+            mol.AddBond(begin, end, Chem.BondType.SINGLE)
+    return mol.GetMol()
+
+
+def test_a_cluster_that_rdkit_cannot_find_the_rings_of_is_refused_at_once() -> None:
+    cluster = build_cluster(120)  # RDKit takes minutes for it
+    assert not is_tractable(cluster)
+    assert is_tractable(build_cluster(16))
+    smiles = Chem.MolToSmiles(build_cluster(25), canonical=False)
+    for molecule in (cluster, smiles):
+        with pytest.raises(MoleculeError, match=r"bonds between \d+ atoms are more than RDKit can"):
+            parse_molecule(molecule, max_atoms=256)
+
+
+def test_a_chain_that_would_end_the_process_is_not_written() -> None:
+    chain = Chem.MolFromSmiles("C" * 100_000, sanitize=False)
+    assert chain.GetNumAtoms() > MAX_WRITTEN_ATOMS
+    assert not is_tractable(chain)
+    assert describe_molecule(chain) == "an RDKit molecule of 100000 atoms without a SMILES"
+    with pytest.raises(MoleculeError, match="100000 heavy atoms are more than max_atoms=256"):
+        parse_molecule(chain, max_atoms=256)
+
+
+def test_a_reader_hands_on_why_there_is_no_molecule() -> None:
+    error = pickle.loads(pickle.dumps(MoleculeError("the counts line is wrong")))
+    for function in (parse_molecule, read_molecule, parse_canonical):
+        with pytest.raises(MoleculeError, match="the counts line is wrong"):
+            function(error, max_atoms=256)
+    batch = RMatProcessor(geometry="2d")(["C", error], errors="skip")
+    assert batch.skipped_rows == {1: "the counts line is wrong"}
+
+
+# One parse
+
+
+@pytest.mark.parametrize(
+    "smiles", ["CCO", "c1ccccc1", "C1C2CC3CC1CC(C2)C3", "[13CH3]O", "[Na+].[Cl-]"]
+)
+@pytest.mark.parametrize("geometry", ["conformer", "bounds", "2d"])
+def test_every_way_of_writing_gives_the_features_of_the_canonical_smiles(
+    smiles: str, geometry: str
+) -> None:
+    processor = RMatProcessor(geometry=geometry)
+    canonical = Chem.CanonSmiles(smiles)
+    expected, source = processor.featurize(canonical)
+    ways = Chem.MolToRandomSmilesVect(Chem.MolFromSmiles(smiles), 4, randomSeed=1)
+    for text in [canonical, f" {canonical}", *ways]:
+        parsed = parse_canonical(text, max_atoms=9 + 1)
+        assert parsed.canonical_smiles == canonical
+        features, other_source = processor.featurize(parsed)
+        assert other_source == source
+        for name, array in expected.items():
+            np.testing.assert_array_equal(features[name], array)
+
+
+def test_a_canonical_smiles_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, read = [], Chem.MolFromSmiles
+    monkeypatch.setattr(Chem, "MolFromSmiles", lambda text: texts.append(text) or read(text))
+    processor = RMatProcessor(geometry="bounds")
+    processor.featurize(parse_canonical("CCO", max_atoms=9))
+    assert texts == ["CCO"]
+    processor.featurize(parse_canonical("OCC", max_atoms=9))
+    assert texts == ["CCO", "OCC", "CCO"]
+
+
+def test_a_molecule_without_a_readable_smiles_keeps_its_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = Chem.MolFromSmiles
+    monkeypatch.setattr(Chem, "MolFromSmiles", lambda text: read(text) if text == "OCC" else None)
+    parsed = parse_canonical("OCC", max_atoms=9)
+    assert parsed.canonical_smiles == "CCO"
+    assert [atom.GetSymbol() for atom in parsed.mol.GetAtoms()] == ["O", "C", "C"]
+
+
+def test_an_rdkit_molecule_keeps_its_order() -> None:
+    parsed = parse_canonical(Chem.MolFromSmiles("OCC"), max_atoms=9)
+    assert [atom.GetSymbol() for atom in parsed.mol.GetAtoms()] == ["O", "C", "C"]
+    assert parsed.canonical_smiles is None
+
+
+# Codes of atoms, and one feature more
+
+
+def count_radicals(atom: Chem.Atom) -> int:
+    return atom.GetNumRadicalElectrons()
+
+
+@pytest.mark.parametrize("num_more", [0, 1, 3, 15])
+def test_codes_never_wrap_and_give_every_feature_back(num_more: int) -> None:
+    """One feature of five classes makes 72,600 kinds of atoms, more than 16 bits hold."""
+    more = [
+        RMatAtomFeature(f"radicals_{idx}", (0, 1, 2, 3, None), count_radicals)
+        for idx in range(num_more)
+    ]
+    table = RMatAtomFeatures([*ATOM_FEATURES.features, *more])
+    assert table.code_dtype == ("<u2", "<u4", "<u4", "<u8")[(0, 1, 3, 15).index(num_more)]
+    mol = parse("F[U](F)(F)(F)(F)F.C[CH]c1ccccc1.[CH3].[O].[Pt-7].[nH+]1ccccc1")
+    codes = table.compute_codes(mol)
+    assert codes.dtype == table.code_dtype
+    columns = table.expand_codes(codes)
+    assert columns.shape == (mol.GetNumAtoms(), table.num_node_features - 2)
+    plain = ATOM_FEATURES.expand_codes(ATOM_FEATURES.compute_codes(mol))
+    np.testing.assert_array_equal(columns[:, : plain.shape[1]], plain)
+    radicals = np.array([min(count_radicals(atom), 4) for atom in mol.GetAtoms()])
+    for feature in more:
+        place = table.columns[feature.name]
+        one_hots = columns[:, place.start - 2 : place.stop - 2]
+        np.testing.assert_array_equal(one_hots.argmax(axis=1), radicals)
+        assert (one_hots.sum(axis=1) == 1).all()
+
+
+def test_too_many_kinds_of_atoms_are_refused() -> None:
+    feature = RMatAtomFeature("many", tuple(range(2**9)), count_radicals)
+    with pytest.raises(OverflowError, match="Merge classes"):
+        RMatAtomFeatures([feature] * 8)
+
+
+ADDED_FEATURE = """
+        RMatAtomFeature(
+            "hybridization",
+            (*(Chem.HybridizationType.values[n] for n in (2, 3, 4, 7)), None),
+            Chem.Atom.GetHybridization,
+        ),
+    ]
+)
+"""
+SCRIPT = """
+import numpy as np
+from rmat_hf.data.stored_features import expand_features, pack_features
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import ATOM_FEATURES, __file__ as source
+from rmat_hf.model.modeling_rmat import RMatModel
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+processor = RMatProcessor(geometry="bounds")
+molecules = ["CC#N", "c1ccccc1[N+](=O)[O-]", "F[U](F)(F)(F)(F)F"]
+batch = processor(molecules, return_tensors="pt")
+packed = [pack_features(processor.featurize_compactly(molecule)) for molecule in molecules]
+for name, values in expand_features(packed).items():
+    assert np.array_equal(values, batch[name]), name
+one_hots = batch["node_features"][0, 1:4, ATOM_FEATURES.columns["hybridization"]]
+assert one_hots.argmax(axis=1).tolist() == [2, 0, 0], one_hots
+config = RMatConfig(
+    num_node_features=ATOM_FEATURES.num_node_features, hidden_size=8, num_hidden_layers=1,
+    num_attention_heads=2,
+)
+assert RMatModel(config)(**batch).last_hidden_state.isfinite().all()
+print(source, ATOM_FEATURES.num_node_features)
+"""
+
+
+def test_an_atom_feature_is_one_entry_in_one_file(tmp_path: Path) -> None:
+    package = tmp_path / "rmat_hf"
+    shutil.copytree(REPO_ROOT / "rmat_hf", package, ignore=shutil.ignore_patterns("*.safetensors"))
+    path = package / "model" / "features_rmat.py"
+    text = path.read_text(encoding="utf-8")
+    assert text.count("    ]\n)\n") == 1
+    path.write_text(text.replace("    ]\n)\n", ADDED_FEATURE.lstrip("\n")), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{SCRIPT}"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [str(path), "42"]
+
+
+def test_bonds_name_their_atoms_and_type() -> None:
+    bonds = compute_bonds(Chem.MolFromSmiles("C=CO"))
+    assert bonds.tolist() == [[0, 1, 19], [1, 2, 3]]
+    assert bonds.dtype == np.uint16

@@ -4,30 +4,46 @@ import csv
 import random
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 from rdkit import Chem
 from rdkit.Chem import AllChem
 from rdkit.Geometry import Point3D
 
-from rmat_hf.model import canonical_order_rmat, conformers_rmat
-from rmat_hf.model.conformers_rmat import (
+from rmat_hf.model import geometry_rmat
+from rmat_hf.model.configuration_rmat import BEYOND_CUTOFF
+from rmat_hf.model.features_rmat import (
+    ATOM_FEATURES,
+    RMatParsedMolecule,
+    compute_bonds,
+    parse_molecule,
+    read_molecule,
+)
+from rmat_hf.model.geometry_rmat import (
     EMBED_PARAMETERS,
+    GEOMETRIES,
     ConformerError,
+    ConformerFailure,
     ConformerMethod,
+    Geometry,
+    RMatGeometryOptions,
+    build_canonical_mol,
+    center_coordinates,
     compute_2d_coordinates,
     compute_bounds_distances,
+    compute_geometry,
+    compute_interatomic_distances,
+    compute_squared_distances,
     extract_given_coordinates,
+    find_given_conformer,
+    find_or_generate_conformer,
     generate_conformer,
-    validate_conformer_options,
-)
-from rmat_hf.model.distances_rmat import compute_interatomic_distances
-from rmat_hf.model.molecule_features_rmat import (
-    compute_bond_types,
-    compute_node_features,
-    parse_molecule,
+    quantize_coordinates,
+    quantize_distances,
+    validate_coordinates,
 )
 
 # Acyclic, aromatic, fused, bridged, chiral, E/Z, charged, salt, metal, symmetric, one atom.
@@ -59,13 +75,22 @@ IMPOSSIBLE = "C12=C3C4=C1C5=C2C3=C45"
 PEPTIDE = "NCC(=O)" + "NC(C)C(=O)" * 89 + "O"
 
 
-def parse(smiles: str) -> Chem.Mol:
-    return parse_molecule(smiles, max_atoms=512)
+def parse(smiles: str) -> RMatParsedMolecule:
+    return read_molecule(smiles, max_atoms=512)
 
 
-def compute_distances(smiles_or_mol: str | Chem.Mol, **options: object) -> np.ndarray:
-    mol = parse(smiles_or_mol) if isinstance(smiles_or_mol, str) else smiles_or_mol
-    return compute_interatomic_distances(generate_conformer(mol, **options))  # type: ignore[arg-type]
+def measure(coordinates: np.ndarray) -> np.ndarray:
+    """The distance between every two atoms, in Å."""
+    return np.sqrt(compute_squared_distances(coordinates))
+
+
+def generate(molecule: str | RMatParsedMolecule, **options: Any) -> np.ndarray:
+    parsed = parse(molecule) if isinstance(molecule, str) else molecule
+    return generate_conformer(parsed, RMatGeometryOptions(**options))
+
+
+def compute_distances(molecule: str | RMatParsedMolecule, **options: Any) -> np.ndarray:
+    return measure(generate(molecule, **options))
 
 
 # Real geometry
@@ -74,15 +99,17 @@ def compute_distances(smiles_or_mol: str | Chem.Mol, **options: object) -> np.nd
 @pytest.mark.parametrize("method", get_args(ConformerMethod))
 @pytest.mark.parametrize("hydrogens", [True, False])
 def test_bond_lengths_of_ethanol_are_right(method: ConformerMethod, hydrogens: bool) -> None:
-    distances = compute_distances("CCO", method=method, hydrogens=hydrogens)
+    distances = compute_distances("CCO", conformer_method=method, conformer_hydrogens=hydrogens)
     tolerance = 0.1  # Å; ETKDG without a force field is no better
     assert distances[0, 1] == pytest.approx(1.52, abs=tolerance)
     assert distances[1, 2] == pytest.approx(1.42, abs=tolerance)
     assert 2.2 < distances[0, 2] < 2.6
 
 
-def test_every_method_is_listed() -> None:
+def test_every_choice_has_its_function() -> None:
     assert list(EMBED_PARAMETERS) == list(get_args(ConformerMethod))
+    assert list(GEOMETRIES) == list(get_args(Geometry))
+    assert set(get_args(ConformerFailure)) - {"raise"} <= set(GEOMETRIES)
 
 
 @pytest.mark.parametrize(("force_field", "carbonyl_length"), [("uff", 1.26), ("mmff", 1.23)])
@@ -103,29 +130,29 @@ def test_stereo_decides_the_geometry() -> None:
 def test_one_atom_has_one_position() -> None:
     for smiles in ("C", "[Na+]", "[Fe+2]", "[He]"):
         mol = parse(smiles)
-        assert generate_conformer(mol).shape == (1, 3)
+        assert generate(mol).shape == (1, 3)
         assert compute_2d_coordinates(mol).shape == (1, 3)
         assert compute_bounds_distances(mol).tolist() == [[0.0]]
 
 
 def test_seed_decides_the_conformer() -> None:
     mol = parse("CCCCCCO")
-    first, again = generate_conformer(mol, seed=0), generate_conformer(mol, seed=0)
+    first, again = generate(mol, conformer_seed=0), generate(mol)
     np.testing.assert_array_equal(first, again)
     for seed in (1, 2, 2**31 - 3):
-        assert np.abs(first - generate_conformer(mol, seed=seed)).max() > 1e-3
+        assert np.abs(first - generate(mol, conformer_seed=seed)).max() > 1e-3
 
 
 def test_bounds_are_near_the_conformer_and_2d_is_flat() -> None:
     mol = parse("CC(C)Cc1ccc([C@@H](C)C(=O)O)cc1")
     conformer, bounds = compute_distances(mol), compute_bounds_distances(mol)
-    is_bonded = Chem.GetAdjacencyMatrix(mol).astype(bool)
+    is_bonded = Chem.GetAdjacencyMatrix(mol.mol).astype(bool)
     np.testing.assert_allclose(bounds[is_bonded], conformer[is_bonded], atol=0.1)
     assert np.abs(bounds - conformer).mean() < 1.0
     np.testing.assert_array_equal(bounds, bounds.T)
     coordinates = compute_2d_coordinates(mol)
     assert not coordinates[:, 2].any()
-    drawing = compute_interatomic_distances(coordinates)
+    drawing = measure(coordinates)
     np.testing.assert_allclose(drawing[is_bonded], 1.5, atol=0.05)
 
 
@@ -138,9 +165,9 @@ def test_bounds_of_other_fragments_are_far_away() -> None:
 @pytest.mark.parametrize("smiles", [*VARIED_SMILES, IMPOSSIBLE, "[U]", "C$C", "[O][O]"])
 def test_graph_geometries_never_fail(smiles: str) -> None:
     mol = parse(smiles)
-    shape = (mol.GetNumAtoms(), mol.GetNumAtoms())
+    shape = (mol.mol.GetNumAtoms(),) * 2
     assert compute_bounds_distances(mol).shape == shape
-    assert compute_interatomic_distances(compute_2d_coordinates(mol)).shape == shape
+    assert measure(compute_2d_coordinates(mol)).shape == shape
 
 
 def test_peptide_of_450_atoms_has_bounds() -> None:
@@ -152,50 +179,51 @@ def test_peptide_of_450_atoms_has_bounds() -> None:
 # The way a molecule is written
 
 
-def list_rewritten_mols(mol: Chem.Mol, num_ways: int) -> list[Chem.Mol]:
+def list_rewritten_mols(parsed: RMatParsedMolecule, num_ways: int) -> list[RMatParsedMolecule]:
     """The molecule from random SMILES, half of them with shuffled atoms on top."""
     ways = []
     for seed in range(1, num_ways + 1):
-        rewritten = parse(Chem.MolToRandomSmilesVect(mol, 1, randomSeed=seed)[0])
+        rewritten = parse(Chem.MolToRandomSmilesVect(parsed.mol, 1, randomSeed=seed)[0])
         if seed % 2:
-            order = random.Random(seed).sample(range(mol.GetNumAtoms()), mol.GetNumAtoms())
-            rewritten = Chem.RenumberAtoms(rewritten, order)
+            num_atoms = parsed.mol.GetNumAtoms()
+            order = random.Random(seed).sample(range(num_atoms), num_atoms)
+            rewritten = RMatParsedMolecule(Chem.RenumberAtoms(rewritten.mol, order))
         ways.append(rewritten)
     return ways
 
 
+def list_bonds(mol: Chem.Mol) -> set[tuple[int, int, int]]:
+    return {(*sorted(bond[:2]), bond[2]) for bond in compute_bonds(mol).tolist()}
+
+
 def have_equal_distances(
-    mol: Chem.Mol, distances: np.ndarray, other_mol: Chem.Mol, other_distances: np.ndarray
+    parsed: RMatParsedMolecule, distances: np.ndarray, other: RMatParsedMolecule, others: np.ndarray
 ) -> bool:
     """Whether some renumbering maps atoms, bonds and every distance onto the other molecule's."""
-    pattern, target = Chem.Mol(mol), Chem.Mol(other_mol)
+    pattern, target = Chem.Mol(parsed.mol), Chem.Mol(other.mol)
+    codes, other_codes = (ATOM_FEATURES.compute_codes(mol) for mol in (pattern, target))
+    bonds, other_bonds = list_bonds(pattern), list_bonds(target)
     for copy in (pattern, target):  # so that every symmetry is tried
         Chem.RemoveStereochemistry(copy)
         for atom in copy.GetAtoms():
             atom.SetIsotope(0)
-    matches = target.GetSubstructMatches(pattern, uniquify=False, maxMatches=100_000)
-    for match in matches:
-        nodes = np.array([0, *(idx + 1 for idx in match)])
-        if (
-            np.array_equal(other_distances[np.ix_(match, match)], distances)
-            and np.array_equal(compute_node_features(other_mol)[nodes], compute_node_features(mol))
-            and np.array_equal(
-                compute_bond_types(other_mol)[np.ix_(nodes, nodes)], compute_bond_types(mol)
-            )
-        ):
-            return True
-    return False
+    return any(
+        np.array_equal(others[np.ix_(match, match)], distances)
+        and np.array_equal(other_codes[list(match)], codes)
+        and {(*sorted((match[i], match[j])), code) for i, j, code in bonds} == other_bonds
+        for match in target.GetSubstructMatches(pattern, uniquify=False, maxMatches=100_000)
+    )
 
 
 @pytest.mark.parametrize("smiles", VARIED_SMILES)
 def test_atom_order_does_not_change_the_distances(smiles: str) -> None:
     mol = parse(smiles)
     conformer, bounds = compute_distances(mol), compute_bounds_distances(mol)
-    drawing = compute_interatomic_distances(compute_2d_coordinates(mol))
+    drawing = measure(compute_2d_coordinates(mol))
     for other in list_rewritten_mols(mol, 6):
         assert have_equal_distances(mol, conformer, other, compute_distances(other))
         assert have_equal_distances(mol, bounds, other, compute_bounds_distances(other))
-        other_drawing = compute_interatomic_distances(compute_2d_coordinates(other))
+        other_drawing = measure(compute_2d_coordinates(other))
         assert have_equal_distances(mol, drawing, other, other_drawing)
 
 
@@ -225,10 +253,9 @@ def test_molecule_without_a_readable_smiles_keeps_its_geometry(
 ) -> None:
     mol = parse("CC(=O)Nc1ccc(O)cc1")
     expected = compute_bounds_distances(mol)
-    monkeypatch.setattr(canonical_order_rmat.Chem, "MolFromSmiles", lambda smiles: None)
+    monkeypatch.setattr(Chem, "MolFromSmiles", lambda smiles: None)
     np.testing.assert_allclose(compute_bounds_distances(mol), expected, atol=1e-9)
-    coordinates = generate_conformer(mol)
-    assert compute_interatomic_distances(coordinates)[0, 1] == pytest.approx(1.5, abs=0.1)
+    assert compute_distances(mol)[0, 1] == pytest.approx(1.5, abs=0.1)
 
 
 # Failures
@@ -236,21 +263,21 @@ def test_molecule_without_a_readable_smiles_keeps_its_geometry(
 
 def test_impossible_molecule_is_a_failure() -> None:
     with pytest.raises(ConformerError) as caught:
-        generate_conformer(parse(IMPOSSIBLE), max_attempts=20)
+        generate(IMPOSSIBLE, max_conformer_attempts=20)
     assert caught.value.reason == (
         "no conformer with etkdg_v3 in 20 attempts (most frequent failure: etk minimization)"
     )
 
 
 def test_attempts_are_bounded() -> None:
-    long_chain = parse("C" * 80)  # starting coordinates nearly never fit
     with pytest.raises(ConformerError, match=r"in 2 attempts \(most frequent failure: initial"):
-        generate_conformer(long_chain, max_attempts=2)
+        # starting coordinates nearly never fit
+        generate("C" * 80, max_conformer_attempts=2)
 
 
 def test_time_is_bounded() -> None:
     with pytest.raises(ConformerError, match="within the time limit of 1 s"):
-        generate_conformer(parse("C" * 200), max_attempts=1_000_000, time_limit_s=1)
+        generate("C" * 200, max_conformer_attempts=1_000_000, conformer_time_limit_s=1)
 
 
 HELICENE = "c1ccc2c(c1)ccc1c2c2c(cc1)ccc1c2c2c(cc1)ccc1c2c2ccccc2cc1"
@@ -268,7 +295,7 @@ NATURAL_PEPTIDE = Chem.MolToSmiles(Chem.MolFromSequence("ACDEFGHIKLMNPQRSTVWY" *
 def test_nasty_molecule_ends_near_its_limit_with_the_way_out(smiles: str, most_s: float) -> None:
     start = time.monotonic()
     with pytest.raises(ConformerError) as caught:
-        generate_conformer(parse(smiles), max_attempts=1_000_000, time_limit_s=1)
+        generate(smiles, max_conformer_attempts=1_000_000, conformer_time_limit_s=1)
     assert time.monotonic() - start < most_s
     assert caught.value.reason.endswith(
         "within the time limit of 1 s (geometry bounds needs no conformer)"
@@ -280,17 +307,17 @@ def test_time_of_the_force_field_is_bounded(
     monkeypatch: pytest.MonkeyPatch, force_field: str
 ) -> None:
     clock = iter([0.0, 2.0])
-    monkeypatch.setattr(conformers_rmat, "LARGE_MOLECULE", 10)
-    monkeypatch.setattr(conformers_rmat, "LARGE_MOLECULE_ITERATIONS", 2)
-    monkeypatch.setattr(conformers_rmat, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(geometry_rmat, "LARGE_MOLECULE", 10)
+    monkeypatch.setattr(geometry_rmat, "LARGE_MOLECULE_ITERATIONS", 2)
+    monkeypatch.setattr(geometry_rmat, "monotonic", lambda: next(clock))
     with pytest.raises(ConformerError, match=f"{force_field} took more than the time limit of 1 s"):
-        compute_distances("CC(=O)Nc1ccc(O)cc1", force_field=force_field, time_limit_s=1)
+        compute_distances("CC(=O)Nc1ccc(O)cc1", force_field=force_field, conformer_time_limit_s=1)
 
 
 @pytest.mark.parametrize("smiles", ["CC(=O)Nc1ccc(O)cc1", "[NH4+].[O-]C(=O)C"])
 def test_relaxed_conformer_is_the_one_of_rdkit(smiles: str) -> None:
     mol = parse(Chem.CanonSmiles(smiles))
-    work_mol = Chem.AddHs(mol)
+    work_mol = Chem.AddHs(mol.mol)
     parameters = EMBED_PARAMETERS["etkdg_v3"]()
     parameters.randomSeed = 1
     AllChem.EmbedMolecule(work_mol, parameters)
@@ -301,8 +328,8 @@ def test_relaxed_conformer_is_the_one_of_rdkit(smiles: str) -> None:
         expected = Chem.Mol(work_mol)
         optimize(expected)
         np.testing.assert_allclose(
-            generate_conformer(mol, force_field=force_field),  # type: ignore[arg-type]
-            expected.GetConformer().GetPositions()[: mol.GetNumAtoms()],
+            generate(mol, force_field=force_field),
+            expected.GetConformer().GetPositions()[: mol.mol.GetNumAtoms()],
             atol=1e-3,
         )
 
@@ -314,13 +341,13 @@ def test_force_field_without_parameters_is_a_failure(force_field: str) -> None:
 
 
 def test_relaxation_that_does_not_converge_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conformers_rmat, "MAX_FORCE_FIELD_ITERATIONS", 1)
+    monkeypatch.setattr(geometry_rmat, "MAX_FORCE_FIELD_ITERATIONS", 1)
     assert compute_distances("CC(=O)Nc1ccc(O)cc1", force_field="uff").shape == (11, 11)
 
 
 def test_rdkit_writes_nothing_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     for smiles in ("[Fe+2]", "CC[Pt](N)(N)Cl"):
-        generate_conformer(parse(smiles), hydrogens=False)
+        generate(smiles, conformer_hydrogens=False)
         compute_bounds_distances(parse(smiles))
     with pytest.raises(ConformerError):
         compute_distances("CC[Pt](N)(N)Cl", force_field="uff")
@@ -328,46 +355,46 @@ def test_rdkit_writes_nothing_to_the_terminal(capfd: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "message"),
+    ("option", "value"),
     [
-        ("method", "etkdg", r"conformer method is 'etkdg'. Choose one of \['etkdg_v3'"),
-        ("force_field", "amber", r"force field is 'amber'. Choose one of \['none', 'uff', 'mmff'"),
-        ("hydrogens", "yes", r"hydrogens is 'yes'. Choose one of \[True, False\]"),
-        ("seed", -1, "conformer seed is -1. Choose an integer from 0"),
-        ("seed", 2**31 - 2, "conformer seed is 2147483646"),
-        ("seed", 1.0, "conformer seed is 1.0"),
-        ("max_attempts", 0, "conformer attempts is 0. Choose an integer from 1"),
-        ("max_attempts", True, "conformer attempts is True"),
-        ("time_limit_s", 0.5, "time limit in seconds is 0.5"),
+        ("conformer_method", "etkdg"),
+        ("force_field", "amber"),
+        ("conformer_hydrogens", "yes"),
+        ("conformer_seed", -1),
+        ("conformer_seed", 2**31 - 2),
+        ("conformer_seed", 1.0),
+        ("max_conformer_attempts", 0),
+        ("conformer_time_limit_s", 0.5),
+        ("geometry", "3d"),
+        ("on_conformer_failure", "given"),
     ],
 )
-def test_wrong_option_is_refused(option: str, value: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        compute_distances("CCO", **{option: value})
+def test_wrong_option_is_refused_by_its_name(option: str, value: object) -> None:
+    with pytest.raises(StrictDataclassError, match=option) as caught:
+        RMatGeometryOptions(**{option: value})
+    assert str(value) in str(caught.value)
 
 
 def test_mmff_needs_hydrogens() -> None:
-    options = {"method": "kdg", "seed": 0, "max_attempts": 1, "time_limit_s": 1}
-    with pytest.raises(ValueError, match="Keep the hydrogens in the conformer or choose 'uff'"):
-        validate_conformer_options(hydrogens=False, force_field="mmff", **options)  # type: ignore[arg-type]
-    validate_conformer_options(hydrogens=False, force_field="uff", **options)  # type: ignore[arg-type]
+    with pytest.raises(StrictDataclassError, match="Keep the hydrogens in the conformer"):
+        RMatGeometryOptions(force_field="mmff", conformer_hydrogens=False)
 
 
 def test_input_molecule_does_not_change() -> None:
-    mol = parse("[13CH3][C@H](O)c1ccccc1")
-    AllChem.EmbedMolecule(mol, randomSeed=5)
-    before = mol.ToBinary()
-    generate_conformer(mol)
-    compute_bounds_distances(mol)
-    compute_2d_coordinates(mol)
-    assert mol.ToBinary() == before
+    parsed = parse("[13CH3][C@H](O)c1ccccc1")
+    AllChem.EmbedMolecule(parsed.mol, randomSeed=5)
+    before = parsed.mol.ToBinary()
+    for geometry in get_args(Geometry):
+        compute_geometry(parsed, RMatGeometryOptions(geometry=geometry))
+    generate(parsed)
+    assert parsed.mol.ToBinary() == before
 
 
 # Given conformers
 
 
 def build_mol_with_positions(smiles: str, positions: list[tuple[float, float, float]]) -> Chem.Mol:
-    mol = parse(smiles)
+    mol = parse_molecule(smiles, max_atoms=512)
     conformer = Chem.Conformer(mol.GetNumAtoms())
     for idx, position in enumerate(positions):
         conformer.SetAtomPosition(idx, Point3D(*position))
@@ -376,7 +403,7 @@ def build_mol_with_positions(smiles: str, positions: list[tuple[float, float, fl
 
 
 def test_first_3d_conformer_is_extracted() -> None:
-    mol = parse("CO")
+    mol = parse_molecule("CO", max_atoms=2)
     AllChem.Compute2DCoords(mol)
     assert extract_given_coordinates(mol) is None
     for length in (1.4, 1.5):
@@ -399,12 +426,114 @@ def test_first_3d_conformer_is_extracted() -> None:
 def test_broken_conformer_is_refused(
     smiles: str, positions: list[tuple[float, float, float]], reason: str
 ) -> None:
-    with pytest.raises(ConformerError) as caught:
-        extract_given_coordinates(build_mol_with_positions(smiles, positions))
-    assert reason in caught.value.reason
+    mol = build_mol_with_positions(smiles, positions)
+    for function in (find_given_conformer, find_or_generate_conformer):
+        options = RMatGeometryOptions(on_conformer_failure="bounds")
+        with pytest.raises(ConformerError, match=reason):
+            function(RMatParsedMolecule(mol), options)
 
 
 def test_fragments_on_top_of_each_other_are_no_broken_conformer() -> None:
     # RDKit embeds every fragment around the origin.
     mol = build_mol_with_positions("[Na+].[Cl-]", [(0, 0, 0), (0, 0, 0)])
-    assert extract_given_coordinates(mol) is not None
+    validate_coordinates(mol, mol.GetConformer().GetPositions())
+
+
+# Canonical order
+
+SMILES = ["CCO", "OC(=O)c1ccccc1", "[Na+].[O-]C(=O)C", "F/C=C/C[C@H](N)O", "C1C2CC3CC1CC(C2)C3"]
+
+
+def describe(mol: Chem.Mol) -> list[tuple[int, int, str]]:
+    return [
+        (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), str(bond.GetBondType()))
+        for bond in mol.GetBonds()
+    ]
+
+
+@pytest.mark.parametrize("smiles", SMILES)
+def test_every_way_of_writing_has_one_order_of_atoms_and_bonds(smiles: str) -> None:
+    expected, _ = build_canonical_mol(parse(smiles))
+    for text in Chem.MolToRandomSmilesVect(Chem.MolFromSmiles(smiles), 5, randomSeed=1):
+        canonical, atom_order = build_canonical_mol(parse(text))
+        assert describe(canonical) == describe(expected)
+        numbers = [atom.GetAtomicNum() for atom in Chem.MolFromSmiles(text).GetAtoms()]
+        assert [atom.GetAtomicNum() for atom in canonical.GetAtoms()] == [
+            numbers[idx] for idx in atom_order
+        ]
+
+
+@pytest.mark.parametrize("smiles", SMILES)
+def test_molecule_of_its_canonical_smiles_comes_back_itself(smiles: str) -> None:
+    parsed = parse(Chem.CanonSmiles(smiles))
+    slow, slow_order = build_canonical_mol(RMatParsedMolecule(parsed.mol))
+    fast, fast_order = build_canonical_mol(parsed)
+    assert fast is parsed.mol is not slow
+    assert fast.ToBinary() == slow.ToBinary()
+    np.testing.assert_array_equal(fast_order, slow_order)
+
+
+def test_isotopes_and_atom_maps_take_no_part() -> None:
+    plain, _ = build_canonical_mol(parse("CCO"))
+    labeled = parse("[13CH3][CH2:2]O")
+    canonical, _ = build_canonical_mol(labeled)
+    assert canonical.ToBinary() == plain.ToBinary()
+    assert labeled.mol.GetAtomWithIdx(0).GetIsotope() == 13
+
+
+# Short form and distances
+
+
+def generate_coordinates(num_atoms: int, size: float) -> np.ndarray:
+    return np.random.default_rng(num_atoms).uniform(-size, size, size=(num_atoms, 3))
+
+
+def expand(*geometries: np.ndarray, num_atoms: int) -> np.ndarray:
+    """The distances of molecules of as many atoms, without the dummy node."""
+    sizes = np.full(len(geometries), num_atoms)
+    distances = compute_interatomic_distances(geometries, num_atoms=sizes)
+    assert distances.dtype == np.float32
+    assert (distances[:, 0] == BEYOND_CUTOFF).all() and (distances[:, :, 0] == BEYOND_CUTOFF).all()
+    return distances[:, 1:, 1:]
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(10.0, np.int16), (32.0, np.int16), (40, np.float32)])
+def test_generated_coordinates_are_whole_steps_if_they_fit(size: float, dtype: type) -> None:
+    coordinates = generate_coordinates(50, size) + 500
+    quantized = quantize_coordinates(coordinates)
+    assert quantized.dtype == dtype
+    np.testing.assert_allclose(expand(quantized, num_atoms=50)[0], measure(coordinates), atol=2e-3)
+
+
+def test_distances_of_whole_steps_are_exact() -> None:
+    steps = np.array([[0, 0, 0], [3000, 4000, 0], [-32767, 32767, -32767]], dtype=np.int16)
+    distances = expand(steps, num_atoms=3)[0]
+    assert distances[0, 1] == 5.0
+    assert distances[0, 2] == np.float32(np.sqrt(3 * 32767**2) / 1000)
+
+
+def test_batch_has_the_bits_of_one_molecule() -> None:
+    coordinates = generate_coordinates(40, 9.0).astype(np.float32).reshape(4, 10, 3)
+    batch = expand(*coordinates, quantize_coordinates(coordinates[0]), num_atoms=10)
+    for one, expected in zip(coordinates, batch, strict=False):
+        np.testing.assert_array_equal(expand(one, num_atoms=10)[0], expected)
+
+
+def test_given_coordinates_lose_nothing_far_from_the_origin() -> None:
+    coordinates = generate_coordinates(20, 5.0)
+    centered = center_coordinates(coordinates + 1e4)
+    assert centered.dtype == np.float32
+    np.testing.assert_allclose(expand(centered, num_atoms=20)[0], measure(coordinates), atol=2e-6)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(18.0, np.uint16), (60.0, np.float32)])
+@pytest.mark.parametrize("num_atoms", [1, 2, 30])
+def test_upper_triangle_gives_every_distance_back(num_atoms: int, size: float, dtype: type) -> None:
+    coordinates = generate_coordinates(num_atoms, size)
+    coordinates[0] = size
+    coordinates[-1] = -size if num_atoms > 1 else size
+    distances = np.round(measure(coordinates), 3)
+    values = quantize_distances(distances)
+    assert values.dtype == (dtype if num_atoms > 1 else np.uint16)
+    expanded = expand(values, num_atoms=num_atoms)[0]
+    np.testing.assert_array_equal(expanded, distances.astype(np.float32))

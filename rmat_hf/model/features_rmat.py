@@ -1,0 +1,453 @@
+"""What the model knows of a molecule: what is accepted, THE list of its features, descriptors.
+
+To add an atom feature, add an entry to `ATOM_FEATURES` and raise `FEATURIZER_VERSION`: the codes of
+atoms, the columns of `node_features` and the stored form of molecules follow from the list.
+
+Attributes are read with `map` over unbound methods: RDKit's iterators cost several times as much.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from rdkit import Chem, rdBase
+from rdkit.Chem import Descriptors
+
+from .configuration_rmat import DUMMY_COLUMN, NUM_BOND_ORDERS
+
+# Goes up whenever the features of a molecule change, so that caches and checkpoints notice.
+FEATURIZER_VERSION = 2
+
+# Columns of `node_features` before those of an atom: the mask and the dummy flag.
+FIRST_ATOM_COLUMN = DUMMY_COLUMN + 1
+MAX_TABLE_ROWS = 2**14
+
+# RDKit recurses once per atom where it writes a SMILES; a chain of 20,000 ends the process.
+MAX_WRITTEN_ATOMS = 3000
+# No molecule needs a longer SMILES per atom.
+MAX_CHARACTERS_PER_ATOM = 100
+# Characters of a molecule, and of a reason in RDKit's words, in an error message.
+MAX_DESCRIPTION = 80
+MAX_REASON = 300
+
+# Up to this length no SMILES takes RDKit long; the atoms of a longer one are counted first.
+_QUICK_LENGTH = 256
+_LOG_TIMESTAMP = re.compile(r"^\[\d\d:\d\d:\d\d\]\s*")
+# RDKit reads the atomic number primitive [#6] of SMARTS as a bare atom without hydrogens.
+_SMARTS_ATOM = re.compile(r"\[\d*#\d+[^\]]*\]")
+_SMILES_TOKEN = re.compile(
+    r"(?P<hydrogen>\[\d*H(?![a-z])[^\]]*\])|(?P<heavy>\[[^\]]*\]|Cl|Br|[BCNOPSFIbcnops])"
+    r"|(?P<closure>%\(\d+\)|%\d\d|\d)|(?P<dot>\.)"
+)
+
+
+class MoleculeError(ValueError):
+    """A molecule that cannot be featurized; `reason` is in RDKit's words where RDKit refused it.
+
+    A reader that cannot build a molecule may hand on the error in its place.
+    """
+
+    way_out = "Fix or drop the row"
+
+    def __init__(self, reason: str) -> None:
+        if len(reason) > MAX_REASON:  # RDKit repeats the whole SMILES
+            reason = reason[:MAX_REASON] + "..."
+        super().__init__(reason)
+        self.reason = reason
+
+
+Molecule = str | Chem.Mol | MoleculeError | None
+
+
+# Molecules, or why not
+
+
+class RMatParsedMolecule(NamedTuple):
+    """A molecule, and what is known of its text, so that nothing is parsed or written twice.
+
+    Args:
+        mol (`Chem.Mol`): Sanitized, without hydrogen atoms.
+        smiles (`str`, *optional*): What `mol` was parsed from; nothing for an RDKit molecule.
+        written_smiles (`str`, *optional*): What RDKit writes for `mol`, if it was asked.
+        canonical_smiles (`str`, *optional*): Of the SMILES that [`parse_canonical`] was given.
+    """
+
+    mol: Chem.Mol
+    smiles: str | None = None
+    written_smiles: str | None = None
+    canonical_smiles: str | None = None
+
+
+@contextmanager
+def silence_rdkit() -> Iterator[list[str]]:
+    """Keep RDKit's log off the terminal; the list that comes back fills with its errors."""
+    errors: list[str] = []
+    with rdBase.BlockLogs(), rdBase.CaptureErrorLog() as log:
+        yield errors
+        errors.extend(_LOG_TIMESTAMP.sub("", line) for line in log.messages.splitlines())
+
+
+@contextmanager
+def _explained_by_rdkit() -> Iterator[None]:
+    """Turn what RDKit raises into a `MoleculeError`."""
+    with silence_rdkit():
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise MoleculeError(_find_reason(str(error).splitlines())) from error
+
+
+def _find_reason(lines: Iterable[str]) -> str:
+    # what RDKit says of a violated condition inside it starts with empty and decorated lines
+    return next(
+        (line.strip() for line in lines if line.strip("* ")), "RDKit cannot parse the SMILES"
+    )
+
+
+def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
+    """Return the sanitized heavy-atom molecule behind a SMILES or an RDKit molecule.
+
+    Hydrogen atoms are removed, isotopes of hydrogen too; conformers stay. An RDKit molecule is
+    copied first, so the caller's one does not change.
+
+    Args:
+        molecule (`str` or `Chem.Mol`):
+            SMILES, with a CXSMILES extension at most, or RDKit molecule. `None` and NaN, the
+            marks of an empty table cell, are refused like every other type; a `MoleculeError` in
+            the place of a molecule is raised.
+        max_atoms (`int`):
+            Largest number of heavy atoms that is accepted.
+
+    Returns:
+        `Chem.Mol`: A new molecule without hydrogen atoms.
+
+    Raises:
+        MoleculeError: The molecule is missing, empty, a pattern, too large or invalid.
+    """
+    if isinstance(molecule, str):
+        mol = _parse_smiles(molecule.strip(), max_atoms=max_atoms)
+    elif isinstance(molecule, Chem.Mol):
+        mol = Chem.Mol(molecule)
+    else:
+        raise MoleculeError(_describe_missing(molecule))
+    # before sanitization, which would refuse patterns too, with a reason that misses the point
+    if fault := _find_fault(mol, max_atoms=max_atoms):
+        raise MoleculeError(fault)
+    has_hydrogens = mol.GetNumHeavyAtoms() < mol.GetNumAtoms()
+    if isinstance(molecule, str) and not has_hydrogens:
+        return mol
+    with _explained_by_rdkit():
+        if not isinstance(molecule, str):
+            Chem.SanitizeMol(mol)
+        return Chem.RemoveAllHs(mol) if has_hydrogens else mol
+
+
+def read_molecule(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
+    """Return what [`parse_molecule`] does, with the text that its geometry needs."""
+    mol = parse_molecule(molecule, max_atoms=max_atoms)
+    if not isinstance(molecule, str):
+        return RMatParsedMolecule(mol)
+    return RMatParsedMolecule(mol, molecule, Chem.MolToSmiles(mol))
+
+
+def parse_canonical(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
+    """Return a molecule whose atoms have the same order however its SMILES is written.
+
+    A canonical SMILES is parsed once; of any other one, RDKit reads the canonical SMILES too: the
+    order of bonds decides its distance bounds and conformers, and renumbering atoms keeps it.
+
+    Args:
+        molecule, max_atoms: As in [`parse_molecule`]; an RDKit molecule keeps its order.
+
+    Raises:
+        MoleculeError: As [`parse_molecule`].
+    """
+    parsed = read_molecule(molecule, max_atoms=max_atoms)
+    canonical_smiles = parsed.written_smiles
+    if canonical_smiles not in (None, parsed.smiles):
+        # RDKit does not read back what it writes for some metal complexes: they keep their order.
+        with suppress(MoleculeError):
+            parsed = read_molecule(canonical_smiles, max_atoms=max_atoms)
+    return parsed._replace(canonical_smiles=canonical_smiles)
+
+
+def _parse_smiles(smiles: str, *, max_atoms: int) -> Chem.Mol:
+    if fault := _find_fault_of_text(smiles, max_atoms=max_atoms):
+        raise MoleculeError(fault)
+    with silence_rdkit() as errors:
+        mol = Chem.MolFromSmiles(smiles)
+    if mol is None:
+        raise MoleculeError(_find_reason(errors))
+    return mol
+
+
+def _describe_missing(molecule: object) -> str:
+    if isinstance(molecule, MoleculeError):
+        return molecule.reason
+    if molecule is None:
+        return "the molecule is missing (None)"
+    if isinstance(molecule, (float, np.floating)) and math.isnan(molecule):
+        return "the molecule is missing (NaN)"
+    return f"expected a SMILES (str) or a Chem.Mol, got {type(molecule).__name__}"
+
+
+def _find_fault_of_text(smiles: str, *, max_atoms: int) -> str:
+    """Return why a SMILES is not worth RDKit's time, or nothing."""
+    if len(smiles) > (limit := MAX_CHARACTERS_PER_ATOM * max_atoms):
+        return (
+            f"{len(smiles)} characters are too long a SMILES: max_atoms={max_atoms} allows {limit}"
+        )
+    text, _, extension = smiles.partition(" ")
+    if not text:
+        return "the SMILES is empty"
+    if len(text.split()) > 1 or (extension and not extension.lstrip().startswith("|")):
+        return "there is text after the SMILES"
+    if not (text.isascii() and text.isprintable()):  # RDKit skips some of them without a word
+        code = next(ord(letter) for letter in text if not "!" <= letter <= "~")
+        return f"the SMILES has the character U+{code:04X}, which SMILES do not have"
+    if pattern := _SMARTS_ATOM.search(text):
+        return f"{pattern.group()} is a query atom (SMARTS), not an atom"
+    if "*" in text:
+        return "the SMILES has a dummy atom (*), not an element"
+    if len(text) <= _QUICK_LENGTH:
+        return ""
+    counts = Counter(match.lastgroup for match in _SMILES_TOKEN.finditer(text))
+    num_atoms = counts["heavy"] + counts["hydrogen"]
+    num_bonds = num_atoms - 1 - counts["dot"] + counts["closure"] // 2
+    return _find_excess(counts["heavy"], num_atoms, num_bonds=num_bonds, max_atoms=max_atoms)
+
+
+def _find_fault(mol: Chem.Mol, *, max_atoms: int) -> str:
+    """Return why a molecule is none that can be featurized, or nothing."""
+    num_atoms, num_heavy = mol.GetNumAtoms(), mol.GetNumHeavyAtoms()
+    if mol.HasQuery() or num_heavy < num_atoms:  # two calls instead of one per atom and bond
+        for atom in mol.GetAtoms():
+            if atom.HasQuery():
+                return f"atom {atom.GetIdx()} is a query atom (SMARTS), not an atom"
+            if atom.GetAtomicNum() == 0:
+                return f"atom {atom.GetIdx()} is a dummy atom (*), not an element"
+        if mol.HasQuery():
+            return "one of its bonds is a query bond (SMARTS), not a bond"
+    if num_heavy == 0:
+        what = "only hydrogen atoms" if num_atoms else "no atoms"
+        return f"the molecule has {what}; heavy atoms are needed"
+    return _find_excess(num_heavy, num_atoms, num_bonds=mol.GetNumBonds(), max_atoms=max_atoms)
+
+
+def _find_excess(num_heavy: int, num_atoms: int, *, num_bonds: int, max_atoms: int) -> str:
+    if num_heavy > max_atoms:
+        return (
+            f"{num_heavy} heavy atoms are more than max_atoms={max_atoms}; a larger max_atoms "
+            "accepts it, at a cost that grows with the square of the number of atoms"
+        )
+    if _is_dense(num_atoms, num_bonds):
+        return (
+            f"{num_bonds} bonds between {num_atoms} atoms are more than RDKit can find the rings of"
+        )
+    return ""
+
+
+def _is_dense(num_atoms: int, num_bonds: int) -> bool:
+    # RDKit may take hours for the rings. Carbon cages have 1.5 bonds per atom and clusters of
+    # boron 2.5, far below the limit.
+    return num_bonds > 2 * num_atoms + 100
+
+
+def is_tractable(mol: Chem.Mol) -> bool:
+    """Tell whether RDKit can sanitize a molecule and write its SMILES."""
+    num_atoms = mol.GetNumAtoms()
+    return num_atoms <= MAX_WRITTEN_ATOMS and not _is_dense(num_atoms, mol.GetNumBonds())
+
+
+def list_molecules(molecules: Molecule | Iterable[Molecule]) -> list[Molecule]:
+    """Return one molecule or several as a list; a mapping is refused."""
+    if isinstance(molecules, Mapping):
+        raise TypeError("Molecules are given as a list, not as a mapping. Pass one column of it.")
+    if isinstance(molecules, (str, bytes, Chem.Mol)) or not isinstance(molecules, Iterable):
+        return [molecules]
+    return list(molecules)
+
+
+def describe_molecule(molecule: Molecule) -> str:
+    """Return the molecule in the short form of an error message."""
+    text = repr(molecule)
+    if isinstance(molecule, Chem.Mol):
+        text = f"an RDKit molecule of {molecule.GetNumAtoms()} atoms without a SMILES"
+        if is_tractable(molecule):
+            with rdBase.BlockLogs(), suppress(RuntimeError, ValueError):
+                text = repr(Chem.MolToSmiles(molecule))
+    return text if len(text) <= MAX_DESCRIPTION else text[:MAX_DESCRIPTION] + "...'"
+
+
+# Features of atoms
+
+
+class RMatAtomFeature(NamedTuple):
+    """One property of an atom.
+
+    Args:
+        name (`str`): Its key in `ATOM_FEATURES.columns`.
+        classes (`tuple`):
+            The values that have a class; any other value takes the last one, which may be called
+            `None`. `(False, True)` is one column of `node_features`, otherwise a class is one.
+        read (`Callable`): Atom → value.
+    """
+
+    name: str
+    classes: tuple[Any, ...]
+    read: Callable[[Chem.Atom], Any]
+
+
+class RMatAtomFeatures:
+    """Atoms as integers, one for every combination of classes, and the columns these stand for.
+
+    Args:
+        features (`Sequence[RMatAtomFeature]`): In the order of their columns.
+
+    Attributes:
+        columns (`dict[str, slice]`): Columns of `node_features` of every feature.
+        num_node_features (`int`): Number of columns, with the mask and the dummy flag before them.
+        code_dtype (`np.dtype`): Smallest unsigned integer that holds every code.
+    """
+
+    def __init__(self, features: Sequence[RMatAtomFeature]) -> None:
+        self.features = tuple(features)
+        self.columns: dict[str, slice] = {}
+        self._class_of_value = [
+            {value: idx for idx, value in enumerate(feature.classes)} for feature in features
+        ]
+        self._tables: list[np.ndarray] = []
+        stop = FIRST_ATOM_COLUMN
+        for feature in features:
+            one_hots = np.eye(len(feature.classes), dtype=np.uint8)
+            if feature.classes == (False, True):
+                one_hots = one_hots[:, 1:]
+            self.columns[feature.name] = slice(stop, stop := stop + one_hots.shape[1])
+            self._add_one_hots(one_hots)
+        self.num_node_features = stop
+        num_codes = math.prod(len(feature.classes) for feature in features)
+        self.code_dtype = np.min_scalar_type(num_codes - 1)
+        if self.code_dtype.kind != "u":
+            raise OverflowError(f"{num_codes} kinds of atoms have no integer codes. Merge classes.")
+
+    def _add_one_hots(self, one_hots: np.ndarray) -> None:
+        # As many features as fit share a table, which has a row for every combination.
+        if self._tables and len(self._tables[-1]) * len(one_hots) <= MAX_TABLE_ROWS:
+            table = self._tables.pop()
+            left = np.repeat(table, len(one_hots), axis=0)
+            one_hots = np.hstack([left, np.tile(one_hots, (len(table), 1))])
+        self._tables.append(one_hots)
+
+    def get_classes(self, name: str) -> tuple[Any, ...]:
+        """Return the classes of a feature."""
+        return next(feature.classes for feature in self.features if feature.name == name)
+
+    def compute_codes(self, mol: Chem.Mol) -> np.ndarray:
+        """Return the code of every atom, `(num_atoms,)`, `code_dtype`."""
+        atoms = list(map(mol.GetAtomWithIdx, range(mol.GetNumAtoms())))
+        codes = np.zeros(len(atoms), dtype=self.code_dtype)
+        for feature, class_of_value in zip(self.features, self._class_of_value, strict=True):
+            last = len(feature.classes) - 1
+            codes *= len(feature.classes)
+            codes += np.array(
+                [class_of_value.get(value, last) for value in map(feature.read, atoms)],
+                dtype=self.code_dtype,
+            )
+        return codes
+
+    def expand_codes(self, codes: np.ndarray) -> np.ndarray:
+        """Return the columns of atoms, `(num_atoms, num_node_features - 2)`, uint8."""
+        blocks = []
+        for table in reversed(self._tables):
+            codes, rows = np.divmod(codes, len(table))
+            blocks.append(table[rows])
+        return np.concatenate(blocks[::-1], axis=1)
+
+
+ATOM_FEATURES = RMatAtomFeatures(
+    [
+        RMatAtomFeature(
+            "atomic_number", (5, 6, 7, 8, 9, 15, 16, 17, 35, 53, None), Chem.Atom.GetAtomicNum
+        ),
+        RMatAtomFeature("num_neighbors", (0, 1, 2, 3, 4, 5), Chem.Atom.GetDegree),
+        RMatAtomFeature("num_hydrogens", (0, 1, 2, 3, 4), Chem.Atom.GetTotalNumHs),
+        RMatAtomFeature("formal_charge", tuple(range(-5, 6)), Chem.Atom.GetFormalCharge),
+        RMatAtomFeature("in_ring", (False, True), Chem.Atom.IsInRing),
+        RMatAtomFeature("aromatic", (False, True), Chem.Atom.GetIsAromatic),
+    ]
+)
+
+
+# Features of bonds
+
+# Index of the bond order in the bond type code; every other bond type takes the last class.
+BOND_ORDERS = {
+    Chem.BondType.SINGLE: 0,
+    Chem.BondType.AROMATIC: 1,
+    Chem.BondType.DOUBLE: 2,
+    Chem.BondType.TRIPLE: 3,
+}
+
+
+def compute_bonds(mol: Chem.Mol) -> np.ndarray:
+    """Return both atoms and the type of every bond.
+
+    Returns:
+        `np.ndarray` of shape `(num_bonds, 3)`, uint16: indices of the atoms, and
+        1 + 8 * order + 4 * aromatic + 2 * conjugated + in ring.
+    """
+    bonds = list(map(mol.GetBondWithIdx, range(mol.GetNumBonds())))
+    last = NUM_BOND_ORDERS - 1
+    codes = [
+        1 + 8 * BOND_ORDERS.get(order, last) + 4 * aromatic + 2 * conjugated + in_ring
+        for order, aromatic, conjugated, in_ring in zip(
+            map(Chem.Bond.GetBondType, bonds),
+            map(Chem.Bond.GetIsAromatic, bonds),
+            map(Chem.Bond.GetIsConjugated, bonds),
+            map(Chem.Bond.IsInRing, bonds),
+            strict=True,
+        )
+    ]
+    begins = list(map(Chem.Bond.GetBeginAtomIdx, bonds))
+    ends = list(map(Chem.Bond.GetEndAtomIdx, bonds))
+    return np.array([begins, ends, codes], dtype=np.uint16).T
+
+
+# Descriptors of molecules
+
+
+def list_molecule_descriptor_names() -> list[str]:
+    """Return the names of RDKit's molecule descriptors, in RDKit's order."""
+    return [name for name, _ in Descriptors.descList]
+
+
+def validate_molecule_descriptor_names(names: Sequence[str]) -> None:
+    """Raise `ValueError` if the names are not different ones of RDKit's descriptors, or none."""
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise ValueError(f"Molecule descriptors are {names!r}. Pass a list of different names.")
+    if unknown := set(names) - set(list_molecule_descriptor_names()):
+        raise ValueError(f"RDKit has no descriptor {min(unknown)!r}. See Descriptors.descList.")
+
+
+def compute_molecule_descriptors(mol: Chem.Mol, names: Sequence[str]) -> np.ndarray:
+    """Return RDKit descriptors of a molecule, out of `list_molecule_descriptor_names()`.
+
+    Returns:
+        `np.ndarray` of shape `(len(names),)`, float32; NaN where the descriptor is undefined, not
+        finite or too large for float32.
+    """
+    validate_molecule_descriptor_names(names)
+    functions = dict(Descriptors.descList)
+    copy = Chem.Mol(mol)  # some descriptors leave charges and other properties on the molecule
+    values = np.full(len(names), np.nan)
+    with silence_rdkit():
+        for idx, name in enumerate(names):
+            # undefined for this molecule: stays NaN
+            with suppress(ArithmeticError, IndexError, RuntimeError, ValueError):
+                values[idx] = functions[name](copy)
+    values[~(np.abs(values) <= np.finfo(np.float32).max)] = np.nan
+    return values.astype(np.float32)

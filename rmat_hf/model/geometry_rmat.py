@@ -1,0 +1,424 @@
+"""Where distances come from: conformer, distance bounds, drawing, or what a molecule brings along.
+
+To add a geometry, add a function to `GEOMETRIES` and its name to `Geometry`. Every generated
+geometry is computed in canonical atom order and mapped back, so that it does not depend on how the
+atoms of a molecule are numbered or its SMILES is written.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Literal
+
+import numpy as np
+from huggingface_hub.dataclasses import strict
+from rdkit import Chem, rdBase
+from rdkit.Chem import rdDepictor, rdDistGeom, rdForceFieldHelpers
+from transformers.utils.type_validators import interval
+
+from .configuration_rmat import BEYOND_CUTOFF
+from .features_rmat import RMatParsedMolecule
+
+Geometry = Literal["conformer", "bounds", "2d", "given"]
+ConformerFailure = Literal["raise", "bounds", "2d"]
+ConformerMethod = Literal["etkdg_v3", "etkdg_v2", "sr_etkdg_v3", "etdg", "kdg", "distance_geometry"]
+ForceField = Literal["none", "uff", "mmff"]
+
+EMBED_PARAMETERS = {
+    "etkdg_v3": rdDistGeom.ETKDGv3,
+    "etkdg_v2": rdDistGeom.ETKDGv2,
+    "sr_etkdg_v3": rdDistGeom.srETKDGv3,
+    "etdg": rdDistGeom.ETDG,
+    "kdg": rdDistGeom.KDG,
+    "distance_geometry": rdDistGeom.EmbedParameters,
+}
+
+# RDKit's random numbers are the same for the seeds 0, 1 and 2**31 - 1, so ours start at its 1.
+MAX_INT = 2**31 - 3
+MAX_FORCE_FIELD_ITERATIONS = 200
+# With more atoms, hydrogens included, the clock is read this often; 200 steps take seconds there.
+LARGE_MOLECULE, LARGE_MOLECULE_ITERATIONS = 150, 50
+# Part of the reason of a failure that another machine or time limit may not have.
+TIME_LIMIT = "the time limit of"
+
+# Å; atoms of one fragment that are closer than this mark a broken conformer.
+MIN_ATOM_SEPARATION = 0.01
+
+# Generated geometries are whole numbers of 0.001 Å: conformer noise is a hundred times larger.
+STEPS_PER_ANGSTROM = 1000
+DECIMALS = 3
+
+_ISOTOPE_OR_MAP = re.compile(r"\[\d|:\d+\]")
+
+
+@strict
+@dataclass(kw_only=True, eq=False, repr=False)
+class RMatGeometryOptions:
+    """Which geometry molecules get; see [`RMatProcessor`] for every option."""
+
+    geometry: Geometry = "conformer"
+    conformer_method: ConformerMethod = "etkdg_v3"
+    conformer_hydrogens: bool = True
+    force_field: ForceField = "none"
+    conformer_seed: int = interval(min=0, max=MAX_INT)(default=0)
+    max_conformer_attempts: int = interval(min=1, max=MAX_INT)(default=1000)
+    conformer_time_limit_s: int = interval(min=1, max=MAX_INT)(default=30)
+    on_conformer_failure: ConformerFailure = "raise"
+
+    def validate_force_field(self) -> None:
+        """Raise if the force field needs the hydrogens that the embedding leaves out."""
+        if self.force_field == "mmff" and not self.conformer_hydrogens:
+            raise ValueError(
+                "The force field 'mmff' types atoms by their hydrogens. Keep the hydrogens in the "
+                "conformer or choose 'uff'."
+            )
+
+
+class ConformerError(ValueError):
+    """A molecule without a usable geometry; `reason` says why."""
+
+    way_out = "Fix or drop the row, choose another geometry or set on_conformer_failure"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+# One order of atoms and bonds for every way of writing a molecule
+
+
+def build_canonical_mol(parsed: RMatParsedMolecule) -> tuple[Chem.Mol, np.ndarray]:
+    """Return the molecule in canonical atom and bond order, and each of its atoms' index before.
+
+    Isotopes and atom maps take no part. A molecule is in this order already if it was parsed from
+    its canonical SMILES: then it comes back itself.
+    """
+    mol = bare_mol = parsed.mol
+    canonical_smiles = parsed.written_smiles or Chem.MolToSmiles(mol)
+    if _ISOTOPE_OR_MAP.search(canonical_smiles):
+        bare_mol = Chem.Mol(mol)
+        for atom in bare_mol.GetAtoms():
+            atom.SetIsotope(0)
+            atom.SetAtomMapNum(0)
+        canonical_smiles = Chem.MolToSmiles(bare_mol)
+    with rdBase.BlockLogs():
+        is_canonical = canonical_smiles == parsed.smiles
+        canonical_mol = mol if is_canonical else Chem.MolFromSmiles(canonical_smiles)
+    if canonical_mol is not None and canonical_mol.GetNumAtoms() == mol.GetNumAtoms():
+        properties = bare_mol.GetPropsAsDict(includePrivate=True, includeComputed=True)
+        return canonical_mol, np.array(properties["_smilesAtomOutputOrder"], dtype=np.int64)
+    # Some metal complexes have no SMILES that RDKit reads back: here the bond order of `mol`
+    # stays, so another way of writing the molecule can give another conformer.
+    bare_mol = Chem.Mol(bare_mol)
+    bare_mol.RemoveAllConformers()
+    atom_order = np.argsort(list(Chem.CanonicalRankAtoms(bare_mol)))
+    return Chem.RenumberAtoms(bare_mol, atom_order.tolist()), atom_order
+
+
+def _read_positions(canonical_mol: Chem.Mol, atom_order: np.ndarray) -> np.ndarray:
+    """Return the rounded positions of the heavy atoms, which come first, in the order before."""
+    coordinates = np.empty((len(atom_order), 3))
+    coordinates[atom_order] = canonical_mol.GetConformer().GetPositions()[: len(atom_order)]
+    return np.round(coordinates, DECIMALS)
+
+
+# Geometries
+
+
+@contextmanager
+def _explained_by_rdkit(what: str) -> Iterator[None]:
+    """Keep RDKit's log off the terminal, and turn what it raises into a `ConformerError`."""
+    with rdBase.BlockLogs():
+        try:
+            yield
+        except ConformerError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise ConformerError(f"{what}: {error}") from error
+
+
+def generate_conformer(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> np.ndarray:
+    """Embed a molecule in three dimensions (RDKit; ETKDG: doi 10.1021/acs.jcim.5b00654).
+
+    The same molecule and options give the same conformer, whatever its atom order. Fragments are
+    embedded each for itself: their positions relative to each other mean nothing.
+
+    Returns:
+        `np.ndarray` of shape `(num_atoms, 3)`, float64: positions in Å, rounded to 0.001 Å.
+
+    Raises:
+        ConformerError: No conformer in these attempts or time, or no force field parameters.
+    """
+    method = options.conformer_method
+    parameters = EMBED_PARAMETERS[method]()
+    for name, value in {
+        "randomSeed": options.conformer_seed + 1,
+        "maxIterations": options.max_conformer_attempts,
+        "timeout": options.conformer_time_limit_s,
+        "trackFailures": True,
+    }.items():
+        setattr(parameters, name, value)
+    with _explained_by_rdkit(f"RDKit's embedding with {method} stopped"):
+        canonical_mol, atom_order = build_canonical_mol(parsed)
+        add_hydrogens = Chem.AddHs if options.conformer_hydrogens else Chem.Mol
+        work_mol = add_hydrogens(canonical_mol)
+        if rdDistGeom.EmbedMolecule(work_mol, parameters) == -1:
+            raise ConformerError(_describe_failure(parameters, method=method))
+        if options.force_field != "none":
+            _relax(work_mol, options)
+    coordinates = _read_positions(work_mol, atom_order)
+    validate_coordinates(parsed.mol, coordinates)
+    return coordinates
+
+
+def _describe_failure(parameters: rdDistGeom.EmbedParameters, *, method: str) -> str:
+    causes = rdDistGeom.EmbedFailureCauses
+    counts = dict(zip(causes.names, parameters.GetFailureCounts(), strict=False))
+    if counts["EXCEEDED_TIMEOUT"]:
+        limit = f"{TIME_LIMIT} {parameters.timeout} s (geometry bounds needs no conformer)"
+        return f"no conformer with {method} within {limit}"
+    reason = f"no conformer with {method} in {parameters.maxIterations} attempts"
+    most_frequent = max(counts, key=lambda cause: counts[cause])
+    if counts[most_frequent]:
+        reason += f" (most frequent failure: {most_frequent.lower().replace('_', ' ')})"
+    return reason
+
+
+def _relax(mol: Chem.Mol, options: RMatGeometryOptions) -> None:
+    name, time_limit_s = options.force_field, options.conformer_time_limit_s
+    deadline = monotonic() + time_limit_s
+    field = None
+    if name == "uff" and rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):
+        field = rdForceFieldHelpers.UFFGetMoleculeForceField(mol)
+    elif name == "mmff" and rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
+        properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol)
+        field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties)
+    if field is None:
+        raise ConformerError(f"the force field {name} has no parameters for the molecule")
+    field.Initialize()
+    is_large = mol.GetNumAtoms() > LARGE_MOLECULE
+    num_steps = LARGE_MOLECULE_ITERATIONS if is_large else MAX_FORCE_FIELD_ITERATIONS
+    # A relaxation that does not converge is no failure.
+    for _ in range(0, MAX_FORCE_FIELD_ITERATIONS, num_steps):
+        if field.Minimize(maxIts=num_steps) == 0:
+            return
+        if monotonic() > deadline:
+            raise ConformerError(f"{name} took more than {TIME_LIMIT} {time_limit_s} s")
+
+
+def compute_bounds_distances(parsed: RMatParsedMolecule) -> np.ndarray:
+    """Return the midpoints of RDKit's distance bounds: a geometry from the bond graph alone.
+
+    Returns:
+        `np.ndarray` of shape `(num_atoms, num_atoms)`, float64: Å, rounded to 0.001 Å. Nothing
+        bounds the distance between fragments: the midpoint is about 500 Å there.
+
+    Raises:
+        ConformerError: RDKit has no bounds for the molecule.
+    """
+    canonical_mol, atom_order = build_canonical_mol(parsed)
+    with _explained_by_rdkit("RDKit has no distance bounds"):
+        bounds = rdDistGeom.GetMoleculeBoundsMatrix(canonical_mol)
+    # Upper bounds stand above the diagonal, lower bounds below it.
+    midpoints = (bounds + bounds.T) / 2
+    distances = np.empty_like(midpoints)
+    distances[np.ix_(atom_order, atom_order)] = midpoints
+    return np.round(distances, DECIMALS)
+
+
+def compute_2d_coordinates(parsed: RMatParsedMolecule) -> np.ndarray:
+    """Return the positions of the atoms in RDKit's drawing of the molecule.
+
+    Returns:
+        `np.ndarray` of shape `(num_atoms, 3)`, float64: Å, rounded to 0.001 Å; bonds of 1.5 Å.
+    """
+    canonical_mol, atom_order = build_canonical_mol(parsed)
+    flat_mol = Chem.Mol(canonical_mol)
+    with rdBase.BlockLogs():
+        rdDepictor.Compute2DCoords(flat_mol)
+    return _read_positions(flat_mol, atom_order)
+
+
+def extract_given_coordinates(mol: Chem.Mol) -> np.ndarray | None:
+    """Return the atom positions of the first 3D conformer that the molecule brings along.
+
+    Returns:
+        `np.ndarray` of shape `(num_atoms, 3)`, float64, in Å; `None` without a 3D conformer.
+
+    Raises:
+        ConformerError: A position is not finite or two atoms of a fragment coincide.
+    """
+    for conformer in mol.GetConformers():
+        if conformer.Is3D():
+            coordinates = conformer.GetPositions()
+            validate_coordinates(mol, coordinates)
+            return coordinates
+    return None
+
+
+def validate_coordinates(mol: Chem.Mol, coordinates: np.ndarray) -> None:
+    """Raise `ConformerError` if a position is not finite or atoms of one fragment coincide."""
+    if not np.isfinite(coordinates).all():
+        raise ConformerError("the conformer has positions that are not finite")
+    distances = np.sqrt(compute_squared_distances(coordinates))
+    np.fill_diagonal(distances, np.inf)
+    if distances.min() >= MIN_ATOM_SEPARATION:
+        return
+    for fragment in Chem.GetMolFrags(mol):
+        separations = distances[np.ix_(fragment, fragment)]
+        if separations.min() < MIN_ATOM_SEPARATION:
+            first, second = np.unravel_index(separations.argmin(), separations.shape)
+            raise ConformerError(
+                f"atoms {fragment[first]} and {fragment[second]} of the conformer coincide"
+            )
+
+
+# The list of geometries: functions that return a geometry in its short form, and its origin
+
+
+def find_or_generate_conformer(
+    parsed: RMatParsedMolecule, options: RMatGeometryOptions
+) -> tuple[np.ndarray, str]:
+    """Return the conformer that the molecule brings along, else a generated one or a step down."""
+    coordinates = extract_given_coordinates(parsed.mol)
+    if coordinates is not None:
+        return center_coordinates(coordinates), "given"
+    try:
+        coordinates = generate_conformer(parsed, options)
+    except ConformerError as error:
+        if options.on_conformer_failure == "raise":
+            raise
+        geometry, source = GEOMETRIES[options.on_conformer_failure](parsed, options)
+        return geometry, f"{source} (step down: {error.reason})"
+    return quantize_coordinates(coordinates), options.conformer_method
+
+
+def find_given_conformer(
+    parsed: RMatParsedMolecule, options: RMatGeometryOptions
+) -> tuple[np.ndarray, str]:
+    """Return the conformer that the molecule brings along."""
+    coordinates = extract_given_coordinates(parsed.mol)
+    if coordinates is None:
+        raise ConformerError(
+            f"it brings no 3D conformer, which geometry={options.geometry!r} needs"
+        )
+    return center_coordinates(coordinates), "given"
+
+
+GEOMETRIES: dict[
+    str, Callable[[RMatParsedMolecule, RMatGeometryOptions], tuple[np.ndarray, str]]
+] = {
+    "conformer": find_or_generate_conformer,
+    "bounds": lambda parsed, _: (quantize_distances(compute_bounds_distances(parsed)), "bounds"),
+    "2d": lambda parsed, _: (quantize_coordinates(compute_2d_coordinates(parsed)), "2d"),
+    "given": find_given_conformer,
+}
+
+
+def compute_geometry(
+    parsed: RMatParsedMolecule, options: RMatGeometryOptions
+) -> tuple[np.ndarray, str]:
+    """Return the geometry that the options name, in the short form that is stored, and its origin.
+
+    Returns:
+        `tuple[np.ndarray, str]`: coordinates `(num_atoms, 3)`, int16 or float32, or the distances
+        above the diagonal, `(num_atoms * (num_atoms - 1) / 2,)`, uint16 or float32: integers are
+        steps of 0.001 Å, floating-point numbers Å. The origin as in `geometry_sources`.
+
+    Raises:
+        ConformerError: The molecule has no such geometry.
+    """
+    return GEOMETRIES[options.geometry](parsed, options)
+
+
+# Short form and distances
+
+
+def quantize_coordinates(coordinates: np.ndarray) -> np.ndarray:
+    """Return generated coordinates as whole steps of 0.001 Å around their center.
+
+    Returns:
+        `np.ndarray` of shape `(num_atoms, 3)`: int16 steps; a molecule too large for them has
+        float32 Å.
+    """
+    steps = np.rint(coordinates * STEPS_PER_ANGSTROM)
+    steps -= np.rint((steps.min(axis=0) + steps.max(axis=0)) / 2)
+    if np.abs(steps).max() <= np.iinfo(np.int16).max:
+        return steps.astype(np.int16)
+    return (steps / STEPS_PER_ANGSTROM).astype(np.float32)
+
+
+def center_coordinates(coordinates: np.ndarray) -> np.ndarray:
+    """Return given coordinates, float32 in Å, around their center, where float32 is finest."""
+    center = (coordinates.min(axis=0) + coordinates.max(axis=0)) / 2
+    return (coordinates - center).astype(np.float32)
+
+
+def quantize_distances(distances: np.ndarray) -> np.ndarray:
+    """Return the distances above the diagonal, row by row, as whole steps of 0.001 Å.
+
+    Returns:
+        `np.ndarray` of shape `(num_atoms * (num_atoms - 1) / 2,)`: uint16 steps; float32 Å if one
+        is too large for them.
+    """
+    num_atoms = len(distances)
+    # several times faster than np.triu_indices
+    values = distances[np.arange(num_atoms)[:, None] < np.arange(num_atoms)]
+    steps = np.rint(values * STEPS_PER_ANGSTROM)
+    if steps.max(initial=0) <= np.iinfo(np.uint16).max:
+        return steps.astype(np.uint16)
+    return (steps / STEPS_PER_ANGSTROM).astype(np.float32)
+
+
+def compute_squared_distances(coordinates: np.ndarray) -> np.ndarray:
+    """Return the squares of the distances, `(..., num_atoms, num_atoms)`, in the same type.
+
+    The order of the sums is fixed: one molecule and a batch have the same bits.
+    """
+    x, y, z = (coordinates[..., axis] for axis in range(3))
+    squares = np.square(x[..., :, None] - x[..., None, :])
+    for positions in (y, z):
+        differences = positions[..., :, None] - positions[..., None, :]
+        squares += np.square(differences, out=differences)
+    return squares
+
+
+def compute_interatomic_distances(
+    geometries: Sequence[np.ndarray], *, num_atoms: np.ndarray
+) -> np.ndarray:
+    """Return the distances between the nodes of every molecule of a batch.
+
+    Args:
+        geometries (`Sequence[np.ndarray]`): As from [`compute_geometry`].
+        num_atoms (`np.ndarray` of shape `(batch_size,)`): Of every molecule.
+
+    Returns:
+        `np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`, float32, in Å: those to the
+        dummy node are beyond every cutoff, those outside a molecule have no meaning.
+    """
+    max_atoms = int(num_atoms.max())
+    atoms = np.arange(max_atoms)
+    distances = np.full((len(geometries),) + (max_atoms + 1,) * 2, BEYOND_CUTOFF, dtype=np.float32)
+    for num_axes in (2, 1):
+        rows = [row for row, geometry in enumerate(geometries) if geometry.ndim == num_axes]
+        if not rows:
+            continue
+        of_rows = [geometries[row] for row in rows]
+        # float32 has room for every int16 and uint16, so both can stand in one array
+        values = np.concatenate(of_rows)
+        is_atom = atoms < num_atoms[rows][:, None]
+        if num_axes == 2:
+            coordinates = np.zeros((len(rows), max_atoms, 3))
+            coordinates[is_atom] = values
+            matrices = compute_squared_distances(coordinates)
+            np.sqrt(matrices, out=matrices)
+        else:
+            matrices = np.zeros((len(rows), max_atoms, max_atoms))
+            matrices[(atoms[:, None] < atoms) & is_atom[:, None, :]] = values
+            matrices += matrices.transpose(0, 2, 1).copy()
+        scales = [1 if geometry.dtype.kind == "f" else STEPS_PER_ANGSTROM for geometry in of_rows]
+        matrices /= np.array(scales)[:, None, None]
+        distances[rows, 1:, 1:] = matrices
+    return distances
