@@ -14,7 +14,6 @@ from rmat_hf.data.corpus_format import (
     CORPUS_FILE,
     PROCESSOR_FILE,
 )
-from rmat_hf.data.sources import TABLE_EXTENSIONS
 from rmat_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 HUB_PREFIX = "hf://"
 NOT_FEATURIZED = "Its molecules have no features: run `rmat featurize` first and load its folder."
 
-_EXTENSIONS = (*TABLE_EXTENSIONS, ".gz", ".smi")
+_EXTENSIONS = (".csv", ".parquet", ".sdf", ".gz", ".smi")
 
 
 def find_shards(
@@ -54,9 +53,6 @@ def _is_local(name: str) -> bool:
     path = Path(name)
     is_there = path.exists() or glob.has_magic(name)
     return is_there or path.is_absolute() or path.suffix in _EXTENSIONS
-
-
-_EXTENSIONS = (*TABLE_EXTENSIONS, ".gz", ".smi")
 
 
 def _find_local_shards(name: str) -> tuple[list[str], dict[str, Any] | None]:

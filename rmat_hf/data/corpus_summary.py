@@ -18,8 +18,7 @@ from rmat_hf.data.corpus_format import (
     generalize_reason,
     read_shard_header,
 )
-from rmat_hf.data.csv_formulas import FormulaEscaper
-from rmat_hf.data.csv_rows import build_csv_writer
+from rmat_hf.data.table_writer import FormulaEscaper, build_csv_writer
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import UserError
 from rmat_hf.output_folder import open_atomically

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 
 from rmat_hf.data.corpus_format import MAX_SHARDS, find_difference, generalize_reason
 from rmat_hf.data.corpus_summary import encode_json
-from rmat_hf.data.parquet_rows import HUB_PREFIX
-from rmat_hf.data.tables import Table
-from rmat_hf.data.text_input import open_text
+from rmat_hf.data.sdf import open_text
+from rmat_hf.data.tables import HUB_PREFIX, Table
 from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.output_folder import open_atomically
 
@@ -213,7 +212,7 @@ def describe_input(table: Table) -> dict[str, Any]:
             checksum.update(hashlib.file_digest(stream, "sha256").digest())
     if not table.files:
         for chunk in table.iterate_chunks(_COUNT_CHUNK_SIZE):
-            checksum.update(json.dumps(chunk.columns, default=str).encode())
+            checksum.update(json.dumps(chunk.table.to_pylist(), default=str).encode())
     is_local = any(not file.startswith(HUB_PREFIX) for file in table.files)
     return {
         "input": Path(table.source).resolve().name if is_local else table.source,

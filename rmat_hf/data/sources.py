@@ -1,19 +1,48 @@
-"""Find the table behind a name: a file, a bundled data set or a data set on the Hub."""
+"""Find the table behind a name: files, a folder, a bundled data set or a data set on the Hub.
 
+A folder, here or on the Hub, decides nothing but which of its own tables are its splits: archives,
+scripts, addresses and files outside of it are never opened, whatever its README says.
+"""
+
+import glob
+import logging
 import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 
-import datasets
-import pyarrow as pa
-from datasets.exceptions import DatasetsError
+from rmat_hf.data.tables import (
+    HUB_PREFIX,
+    KINDS,
+    Table,
+    add_word,
+    find_kind,
+    join_tables,
+    open_file,
+)
+from rmat_hf.errors import UserError, explained_reading, get_first_line
 
-from rmat_hf.data.tables import Table, TableChunk, open_table
-from rmat_hf.errors import UserError
+logger = logging.getLogger(__name__)
 
-TABLE_EXTENSIONS = (".csv", ".parquet", ".sdf")
-HUB_SPLIT_COLUMN = "split"
-HUB_SPLIT_NAMES = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
+README_FILE = "README.md"
+SPLIT_COLUMN = "split"
+SPLIT_NAMES = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
+# Words in the name of a file, or of a folder above it, that tell its split.
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The files behind a name by split, without splits under an empty name; how to get at one."""
+
+    splits: dict[str, list[str]]
+    locate: Callable[[str], str] = str
 
 
 def list_bundled_datasets() -> list[str]:
@@ -21,56 +50,186 @@ def list_bundled_datasets() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*/*.csv"))
 
 
-def open_source(
-    dataset: str | os.PathLike[str], *, revision: str | None
-) -> tuple[Table, str | None]:
-    """Return the table behind a name, and the column with its own split if it has one.
+def open_table(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    split: str | None = None,
+    joins_splits: bool = False,
+) -> Table:
+    """Open the table behind a name.
 
     Args:
-        dataset (`str` or `os.PathLike`):
-            A .csv, .parquet or .sdf file, a name of `list_bundled_datasets`, or a data set on the
-            Hub (or a folder with a copy of one). The train, validation and test splits of a Hub
-            data set follow each other, with a column `split` added.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a Hub data set.
+        source (`str` or `os.PathLike`):
+            A file, as in [`open_file`]; a folder or a glob of files of one kind, in the order of
+            their names; a name of `list_bundled_datasets`; or a data set on the Hub. Parquet files
+            on the Hub are read where they are, others are downloaded.
+        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
+        split (`str`, *optional*): Split of a data set that has several, by its README or the names
+            of its files.
+        joins_splits (`bool`, *optional*, defaults to `False`):
+            All splits follow each other, with a column `split` added; `Table.split_column` is set
+            if they are train and test, with or without validation.
 
-    Returns:
-        `tuple[Table, str | None]`.
+    Raises:
+        UserError: There is no such source, split or revision, or a file cannot be read.
     """
-    path = Path(dataset)
-    is_bundled = str(dataset) in list_bundled_datasets()
-    if not is_bundled and not path.is_file() and path.suffix.lower() not in TABLE_EXTENSIONS:
-        return _open_hub_dataset(str(dataset), revision=revision)
-    if revision is not None:
-        raise UserError(f"{dataset} is not on the Hub, so it has no revision {revision!r}.")
-    if is_bundled:
-        path = Path(__file__).parent / path / f"{path}.csv"
-    return open_table(path), None
-
-
-def _open_hub_dataset(name: str, *, revision: str | None) -> tuple[Table, str | None]:
-    try:
-        parts = datasets.load_dataset(name, revision=revision)
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    name = os.fspath(source)
+    with explained_reading(name):
+        found = _find_local_files(name)
+    if found is None:
+        found = _find_hub_files(name, revision=revision)
+    elif revision is not None:
+        raise UserError(f"{name} is not on the Hub, so it has no revision {revision!r}.")
+    splits = list(found.splits)
+    if joins_splits:
+        return _join_splits(found, source=name)
+    if (split is None and len(splits) > 1) or split not in (None, *splits):
         raise UserError(
-            f"{name!r} is neither a file nor a bundled data set "
-            f"({', '.join(list_bundled_datasets())}), and the Hub gives: {reason}"
+            f"{name} has the splits {', '.join(splits)}. Choose --split."
+            if splits != [""]
+            else f"{name} has no splits: leave --split out."
+        )
+    return _open_files(found, split or splits[0], source=name)
+
+
+def _open_files(found: _Source, split: str, *, source: str) -> Table:
+    files = found.splits[split]
+    if len({find_kind(file) for file in files}) > 1:
+        raise UserError(
+            f"{source} names files of several kinds, which do not go together. Name those of one "
+            f"kind, for example {Path(source) / '*.csv'}."
+        )
+    return join_tables([open_file(found.locate(file)) for file in files], source=source)
+
+
+def _join_splits(found: _Source, *, source: str) -> Table:
+    tables = {split: _open_files(found, split, source=source) for split in found.splits}
+    first = next(iter(tables.values()))
+    if len(tables) == 1 or SPLIT_COLUMN in first.column_names:
+        return join_tables(list(tables.values()), source=source)
+    for split, table in tables.items():
+        tables[split] = add_word(table, name=SPLIT_COLUMN, word=SPLIT_NAMES.get(split, split))
+    is_complete = {"train", "test"} <= set(tables) <= set(SPLIT_NAMES)
+    table = join_tables(list(tables.values()), source=source)
+    return replace(table, split_column=SPLIT_COLUMN if is_complete else None)
+
+
+def _find_local_files(name: str) -> _Source | None:
+    """Return the files behind a name, `None` if it is to be found on the Hub."""
+    path = Path(name)
+    if name in list_bundled_datasets():
+        return _Source({"": [str(Path(__file__).parent / name / f"{name}.csv")]})
+    if path.is_dir():
+        return _find_files_of_folder(path)
+    if path.exists():
+        return _Source({"": [name]})
+    if found := sorted(glob.glob(name, recursive=True)):
+        return _Source({"": found})
+    if glob.has_magic(name) or find_kind(name) or path.is_absolute():
+        raise UserError(f"{name}: no such file. Check the path.")
+    return None
+
+
+def _find_files_of_folder(folder: Path) -> _Source:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in files:
+        is_read = find_kind(path.name) or path.name == README_FILE
+        if is_read and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} is a link to a file outside of the folder. Name that file.")
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return _group_files(names, lambda file: str(folder / file), source=str(folder))
+
+
+def _find_hub_files(name: str, *, revision: str | None) -> _Source:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+
+    get = {"repo_id": name, "repo_type": "dataset"}
+    try:
+        try:
+            info = HfApi().dataset_info(name, revision=revision)
+        except OfflineModeIsEnabled:
+            folder = Path(snapshot_download(**get, revision=revision, local_files_only=True))
+            files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))]
+            return _group_files(files, lambda file: str(folder / file), source=name)
+
+        def locate(file: str) -> str:
+            if find_kind(file) == ".parquet":
+                return f"{HUB_PREFIX}datasets/{name}@{info.sha}/{file}"
+            return str(hf_hub_download(**get, filename=file, revision=info.sha))
+
+        files = [file.rfilename for file in info.siblings or []]
+        return _group_files(sorted(files), locate, source=name)
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"{name!r} is neither a file, a folder of files nor a bundled data set "
+            f"({', '.join(list_bundled_datasets())}), and the Hub gives: {get_first_line(error)}"
         ) from error
-    tables = {str(split): part.with_format("arrow")[:] for split, part in parts.items()}
-    own_split_column = None
-    if len(tables) > 1 and HUB_SPLIT_COLUMN not in next(iter(tables.values())).column_names:
-        for split, part in tables.items():
-            words = pa.array([HUB_SPLIT_NAMES.get(split, split)] * part.num_rows, pa.string())
-            tables[split] = part.append_column(HUB_SPLIT_COLUMN, words)
-        is_complete = {"train", "test"} <= set(tables) <= set(HUB_SPLIT_NAMES)
-        own_split_column = HUB_SPLIT_COLUMN if is_complete else None
-    whole = pa.concat_tables(tables.values())
 
-    def read_chunks(chunk_size: int, ranges: Iterable[range]) -> Iterator[TableChunk]:
-        for wanted in ranges:
-            rows = whole.slice(wanted.start, len(wanted))
-            for batch in rows.to_batches(max_chunksize=chunk_size):
-                yield TableChunk(name, batch.to_pydict(), batch.num_rows)
 
-    return Table(name, whole.schema, whole.num_rows, read_chunks), own_split_column
+def _group_files(files: list[str], locate: Callable[[str], str], *, source: str) -> _Source:
+    """Divide the names of a folder's files, from the folder on, into splits."""
+    tables = [file for file in files if find_kind(file) and not re.search(r"(^|/)\.", file)]
+    if any(find_kind(file) == ".parquet" for file in tables):
+        tables = [file for file in tables if find_kind(file) == ".parquet"]
+    splits: dict[str, list[str]] = {}
+    if README_FILE in files:
+        patterns = _read_card(locate(README_FILE))
+        splits = {split: _match(tables, wanted) for split, wanted in patterns.items()}
+    if not splits:
+        # those at the top, or else those below
+        tables = [file for file in tables if "/" not in file] or tables
+        for file in tables:
+            splits.setdefault(_find_split_word(file), []).append(file)
+    ignored = splits.pop("", []) if len(splits) > 1 else []
+    if ignored:
+        logger.warning("%s: files without a split in their names are left out: %s", source, ignored)
+    empty = [split for split, found in splits.items() if not found]
+    if empty or not splits:
+        raise UserError(
+            f"{source} is a folder without files to read{f' for {empty[0]!r}' if empty else ''}. "
+            f"It needs {', '.join(KINDS)} files of its own."
+        )
+    order = sorted(splits, key=lambda split: [*SPLIT_NAMES, split].index(split))
+    return _Source({split: splits[split] for split in order}, locate)
+
+
+def _find_split_word(file: str) -> str:
+    for part in reversed(PurePosixPath(file.lower()).parts):
+        for word in re.split(r"[^a-z]+", part):
+            if word in _SPLIT_WORDS:
+                return _SPLIT_WORDS[word]
+    return ""
+
+
+def _match(files: list[str], patterns: list[str]) -> list[str]:
+    return [file for file in files if any(fnmatchcase(file, pattern) for pattern in patterns)]
+
+
+def _read_card(path: str) -> dict[str, list[str]]:
+    """Return the patterns of files by split that a README names, none if it names none."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    try:
+        with explained_reading(path):
+            card = metadata_load(path) or {}
+        configs = [config for config in card.get("configs") or [] if "data_files" in config]
+        if len(configs) > 1:
+            configs = [config for config in configs if config["config_name"] == "default"]
+        data_files = configs[0]["data_files"] if configs else {}
+        if isinstance(data_files, list) and isinstance(data_files[0], dict):
+            data_files = {entry["split"]: entry["path"] for entry in data_files}
+        elif not isinstance(data_files, dict):
+            data_files = {"": data_files}
+        patterns = {}
+        for split, found in data_files.items():
+            words = [found] if isinstance(found, str) else found
+            patterns[str(split)] = [w.removeprefix("./").replace("**/", "*") for w in words]
+        return patterns
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{path}: the files of its splits cannot be read: {get_first_line(error)}. Correct its "
+            "configs, or name the files themselves."
+        ) from error

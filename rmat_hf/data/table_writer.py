@@ -1,20 +1,28 @@
 """Write a table of results chunk by chunk, all or nothing."""
 
+import csv
+import fcntl
+import glob
+import io
+import logging
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, TextIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rmat_hf.data.csv_formulas import FormulaEscaper, FormulaHandling
-from rmat_hf.data.csv_rows import build_csv_writer
-from rmat_hf.errors import UserError
+from rmat_hf.errors import UserError, get_first_line
 
+logger = logging.getLogger(__name__)
+
+# What to do with text that starts like a formula: an apostrophe in front, or nothing.
+FormulaHandling = Literal["escape", "keep"]
 ColumnKind = Literal["text", "integer", "number", "vector"]
 ARROW_TYPES: dict[ColumnKind, pa.DataType] = {
     "text": pa.string(),
@@ -23,6 +31,13 @@ ARROW_TYPES: dict[ColumnKind, pa.DataType] = {
     "vector": pa.list_(pa.float32()),
 }
 OUTPUT_EXTENSIONS = (".csv", ".parquet")
+# The starts that OWASP lists, after any blanks, tabs and line breaks; full-width ones count in
+# Japanese spreadsheets.
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠].*\w", re.DOTALL)
+# A number, also with another decimal point or grouping, and a percent sign
+_NUMBER = re.compile(
+    r"\s*[+-]\s*(\d[\d.,' ]*|[.,]\d+)(e[+-]?\d+)?\s*%?\s*|\s*[+-](inf|infinity|nan)\s*"
+)
 
 
 def validate_output_path(
@@ -75,7 +90,7 @@ class TableWriter:
             float32). In a CSV file `None` and NaN become an empty cell.
         csv_formulas (`str`, *optional*, defaults to `"escape"`):
             In a CSV file text that a spreadsheet would run as a formula gets an apostrophe in
-            front, as do names of input columns; the log tells how often. `"keep"`: it does not.
+            front, as do names of columns; the log tells how often. `"keep"`: it does not.
     """
 
     def __init__(
@@ -87,74 +102,122 @@ class TableWriter:
         csv_formulas: FormulaHandling = "escape",
     ) -> None:
         validate_output_path(path)
-        self._escaper = FormulaEscaper(csv_formulas)
-        self._input_names = set((input_schema or pa.schema([])).names)
         self.path = Path(path)
         self.schema = build_output_schema(input_schema, added_columns or {})
-        self.temporary_path = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
-        self._stream: TextIO | None = None
-        self._parquet_writer: pq.ParquetWriter | None = None
+        self._escaper = FormulaEscaper(csv_formulas)
+        self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
+        self._stack = ExitStack()
 
     def __enter__(self) -> "TableWriter":
-        try:
-            with self._explained_writing():
-                if self.path.suffix.lower() == ".parquet":
-                    self._parquet_writer = pq.ParquetWriter(self.temporary_path, self.schema)
-                else:
-                    self._stream = self.temporary_path.open("w", encoding="utf-8", newline="")
-                    header = [
-                        self._escaper.escape(name) if name in self._input_names else name
-                        for name in self.schema.names
-                    ]
-                    build_csv_writer(self._stream).writerow(header)
-        except UserError:
-            self.temporary_path.unlink(missing_ok=True)
-            raise
+        with self._explained_writing():
+            self._remove_leftovers()
+            self._file = self._stack.enter_context(self._temporary.open("wb"))
+            fcntl.flock(self._file, fcntl.LOCK_SH)  # tells others that it is no leftover
+            if self.path.suffix.lower() == ".parquet":
+                parquet = self._stack.enter_context(pq.ParquetWriter(self._file, self.schema))
+                self._write_rows = parquet.write_table
+            else:
+                text = io.TextIOWrapper(self._file, encoding="utf-8", newline="")
+                self._rows = build_csv_writer(self._stack.enter_context(text))
+                self._write_rows = self._write_csv_rows
+                self._rows.writerow(map(self._escaper.escape, self.schema.names))
         return self
 
-    def write(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Append rows: exactly the announced columns, in any order, all of one length."""
-        if set(columns) != set(self.schema.names):
-            raise ValueError(f"Got columns {list(columns)}, expected {self.schema.names}.")
+    def write(self, columns: Mapping[str, pa.ChunkedArray | Sequence[Any]]) -> None:
+        """Append rows: the announced columns, in any order, as Arrow has them or as lists."""
         with self._explained_writing():
-            if self._parquet_writer is not None:
-                arrays = [pa.array(columns[field.name], type=field.type) for field in self.schema]
-                self._parquet_writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
-            elif self._stream is not None:
-                cells = [
-                    [self._escaper.escape(_build_csv_cell(value)) for value in columns[name]]
-                    for name in self.schema.names
-                ]
-                rows = zip(*cells, strict=True)
-                build_csv_writer(self._stream).writerows(rows)
-            else:
-                raise ValueError("Use TableWriter in a with statement.")
+            self._write_rows(pa.Table.from_pydict(dict(columns), schema=self.schema))
 
     def __exit__(self, error_type: type[BaseException] | None, *details: object) -> None:
         try:
             with self._explained_writing():
-                for file in (self._parquet_writer, self._stream):
-                    if file is not None:
-                        file.close()
+                self._stack.close()
                 if error_type is None:
-                    with self.temporary_path.open("rb+") as file:
+                    with self._temporary.open("rb") as file:
                         os.fsync(file.fileno())  # the content is on the disk before the name is
-                    os.replace(self.temporary_path, self.path)
+                    os.replace(self._temporary, self.path)
                     self._escaper.log_count(self.path)
         finally:
-            self._parquet_writer = self._stream = None
-            self.temporary_path.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
+
+    def _write_csv_rows(self, rows: pa.Table) -> None:
+        columns = [map(self._escaper.escape, _list_csv_cells(column)) for column in rows.columns]
+        self._rows.writerows(zip(*columns, strict=True))
+
+    def _remove_leftovers(self) -> None:
+        """Remove what kills left behind: files that are being written are locked."""
+        for leftover in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+            with suppress(OSError), leftover.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
 
     @contextmanager
     def _explained_writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, OverflowError, pa.ArrowException) as error:
+            reason = getattr(error, "strerror", None) or get_first_line(error)
+            self._temporary.unlink(missing_ok=True)
             raise UserError(f"{self.path} cannot be written: {reason}.") from error
-        except pa.ArrowException as error:
-            raise UserError(f"{self.path} cannot be written: {error}") from error
 
 
-def _build_csv_cell(value: object) -> object:
-    return None if isinstance(value, float | np.floating) and np.isnan(value) else value
+def _list_csv_cells(column: pa.ChunkedArray) -> list[Any]:
+    """Return the cells of a column, empty for NaN. Times stay in Arrow, which knows them all."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        column = column.cast(pa.timestamp(kind.unit, "UTC"))  # a zone may be unknown here
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
+        column = column.cast(pa.string())
+    if pa.types.is_floating(kind):
+        return [None if cell != cell else cell for cell in column.to_pylist()]
+    return list(column.to_pylist())
+
+
+def starts_like_formula(text: str) -> bool:
+    """Tell whether a spreadsheet may run a cell: it starts with =, +, - or @ and is no number.
+
+    No valid SMILES does. Signs alone, as in a cell for "none", are no formula.
+    """
+    return bool(_FORMULA.match(text)) and not _NUMBER.fullmatch(text.lower())
+
+
+class FormulaEscaper:
+    """Puts an apostrophe in front of text that starts like a formula, and counts it.
+
+    Numbers and all other text stay as they are. Without the apostrophe in front of `=`, `+`, `-` or
+    `@` a cell is the original again.
+
+    Args:
+        handling (`str`, *optional*, defaults to `"escape"`): `"keep"` leaves everything as it is.
+    """
+
+    def __init__(self, handling: FormulaHandling = "escape") -> None:
+        self.handling = handling
+        self.num_escaped = 0
+
+    def escape(self, value: object) -> object:
+        """Return a cell as it is to be written."""
+        if self.handling == "keep" or not isinstance(value, str) or not starts_like_formula(value):
+            return value
+        self.num_escaped += 1
+        return "'" + value
+
+    def log_count(self, path: Path) -> None:
+        """Tell how many cells of a file got an apostrophe, if any did."""
+        if self.num_escaped:
+            logger.warning(
+                "%s: %d cells start like a formula; an apostrophe in front keeps spreadsheets from "
+                "running them.",
+                path,
+                self.num_escaped,
+            )
+
+
+def build_csv_writer(stream: TextIO) -> Any:
+    r"""Return a `csv.writer` whose rows end with `\n`.
+
+    A writer with that line terminator does not quote a lone `\r` before Python 3.13, and a cell
+    with one would come back as two rows.
+    """
+    lines = SimpleNamespace(write=lambda row: stream.write(row.removesuffix("\r\n") + "\n"))
+    return csv.writer(lines, lineterminator="\r\n")

@@ -1,36 +1,78 @@
-"""Read a table of molecules (CSV, Parquet, SDF) chunk by chunk, in order, cells as they are."""
+"""Read any table of molecules (CSV, SMILES, SDF, Parquet; here or on the Hub) as Arrow columns.
+
+CSV goes through Python's reader: pyarrow's takes the rest of a file after a stray quote for one
+cell, without a word.
+"""
 
 import csv
-import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rdkit import Chem
 
-from rmat_hf.data.parquet_rows import ParquetFooter, read_footer, read_parquet_ranges
-from rmat_hf.data.row_ranges import take_ranges
-from rmat_hf.data.sdf import compute_record_smiles, iterate_sdf_records, parse_mol_block
-from rmat_hf.data.text_input import iterate_lines, open_text, validate_regular_file
+from rmat_hf.data.sdf import (
+    compute_record_smiles,
+    iterate_lines,
+    iterate_sdf_records,
+    open_text,
+    parse_mol_block,
+)
 from rmat_hf.errors import MAX_VALUE, UserError, describe_value, explained_reading
 
-SDF_SMILES_COLUMN = "smiles"
+HUB_PREFIX = "hf://"
+SMILES_COLUMN = "smiles"
 SDF_TITLE_COLUMN = "sdf_title"
+SMI_NAME_COLUMN = "smi_name"
 MAX_COLUMNS_SHOWN = 30
+# Columns of an SDF file, in which every record may bring some of its own.
+MAX_COLUMNS = 10_000
+# Bytes of a SMILES, and of a column of text in a batch; a small Parquet file can expand to more
+# than any memory.
+MAX_SMILES_BYTES = 2**17
+MAX_BATCH_BYTES = 2**26
+_BATCH_ROWS = 1024
+_SDF_BATCH_ROWS = 64
+# Bytes of a column of Parquet that wait to be decoded; without a limit all of a row group.
+_BUFFER_SIZE = 2**20
 
 
 @dataclass(frozen=True)
 class TableChunk:
-    """Consecutive rows of a table; `mols` is set for the structures of an SDF file only."""
+    """Consecutive rows of a table.
+
+    Args:
+        source (`str`): Name of the file, for messages.
+        table (`pa.Table`): The rows.
+        mols (`list`, *optional*): The structures of an SDF file.
+    """
 
     source: str
-    columns: dict[str, list[Any]]
-    num_rows: int
+    table: pa.Table
     mols: list[Chem.Mol | None] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return int(self.table.num_rows)
+
+    @property
+    def columns(self) -> dict[str, pa.ChunkedArray]:
+        """The columns by name, as Arrow has them."""
+        return dict(zip(self.table.column_names, self.table.columns, strict=True))
+
+    def to_lists(self, names: Iterable[str]) -> dict[str, list[Any]]:
+        """Return some columns as Python values."""
+        return {name: self.table.column(name).to_pylist() for name in names}
 
     def molecules(self, smiles_column: str) -> list[str | Chem.Mol | None]:
         """Return one molecule per row.
@@ -43,17 +85,21 @@ class TableChunk:
         Returns:
             `list[str | Chem.Mol | None]`, as long as the chunk.
         """
-        if self.mols is not None and smiles_column == SDF_SMILES_COLUMN:
+        if self.mols is not None and smiles_column == SMILES_COLUMN:
             return list(self.mols)
-        validate_columns(self.columns, [smiles_column], source=self.source)
-        values = self.columns[smiles_column]
-        for value in values:
-            if value is not None and not isinstance(value, str):
-                raise UserError(
-                    f"{self.source}: column {smiles_column!r} holds {describe_value(value)}, "
-                    "which is not text. Name the column of SMILES."
-                )
-        return list(values)
+        validate_smiles_column(self.table.schema, smiles_column, source=self.source)
+        texts = self.table.column(smiles_column).cast(pa.large_string())
+        is_short = pc.less_equal(pc.binary_length(texts), MAX_SMILES_BYTES)
+        return list(pc.if_else(is_short, texts, None).to_pylist())
+
+    def slice(self, start: int, length: int) -> "TableChunk":
+        """Return some of the rows."""
+        mols = None if self.mols is None else self.mols[start : start + length]
+        return TableChunk(self.source, self.table.slice(start, length), mols)
+
+
+# Yields rows with the columns of a schema; a column that a file lacks is empty there.
+ReadRows = Callable[[pa.Schema], Iterator[TableChunk]]
 
 
 @dataclass(frozen=True)
@@ -61,29 +107,38 @@ class Table:
     """A table that is read in chunks, so that memory does not grow with the file.
 
     Args:
-        source (`str`):
-            Name of the file or data set, for messages.
-        schema (`pa.Schema`):
-            Columns and their types.
-        num_rows (`int`):
-            Exact number of rows.
-        read_chunks (`Callable[[int, Iterable[range]], Iterator[TableChunk]]`):
-            Yields the rows of the ranges, at most so many at a time, as `take_ranges` does.
-            Functions of a module, so that a table can be sent to another process.
+        source (`str`): Name of the file or data set, for messages.
+        schema (`pa.Schema`): Columns and their types; those that are read.
+        num_rows (`int`): Exact number of rows.
+        read (`Callable`):
+            Takes the schema and yields all rows, some at a time. A function of a module, or a
+            partial of one, so that a table can be sent to another process.
         files (`tuple[str, ...]`, *optional*):
             Paths, or addresses on the Hub with their commit, that decide the rows.
+        split_column (`str`, *optional*): Column with the data set's own train and test.
     """
 
     source: str
     schema: pa.Schema
     num_rows: int
-    read_chunks: Callable[[int, Iterable[range]], Iterator[TableChunk]]
+    read: ReadRows
     files: tuple[str, ...] = ()
+    split_column: str | None = None
 
     @property
     def column_names(self) -> list[str]:
         """Names of the columns, in the order of the source."""
         return list(self.schema.names)
+
+    def select(self, names: Iterable[str]) -> "Table":
+        """Return the table with some of its columns; the others are not read.
+
+        Raises:
+            UserError: There is no such column; the message lists those there are.
+        """
+        names = list(dict.fromkeys(names))
+        validate_columns(self.column_names, names, source=self.source)
+        return replace(self, schema=pa.schema([self.schema.field(name) for name in names]))
 
     def iterate_chunks(
         self, chunk_size: int, *, ranges: Iterable[range] | None = None
@@ -93,32 +148,64 @@ class Table:
         Args:
             chunk_size (`int`): Most rows of a chunk.
             ranges (`Iterable[range]`, *optional*):
-                Rows to read, ascending, none twice; a chunk lies within one of them. By default
+                Rows to take, ascending, none twice; a chunk lies within one of them. By default
                 all rows.
+
+        Raises:
+            UserError: The source has other rows than when it was opened, or is damaged.
         """
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1.")
-        if ranges is None:
-            ranges = [range(self.num_rows)] if self.num_rows else []
-        return self._iterate_counted(chunk_size, ranges)
+        rows = _Rows(self.read(self.schema))
+        for wanted in [range(self.num_rows)] if ranges is None else ranges:
+            while rows.position < wanted.start:
+                rows.take(min(_BATCH_ROWS, wanted.start - rows.position))
+            for start in range(wanted.start, wanted.stop, chunk_size):
+                chunk = rows.take(min(chunk_size, wanted.stop - start))
+                if chunk is None or chunk.num_rows < min(chunk_size, wanted.stop - start):
+                    raise self._build_change_error()
+                yield chunk
+        if rows.position == self.num_rows and rows.take(1) is not None:
+            raise self._build_change_error()
 
-    def _iterate_counted(self, chunk_size: int, ranges: Iterable[range]) -> Iterator[TableChunk]:
-        num_rows = num_expected = 0
+    def _build_change_error(self) -> UserError:
+        return UserError(
+            f"{self.source} has other rows than the {self.num_rows} that it had at first, it has "
+            "changed meanwhile. Repeat the command."
+        )
 
-        def take() -> Iterator[range]:
-            nonlocal num_expected
-            for wanted in ranges:
-                num_expected += len(wanted)
-                yield wanted
 
-        for chunk in self.read_chunks(chunk_size, take()):
-            num_rows += chunk.num_rows
-            yield chunk
-        if num_rows != num_expected:
-            raise UserError(
-                f"{self.source}: {num_rows} rows were read of {num_expected}. The file is damaged "
-                "or has changed meanwhile: repair it and repeat the command."
-            )
+class _Rows:
+    """Hands out rows in the sizes asked for, whatever the sizes they come in."""
+
+    def __init__(self, chunks: Iterator[TableChunk]) -> None:
+        self._chunks = chunks
+        self._rest: TableChunk | None = None
+        self.position = 0
+
+    def take(self, num_rows: int) -> TableChunk | None:
+        """Return the next rows, fewer at the end, `None` after it."""
+        parts: list[TableChunk] = []
+        while num_rows > 0:
+            chunk = self._rest or next(self._chunks, None)
+            if chunk is None:
+                break
+            parts.append(chunk.slice(0, num_rows))
+            rest = chunk.slice(num_rows, chunk.num_rows)
+            self._rest = rest if rest.num_rows else None
+            num_rows -= parts[-1].num_rows
+            self.position += parts[-1].num_rows
+        if not any(part.num_rows for part in parts):
+            return None
+        mols = None if parts[0].mols is None else [mol for part in parts for mol in part.mols or []]
+        return TableChunk(parts[0].source, pa.concat_tables(part.table for part in parts), mols)
+
+
+def build_table(rows: pa.Table, *, source: str) -> Table:
+    """Return rows in memory as a table."""
+    return Table(source, rows.schema, rows.num_rows, partial(_read_memory, rows, source=source))
+
+
+def _read_memory(rows: pa.Table, schema: pa.Schema, *, source: str) -> Iterator[TableChunk]:
+    yield TableChunk(source, rows.select(schema.names))
 
 
 def validate_columns(columns: Iterable[str], required: Iterable[str], *, source: str) -> None:
@@ -136,6 +223,22 @@ def validate_columns(columns: Iterable[str], required: Iterable[str], *, source:
     raise UserError(message + _describe_separator(columns))
 
 
+def validate_smiles_column(schema: pa.Schema, smiles_column: str, *, source: str) -> None:
+    """Raise a `UserError` when there is no such column, or when it holds no text."""
+    validate_columns(schema.names, [smiles_column], source=source)
+    kind = schema.field(smiles_column).type
+    value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (_is_text(value_kind) or pa.types.is_null(kind)):
+        raise UserError(
+            f"{source}: column {smiles_column!r} holds {kind}, which is not text. Name the column "
+            "of SMILES."
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
+
+
 def _describe_separator(columns: Sequence[str]) -> str:
     """Return a hint if a header looks like one with another separator than the comma."""
     if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
@@ -146,43 +249,57 @@ def _describe_separator(columns: Sequence[str]) -> str:
     return ""
 
 
-def open_table(path: str | os.PathLike[str]) -> Table:
-    """Open a .csv, .parquet or .sdf file; the whole file is checked before the first row is used.
+def open_file(path: str | Path) -> Table:
+    """Open one file; all of it is checked before the first row is used.
 
     CSV cells are kept as their exact text. A Parquet file keeps its column types. The columns of an
-    SDF file are `"smiles"`, the title line (`"sdf_title"`, when there is one) and every property.
+    SDF file are `"smiles"`, the title line (`"sdf_title"`, when there is one) and every property;
+    those of a .smi file (a SMILES, then anything after a blank; no header) `"smiles"` and, where
+    there is more, `"smi_name"`.
 
     Args:
-        path (`str` or `os.PathLike`):
-            The file. CSV and SDF, also as .csv.gz and .sdf.gz, are UTF-8 text.
+        path (`str` or `Path`):
+            A .csv, .smi, .sdf, .csv.gz, .smi.gz, .sdf.gz or .parquet file; Parquet also at an
+            `hf://` address.
 
-    Returns:
-        `Table`.
+    Raises:
+        UserError: It cannot be read; names the file, and the line or record if there is one.
     """
-    path = Path(path)
-    openers = {".csv": _open_csv, ".csv.gz": _open_csv}
-    openers |= {".parquet": _open_parquet, ".sdf": _open_sdf, ".sdf.gz": _open_sdf}
-    is_compressed = path.suffix.lower() == ".gz"
-    opener = openers.get("".join(path.suffixes[-2 if is_compressed else -1 :]).lower())
-    if opener is None:
-        raise UserError(f"{path}: cannot read this kind of file. Use .csv, .parquet or .sdf.")
+    kind = find_kind(str(path))
     with explained_reading(path):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
-        validate_regular_file(path)
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty. Expected at least a header line.")
-        return opener(path)
+        if kind is None:
+            raise UserError(
+                f"{path}: cannot read this kind of file. Use .csv, .parquet or .sdf, or a .smi "
+                "file to predict."
+            )
+        if not str(path).startswith(HUB_PREFIX):
+            _validate_file(Path(path))
+        table = KINDS[kind](str(path))
+        names = Counter(table.column_names)
+        if len(names) < len(table.schema):
+            name = describe_value(next(name for name, count in names.items() if count > 1))
+            raise UserError(f"{path}: two columns are called {name}. Rename one of them.")
+        return table
 
 
-def _validate_unique(names: Sequence[str], path: Path) -> None:
-    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
-    if duplicates:
-        name = describe_value(duplicates[0])
-        raise UserError(f"{path}: two columns are called {name}. Rename one of them.")
+def find_kind(name: str) -> str | None:
+    """Return which of `KINDS` a file is by its name, `None` if none."""
+    extension = Path(name.lower().removesuffix(".gz")).suffix
+    is_known = extension in KINDS and name.lower().endswith((extension, f"{extension}.gz"))
+    return extension if is_known and not name.lower().endswith(".parquet.gz") else None
 
 
-def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
+def _validate_file(path: Path) -> None:
+    mode = path.stat()
+    if stat.S_ISDIR(mode.st_mode):
+        raise UserError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
+    if not stat.S_ISREG(mode.st_mode):  # it may never end
+        raise UserError(f"{path} is a pipe or a device, not a file. Save its content to a file.")
+    if mode.st_size == 0:
+        raise UserError(f"{path} is empty. Expected at least a header line.")
+
+
+def _iterate_csv_rows(path: str) -> Iterator[list[str]]:
     """Yield the header, then the rows. Blank lines count in the middle of one-column files only."""
     with open_text(path) as stream:
         reader = csv.reader(iterate_lines(stream), strict=True)
@@ -198,62 +315,66 @@ def _iterate_csv_rows(path: Path) -> Iterator[list[str]]:
                     yield from ([""] for _ in range(num_blank))
                 num_blank = 0
                 if len(cells) != len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has "
-                        f"{len(header)}. Quote cells that contain commas."
-                        + _describe_separator(header)
+                    raise csv.Error(
+                        f"{len(cells)} cells, but the header has {len(header)}. Quote cells that "
+                        f"contain commas.{_describe_separator(header)}"
                     )
                 yield cells
         except csv.Error as error:
             raise UserError(
-                f"{path}, line {reader.line_num}: {error}. Correct or drop the row."
+                f"{path}, line {reader.line_num}: {error} Correct or drop the row."
             ) from error
 
 
-def _open_csv(path: Path) -> Table:
+def _open_csv(path: str) -> Table:
     rows = _iterate_csv_rows(path)
     header = next(rows)
-    if not any(name.strip() for name in header):
-        raise UserError(f"{path}: the first line is blank. It must hold the column names.")
-    if "\0" in "".join(header):
-        raise UserError(f"{path} is not a CSV table: its first line holds binary data.")
-    _validate_unique(header, path)
-
+    if not any(name.strip() for name in header) or "\0" in "".join(header):
+        raise UserError(
+            f"{path} is not a CSV table: its first line is blank or binary. It must hold the "
+            "column names."
+        )
     schema = pa.schema([(name, pa.string()) for name in header])
     num_rows = sum(1 for _ in rows)
-    read_chunks = partial(_read_csv, path, header, num_rows)
-    return Table(str(path), schema, num_rows, read_chunks, (str(path),))
+    return Table(path, schema, num_rows, partial(_read_csv, path), (path,))
 
 
-def _read_csv(  # noqa: PLR0917 - tables call it by position
-    path: Path, header: list[str], num_rows: int, chunk_size: int, ranges: Iterable[range]
-) -> Iterator[TableChunk]:
+def _read_csv(path: str, schema: pa.Schema) -> Iterator[TableChunk]:
     with explained_reading(path):
         rows = _iterate_csv_rows(path)
-        next(rows)
-        for chunk in take_ranges(rows, ranges, chunk_size=chunk_size, num_items=num_rows):
-            columns = dict(zip(header, map(list, zip(*chunk, strict=True)), strict=True))
-            yield TableChunk(str(path), columns, len(chunk))
+        header = next(rows)
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            cells = dict(zip(header, zip(*batch, strict=True), strict=True))
+            arrays = [pa.array(cells[field.name], field.type) for field in schema]
+            yield TableChunk(path, pa.Table.from_arrays(arrays, schema=schema))
 
 
-def _open_parquet(path: Path) -> Table:
-    footer = read_footer(str(path))
-    _validate_unique(footer.schema.names, path)
-    read_chunks = partial(read_parquet, footer, None)
-    return Table(str(path), footer.schema, footer.num_rows, read_chunks, (str(path),))
+def _iterate_smi_rows(path: str) -> Iterator[dict[str, str]]:
+    with open_text(path) as stream:
+        for line in iterate_lines(stream):
+            if parts := line.split(maxsplit=1):
+                cells = [part.rstrip() for part in parts]
+                yield dict(zip((SMILES_COLUMN, SMI_NAME_COLUMN), cells, strict=False))
 
 
-def read_parquet(  # noqa: PLR0917 - tables call it by position
-    footer: ParquetFooter, columns: Sequence[str] | None, chunk_size: int, ranges: Iterable[range]
-) -> Iterator[TableChunk]:
-    """Yield the rows of a Parquet file as `Table.read_chunks` does; all columns if `None`."""
-    with explained_reading(footer.path):
-        chunks = read_parquet_ranges(footer, ranges, chunk_size=chunk_size, columns=columns)
-        for chunk in chunks:
-            yield TableChunk(footer.path, chunk.to_pydict(), chunk.num_rows)
+def _open_smi(path: str) -> Table:
+    num_rows = num_names = 0
+    for row in _iterate_smi_rows(path):
+        num_rows += 1
+        num_names += len(row) > 1
+    names = [SMILES_COLUMN] + [SMI_NAME_COLUMN] * (num_names > 0)
+    schema = pa.schema([(name, pa.string()) for name in names])
+    return Table(path, schema, num_rows, partial(_read_smi, path), (path,))
 
 
-def _open_sdf(path: Path) -> Table:
+def _read_smi(path: str, schema: pa.Schema) -> Iterator[TableChunk]:
+    with explained_reading(path):
+        rows = _iterate_smi_rows(path)
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            yield TableChunk(path, pa.Table.from_pylist(batch, schema=schema))
+
+
+def _open_sdf(path: str) -> Table:
     names: dict[str, None] = {}
     num_rows = num_blocks = num_titles = 0
     for record in iterate_sdf_records(path):
@@ -261,34 +382,136 @@ def _open_sdf(path: Path) -> Table:
         num_rows += 1
         num_blocks += bool(record.mol_block)
         num_titles += bool(record.title.strip())
+        if len(names) > MAX_COLUMNS:
+            raise UserError(
+                f"{path}: record {num_rows - 1} (counted from 0): the records have more than "
+                f"{MAX_COLUMNS} different properties. Drop those that you do not need."
+            )
     if num_blocks == 0:
         raise UserError(f"{path} is not an SDF file: no record has an 'M  END' line.")
-    generated = [SDF_SMILES_COLUMN] + [SDF_TITLE_COLUMN] * (num_titles > 0)
+    generated = [SMILES_COLUMN] + [SDF_TITLE_COLUMN] * (num_titles > 0)
     column_names = [name for name in generated if name not in names] + list(names)
     schema = pa.schema([(name, pa.string()) for name in column_names])
-    read_chunks = partial(_read_sdf, path, list(names), column_names, num_rows)
-    return Table(str(path), schema, num_rows, read_chunks, (str(path),))
+    read = partial(_read_sdf, path, properties=frozenset(names))
+    return Table(path, schema, num_rows, read, (path,))
 
 
-def _read_sdf(  # noqa: PLR0917 - tables call it by position
-    path: Path,
-    properties: list[str],
-    column_names: list[str],
-    num_rows: int,
-    chunk_size: int,
-    ranges: Iterable[range],
-) -> Iterator[TableChunk]:
+def _read_sdf(path: str, schema: pa.Schema, *, properties: frozenset[str]) -> Iterator[TableChunk]:
     with explained_reading(path):
-        records_of_file = iterate_sdf_records(path)
-        for records in take_ranges(
-            records_of_file, ranges, chunk_size=chunk_size, num_items=num_rows
-        ):
-            mols = [parse_mol_block(record.mol_block) for record in records]
-            columns: dict[str, list[Any]] = {
-                SDF_SMILES_COLUMN: [compute_record_smiles(mol) for mol in mols],
-                SDF_TITLE_COLUMN: [record.title for record in records],
+        records = iterate_sdf_records(path)
+        while batch := list(islice(records, _SDF_BATCH_ROWS)):
+            mols = [parse_mol_block(record.mol_block) for record in batch]
+            columns = {
+                name: [record.properties.get(name) for record in batch] for name in schema.names
             }
-            for name in properties:
-                columns[name] = [record.properties.get(name) for record in records]
-            columns = {name: columns[name] for name in column_names}
-            yield TableChunk(str(path), columns, len(records), mols)
+            if SMILES_COLUMN in columns and SMILES_COLUMN not in properties:
+                columns[SMILES_COLUMN] = [compute_record_smiles(mol) for mol in mols]
+            if SDF_TITLE_COLUMN in columns and SDF_TITLE_COLUMN not in properties:
+                columns[SDF_TITLE_COLUMN] = [record.title for record in batch]
+            yield TableChunk(path, pa.table(columns, schema=schema), mols)
+
+
+@contextmanager
+def _open_parquet_file(path: str, text_columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """Yield a file, on the disk or on the Hub; text stays as the words of its dictionary."""
+    if path.startswith(HUB_PREFIX):
+        from huggingface_hub import HfFileSystem
+
+        opened = HfFileSystem().open(path)
+    else:
+        opened = open(path, "rb")  # noqa: SIM115 - the next line closes it
+    with opened as stream:
+        yield pq.ParquetFile(stream, buffer_size=_BUFFER_SIZE, read_dictionary=list(text_columns))
+
+
+def _open_parquet(path: str) -> Table:
+    with _open_parquet_file(path) as file:
+        # metadata of the schema describe the old set of columns, wrong as soon as one is added
+        schema = file.schema_arrow.remove_metadata()
+        return Table(path, schema, file.metadata.num_rows, partial(_read_parquet, path), (path,))
+
+
+def _read_parquet(path: str, schema: pa.Schema) -> Iterator[TableChunk]:
+    text_columns = [field.name for field in schema if _is_text(field.type)]
+    with explained_reading(path), _open_parquet_file(path, text_columns) as file:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=schema.names):
+            columns = [_expand(batch.column(field.name), field) for field in schema]
+            yield TableChunk(path, pa.Table.from_arrays(columns, schema=schema))
+
+
+def _expand(column: pa.Array, field: pa.Field) -> pa.Array:
+    """Return a column with its own type, unless its text would not fit into memory."""
+    if column.type == field.type:
+        return column
+    lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
+    num_bytes = pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0
+    if num_bytes > MAX_BATCH_BYTES:
+        raise ValueError(
+            f"{len(column)} cells of column {field.name!r} expand to {num_bytes} bytes, more than "
+            f"{MAX_BATCH_BYTES}. Drop the longest"
+        )
+    return column.dictionary_decode().cast(field.type)
+
+
+# How a file of each kind is opened; files of different kinds are not read together.
+KINDS: dict[str, Callable[[str], Table]] = {
+    ".csv": _open_csv,
+    ".parquet": _open_parquet,
+    ".sdf": _open_sdf,
+    ".smi": _open_smi,
+}
+
+
+def join_tables(tables: Sequence[Table], *, source: str) -> Table:
+    """Return tables of one kind as one, in the order given.
+
+    A property that some SDF files lack is empty there; files of other kinds have the same columns.
+
+    Args:
+        tables (`Sequence[Table]`): At least one.
+        source (`str`): Name of all of them, for messages.
+
+    Raises:
+        UserError: The columns or their types differ; the message names both files.
+    """
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    fields = {field.name: field for table in tables[::-1] for field in table.schema}
+    order = dict.fromkeys(name for table in tables for name in table.column_names)
+    may_lack = all(find_kind(file) in (".sdf", ".smi") for table in tables for file in table.files)
+    for table in tables:
+        own = {field.name: field.type for field in table.schema}
+        for name in order:
+            found = own.get(name, fields[name].type if may_lack else None)
+            if found != fields[name].type:
+                raise UserError(
+                    f"{table.source}: column {name!r} is {found or 'missing'}, elsewhere, as in "
+                    f"{first.source}, it is {fields[name].type}. Files that are read together need "
+                    "the same columns."
+                )
+    schema = pa.schema([fields[name] for name in order])
+    files = tuple(file for table in tables for file in table.files)
+    num_rows = sum(table.num_rows for table in tables)
+    return Table(source, schema, num_rows, partial(_read_joined, list(tables)), files)
+
+
+def _read_joined(tables: list[Table], schema: pa.Schema) -> Iterator[TableChunk]:
+    for table in tables:
+        yield from table.read(schema)
+
+
+def add_word(table: Table, *, name: str, word: str) -> Table:
+    """Return a table with one more column, which holds the same word in every row."""
+    schema = table.schema.append(pa.field(name, pa.string()))
+    return replace(table, schema=schema, read=partial(_read_with_word, table, name=name, word=word))
+
+
+def _read_with_word(
+    table: Table, schema: pa.Schema, *, name: str, word: str
+) -> Iterator[TableChunk]:
+    own = pa.schema([field for field in schema if field.name != name])
+    for chunk in table.read(own):
+        words = pa.array([word] * chunk.num_rows, pa.string())
+        rows = chunk.table.append_column(name, words).select(schema.names)
+        yield TableChunk(chunk.source, rows, chunk.mols)

@@ -17,9 +17,9 @@ from rmat_hf.data.labels import (
     parse_label,
     validate_label_columns,
 )
-from rmat_hf.data.sources import open_source
+from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_split_cells
-from rmat_hf.data.tables import Table, validate_columns
+from rmat_hf.data.tables import Table, validate_smiles_column
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import MoleculeError, parse_molecule
 
@@ -111,10 +111,11 @@ def load_training_table(
     validate_label_columns(label_columns, problem_type=problem_type)
     if smiles_column in label_columns:
         raise UserError(f"Column {smiles_column!r} is named both as SMILES and as a label.")
-    table, own_split_column = open_source(dataset, revision=revision)
-    split_column = split_column or own_split_column
+    table = open_table(dataset, revision=revision, joins_splits=True)
+    split_column = split_column or table.split_column
     required = [smiles_column, *label_columns] + ([split_column] if split_column else [])
-    validate_columns(table.column_names, required, source=table.source)
+    table = table.select(required)
+    validate_smiles_column(table.schema, smiles_column, source=table.source)
     kept: list[_Row] = []
     dropped: list[DroppedRow] = []
     for row in _iterate_rows(
@@ -159,7 +160,7 @@ def _iterate_rows(
 ) -> Iterator[_Row | DroppedRow]:
     row = -1
     for chunk in table.iterate_chunks(CHUNK_SIZE):
-        columns = chunk.columns
+        columns = chunk.to_lists(table.column_names)
         for i, molecule in enumerate(chunk.molecules(smiles_column)):
             row += 1
             smiles = columns[smiles_column][i] or ""

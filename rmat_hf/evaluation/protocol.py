@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rmat_hf.bundled_checkpoints import find_checkpoint
-from rmat_hf.data.sources import TABLE_EXTENSIONS, list_bundled_datasets, open_source
+from rmat_hf.data.sources import list_bundled_datasets, open_table
 from rmat_hf.data.splits.registry import SPLITS
-from rmat_hf.data.tables import validate_columns
+from rmat_hf.data.tables import find_kind, validate_columns
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.baselines import BASELINES
 from rmat_hf.training.trainer_options import load_json_fields
@@ -211,7 +211,9 @@ def _load_dataset(options: dict[str, Any], *, folder: Path, where: str) -> Datas
             f"{where}: splits and seeds need at least one entry each, and kfold needs num_folds."
         )
     chosen["dataset"], checksum = _find_table(chosen, folder=folder, where=where)
-    table, _ = open_source(chosen["dataset"], revision=chosen.get("dataset_revision"))
+    table = open_table(
+        chosen["dataset"], revision=chosen.get("dataset_revision"), joins_splits=True
+    )
     columns = [chosen.get("smiles_column", "smiles"), *chosen["label_columns"]]
     columns += splits if has_split_columns else []
     columns += [chosen["time_column"]] if chosen.get("time_column") is not None else []
@@ -240,11 +242,10 @@ def _find_table(options: Mapping[str, Any], *, folder: Path, where: str) -> tupl
     path = folder / name
     if path.is_file():
         return str(path), compute_file_checksum(path)
-    if name.lower().endswith((*TABLE_EXTENSIONS, ".csv.gz")):
+    if find_kind(name):
         raise ValueError(f"{where}: there is no file {name!r} in the data folder {folder.name!r}.")
     if name in list_bundled_datasets():
-        table, _ = open_source(name, revision=None)
-        return name, compute_file_checksum(Path(table.source))
+        return name, compute_file_checksum(Path(open_table(name).files[0]))
     if revision is None:
         raise ValueError(
             f"{where}: {name!r} is no file in the data folder {folder.name!r}. If it is a data set "

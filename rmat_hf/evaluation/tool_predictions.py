@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rmat_hf.data.splits.parts import SPLIT_NAMES
-from rmat_hf.data.tables import open_table, validate_columns
+from rmat_hf.data.tables import open_file, validate_columns
 from rmat_hf.errors import UserError
 from rmat_hf.evaluation.protocol import Fold, Protocol
 from rmat_hf.evaluation.row_predictions import RowPredictions, compute_canonical_smiles
@@ -38,7 +38,7 @@ def load_tool_predictions(path: Path, *, protocol: Protocol) -> dict[Fold, ToolP
     Raises:
         UserError: If a column or cell is missing, or a fold or number is none; names the line.
     """
-    table = open_table(path)
+    table = open_file(path)
     columns = table.column_names
     key = "row" if "row" in columns else "smiles"
     validate_columns(columns, [*FOLD_COLUMNS, key], source=path.name)
@@ -47,9 +47,8 @@ def load_tool_predictions(path: Path, *, protocol: Protocol) -> dict[Fold, ToolP
     found: dict[Fold, ToolPredictions] = {}
     number = 0
     for chunk in table.iterate_chunks(CHUNK_SIZE):
-        for i in range(chunk.num_rows):
+        for cells in chunk.table.to_pylist():
             number += 1
-            cells = {name: chunk.columns[name][i] for name in columns}
             where = f"{path.name}, line {number} below the header"
             fold = folds.get((str(cells["dataset"]), str(cells["split"]), str(cells["seed"])))
             if fold is None:

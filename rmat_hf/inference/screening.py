@@ -1,7 +1,6 @@
 """Predict or embed whole files: a table in, the same rows with new columns out."""
 
 import logging
-from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from tqdm.auto import tqdm
 from rmat_hf.data.corpus_format import describe_processor
 from rmat_hf.data.corpus_input import open_corpus_input
 from rmat_hf.data.predictions import describe_prediction_columns
-from rmat_hf.data.row_ranges import iterate_chunk_bounds
 from rmat_hf.data.screen_folder import ERROR_COLUMN
 from rmat_hf.data.table_writer import (
     OUTPUT_EXTENSIONS,
     TableWriter,
     validate_output_path,
 )
-from rmat_hf.data.tables import Table, TableChunk
+from rmat_hf.data.tables import Table, build_table
 from rmat_hf.data.top_rows import ROW_COLUMN
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed, predict
@@ -36,16 +34,8 @@ logger = logging.getLogger(__name__)
 
 def build_smiles_table(smiles: list[str], *, smiles_column: str) -> Table:
     """Return SMILES from the command line as a table with one column."""
-    schema = pa.schema([(smiles_column, pa.string())])
-    return Table("--smiles", schema, len(smiles), partial(_read_smiles, smiles, smiles_column))
-
-
-def _read_smiles(  # noqa: PLR0917 - tables call it by position
-    smiles: list[str], smiles_column: str, chunk_size: int, ranges: Iterable[range]
-) -> Iterator[TableChunk]:
-    for wanted in ranges:
-        for start, stop in iterate_chunk_bounds(wanted, chunk_size=chunk_size):
-            yield TableChunk("--smiles", {smiles_column: smiles[start:stop]}, stop - start)
+    rows = pa.table({smiles_column: pa.array(smiles, pa.string())})
+    return build_table(rows, source="--smiles")
 
 
 def run_prediction(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from rmat_hf.data.csv_formulas import FormulaHandling
+from rmat_hf.data.table_writer import FormulaHandling
 from rmat_hf.data.top_rows import Order, TopRows
 from rmat_hf.errors import escape_message
 from rmat_hf.flags import declare_flag, declare_required, validate_flags

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from rmat_hf.data.csv_formulas import FormulaHandling
+from rmat_hf.data.table_writer import FormulaHandling
 from rmat_hf.data.top_rows import TopRows
 
 OutputFormat = Literal["parquet", "csv"]

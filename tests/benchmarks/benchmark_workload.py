@@ -12,7 +12,7 @@ import torch
 
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.length_grouping import group_by_length
-from rmat_hf.data.sources import open_source
+from rmat_hf.data.sources import open_table
 from rmat_hf.data.stored_features import count_nodes
 from rmat_hf.data.tables import validate_columns
 from rmat_hf.errors import UserError
@@ -70,7 +70,7 @@ def load_molecules(arguments: BenchmarkArguments) -> list[Molecule]:
     Raises:
         UserError: If the table cannot be read or has too few rows.
     """
-    table, _ = open_source(arguments.input, revision=None)
+    table = open_table(arguments.input)
     validate_columns(table.column_names, [arguments.smiles_column], source=table.source)
     if table.num_rows < arguments.num_molecules:
         raise UserError(

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rdkit import Chem, rdBase
 
-from rmat_hf.data.csv_formulas import FormulaEscaper, starts_like_formula
-from rmat_hf.data.table_writer import TableWriter
-from rmat_hf.data.tables import open_table
+from rmat_hf.data.sources import open_table
+from rmat_hf.data.table_writer import FormulaEscaper, TableWriter, starts_like_formula
 
 FORMULAS = [
     "=1+1",
@@ -70,12 +69,12 @@ def test_a_csv_file_gets_an_apostrophe_and_a_count_and_is_the_original_without_i
             writer.write({**chunk.columns, **added})
     with output.open(newline="") as stream:
         written = list(csv.reader(stream))
-    # the column that the caller adds is no text of a stranger
-    assert written[0] == ["'=2+3", "smiles", "y", "error", "-z"]
+    # the name of an added column is that of a label, text of a stranger too
+    assert written[0] == ["'=2+3", "smiles", "y", "error", "'-z"]
     assert [row[0] for row in written[1:]] == [f"'{text}" for text in FORMULAS] + HARMLESS
     assert {tuple(row[1:]) for row in written[1:]} == {("CCO", "-1.2", "", "-0.5")}
     assert caplog.messages == [
-        f"{output}: {len(FORMULAS) + 1} cells start like a formula; an apostrophe in front keeps "
+        f"{output}: {len(FORMULAS) + 2} cells start like a formula; an apostrophe in front keeps "
         "spreadsheets from running them."
     ]
 
@@ -93,7 +92,7 @@ def test_parquet_output_is_never_escaped(tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     with TableWriter(path, added_columns={"x": "text"}) as writer:
         writer.write({"x": FORMULAS})
-    assert next(open_table(path).iterate_chunks(100)).columns["x"] == FORMULAS
+    assert next(open_table(path).iterate_chunks(100)).columns["x"].to_pylist() == FORMULAS
 
 
 def test_the_log_names_no_file_without_formulas(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from rmat_hf.data import screen_folder
 from rmat_hf.data.screen_folder import ScreenFolder, count_failures, describe_input
-from rmat_hf.data.tables import open_table
+from rmat_hf.data.sources import open_table
 from rmat_hf.errors import UserError
 
 

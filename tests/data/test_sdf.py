@@ -35,14 +35,14 @@ def test_last_record_needs_no_separator(tmp_path: Path) -> None:
     assert len(read(tmp_path, f"{BLOCK}$$$$\n{BLOCK}")) == 2
 
 
-@pytest.mark.parametrize(("limit", "value"), [("LINES", 20), ("LENGTH", 600)])
+@pytest.mark.parametrize(("limit", "value"), [("RECORD_LINES", 20), ("LENGTH", 600)])
 def test_record_that_is_too_long_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     record = f"{BLOCK}>  <y>\n1\n\n$$$$\n"
     assert len(record.splitlines()) < 20
     assert len(record) < 600
-    monkeypatch.setattr(sdf, f"MAX_RECORD_{limit}", value)
+    monkeypatch.setattr(sdf, f"MAX_{limit}", value)
     assert len(read(tmp_path, record * 9)) == 9
     too_long = record.replace("1\n\n", "1\n" * 10 + "x" * 500 + "\n\n")
     with pytest.raises(ValueError, match=rf"^record 7 \(counted from 0\) has more than .*{value}"):

@@ -1,16 +1,23 @@
+import gzip
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from rdkit import Chem
+from tiny import TINY_SMILES
 
-from rmat_hf.data.sources import list_bundled_datasets, open_source
+from rmat_hf.data.sources import list_bundled_datasets, open_table
+from rmat_hf.data.tables import Table
 from rmat_hf.data.training_table import load_training_table
 from rmat_hf.errors import UserError
 
@@ -38,11 +45,6 @@ def write_folder(folder: Path, files: dict[str, str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -153,7 +155,10 @@ def test_unknown_hub_data_set_is_a_one_line_error(
     )
     message = done.stderr.splitlines()[-1]
     assert message.startswith("rmat_hf.errors.UserError:")
-    assert f"{name!r} is neither a file nor a bundled data set (freesolv)" in message
+    assert (
+        f"{name!r} is neither a file, a folder of files nor a bundled data set (freesolv)"
+        in message
+    )
 
 
 @pytest.mark.slow
@@ -165,23 +170,153 @@ def test_without_a_connection_the_error_is_the_same(tmp_path: Path) -> None:
     assert message.startswith("rmat_hf.errors.UserError: 'lab/solubility' is neither")
 
 
+def read_all(table: Table) -> dict[str, list[object]]:
+    return pa.concat_tables(chunk.table for chunk in table.iterate_chunks(4)).to_pydict()
+
+
+def write_csv(folder: Path) -> Path:
+    path = folder / "input.csv"
+    path.write_text("id,smiles\n" + "".join(f"{i},{s}\n" for i, s in enumerate(TINY_SMILES)))
+    return path
+
+
+def write_csv_gz(folder: Path) -> Path:
+    path = folder / "input.csv.gz"
+    path.write_bytes(gzip.compress(write_csv(folder).read_bytes()))
+    return path
+
+
+def write_smi(folder: Path) -> Path:
+    path = folder / "input.smi"
+    path.write_text("".join(f"{s}\tname {i}\n\n" for i, s in enumerate(TINY_SMILES)))
+    return path
+
+
+def write_smi_gz(folder: Path) -> Path:
+    path = folder / "input.smi.gz"
+    path.write_bytes(gzip.compress(write_smi(folder).read_bytes()))
+    return path
+
+
+def write_parquet(folder: Path) -> Path:
+    path = folder / "input.parquet"
+    table = pa.table({"id": range(len(TINY_SMILES)), "smiles": TINY_SMILES})
+    pq.write_table(table, path, row_group_size=2)
+    return path
+
+
+def write_parquet_folder(folder: Path) -> Path:
+    (folder / "input").mkdir()
+    for i, smiles in enumerate(TINY_SMILES):
+        pq.write_table(pa.table({"smiles": [smiles]}), folder / "input" / f"{i}.parquet")
+    return folder / "input"
+
+
+def name_parquet_files(folder: Path) -> Path:
+    return write_parquet_folder(folder) / "*.parquet"
+
+
+def write_sdf_gz(folder: Path) -> Path:
+    path = folder / "input.sdf.gz"
+    blocks = [Chem.MolToMolBlock(Chem.MolFromSmiles(smiles)) for smiles in TINY_SMILES]
+    path.write_bytes(gzip.compress("$$$$\n".join([*blocks, ""]).encode()))
+    return path
+
+
+def write_csv_folder(folder: Path) -> Path:
+    (folder / "input").mkdir()
+    for i, smiles in enumerate(TINY_SMILES):
+        text = f"id,smiles\n{i},{smiles}\n"
+        if i % 2:
+            (folder / "input" / f"{i}.csv.gz").write_bytes(gzip.compress(text.encode()))
+        else:
+            (folder / "input" / f"{i}.csv").write_text(text)
+    (folder / "input" / "notes.txt").write_text("no table")
+    (folder / "input" / ".6.csv").write_text("half a table")
+    return folder / "input"
+
+
+def name_smi_files(folder: Path) -> Path:
+    for i, smiles in enumerate(TINY_SMILES):
+        (folder / f"{i}.smi").write_text(f"{smiles}\n")
+    return folder / "*.smi"
+
+
+def write_copy_of_hub_data(folder: Path) -> Path:
+    (folder / "copy" / "data").mkdir(parents=True)
+    write_csv(folder).rename(folder / "copy" / "data" / "train.csv")
+    return folder / "copy"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_csv,
+        write_csv_gz,
+        write_smi,
+        write_smi_gz,
+        write_parquet,
+        write_parquet_folder,
+        name_parquet_files,
+        write_sdf_gz,
+        write_csv_folder,
+        name_smi_files,
+        write_copy_of_hub_data,
+    ],
+)
+def test_every_kind_of_input_gives_the_same_rows(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    table = pickle.loads(pickle.dumps(open_table(write(tmp_path))))
+    assert table.num_rows == 6
+    assert table.files
+    found = read_all(table)
+    assert list(map(Chem.CanonSmiles, found["smiles"])) == list(map(Chem.CanonSmiles, TINY_SMILES))
+    if "id" in found:
+        assert list(map(int, found["id"])) == list(range(6))
+
+
+def test_sdf_files_go_together_with_the_properties_of_all(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_sdf_gz(tmp_path).rename(tmp_path / "in" / "1.sdf.gz")
+    block = Chem.MolToMolBlock(Chem.MolFromSmiles("CCN"))
+    (tmp_path / "in" / "2.sdf").write_text(f"{block}>  <logS>\n-0.5\n\n$$$$\n")
+    table = open_table(tmp_path / "in")
+    assert (table.num_rows, table.column_names) == (7, ["smiles", "logS"])
+    assert read_all(table)["logS"] == [None] * 6 + ["-0.5"]
+    chunks = list(table.iterate_chunks(4))
+    assert all(all(chunk.molecules("smiles")) for chunk in chunks)
+
+
+def test_files_of_several_kinds_do_not_go_together(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    (tmp_path / "input.smi").write_text("C\n")
+    with pytest.raises(UserError, match=r"several kinds, .* for example"):
+        open_table(tmp_path)
+
+
 def test_bundled_data_sets_are_listed_and_open_by_name() -> None:
     assert list_bundled_datasets() == ["freesolv"]
-    table, own_split_column = open_source("freesolv", revision=None)
-    assert (table.num_rows, own_split_column) == (642, None)
+    table = open_table("freesolv")
+    assert (table.num_rows, table.split_column) == (642, None)
     assert table.column_names[:2] == ["smiles", "hydration_free_energy"]
 
 
-@pytest.mark.parametrize("name", ["missing.csv", "missing.SDF", "missing.parquet"])
-def test_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        open_source(tmp_path / name, revision=None)
-
-
-def test_file_of_another_kind_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing.csv", "no such file"),
+        ("missing.SDF", "no such file"),
+        ("missing/*.parquet", "no such file"),
+        ("table.xlsx", r"Use \.csv, \.parquet or \.sdf"),
+    ],
+)
+def test_what_is_no_table_is_not_looked_for_on_the_hub(
+    tmp_path: Path, name: str, words: str
+) -> None:
     (tmp_path / "table.xlsx").write_text("x")
-    with pytest.raises(UserError, match=r"Use \.csv, \.parquet or \.sdf"):
-        open_source(tmp_path / "table.xlsx", revision=None)
+    with pytest.raises(UserError, match=words):
+        open_table(tmp_path / name)
 
 
 @pytest.mark.parametrize("dataset", ["freesolv", "table.csv"])
@@ -190,13 +325,13 @@ def test_revision_is_for_the_hub_only(
 ) -> None:
     monkeypatch.chdir(write_folder(tmp_path, {"table.csv": "smiles\nC\n"}))
     with pytest.raises(UserError, match="is not on the Hub, so it has no revision 'main'"):
-        open_source(dataset, revision="main")
+        open_table(dataset, revision="main")
 
 
 def test_folder_with_one_part_has_no_split(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", {"data.csv": "smiles,y\nC,1\nN,2\n"})
-    table, own_split_column = open_source(folder, revision=None)
-    assert (table.column_names, own_split_column) == (["smiles", "y"], None)
+    table = open_table(folder, joins_splits=True)
+    assert (table.column_names, table.split_column) == (["smiles", "y"], None)
 
 
 def test_splits_of_a_folder_follow_each_other_and_validation_is_called_valid(
@@ -204,11 +339,37 @@ def test_splits_of_a_folder_follow_each_other_and_validation_is_called_valid(
 ) -> None:
     parts = {"test": "O,3", "train": "C,1", "validation": "N,2"}
     files = {f"{part}.csv": f"smiles,y\n{row}\n" for part, row in parts.items()}
-    table, own_split_column = open_source(write_folder(tmp_path / "set", files), revision=None)
-    assert own_split_column == "split"
-    chunks = list(table.iterate_chunks(9))
-    rows = [[values[0] for values in chunk.columns.values()] for chunk in chunks]
-    assert rows == [["C", 1, "train"], ["N", 2, "valid"], ["O", 3, "test"]]
+    table = open_table(write_folder(tmp_path / "set", files), joins_splits=True)
+    assert table.split_column == "split"
+    assert read_all(table) == {
+        "smiles": ["C", "N", "O"],
+        "y": ["1", "2", "3"],
+        "split": ["train", "valid", "test"],
+    }
+
+
+def test_one_split_of_a_folder_is_chosen(tmp_path: Path) -> None:
+    files = {
+        "data/train-00000-of-00002.csv": "smiles\nC\n",
+        "data/train-00001-of-00002.csv": "smiles\nN\n",
+        "data/test-00000-of-00001.csv": "smiles\nO\n",
+    }
+    folder = write_folder(tmp_path / "set", files)
+    assert read_all(open_table(folder, split="train")) == {"smiles": ["C", "N"]}
+    for split in (None, "valid"):
+        with pytest.raises(UserError, match=r"has the splits train, test\. Choose --split"):
+            open_table(folder, split=split)
+    with pytest.raises(UserError, match="has no splits: leave --split out"):
+        open_table(folder / "data" / "test-00000-of-00001.csv", split="train")
+
+
+def test_files_beside_those_of_splits_are_left_out_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = dict.fromkeys(("train.csv", "test.csv", "names.csv"), "smiles\nC\n")
+    table = open_table(write_folder(tmp_path / "set", files), joins_splits=True)
+    assert table.num_rows == 2
+    assert "names.csv" in caplog.text
 
 
 @pytest.mark.parametrize("parts", [("train", "validation"), ("train", "test", "extra")])
@@ -220,23 +381,96 @@ def test_splits_without_train_and_test_or_with_others_are_not_taken_unasked(
     )
     files = {f"{part}.csv": "smiles,y\nC,1\n" for part in parts}
     folder = write_folder(tmp_path / "set", {**files, "README.md": f"{card}---\n"})
-    table, own_split_column = open_source(folder, revision=None)
-    assert own_split_column is None
+    table = open_table(folder, joins_splits=True)
+    assert table.split_column is None
     assert table.num_rows == len(parts)
+    assert open_table(folder, split=parts[-1]).num_rows == 1
+
+
+@pytest.mark.parametrize(
+    "data_files", ["part-*.csv", "[part-1.csv, ./part-2.csv]", "{train: '**/part-*'}"]
+)
+def test_card_names_the_files_in_any_form(tmp_path: Path, data_files: str) -> None:
+    files = dict.fromkeys(("part-1.csv", "part-2.csv", "failed.csv"), "smiles\nC\n")
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {data_files}\n---\n"
+    folder = write_folder(tmp_path / "set", {**files, "README.md": card})
+    assert open_table(folder).num_rows == 2
 
 
 def test_column_called_split_is_left_as_it_is(tmp_path: Path) -> None:
     files = {f"{part}.csv": "smiles,y,split\nC,1,mine\n" for part in ("train", "test")}
-    table, own_split_column = open_source(write_folder(tmp_path / "set", files), revision=None)
-    assert own_split_column is None
-    assert [chunk.columns["split"] for chunk in table.iterate_chunks(9)] == [["mine"], ["mine"]]
+    table = open_table(write_folder(tmp_path / "set", files), joins_splits=True)
+    assert table.split_column is None
+    assert read_all(table)["split"] == ["mine", "mine"]
 
 
-def test_folder_without_data_is_a_one_line_error(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "set", {"notes.bin": "x"})
-    with pytest.raises(UserError, match="the Hub gives: ") as caught:
-        open_source(folder, revision=None)
-    assert "\n" not in str(caught.value)
+SECRET = "smiles\nSECRET\n"
+
+
+def build_card(path: str) -> str:
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {path}
+---
+"""
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        *map(build_card, ("../secret.csv", "FOLDER/secret.csv", "http://host/a.csv")),
+        *map(
+            build_card, ("s3://bucket/a.csv", "hf://datasets/a/b/c.csv", "zip://a.csv::train.zip")
+        ),
+        *map(build_card, ("!!python/object/apply:os.system ['touch pwned']", "[[1]]", "{a: b}")),
+        "---\nconfigs: 3\n---\n",
+        "---\nconfigs: [{data_files: 3}]\n---\n",
+        "---\n[1]\n---\n",
+        "---\nconfigs: " + "[" * 5000 + "\n---\n",
+    ],
+)
+def test_card_of_a_folder_reaches_nothing_but_its_own_files(
+    tmp_path: Path, card: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"a.csv": "smiles\nC\n", "README.md": card.replace("FOLDER", str(tmp_path))}
+    folder = write_folder(tmp_path / "set", files)
+    (tmp_path / "secret.csv").write_text(SECRET)
+    for options in ({}, {"joins_splits": True}):
+        with pytest.raises(UserError, match=str(folder)) as caught:
+            open_table(folder, **options)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_link_out_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text(SECRET)
+    folder = write_folder(tmp_path / "set", {"a.csv": "smiles\nC\n"})
+    (folder / "train.csv").symlink_to(tmp_path / "secret.csv")
+    with pytest.raises(UserError, match=r"train\.csv is a link .* outside .*Name that file"):
+        open_table(folder)
+
+
+@pytest.mark.parametrize("name", ["train.zip", "train.csv.zip", "train.tar", "train.pkl", "a.bin"])
+def test_archives_and_other_files_of_a_folder_are_never_opened(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    os.mkfifo(folder / f"never_opened_{name}")
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        archive.writestr("train.csv", SECRET)
+    with pytest.raises(UserError, match=r"set is a folder without files to read\. It needs \.csv"):
+        open_table(folder)
+    (folder / "a.csv").write_text("smiles\nC\n")
+    assert read_all(open_table(folder)) == {"smiles": ["C"]}
+
+
+@pytest.mark.parametrize("name", ["http://host/a", "s3://bucket/a.csv", "github://a", "zip://a"])
+def test_an_address_is_no_source(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        open_table(name)
 
 
 def test_folder_trains_with_its_own_split(tmp_path: Path) -> None:

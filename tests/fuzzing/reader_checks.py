@@ -16,7 +16,8 @@ from rdkit import Chem
 
 from rmat_hf.data.corpus_input import iterate_input_rows, open_corpus_input
 from rmat_hf.data.sdf import compute_record_smiles, parse_mol_block
-from rmat_hf.data.tables import Table, open_table
+from rmat_hf.data.sources import open_table
+from rmat_hf.data.tables import Table
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import MAX_REASON, Molecule, MoleculeError
 from rmat_hf.model.geometry_rmat import ConformerError
