@@ -145,19 +145,22 @@ def _find_hub_files(name: str, *, revision: str | None) -> _Source:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
-    get = {"repo_id": name, "repo_type": "dataset"}
     try:
         try:
             info = HfApi().dataset_info(name, revision=revision)
         except OfflineModeIsEnabled:
-            folder = Path(snapshot_download(**get, revision=revision, local_files_only=True))
+            folder = Path(
+                snapshot_download(
+                    name, repo_type="dataset", revision=revision, local_files_only=True
+                )
+            )
             files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))]
             return _group_files(files, lambda file: str(folder / file), source=name)
 
         def locate(file: str) -> str:
             if find_kind(file) == ".parquet":
                 return f"{HUB_PREFIX}datasets/{name}@{info.sha}/{file}"
-            return str(hf_hub_download(**get, filename=file, revision=info.sha))
+            return hf_hub_download(name, file, repo_type="dataset", revision=info.sha)
 
         files = [file.rfilename for file in info.siblings or []]
         return _group_files(sorted(files), locate, source=name)
@@ -209,7 +212,7 @@ def _match(files: list[str], patterns: list[str]) -> list[str]:
 
 def _read_card(path: str) -> dict[str, list[str]]:
     """Return the patterns of files by split that a README names, none if it names none."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]  # typeshed's stubs are not installed
     from huggingface_hub import metadata_load
 
     try:

@@ -1,15 +1,12 @@
 """Write a table of results chunk by chunk, all or nothing."""
 
 import csv
-import fcntl
-import glob
 import io
 import logging
 import os
 import re
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, TextIO
@@ -17,7 +14,8 @@ from typing import Any, Literal, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rmat_hf.errors import UserError, get_first_line
+from rmat_hf.errors import UserError
+from rmat_hf.output_folder import open_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -105,60 +103,33 @@ class TableWriter:
         self.path = Path(path)
         self.schema = build_output_schema(input_schema, added_columns or {})
         self._escaper = FormulaEscaper(csv_formulas)
-        self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
         self._stack = ExitStack()
 
     def __enter__(self) -> "TableWriter":
-        with self._explained_writing():
-            self._remove_leftovers()
-            self._file = self._stack.enter_context(self._temporary.open("wb"))
-            fcntl.flock(self._file, fcntl.LOCK_SH)  # tells others that it is no leftover
-            if self.path.suffix.lower() == ".parquet":
-                parquet = self._stack.enter_context(pq.ParquetWriter(self._file, self.schema))
-                self._write_rows = parquet.write_table
-            else:
-                text = io.TextIOWrapper(self._file, encoding="utf-8", newline="")
-                self._rows = build_csv_writer(self._stack.enter_context(text))
-                self._write_rows = self._write_csv_rows
-                self._rows.writerow(map(self._escaper.escape, self.schema.names))
+        stream = self._stack.enter_context(open_atomically(self.path))
+        if self.path.suffix.lower() == ".parquet":
+            parquet = self._stack.enter_context(pq.ParquetWriter(stream, self.schema))
+            self._write_rows = parquet.write_table
+        else:
+            text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+            self._stack.callback(text.detach)  # what waits is written; the stream stays open
+            self._csv_writer = build_csv_writer(text)
+            self._write_rows = self._write_csv_rows
+            self._csv_writer.writerow(map(self._escaper.escape, self.schema.names))
         return self
 
     def write(self, columns: Mapping[str, pa.ChunkedArray | Sequence[Any]]) -> None:
         """Append rows: the announced columns, in any order, as Arrow has them or as lists."""
-        with self._explained_writing():
-            self._write_rows(pa.Table.from_pydict(dict(columns), schema=self.schema))
+        self._write_rows(pa.Table.from_pydict(dict(columns), schema=self.schema))
 
-    def __exit__(self, error_type: type[BaseException] | None, *details: object) -> None:
-        try:
-            with self._explained_writing():
-                self._stack.close()
-                if error_type is None:
-                    with self._temporary.open("rb") as file:
-                        os.fsync(file.fileno())  # the content is on the disk before the name is
-                    os.replace(self._temporary, self.path)
-                    self._escaper.log_count(self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+    def __exit__(self, error_type: type[BaseException] | None, *details: Any) -> None:
+        self._stack.__exit__(error_type, *details)
+        if error_type is None:
+            self._escaper.log_count(self.path)
 
     def _write_csv_rows(self, rows: pa.Table) -> None:
         columns = [map(self._escaper.escape, _list_csv_cells(column)) for column in rows.columns]
-        self._rows.writerows(zip(*columns, strict=True))
-
-    def _remove_leftovers(self) -> None:
-        """Remove what kills left behind: files that are being written are locked."""
-        for leftover in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
-            with suppress(OSError), leftover.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
-
-    @contextmanager
-    def _explained_writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, OverflowError, pa.ArrowException) as error:
-            reason = getattr(error, "strerror", None) or get_first_line(error)
-            self._temporary.unlink(missing_ok=True)
-            raise UserError(f"{self.path} cannot be written: {reason}.") from error
+        self._csv_writer.writerows(zip(*columns, strict=True))
 
 
 def _list_csv_cells(column: pa.ChunkedArray) -> list[Any]:

@@ -146,16 +146,6 @@ def test_column_that_the_output_adds_may_not_be_in_the_input(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == []
 
 
-def test_value_of_the_wrong_type_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "out.parquet"
-    with (
-        pytest.raises(UserError, match=r"cannot be written"),
-        TableWriter(path, added_columns={"y": "number"}) as writer,
-    ):
-        writer.write({"y": ["high"]})
-    assert os.listdir(tmp_path) == []
-
-
 @pytest.mark.parametrize("extension", ["csv", "parquet"])
 def test_columns_of_different_length_are_refused(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"out.{extension}"
@@ -163,14 +153,6 @@ def test_columns_of_different_length_are_refused(tmp_path: Path, extension: str)
     with pytest.raises(ValueError), writer:
         writer.write({"x": ["a", "b"], "y": [1.0]})
     assert os.listdir(tmp_path) == []
-
-
-def test_what_a_killed_run_left_behind_is_removed_by_the_next(tmp_path: Path) -> None:
-    path = tmp_path / "out.csv"
-    (tmp_path / f".{path.name}.0123.tmp").write_text("half")
-    with TableWriter(path, added_columns={"y": "number"}) as writer:
-        writer.write({"y": [1.0]})
-    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_times_that_python_cannot_hold_are_cells_of_a_csv_file(tmp_path: Path) -> None:
