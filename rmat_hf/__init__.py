@@ -15,9 +15,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.models.auto.processing_auto import AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from rmat_hf.bundled_checkpoints import checkpoint_path, list_checkpoints
 from rmat_hf.inference.conversion import convert_checkpoint
 from rmat_hf.inference.prediction import embed, predict
+from rmat_hf.loading import checkpoint_path, list_checkpoints
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig, RMatEnsembleForSequenceClassification
 from rmat_hf.model.modeling_rmat import (

@@ -62,18 +62,27 @@ class Interruption(KeyboardInterrupt):
 
 
 @contextmanager
-def explained_reading(path: Path | str) -> Iterator[None]:
-    """Raise a [`UserError`] that names the file where the block fails to read it."""
+def explained_reading(
+    path: Path | str, *, way_out: str = "", also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Raise a [`UserError`] that names the file where the block fails to read it.
+
+    Args:
+        path (`Path` or `str`): What the block reads.
+        way_out (`str`, *optional*): A sentence: what to do.
+        also (`tuple[type[Exception], ...]`, *optional*): Errors beside [`list_reading_errors`].
+    """
     try:
         yield
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file. Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
-    except list_reading_errors() as error:
-        raise UserError(f"{path} cannot be read: {get_first_line(error)}") from error
+    except (*list_reading_errors(), *also) as error:
+        reason = f"cannot be read: {get_reason(error)}"
+        if isinstance(error, FileNotFoundError):
+            reason = "is not there: no such file. Check the path"
+        elif isinstance(error, UnicodeDecodeError):
+            reason = f"is not UTF-8 text ({error.reason}). Save it as UTF-8"
+        raise UserError(f"{path} {reason.rstrip('.')}. {way_out}".rstrip()) from error
 
 
 @contextmanager
@@ -95,11 +104,12 @@ def explained_writing(folder: str | Path, *, way_out: str) -> Iterator[None]:
 
 def list_reading_errors() -> tuple[type[Exception], ...]:
     """Return what the libraries raise for damaged files; a date beyond the calendar overflows."""
+    from huggingface_hub.errors import HTTPError, StrictDataclassError
     from pyarrow import ArrowException
     from safetensors import SafetensorError
 
-    libraries = (csv.Error, zlib.error, ArrowException, SafetensorError)
-    return (*libraries, OSError, EOFError, ValueError, OverflowError, RecursionError)
+    libraries = (csv.Error, zlib.error, ArrowException, SafetensorError, StrictDataclassError)
+    return (*libraries, HTTPError, OSError, EOFError, ValueError, OverflowError, RecursionError)
 
 
 def list_user_errors() -> tuple[type[Exception], ...]:
@@ -157,9 +167,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_bare or isinstance(error, MemoryError)
 
 
-def get_first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of an error without one."""
-    return str(error).strip().partition("\n")[0].rstrip() or type(error).__name__
+def get_reason(error: BaseException) -> str:
+    """Return the line of an error's message that tells the reason, or its type without one."""
+    from huggingface_hub.errors import HTTPError, StrictDataclassError
+
+    cause: BaseException | None = error
+    # why a connection broke, which transformers leaves out; answers of the Hub are OSErrors too
+    while cause is not None and (isinstance(cause, OSError) or not isinstance(cause, HTTPError)):
+        cause = cause.__cause__ or cause.__context__
+    lines = str(cause or error).strip().splitlines() or [type(error).__name__]
+    # the first line of these names the field only, the next one what is wrong with it
+    lines = lines[:2] if isinstance(error, StrictDataclassError) else lines[:1]
+    name = f"{type(error).__name__} " if isinstance(error, KeyError) else ""
+    return name + " ".join(line.strip() for line in lines)
 
 
 def hide_credentials(text: str) -> str:

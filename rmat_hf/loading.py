@@ -1,44 +1,157 @@
-"""Load R-MAT models and their processors from a folder or the Hub, or say why not."""
+"""Read a model folder or repository once, and load from it what R-MAT needs, or say why not."""
 
-import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeVar, cast
 
 import torch
-from huggingface_hub.errors import HTTPError, StrictDataclassError
-from safetensors import SafetensorError
-from transformers.models.auto.modeling_auto import (
-    AutoModel,
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
+from safetensors import safe_open
+from transformers.initialization import no_init_weights
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    FEATURE_EXTRACTOR_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
 )
-from transformers.models.auto.processing_auto import AutoProcessor
-from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 
-from rmat_hf.bundled_checkpoints import find_checkpoint
-from rmat_hf.checkpoint_files import (
-    find_broken_weight,
-    load_checkpoint_json,
-    silence_loading_report,
-    validate_weight_types,
-)
-from rmat_hf.errors import UserError
+from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig
+from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig, RMatEnsembleForSequenceClassification
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.modeling_rmat import (
-    RMatForPreTraining,
     RMatForSequenceClassification,
     RMatModel,
+    RMatPreTrainedModel,
 )
 from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.output_folder import load_json
 
-# Parts that depend on what a model was trained for.
-_OPTIONAL_PART = re.compile(
-    r"(members\.\d+\.)?(rmat\.)?"
-    r"(pooler|classifier|descriptor_scaler|\w+_head)\."
-)
+# What weights may be stored as; a network computes with nothing else.
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+# Most values that start untrained, where the files have fewer: the memory of a head, no more.
+MAX_UNTRAINED_VALUES = 10_000_000
+
+_BUNDLED = Path(__file__).parent / "checkpoints"
+_RESTORE = f"Restore the {CONFIG_NAME} that was saved with the weights"
+_ENCODER = f".{RMatPreTrainedModel.base_model_prefix}."
+# Where a model came from and how it was saved: nothing that it computes depends on it.
+_IRRELEVANT_FIELDS = ("_name_or_path", "architectures", "auto_map", "transformers_version")
+_CONFIG_CLASSES: dict[Any, type[RMatConfig]] = {
+    RMatConfig.model_type: RMatConfig,
+    RMatEnsembleConfig.model_type: RMatEnsembleConfig,
+}
+
+ModelT = TypeVar("ModelT", bound=RMatPreTrainedModel)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model of which the configuration and the headers of the weights have been read.
+
+    Args:
+        name (`str` or `Path`): Folder or Hub id.
+        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
+        config (`RMatConfig`): The saved configuration.
+        shapes (`Mapping[str, tuple[int, ...]]`): Shape of each weight in the files.
+    """
+
+    name: str | Path
+    revision: str | None
+    config: RMatConfig
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def load_processor(self, **options: Any) -> RMatProcessor:
+        """Load the processor saved with the model, as [`load_processor`]."""
+        return load_processor(self.name, revision=self.revision, **options)
+
+    def load_model(self, model_class: type[ModelT], *, config: RMatConfig | None = None) -> ModelT:
+        """Load a model; head and pooling that do not fit the configuration start untrained.
+
+        Args:
+            model_class (`type`): Class of the model.
+            config (`RMatConfig`, *optional*): The saved configuration with other labels or parts.
+
+        Raises:
+            UserError: The weights do not fit, or are damaged. Nothing is allocated before that.
+        """
+        config = config or self.config
+        untrained = self.find_untrained(model_class, config=config)
+        with _explained(self.name), _without_loading_report():
+            model = model_class.from_pretrained(
+                self.name,
+                config=config,
+                revision=self.revision or "main",
+                use_safetensors=True,
+                ignore_mismatched_sizes=bool(untrained),
+            )
+            for name, tensor in model.state_dict().items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(
+                        f"{name} has a value that is no finite number. Copy or download the model "
+                        "again, or train it anew."
+                    )
+        return model
+
+    def find_untrained(
+        self, model_class: type[RMatPreTrainedModel], *, config: RMatConfig | None = None
+    ) -> list[str]:
+        """Return the names of weights of head and pooling that are not in the files.
+
+        Args:
+            model_class, config: As in [`~Checkpoint.load_model`].
+
+        Raises:
+            UserError: The weights of the encoder's layers do not fit.
+        """
+        with _explained(self.name):
+            with torch.device("meta"), no_init_weights():
+                weights = model_class(config or self.config).state_dict()
+            expected = _name_in_full({name: tuple(it.shape) for name, it in weights.items()})
+            found = _name_in_full(self.shapes)
+            for problem in _iterate_misfits(expected, found):
+                raise ValueError(f"weights and {CONFIG_NAME} do not fit: {problem}. {_RESTORE}.")
+        return sorted(name for name in expected if found.get(name) != expected[name])
+
+
+def read_checkpoint(
+    model: str | Path, *, revision: str | None = None, allows_ensemble: bool = False
+) -> Checkpoint:
+    """Read the configuration of an R-MAT model and the headers of its weights.
+
+    Args:
+        model (`str` or `Path`): Folder, Hub id, or name of a model that comes with the package.
+        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
+        allows_ensemble (`bool`, *optional*, defaults to `False`):
+            An ensemble predicts, but has no single encoder to train further or to take vectors of.
+
+    Raises:
+        UserError: If it cannot be read, is not R-MAT's or is an ensemble's, or if there are no
+            weights in safetensors with it.
+    """
+    name = find_checkpoint(model)
+    way_out = "Give a folder written by rmat finetune, or a Hub id; a private one needs HF_TOKEN."
+    with _explained(model, way_out=way_out):
+        path = _find_file(name, CONFIG_NAME, revision=revision)
+    with _explained(model):
+        fields = load_json(path)
+        for problem in _iterate_kind_problems(fields, allows_ensemble=allows_ensemble):
+            raise ValueError(problem)
+        headers = _read_headers(_list_weight_files(name, revision=revision))
+        for problem in _iterate_size_problems(fields, headers):
+            raise ValueError(problem)
+        config = _CONFIG_CLASSES[fields["model_type"]].from_dict(fields)
+    shapes = {name: shape for name, (shape, _) in headers.items()}
+    return Checkpoint(name=name, revision=revision, config=config, shapes=shapes)
 
 
 def load_processor(
@@ -52,109 +165,15 @@ def load_processor(
         options: Options of [`RMatProcessor`] that replace the saved ones.
 
     Raises:
-        UserError: If there is none, or it is not R-MAT's.
+        UserError: There is none, it is not R-MAT's, or it cannot be used.
     """
-    model = find_checkpoint(model)
-    try:
-        saved = load_checkpoint_json(model, FEATURE_EXTRACTOR_NAME, revision=revision)
-        kind = saved.get("feature_extractor_type")
-        if kind != RMatProcessor.__name__ or "featurizer_version" not in saved:
-            raise ValueError(f"{FEATURE_EXTRACTOR_NAME} is that of a {kind}, not of R-MAT")
-        # `False`: transformers would offer to run the code of a repository
-        processor = AutoProcessor.from_pretrained(
-            model, revision=revision, trust_remote_code=False, **options
-        )
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(
-            f"Cannot load the processor of {str(model)!r}: {_first_line(error)}. "
-            "A model folder has a preprocessor_config.json; save the processor with the model."
-        ) from error
-    if type(processor).__name__ != RMatProcessor.__name__:
-        raise UserError(f"{str(model)!r} holds a {type(processor).__name__}, not an R-MAT model.")
-    return processor
-
-
-def load_config(
-    model: str | Path, *, revision: str | None = None, allows_ensemble: bool = False
-) -> RMatConfig:
-    """Load the configuration of an R-MAT model with weights from a folder or the Hub.
-
-    Raises:
-        UserError: If it cannot be loaded, is not R-MAT's or is an ensemble's, or if there
-            are no weights in safetensors with it.
-    """
-    model = find_checkpoint(model)
-    if Path(model).is_file():
-        raise UserError(f"{str(model)!r} is a file. Give the folder that holds it.")
-    try:
-        fields = load_checkpoint_json(model, CONFIG_NAME, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot load a model from {str(model)!r}: {_first_line(error)}. "
-            "Give a folder written by rmat finetune, or a Hub id; a private one needs HF_TOKEN."
-        ) from error
-    model_type = fields.get("model_type")
-    if model_type not in (RMatConfig.model_type, RMatEnsembleConfig.model_type):
-        raise UserError(f"{str(model)!r} is a {model_type!r} model, not R-MAT.")
-    config_class = RMatConfig if model_type == RMatConfig.model_type else RMatEnsembleConfig
-    try:
-        config = config_class.from_dict(fields)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(
-            f"Cannot load a model from {str(model)!r}: {_first_line(error)}. Restore the "
-            f"{CONFIG_NAME} that was saved with the weights."
-        ) from error
-    if config.num_node_features != ATOM_FEATURES.num_node_features:
-        raise UserError(
-            f"{str(model)!r} takes {config.num_node_features} features of an atom, this release of "
-            f"rmat_hf makes {ATOM_FEATURES.num_node_features}. Use the release that saved it."
-        )
-    if config.model_type == RMatEnsembleConfig.model_type and not allows_ensemble:
-        raise UserError(
-            f"{str(model)!r} is an ensemble. It predicts, but has no single encoder to train "
-            "further or to take vectors from. Give the model that its members started from."
-        )
-    try:
-        validate_weight_types(model, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot load the weights of {str(model)!r}: {_first_line(error)}."
-        ) from error
-    return config
-
-
-def load_for_finetuning(
-    model: str | Path, *, config: RMatConfig, revision: str | None = None
-) -> RMatForSequenceClassification:
-    """Load a model to finetune; head and pooling that do not fit `config` start untrained.
-
-    Args:
-        model (`str` or `Path`): Folder or Hub id.
-        config (`RMatConfig`): The model's architecture with the labels to learn.
-        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
-
-    Raises:
-        UserError: If it cannot be loaded or is not R-MAT.
-    """
-    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
-    return _load_model(AutoModelForSequenceClassification, model, revision=revision, **options)[0]
-
-
-def load_for_pretraining(
-    model: str | Path, *, config: RMatConfig, revision: str | None = None
-) -> RMatForPreTraining:
-    """Load a model to pretrain further; heads and pooling that do not fit start untrained.
-
-    Args:
-        model (`str` or `Path`): Folder or Hub id.
-        config (`RMatConfig`): The model's architecture with the classes and descriptors to learn.
-        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
-
-    Raises:
-        UserError: If it cannot be loaded or is not R-MAT.
-    """
-    options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
-    return _load_model(AutoModelForPreTraining, model, revision=revision, **options)[0]
+    with _explained(model):
+        path = _find_file(find_checkpoint(model), FEATURE_EXTRACTOR_NAME, revision=revision)
+        fields = load_json(path)
+        kind = fields.get("feature_extractor_type")
+        if kind != RMatProcessor.__name__ or "featurizer_version" not in fields:
+            raise ValueError(f"{FEATURE_EXTRACTOR_NAME} is that of a {kind}, not of R-MAT.")
+        return cast(RMatProcessor, RMatProcessor.from_dict(fields | options))
 
 
 def load_predictor(
@@ -165,23 +184,16 @@ def load_predictor(
     Raises:
         UserError: If it cannot be loaded, is not R-MAT or has no trained prediction head.
     """
-    loaded, missing = _load_model(
-        AutoModelForSequenceClassification, model, revision=revision, allows_ensemble=True
+    checkpoint = read_checkpoint(model, revision=revision, allows_ensemble=True)
+    model_class: Any = RMatForSequenceClassification
+    if isinstance(checkpoint.config, RMatEnsembleConfig):
+        model_class = RMatEnsembleForSequenceClassification
+    return _load_trained(
+        checkpoint,
+        model_class,
+        device=device,
+        way_out="Its predictions would be random. Finetune it first: rmat finetune --model ...",
     )
-    if missing:
-        raise UserError(
-            f"{str(model)!r} has no trained prediction head ({missing[0]} is missing), so its "
-            "predictions would be random. Finetune it first: rmat finetune --model ..."
-        )
-    processor = load_processor(model, revision=revision)
-    num_descriptors = len(processor.molecule_descriptors or [])
-    if num_descriptors != loaded.config.num_molecule_descriptors:
-        raise UserError(
-            f"Processor and model of {str(model)!r} do not belong together: "
-            f"{FEATURE_EXTRACTOR_NAME} names {num_descriptors} molecule descriptors, {CONFIG_NAME} "
-            f"{loaded.config.num_molecule_descriptors}. Restore the folder's own files."
-        )
-    return loaded.to(find_device(device)), processor
 
 
 def load_embedder(
@@ -192,82 +204,190 @@ def load_embedder(
     Raises:
         UserError: If it cannot be loaded, is not R-MAT or has untrained pooling.
     """
-    loaded, missing = _load_model(AutoModel, model, revision=revision)
-    if missing:
-        raise UserError(
-            f"{str(model)!r} has no trained {missing[0]}, so its embeddings would be random. "
-            "Convert it with mean pooling (rmat convert --pooling mean) or finetune it first."
-        )
-    return loaded.to(find_device(device)), load_processor(model, revision=revision)
+    return _load_trained(
+        read_checkpoint(model, revision=revision),
+        RMatModel,
+        device=device,
+        way_out="Its embeddings would be random. Convert it with mean pooling "
+        "(rmat convert --pooling mean) or finetune it first.",
+    )
 
 
-def _load_model(
-    auto_class: Any,
-    model: str | Path,
+def _load_trained(
+    checkpoint: Checkpoint,
+    model_class: type[ModelT],
     *,
-    revision: str | None,
-    allows_ensemble: bool = False,
-    **options: Any,
-) -> tuple[Any, list[str]]:
-    """Return the model and the parameters that were not in the checkpoint."""
-    load_config(model, revision=revision, allows_ensemble=allows_ensemble)
-    model = find_checkpoint(model)
-    try:
-        with silence_loading_report():
-            loaded, info = auto_class.from_pretrained(
-                model,
-                revision=revision,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                **options,
-            )
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"Cannot load the weights of {str(model)!r}: {_first_line(error)}."
-        ) from error
-    if (broken := find_broken_weight(loaded.state_dict().items())) is not None:
-        raise UserError(
-            f"The weights of {str(model)!r} are broken: {broken} has a value that is no finite "
-            "number. Copy or download the model again, or train it anew."
+    device: str | torch.device | None,
+    way_out: str,
+) -> tuple[ModelT, RMatProcessor]:
+    """Return a model of which every part is trained, on a device, and its processor."""
+    processor = checkpoint.load_processor()
+    num_descriptors = len(processor.molecule_descriptors or [])
+    problem = None
+    if untrained := checkpoint.find_untrained(model_class):
+        problem = f"has no trained {untrained[0]}. {way_out}"
+    elif model_class is not RMatModel and num_descriptors != (
+        expected := checkpoint.config.num_molecule_descriptors
+    ):
+        problem = (
+            f"has a {FEATURE_EXTRACTOR_NAME} with {num_descriptors} molecule descriptors and a "
+            f"{CONFIG_NAME} with {expected}. Restore the folder's own files."
         )
-    for problem, names in _list_foreign_weights(info).items():
-        if names:
-            raise UserError(
-                f"Weights and configuration of {str(model)!r} do not belong together: {names[0]} "
-                f"and {len(names) - 1} more {problem}. Restore the folder's own {CONFIG_NAME}."
+    if problem is not None:
+        raise UserError(f"The model {str(checkpoint.name)!r} {problem}")
+    model: Any = checkpoint.load_model(model_class)
+    return model.to(find_device(device)), processor
+
+
+def _list_weight_files(model: str | Path, *, revision: str | None) -> list[Path]:
+    """Return the safetensors that hold a model's weights; a pickle can run code and is refused."""
+
+    def find(name: str) -> Path | None:
+        missing = {"_raise_exceptions_for_missing_entries": False}
+        path = cached_file(model, name, revision=revision, **missing)
+        return None if path is None else Path(path)
+
+    wanted, pickles = SAFE_WEIGHTS_NAME, [WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
+    if (adapter := find(ADAPTER_CONFIG_NAME)) is not None:
+        load_json(adapter)
+    if adapter is not None and not find(ADAPTER_SAFE_WEIGHTS_NAME):
+        wanted, pickles = ADAPTER_SAFE_WEIGHTS_NAME, [ADAPTER_WEIGHTS_NAME]
+    elif (single := find(SAFE_WEIGHTS_NAME)) is not None:
+        return [single]
+    elif (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        shards = _list_shards(index)
+        return [Path(str(cached_file(model, shard, revision=revision))) for shard in shards]
+    advice = "Copy or download the model again."
+    for name in pickles:
+        if find(name):
+            advice = (
+                f"{name} is a pickle, which can run code, and is not loaded: ask for {wanted}, or "
+                "if you trust the file, write it with safetensors.torch.save_file."
             )
-    return loaded, sorted(info["missing_keys"])
+    raise OSError(f"there is no file named {wanted}. {advice}")
 
 
-def _list_foreign_weights(info: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the weights of the encoder's layers that checkpoint and model do not share."""
+def _list_shards(index: Path) -> list[str]:
+    content = load_json(index)
+    weight_map = content.get("weight_map")
+    shards = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    # transformers needs the metadata
+    if not shards or "metadata" not in content or not all(map(_is_beside, shards)):
+        raise ValueError(
+            f"{SAFE_WEIGHTS_INDEX_NAME} is damaged or names {sorted(map(str, shards))[:1]}, which "
+            "is no .safetensors file beside it: it could lead out of the folder or run code, and "
+            "is not loaded."
+        )
+    return sorted(shards)
 
-    def select(names: Iterable[str]) -> list[str]:
-        return sorted(name for name in names if not _OPTIONAL_PART.match(name))
 
-    return {
-        "are missing": select(info["missing_keys"]),
-        "are left over": select(info["unexpected_keys"]),
-        "have another shape": select(mismatched[0] for mismatched in info["mismatched_keys"]),
+def _is_beside(name: Any) -> bool:
+    is_text = isinstance(name, str) and name.endswith(".safetensors")
+    return is_text and {PurePosixPath(name).name, PureWindowsPath(name).name} == {name}
+
+
+def _read_headers(paths: list[Path]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and type of each weight."""
+    headers = {}
+    for path in paths:
+        with explained_reading(path), safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - no mapping
+                weight = weights.get_slice(name)
+                headers[name] = (tuple(weight.get_shape()), weight.get_dtype())
+    return headers
+
+
+def _iterate_kind_problems(fields: dict[str, Any], *, allows_ensemble: bool) -> Iterator[str]:
+    """Say why a configuration is none that this release can use."""
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _CONFIG_CLASSES:
+        yield f"it is a {model_type!r} model, not R-MAT."
+    if model_type == RMatEnsembleConfig.model_type and not allows_ensemble:
+        yield "it is an ensemble, which predicts only. Give the model that its members come from."
+    own = ATOM_FEATURES.num_node_features
+    num_features = fields.get("num_node_features", own)
+    if num_features != own:
+        yield (
+            f"it takes {num_features} features of an atom, this release of rmat_hf makes {own}. "
+            "Use the release that saved it."
+        )
+
+
+def _iterate_size_problems(
+    fields: dict[str, Any], headers: Mapping[str, tuple[tuple[int, ...], str]]
+) -> Iterator[str]:
+    """Say what the weights cannot be, before anything is built from a configuration."""
+    for name, (_, dtype) in headers.items():
+        if dtype not in FLOAT_TYPES:
+            yield f"{name} is stored as {dtype}, which is no floating-point type."
+    # each layer, member and label has a row of some weight at least
+    num_rows = sum(shape[0] for shape, _ in headers.values() if shape)
+    for name in ("num_hidden_layers", "num_members", "num_labels", "id2label"):
+        value = fields.get(name)
+        count = len(value) if isinstance(value, dict) else value
+        if isinstance(count, int) and count > num_rows:
+            yield f"{CONFIG_NAME} has {name} {count}, too many for its weights. {_RESTORE}."
+
+
+def _name_in_full(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Name the weights of an encoder as those of a model with a head are named."""
+    if any(_ENCODER in f".{name}" for name in shapes):
+        return dict(shapes)
+    return {f"{_ENCODER[1:]}{name}": shape for name, shape in shapes.items()}
+
+
+def _is_of_layers(name: str) -> bool:
+    """Tell the weights of the encoder's layers; the others depend on what a model is for."""
+    return _ENCODER in f".{name}" and f"{_ENCODER}pooler." not in f".{name}"
+
+
+def _iterate_misfits(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    different = {name for name in expected.keys() & found if expected[name] != found[name]}
+    misfits = {
+        "missing": expected.keys() - found.keys(),
+        "left over": found.keys() - expected.keys(),
+        "of another shape": different,
     }
+    for kind, names in misfits.items():
+        if of_layers := sorted(name for name in names if _is_of_layers(name)):
+            yield f"{of_layers[0]} and {len(of_layers) - 1} more are {kind}"
+    untrained = misfits["missing"] | different
+    num_untrained = sum(torch.Size(expected[name]).numel() for name in untrained)
+    num_found = sum(torch.Size(shape).numel() for shape in found.values())
+    if num_untrained > max(num_found, MAX_UNTRAINED_VALUES):
+        yield (
+            f"{min(untrained)} and {len(untrained) - 1} more would start untrained, "
+            f"{num_untrained} values beside {num_found}"
+        )
 
 
-def _find_connection_error(error: BaseException | None) -> BaseException | None:
-    """Return why a connection broke, which transformers leaves out; answers are OSErrors too."""
-    while error is not None and (isinstance(error, OSError) or not isinstance(error, HTTPError)):
-        error = error.__cause__ or error.__context__
-    return error
+def _find_file(model: str | Path, name: str, *, revision: str | None) -> Path:
+    found = cached_file(model, name, revision=revision)
+    return Path(model, name) if found is None else Path(found)
 
 
-def _first_line(error: BaseException) -> str:
-    if "ignore_mismatched_sizes" in str(error):
-        return f"they have another shape than {CONFIG_NAME} says. Restore the folder's own"
-    error = _find_connection_error(error) or error
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # the first line of these names the field only, the next one what is wrong with it
-    first_lines = lines[:2] if isinstance(error, StrictDataclassError) else lines[:1]
-    return " ".join(line.strip() for line in first_lines).rstrip(".?")
+def _explained(model: str | Path, *, way_out: str = "") -> AbstractContextManager[None]:
+    # a stranger's numbers overflow, and his names are unknown, anywhere below transformers
+    also = (KeyError, RuntimeError, TypeError)
+    return explained_reading(f"The model {str(model)!r}", way_out=way_out, also=also)
+
+
+@contextmanager
+def _without_loading_report() -> Iterator[None]:
+    """Keep transformers from its table of missing weights; they have been compared."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    # not its level: a high one makes transformers check, and report, a plan for parallel tensors
+    logger.addFilter(is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_error)
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
@@ -275,11 +395,59 @@ def find_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
-        resolved = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"There is no device {str(device)!r}: {_first_line(error)}. Use cpu, or leave it out."
-        ) from error
-    if resolved.type == "meta":
-        raise UserError("The device 'meta' holds no values. Use cpu, or leave it out.")
-    return resolved
+        value = torch.zeros(1, device=device)
+        value.cpu()  # on "meta" there are none
+        return value.device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"There is no device {str(device)!r} that computes. Use cpu.") from error
+
+
+def compute_model_hash(model: RMatPreTrainedModel) -> str:
+    """Return the SHA-256 of weights and configuration, whatever file or device they are in.
+
+    Args:
+        model (`RMatPreTrainedModel`): With or without a head.
+    """
+    config = model.config.to_dict()
+    for name in _IRRELEVANT_FIELDS:
+        config.pop(name, None)
+    checksum = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        checksum.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        checksum.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return checksum.hexdigest()
+
+
+def list_checkpoints() -> list[str]:
+    """Return the names of the pretrained models that come with the package."""
+    return sorted(path.parent.name for path in _BUNDLED.glob("*/config.json"))
+
+
+def checkpoint_path(name: str) -> Path:
+    """Return the folder of a pretrained model that comes with the package.
+
+    Args:
+        name (`str`): One of `list_checkpoints()`, for example `"rmat-small"`.
+
+    Returns:
+        `Path`: what `from_pretrained` takes.
+
+    Raises:
+        UserError: If there is no model of that name.
+    """
+    if name not in list_checkpoints():
+        raise UserError(f"No model {name!r} comes with rmat_hf. Known: {list_checkpoints()}.")
+    return _BUNDLED / name
+
+
+def find_checkpoint(model: str | Path) -> str | Path:
+    """Return the folder of a model named like one of the package's, else the argument itself.
+
+    A folder of the user's that has the name goes first.
+
+    Args:
+        model (`str` or `Path`): Folder, Hub id or name.
+    """
+    if isinstance(model, str) and model in list_checkpoints() and not Path(model).exists():
+        return checkpoint_path(model)
+    return model

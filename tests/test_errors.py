@@ -27,7 +27,7 @@ from rmat_hf.errors import (
     escape_message,
     explained_reading,
     explained_writing,
-    get_first_line,
+    get_reason,
     hide_credentials,
     is_out_of_memory,
     list_reading_errors,
@@ -124,7 +124,7 @@ def test_bug_is_not_explained_away() -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (FileNotFoundError(2, "gone"), "a.csv: no such file. Check the path."),
+        (FileNotFoundError(2, "gone"), "a.csv is not there: no such file. Check the path."),
         (csv.Error("line contains NUL\nand more"), "a.csv cannot be read: line contains NUL"),
         (pa.ArrowInvalid("no magic bytes"), "a.csv cannot be read: no magic bytes"),
         (SafetensorError("cut off"), "a.csv cannot be read: cut off"),
@@ -137,7 +137,7 @@ def test_what_libraries_raise_becomes_one_line(error: Exception, message: str) -
         raise error
     assert str(found.value).startswith(message) and "\n" not in str(found.value)
     assert isinstance(error, list_reading_errors())
-    assert get_first_line(error) == (str(error).splitlines() or [type(error).__name__])[0]
+    assert get_reason(error) == (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @pytest.mark.parametrize("error", [UserError("told"), KeyError("bug")])

@@ -208,36 +208,42 @@ def change_weights(function: Callable[[dict[str, torch.Tensor]], object]) -> Dam
 
 NORM = "rmat.final_norm.weight"
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "empty config": (write("config.json", b""), "config.json is not a valid JSON"),
-    "config of a list": (write("config.json", b"[1]"), "config.json holds a list"),
-    "config of a number": (write("config.json", b"3"), "config.json holds a int"),
+    "empty config": (write("config.json", b""), "config.json cannot be read"),
+    "config of a list": (write("config.json", b"[1]"), "config.json holds no JSON object"),
+    "config of a number": (write("config.json", b"3"), "config.json holds no JSON object"),
     "another model": (change_config(model_type="bert"), "'bert' model, not R-MAT"),
     "a later format": (
         change_config(num_experts=2),
         "unknown field 'num_experts'",
     ),
     "misspelled": (change_config(poolin="mean"), "Did you mean 'pooling'"),
-    "another size": (change_config(hidden_size=64), "another shape than config.json says"),
+    "another size": (change_config(hidden_size=64), "of another shape"),
     "more layers": (change_config(num_hidden_layers=3), "are missing"),
-    "a billion layers": (change_config(num_hidden_layers=10**9), "more than 1000"),
+    "a billion layers": (change_config(num_hidden_layers=10**9), "too many for its weights"),
     "other atoms": (change_config(num_node_features=40), "40 features of an atom"),
-    "other labels": (change_config(id2label={"0": "a", "1": "b"}), "another shape"),
+    "other labels": (change_config(id2label={"0": "a", "1": "b"}), "has no trained classifier"),
     "kernels": (change_config(attn_implementation="a/b"), "unknown field 'attn_implementation'"),
-    "empty processor": (write("preprocessor_config.json", b""), "preprocessor_config.json is not"),
+    "empty processor": (
+        write("preprocessor_config.json", b""),
+        "preprocessor_config.json cannot be read",
+    ),
     "processor {}": (write("preprocessor_config.json", b"{}"), "not of R-MAT"),
-    "processor of a list": (write("preprocessor_config.json", b"[]"), "json holds a list"),
+    "processor of a list": (
+        write("preprocessor_config.json", b"[]"),
+        "preprocessor_config.json holds no JSON",
+    ),
     "another processor": (
         change_processor(feature_extractor_type="ViTFeatureExtractor"),
         "that of a ViTFeatureExtractor",
     ),
     "later features": (change_processor(featurizer_version=99), "featurizer version 99"),
-    "descriptors": (change_processor(molecule_descriptors=["MolWt"]), "names 1 molecule desc"),
-    "empty weights": (write("model.safetensors", b""), "model.safetensors is damaged or cut off"),
+    "descriptors": (change_processor(molecule_descriptors=["MolWt"]), "with 1 molecule desc"),
+    "empty weights": (write("model.safetensors", b""), "model.safetensors cannot be read"),
     "NaN": (change_weights(lambda found: found[NORM].fill_(torch.nan)), f"{NORM} has a value"),
     "infinite": (change_weights(lambda found: found[NORM].fill_(torch.inf)), f"{NORM} has a"),
     "integers": (
         change_weights(lambda found: found.update({NORM: found[NORM].to(torch.int8)})),
-        f"model.safetensors holds {NORM} as I8",
+        f"{NORM} is stored as I8",
     ),
     "missing weight": (change_weights(lambda found: found.pop(NORM)), f"{NORM} and 0 more are mis"),
     "more weights": (

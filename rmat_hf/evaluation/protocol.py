@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from rmat_hf.bundled_checkpoints import find_checkpoint
 from rmat_hf.data.sources import list_bundled_datasets, open_table
 from rmat_hf.data.splits.registry import SPLITS
 from rmat_hf.data.tables import find_kind, validate_columns
+from rmat_hf.loading import find_checkpoint
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.baselines import BASELINES
 from rmat_hf.training.trainer_options import load_json_fields

@@ -23,11 +23,10 @@ from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed, predict
 from rmat_hf.inference.screening_options import ScreeningOptions, ScreeningResult
 from rmat_hf.inference.sharded_screening import Screen, ScreenModel, run_sharded_screen
-from rmat_hf.loading import load_embedder, load_predictor
+from rmat_hf.loading import compute_model_hash, load_embedder, load_predictor
 from rmat_hf.model.features_rmat import Molecule
 from rmat_hf.model.modeling_rmat import RMatPreTrainedModel
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.model_hash import compute_model_hash
 
 logger = logging.getLogger(__name__)
 

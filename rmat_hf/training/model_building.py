@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from rmat_hf.data.stored_features import read_molecule_descriptors
 from rmat_hf.errors import UserError
-from rmat_hf.loading import load_config, load_for_finetuning
+from rmat_hf.loading import read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
@@ -59,9 +59,8 @@ def _load_model(
     arguments: FinetuningArguments, config: RMatConfig
 ) -> RMatForSequenceClassification:
     try:
-        return load_for_finetuning(
-            arguments.model, config=config, revision=arguments.model_revision
-        )
+        checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
+        return checkpoint.load_model(RMatForSequenceClassification, config=config)
     except UserError as error:
         if not load_architecture_fields(arguments.model_config):
             raise
@@ -76,7 +75,8 @@ def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask
     if arguments.model == SCRATCH:
         fields = SCRATCH_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
     else:
-        fields = load_config(arguments.model, revision=arguments.model_revision).get_architecture()
+        checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
+        fields = checkpoint.config.get_architecture()
         if has_new_regression_head(arguments):
             fields |= REGRESSION_HEAD
     overrides = load_architecture_fields(arguments.model_config)
@@ -93,7 +93,7 @@ def has_new_regression_head(arguments: FinetuningArguments) -> bool:
     """Return whether a regression starts from a trained encoder without a prediction head."""
     if arguments.model == SCRATCH or arguments.problem_type != "regression":
         return False
-    config = load_config(arguments.model, revision=arguments.model_revision)
+    config = read_checkpoint(arguments.model, revision=arguments.model_revision).config
     return "RMatForSequenceClassification" not in (config.architectures or [])
 
 

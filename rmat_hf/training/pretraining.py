@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.loading import load_for_pretraining, load_processor
+from rmat_hf.loading import load_processor, read_checkpoint
 from rmat_hf.machine import describe_machine
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
@@ -150,10 +150,11 @@ def _load_model(
     """Return the model that a stage starts from."""
     set_seed(arguments.seed)
     if stage_before is not None:
-        return load_for_pretraining(stage_before, config=config)
+        return read_checkpoint(stage_before).load_model(RMatForPreTraining, config=config)
     if arguments.model == SCRATCH:
         return RMatForPreTraining(config)
-    return load_for_pretraining(arguments.model, config=config, revision=arguments.model_revision)
+    checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
+    return checkpoint.load_model(RMatForPreTraining, config=config)
 
 
 def _run_stage(trainer: PretrainingTrainer, stage_dir: Path) -> None:

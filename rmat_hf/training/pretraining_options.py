@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.loading import load_config
+from rmat_hf.loading import read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.training.arguments import SCRATCH
@@ -44,7 +44,9 @@ def build_pretraining_config(arguments: PretrainingArguments, task: PretrainingT
     if arguments.model == SCRATCH:
         fields = PRETRAINING_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
     else:
-        fields = load_config(arguments.model, revision=arguments.model_revision).get_architecture()
+        fields = read_checkpoint(
+            arguments.model, revision=arguments.model_revision
+        ).config.get_architecture()
     overrides = load_architecture_fields(arguments.model_config)
     quantiles = task.targets.quantiles
     fields |= overrides | {

@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 from transformers.utils.hub import cached_file
 
-from rmat_hf.bundled_checkpoints import find_checkpoint
 from rmat_hf.data.corpus import load_corpus
 from rmat_hf.data.stored_features import read_molecule_descriptors
+from rmat_hf.loading import find_checkpoint
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import SCRATCH
 from rmat_hf.training.objectives.atom_contexts import AtomContextVocabulary

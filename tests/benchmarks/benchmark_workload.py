@@ -17,7 +17,7 @@ from rmat_hf.data.stored_features import count_nodes
 from rmat_hf.data.tables import validate_columns
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import Molecule, embed, predict
-from rmat_hf.loading import load_config, load_for_finetuning, load_processor
+from rmat_hf.loading import read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -102,9 +102,9 @@ def build_benchmark_model(
     if arguments.model in MODEL_SIZES:
         fields = {**MODEL_SIZES[arguments.model], "num_labels": 1, "problem_type": "regression"}
         return RMatForSequenceClassification(RMatConfig(**fields)), RMatProcessor(**options)
-    config = load_config(arguments.model, revision=arguments.revision)
-    processor = load_processor(arguments.model, revision=arguments.revision, **options)
-    model = load_for_finetuning(arguments.model, config=config, revision=arguments.revision)
+    checkpoint = read_checkpoint(arguments.model, revision=arguments.revision)
+    processor = checkpoint.load_processor(**options)
+    model = checkpoint.load_model(RMatForSequenceClassification)
     if model.descriptor_scaler is None:
         processor.molecule_descriptors = None
     return model, processor

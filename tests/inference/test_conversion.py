@@ -123,7 +123,7 @@ def test_weights_without_pooling_and_head_become_an_encoder_with_mean_pooling(
     encoder = AutoModel.from_pretrained(tmp_path / "model")
     assert encoder.config.pooling == "mean"
     assert embed(tmp_path / "model", ["CCO"]).values.shape == (1, 48)
-    with pytest.raises(UserError, match="no trained prediction head"):
+    with pytest.raises(UserError, match="no trained classifier"):
         load_predictor(tmp_path / "model")
 
 
@@ -135,7 +135,7 @@ def test_attention_pooling_that_was_asked_for_but_is_missing_is_not_used_for_emb
     conversion = convert_checkpoint(weights, config, pooling="attention")
     assert "starts untrained" in conversion.notes[0]
     conversion.save(tmp_path / "model")
-    with pytest.raises(UserError, match=r"no trained pooler\."):
+    with pytest.raises(UserError, match=r"no trained rmat\.pooler\."):
         embed(tmp_path / "model", ["CCO"])
 
 

@@ -17,8 +17,8 @@ from rmat_hf.inference.prediction import predict
 from rmat_hf.inference.screening import run_embedding, run_prediction
 from rmat_hf.loading import (
     load_embedder,
-    load_for_pretraining,
     load_predictor,
+    read_checkpoint,
 )
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig, RMatEnsembleForSequenceClassification
@@ -244,7 +244,7 @@ def test_an_ensemble_is_refused_where_one_encoder_is_needed(folder: Path, tmp_pa
     with pytest.raises(UserError, match="is an ensemble"):
         load_embedder(folder)
     with pytest.raises(UserError, match="is an ensemble"):
-        load_for_pretraining(folder, config=RMatConfig(**TINY_ARCHITECTURE))
+        read_checkpoint(folder)
     with pytest.raises(UserError, match="is an ensemble"):
         run_embedding(folder, ["CCO"], output=tmp_path / "vectors.parquet")
 
