@@ -77,7 +77,7 @@ def explained_reading(
     except UserError:
         raise
     except (*list_reading_errors(), *also) as error:
-        reason = f"cannot be read: {get_reason(error)}"
+        reason = f"cannot be read: {get_first_line(error)}"
         if isinstance(error, FileNotFoundError):
             reason = "is not there: no such file. Check the path"
         elif isinstance(error, UnicodeDecodeError):
@@ -167,7 +167,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_bare or isinstance(error, MemoryError)
 
 
-def get_reason(error: BaseException) -> str:
+def get_first_line(error: BaseException) -> str:
     """Return the line of an error's message that tells the reason, or its type without one."""
     from huggingface_hub.errors import HTTPError, StrictDataclassError
 

@@ -27,7 +27,7 @@ from rmat_hf.errors import (
     escape_message,
     explained_reading,
     explained_writing,
-    get_reason,
+    get_first_line,
     hide_credentials,
     is_out_of_memory,
     list_reading_errors,
@@ -137,7 +137,7 @@ def test_what_libraries_raise_becomes_one_line(error: Exception, message: str) -
         raise error
     assert str(found.value).startswith(message) and "\n" not in str(found.value)
     assert isinstance(error, list_reading_errors())
-    assert get_reason(error) == (str(error).splitlines() or [type(error).__name__])[0]
+    assert get_first_line(error) == (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @pytest.mark.parametrize("error", [UserError("told"), KeyError("bug")])
