@@ -43,9 +43,9 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.metrics_table import describe_metrics
 from rmat_hf.training.pretraining import run_pretraining
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
+from rmat_hf.training.run_folder import describe_metrics
 from rmat_hf.training.task import choose_cache_dir
 
 app = typer.Typer(
@@ -118,7 +118,7 @@ def finetune(arguments: FinetuningArguments) -> None:
     # of several processes one tells what all of them did
     if not PartialState().is_main_process:
         return
-    print(describe_metrics(result))
+    print(describe_metrics(result.metrics, result.baselines))
     print(
         f"\nWrote {result.output_dir}: the model, metrics.json, predictions.csv and a model card."
     )

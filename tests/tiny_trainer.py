@@ -9,15 +9,14 @@ from datasets import Dataset
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_SMILES
 from transformers.trainer import Trainer
-from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.stored_features import count_nodes, pack_features
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.collators import FinetuningCollator
-from rmat_hf.training.trainer import FinetuningTrainer
+from rmat_hf.training.collators import RMatDataCollator
+from rmat_hf.training.trainer import RMatTrainer, RMatTrainingArguments
 
 NUM_LABELS = 2
 PROCESSOR = RMatProcessor(geometry="bounds")
@@ -52,7 +51,7 @@ def build_trainer(
     folder: Path,
     *,
     model: Any = None,
-    trainer_class: type[Trainer] = FinetuningTrainer,
+    trainer_class: type[Trainer] = RMatTrainer,
     train_dataset: Any = None,
     eval_dataset: Any = None,
     callbacks: Any = None,
@@ -66,8 +65,6 @@ def build_trainer(
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
         "report_to": "none",
         "use_cpu": True,
         "dataloader_pin_memory": False,
@@ -75,8 +72,8 @@ def build_trainer(
     }
     return trainer_class(
         model=build_model() if model is None else model,
-        args=TrainingArguments(output_dir=str(folder), **{**fields, **options}),
-        data_collator=FinetuningCollator(PROCESSOR),
+        args=RMatTrainingArguments(output_dir=str(folder), **{**fields, **options}),
+        data_collator=RMatDataCollator(PROCESSOR),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=PROCESSOR,

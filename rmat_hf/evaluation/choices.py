@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rmat_hf.evaluation.jobs import SETTING_FILE
-from rmat_hf.training.hyperparameter_search import SEARCHED_FLAGS, TRIALS_FILE
+from rmat_hf.training.metrics import METRICS, list_metrics
 from rmat_hf.training.run_folder import ARGUMENTS_FILE
-from rmat_hf.training.trainer_options import ERROR_METRICS
+from rmat_hf.training.search import SEARCHED_FLAGS, TRIALS_FILE
 
 LOG_FILE = "training_log.json"
 
@@ -27,9 +27,8 @@ def describe_choices(folder: Path) -> dict[str, Any]:
     if (folder / SETTING_FILE).is_file():
         return dict(_load(folder / SETTING_FILE))
     arguments = _load(folder / ARGUMENTS_FILE)
-    is_regression = arguments["problem_type"] == "regression"
     metric = arguments.get("training_arguments", {}).get("metric_for_best_model")
-    metric = str(metric or ("rmse" if is_regression else "roc_auc")).removeprefix("eval_")
+    metric = str(metric or list_metrics(arguments["problem_type"])[0].name).removeprefix("eval_")
     # runs of before there were folds have no such field
     part = "own folds of train and valid" if arguments.get("member_folds") else "valid"
     choices: dict[str, Any] = {"part": part, "metric": metric}
@@ -51,7 +50,8 @@ def _find_best_epochs(log_file: Path, metric: str) -> dict[str, Any]:
             evaluations.setdefault(entry.get("member", 0), []).append(entry)
     if not evaluations:
         return {}
-    choose = min if metric in ERROR_METRICS else max
+    is_score = metric in METRICS and METRICS[metric].greater_is_better
+    choose = max if is_score else min
     best = [choose(found, key=lambda e: e[f"eval_{metric}"]) for found in evaluations.values()]
     return {
         "epochs": [entry["epoch"] for entry in best],

@@ -24,9 +24,8 @@ from rmat_hf.evaluation.protocol import Fold, Protocol, compute_model_checksum
 from rmat_hf.evaluation.row_predictions import PREDICTIONS_FILE, RowPredictions
 from rmat_hf.output_folder import create_folder_atomically, save_json
 from rmat_hf.training import baselines
-from rmat_hf.training.arguments import DEFAULT_MODEL, FinetuningArguments
+from rmat_hf.training.arguments import DEFAULT_MODEL, FinetuningArguments, describe_arguments
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.run_folder import describe_arguments
 
 KEY_LENGTH = 12
 SETTING_FILE = "setting.json"

@@ -18,8 +18,7 @@ from rmat_hf.evaluation.row_predictions import RowPredictions
 from rmat_hf.evaluation.summary import FoldOutcome
 from rmat_hf.model.features_rmat import parse_molecule
 from rmat_hf.output_folder import open_atomically
-from rmat_hf.training.baseline_features import FINGERPRINT_RADIUS, FINGERPRINT_SIZE
-from rmat_hf.training.baselines import MAX_ATOMS
+from rmat_hf.training.baselines import FINGERPRINT_RADIUS, FINGERPRINT_SIZE, MAX_ATOMS
 
 logger = logging.getLogger(__name__)
 

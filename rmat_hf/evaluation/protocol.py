@@ -11,9 +11,8 @@ from rmat_hf.data.sources import list_bundled_datasets, open_table
 from rmat_hf.data.splits.registry import SPLITS
 from rmat_hf.data.tables import find_kind, validate_columns
 from rmat_hf.loading import find_checkpoint
-from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.arguments import FinetuningArguments, load_json_fields
 from rmat_hf.training.baselines import BASELINES
-from rmat_hf.training.trainer_options import load_json_fields
 
 SECTIONS = ("datasets", "models", "baselines", "predictions")
 PROBLEM_TYPES = ("regression", "multi_label_classification")

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-METRIC_NAMES = {"rmse": "RMSE", "roc_auc": "ROC AUC"}
+from rmat_hf.training.metrics import METRICS
+
 HASH_LENGTH = 12
 HOW_TO_READ = """
 - One value per split, then mean ± population standard deviation over the splits.
@@ -51,14 +52,14 @@ def build_overview(results: Mapping[str, Any]) -> str:
     for name, summary in results["datasets"].items():
         for method, scores in summary["methods"].items():
             test = _format_spread(scores["test"])
-            lines.append(f"{name:16} {method:36} test {METRIC_NAMES[summary['metric']]} {test}")
+            lines.append(f"{name:16} {method:36} test {METRICS[summary['metric']].title} {test}")
     return "\n".join(lines)
 
 
 def _build_dataset_sections(
     name: str, summary: Mapping[str, Any], *, results: Mapping[str, Any]
 ) -> list[str]:
-    metric = METRIC_NAMES[summary["metric"]]
+    metric = METRICS[summary["metric"]].title
     direction = "lower" if summary["lower_is_better"] else "higher"
     sections = [
         f"## {name}",

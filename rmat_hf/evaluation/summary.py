@@ -15,7 +15,7 @@ from rmat_hf.evaluation.comparisons import (
 )
 from rmat_hf.evaluation.protocol import DatasetProtocol, Fold
 from rmat_hf.evaluation.row_predictions import RowPredictions, compute_part_hashes
-from rmat_hf.training.metrics import compute_classification_metrics, compute_regression_metrics
+from rmat_hf.training.metrics import compute_metrics
 
 SCORED_PARTS = ("valid", "test")
 
@@ -114,11 +114,12 @@ def compute_part_metrics(
     selected = rows.is_in(part)
     if not selected.any() or np.isnan(predictions[selected]).any():
         return None
-    compute = (
-        compute_regression_metrics if dataset.is_regression else compute_classification_metrics
-    )
-    return compute(
-        predictions[selected], rows.labels[selected], label_names=dataset.options["label_columns"]
+    return compute_metrics(
+        # of exclusive classes, there is the probability of class 1 only
+        "regression" if dataset.is_regression else "multi_label_classification",
+        predictions[selected],
+        labels=rows.labels[selected],
+        label_names=dataset.options["label_columns"],
     )
 
 

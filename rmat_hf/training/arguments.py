@@ -1,18 +1,24 @@
 """The dataclasses behind every CLI flag: a field is a flag, its `help` is the flag's help."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 from rmat_hf.data.splits.random_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
+from rmat_hf.errors import UserError, hide_credentials
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
+from rmat_hf.output_folder import load_json
 
 ProblemType = Literal["regression", "multi_label_classification", "single_label_classification"]
 DescriptorSet = Literal["none", "rdkit_2d"]
 ClassWeighting = Literal["none", "balanced"]
 BenchmarkStep = Literal["featurize", "predict", "embed", "forward", "train"]
 BenchmarkDtype = Literal["float32", "bfloat16"]
+
+Built = TypeVar("Built")
 
 SCRATCH = "scratch"
 DEFAULT_MODEL = "rmat-small"
@@ -160,34 +166,112 @@ class FinetuningArguments:
     )
 
     def __post_init__(self) -> None:
-        """Raise a `ValueError` for values that contradict each other."""
-        if self.label_units and len(self.label_units) != len(self.label_columns):
-            raise ValueError(
-                f"--label-units has {len(self.label_units)} entries for "
-                f"{len(self.label_columns)} label columns. Give one per column."
-            )
-        if self.label_units and self.problem_type != "regression":
-            raise ValueError("--label-units is for regression: a class has no unit. Leave it out.")
-        added = {
-            f"{kind}_{name}" for kind in ("prediction", "spread") for name in self.label_columns
-        }
-        added |= set(RESERVED_COLUMNS)
-        for name in self.label_columns:
-            if name in added or self.label_columns.count(name) > 1:
-                raise ValueError(
-                    f"--label-columns: {name!r} is there twice, or is a column that the results "
-                    f"add ({', '.join(sorted(added))}). Rename it in the table."
-                )
+        """Raise a `UserError` for values that are out of bounds or contradict each other."""
         validate_flags(self)
-        if self.member_folds and self.num_members < 2:
-            raise ValueError("--member-folds needs --num-members 2 or more: one fold for each.")
         validate_split(self.split, find_split_options(self))
         if self.fold is not None and self.num_folds is not None:
             validate_fold(self.fold, num_folds=self.num_folds)
-        if self.feature_cache == "":
-            raise ValueError("--feature-cache is empty. Name a folder, 'default' or 'none'.")
-        if self.overwrite and self.resume:
-            raise ValueError("--overwrite starts anew and --resume continues: choose one.")
+        for is_wrong, message in self._list_contradictions():
+            if is_wrong:
+                raise UserError(message)
+
+    def _list_contradictions(self) -> list[tuple[bool, str]]:
+        labels, units = self.label_columns, self.label_units
+        reserved = {f"{kind}_{name}" for kind in ("prediction", "spread") for name in labels}
+        reserved |= set(RESERVED_COLUMNS)
+        return [
+            (
+                bool(units) and len(units) != len(labels),
+                f"--label-units has {len(units)} entries for {len(labels)} label columns. Give one "
+                "per column.",
+            ),
+            (
+                bool(units) and self.problem_type != "regression",
+                "--label-units is for regression: a class has no unit. Leave it out.",
+            ),
+            (
+                bool(reserved & set(labels)) or len(set(labels)) < len(labels),
+                f"--label-columns {' '.join(labels)}: one is there twice, or is a column that the "
+                f"results add ({', '.join(sorted(reserved))}). Rename it in the table.",
+            ),
+            (
+                self.class_weighting == "balanced" and self.problem_type == "regression",
+                "--class-weighting balanced is for classification. Leave it out.",
+            ),
+            (
+                self.member_folds and self.num_members < 2,
+                "--member-folds needs --num-members 2 or more: one fold for each.",
+            ),
+            (
+                self.feature_cache == "",
+                "--feature-cache is empty. Name a folder, 'default' or 'none'.",
+            ),
+            (
+                self.overwrite and self.resume,
+                "--overwrite starts anew and --resume continues: choose one.",
+            ),
+        ]
+
+
+def describe_arguments(arguments: FinetuningArguments) -> dict[str, Any]:
+    """Return what decides the result, without paths of this machine or what only starts it."""
+    fields = asdict(arguments)
+    for name in ("overwrite", "resume", "num_workers", "feature_cache"):
+        del fields[name]
+    for name in ("dataset", "model", "output_dir"):
+        fields[name] = name_source(fields[name])
+    for name in ("model_config", "training_arguments"):
+        fields[name] = load_json_fields(fields[name])
+    return fields
+
+
+def name_source(source: str) -> str:
+    """Return a file's or folder's own name; the id itself for something on the Hub."""
+    path = Path(source)
+    is_local = path.exists() or path.is_absolute()
+    return path.resolve().name if is_local else hide_credentials(source)
+
+
+def name_split(arguments: FinetuningArguments) -> str:
+    """Return the family of the split, with the fold or the cutoff if it has one of its own."""
+    if arguments.split == "kfold":
+        return f"fold-{arguments.fold}-of-{arguments.num_folds}"
+    if arguments.cluster_cutoff is not None:
+        return f"{arguments.split}-{arguments.cluster_cutoff}"
+    return arguments.split
+
+
+def load_json_fields(path: str | None, *, known: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the object in the JSON file of a flag; empty without a path.
+
+    Args:
+        path (`str`, *optional*): The file.
+        known (`Sequence[str]`, *optional*): Names that it may have.
+
+    Raises:
+        UserError: If the file is missing, holds no JSON object or has an unknown name.
+    """
+    fields = {} if path is None else load_json(path)
+    if known is not None and (unknown := sorted(set(fields) - set(known))):
+        raise UserError(f"{path} has unknown fields {unknown}. Known: {known}.")
+    return fields
+
+
+def build_from_fields(built_class: type[Built], fields: dict[str, Any], *, source: Any) -> Built:
+    """Return an instance of a configuration class, or say which file has a field that it refuses.
+
+    Args:
+        built_class (`type`): That of a model's configuration or of training arguments.
+        fields (`dict`): Its arguments, with those of the file.
+        source (`str`, *optional*): The JSON file.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return built_class(**fields)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{source or 'Options'}: {reason}.") from error
 
 
 @dataclass(kw_only=True)

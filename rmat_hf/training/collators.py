@@ -21,7 +21,7 @@ from rmat_hf.training.pretraining_batches import PretrainingBatch
 _CENTER_DRAW, _ROLE_DRAW = 0, 1
 
 
-class FinetuningCollator:
+class RMatDataCollator:
     """Expands the packed features of a batch, padded as `RMatProcessor.pad` does, adds the labels.
 
     Args:

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +11,9 @@ from rdkit import Chem
 from transformers.trainer import Trainer
 from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction, set_seed
-from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.errors import UserError
 from rmat_hf.output_folder import (
     create_folder_atomically,
     exclusive_run,
@@ -25,34 +25,25 @@ from rmat_hf.output_folder import (
     validate_work_dir,
     was_overwriting,
 )
-from rmat_hf.training.arguments import (
-    FinetuningArguments,
-)
-from rmat_hf.training.baselines import fit_baselines
-from rmat_hf.training.collators import FinetuningCollator
-from rmat_hf.training.finetuning_report import build_finetuning_report
-from rmat_hf.training.hyperparameter_search import (
-    TRIALS_FILE,
-    search_hyperparameters,
-    validate_search,
-)
+from rmat_hf.training.arguments import FinetuningArguments, describe_arguments
+from rmat_hf.training.collators import RMatDataCollator
 from rmat_hf.training.members import train_members
 from rmat_hf.training.metrics import compute_metrics_for_problem
-from rmat_hf.training.model_building import (
+from rmat_hf.training.recipe import (
     build_finetuning_config,
     build_finetuning_model,
-    choose_head_learning_rate,
+    build_training_arguments,
+    resolve_defaults,
 )
-from rmat_hf.training.run_folder import (
-    describe_arguments,
-    save_run_folder,
-)
+from rmat_hf.training.run_folder import build_finetuning_report, save_run_folder
+from rmat_hf.training.search import TRIALS_FILE, search_hyperparameters, validate_search
 from rmat_hf.training.task import FinetuningTask, build_finetuning_task
-from rmat_hf.training.tracker_logs import copy_tracker_logs
-from rmat_hf.training.trainer import FinetuningTrainer
-from rmat_hf.training.trainer_options import build_training_arguments, resolve_num_train_epochs
+from rmat_hf.training.trainer import RMatTrainer, RMatTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+# Where `Trainer` lets TensorBoard write; the names of its files tell that of the machine.
+TENSORBOARD_DIR = "runs"
 
 
 @dataclass(frozen=True)
@@ -88,15 +79,16 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
     Raises:
         ValueError: If data, options or output folder do not allow the run.
     """
-    validate_search(arguments)
-    work_dir = name_work_dir(arguments.output_dir)
-    training_arguments = build_training_arguments(arguments, work_dir)
+    training_arguments = build_training_arguments(arguments, name_work_dir(arguments.output_dir))
+    validate_search(arguments, num_processes=training_arguments.world_size)
     is_main_process = training_arguments.process_index == 0
     with exclusive_run(arguments.output_dir, is_main_process=is_main_process):
         return _run(arguments, training_arguments)
 
 
-def _run(arguments: FinetuningArguments, training_arguments: TrainingArguments) -> FinetuningResult:
+def _run(
+    arguments: FinetuningArguments, training_arguments: RMatTrainingArguments
+) -> FinetuningResult:
     output_dir, work_dir = Path(arguments.output_dir), name_work_dir(arguments.output_dir)
     overwrite = arguments.overwrite or (arguments.resume and was_overwriting(work_dir))
     is_main_process = training_arguments.process_index == 0
@@ -106,32 +98,34 @@ def _run(arguments: FinetuningArguments, training_arguments: TrainingArguments) 
         validate_output_folder(output_dir, overwrite=overwrite)
         validate_work_dir(work_dir, description, **intent)
     task = build_finetuning_task(arguments)
-    arguments = resolve_num_train_epochs(arguments, num_train_rows=len(task.split.train))
-    build_finetuning_config(arguments, task)  # refuses what cannot be before anything is written
+    arguments = resolve_defaults(arguments, task)
+    # refuses what cannot be before anything is written
+    config = build_finetuning_config(arguments, task)
     # before training, because labels that no baseline can be fitted on should not cost a training
     baselines = _fit_baselines(arguments, task) if is_main_process else {}
     with training_arguments.main_process_first(local=False):
         if is_main_process:
             prepare_work_dir(work_dir, description, **intent)
     if arguments.hpo_trials:
-        arguments = _search(arguments, task, work_dir=work_dir)
+        arguments = search_hyperparameters(
+            arguments,
+            build_trainer=lambda chosen: _build_trainer(chosen, task, folder=work_dir),
+            greater_is_better=bool(training_arguments.greater_is_better),
+            dropout=config.hidden_dropout_prob,
+            folder=work_dir,
+        )
     trainer, log = _train(arguments, task, work_dir=work_dir)
     # choosing a checkpoint needs a defined metric, reporting does not
     trainer.compute_metrics = None
     report = build_finetuning_report(arguments, task, trainer=trainer, baselines=baselines)
     if is_main_process:
         with create_folder_atomically(output_dir, overwrite=overwrite) as folder:
-            save_run_folder(
-                folder,
-                model=cast(Any, trainer.model),
-                task=task,
-                report=report,
-                arguments=arguments,
-                log_history=log,
-            )
-            copy_tracker_logs(work_dir, folder)
+            model = cast(Any, trainer.model)
+            save_run_folder(folder, model=model, task=task, report=report, log_history=log)
             if arguments.hpo_trials:
                 shutil.copy(work_dir / TRIALS_FILE, folder)
+            if (work_dir / TENSORBOARD_DIR).is_dir():
+                shutil.copytree(work_dir / TENSORBOARD_DIR, folder / TENSORBOARD_DIR)
         shutil.rmtree(work_dir)
     return FinetuningResult(output_dir, report.metrics, report.baselines, task.dropped)
 
@@ -143,11 +137,8 @@ def _train(
 
     def train_one(chosen: FinetuningArguments, parts: FinetuningTask, *, folder: Path) -> Trainer:
         checkpoint = find_last_complete_checkpoint(folder)
-        set_seed(chosen.seed)
         # scaled as the whole task: the members of an ensemble share the scaling of the labels
-        model = build_finetuning_model(chosen, task)
-        options = build_training_arguments(chosen, folder)
-        trainer = _build_trainer(chosen, parts, training_arguments=options, model=model)
+        trainer = _build_trainer(chosen, parts, folder=folder, scaled_as=task)
         train_from_checkpoint(trainer, checkpoint)
         return trainer
 
@@ -155,35 +146,22 @@ def _train(
         trainer = train_one(arguments, task, folder=work_dir)
         return trainer, trainer.state.log_history
     ensemble, log = train_members(arguments, task, work_dir=work_dir, train=train_one)
-    options = build_training_arguments(arguments, work_dir)
-    return _build_trainer(arguments, task, training_arguments=options, model=ensemble), log
-
-
-def _search(
-    arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
-) -> FinetuningArguments:
-    """Return the arguments with the setting that a search finds best."""
-    trial_arguments = replace(arguments, report_to=["none"])
-    return search_hyperparameters(
-        arguments,
-        build_model=lambda chosen: build_finetuning_model(chosen, task),
-        build_trainer=lambda model_init: _build_trainer(
-            arguments,
-            task,
-            training_arguments=build_training_arguments(trial_arguments, work_dir),
-            model_init=model_init,
-        ),
-        folder=work_dir,
-    )
+    return _build_trainer(arguments, task, folder=work_dir, model=ensemble), log
 
 
 def _build_trainer(
     arguments: FinetuningArguments,
     task: FinetuningTask,
     *,
-    training_arguments: TrainingArguments,
-    **model_or_model_init: Any,
+    folder: Path,
+    model: Any = None,
+    scaled_as: FinetuningTask | None = None,
 ) -> Trainer:
+    """Return a `Trainer` with checkpoints in a folder, by default of an untrained model."""
+    if model is None:
+        set_seed(arguments.seed)
+        model = build_finetuning_model(arguments, scaled_as or task)
+    training_arguments = build_training_arguments(arguments, folder)
     best_metric = str(training_arguments.metric_for_best_model).removeprefix("eval_")
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -194,23 +172,21 @@ def _build_trainer(
             label_names=arguments.label_columns,
         )
         if metrics.get(best_metric, 0.0) is None:
-            raise ValueError(
+            raise UserError(
                 f"{best_metric} is undefined on the valid part, which has too few rows or only one "
                 "class, so no checkpoint can be chosen. Use another split."
             )
         return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
-    return FinetuningTrainer(
-        **model_or_model_init,
+    return RMatTrainer(
+        model=model,
         args=training_arguments,
-        data_collator=FinetuningCollator(task.processor),
+        data_collator=RMatDataCollator(task.processor),
         train_dataset=task.select("train"),
         eval_dataset=task.select("valid"),
         processing_class=task.processor,
         compute_metrics=compute_metrics,
         callbacks=[EarlyStoppingCallback(arguments.early_stopping_patience)],
-        head_learning_rate=choose_head_learning_rate(arguments),
-        ema_decay=arguments.ema_decay,
     )
 
 
@@ -220,6 +196,8 @@ def _fit_baselines(
     """Fit the baselines if they were asked for, on the molecules that the model sees."""
     if not arguments.with_baselines:
         return {}
+    from rmat_hf.training.baselines import fit_baselines
+
     logger.info("Fitting the baselines.")
     molecules: list[str | Chem.Mol] = task.dataset["smiles"][:]
     if "mol" in task.dataset.column_names:

@@ -1,7 +1,12 @@
-"""Regression and classification metrics; NaN is a missing label, `None` an undefined metric."""
+"""The metrics: what each is, for which problem types, and whether more of it is better.
+
+`METRICS` is the only list. The first metric of a problem type chooses the best checkpoint; cards,
+reports and comparisons show them in this order. NaN is a missing label, `None` an undefined metric.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,90 +24,161 @@ from sklearn.metrics import (
 
 logger = logging.getLogger(__name__)
 
-Metrics = dict[str, float | None]
-REGRESSION_METRICS = ("rmse", "mae", "r2", "spearman")
-CLASSIFICATION_METRICS = ("roc_auc", "pr_auc", "accuracy", "mcc")
+REGRESSION = ("regression",)
+CLASSIFICATION = ("multi_label_classification", "single_label_classification")
 DECISION_THRESHOLD = 0.5
 
 
-def compute_regression_metrics(
-    predictions: np.ndarray, labels: np.ndarray, *, label_names: Sequence[str]
+@dataclass(frozen=True)
+class ScoredRows:
+    """The rows of one label that have a value, at least one.
+
+    Args:
+        labels (`np.ndarray` of shape `(num_rows,)`): Values, or indices of classes (int).
+        predictions (`np.ndarray` of shape `(num_rows,)`): The same, predicted.
+        probabilities (`np.ndarray` of shape `(num_rows, num_classes)`, *optional*):
+            Of every class; a yes/no label has the classes 0 and 1. `None` for a regression.
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An entry of `METRICS`; the fields are the arguments of [`register_metric`]."""
+
+    name: str
+    title: str
+    problem_types: tuple[str, ...]
+    greater_is_better: bool
+    compute: Callable[[ScoredRows], float | None]
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def register_metric(
+    name: str, *, title: str, problem_types: tuple[str, ...], greater_is_better: bool
+) -> Callable[[Callable[[ScoredRows], float | None]], Callable[[ScoredRows], float | None]]:
+    """Return a decorator that makes a function of [`ScoredRows`] a metric.
+
+    Args:
+        name (`str`): Key in `metrics.json`, and what `metric_for_best_model` takes.
+        title (`str`): How a report writes it.
+        problem_types (`tuple[str, ...]`): Those that it is for: `REGRESSION`, `CLASSIFICATION`.
+        greater_is_better (`bool`): False for an error.
+    """
+
+    def register(
+        compute: Callable[[ScoredRows], float | None],
+    ) -> Callable[[ScoredRows], float | None]:
+        METRICS[name] = Metric(name, title, problem_types, greater_is_better, compute)
+        return compute
+
+    return register
+
+
+@register_metric("rmse", title="RMSE", problem_types=REGRESSION, greater_is_better=False)
+def compute_rmse(rows: ScoredRows) -> float:
+    """Return the root of the mean squared error, in the units of the label."""
+    return float(root_mean_squared_error(rows.labels, rows.predictions))
+
+
+@register_metric("mae", title="MAE", problem_types=REGRESSION, greater_is_better=False)
+def compute_mae(rows: ScoredRows) -> float:
+    """Return the mean absolute error, in the units of the label."""
+    return float(mean_absolute_error(rows.labels, rows.predictions))
+
+
+@register_metric("r2", title="R²", problem_types=REGRESSION, greater_is_better=True)
+def compute_r2(rows: ScoredRows) -> float | None:
+    """Return the share of the variance that is explained; undefined for constant labels."""
+    return float(r2_score(rows.labels, rows.predictions)) if np.ptp(rows.labels) > 0 else None
+
+
+@register_metric("spearman", title="Spearman ρ", problem_types=REGRESSION, greater_is_better=True)
+def compute_spearman(rows: ScoredRows) -> float | None:
+    """Return the rank correlation; undefined for constant labels or predictions."""
+    if np.ptp(rows.labels) == 0 or np.ptp(rows.predictions) == 0:
+        return None
+    return float(spearmanr(rows.labels, rows.predictions).statistic)
+
+
+@register_metric("roc_auc", title="ROC AUC", problem_types=CLASSIFICATION, greater_is_better=True)
+def compute_roc_auc(rows: ScoredRows) -> float | None:
+    """Return the area under the ROC curve, as [`_average_over_classes`] takes it."""
+    return _average_over_classes(rows, roc_auc_score)
+
+
+@register_metric("pr_auc", title="PR AUC", problem_types=CLASSIFICATION, greater_is_better=True)
+def compute_pr_auc(rows: ScoredRows) -> float | None:
+    """Return the average precision, as [`_average_over_classes`] takes it."""
+    return _average_over_classes(rows, average_precision_score)
+
+
+@register_metric("accuracy", title="accuracy", problem_types=CLASSIFICATION, greater_is_better=True)
+def compute_accuracy(rows: ScoredRows) -> float:
+    """Return the share of right classes; a yes is a probability of at least 0.5."""
+    return float(accuracy_score(rows.labels, rows.predictions))
+
+
+@register_metric("mcc", title="MCC", problem_types=CLASSIFICATION, greater_is_better=True)
+def compute_mcc(rows: ScoredRows) -> float | None:
+    """Return Matthews correlation, 0 for a constant prediction; undefined for one class."""
+    if np.ptp(rows.labels) == 0:
+        return None
+    return float(matthews_corrcoef(rows.labels, rows.predictions))
+
+
+def list_metrics(problem_type: str) -> list[Metric]:
+    """Return the metrics of a problem type; the first one chooses the best checkpoint."""
+    return [metric for metric in METRICS.values() if problem_type in metric.problem_types]
+
+
+def compute_metrics(
+    problem_type: str, predictions: np.ndarray, *, labels: np.ndarray, label_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Return RMSE, MAE, R² and Spearman's rank correlation over the known labels.
+    """Return every metric of the problem type over the known labels.
 
     Args:
-        predictions (`np.ndarray` of shape `(num_rows, num_labels)`):
-            Predictions, in the units of the labels.
-        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Labels, NaN where missing.
-        label_names (`Sequence[str]`): Name of each label.
+        problem_type (`str`): As in the model's config.
+        predictions (`np.ndarray` of shape `(num_rows, num_outputs)`):
+            Values in the units of the labels, or probabilities: of a yes for each label, or of
+            each class of a single-label classification.
+        labels (`np.ndarray` of shape `(num_rows, num_labels)`):
+            Labels, NaN where missing; the class index for a single-label classification.
+        label_names (`Sequence[str]`): Name of each label column.
 
     Returns:
-        `dict` with `rmse`, `mae`, `r2`, `spearman`; of several labels the mean over those where the
-        metric is defined, and `per_label`, the same by name. An undefined metric (too few rows,
-        constant labels or predictions) is `None`, with a warning.
+        `dict`: metrics by name; of several labels the mean over those where the metric is defined,
+        and `per_label`, the same by label. An undefined metric (too few rows, one class, constant
+        labels or predictions) is `None`, with a warning.
+
+    Raises:
+        ValueError: A prediction is no finite number.
     """
-    return _compute_per_label(
-        predictions, labels, label_names=label_names, compute=_compute_one_regression
-    )
-
-
-def compute_classification_metrics(
-    probabilities: np.ndarray, labels: np.ndarray, *, label_names: Sequence[str]
-) -> dict[str, Any]:
-    """Return ROC AUC, PR AUC, accuracy and Matthews correlation of yes/no labels.
-
-    PR AUC is the average precision. Accuracy and Matthews correlation take a probability of at
-    least 0.5 as a yes; the Matthews correlation of a constant prediction is 0.
-
-    Args:
-        probabilities (`np.ndarray` of shape `(num_rows, num_labels)`): Probability of a yes.
-        labels (`np.ndarray` of shape `(num_rows, num_labels)`): 0 or 1, NaN where missing.
-        label_names (`Sequence[str]`): Name of each label.
-
-    Returns:
-        `dict` with `roc_auc`, `pr_auc`, `accuracy`, `mcc`, averaged and undefined as in
-        `compute_regression_metrics`; a label of one class has an accuracy only.
-    """
-    return _compute_per_label(
-        probabilities, labels, label_names=label_names, compute=_compute_one_classification
-    )
-
-
-def compute_multi_class_metrics(probabilities: np.ndarray, labels: np.ndarray) -> Metrics:
-    """Return ROC AUC, PR AUC, accuracy and Matthews correlation of exclusive classes.
-
-    With two classes the areas are those of class 1; with more they are the mean over the classes,
-    each against the rest. Classes without a row are left out, with a warning.
-
-    Args:
-        probabilities (`np.ndarray` of shape `(num_rows, num_classes)`): Probability of each class.
-        labels (`np.ndarray` of shape `(num_rows,)` or `(num_rows, 1)`):
-            Index of the class, NaN where missing.
-
-    Returns:
-        `dict` with `roc_auc`, `pr_auc`, `accuracy`, `mcc`; undefined ones are `None`.
-    """
-    labels = np.asarray(labels, dtype=np.float64).reshape(-1)
-    probabilities = _validate_finite(probabilities)
-    if probabilities.shape != (len(labels), probabilities.shape[-1]):
-        raise ValueError(f"{len(labels)} labels do not fit {probabilities.shape} probabilities.")
-    known = ~np.isnan(labels)
-    classes, probabilities = labels[known].astype(np.int64), probabilities[known]
-    num_classes = probabilities.shape[1]
-    if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
-        raise ValueError(f"Class indices must be 0 to {num_classes - 1}; found {set(classes)}.")
-    present = np.unique(classes)
-    result: Metrics = dict.fromkeys(CLASSIFICATION_METRICS)
-    if classes.size:
-        result["accuracy"] = float(accuracy_score(classes, probabilities.argmax(axis=1)))
-    if len(present) >= 2:
-        scored = [1] if num_classes == 2 else present
-        areas = [_compute_areas(classes == idx, probabilities[:, idx]) for idx in scored]
-        result["roc_auc"], result["pr_auc"] = np.mean(areas, axis=0).tolist()
-        result["mcc"] = float(matthews_corrcoef(classes, probabilities.argmax(axis=1)))
-    if len(present) < num_classes:
-        logger.warning("Only %d of %d classes have a label here.", len(present), num_classes)
-    return result
+    predictions = np.asarray(predictions, dtype=np.float64)
+    labels = np.asarray(labels, dtype=np.float64).reshape(-1, len(label_names))
+    if not np.isfinite(predictions).all():
+        raise ValueError("Some predictions are NaN or infinite. A lower learning rate may help.")
+    metrics = list_metrics(problem_type)
+    per_label: dict[str, dict[str, float | None]] = {}
+    for idx, name in enumerate(label_names):
+        rows = _select_known(problem_type, predictions, labels=labels[:, idx], label_idx=idx)
+        has_rows = len(rows.labels) > 0
+        found = {metric.name: metric.compute(rows) if has_rows else None for metric in metrics}
+        if undefined := [key for key, value in found.items() if value is None]:
+            logger.warning("Undefined for %r on these rows: %s.", name, ", ".join(undefined))
+        per_label[name] = found
+    if len(label_names) == 1:
+        return dict(per_label[label_names[0]])
+    averages: dict[str, Any] = {}
+    for metric in metrics:
+        values = [it for found in per_label.values() if (it := found[metric.name]) is not None]
+        averages[metric.name] = float(np.mean(values)) if values else None
+    return {**averages, "per_label": per_label}
 
 
 def compute_metrics_for_problem(
@@ -111,90 +187,54 @@ def compute_metrics_for_problem(
     """Return the metrics of a model's outputs.
 
     Args:
-        problem_type (`str`): As in the model's config.
+        problem_type, labels, label_names: As in [`compute_metrics`].
         logits (`np.ndarray` of shape `(num_rows, num_outputs)`):
             Outputs of the head; for a regression already in the units of the labels.
-        labels (`np.ndarray` of shape `(num_rows, num_labels)`):
-            Labels, NaN where missing; the class index for a single-label classification.
-        label_names (`Sequence[str]`): Name of each label column.
-
-    Returns:
-        `dict` of the function for that problem type.
     """
-    logits = np.asarray(logits, dtype=np.float64)
-    if problem_type == "regression":
-        return compute_regression_metrics(logits, labels, label_names=label_names)
+    outputs = np.asarray(logits, dtype=np.float64)
     if problem_type == "multi_label_classification":
-        return compute_classification_metrics(expit(logits), labels, label_names=label_names)
+        outputs = expit(outputs)
+    elif problem_type == "single_label_classification":
+        outputs = softmax(outputs, axis=-1)
+    return compute_metrics(problem_type, outputs, labels=labels, label_names=label_names)
+
+
+def format_metric(value: float | None, *, decimals: int = 4, undefined: str = "undefined") -> str:
+    """Return a metric as text: with so many decimals, or digits where decimals would hide it."""
+    if value is None:
+        return undefined
+    is_hidden = value != 0 and not 10.0 ** (1 - decimals) <= abs(value) < 1e6
+    return f"{value:.{decimals}{'g' if is_hidden else 'f'}}"
+
+
+def _select_known(
+    problem_type: str, predictions: np.ndarray, *, labels: np.ndarray, label_idx: int
+) -> ScoredRows:
+    known = ~np.isnan(labels)
+    labels, predictions = labels[known], predictions[known]
+    if problem_type in REGRESSION:
+        return ScoredRows(labels, predictions[:, label_idx])
+    classes = labels.astype(np.int64)
     if problem_type == "single_label_classification":
-        return dict(compute_multi_class_metrics(softmax(logits, axis=-1), labels))
-    raise ValueError(f"There are no metrics for the problem type {problem_type!r}.")
+        num_classes, num_found = predictions.shape[1], len(np.unique(classes))
+        if num_found < num_classes:
+            logger.warning("Only %d of %d classes have a label here.", num_found, num_classes)
+        return ScoredRows(classes, predictions.argmax(axis=1), predictions)
+    positive = predictions[:, label_idx]
+    decisions = (positive >= DECISION_THRESHOLD).astype(np.int64)
+    return ScoredRows(classes, decisions, np.stack([1 - positive, positive], axis=1))
 
 
-def _compute_per_label(
-    predictions: np.ndarray,
-    labels: np.ndarray,
-    *,
-    label_names: Sequence[str],
-    compute: Callable[[np.ndarray, np.ndarray], Metrics],
-) -> dict[str, Any]:
-    predictions = _validate_finite(predictions)
-    labels = np.asarray(labels, dtype=np.float64)
-    if predictions.shape != labels.shape or labels.shape[1:] != (len(label_names),):
-        raise ValueError(
-            f"Predictions {predictions.shape} and labels {labels.shape} must both have the shape "
-            f"(num_rows, {len(label_names)}), one column for each of {list(label_names)}."
-        )
-    per_label: dict[str, Metrics] = {}
-    for idx, name in enumerate(label_names):
-        known = ~np.isnan(labels[:, idx])
-        per_label[name] = compute(predictions[known, idx], labels[known, idx])
-        undefined = [metric for metric, value in per_label[name].items() if value is None]
-        if undefined:
-            logger.warning("Undefined for %r on these rows: %s.", name, ", ".join(undefined))
-    if len(label_names) == 1:
-        return dict(per_label[label_names[0]])
-    averages: dict[str, Any] = {}
-    for metric in per_label[label_names[0]]:
-        values = [value for found in per_label.values() if (value := found[metric]) is not None]
-        averages[metric] = float(np.mean(values)) if values else None
-    return {**averages, "per_label": per_label}
+def _average_over_classes(
+    rows: ScoredRows, compute_area: Callable[[np.ndarray, np.ndarray], float]
+) -> float | None:
+    """Return an area of class 1, or, of more than two classes, the mean of each against the rest.
 
-
-def _validate_finite(predictions: np.ndarray) -> np.ndarray:
-    predictions = np.asarray(predictions, dtype=np.float64)
-    if not np.isfinite(predictions).all():
-        raise ValueError("Some predictions are NaN or infinite. A lower learning rate may help.")
-    return predictions
-
-
-def _compute_one_regression(predictions: np.ndarray, labels: np.ndarray) -> Metrics:
-    result: Metrics = dict.fromkeys(REGRESSION_METRICS)
-    if labels.size == 0:
-        return result
-    result["rmse"] = float(root_mean_squared_error(labels, predictions))
-    result["mae"] = float(mean_absolute_error(labels, predictions))
-    if np.ptp(labels) > 0:
-        result["r2"] = float(r2_score(labels, predictions))
-        if np.ptp(predictions) > 0:
-            result["spearman"] = float(spearmanr(labels, predictions).statistic)
-    return result
-
-
-def _compute_one_classification(probabilities: np.ndarray, labels: np.ndarray) -> Metrics:
-    result: Metrics = dict.fromkeys(CLASSIFICATION_METRICS)
-    if labels.size == 0:
-        return result
-    decisions = probabilities >= DECISION_THRESHOLD
-    result["accuracy"] = float(accuracy_score(labels == 1, decisions))
-    if np.ptp(labels) > 0:
-        result["roc_auc"], result["pr_auc"] = _compute_areas(labels == 1, probabilities)
-        result["mcc"] = float(matthews_corrcoef(labels == 1, decisions))
-    return result
-
-
-def _compute_areas(is_class: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
-    return (
-        float(roc_auc_score(is_class, probabilities)),
-        float(average_precision_score(is_class, probabilities)),
-    )
+    Classes without a row are left out; with fewer than two it is undefined.
+    """
+    probabilities, present = rows.probabilities, np.unique(rows.labels)
+    if probabilities is None or len(present) < 2:
+        return None
+    scored = [1] if probabilities.shape[1] == 2 else present
+    areas = [compute_area(rows.labels == idx, probabilities[:, idx]) for idx in scored]
+    return float(np.mean(areas))

@@ -10,16 +10,16 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.training.arguments import FinetuningArguments, name_source, name_split
+from rmat_hf.training.metrics import format_metric, list_metrics
 
 logger = logging.getLogger(__name__)
 
 PARITY_PLOT = "parity.png"
-HIGHLIGHTED_METRICS = {
-    "regression": ("rmse", "mae", "r2", "spearman"),
-    "multi_label_classification": ("roc_auc", "pr_auc", "accuracy", "mcc"),
-    "single_label_classification": ("roc_auc", "pr_auc", "accuracy", "mcc"),
+PARITY_STYLES: dict[str, dict[str, Any]] = {
+    "train": {"color": "#9aa5b1", "s": 10, "alpha": 0.5},
+    "test": {"color": "#d1495b", "s": 22, "alpha": 0.9},
 }
-
 CARD_FILE = "README.md"
 TAGS = ["rmat", "chemistry", "molecules"]
 # What the Hub calls a license that nobody stated.
@@ -91,41 +91,32 @@ def describe_limits(max_atoms: int) -> str:
 
 @dataclass(frozen=True)
 class FinetuningReport:
-    """What a model card tells about a finetuning run.
+    """What a finetuning run found out, and its card tells.
 
     Args:
         config (`RMatConfig`): Configuration of the finetuned model.
-        dataset (`str`): Name of the data set, without a path of this machine.
-        split (`str`): Family of the split, as `name_split` gives it.
+        arguments (`FinetuningArguments`): Of the run, with what a search has chosen.
         metrics (`dict`): Metrics of train, valid and test.
         baselines (`dict`): The same for every baseline, possibly empty.
         labels (`dict[str, np.ndarray]`): Labels of every part, `(num_rows, num_labels)`.
         predictions (`dict[str, np.ndarray]`): Model output of every part, in the labels' units.
         num_dropped (`int`): Rows of the data set that were not used.
         max_atoms (`int`): Largest number of heavy atoms that the processor accepts.
-        base_model (`str`): Name of the model that was finetuned, without a path.
-        license_name (`str`, *optional*): License of the model; `None` if nobody stated one.
         member_predictions (`dict[str, np.ndarray]`, *optional*):
             Output of an ensemble's members, `(num_rows, num_members, num_labels)`.
         member_metrics (`list[dict]`): Metrics of each of them alone; empty for a single model.
-        has_member_folds (`bool`, *optional*, defaults to `False`):
-            Whether each of them held out its own fold of train and valid.
     """
 
     config: RMatConfig
-    dataset: str
-    split: str
+    arguments: FinetuningArguments
     metrics: dict[str, dict[str, Any]]
     baselines: dict[str, dict[str, Any]]
     labels: dict[str, np.ndarray]
     predictions: dict[str, np.ndarray]
     num_dropped: int
     max_atoms: int
-    base_model: str
-    license_name: str | None = None
     member_predictions: dict[str, np.ndarray] | None = None
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
-    has_member_folds: bool = False
 
     @property
     def problem_type(self) -> str:
@@ -142,11 +133,9 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         folder (`Path`): An existing folder.
         report (`FinetuningReport`): What to tell.
     """
-    has_plot = report.problem_type == "regression" and save_parity_plot(
-        folder / PARITY_PLOT, report
-    )
-    card = ModelCard(_build_card_text(report, has_plot=has_plot))
-    card.save(folder / "README.md")
+    is_regression = report.problem_type == "regression"
+    has_plot = is_regression and save_parity_plot(folder / PARITY_PLOT, report)
+    ModelCard(_build_card_text(report, has_plot=has_plot)).save(folder / CARD_FILE)
 
 
 def save_parity_plot(path: Path, report: FinetuningReport) -> bool:
@@ -166,57 +155,52 @@ def save_parity_plot(path: Path, report: FinetuningReport) -> bool:
     from matplotlib.figure import Figure
 
     labels = describe_labels(report.config)
-    num_labels = len(labels)
-    figure = Figure(figsize=(4.8 * num_labels, 4.8), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(labels), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for idx in range(num_labels):
-        axes = figure.add_subplot(1, num_labels, idx + 1)
-        styles = {"train": ("#9aa5b1", 10, 0.5), "test": ("#d1495b", 22, 0.9)}
+    panels = figure.subplots(1, len(labels), squeeze=False)[0]
+    for idx, (axes, name) in enumerate(zip(panels, labels, strict=True)):
         shown = []
-        for part, (color, size, alpha) in styles.items():
+        for part, style in PARITY_STYLES.items():
             measured, predicted = report.labels[part][:, idx], report.predictions[part][:, idx]
-            metrics = (
-                report.metrics[part]
-                .get("per_label", {})
-                .get(report.config.label_columns[idx], report.metrics[part])
-            )
+            # one label has its metrics at the top
+            metrics = report.metrics[part]
+            metrics = metrics.get("per_label", {}).get(report.config.label_columns[idx], metrics)
             legend = f"{part}: RMSE {_format(metrics['rmse'])}, R² {_format(metrics['r2'])}"
-            axes.scatter(
-                measured, predicted, s=size, alpha=alpha, color=color, linewidths=0, label=legend
-            )
+            axes.scatter(measured, predicted, linewidths=0, label=legend, **style)
             shown += [measured[~np.isnan(measured)], predicted]
         low, high = np.min(np.concatenate(shown)), np.max(np.concatenate(shown))
         margin = 0.04 * (high - low) or 1.0
         limits = (low - margin, high + margin)
         axes.plot(limits, limits, color="#333333", linewidth=0.8, zorder=0)
         axes.set(xlim=limits, ylim=limits, aspect="equal")
-        axes.set_xlabel(f"measured {labels[idx]}")
-        axes.set_ylabel(f"predicted {labels[idx]}")
+        axes.set(xlabel=f"measured {name}", ylabel=f"predicted {name}")
         axes.legend(frameon=False, loc="upper left", fontsize=9)
     figure.savefig(path, dpi=150)
     return True
 
 
 def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
-    names = describe_labels(report.config)
+    arguments, names = report.arguments, describe_labels(report.config)
+    dataset, base_model = name_source(arguments.dataset), name_source(arguments.model)
+    split = name_split(arguments)
     results = [
         EvalResult(
             task_type="graph-ml",
             task_name="molecule property prediction",
-            dataset_type=report.dataset,
-            dataset_name=report.dataset,
-            dataset_split=f"test ({report.split} split)",
-            metric_type=metric,
-            metric_value=round(report.metrics["test"][metric], 4),
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=f"test ({split} split)",
+            metric_type=metric.name,
+            metric_value=float(format_metric(value)),
         )
-        for metric in HIGHLIGHTED_METRICS[report.problem_type]
-        if report.metrics["test"].get(metric) is not None
+        for metric in list_metrics(report.problem_type)
+        if (value := report.metrics["test"][metric.name]) is not None
     ]
     data = build_card_metadata(
         tags=["molecule-property-prediction"],
-        license_name=report.license_name,
-        datasets=_keep_hub_id(report.dataset),
-        base_model=_keep_hub_id(report.base_model),
+        license_name=arguments.license,
+        datasets=_keep_hub_id(dataset),
+        base_model=_keep_hub_id(base_model),
         model_name=f"R-MAT {', '.join(report.config.label_columns)}",
         eval_results=results or None,
     )
@@ -227,9 +211,9 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
         f"# R-MAT for {', '.join(names)}",
         "A Relative Molecule Attention Transformer (arXiv 2110.05841), finetuned with rmat-hf.",
         f"- predicts: {', '.join(names)} ({PROBLEM_NAMES[report.problem_type]})\n"
-        f"- data: {report.dataset}; {sizes} molecules, {report.split} split; "
+        f"- data: {dataset}; {sizes} molecules, {split} split; "
         f"{report.num_dropped} rows dropped (`dropped_rows.csv`)\n"
-        f"- started from: {report.base_model}\n{_describe_ensemble(report)}"
+        f"- started from: {base_model}\n{_describe_ensemble(report)}"
         "- chosen by the validation metric; the test part was scored once\n"
         "- every value: `metrics.json`, `predictions.csv`, `split.csv`",
         "## Use",
@@ -258,14 +242,15 @@ def _describe_ensemble(report: FinetuningReport) -> str:
     """Return a line about the members and what one of them alone is worth; empty for one model."""
     if not report.member_metrics:
         return ""
-    metric = HIGHLIGHTED_METRICS[report.problem_type][0]
+    metric = list_metrics(report.problem_type)[0].name
     values = [metrics["test"][metric] for metrics in report.member_metrics]
     known = [value for value in values if value is not None]
     alone = ""
     if known:
-        alone = f"; one alone has a test {metric} of {np.mean(known):.3f} ± {np.std(known):.3f}"
+        mean, deviation = _format(float(np.mean(known))), _format(float(np.std(known)))
+        alone = f"; one alone has a test {metric} of {mean} ± {deviation}"
     folds = ""
-    if report.has_member_folds:
+    if report.arguments.member_folds:
         folds = (
             "- each member held out another fold of train and valid; `valid` is out of fold: every "
             "row is predicted by the one member that did not learn from it\n"
@@ -282,7 +267,7 @@ def _keep_hub_id(name: str) -> str | None:
 
 
 def _build_metrics_table(report: FinetuningReport) -> str:
-    columns = HIGHLIGHTED_METRICS[report.problem_type]
+    columns = [metric.name for metric in list_metrics(report.problem_type)]
     rows = ["| model | part | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     models = {"R-MAT": report.metrics, **report.baselines}
     for name, metrics in models.items():
@@ -293,4 +278,4 @@ def _build_metrics_table(report: FinetuningReport) -> str:
 
 
 def _format(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return format_metric(value, decimals=3, undefined="–")

@@ -11,14 +11,12 @@ from transformers.training_args import TrainingArguments
 from rmat_hf.loading import read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES
-from rmat_hf.training.arguments import SCRATCH
+from rmat_hf.training.arguments import SCRATCH, load_json_fields, name_source
 from rmat_hf.training.pretraining_arguments import (
     PRETRAINING_ARCHITECTURE,
     PretrainingArguments,
 )
 from rmat_hf.training.pretraining_task import PretrainingTask
-from rmat_hf.training.run_folder import name_source
-from rmat_hf.training.trainer_options import load_architecture_fields, load_json_fields
 
 LOGS_PER_EVALUATION = 10
 
@@ -47,7 +45,8 @@ def build_pretraining_config(arguments: PretrainingArguments, task: PretrainingT
         fields = read_checkpoint(
             arguments.model, revision=arguments.model_revision
         ).config.get_architecture()
-    overrides = load_architecture_fields(arguments.model_config)
+    known = RMatConfig.list_architecture_fields()
+    overrides = load_json_fields(arguments.model_config, known=known)
     quantiles = task.targets.quantiles
     fields |= overrides | {
         "num_molecule_descriptors": 0,

@@ -15,7 +15,7 @@ from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.splits.registry import find_split_options, split_dataset
 from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.errors import UserError
-from rmat_hf.loading import load_processor
+from rmat_hf.loading import Checkpoint, read_checkpoint
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import (
@@ -28,6 +28,9 @@ from rmat_hf.training.arguments import (
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "valid", "test")
+# With fewer rows a metric is luck.
+MIN_PART_ROWS = 5
+FLOAT32_PRECISION = 1e-5  # of which a label should have a few steps
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class FinetuningTask:
         dropped (`list[DroppedRow]`): Rows of the table that are not in `dataset`.
         class_names (`list[str]`, *optional*): Classes of a single-label classification.
         processor (`RMatProcessor`): Saved with the model.
+        checkpoint (`Checkpoint`, *optional*): The model to start from; `None` for random weights.
     """
 
     dataset: Dataset
@@ -47,6 +51,7 @@ class FinetuningTask:
     dropped: list[DroppedRow]
     class_names: list[str] | None
     processor: RMatProcessor
+    checkpoint: Checkpoint | None
 
     def select(self, part: str) -> Dataset:
         """Return the rows of train, valid or test."""
@@ -66,7 +71,10 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
     Raises:
         ValueError: If a column is missing, a label cannot be read or a part would be empty.
     """
-    processor = _build_processor(arguments)
+    checkpoint = None
+    if arguments.model != SCRATCH:
+        checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
+    processor = _build_processor(arguments, checkpoint)
     time_column = TimeColumn(arguments.time_column) if arguments.time_column else None
     loaded = load_training_table(
         arguments.dataset,
@@ -87,17 +95,32 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
     dropped = sorted(loaded.dropped + failed, key=lambda row: row.row)
     if failed:
         logger.warning("Dropped %d rows without features: see dropped_rows.csv.", len(failed))
-    labels = np.array(dataset["labels"][:], dtype=np.float64)
-    if arguments.problem_type == "regression" and set(labels[~np.isnan(labels)]) <= {0.0, 1.0}:
-        logger.warning(
-            "The labels are only 0 and 1: for yes/no labels pass --problem-type "
-            "multi_label_classification."
-        )
+    if arguments.problem_type == "regression":
+        _warn_of_doubtful_labels(np.array(dataset["labels"][:], dtype=np.float64), arguments)
     options = find_split_options(arguments)
     split = split_dataset(dataset, arguments.split, seed=arguments.seed, **options)
     if len(split.valid) == 0:
         raise UserError("The valid part is empty, and the best checkpoint is chosen on it.")
-    return FinetuningTask(dataset, split, dropped, loaded.class_names, processor)
+    for part in ("valid", "test"):
+        if (num_rows := len(getattr(split, part))) < MIN_PART_ROWS:
+            logger.warning("%s has %d rows: its metrics say little.", part, num_rows)
+    return FinetuningTask(dataset, split, dropped, loaded.class_names, processor, checkpoint)
+
+
+def _warn_of_doubtful_labels(labels: np.ndarray, arguments: FinetuningArguments) -> None:
+    """Warn of yes/no labels, and of those that the model cannot tell apart."""
+    if set(labels[~np.isnan(labels)]) <= {0.0, 1.0}:
+        logger.warning(
+            "The labels are only 0 and 1: for yes/no labels pass --problem-type "
+            "multi_label_classification."
+        )
+    for name, column in zip(arguments.label_columns, labels.T, strict=True):
+        if np.nanmax(np.abs(column)) * FLOAT32_PRECISION > np.nanstd(column):
+            logger.warning(
+                "The values of %r differ by less than the model's 7 digits: subtract what they "
+                "have in common.",
+                name,
+            )
 
 
 def choose_cache_dir(feature_cache: str | Path | None) -> Path | None:
@@ -117,7 +140,9 @@ def choose_cache_dir(feature_cache: str | Path | None) -> Path | None:
         return None
 
 
-def _build_processor(arguments: FinetuningArguments) -> RMatProcessor:
+def _build_processor(
+    arguments: FinetuningArguments, checkpoint: Checkpoint | None
+) -> RMatProcessor:
     """Return the model's processor, or a new one, with the geometry that was asked for."""
     options: dict[str, Any] = {}
     for name in ("geometry", "on_conformer_failure"):
@@ -127,6 +152,4 @@ def _build_processor(arguments: FinetuningArguments) -> RMatProcessor:
         options["molecule_descriptors"] = list_molecule_descriptor_names()
     elif arguments.molecule_descriptors == "none":
         options["molecule_descriptors"] = None
-    if arguments.model == SCRATCH:
-        return RMatProcessor(**options)
-    return load_processor(arguments.model, revision=arguments.model_revision, **options)
+    return RMatProcessor(**options) if checkpoint is None else checkpoint.load_processor(**options)

@@ -1,6 +1,7 @@
-"""A Trainer whose gradient does not depend on how a batch is cut for gradient accumulation."""
+"""A Trainer for molecules: missing labels, similar sizes, a rate of the head, averaged weights."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import datasets
@@ -10,11 +11,18 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
 from transformers.trainer import Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_length
+from transformers.training_args import TrainingArguments
 
+from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.length_grouping import LengthGroupedSampler, compute_length_order
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.output_folder import rotated_by_step
-from rmat_hf.training.weight_average import WeightAverage
+
+# In the state of a parameter: whichever of the two, average or weight, the model does not hold.
+OTHER_VALUE = "moving_average_or_weight"
+# In a group of parameters.
+IS_AVERAGE_SHOWN = "is_moving_average_shown"
+NUM_STEPS = "num_averaged_steps"
 
 
 def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.Tensor:
@@ -31,7 +39,86 @@ def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.
     return known.sum()
 
 
-class FinetuningTrainer(Trainer):
+class WeightAverage:
+    """The exponential moving average of what an optimizer trains.
+
+    The model holds either the weights, to be trained, or their average, to be evaluated and saved;
+    the optimizer's state holds the other. So whatever saves, restores, moves or shards the
+    optimizer does the same with the average, and a resumed training has both.
+
+    The decay is `(1 + step) / (10 + step)` until that exceeds `decay`, so that the weights of the
+    first steps do not stay in the average.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): Of the weights. Those without a gradient in a step
+            are left out of the average of that step.
+        decay (`float`): Share of the average that a step keeps, from 0 to below 1.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, decay: float) -> None:
+        self._optimizer = optimizer
+        self._decay = decay
+        optimizer.register_step_post_hook(self._update)
+
+    def show_average(self) -> None:
+        """Put the average into the model; nothing happens if it is there."""
+        self._show(is_average=True)
+
+    def show_weights(self) -> None:
+        """Put the weights that are trained into the model; nothing happens if they are there."""
+        self._show(is_average=False)
+
+    @torch.no_grad()
+    def _update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            step = group.get(NUM_STEPS, 0) + 1
+            group[NUM_STEPS] = step
+            decay = min(self._decay, (1 + step) / (10 + step))
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                # not before the optimizer's own step, which takes an empty state for a new one
+                state = optimizer.state[weight]
+                if OTHER_VALUE in state:
+                    state[OTHER_VALUE].lerp_(weight, 1 - decay)
+                else:
+                    state[OTHER_VALUE] = weight.detach().clone()
+
+    @torch.no_grad()
+    def _show(self, *, is_average: bool) -> None:
+        for group in self._optimizer.param_groups:
+            if group.get(IS_AVERAGE_SHOWN, False) == is_average:
+                continue
+            group[IS_AVERAGE_SHOWN] = is_average
+            for weight in group["params"]:
+                # looking a weight up in `state` itself would give it an empty entry
+                other = self._optimizer.state.get(weight, {}).get(OTHER_VALUE)
+                if other is not None:
+                    shown = weight.detach().clone()
+                    weight.copy_(other)
+                    other.copy_(shown)
+
+
+@dataclass
+class RMatTrainingArguments(TrainingArguments):
+    """The training arguments of transformers, with what [`RMatTrainer`] adds to them.
+
+    Args:
+        head_learning_rate (`float`, *optional*): Peak learning rate of the prediction head.
+        ema_decay (`float`): Decay per step of the moving average of the weights; 0 for none.
+    """
+
+    head_learning_rate: float | None = None
+    ema_decay: float = 0.0
+    # the collator reads the packed features, which are no arguments of the model
+    remove_unused_columns: bool = False
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+    train_sampling_strategy: str = "group_by_length"
+    length_column_name: str = LENGTH_COLUMN
+    dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
+
+
+class RMatTrainer(Trainer):
     """A Trainer that knows missing labels and the sizes of molecules.
 
     - It divides the loss by the known labels of all micro-batches and processes of a step.
@@ -43,37 +130,25 @@ class FinetuningTrainer(Trainer):
     - A moving average of the weights can be evaluated, saved and kept in place of the weights.
 
     Args:
-        args, kwargs: As in [`Trainer`].
-        head_learning_rate (`float`, *optional*): Peak learning rate of the head.
-        ema_decay (`float`): Decay per step of the moving average of the weights; 0 for none.
+        args, kwargs: As in [`Trainer`], the arguments as [`RMatTrainingArguments`].
     """
 
+    args: RMatTrainingArguments
     loss_is_scaled_for_ga = True
-
-    def __init__(
-        self,
-        *args: Any,
-        head_learning_rate: float | None = None,
-        ema_decay: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.head_learning_rate = head_learning_rate
-        self.ema_decay = ema_decay
-        self._average: WeightAverage | None = None
+    _average: WeightAverage | None = None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer of [`Trainer`], the weights of the head in groups of their own."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if is_new and self.head_learning_rate is not None:
+        if is_new and self.args.head_learning_rate is not None:
             _separate_head(
                 optimizer,
                 cast(nn.Module, self.model if model is None else model),
-                learning_rate=self.head_learning_rate,
+                learning_rate=self.args.head_learning_rate,
             )
-        if is_new and self.ema_decay:
-            self._average = WeightAverage(optimizer, decay=self.ema_decay)
+        if is_new and self.args.ema_decay:
+            self._average = WeightAverage(optimizer, decay=self.args.ema_decay)
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -25,7 +25,7 @@ from rdkit.Chem import rdDistGeom
 
 from rmat_hf.data.featurization import featurize_dataset, featurize_molecules
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.collators import FinetuningCollator
+from rmat_hf.training.collators import RMatDataCollator
 
 PROCESSORS = {
     "same protocol (etkdg_v2, UFF)": RMatProcessor(conformer_method="etkdg_v2", force_field="uff"),
@@ -86,7 +86,7 @@ def time_second_epoch(smiles: list[str], *, geometry: Any) -> dict[str, float]:
     rows = {"row": range(len(smiles)), "smiles": smiles, "labels": [[0.0]] * len(smiles)}
     dataset, _ = featurize_dataset(Dataset.from_dict(rows), processor)
     dataset = dataset.select_columns(["features", "labels"])
-    collator = FinetuningCollator(processor)
+    collator = RMatDataCollator(processor)
     starts = range(0, len(smiles) - BATCH_SIZE + 1, BATCH_SIZE)
     batches = [list(range(start, start + BATCH_SIZE)) for start in starts]
     num_rows = len(batches) * BATCH_SIZE

@@ -22,7 +22,7 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import SCRATCH, SCRATCH_ARCHITECTURE, BenchmarkArguments
-from rmat_hf.training.collators import FinetuningCollator
+from rmat_hf.training.collators import RMatDataCollator
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def _build_batches(workload: Workload) -> list[dict[str, torch.Tensor]]:
     """
     shape = (len(workload.features), len(workload.model.config.label_columns))
     labels = np.random.default_rng(0).integers(0, 2, size=shape)
-    collate = FinetuningCollator(workload.processor)
+    collate = RMatDataCollator(workload.processor)
     batches = []
     for positions in group_by_length(
         workload.num_nodes.tolist(), batch_size=workload.arguments.batch_size

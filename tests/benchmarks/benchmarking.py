@@ -21,8 +21,7 @@ from rmat_hf.data.table_writer import validate_output_path
 from rmat_hf.loading import find_device
 from rmat_hf.machine import BYTES_PER_MIB, MemorySampler, compute_memory_mib, describe_machine
 from rmat_hf.output_folder import save_json
-from rmat_hf.training.arguments import BenchmarkArguments, BenchmarkStep
-from rmat_hf.training.run_folder import name_source
+from rmat_hf.training.arguments import BenchmarkArguments, BenchmarkStep, name_source
 
 # Matrix products of a step, as a multiple of those of a forward pass: the gradient needs two more.
 FLOP_FACTORS = {"predict": 1, "embed": 1, "forward": 1, "train": 3}

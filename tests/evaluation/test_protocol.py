@@ -13,7 +13,7 @@ from rmat_hf.evaluation.protocol import (
     load_protocol,
 )
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.trainer_options import resolve_num_train_epochs
+from rmat_hf.training.recipe import choose_num_epochs
 
 TINY = ("models", "tiny")
 NUMBERS = ("datasets", "numbers")
@@ -150,10 +150,8 @@ def test_protocols_of_the_effect_give_random_weights_as_many_epochs(
         epochs = []
         for options in protocol.models.values():
             fields = dataset.options | options | {"output_dir": str(tmp_path)}
-            arguments = resolve_num_train_epochs(
-                FinetuningArguments(**fields), num_train_rows=num_train_rows
-            )
-            epochs.append(arguments.num_train_epochs)
+            arguments = FinetuningArguments(**fields)
+            epochs.append(choose_num_epochs(arguments, num_train_rows=num_train_rows))
         pretrained, random = epochs
         # one number for both sets of classes
         assert random - pretrained in (0, 1)

@@ -1,13 +1,24 @@
+import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import TINY_ARCHITECTURE
+from tiny_finetuning import build_tiny_arguments, write_json
 
+from rmat_hf.errors import UserError
 from rmat_hf.inference.screening_arguments import PredictionArguments
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import (
     BenchmarkArguments,
     ConversionArguments,
     FinetuningArguments,
+    build_from_fields,
+    describe_arguments,
+    load_json_fields,
+    name_source,
+    name_split,
 )
 
 
@@ -55,6 +66,7 @@ def test_every_flag_has_a_help_sentence_of_its_own(arguments_class: type) -> Non
         ({"split": "cluster", "cluster_cutoff": 0.0}, r"0.0 .* 0"),
         ({"molecule_descriptors": "mordred"}, r"'mordred'.*rdkit_2d"),
         ({"class_weighting": "focal"}, r"'focal'.*balanced"),
+        ({"class_weighting": "balanced"}, r"--class-weighting balanced is for classification"),
         ({"dropout": 1.0}, r"--dropout 1.0 .* below 1"),
         ({"ema_decay": 1.0}, r"--ema-decay 1.0 .* below 1"),
         ({"ema_decay": float("nan")}, r"--ema-decay nan "),
@@ -121,8 +133,8 @@ def test_list_defaults_are_not_shared_between_runs() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label_columns": ["split"]}, "'split' is there twice, or is a column that the results"),
-        ({"label_columns": ["y", "z", "y"]}, "'y' is there twice"),
+        ({"label_columns": ["split"]}, "--label-columns split: .*column that the results"),
+        ({"label_columns": ["y", "z", "y"]}, "--label-columns y z y: one is there twice"),
         (
             {
                 "label_columns": ["y"],
@@ -138,3 +150,98 @@ def test_labels_that_the_results_cannot_hold_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         FinetuningArguments(dataset="d.csv", output_dir="o", **changes)
+
+
+def test_no_json_file_means_no_fields() -> None:
+    assert load_json_fields(None) == {}
+
+
+def test_json_fields_are_the_object_in_the_file(tmp_path: Path) -> None:
+    content = {"bf16": True, "max_steps": 3, "name": "é"}
+    assert load_json_fields(write_json(tmp_path / "fields.json", content)) == content
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "no such file"), ("{a: 1}", "cannot be read"), ("[1, 2]", "no JSON object")],
+)
+def test_unusable_json_file_is_named_in_the_error(
+    tmp_path: Path, content: str | None, reason: str
+) -> None:
+    path = tmp_path / "fields.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=reason) as error:
+        load_json_fields(str(path))
+    assert str(path) in str(error.value)
+
+
+def test_only_known_fields_can_be_overridden(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "sizes.json", {"hidden_size": 64})
+    assert load_json_fields(path, known=["hidden_size"]) == {"hidden_size": 64}
+    with pytest.raises(UserError, match=r"sizes.json has unknown fields \['hidden_size'\].*width"):
+        load_json_fields(path, known=["width"])
+
+
+def test_a_value_that_a_class_refuses_is_an_error_with_the_file(tmp_path: Path) -> None:
+    config = build_from_fields(RMatConfig, {"hidden_size": 64}, source=None)
+    assert config.hidden_size == 64
+    with pytest.raises(UserError, match=r"sizes\.json.*hidden_size"):
+        build_from_fields(RMatConfig, {"hidden_size": "wide"}, source="sizes.json")
+
+
+def test_json_files_of_a_run_are_described_by_their_content(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    arguments = build_tiny_arguments(
+        tmp_path,
+        training_arguments=write_json(tmp_path / "trainer.json", {"max_steps": 3}),
+        model=str(tiny_model_folder),
+        model_config=write_json(tmp_path / "architecture.json", TINY_ARCHITECTURE),
+    )
+    described = describe_arguments(arguments)
+    assert described["training_arguments"] == {"max_steps": 3}
+    assert described["model_config"] == TINY_ARCHITECTURE
+    assert described["model"] == "tiny_model"
+    assert str(tmp_path) not in json.dumps(described)
+
+
+def test_described_arguments_are_all_that_decide_the_result(tmp_path: Path) -> None:
+    started = {"overwrite": True, "num_workers": 4, "feature_cache": str(tmp_path)}
+    described = describe_arguments(build_tiny_arguments(tmp_path, seed=5, **started))
+    assert described == describe_arguments(build_tiny_arguments(tmp_path, seed=5, resume=True))
+    names = {field.name for field in fields(FinetuningArguments)}
+    assert set(described) == names - {"overwrite", "resume", "num_workers", "feature_cache"}
+    assert described["seed"] == 5
+    assert described["model"] == "scratch"
+
+
+def test_source_on_the_hub_keeps_its_id_and_a_path_its_last_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert name_source("scikit-fingerprints/MoleculeNet_ESOL") == (
+        "scikit-fingerprints/MoleculeNet_ESOL"
+    )
+    assert name_source("./data/") == "data"
+    assert name_source(".") == tmp_path.name
+    assert name_source(str(tmp_path / "missing.csv")) == "missing.csv"
+    assert name_source("freesolv") == "freesolv"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "random"),
+        ({"split": "scaffold_balanced"}, "scaffold_balanced"),
+        ({"split": "cluster"}, "cluster"),
+        ({"split": "cluster", "cluster_cutoff": 0.4}, "cluster-0.4"),
+        ({"split": "time", "time_column": "day"}, "time"),
+        ({"split": "kfold", "num_folds": 5, "fold": 0}, "fold-0-of-5"),
+    ],
+)
+def test_split_is_named_with_what_makes_its_metrics_its_own(
+    tmp_path: Path, options: dict[str, Any], name: str
+) -> None:
+    assert name_split(build_tiny_arguments(tmp_path, **options)) == name

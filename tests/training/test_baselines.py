@@ -12,7 +12,14 @@ from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.training_table import load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.training import baselines
-from rmat_hf.training.baselines import BASELINES, BOOSTING, fit_baseline, fit_baselines
+from rmat_hf.training.baselines import (
+    BOOSTING,
+    compute_descriptors,
+    compute_fingerprints,
+    fit_baseline,
+    fit_baselines,
+    standardize_descriptors,
+)
 
 NAMES = ["random_forest_ecfp4_counts", "svm_rdkit_descriptors"]
 PARTS = ["train", "valid", "test"]
@@ -69,9 +76,6 @@ def test_units_of_a_regression_do_not_matter(masses: np.ndarray) -> None:
 def test_same_seed_gives_the_same_result(masses: np.ndarray) -> None:
     results = fit(masses, "regression")
     assert fit(masses, "regression") == results
-    parallel = fit(masses, "regression", num_jobs=2)
-    for name in NAMES:  # threads add up the trees in another order
-        assert parallel[name]["test"] == pytest.approx(results[name]["test"], rel=1e-12)
 
 
 def test_test_labels_have_no_influence_on_the_fit(masses: np.ndarray) -> None:
@@ -154,7 +158,7 @@ def test_svm_sees_a_limited_number_of_rows(
 def test_label_unknown_in_a_part_is_an_error(masses: np.ndarray, part: str) -> None:
     labels = masses.copy()
     labels[getattr(SPLIT, part)] = np.nan
-    with pytest.raises(UserError, match=f"Label 'label 0' is not known in any row of {part}"):
+    with pytest.raises(UserError, match=f"Label 'label 0' .* {part}"):
         fit(labels, "regression")
 
 
@@ -200,19 +204,6 @@ def test_predictions_of_one_baseline_are_those_behind_its_metrics(masses: np.nda
         assert fitted.setting == results[name]["setting"]
 
 
-def test_unknown_baseline_is_an_error_that_lists_the_known_ones(masses: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=f"no baseline 'magic'. Known: {', '.join(BASELINES)}"):
-        fit_baseline(
-            "magic",
-            SMILES,
-            labels=masses,
-            split=SPLIT,
-            problem_type="regression",
-            label_names=["label 0"],
-            seed=0,
-        )
-
-
 def test_molecules_may_be_rdkit_objects(masses: np.ndarray) -> None:
     mols = [Chem.MolFromSmiles(smiles) for smiles in SMILES]
     results = fit_baselines(
@@ -224,6 +215,22 @@ def test_molecules_may_be_rdkit_objects(masses: np.ndarray) -> None:
         seed=0,
     )
     assert results == fit(masses, "regression")
+
+
+def test_fingerprints_count_and_descriptors_are_finite_or_nan() -> None:
+    mols = [Chem.MolFromSmiles(smiles) for smiles in ("CCO", "c1ccccc1", "C")]
+    fingerprints = compute_fingerprints(mols)
+    assert fingerprints.shape == (3, 2048)
+    assert fingerprints[1].max() == 6
+    descriptors = compute_descriptors(mols)
+    assert descriptors.shape[0] == 3
+    assert not np.isinf(descriptors).any()
+
+
+def test_undefined_descriptors_are_filled_with_the_train_median() -> None:
+    descriptors = np.array([[1.0, np.nan, 5.0], [3.0, np.nan, 5.0], [np.nan, 2.0, 900.0]])
+    prepared = standardize_descriptors(descriptors, train=np.array([0, 1]))
+    np.testing.assert_allclose(prepared, [[-1, 0], [1, 0], [0, 8]], atol=1e-12)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from rmat_hf.data.stored_features import (
 from rmat_hf.model.configuration_rmat import BEYOND_CUTOFF, MASK_COLUMN, RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.collators import FinetuningCollator, PretrainingCollator
+from rmat_hf.training.collators import PretrainingCollator, RMatDataCollator
 from rmat_hf.training.objectives.atom_contexts import AtomContextVocabulary
 from rmat_hf.training.objectives.descriptor_quantiles import DescriptorQuantiles
 from rmat_hf.training.objectives.pretraining_targets import PretrainingTargets, count_atom_contexts
@@ -33,7 +33,7 @@ def featurize(
 def test_batch_is_the_one_of_the_processor_with_labels(descriptors: list[str] | None) -> None:
     processor = RMatProcessor(geometry="bounds", molecule_descriptors=descriptors)
     rows = featurize(processor, [[float(i)] for i in range(len(TINY_SMILES))])
-    batch = FinetuningCollator(processor)([rows[i] for i in range(len(rows))])
+    batch = RMatDataCollator(processor)([rows[i] for i in range(len(rows))])
     labels = batch.pop("labels")
     expected = dict(processor(list(map(Chem.CanonSmiles, TINY_SMILES)), return_tensors="pt"))
     assert set(batch) == set(expected)
@@ -45,7 +45,7 @@ def test_batch_is_the_one_of_the_processor_with_labels(descriptors: list[str] | 
 
 def test_rows_are_padded_to_the_largest_of_their_batch(processor: RMatProcessor) -> None:
     rows = featurize(processor, [[0.0]] * len(TINY_SMILES))
-    batch = FinetuningCollator(processor)([rows[2], rows[0]])
+    batch = RMatDataCollator(processor)([rows[2], rows[0]])
     # methane and ethanol, each with its dummy node
     assert batch["attention_mask"].sum(1).tolist() == [2, 4]
     assert batch["node_features"].shape[:2] == (2, 4)
@@ -53,7 +53,7 @@ def test_rows_are_padded_to_the_largest_of_their_batch(processor: RMatProcessor)
 
 def test_rows_without_the_descriptors_of_the_processor_are_refused() -> None:
     rows = featurize(RMatProcessor(geometry="bounds"), [[0.0]], ["C"])
-    collator = FinetuningCollator(RMatProcessor(geometry="bounds", molecule_descriptors=["MolWt"]))
+    collator = RMatDataCollator(RMatProcessor(geometry="bounds", molecule_descriptors=["MolWt"]))
     with pytest.raises(ValueError, match="not featurized with the 1 molecule descriptors"):
         collator(list(rows))
 
@@ -61,7 +61,7 @@ def test_rows_without_the_descriptors_of_the_processor_are_refused() -> None:
 def test_missing_labels_stay_nan_in_float32(processor: RMatProcessor) -> None:
     labels = [[0.1, float("nan")], [float("nan"), 2.0], [float("nan")] * 2]
     rows = featurize(processor, labels, ["CCO", "CCN", "C"])
-    batch = FinetuningCollator(processor)(list(rows))
+    batch = RMatDataCollator(processor)(list(rows))
     assert batch["labels"].dtype == torch.float32
     np.testing.assert_array_equal(batch["labels"].numpy(), np.array(labels, dtype=np.float32))
 
@@ -70,7 +70,7 @@ def test_model_takes_the_batch_and_ignores_missing_labels(
     processor: RMatProcessor, tiny_model: RMatForSequenceClassification
 ) -> None:
     rows = featurize(processor, [[1.0], [float("nan")], [3.0]], ["CCO", "CCN", "C"])
-    output = tiny_model(**FinetuningCollator(processor)(list(rows)))
+    output = tiny_model(**RMatDataCollator(processor)(list(rows)))
     known = output.logits[[0, 2]] - torch.tensor([[1.0], [3.0]])
     torch.testing.assert_close(output.loss, (known**2).mean(), rtol=1e-5, atol=1e-6)
 

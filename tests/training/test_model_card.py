@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rmat_hf.cli import app
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import (
     PARITY_PLOT,
@@ -28,7 +29,7 @@ PIXELS_PER_LABEL = 720
 def build_report(
     problem_type: str = "regression", names: tuple[str, ...] = ("y",), **fields: Any
 ) -> FinetuningReport:
-    """Random labels and predictions; the first label of every part is missing."""
+    """Random labels and predictions, the first label of every part missing; `fields` are flags."""
     rng = np.random.default_rng(0)
     num_labels = len(names)
     is_single_label = problem_type == "single_label_classification"
@@ -53,19 +54,18 @@ def build_report(
         )
         for part in SIZES
     }
-    defaults = {
-        "config": RMatConfig(**TINY_ARCHITECTURE, **options),
-        "dataset": "table.csv",
-        "split": "scaffold",
-        "metrics": metrics,
-        "baselines": {},
-        "labels": labels,
-        "predictions": predictions,
-        "num_dropped": 7,
-        "max_atoms": 99,
-        "base_model": "scratch",
-    }
-    return FinetuningReport(**{**defaults, **fields})
+    baselines = fields.pop("baselines", {})
+    run = {"dataset": "table.csv", "split": "scaffold", "model": "scratch", "output_dir": "run"}
+    return FinetuningReport(
+        config=RMatConfig(**TINY_ARCHITECTURE, **options),
+        arguments=FinetuningArguments(label_columns=list(names), **{**run, **fields}),
+        metrics=metrics,
+        baselines=baselines,
+        labels=labels,
+        predictions=predictions,
+        num_dropped=7,
+        max_atoms=99,
+    )
 
 
 def save_card(folder: Path, report: FinetuningReport) -> ModelCard:
@@ -257,7 +257,7 @@ def test_card_states_limits_license_and_where_the_model_started(tmp_path: Path) 
     assert (card.data.datasets, card.data.base_model) == (None, None)
     assert "no stereo feature" in card.text and "`max_atoms` (here 99)" in card.text
     assert "started from: scratch" in card.text
-    report = build_report(license_name="cc-by-4.0", dataset="me/data", base_model="me/model")
+    report = build_report(license="cc-by-4.0", dataset="me/data", model="me/model")
     data = save_card(tmp_path, report).data
     assert (data.license, data.datasets, data.base_model) == ("cc-by-4.0", "me/data", "me/model")
 

@@ -1,6 +1,6 @@
 import csv
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +8,18 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, softmax
-from tiny import TINY_ARCHITECTURE
-from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
+from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 
 from rmat_hf.inference.prediction import predict
+from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.collators import FinetuningCollator
+from rmat_hf.training.collators import RMatDataCollator
 from rmat_hf.training.metrics import compute_metrics_for_problem
-from rmat_hf.training.model_building import build_finetuning_model
 from rmat_hf.training.model_card import FinetuningReport
-from rmat_hf.training.run_folder import (
-    describe_arguments,
-    name_source,
-    name_split,
-    save_json,
-    save_run_folder,
-)
+from rmat_hf.training.recipe import build_finetuning_model, build_training_arguments
+from rmat_hf.training.run_folder import build_finetuning_report, describe_metrics, save_run_folder
 from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
+from rmat_hf.training.trainer import RMatTrainer
 
 FILES = {
     "README.md",
@@ -39,6 +33,7 @@ FILES = {
     "split.csv",
     "training_log.json",
 }
+NUM_MEMBERS = 3
 LOG = [{"epoch": 1.0, "loss": 0.5}, {"epoch": 1.0, "eval_rmse": 2.0}]
 
 
@@ -67,7 +62,7 @@ def save_untrained_run(
     task = build_finetuning_task(arguments)
     torch.manual_seed(0)
     model = build_finetuning_model(arguments, task).eval()
-    collator = FinetuningCollator(task.processor)
+    collator = RMatDataCollator(task.processor)
     with torch.no_grad():
         logits = {part: model(**collator(list(task.select(part)))).logits.numpy() for part in PARTS}
     labels = {part: task.labels(part) for part in PARTS}
@@ -82,26 +77,17 @@ def save_untrained_run(
     }
     report = FinetuningReport(
         config=model.config,
-        dataset="table.csv",
-        split=name_split(arguments),
+        arguments=arguments,
         metrics=metrics,
         baselines=baselines or {},
         labels=labels,
         predictions=logits,
         num_dropped=len(task.dropped),
         max_atoms=task.processor.max_atoms,
-        base_model="scratch",
     )
     folder = path / "written"
     folder.mkdir()
-    save_run_folder(
-        folder,
-        model=model,
-        task=task,
-        report=report,
-        arguments=arguments,
-        log_history=LOG,
-    )
+    save_run_folder(folder, model=model, task=task, report=report, log_history=LOG)
     return SavedRun(folder, model, task, logits)
 
 
@@ -288,63 +274,77 @@ def test_arguments_file_holds_no_path_of_this_machine(regression_run: SavedRun) 
             assert str(regression_run.folder.parent) not in path.read_text(), path.name
 
 
-def test_json_files_of_a_run_are_described_by_their_content(
-    tmp_path: Path, tiny_model_folder: Path
-) -> None:
-    arguments = build_tiny_arguments(
-        tmp_path,
-        training_arguments=write_json(tmp_path / "trainer.json", {"max_steps": 3}),
-        model=str(tiny_model_folder),
-        model_config=write_json(tmp_path / "architecture.json", TINY_ARCHITECTURE),
+def build_report(folder: Path, *, num_members: int) -> tuple[FinetuningReport, Any, Any]:
+    columns = {"y": range(12), "part": TABLE_PARTS}
+    arguments = build_tiny_arguments(folder, columns, num_members=num_members)
+    task = build_finetuning_task(arguments)
+    torch.manual_seed(0)
+    models = [build_finetuning_model(arguments, task).eval() for _ in range(num_members)]
+    model: Any = models[0]
+    if num_members > 1:
+        model = RMatEnsembleForSequenceClassification.from_members(models)
+    trainer = RMatTrainer(
+        model=model,
+        args=build_training_arguments(arguments, folder),
+        data_collator=RMatDataCollator(task.processor),
+        eval_dataset=task.select("valid"),
     )
-    described = describe_arguments(arguments)
-    assert described["training_arguments"] == {"max_steps": 3}
-    assert described["model_config"] == TINY_ARCHITECTURE
-    assert described["model"] == "tiny_model"
-    assert str(tmp_path) not in json.dumps(described)
+    report = build_finetuning_report(arguments, task, trainer=trainer, baselines={"svm": {}})
+    return report, task, models
 
 
-def test_described_arguments_are_all_that_decide_the_result(tmp_path: Path) -> None:
-    started = {"overwrite": True, "num_workers": 4, "feature_cache": str(tmp_path)}
-    described = describe_arguments(build_tiny_arguments(tmp_path, seed=5, **started))
-    assert described == describe_arguments(build_tiny_arguments(tmp_path, seed=5, resume=True))
-    names = {field.name for field in fields(FinetuningArguments)}
-    assert set(described) == names - {"overwrite", "resume", "num_workers", "feature_cache"}
-    assert described["seed"] == 5
-    assert described["model"] == "scratch"
+def compute_logits(model: Any, task: Any, part: str) -> np.ndarray:
+    with torch.no_grad():
+        batch = RMatDataCollator(task.processor)(list(task.select(part)))
+        return model(**batch).logits.numpy()
 
 
-def test_source_on_the_hub_keeps_its_id_and_a_path_its_last_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_members", [1, NUM_MEMBERS])
+def test_metrics_are_those_of_the_predictions_in_the_order_of_the_rows(
+    num_members: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "data").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert name_source("scikit-fingerprints/MoleculeNet_ESOL") == (
-        "scikit-fingerprints/MoleculeNet_ESOL"
-    )
-    assert name_source("./data/") == "data"
-    assert name_source(".") == tmp_path.name
-    assert name_source(str(tmp_path / "missing.csv")) == "missing.csv"
-    assert name_source("freesolv") == "freesolv"
+    report, task, models = build_report(tmp_path, num_members=num_members)
+    for part in PARTS:
+        expected = np.mean([compute_logits(model, task, part) for model in models], axis=0)
+        np.testing.assert_allclose(report.predictions[part], expected, rtol=0, atol=1e-5)
+        metrics = compute_metrics_for_problem(
+            "regression", expected, labels=task.labels(part), label_names=["y"]
+        )
+        assert report.metrics[part]["rmse"] == pytest.approx(metrics["rmse"], abs=1e-5)
+    assert report.baselines == {"svm": {}}
 
 
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({}, "random"),
-        ({"split": "scaffold_balanced"}, "scaffold_balanced"),
-        ({"split": "cluster"}, "cluster"),
-        ({"split": "cluster", "cluster_cutoff": 0.4}, "cluster-0.4"),
-        ({"split": "time", "time_column": "day"}, "time"),
-        ({"split": "kfold", "num_folds": 5, "fold": 0}, "fold-0-of-5"),
-    ],
-)
-def test_split_is_named_with_what_makes_its_metrics_its_own(
-    tmp_path: Path, options: dict[str, Any], name: str
-) -> None:
-    assert name_split(build_tiny_arguments(tmp_path, **options)) == name
+def test_an_ensemble_reports_every_member_alone(tmp_path: Path) -> None:
+    report, task, models = build_report(tmp_path, num_members=NUM_MEMBERS)
+    assert report.member_predictions is not None
+    for idx, model in enumerate(models):
+        for part in PARTS:
+            logits = compute_logits(model, task, part)
+            ours = report.member_predictions[part][:, idx]
+            np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-5)
+            metrics = compute_metrics_for_problem(
+                "regression", logits, labels=task.labels(part), label_names=["y"]
+            )
+            rmse = report.member_metrics[idx][part]["rmse"]
+            assert rmse == pytest.approx(metrics["rmse"], abs=1e-5)
 
 
-def test_json_is_indented_and_ends_with_a_newline(tmp_path: Path) -> None:
-    save_json(tmp_path / "x.json", {"a": None})
-    assert (tmp_path / "x.json").read_text() == '{\n  "a": null\n}\n'
+def test_a_single_model_has_no_members(tmp_path: Path) -> None:
+    report, _, _ = build_report(tmp_path, num_members=1)
+    assert report.member_predictions is None and report.member_metrics == []
+
+
+def test_every_model_and_part_is_a_row_and_every_number_a_column() -> None:
+    metrics = {
+        part: {"rmse": 0.5, "r2": None, "per_label": {}} for part in ("train", "valid", "test")
+    }
+    forest = {part: {"rmse": 1.25, "r2": 0.75} for part in metrics}
+    table = describe_metrics(metrics, {"random forest": forest})
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0] == ["rmse", "r2"]
+    assert lines[1:3] == [
+        ["R-MAT", "train", "0.5000", "undefined"],
+        ["R-MAT", "valid", "0.5000", "undefined"],
+    ]
+    assert lines[-1] == ["random", "forest", "test", "1.2500", "0.7500"]
+    assert len(lines) == 7

@@ -20,7 +20,7 @@ from transformers.trainer import Trainer
 
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.collators import FinetuningCollator
+from rmat_hf.training.collators import RMatDataCollator
 from rmat_hf.training.finetuning import run_finetuning
 
 
@@ -113,13 +113,13 @@ def test_batches_of_a_finetuning_hold_molecules_of_similar_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[list[int]] = []
-    collate = FinetuningCollator.__call__
+    collate = RMatDataCollator.__call__
 
-    def record(self: FinetuningCollator, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def record(self: RMatDataCollator, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batches.append([row["num_nodes"] for row in rows])
         return collate(self, rows)
 
-    monkeypatch.setattr(FinetuningCollator, "__call__", record)
+    monkeypatch.setattr(RMatDataCollator, "__call__", record)
     num_train = 40
     run_finetuning(
         build_tiny_arguments(

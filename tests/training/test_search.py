@@ -3,7 +3,7 @@
 import csv
 import importlib.util
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
+from transformers.trainer import Trainer
 
+from rmat_hf.errors import UserError
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.hyperparameter_search import SEARCHED_FLAGS, validate_search
+from rmat_hf.training.search import SEARCHED_FLAGS, validate_search
 
 
 def build_search(folder: Path, **options: Any) -> FinetuningArguments:
@@ -67,26 +69,35 @@ def test_the_same_seed_tries_the_same_settings_and_ends_in_the_same_weights(
     assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
 
 
-def test_a_finished_search_is_repeated_by_a_resumed_run_only_for_other_arguments(
+def test_an_interrupted_search_goes_on_to_the_trials_of_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optuna = pytest.importorskip("optuna")
-    with monkeypatch.context() as patch:
+    pytest.importorskip("optuna")
+    undisturbed = build_search(tmp_path / "a", hpo_trials=3, num_train_epochs=1)
+    interrupted = build_search(tmp_path / "b", hpo_trials=3, num_train_epochs=1)
+    run_finetuning(undisturbed)
+    trained: list[int] = []
+    train = Trainer.train
 
-        def crash(*args: Any, **kwargs: Any) -> None:
+    def train_or_crash(trainer: Trainer, **options: Any) -> Any:
+        trained.append(trainer.args.per_device_train_batch_size)
+        if len(trained) == 3:
             raise KeyboardInterrupt
+        return train(trainer, **options)
 
-        patch.setattr("rmat_hf.training.finetuning.build_finetuning_report", crash)
-        with pytest.raises(KeyboardInterrupt):
-            run_finetuning(build_search(tmp_path))
-    work_dir = tmp_path / "run.in_progress"
-    for checkpoint in work_dir.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    monkeypatch.setattr(optuna, "create_study", None)
-    with pytest.raises(TypeError):
-        run_finetuning(build_search(tmp_path, resume=True, warmup_ratio=0.2))
-    run_finetuning(build_search(tmp_path, resume=True))
-    assert len(read_trials(tmp_path / "run")) == 2
+    monkeypatch.setattr(Trainer, "train", train_or_crash)
+    with pytest.raises(KeyboardInterrupt):
+        run_finetuning(interrupted)
+    run_finetuning(replace(interrupted, resume=True))
+    # two trials, the one that was cut off, that again, and the run itself
+    assert len(trained) == 5
+    assert read_trials(tmp_path / "b" / "run") == read_trials(tmp_path / "a" / "run")
+    weights, again = (load_file(tmp_path / name / "run" / "model.safetensors") for name in "ab")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    # other arguments: nothing of it is used
+    search_again = replace(interrupted, overwrite=True, warmup_ratio=0.2)
+    run_finetuning(search_again)
+    assert len(trained) == 5 + 4
 
 
 def test_a_missing_optuna_is_one_line_that_says_what_to_install(
@@ -100,8 +111,14 @@ def test_a_missing_optuna_is_one_line_that_says_what_to_install(
     validate_search(build_search(tmp_path, hpo_trials=0))
 
 
+def test_a_search_in_several_processes_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    with pytest.raises(UserError, match="without torchrun"):
+        validate_search(build_search(tmp_path), num_processes=2)
+
+
 def test_a_file_that_fixes_what_is_searched_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     overrides = write_json(tmp_path / "overrides.json", {"learning_rate": 1e-3, "seed": 1})
-    with pytest.raises(ValueError, match=r"sets learning_rate, which --hpo-trials searches"):
+    with pytest.raises(ValueError, match=r"searches learning_rate, which .*overrides.json sets"):
         validate_search(build_search(tmp_path, training_arguments=overrides))

@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE
-from rmat_hf.training.model_building import (
+from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE, FinetuningArguments
+from rmat_hf.training.recipe import (
     REGRESSION_HEAD,
     build_finetuning_config,
     build_finetuning_model,
-    choose_head_learning_rate,
+    build_training_arguments,
+    choose_num_epochs,
     compute_balanced_weights,
+    gets_regression_head,
+    resolve_defaults,
 )
 from rmat_hf.training.task import build_finetuning_task
+from rmat_hf.training.trainer import RMatTrainingArguments
 
 OUTLIER = 1e6
 
@@ -182,11 +187,6 @@ def test_balanced_classes_of_a_single_label_reach_the_config(tmp_path: Path) -> 
     assert config.loss_weights == pytest.approx([8 / (2 * 6), 8 / (2 * 2)], rel=1e-12)
 
 
-def test_regression_cannot_be_balanced(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--class-weighting balanced is for classification"):
-        build_config(tmp_path, class_weighting="balanced")
-
-
 def test_descriptor_scaler_is_fitted_on_train_alone(tmp_path: Path) -> None:
     smiles = [*TABLE_SMILES[:11], "C" * 60]
     columns = {"smiles": smiles, "y": range(12), "part": TABLE_PARTS}
@@ -294,11 +294,24 @@ def test_a_regression_gives_a_pretrained_encoder_a_head_of_its_own(
     pretrained: str, tmp_path: Path
 ) -> None:
     arguments = build_tiny_arguments(tmp_path, model=pretrained)
-    config = build_finetuning_config(arguments, build_finetuning_task(arguments))
-    assert read_head(config) == REGRESSION_HEAD
-    assert choose_head_learning_rate(arguments) == 3e-3
+    task = build_finetuning_task(arguments)
+    assert gets_regression_head(arguments, task)
+    assert read_head(build_finetuning_config(arguments, task)) == REGRESSION_HEAD
+    assert resolve_defaults(arguments, task).head_learning_rate == 3e-3
     arguments.head_learning_rate = 1e-5
-    assert choose_head_learning_rate(arguments) == 1e-5
+    assert resolve_defaults(arguments, task).head_learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(("start", "learning_rate"), [("scratch", 5e-4), ("pretrained", 3e-4)])
+def test_default_learning_rate_depends_on_where_training_starts(
+    start: str, learning_rate: float, pretrained: str, tmp_path: Path
+) -> None:
+    model = pretrained if start == "pretrained" else start
+    arguments = build_tiny_arguments(tmp_path, model=model)
+    task = build_finetuning_task(arguments)
+    assert resolve_defaults(arguments, task).learning_rate == learning_rate
+    arguments.learning_rate = 0.0
+    assert resolve_defaults(arguments, task).learning_rate == 0.0
 
 
 def test_the_head_of_a_regression_can_be_overridden(pretrained: str, tmp_path: Path) -> None:
@@ -315,7 +328,135 @@ def test_every_other_start_keeps_the_head_of_the_model(
     labels = {"y": [0, 1] * 6}
     problem = "multi_label_classification" if start == "classification" else "regression"
     arguments = build_tiny_arguments(tmp_path, labels, model=model, problem_type=problem)
-    config = build_finetuning_config(arguments, build_finetuning_task(arguments))
+    task = build_finetuning_task(arguments)
+    config = build_finetuning_config(arguments, task)
     assert config.head_norm and config.classifier_dropout is None
     assert config.head_hidden_size == RMatConfig(**TINY_ARCHITECTURE).head_hidden_size
-    assert choose_head_learning_rate(arguments) is None
+    assert resolve_defaults(arguments, task).head_learning_rate is None
+
+
+def build(**options: Any) -> FinetuningArguments:
+    required = {"dataset": "table.csv", "label_columns": ["a", "b"], "output_dir": "run"}
+    return FinetuningArguments(**{**required, **options})
+
+
+def build_for_trainer(tmp_path: Path, **options: Any) -> RMatTrainingArguments:
+    return build_training_arguments(build(**options), tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "metric", "is_greater_better"),
+    [
+        ("regression", "rmse", False),
+        ("multi_label_classification", "roc_auc", True),
+        ("single_label_classification", "roc_auc", True),
+    ],
+)
+def test_best_model_is_chosen_by_the_metric_of_the_problem(
+    tmp_path: Path, problem_type: str, metric: str, is_greater_better: bool
+) -> None:
+    trainer = build_for_trainer(tmp_path, problem_type=problem_type)
+    assert trainer.metric_for_best_model == metric
+    assert trainer.greater_is_better is is_greater_better
+    assert trainer.load_best_model_at_end
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "metric", "is_greater_better"),
+    [
+        ("regression", "r2", True),
+        ("regression", "eval_mae", False),
+        ("multi_label_classification", "loss", False),
+        ("multi_label_classification", "eval_pr_auc", True),
+    ],
+)
+def test_direction_follows_an_overridden_metric(
+    tmp_path: Path, problem_type: str, metric: str, is_greater_better: bool
+) -> None:
+    path = write_json(tmp_path / "trainer.json", {"metric_for_best_model": metric})
+    trainer = build_for_trainer(tmp_path, problem_type=problem_type, training_arguments=path)
+    assert trainer.metric_for_best_model == metric
+    assert trainer.greater_is_better is is_greater_better
+
+
+def test_flags_reach_the_trainer(tmp_path: Path) -> None:
+    trainer = build_for_trainer(
+        tmp_path,
+        batch_size=7,
+        learning_rate=0.25,
+        num_train_epochs=3.0,
+        weight_decay=0.125,
+        warmup_ratio=0.2,
+        seed=11,
+    )
+    assert trainer.output_dir == str(tmp_path / "checkpoints")
+    assert trainer.per_device_train_batch_size == 7
+    assert trainer.per_device_eval_batch_size == 14
+    assert trainer.learning_rate == 0.25
+    assert trainer.num_train_epochs == 3.0
+    assert trainer.weight_decay == 0.125
+    assert trainer.get_warmup_steps(100) == 20
+    assert trainer.seed == 11
+    assert trainer.report_to == []
+    assert not trainer.remove_unused_columns
+
+
+def test_run_keeps_one_checkpoint_and_scores_once_an_epoch(tmp_path: Path) -> None:
+    trainer = build_for_trainer(tmp_path)
+    assert trainer.save_total_limit == 1
+    assert trainer.eval_strategy == trainer.save_strategy == trainer.logging_strategy == "epoch"
+    assert trainer.lr_scheduler_type == "cosine"
+    assert trainer.label_names == ["labels"]
+
+
+def test_direction_can_be_overridden_as_well(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "trainer.json", {"greater_is_better": True})
+    assert build_for_trainer(tmp_path, training_arguments=path).greater_is_better is True
+
+
+def test_json_file_overrides_flags_and_defaults(tmp_path: Path) -> None:
+    overrides = {"learning_rate": 0.5, "lr_scheduler_type": "linear", "max_steps": 3}
+    path = write_json(tmp_path / "trainer.json", overrides)
+    trainer = build_for_trainer(tmp_path, learning_rate=0.25, training_arguments=path)
+    assert trainer.learning_rate == 0.5
+    assert trainer.lr_scheduler_type == "linear"
+    assert trainer.max_steps == 3
+    assert trainer.weight_decay == build().weight_decay
+
+
+@pytest.mark.parametrize("name", ["learning_rte", "output_dir"])
+def test_json_key_that_cannot_be_overridden_is_an_error_that_names_file_and_key(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "trainer.json"
+    path.write_text(json.dumps({name: "x"}))
+    with pytest.raises(ValueError, match=name) as error:
+        build_for_trainer(tmp_path, training_arguments=str(path))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "num_train_rows", "expected"),
+    [
+        ({"model": "scratch"}, 1600, 60),
+        ({"model": "scratch", "problem_type": "multi_label_classification"}, 1600, 60),
+        ({}, 1600, 40),
+        ({}, 320, 50),
+        ({}, 3, 60),
+        ({"problem_type": "multi_label_classification"}, 1600, 10),
+        ({"problem_type": "single_label_classification"}, 320, 50),
+        ({"problem_type": "single_label_classification"}, 3, 60),
+        (
+            {
+                "problem_type": "multi_label_classification",
+                "num_train_epochs": 7,
+            },
+            320,
+            7,
+        ),
+    ],
+)
+def test_a_trained_model_takes_fewer_epochs_but_not_too_few_steps(
+    options: dict[str, Any], num_train_rows: int, expected: float
+) -> None:
+    assert choose_num_epochs(build(**options), num_train_rows=num_train_rows) == expected

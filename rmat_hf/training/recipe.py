@@ -1,0 +1,242 @@
+"""What a finetuning run starts from and how it trains: the choices of docs/finetuning_recipe.md."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rmat_hf.data.stored_features import read_molecule_descriptors
+from rmat_hf.errors import UserError
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import ATOM_FEATURES
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.training.arguments import (
+    SCRATCH,
+    SCRATCH_ARCHITECTURE,
+    FinetuningArguments,
+    build_from_fields,
+    load_json_fields,
+)
+from rmat_hf.training.metrics import list_metrics
+from rmat_hf.training.task import FinetuningTask
+from rmat_hf.training.trainer import RMatTrainingArguments
+
+# The head of a regression on a pretrained encoder.
+REGRESSION_HEAD: dict[str, Any] = {
+    "num_head_layers": 2,
+    "head_hidden_size": 512,
+    "head_norm": False,
+    "classifier_dropout": 0.3,
+}
+REGRESSION_HEAD_LEARNING_RATE = 3e-3
+# Peak learning rate by whether training starts from random weights.
+DEFAULT_LEARNING_RATES = {True: 5e-4, False: 3e-4}
+DEFAULT_NUM_EPOCHS = 60
+# From a trained model, by whether the problem is a regression.
+FINETUNING_EPOCHS = {True: 40, False: 10}
+LEAST_FINETUNING_STEPS = 500
+
+
+def resolve_defaults(arguments: FinetuningArguments, task: FinetuningTask) -> FinetuningArguments:
+    """Return the arguments with the learning rates and epochs that they leave to the recipe.
+
+    Args:
+        arguments (`FinetuningArguments`): Model to start from and kind of labels.
+        task (`FinetuningTask`): Its rows.
+    """
+    defaults: dict[str, Any] = {
+        "learning_rate": DEFAULT_LEARNING_RATES[arguments.model == SCRATCH],
+        "num_train_epochs": choose_num_epochs(arguments, num_train_rows=len(task.split.train)),
+    }
+    if gets_regression_head(arguments, task):
+        defaults["head_learning_rate"] = REGRESSION_HEAD_LEARNING_RATE
+    missing = {name: it for name, it in defaults.items() if getattr(arguments, name) is None}
+    return replace(arguments, **missing)
+
+
+def choose_num_epochs(arguments: FinetuningArguments, *, num_train_rows: int) -> float:
+    """Return the most epochs of a run: its own, or the default for the task.
+
+    Args:
+        arguments (`FinetuningArguments`): Model to start from and kind of labels.
+        num_train_rows (`int`): Size of the train part.
+    """
+    if arguments.num_train_epochs is not None:
+        return arguments.num_train_epochs
+    if arguments.model == SCRATCH:
+        return float(DEFAULT_NUM_EPOCHS)
+    steps_per_epoch = math.ceil(num_train_rows / arguments.batch_size)
+    needed = math.ceil(LEAST_FINETUNING_STEPS / steps_per_epoch)
+    usual = FINETUNING_EPOCHS[arguments.problem_type == "regression"]
+    return float(min(max(usual, needed), DEFAULT_NUM_EPOCHS))
+
+
+def gets_regression_head(arguments: FinetuningArguments, task: FinetuningTask) -> bool:
+    """Return whether a regression starts from a trained encoder without a prediction head."""
+    if arguments.problem_type != "regression" or task.checkpoint is None:
+        return False
+    architectures = task.checkpoint.config.architectures or []
+    return RMatForSequenceClassification.__name__ not in architectures
+
+
+def build_finetuning_model(
+    arguments: FinetuningArguments, task: FinetuningTask
+) -> RMatForSequenceClassification:
+    """Return the model to train, with the scaling of labels and descriptors fitted on train.
+
+    Args:
+        arguments (`FinetuningArguments`): Model to start from.
+        task (`FinetuningTask`): Labels and descriptors.
+
+    Raises:
+        UserError: If the model cannot be loaded or a configuration field is unknown.
+    """
+    config = build_finetuning_config(arguments, task)
+    if task.checkpoint is None:
+        model = RMatForSequenceClassification(config)
+    else:
+        try:
+            model = task.checkpoint.load_model(RMatForSequenceClassification, config=config)
+        except UserError as error:
+            if arguments.model_config is None:
+                raise
+            raise UserError(
+                f"{error} If {arguments.model_config!r} is to change sizes that the weights of "
+                f"{arguments.model!r} have, pass --model scratch to train from random weights."
+            ) from error
+    if model.descriptor_scaler is not None:
+        descriptors = read_molecule_descriptors(task.select("train")["features"][:])
+        model.descriptor_scaler.fit(torch.from_numpy(descriptors))
+    return model
+
+
+def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask) -> RMatConfig:
+    """Return the architecture of the model to start from, with the labels of the task."""
+    if task.checkpoint is None:
+        fields = SCRATCH_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
+    else:
+        fields = task.checkpoint.config.get_architecture()
+        fields |= REGRESSION_HEAD if gets_regression_head(arguments, task) else {}
+    known = RMatConfig.list_architecture_fields()
+    fields |= load_json_fields(arguments.model_config, known=known)
+    if arguments.dropout is not None:
+        fields["hidden_dropout_prob"] = arguments.dropout
+    fields |= _build_label_fields(arguments, task)
+    return build_from_fields(RMatConfig, fields, source=arguments.model_config)
+
+
+def _build_label_fields(arguments: FinetuningArguments, task: FinetuningTask) -> dict[str, Any]:
+    labels = task.labels("train")
+    names = task.class_names or arguments.label_columns
+    fields: dict[str, Any] = {
+        "num_molecule_descriptors": len(task.processor.molecule_descriptors or []),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: idx for idx, name in enumerate(names)},
+        "problem_type": arguments.problem_type,
+        "label_units": list(arguments.label_units) or None,
+    }
+    if arguments.problem_type == "regression":
+        fields |= _fit_label_scaling(labels, names=names)
+    elif arguments.problem_type == "single_label_classification":
+        fields["label_name"] = arguments.label_columns[0]
+    if arguments.class_weighting == "balanced":
+        fields["loss_weights"] = compute_balanced_weights(
+            labels, problem_type=arguments.problem_type, num_outputs=len(names)
+        )
+    return fields
+
+
+def _fit_label_scaling(labels: np.ndarray, *, names: list[str]) -> dict[str, list[float]]:
+    unlabeled = np.flatnonzero(np.isnan(labels).all(axis=0))
+    if len(unlabeled):
+        raise UserError(
+            f"Label {names[unlabeled[0]]!r} has no value in the train part. "
+            "Drop the label, or choose another split."
+        )
+    # a label that is constant on train is centered and keeps its scale; its computed standard
+    # deviation may be a rounding error instead of 0
+    is_constant = np.nanmax(labels, axis=0) == np.nanmin(labels, axis=0)
+    return {
+        "label_mean": np.nanmean(labels, axis=0).tolist(),
+        "label_std": np.where(is_constant, 1.0, np.nanstd(labels, axis=0)).tolist(),
+    }
+
+
+def compute_balanced_weights(
+    labels: np.ndarray, *, problem_type: str, num_outputs: int
+) -> list[float]:
+    """Return weights under which rare and frequent classes cost the same.
+
+    Args:
+        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Train labels, NaN where missing.
+        problem_type (`str`): One of the two classifications.
+        num_outputs (`int`): Labels of a multi-label, classes of a single-label classification.
+
+    Returns:
+        `list[float]`: negatives per positive for each label, or the weight of each class.
+
+    Raises:
+        UserError: If a class has no row.
+    """
+    if problem_type == "multi_label_classification":
+        counts = np.stack([(labels == 0).sum(axis=0), (labels == 1).sum(axis=0)])
+        weights = counts[0] / np.maximum(counts[1], 1)
+    else:
+        counts = np.bincount(labels[~np.isnan(labels)].astype(int), minlength=num_outputs)
+        weights = counts.sum() / (num_outputs * np.maximum(counts, 1))
+    if not counts.all():
+        raise UserError("A class has no row in the train part, so it cannot be balanced.")
+    return weights.tolist()
+
+
+def build_training_arguments(
+    arguments: FinetuningArguments, checkpoint_dir: Path
+) -> RMatTrainingArguments:
+    """Return the training arguments of a finetuning run, overridden by `--training-arguments`.
+
+    Args:
+        arguments (`FinetuningArguments`): Possibly before [`resolve_defaults`].
+        checkpoint_dir (`Path`): Gets the checkpoints.
+    """
+    overrides = load_json_fields(arguments.training_arguments)
+    metrics = {metric.name: metric for metric in list_metrics(arguments.problem_type)}
+    metric = str(overrides.get("metric_for_best_model", next(iter(metrics))))
+    name = metric.removeprefix("eval_")
+    problem = None
+    if overrides.get("eval_strategy", "epoch") == "no":
+        problem = "eval_strategy is 'no', but the best checkpoint is chosen on valid"
+    elif "output_dir" in overrides:
+        problem = "output_dir is what --output-dir says"
+    elif name != "loss" and name not in metrics:
+        problem = f"metric_for_best_model is {metric!r}. Choose one of {['loss', *metrics]}"
+    if problem is not None:
+        raise UserError(f"{arguments.training_arguments}: {problem}.")
+    fields = {
+        "per_device_train_batch_size": arguments.batch_size,
+        "per_device_eval_batch_size": 2 * arguments.batch_size,
+        "learning_rate": arguments.learning_rate,
+        "head_learning_rate": arguments.head_learning_rate,
+        "num_train_epochs": arguments.num_train_epochs,
+        "weight_decay": arguments.weight_decay,
+        "ema_decay": arguments.ema_decay,
+        "warmup_steps": arguments.warmup_ratio,
+        "lr_scheduler_type": "cosine",
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": metric,
+        "greater_is_better": name in metrics and metrics[name].greater_is_better,
+        "seed": arguments.seed,
+        "report_to": arguments.report_to,
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    return build_from_fields(
+        RMatTrainingArguments,
+        {**given, **overrides, "output_dir": str(checkpoint_dir)},
+        source=arguments.training_arguments,
+    )
