@@ -91,23 +91,6 @@ def silence_rdkit() -> Iterator[list[str]]:
         errors.extend(_LOG_TIMESTAMP.sub("", line) for line in log.messages.splitlines())
 
 
-@contextmanager
-def _explained_by_rdkit() -> Iterator[None]:
-    """Turn what RDKit raises into a `MoleculeError`."""
-    with silence_rdkit():
-        try:
-            yield
-        except (RuntimeError, ValueError) as error:
-            raise MoleculeError(_find_reason(str(error).splitlines())) from error
-
-
-def _find_reason(lines: Iterable[str]) -> str:
-    # what RDKit says of a violated condition inside it starts with empty and decorated lines
-    return next(
-        (line.strip() for line in lines if line.strip("* ")), "RDKit cannot parse the SMILES"
-    )
-
-
 def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
     """Return the sanitized heavy-atom molecule behind a SMILES or an RDKit molecule.
 
@@ -128,22 +111,20 @@ def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
     Raises:
         MoleculeError: The molecule is missing, empty, a pattern, too large or invalid.
     """
-    if isinstance(molecule, str):
-        mol = _parse_smiles(molecule.strip(), max_atoms=max_atoms)
-    elif isinstance(molecule, Chem.Mol):
-        mol = Chem.Mol(molecule)
-    else:
-        raise MoleculeError(_describe_missing(molecule))
+    mol = _build_mol(molecule, max_atoms=max_atoms)
     # before sanitization, which would refuse patterns too, with a reason that misses the point
-    if fault := _find_fault(mol, max_atoms=max_atoms):
+    fault = mol if isinstance(mol, str) else _find_fault(mol, max_atoms=max_atoms)
+    if isinstance(mol, str) or fault:
         raise MoleculeError(fault)
     has_hydrogens = mol.GetNumHeavyAtoms() < mol.GetNumAtoms()
     if isinstance(molecule, str) and not has_hydrogens:
         return mol
-    with _explained_by_rdkit():
-        if not isinstance(molecule, str):
+    with silence_rdkit():
+        try:
             Chem.SanitizeMol(mol)
-        return Chem.RemoveAllHs(mol) if has_hydrogens else mol
+            return Chem.RemoveAllHs(mol) if has_hydrogens else mol
+        except (RuntimeError, ValueError) as error:
+            raise MoleculeError(_find_reason(str(error).splitlines())) from error
 
 
 def read_molecule(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
@@ -175,23 +156,31 @@ def parse_canonical(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule
     return parsed._replace(canonical_smiles=canonical_smiles)
 
 
-def _parse_smiles(smiles: str, *, max_atoms: int) -> Chem.Mol:
+def _build_mol(molecule: object, *, max_atoms: int) -> Chem.Mol | str:
+    """Return a copy of an RDKit molecule, what RDKit reads of a SMILES, or why there is nothing."""
+    if isinstance(molecule, Chem.Mol):
+        return Chem.Mol(molecule)
+    if not isinstance(molecule, str):
+        return _describe_missing(molecule)
+    smiles = molecule.strip()
     if fault := _find_fault_of_text(smiles, max_atoms=max_atoms):
-        raise MoleculeError(fault)
+        return fault
     with silence_rdkit() as errors:
         mol = Chem.MolFromSmiles(smiles)
-    if mol is None:
-        raise MoleculeError(_find_reason(errors))
-    return mol
+    return _find_reason(errors) if mol is None else mol
+
+
+def _find_reason(lines: Iterable[str]) -> str:
+    # what RDKit says of a violated condition inside it starts with empty and decorated lines
+    reasons = (line.strip() for line in lines if line.strip("* "))
+    return next(reasons, "RDKit cannot parse the SMILES")
 
 
 def _describe_missing(molecule: object) -> str:
     if isinstance(molecule, MoleculeError):
         return molecule.reason
-    if molecule is None:
-        return "the molecule is missing (None)"
-    if isinstance(molecule, (float, np.floating)) and math.isnan(molecule):
-        return "the molecule is missing (NaN)"
+    if molecule is None or (isinstance(molecule, (float, np.floating)) and math.isnan(molecule)):
+        return f"the molecule is missing ({'None' if molecule is None else 'NaN'})"
     return f"expected a SMILES (str) or a Chem.Mol, got {type(molecule).__name__}"
 
 
@@ -427,10 +416,13 @@ def list_molecule_descriptor_names() -> list[str]:
 
 def validate_molecule_descriptor_names(names: Sequence[str]) -> None:
     """Raise `ValueError` if the names are not different ones of RDKit's descriptors, or none."""
-    if isinstance(names, str) or not names or len(set(names)) < len(names):
-        raise ValueError(f"Molecule descriptors are {names!r}. Pass a list of different names.")
-    if unknown := set(names) - set(list_molecule_descriptor_names()):
-        raise ValueError(f"RDKit has no descriptor {min(unknown)!r}. See Descriptors.descList.")
+    unknown = sorted(set(names) - set(list_molecule_descriptor_names()))
+    if isinstance(names, str) or not names or unknown or len(set(names)) < len(names):
+        wrong = names if isinstance(names, str) else unknown or names
+        raise ValueError(
+            f"Molecule descriptors are {wrong!r}. Pass a list of different names of RDKit's "
+            "Descriptors.descList."
+        )
 
 
 def compute_molecule_descriptors(mol: Chem.Mol, names: Sequence[str]) -> np.ndarray:

@@ -133,8 +133,6 @@ def _explained_by_rdkit(what: str) -> Iterator[None]:
     with rdBase.BlockLogs():
         try:
             yield
-        except ConformerError:
-            raise
         except (RuntimeError, ValueError) as error:
             raise ConformerError(f"{what}: {error}") from error
 
@@ -151,61 +149,66 @@ def generate_conformer(parsed: RMatParsedMolecule, options: RMatGeometryOptions)
     Raises:
         ConformerError: No conformer in these attempts or time, or no force field parameters.
     """
-    method = options.conformer_method
-    parameters = EMBED_PARAMETERS[method]()
-    for name, value in {
-        "randomSeed": options.conformer_seed + 1,
-        "maxIterations": options.max_conformer_attempts,
-        "timeout": options.conformer_time_limit_s,
-        "trackFailures": True,
-    }.items():
-        setattr(parameters, name, value)
-    with _explained_by_rdkit(f"RDKit's embedding with {method} stopped"):
+    with _explained_by_rdkit(f"RDKit's embedding with {options.conformer_method} stopped"):
         canonical_mol, atom_order = build_canonical_mol(parsed)
         add_hydrogens = Chem.AddHs if options.conformer_hydrogens else Chem.Mol
         work_mol = add_hydrogens(canonical_mol)
-        if rdDistGeom.EmbedMolecule(work_mol, parameters) == -1:
-            raise ConformerError(_describe_failure(parameters, method=method))
-        if options.force_field != "none":
-            _relax(work_mol, options)
+        fault = _embed(work_mol, options) or _relax(work_mol, options)
+    if fault:
+        raise ConformerError(fault)
     coordinates = _read_positions(work_mol, atom_order)
     validate_coordinates(parsed.mol, coordinates)
     return coordinates
 
 
-def _describe_failure(parameters: rdDistGeom.EmbedParameters, *, method: str) -> str:
+def _embed(mol: Chem.Mol, options: RMatGeometryOptions) -> str:
+    """Add a conformer to a molecule; return why there is none, or nothing."""
+    method, limit_s = options.conformer_method, options.conformer_time_limit_s
+    parameters = EMBED_PARAMETERS[method]()
+    for name, value in {
+        "randomSeed": options.conformer_seed + 1,
+        "maxIterations": options.max_conformer_attempts,
+        "timeout": limit_s,
+        "trackFailures": True,
+    }.items():
+        setattr(parameters, name, value)
+    if rdDistGeom.EmbedMolecule(mol, parameters) != -1:
+        return ""
     causes = rdDistGeom.EmbedFailureCauses
     counts = dict(zip(causes.names, parameters.GetFailureCounts(), strict=False))
     if counts["EXCEEDED_TIMEOUT"]:
-        limit = f"{TIME_LIMIT} {parameters.timeout} s (geometry bounds needs no conformer)"
+        limit = f"{TIME_LIMIT} {limit_s} s (geometry bounds needs no conformer)"
         return f"no conformer with {method} within {limit}"
-    reason = f"no conformer with {method} in {parameters.maxIterations} attempts"
+    reason = f"no conformer with {method} in {options.max_conformer_attempts} attempts"
     most_frequent = max(counts, key=lambda cause: counts[cause])
     if counts[most_frequent]:
         reason += f" (most frequent failure: {most_frequent.lower().replace('_', ' ')})"
     return reason
 
 
-def _relax(mol: Chem.Mol, options: RMatGeometryOptions) -> None:
-    name, time_limit_s = options.force_field, options.conformer_time_limit_s
-    deadline = monotonic() + time_limit_s
+def _relax(mol: Chem.Mol, options: RMatGeometryOptions) -> str:
+    """Relax a conformer if that was chosen; return why that is impossible, or nothing."""
+    name, limit_s = options.force_field, options.conformer_time_limit_s
+    deadline = monotonic() + limit_s
     field = None
+    if name == "none":
+        return ""
     if name == "uff" and rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):
         field = rdForceFieldHelpers.UFFGetMoleculeForceField(mol)
     elif name == "mmff" and rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
         properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol)
         field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties)
     if field is None:
-        raise ConformerError(f"the force field {name} has no parameters for the molecule")
+        return f"the force field {name} has no parameters for the molecule"
     field.Initialize()
     is_large = mol.GetNumAtoms() > LARGE_MOLECULE
     num_steps = LARGE_MOLECULE_ITERATIONS if is_large else MAX_FORCE_FIELD_ITERATIONS
-    # A relaxation that does not converge is no failure.
     for _ in range(0, MAX_FORCE_FIELD_ITERATIONS, num_steps):
         if field.Minimize(maxIts=num_steps) == 0:
-            return
+            break
         if monotonic() > deadline:
-            raise ConformerError(f"{name} took more than {TIME_LIMIT} {time_limit_s} s")
+            return f"{name} took more than {TIME_LIMIT} {limit_s} s"
+    return ""  # a relaxation that does not converge is no failure
 
 
 def compute_bounds_distances(parsed: RMatParsedMolecule) -> np.ndarray:
@@ -241,23 +244,6 @@ def compute_2d_coordinates(parsed: RMatParsedMolecule) -> np.ndarray:
     return _read_positions(flat_mol, atom_order)
 
 
-def extract_given_coordinates(mol: Chem.Mol) -> np.ndarray | None:
-    """Return the atom positions of the first 3D conformer that the molecule brings along.
-
-    Returns:
-        `np.ndarray` of shape `(num_atoms, 3)`, float64, in Å; `None` without a 3D conformer.
-
-    Raises:
-        ConformerError: A position is not finite or two atoms of a fragment coincide.
-    """
-    for conformer in mol.GetConformers():
-        if conformer.Is3D():
-            coordinates = conformer.GetPositions()
-            validate_coordinates(mol, coordinates)
-            return coordinates
-    return None
-
-
 def validate_coordinates(mol: Chem.Mol, coordinates: np.ndarray) -> None:
     """Raise `ConformerError` if a position is not finite or atoms of one fragment coincide."""
     if not np.isfinite(coordinates).all():
@@ -282,29 +268,26 @@ def find_or_generate_conformer(
     parsed: RMatParsedMolecule, options: RMatGeometryOptions
 ) -> tuple[np.ndarray, str]:
     """Return the conformer that the molecule brings along, else a generated one or a step down."""
-    coordinates = extract_given_coordinates(parsed.mol)
-    if coordinates is not None:
-        return center_coordinates(coordinates), "given"
+    if any(conformer.Is3D() for conformer in parsed.mol.GetConformers()):
+        return find_given_conformer(parsed, options)
     try:
-        coordinates = generate_conformer(parsed, options)
+        return quantize_coordinates(generate_conformer(parsed, options)), options.conformer_method
     except ConformerError as error:
         if options.on_conformer_failure == "raise":
             raise
         geometry, source = GEOMETRIES[options.on_conformer_failure](parsed, options)
         return geometry, f"{source} (step down: {error.reason})"
-    return quantize_coordinates(coordinates), options.conformer_method
 
 
 def find_given_conformer(
     parsed: RMatParsedMolecule, options: RMatGeometryOptions
 ) -> tuple[np.ndarray, str]:
-    """Return the conformer that the molecule brings along."""
-    coordinates = extract_given_coordinates(parsed.mol)
-    if coordinates is None:
-        raise ConformerError(
-            f"it brings no 3D conformer, which geometry={options.geometry!r} needs"
-        )
-    return center_coordinates(coordinates), "given"
+    """Return the first 3D conformer that the molecule brings along."""
+    for conformer in parsed.mol.GetConformers():
+        if conformer.Is3D():
+            validate_coordinates(parsed.mol, conformer.GetPositions())
+            return center_coordinates(conformer.GetPositions()), "given"
+    raise ConformerError(f"it brings no 3D conformer, which geometry={options.geometry!r} needs")
 
 
 GEOMETRIES: dict[

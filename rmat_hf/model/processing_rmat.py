@@ -43,6 +43,7 @@ from .geometry_rmat import (
 logger = logging.get_logger(__name__)
 
 MASK_INPUT = "attention_mask"
+DESCRIPTOR_INPUT = "molecule_descriptors"
 WORD_BITS = 64
 
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
@@ -66,29 +67,21 @@ class RMatBatchFeature(BatchFeature):
 
     The keys are model inputs only, so `model(**batch)` works. The rest are attributes.
 
-    Args:
-        row_indices (`Sequence[int]`, *optional*):
-            Position in the call's input of every molecule in the batch.
-        skipped_rows (`Mapping[int, str]`, *optional*):
-            Position and reason of every molecule left out.
-        geometry_sources (`Sequence[str]`, *optional*):
+    Attributes:
+        row_indices (`list[int]`): Position in the call's input of every molecule in the batch.
+        skipped_rows (`dict[int, str]`): Position and reason of every molecule left out.
+        geometry_sources (`list[str]`):
             Origin of the distances of every molecule in the batch: `"given"`, the conformer
             method, `"bounds"`, `"2d"`, or e.g. `"bounds (step down: <reason>)"`.
     """
 
     def __init__(
-        self,
-        data: Mapping[str, Any] | None = None,
-        tensor_type: str | TensorType | None = None,
-        *,
-        row_indices: Sequence[int] = (),
-        skipped_rows: Mapping[int, str] | None = None,
-        geometry_sources: Sequence[str] = (),
+        self, data: Mapping[str, Any] | None = None, tensor_type: str | TensorType | None = None
     ) -> None:
         super().__init__(dict(data or {}), tensor_type)
-        self.row_indices = list(row_indices)
-        self.skipped_rows = dict(skipped_rows or {})
-        self.geometry_sources = list(geometry_sources)
+        self.row_indices: list[int] = []
+        self.skipped_rows: dict[int, str] = {}
+        self.geometry_sources: list[str] = []
 
     # The base class pickles the keys only.
     def __getstate__(self) -> dict[str, Any]:
@@ -181,7 +174,7 @@ def build_batch(features: Sequence[RMatCompactFeatures]) -> dict[str, np.ndarray
         "interatomic_distances": interatomic_distances,
     }
     if descriptors[0] is not None:
-        batch["molecule_descriptors"] = np.stack(descriptors)
+        batch[DESCRIPTOR_INPUT] = np.stack(descriptors)
     batch[MASK_INPUT] = is_node.astype(np.int64)
     return batch
 
@@ -189,15 +182,14 @@ def build_batch(features: Sequence[RMatCompactFeatures]) -> dict[str, np.ndarray
 def compute_graph_distances(
     begins: np.ndarray, ends: np.ndarray, *, positions: np.ndarray, max_size: int
 ) -> np.ndarray:
-    """Return the number of bonds on the shortest path between the atoms of every molecule.
+    """Return the bonds on the shortest path between the atoms of every molecule of a batch.
 
-    All searches of the batch take their breadth-first steps together; the atoms that one has
-    reached are the bits of machine words.
+    All searches take their breadth-first steps together; the atoms that one has reached are the
+    bits of machine words.
 
     Args:
         begins, ends (`np.ndarray` of shape `(num_bonds,)`): Bonds between atoms of the batch.
-        positions (`np.ndarray` of shape `(num_atoms,)`):
-            Position of every atom of the batch in its molecule, from 0.
+        positions (`np.ndarray` of shape `(num_atoms,)`): Of every atom in its molecule, from 0.
         max_size (`int`): Number of atoms of the largest molecule.
 
     Returns:
@@ -310,7 +302,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of what a batch holds."""
-        return [*NODE_INPUTS, *(["molecule_descriptors"] if self.molecule_descriptors else [])]
+        return [*NODE_INPUTS, *([DESCRIPTOR_INPUT] if self.molecule_descriptors else [])]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a saved processor holds: its options."""
@@ -440,14 +432,13 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
                 f"max_length is {max_length!r} and padding is {padding!r}: 'max_length' needs one, "
                 "and nothing else reads it. Molecules are never cut."
             )
-        rows = _build_rows(features) or [self._build_empty_row()]
+        if isinstance(features, Mapping):
+            lists = zip(*features.values(), strict=True)
+            features = [dict(zip(features, values, strict=True)) for values in lists]
+        keys = features[0].keys() if features else ()
+        rows = [_build_row(row, idx=idx, keys=keys) for idx, row in enumerate(features)]
+        rows = rows or [self._build_empty_row()]
         sizes = [len(row["node_features"]) for row in rows]
-        is_padded = padding not in (False, "do_not_pad")
-        if not is_padded and return_tensors is not None and len(set(sizes)) > 1:
-            raise ValueError(
-                f"Molecules of {min(sizes)} to {max(sizes)} nodes do not fit one tensor without "
-                "padding. Pass padding=True, or return_tensors=None for a list of arrays."
-            )
         num_nodes = max(sizes) if max_length is None else max_length
         if max(sizes) > num_nodes:
             raise ValueError(
@@ -456,15 +447,10 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
             )
         multiple = pad_to_multiple_of or 1
         num_nodes = -(-num_nodes // multiple) * multiple
-        batch: dict[str, Any] = {}
-        for name in rows[0]:
-            values = [row[name] for row in rows]
-            if is_padded and name in NODE_INPUTS:
-                batch[name] = _pad_and_stack(values, name=name, num_nodes=num_nodes)
-            elif is_padded and name == "molecule_descriptors":
-                batch[name] = np.stack(values)
-            else:
-                batch[name] = values
+        batch: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+        if padding not in (False, "do_not_pad"):
+            for name in batch.keys() & {*NODE_INPUTS, DESCRIPTOR_INPUT}:
+                batch[name] = _pad_and_stack(batch[name], name=name, num_nodes=num_nodes)
         if not len(features):
             batch = {name: values[:0] for name, values in batch.items()}
         return RMatBatchFeature(batch, return_tensors)
@@ -478,43 +464,28 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         return {name: values[0] for name, values in build_batch([features]).items()}
 
 
-def _build_rows(
-    features: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
-) -> list[dict[str, Any]]:
-    """Return one dict per molecule: known inputs as arrays, other keys as they are."""
-    if isinstance(features, Mapping):
-        names = list(features)
-        lists = [features[name] for name in names]
-        features = [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
-    rows = []
-    for idx, feature in enumerate(features):
-        if feature.keys() != features[0].keys() or not NODE_INPUTS.keys() <= {*feature, MASK_INPUT}:
-            raise ValueError(
-                f"Row {idx} has the keys {sorted(feature)}, row 0 has {sorted(features[0])}. "
-                "Pass what RMatProcessor.featurize returns, of one processor."
-            )
-        rows.append(_build_row(feature, idx=idx))
-    return rows
-
-
-def _build_row(feature: Mapping[str, Any], *, idx: int) -> dict[str, Any]:
-    num_nodes = len(feature["node_features"])
-    row = dict(feature)
-    row.setdefault(MASK_INPUT, np.ones(num_nodes))
+def _build_row(row: Mapping[str, Any], *, idx: int, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the features of a molecule: known inputs as arrays, other keys as they are."""
+    way_out = "Pass what RMatProcessor.featurize returns, of one processor."
+    if row.keys() != keys or not NODE_INPUTS.keys() <= {*row, MASK_INPUT}:
+        raise ValueError(f"Row {idx} has the keys {sorted(row)}, row 0 {sorted(keys)}. {way_out}")
+    num_nodes, built = len(row["node_features"]), dict(row)
+    built.setdefault(MASK_INPUT, np.ones(num_nodes))
     for name, (dtype, _, num_node_axes) in NODE_INPUTS.items():
-        row[name] = np.asarray(row[name], dtype=dtype)
-        node_axes = row[name].shape[:num_node_axes]
-        if row[name].ndim != (1 if name == MASK_INPUT else 2) or set(node_axes) != {num_nodes}:
+        built[name] = np.asarray(built[name], dtype=dtype)
+        shape = built[name].shape
+        num_axes = 1 if name == MASK_INPUT else 2
+        if len(shape) != num_axes or {num_nodes} != {*shape[:num_node_axes]}:
             raise ValueError(
-                f"{name} of row {idx} has the shape {row[name].shape}, which does not fit one "
-                f"molecule of {num_nodes} nodes. Pass what RMatProcessor.featurize returns."
+                f"{name} of row {idx} has the shape {shape}, which does not fit one molecule of "
+                f"{num_nodes} nodes. {way_out}"
             )
-    if "molecule_descriptors" in row:
-        row["molecule_descriptors"] = np.asarray(row["molecule_descriptors"], dtype=np.float32)
-    return row
+    return built
 
 
 def _pad_and_stack(arrays: Sequence[np.ndarray], *, name: str, num_nodes: int) -> np.ndarray:
+    if name == DESCRIPTOR_INPUT:
+        return np.stack(arrays, dtype=np.float32)
     dtype, padding_value, num_node_axes = NODE_INPUTS[name]
     shape = (len(arrays), *[num_nodes] * num_node_axes, *arrays[0].shape[num_node_axes:])
     padded = np.full(shape, padding_value, dtype=dtype)

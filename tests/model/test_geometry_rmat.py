@@ -37,7 +37,6 @@ from rmat_hf.model.geometry_rmat import (
     compute_geometry,
     compute_interatomic_distances,
     compute_squared_distances,
-    extract_given_coordinates,
     find_given_conformer,
     find_or_generate_conformer,
     generate_conformer,
@@ -402,16 +401,17 @@ def build_mol_with_positions(smiles: str, positions: list[tuple[float, float, fl
     return mol
 
 
-def test_first_3d_conformer_is_extracted() -> None:
+def test_first_3d_conformer_is_found() -> None:
     mol = parse_molecule("CO", max_atoms=2)
     AllChem.Compute2DCoords(mol)
-    assert extract_given_coordinates(mol) is None
+    with pytest.raises(ConformerError, match="no 3D conformer"):
+        find_given_conformer(RMatParsedMolecule(mol), RMatGeometryOptions())
     for length in (1.4, 1.5):
         given = build_mol_with_positions("CO", [(0, 0, 0), (0, 0, length)])
         mol.AddConformer(given.GetConformer(), assignId=True)
-    coordinates = extract_given_coordinates(mol)
-    assert coordinates is not None
-    assert coordinates.tolist() == [[0, 0, 0], [0, 0, 1.4]]
+    coordinates, source = find_given_conformer(RMatParsedMolecule(mol), RMatGeometryOptions())
+    assert source == "given"
+    assert measure(coordinates)[0, 1] == pytest.approx(1.4)
 
 
 @pytest.mark.parametrize(

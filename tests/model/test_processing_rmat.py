@@ -437,7 +437,7 @@ def test_collator_of_transformers_pads_with_labels(bounds_processor: RMatProcess
         ("on_conformer_failure", "given", "'2d'"),
         ("max_atoms", 0, "greater or equal to 1"),
         ("max_atoms", "256", "'256'"),
-        ("molecule_descriptors", ["Weight"], "no descriptor 'Weight'"),
+        ("molecule_descriptors", ["Weight"], "descriptors are ['Weight']"),
         ("molecule_descriptors", [], "descriptors are"),
         ("molecule_descriptors", "MolWt", "'MolWt'"),
         ("featurizer_version", 999, "saved with featurizer version 999, this code has"),
@@ -579,7 +579,7 @@ def test_without_padding_every_molecule_keeps_its_size(padding: Padding) -> None
     batch = PROCESSOR.pad([build_features(3), build_features(5)], padding=padding)
     assert [array.shape for array in batch["bond_types"]] == [(3, 3), (5, 5)]
     assert [mask.tolist() for mask in batch["attention_mask"]] == [[1] * 3, [1] * 5]
-    with pytest.raises(ValueError, match=r"3 to 5 nodes .* Pass padding=True, or return_tensors"):
+    with pytest.raises(ValueError, match="padding=True"):
         PROCESSOR.pad([build_features(3), build_features(5)], padding=padding, return_tensors="pt")
     equal = PROCESSOR.pad([build_features(3)] * 2, padding=padding, return_tensors="pt")
     assert equal["bond_types"].shape == (2, 3, 3)
