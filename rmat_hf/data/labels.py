@@ -24,35 +24,31 @@ class LabelConflict:
     high_row: int
 
 
-def parse_number(value: object) -> float:
-    """Return a regression label, NaN for an empty cell; raise a `ValueError` with the reason."""
+def parse_number(value: object) -> float | None:
+    """Return a regression label, NaN for an empty cell, `None` for what is no number."""
     number = _parse_float(value, missing=MISSING_NUMBERS)
-    if number is None or abs(number) > LARGEST_LABEL:
-        raise ValueError("not a number")
-    return number
+    return None if number is None or abs(number) > LARGEST_LABEL else number
 
 
-def parse_binary(value: object) -> float:
-    """Return a label 0 or 1, NaN for an empty cell; raise a `ValueError` with the reason."""
+def parse_binary(value: object) -> float | None:
+    """Return a label 0 or 1, NaN for an empty cell, `None` for anything else."""
     number = _parse_float(value, missing=MISSING_NUMBERS)
-    if number is None or (number not in (0.0, 1.0) and not math.isnan(number)):
-        raise ValueError("neither 0 nor 1")
-    return number
+    return number if number in (0.0, 1.0) or (number is not None and math.isnan(number)) else None
 
 
-def parse_class(value: object) -> str | None:
-    """Return the name of a class, `None` for an empty cell; raise a `ValueError` with the reason.
+def parse_class(value: object) -> float | str | None:
+    """Return the name of a class, NaN for an empty cell, `None` for anything else.
 
     Integers have one spelling: `1`, `"1"` and `"1.0"` are the class `"1"`.
     """
     if isinstance(value, bool):
         return str(value)
     number = _parse_float(value, missing=MISSING_CLASSES)
-    if number is None and isinstance(value, str):
-        return value.strip()
-    if number is None or not (math.isnan(number) or number.is_integer()):
-        raise ValueError("neither an integer nor a word (for other numbers choose regression)")
-    return None if math.isnan(number) else str(int(number))
+    if number is None:
+        return value.strip() if isinstance(value, str) else None
+    if number.is_integer():
+        return str(int(number))
+    return number if math.isnan(number) else None
 
 
 def _parse_float(value: object, *, missing: frozenset[str]) -> float | None:
@@ -75,56 +71,42 @@ def _parse_float(value: object, *, missing: frozenset[str]) -> float | None:
     return None
 
 
-LABEL_PARSERS: dict[str, Callable[[object], float | str | None]] = {
-    "regression": parse_number,
-    "multi_label_classification": parse_binary,
-    "single_label_classification": parse_class,
+# How the cells of each problem type are read, and what those are that cannot be.
+LABEL_PARSERS: dict[str, tuple[Callable[[object], float | str | None], str]] = {
+    "regression": (parse_number, "not a number"),
+    "multi_label_classification": (parse_binary, "neither 0 nor 1"),
+    "single_label_classification": (
+        parse_class,
+        "neither an integer nor a word (for other numbers choose regression)",
+    ),
 }
 
 
-def validate_label_columns(label_columns: Sequence[str], *, problem_type: str) -> None:
-    """Raise a `UserError` when the problem type does not exist or does not fit the columns."""
-    if problem_type not in LABEL_PARSERS:
-        raise UserError(f"problem_type is {problem_type!r}. Use one of {', '.join(LABEL_PARSERS)}.")
-    if not label_columns:
-        raise UserError("No label column is given. Name at least one.")
-    if len(set(label_columns)) != len(label_columns):
-        raise UserError(f"A label column is named twice: {', '.join(label_columns)}.")
-    if problem_type == "single_label_classification" and len(label_columns) > 1:
-        raise UserError(
-            f"single_label_classification takes one label column, not {', '.join(label_columns)}. "
-            "For several yes/no labels use multi_label_classification."
-        )
-
-
-def parse_label(value: object, *, problem_type: str, row: int, column: str) -> float | str | None:
-    """Return the label in a cell, or raise a `UserError` that names row, column and value.
+def parse_label(value: object, *, problem_type: str, row: int, column: str) -> float | str:
+    """Return the label in a cell: a number, or the name of a class; NaN where missing.
 
     Args:
-        value (`object`):
-            The cell: text or a number; empty, `None` and NaN are a missing label.
-        problem_type (`str`):
-            A key of `LABEL_PARSERS`.
-        row (`int`):
-            Position in the source, counted from 0.
-        column (`str`):
-            Name of the label column.
+        value (`object`): The cell: text or a number; empty, `None` and NaN are a missing label.
+        problem_type (`str`): A key of `LABEL_PARSERS`.
+        row (`int`): Position in the source, counted from 0.
+        column (`str`): Name of the label column.
 
-    Returns:
-        A float (NaN where missing), or the name of a class (`None` where missing).
+    Raises:
+        UserError: It is no label; names row, column and value.
     """
-    try:
-        return LABEL_PARSERS[problem_type](value)
-    except ValueError as error:
+    parse, fault = LABEL_PARSERS[problem_type]
+    label = parse(value)
+    if label is None:
         raise UserError(
-            f"Row {row} (counted from 0): label {column!r} is {describe_value(value)}, {error}. "
+            f"Row {row} (counted from 0): label {column!r} is {describe_value(value)}, {fault}. "
             "Fix the cell, or leave it empty when the value is not known."
-        ) from error
+        )
+    return label
 
 
-def is_missing(label: float | str | None) -> bool:
+def is_missing(label: float | str) -> bool:
     """Tell whether a parsed label is missing."""
-    return label is None or (isinstance(label, float) and math.isnan(label))
+    return isinstance(label, float) and math.isnan(label)
 
 
 def list_class_names(labels: Sequence[object]) -> list[str]:
@@ -142,10 +124,8 @@ def find_label_conflicts(
     """Find the molecules whose labels contradict each other.
 
     Args:
-        groups (`Sequence[str]`):
-            One canonical SMILES per row.
-        labels (`np.ndarray` of shape `(num_rows, num_labels)`):
-            Labels, NaN where missing.
+        groups (`Sequence[str]`): One canonical SMILES per row.
+        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Labels, NaN where missing.
         tolerance (`float`):
             Largest difference that is no contradiction, in standard deviations of the label column.
 

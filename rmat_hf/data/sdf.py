@@ -1,16 +1,17 @@
 """Read text files line by line, and the records of an SDF file without losing unreadable ones."""
 
 import gzip
+import io
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from rdkit import Chem, rdBase
 
-from rmat_hf.model.features_rmat import is_tractable
+from rmat_hf.model.features_rmat import MoleculeError, is_tractable, silence_rdkit
 
 # Shorter mol blocks are sanitized at once: no molecule in them takes RDKit long.
 QUICK_BLOCK_LENGTH = 10_000
@@ -113,31 +114,44 @@ def _parse_record(lines: list[str], idx: int) -> SdfRecord:
     return SdfRecord(lines[0] if lines else "", "\n".join(lines[:block_end]), properties)
 
 
-def parse_mol_block(mol_block: str) -> Chem.Mol | None:
-    """Return the molecule with all its hydrogens and coordinates.
+def parse_mol_block(mol_block: str) -> Chem.Mol | MoleculeError:
+    """Return the molecule with all its hydrogens and coordinates, or why RDKit cannot read it.
 
     Where the chemistry is wrong, or too much for RDKit, the molecule comes back unsanitized, so
-    that whoever sanitizes it gets the reason; where the text is wrong the result is `None`.
+    that whoever sanitizes it gets the reason.
     """
-    with rdBase.BlockLogs():
+    with silence_rdkit():
         if len(mol_block) > QUICK_BLOCK_LENGTH:
             drawn = Chem.MolFromMolBlock(mol_block, removeHs=False, sanitize=False)
             if drawn is not None and not is_tractable(drawn):
                 return drawn
-        mol = Chem.MolFromMolBlock(mol_block, removeHs=False)
-        if mol is None:
-            mol = Chem.MolFromMolBlock(mol_block, removeHs=False, sanitize=False)
-    return mol
+        for sanitize in (True, False):
+            mol = Chem.MolFromMolBlock(mol_block, removeHs=False, sanitize=sanitize)
+            if mol is not None:
+                return mol
+    return MoleculeError(_find_reason(mol_block))
 
 
-def compute_record_smiles(mol: Chem.Mol | None) -> str | None:
+def _find_reason(mol_block: str) -> str:
+    """Return why RDKit cannot read a mol block: it says so in its log of warnings only."""
+    rdBase.LogToPythonStderr()
+    try:
+        with redirect_stderr(io.StringIO()) as log:
+            Chem.MolFromMolBlock(mol_block, sanitize=False)
+    finally:
+        rdBase.LogToCppStreams()
+    reason = " ".join(log.getvalue().split()).partition("] ")[2]
+    return reason or "the record has no mol block that RDKit reads"
+
+
+def compute_record_smiles(mol: Chem.Mol | MoleculeError) -> str | None:
     """Return the SMILES without explicit hydrogens, of an unsanitized molecule as it is drawn.
 
     `None` stands for what RDKit cannot write.
     """
-    if mol is None or not is_tractable(mol):
+    if isinstance(mol, MoleculeError) or not is_tractable(mol):
         return None
-    with rdBase.BlockLogs():
+    with silence_rdkit():
         for prepare in (Chem.RemoveHs, Chem.Mol):  # RDKit may refuse to sanitize it
             with suppress(RuntimeError, ValueError):
                 return str(Chem.MolToSmiles(prepare(mol)))

@@ -17,7 +17,6 @@ from rmat_hf.data.tables import (
     HUB_PREFIX,
     KINDS,
     Table,
-    add_word,
     find_kind,
     join_tables,
     open_file,
@@ -94,24 +93,20 @@ def open_table(
 
 
 def _open_files(found: _Source, split: str, *, source: str) -> Table:
-    files = found.splits[split]
-    if len({find_kind(file) for file in files}) > 1:
-        raise UserError(
-            f"{source} names files of several kinds, which do not go together. Name those of one "
-            f"kind, for example {Path(source) / '*.csv'}."
-        )
-    return join_tables([open_file(found.locate(file)) for file in files], source=source)
+    tables = [open_file(found.locate(file)) for file in found.splits[split]]
+    return tables[0] if len(tables) == 1 else join_tables(tables, source=source)
 
 
 def _join_splits(found: _Source, *, source: str) -> Table:
-    tables = {split: _open_files(found, split, source=source) for split in found.splits}
-    first = next(iter(tables.values()))
-    if len(tables) == 1 or SPLIT_COLUMN in first.column_names:
-        return join_tables(list(tables.values()), source=source)
-    for split, table in tables.items():
-        tables[split] = add_word(table, name=SPLIT_COLUMN, word=SPLIT_NAMES.get(split, split))
-    is_complete = {"train", "test"} <= set(tables) <= set(SPLIT_NAMES)
-    table = join_tables(list(tables.values()), source=source)
+    names = list(found.splits)
+    tables = [_open_files(found, split, source=source) for split in names]
+    if len(tables) == 1:
+        return tables[0]
+    if SPLIT_COLUMN in tables[0].column_names:
+        return join_tables(tables, source=source)
+    words = {SPLIT_COLUMN: [SPLIT_NAMES.get(split, split) for split in names]}
+    is_complete = {"train", "test"} <= set(names) <= set(SPLIT_NAMES)
+    table = join_tables(tables, source=source, words=words)
     return replace(table, split_column=SPLIT_COLUMN if is_complete else None)
 
 

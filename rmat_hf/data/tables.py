@@ -7,7 +7,7 @@ cell, without a word.
 import csv
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rdkit import Chem
 
 from rmat_hf.data.sdf import (
     compute_record_smiles,
@@ -28,6 +27,7 @@ from rmat_hf.data.sdf import (
     parse_mol_block,
 )
 from rmat_hf.errors import MAX_VALUE, UserError, describe_value, explained_reading
+from rmat_hf.model.features_rmat import Molecule, MoleculeError
 
 HUB_PREFIX = "hf://"
 SMILES_COLUMN = "smiles"
@@ -58,7 +58,7 @@ class TableChunk:
 
     source: str
     table: pa.Table
-    mols: list[Chem.Mol | None] | None = None
+    mols: Sequence[Molecule] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -74,23 +74,23 @@ class TableChunk:
         """Return some columns as Python values."""
         return {name: self.table.column(name).to_pylist() for name in names}
 
-    def molecules(self, smiles_column: str) -> list[str | Chem.Mol | None]:
-        """Return one molecule per row.
+    def molecules(self, smiles_column: str) -> list[Molecule]:
+        """Return one molecule per row, or the error of one that cannot be read.
 
         Args:
             smiles_column (`str`):
                 Column of SMILES. In an SDF file, `"smiles"` stands for the structures themselves,
-                with their coordinates; a record that cannot be read is `None`.
-
-        Returns:
-            `list[str | Chem.Mol | None]`, as long as the chunk.
+                with their coordinates.
         """
         if self.mols is not None and smiles_column == SMILES_COLUMN:
             return list(self.mols)
         validate_smiles_column(self.table.schema, smiles_column, source=self.source)
         texts = self.table.column(smiles_column).cast(pa.large_string())
-        is_short = pc.less_equal(pc.binary_length(texts), MAX_SMILES_BYTES)
-        return list(pc.if_else(is_short, texts, None).to_pylist())
+        is_long = pc.greater(pc.binary_length(texts), MAX_SMILES_BYTES)
+        molecules: list[Molecule] = pc.if_else(is_long, None, texts).to_pylist()
+        for idx in pc.indices_nonzero(is_long).to_pylist():
+            molecules[idx] = MoleculeError(f"the SMILES has more than {MAX_SMILES_BYTES} bytes")
+        return molecules
 
     def slice(self, start: int, length: int) -> "TableChunk":
         """Return some of the rows."""
@@ -266,20 +266,22 @@ def open_file(path: str | Path) -> Table:
         UserError: It cannot be read; names the file, and the line or record if there is one.
     """
     kind = find_kind(str(path))
+    if kind is None:
+        raise UserError(
+            f"{path}: cannot read this kind of file. Use {', '.join(KINDS)}, all but .parquet also "
+            "with .gz."
+        )
     with explained_reading(path):
-        if kind is None:
-            raise UserError(
-                f"{path}: cannot read this kind of file. Use .csv, .parquet or .sdf, or a .smi "
-                "file to predict."
-            )
-        if not str(path).startswith(HUB_PREFIX):
-            _validate_file(Path(path))
+        is_local = not str(path).startswith(HUB_PREFIX)
+        if is_local and not stat.S_ISREG(Path(path).stat().st_mode):  # it may never end
+            raise UserError(f"{path} is a folder, a pipe or a device. Name an ordinary file.")
         table = KINDS[kind](str(path))
-        names = Counter(table.column_names)
-        if len(names) < len(table.schema):
-            name = describe_value(next(name for name, count in names.items() if count > 1))
-            raise UserError(f"{path}: two columns are called {name}. Rename one of them.")
-        return table
+    name, count = Counter(table.column_names).most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f"{path}: two columns are called {describe_value(name)}. Rename one of them."
+        )
+    return table
 
 
 def find_kind(name: str) -> str | None:
@@ -287,16 +289,6 @@ def find_kind(name: str) -> str | None:
     extension = Path(name.lower().removesuffix(".gz")).suffix
     is_known = extension in KINDS and name.lower().endswith((extension, f"{extension}.gz"))
     return extension if is_known and not name.lower().endswith(".parquet.gz") else None
-
-
-def _validate_file(path: Path) -> None:
-    mode = path.stat()
-    if stat.S_ISDIR(mode.st_mode):
-        raise UserError(f"{path} is a folder. Name a .csv, .parquet or .sdf file.")
-    if not stat.S_ISREG(mode.st_mode):  # it may never end
-        raise UserError(f"{path} is a pipe or a device, not a file. Save its content to a file.")
-    if mode.st_size == 0:
-        raise UserError(f"{path} is empty. Expected at least a header line.")
 
 
 def _iterate_csv_rows(path: str) -> Iterator[list[str]]:
@@ -462,56 +454,46 @@ KINDS: dict[str, Callable[[str], Table]] = {
 }
 
 
-def join_tables(tables: Sequence[Table], *, source: str) -> Table:
-    """Return tables of one kind as one, in the order given.
+def join_tables(
+    tables: Sequence[Table], *, source: str, words: Mapping[str, Sequence[str]] | None = None
+) -> Table:
+    """Return tables as one, in the order given.
 
     A property that some SDF files lack is empty there; files of other kinds have the same columns.
 
     Args:
         tables (`Sequence[Table]`): At least one.
         source (`str`): Name of all of them, for messages.
+        words (`Mapping`, *optional*): Columns to add, with one word for each of the tables.
 
     Raises:
         UserError: The columns or their types differ; the message names both files.
     """
-    first = tables[0]
-    if len(tables) == 1:
-        return first
-    fields = {field.name: field for table in tables[::-1] for field in table.schema}
-    order = dict.fromkeys(name for table in tables for name in table.column_names)
+    fields = {field.name: field for table in tables for field in table.schema}
     may_lack = all(find_kind(file) in (".sdf", ".smi") for table in tables for file in table.files)
     for table in tables:
         own = {field.name: field.type for field in table.schema}
-        for name in order:
-            found = own.get(name, fields[name].type if may_lack else None)
-            if found != fields[name].type:
+        for name, field in fields.items():
+            found = own.get(name, field.type if may_lack else None)
+            if found != field.type:
                 raise UserError(
-                    f"{table.source}: column {name!r} is {found or 'missing'}, elsewhere, as in "
-                    f"{first.source}, it is {fields[name].type}. Files that are read together need "
-                    "the same columns."
+                    f"{table.source}: column {name!r} is {found or 'missing'}, but {field.type} in "
+                    f"other files of {source}. Files that are read together need the same columns."
                 )
-    schema = pa.schema([fields[name] for name in order])
+    words = dict(words or {})
+    schema = pa.schema([*fields.values(), *(pa.field(name, pa.string()) for name in words)])
+    read = partial(_read_joined, list(tables), words=words)
     files = tuple(file for table in tables for file in table.files)
-    num_rows = sum(table.num_rows for table in tables)
-    return Table(source, schema, num_rows, partial(_read_joined, list(tables)), files)
+    return Table(source, schema, sum(table.num_rows for table in tables), read, files)
 
 
-def _read_joined(tables: list[Table], schema: pa.Schema) -> Iterator[TableChunk]:
-    for table in tables:
-        yield from table.read(schema)
-
-
-def add_word(table: Table, *, name: str, word: str) -> Table:
-    """Return a table with one more column, which holds the same word in every row."""
-    schema = table.schema.append(pa.field(name, pa.string()))
-    return replace(table, schema=schema, read=partial(_read_with_word, table, name=name, word=word))
-
-
-def _read_with_word(
-    table: Table, schema: pa.Schema, *, name: str, word: str
+def _read_joined(
+    tables: list[Table], schema: pa.Schema, *, words: Mapping[str, Sequence[str]]
 ) -> Iterator[TableChunk]:
-    own = pa.schema([field for field in schema if field.name != name])
-    for chunk in table.read(own):
-        words = pa.array([word] * chunk.num_rows, pa.string())
-        rows = chunk.table.append_column(name, words).select(schema.names)
-        yield TableChunk(chunk.source, rows, chunk.mols)
+    own = pa.schema([field for field in schema if field.name not in words])
+    for idx, table in enumerate(tables):
+        for chunk in table.read(own):
+            rows = chunk.table
+            for name, word in words.items():
+                rows = rows.append_column(name, pa.array([word[idx]] * rows.num_rows, pa.string()))
+            yield TableChunk(chunk.source, rows.select(schema.names), chunk.mols)

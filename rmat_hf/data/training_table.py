@@ -1,10 +1,11 @@
 """Load labeled molecules for training: from a file, the package or the Hub, checked row by row."""
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -15,7 +16,6 @@ from rmat_hf.data.labels import (
     is_missing,
     list_class_names,
     parse_label,
-    validate_label_columns,
 )
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_split_cells
@@ -59,12 +59,11 @@ class LoadedData:
     class_names: list[str] | None
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     row: int
     smiles: str
     canonical_smiles: str
-    labels: list[float | str | None]
+    labels: list[float | str]
     split: object
     mol: bytes | None
 
@@ -87,9 +86,7 @@ def load_training_table(
     A label, split or time cell of the wrong kind is an error.
 
     Args:
-        dataset (`str` or `os.PathLike`):
-            A .csv, .parquet or .sdf file, a name of `list_bundled_datasets`, or a data set on the
-            Hub (or a folder with a copy of one).
+        dataset (`str` or `os.PathLike`): As in [`open_table`].
         smiles_column (`str`): Column of SMILES; `"smiles"` are the structures of an SDF file.
         label_columns (`Sequence[str]`): Columns of labels. An empty cell is a missing label.
         problem_type (`str`):
@@ -108,45 +105,61 @@ def load_training_table(
         `LoadedData`.
     """
     label_columns = list(label_columns)
-    validate_label_columns(label_columns, problem_type=problem_type)
-    if smiles_column in label_columns:
-        raise UserError(f"Column {smiles_column!r} is named both as SMILES and as a label.")
+    _validate_label_columns(label_columns, problem_type=problem_type, smiles_column=smiles_column)
     table = open_table(dataset, revision=revision, joins_splits=True)
     split_column = split_column or table.split_column
-    required = [smiles_column, *label_columns] + ([split_column] if split_column else [])
-    table = table.select(required)
+    table = table.select([smiles_column, *label_columns, *filter(None, [split_column])])
     validate_smiles_column(table.schema, smiles_column, source=table.source)
-    kept: list[_Row] = []
-    dropped: list[DroppedRow] = []
-    for row in _iterate_rows(
-        table,
-        smiles_column=smiles_column,
-        label_columns=label_columns,
-        split_column=split_column,
-        problem_type=problem_type,
-        max_atoms=max_atoms,
-    ):
-        if isinstance(row, _Row):
-            kept.append(row)
-        else:
-            dropped.append(row)
+    rows = list(
+        _iterate_rows(
+            table,
+            smiles_column=smiles_column,
+            label_columns=label_columns,
+            split_column=split_column,
+            problem_type=problem_type,
+            max_atoms=max_atoms,
+        )
+    )
+    kept = [row for row in rows if isinstance(row, _Row)]
+    names = list_class_names([label for row in kept for label in row.labels])
     conflicting = _list_conflicting_rows(
         kept,
         label_columns=label_columns,
+        class_names=names,
         tolerance=conflict_tolerance if problem_type == "regression" else 0.0,
     )
     kept = [row for row in kept if row.row not in conflicting]
+    dropped = [row for row in rows if isinstance(row, DroppedRow)]
     dropped = sorted([*dropped, *conflicting.values()], key=lambda dropped_row: dropped_row.row)
     if dropped:
         logger.warning("Dropped %d of %d rows of %s.", len(dropped), table.num_rows, table.source)
     _validate_labels(kept, dropped, label_columns=label_columns, source=table.source)
-    cells, rows = [row.split for row in kept], [row.row for row in kept]
-    groups = [row.canonical_smiles for row in kept]
-    split = parse_split_cells(split_column, cells, rows=rows, groups=groups)
-    is_multi_class = problem_type == "single_label_classification"
-    class_names = list_class_names([row.labels[0] for row in kept]) if is_multi_class else None
-    dataset = _build_dataset(kept, class_names=class_names, split=split)
-    return LoadedData(dataset, dropped, class_names)
+    split = parse_split_cells(
+        split_column,
+        [row.split for row in kept],
+        rows=[row.row for row in kept],
+        groups=[row.canonical_smiles for row in kept],
+    )
+    class_names = None
+    if problem_type == "single_label_classification":
+        class_names = list_class_names([row.labels[0] for row in kept])
+    labels = _build_label_matrix(kept, class_names=class_names or [])
+    return LoadedData(_build_dataset(kept, labels=labels, split=split), dropped, class_names)
+
+
+def _validate_label_columns(
+    label_columns: list[str], *, problem_type: str, smiles_column: str
+) -> None:
+    if not label_columns or len({smiles_column, *label_columns}) <= len(label_columns):
+        raise UserError(
+            f"The label columns are {label_columns}, that of SMILES is {smiles_column!r}: name at "
+            "least one label, and no column twice."
+        )
+    if problem_type == "single_label_classification" and len(label_columns) > 1:
+        raise UserError(
+            f"single_label_classification takes one label column, not {', '.join(label_columns)}. "
+            "For several yes/no labels use multi_label_classification."
+        )
 
 
 def _iterate_rows(
@@ -158,14 +171,13 @@ def _iterate_rows(
     problem_type: str,
     max_atoms: int,
 ) -> Iterator[_Row | DroppedRow]:
-    row = -1
+    position = itertools.count()
     for chunk in table.iterate_chunks(CHUNK_SIZE):
-        columns = chunk.to_lists(table.column_names)
-        for i, molecule in enumerate(chunk.molecules(smiles_column)):
-            row += 1
-            smiles = columns[smiles_column][i] or ""
+        molecules = chunk.molecules(smiles_column)
+        for row, cells, molecule in zip(position, chunk.table.to_pylist(), molecules, strict=False):
+            smiles = cells[smiles_column] or ""
             labels = [
-                parse_label(columns[name][i], problem_type=problem_type, row=row, column=name)
+                parse_label(cells[name], problem_type=problem_type, row=row, column=name)
                 for name in label_columns
             ]
             try:
@@ -176,22 +188,18 @@ def _iterate_rows(
             if all(is_missing(label) for label in labels):
                 yield DroppedRow(row, smiles, "no label")
                 continue
-            split = columns[split_column][i] if split_column else None
+            split = cells[split_column] if split_column else None
             binary = molecule.ToBinary() if isinstance(molecule, Chem.Mol) else None
             yield _Row(row, smiles, Chem.MolToSmiles(mol), labels, split, binary)
 
 
 def _list_conflicting_rows(
-    rows: list[_Row], *, label_columns: list[str], tolerance: float
+    rows: list[_Row], *, label_columns: list[str], class_names: list[str], tolerance: float
 ) -> dict[int, DroppedRow]:
-    class_names = list_class_names([label for row in rows for label in row.labels])
-    conflicts = find_label_conflicts(
-        [row.canonical_smiles for row in rows],
-        _build_label_matrix(rows, class_names=class_names, num_labels=len(label_columns)),
-        tolerance=tolerance,
-    )
+    groups = [row.canonical_smiles for row in rows]
+    labels = _build_label_matrix(rows, class_names=class_names)
     conflicting: dict[int, DroppedRow] = {}
-    for conflict in conflicts:
+    for conflict in find_label_conflicts(groups, labels, tolerance=tolerance):
         low, high = rows[conflict.low_row], rows[conflict.high_row]
         reason = (
             f"rows {low.row} and {high.row} hold the same molecule with contradictory labels: "
@@ -203,15 +211,14 @@ def _list_conflicting_rows(
     return conflicting
 
 
-def _build_label_matrix(
-    rows: list[_Row], *, class_names: list[str] | None, num_labels: int
-) -> np.ndarray:
-    idx_of_class = {name: float(idx) for idx, name in enumerate(class_names or [])}
+def _build_label_matrix(rows: list[_Row], *, class_names: list[str]) -> np.ndarray:
+    """Return labels of shape `(num_rows, num_labels)`: a class is its index, NaN is missing."""
+    idx_of_class = {name: float(idx) for idx, name in enumerate(class_names)}
     labels = [
         [idx_of_class[label] if isinstance(label, str) else label for label in row.labels]
         for row in rows
     ]
-    return np.array(labels, dtype=np.float64).reshape(len(rows), num_labels)
+    return np.array(labels, dtype=np.float64, ndmin=2)
 
 
 def _validate_labels(
@@ -228,24 +235,19 @@ def _validate_labels(
 
 
 def _build_dataset(
-    rows: list[_Row], *, class_names: list[str] | None, split: dict[str, list[object]]
+    rows: list[_Row], *, labels: np.ndarray, split: dict[str, list[object]]
 ) -> datasets.Dataset:
-    labels = _build_label_matrix(rows, class_names=class_names, num_labels=len(rows[0].labels))
-    features = {
-        "row": datasets.Value("int64"),
-        "smiles": datasets.Value("string"),
-        "canonical_smiles": datasets.Value("string"),
-        "labels": datasets.List(datasets.Value("float64")),
+    columns: dict[str, tuple[list[Any], Any]] = {
+        "row": ([row.row for row in rows], datasets.Value("int64")),
+        "smiles": ([row.smiles for row in rows], datasets.Value("string")),
+        "canonical_smiles": ([row.canonical_smiles for row in rows], datasets.Value("string")),
+        "labels": (labels.tolist(), datasets.List(datasets.Value("float64"))),
     }
-    columns: dict[str, list[Any]] = {
-        "row": [row.row for row in rows],
-        "smiles": [row.smiles for row in rows],
-        "canonical_smiles": [row.canonical_smiles for row in rows],
-        "labels": labels.tolist(),
-    }
-    columns |= split
-    features |= {name: datasets.Value(SPLIT_DTYPES[name]) for name in split}
+    for name, cells in split.items():
+        columns[name] = (cells, datasets.Value(SPLIT_DTYPES[name]))
     if rows[0].mol is not None:
-        features["mol"] = datasets.Value("binary")
-        columns["mol"] = [row.mol for row in rows]
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        columns["mol"] = ([row.mol for row in rows], datasets.Value("binary"))
+    return datasets.Dataset.from_dict(
+        {name: values for name, (values, _) in columns.items()},
+        features=datasets.Features({name: kind for name, (_, kind) in columns.items()}),
+    )

@@ -8,6 +8,7 @@ from rdkit.Chem import rdDepictor
 
 from rmat_hf.data import sdf
 from rmat_hf.data.sdf import SdfRecord, compute_record_smiles, iterate_sdf_records, parse_mol_block
+from rmat_hf.model.features_rmat import MoleculeError
 
 BLOCK = Chem.MolToMolBlock(Chem.MolFromSmiles("CCO"))
 
@@ -112,11 +113,12 @@ def test_version_3000_block_is_read() -> None:
 
 
 @pytest.mark.parametrize("mol_block", ["", "\n\n\n", "junk", BLOCK.replace("  3  2", " 99 98")])
-def test_unreadable_block_gives_none_without_noise(
+def test_unreadable_block_gives_a_reason_without_noise(
     mol_block: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert parse_mol_block(mol_block) is None
-    assert compute_record_smiles(None) is None
+    error = parse_mol_block(mol_block)
+    assert isinstance(error, MoleculeError) and error.reason
+    assert compute_record_smiles(error) is None
     assert capfd.readouterr().err == ""
 
 

@@ -16,7 +16,6 @@ from rdkit.Chem import rdDistGeom
 from rmat_hf.data import tables
 from rmat_hf.data.tables import (
     Table,
-    add_word,
     build_table,
     find_kind,
     join_tables,
@@ -24,6 +23,7 @@ from rmat_hf.data.tables import (
     validate_columns,
 )
 from rmat_hf.errors import UserError
+from rmat_hf.model.features_rmat import MoleculeError
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 
@@ -122,7 +122,7 @@ def test_every_csv_comes_back_as_written(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", ["is empty"]),
+        ("", ["is blank"]),
         ("\n\n", ["first line is blank"]),
         ("a,b,a\n1,2,3\n", ["two columns are called 'a'", "Rename"]),
         ("a,b\n1,2\n3\n", ["line 3", "1 cells", "header has 2"]),
@@ -151,8 +151,8 @@ def test_malformed_csv_is_refused_at_once(
         ("missing.csv", "no such file"),
         ("missing.parquet", "no such file"),
         ("missing.sdf", "no such file"),
-        ("table.xlsx", "Use .csv, .parquet or .sdf"),
-        ("table", "Use .csv, .parquet or .sdf"),
+        ("table.xlsx", "Use .csv, .parquet, .sdf"),
+        ("table", "Use .csv, .parquet, .sdf"),
         ("folder.csv", "is a folder"),
     ],
 )
@@ -212,7 +212,7 @@ def test_column_of_numbers_is_no_smiles_column(tmp_path: Path) -> None:
 def test_file_that_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "table.parquet"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"is empty|cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be read"):
         open_file(path)
 
 
@@ -266,7 +266,8 @@ def test_unreadable_sdf_record_stays_as_a_row(
     assert table.num_rows == chunk.num_rows == 2
     assert chunk.table.to_pydict() == {"smiles": ["CCO", None], "y": ["1", "2"]}
     assert isinstance(chunk.molecules("smiles")[0], Chem.Mol)
-    assert chunk.molecules("smiles")[1] is None
+    reason = chunk.molecules("smiles")[1].reason
+    assert "line 4" in reason and "[" not in reason
     assert capfd.readouterr().err == ""
 
 
@@ -293,7 +294,7 @@ def test_other_sdf_column_is_read_as_smiles_when_named(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"smiles,y\nC,1\n", "no record has an 'M  END' line"),
-        (b"", "is empty"),
+        (b"", "no record"),
         (b"\xff\xfe\n", "not UTF-8"),
     ],
 )
@@ -369,7 +370,9 @@ def test_smiles_too_long_for_any_molecule_is_a_row_without_one(tmp_path: Path) -
     path = tmp_path / "table.parquet"
     pq.write_table(pa.table({"smiles": ["C", "C" * 200_000]}), path)
     (chunk,) = open_file(path).iterate_chunks(9)
-    assert chunk.molecules("smiles") == ["C", None]
+    short, long = chunk.molecules("smiles")
+    assert short == "C"
+    assert isinstance(long, MoleculeError) and "bytes" in long.reason
 
 
 def test_sdf_with_endless_properties_is_refused(
@@ -425,17 +428,19 @@ def test_column_with_two_types_is_named(tmp_path: Path) -> None:
     for i, kind in enumerate((pa.int32(), pa.int64())):
         pq.write_table(pa.table({"y": pa.array([1], kind)}), tmp_path / f"{i}.parquet")
         parts.append(open_file(tmp_path / f"{i}.parquet"))
-    with pytest.raises(UserError, match=r"1\.parquet: column 'y' is int64, .* int32"):
+    with pytest.raises(UserError, match=r"0\.parquet: column 'y' is int32, .* int64"):
         join_tables(parts, source="x")
 
 
-def test_table_in_memory_and_one_with_a_word_in_every_row() -> None:
-    table = build_table(pa.table({"smiles": ["C", "N", "O"]}), source="--smiles")
-    assert read_all(add_word(table, name="split", word="train")) == {
-        "smiles": ["C", "N", "O"],
-        "split": ["train"] * 3,
-    }
-    assert list(build_table(pa.table({"smiles": []}), source="x").iterate_chunks(9)) == []
+def test_joined_tables_can_say_which_one_a_row_is_of() -> None:
+    parts = [build_table(pa.table({"smiles": rows}), source="x") for rows in (["C", "N"], ["O"])]
+    joined = join_tables(parts, source="x", words={"split": ["train", "test"]})
+    assert read_all(joined) == {"smiles": ["C", "N", "O"], "split": ["train", "train", "test"]}
+
+
+def test_table_without_rows_has_no_chunks() -> None:
+    table = build_table(pa.table({"smiles": []}), source="--smiles")
+    assert list(table.iterate_chunks(9)) == []
 
 
 @pytest.mark.parametrize(

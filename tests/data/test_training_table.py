@@ -151,9 +151,13 @@ def test_label_without_a_value_is_an_error(tmp_path: Path) -> None:
         ({"label_columns": ["y", "z"]}, "no column 'z'"),
         ({"split_column": "split_0"}, "no column 'split_0'"),
         ({"split_column": TimeColumn("day")}, "no column 'day'"),
-        ({"label_columns": ["smiles"]}, "both as SMILES and as a label"),
-        ({"label_columns": []}, "No label column"),
-        ({"problem_type": "ranking"}, "Use one of regression"),
+        ({"label_columns": ["smiles"]}, "no column twice"),
+        ({"label_columns": ["y", "y"]}, "no column twice"),
+        ({"label_columns": []}, "at least one label"),
+        (
+            {"label_columns": ["y", "fold"], "problem_type": "single_label_classification"},
+            "takes one label column, not y, fold",
+        ),
         ({"revision": "main"}, "is not on the Hub"),
     ],
 )

@@ -20,7 +20,7 @@ import coverage
 INPUTS = Path(__file__).parent / "inputs"
 PACKAGE = Path(__file__).parents[2] / "rmat_hf"
 READER_MODULES = ["data/tables.py", "data/sources.py", "data/sdf.py"]
-READER_MODULES += ["features_rmat.py"]
+READER_MODULES += ["model/features_rmat.py"]
 DEFAULT_CASES = {
     "smiles": 30_000,
     "mol_block": 20_000,

@@ -63,7 +63,8 @@ def check_mol_block(data: bytes, folder: Path) -> None:
     """Any text as a mol block."""
     mol = parse_mol_block(data.decode("utf-8", "replace"))
     smiles = compute_record_smiles(mol)
-    if mol is None:
+    if isinstance(mol, MoleculeError):
+        validate_message(mol.reason)
         assert smiles is None
         return
     featurize(mol)
@@ -135,6 +136,8 @@ def check_smi(data: bytes, folder: Path) -> None:
     """Any bytes as a file of SMILES."""
     path = folder / "in.smi"
     path.write_bytes(data)
+    if data in (b"\xef", b"\xef\xbb"):  # half a byte order mark, which Python reads as nothing
+        return
     try:
         table = open_corpus_input(path, smiles_column="smiles")
         rows = list(iterate_input_rows(table, smiles_column="smiles"))

@@ -157,14 +157,13 @@ def _parse_time(value: object) -> tuple[str, float]:
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime.combine(value, time())
     if not isinstance(value, datetime):
-        try:
-            number = parse_number(value)
+        number = parse_number(value)
+        if number is not None:
             return ("which is no time" if math.isnan(number) else "a number"), number
+        try:
+            value = datetime.fromisoformat(str(value))
         except ValueError:
-            try:
-                value = datetime.fromisoformat(str(value))
-            except ValueError:
-                return "neither a number nor an ISO date", math.nan
+            return "neither a number nor an ISO date", math.nan
     if value.tzinfo is not None:
         return "a date with a time zone", value.timestamp()
     return "a date", (value - EPOCH).total_seconds()
