@@ -1,11 +1,10 @@
 """The members of an ensemble: each a training of its own, those that are finished are kept."""
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from transformers.trainer import Trainer
@@ -15,7 +14,7 @@ from rmat_hf.data.splits.random_splits import assign_folds
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.output_folder import save_json
+from rmat_hf.output_folder import load_json, save_json
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.task import FinetuningTask
 
@@ -23,15 +22,6 @@ logger = logging.getLogger(__name__)
 
 MODEL_DIR = "model"
 MEMBER_FILE = "member.json"
-
-
-class TrainMember(Protocol):
-    """Trains one model on the parts of a task, with checkpoints in a folder."""
-
-    def __call__(
-        self, chosen: FinetuningArguments, parts: FinetuningTask, *, folder: Path
-    ) -> Trainer:
-        """Return the `Trainer` with the best model."""
 
 
 def split_for_members(arguments: FinetuningArguments, task: FinetuningTask) -> list[SplitIndices]:
@@ -79,7 +69,11 @@ def predict_out_of_fold(
 
 
 def train_members(
-    arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path, train: TrainMember
+    arguments: FinetuningArguments,
+    task: FinetuningTask,
+    *,
+    work_dir: Path,
+    train: Callable[..., Trainer],
 ) -> tuple[RMatEnsembleForSequenceClassification, list[dict[str, Any]]]:
     """Train the members one after the other and return the ensemble with the training log.
 
@@ -89,7 +83,9 @@ def train_members(
         arguments (`FinetuningArguments`): `num_members` is their number.
         task (`FinetuningTask`): Rows, and parts for those without folds.
         work_dir (`Path`): Gets a folder `stage-i` per member with checkpoints and the best model.
-        train (`TrainMember`): Trains one of them.
+        train (`Callable`):
+            Takes arguments, the parts of the task and `folder`, for checkpoints; returns a
+            `Trainer` with the best model.
     """
     members: list[RMatForSequenceClassification] = []
     log: list[dict[str, Any]] = []
@@ -104,7 +100,7 @@ def train_members(
             if trainer.is_world_process_zero():
                 save_json(folder / MEMBER_FILE, {"log_history": trainer.state.log_history})
             trainer.accelerator.wait_for_everyone()
-        history = json.loads((folder / MEMBER_FILE).read_text(encoding="utf-8"))["log_history"]
+        history = load_json(folder / MEMBER_FILE)["log_history"]
         log += [{"member": idx, **entry} for entry in history]
         member, _ = load_predictor(folder / MODEL_DIR, device="cpu")
         members.append(member)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,33 +34,21 @@ PROBLEM_NAMES = {
 
 
 def build_card_metadata(
-    *,
-    tags: list[str] | None = None,
-    license_name: str | None = None,
-    datasets: str | None = None,
-    base_model: str | None = None,
-    model_name: str | None = None,
-    eval_results: list[EvalResult] | None = None,
+    *, tags: Sequence[str] = (), license_name: str | None = None, **fields: Any
 ) -> ModelCardData:
     """Return the metadata block of a card.
 
     Args:
-        tags (`list[str]`, *optional*): Beside those of every R-MAT model.
+        tags (`Sequence[str]`): Beside those of every R-MAT model.
         license_name (`str`, *optional*): Identifier as on the Hub, for example `"cc-by-4.0"`.
-        datasets (`str`, *optional*): Hub id of the data.
-        base_model (`str`, *optional*): Hub id of the model that was finetuned.
-        model_name (`str`, *optional*): Needed with `eval_results`.
-        eval_results (`list[EvalResult]`, *optional*): Metrics.
+        fields: Others of `ModelCardData`: ids on the Hub of data and of the model before, results.
     """
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="graph-ml",
         license=license_name or UNKNOWN_LICENSE,
-        tags=[*TAGS, *(tags or [])],
-        datasets=datasets,
-        base_model=base_model,
-        model_name=model_name,
-        eval_results=eval_results,
+        tags=[*TAGS, *tags],
+        **fields,
     )
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import pandas as pd
 from transformers.trainer import Trainer
 from transformers.trainer_utils import SaveStrategy
 
-from rmat_hf.data.table_writer import ColumnKind, TableWriter
 from rmat_hf.errors import UserError
 from rmat_hf.output_folder import save_json
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments, load_json_fields
@@ -124,17 +124,10 @@ def _suggest(trial: "optuna.Trial", arguments: FinetuningArguments) -> dict[str,
 def _save_trials(study: "optuna.Study", path: Path) -> None:
     """Write one row per trial: its number, values and best metric on valid."""
     trials = study.get_trials(deepcopy=False)
-    kinds: dict[str, ColumnKind] = {
-        "trial": "integer",
-        "is_best": "integer",
-        "valid_metric": "number",
-    }
-    kinds |= {name: "integer" if name == "batch_size" else "number" for name in SEARCHED_FLAGS}
     columns: dict[str, list[Any]] = {
         "trial": [trial.number for trial in trials],
         "is_best": [int(trial.number == study.best_trial.number) for trial in trials],
         "valid_metric": [trial.value for trial in trials],
         **{name: [trial.params[name] for trial in trials] for name in SEARCHED_FLAGS},
     }
-    with TableWriter(path, added_columns=kinds) as writer:
-        writer.write(columns)
+    pd.DataFrame(columns).to_csv(path, index=False)

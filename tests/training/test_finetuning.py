@@ -15,10 +15,8 @@ from tiny import TINY_ARCHITECTURE
 from transformers import AutoModelForSequenceClassification, AutoProcessor, TrainerCallback
 from transformers.trainer import Trainer
 
-from rmat_hf.data import featurization
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed, predict
-from rmat_hf.training import task
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
 
@@ -361,14 +359,6 @@ def test_a_run_that_never_got_to_a_checkpoint_does_not_block_the_next_one(
     assert not (work / "run.in_progress").exists()
 
 
-def test_a_folder_of_somebody_else_in_the_place_of_the_checkpoints_is_kept(work: Path) -> None:
-    (work / "run.in_progress").mkdir()
-    (work / "run.in_progress" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is no run of rmat\. Move it away"):
-        run_finetuning(build_arguments(work, overwrite=True))
-    assert (work / "run.in_progress" / "notes.txt").read_text() == "mine"
-
-
 def test_an_interrupted_run_that_was_overwriting_resumes(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,32 +368,6 @@ def test_an_interrupted_run_that_was_overwriting_resumes(
     run_finetuning(build_arguments(work, resume=True, **changes))
     saved = json.loads((work / "run" / "finetuning_arguments.json").read_text())
     assert saved["seed"] == 5
-
-
-def test_second_run_featurizes_nothing_and_learns_the_same(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = {"feature_cache": str(work / "cache")}
-    run_finetuning(build_arguments(work, output_dir=str(work / "without"), feature_cache=None))
-    run_finetuning(build_arguments(work, output_dir=str(work / "first"), **cache))
-    monkeypatch.setattr(featurization, "_featurize", None)
-    run_finetuning(build_arguments(work, output_dir=str(work / "second"), **cache))
-    without, first, second = (
-        load_file(work / name / "model.safetensors") for name in ("without", "first", "second")
-    )
-    for name in without:
-        assert torch.equal(without[name], first[name])
-        assert torch.equal(without[name], second[name])
-    for path in (work / "second").glob("*.json"):
-        assert "feature_cache" not in path.read_text(), path.name
-
-
-def test_default_cache_is_the_same_from_python(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "find_feature_cache_dir", lambda: work / "cache")
-    arguments = vars(build_arguments(work, num_train_epochs=1))
-    del arguments["feature_cache"]
-    run_finetuning(FinetuningArguments(**arguments))
-    assert len(list((work / "cache").glob("*.sqlite"))) == 1
 
 
 def test_descriptors_of_a_model_can_be_left_out(work: Path) -> None:

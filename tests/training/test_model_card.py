@@ -1,6 +1,5 @@
 import importlib.util
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from matplotlib.axes import Axes
 from tiny import TINY_ARCHITECTURE
-from typer.testing import CliRunner
 
-from rmat_hf.cli import app
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.metrics import compute_metrics_for_problem
@@ -117,14 +114,6 @@ def test_undefined_metrics_are_left_out_of_the_metadata(tmp_path: Path) -> None:
     assert {result.metric_type for result in data.eval_results} == {"rmse", "mae"}
 
 
-def test_card_without_any_defined_metric_is_valid(tmp_path: Path) -> None:
-    report = build_report()
-    report.metrics["test"] = dict.fromkeys(report.metrics["test"])
-    card = save_card(tmp_path, report)
-    assert card.data.eval_results is None
-    assert read_table(card)[4] == ["R-MAT", "test", "–", "–", "–", "–"]
-
-
 def test_names_with_yaml_syntax_make_a_valid_card(tmp_path: Path) -> None:
     card = save_card(tmp_path, build_report(names=("Kd: [nM] #1",), dataset="a: 'b'.csv"))
     assert card.data.model_name == "R-MAT Kd: [nM] #1"
@@ -193,17 +182,6 @@ def test_parity_plot_shows_train_and_test_of_each_label_with_its_own_metrics(
         assert legend == f"{part}: RMSE {metrics['rmse']:.3f}, R² {metrics['r2']:.3f}"
 
 
-def test_parity_plot_of_a_label_unknown_in_test_is_drawn(
-    tmp_path: Path, drawn: list[tuple[np.ndarray, np.ndarray, str]]
-) -> None:
-    report = build_report()
-    report.labels["test"][:] = np.nan
-    report.metrics["test"] = dict.fromkeys(report.metrics["test"])
-    assert save_parity_plot(tmp_path / "plot.png", report)
-    assert drawn[1][2] == "test: RMSE –, R² –"
-    assert read_png_size(tmp_path / "plot.png") == (PIXELS_PER_LABEL, PIXELS_PER_LABEL)
-
-
 def test_card_without_matplotlib_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -260,13 +238,3 @@ def test_card_states_limits_license_and_where_the_model_started(tmp_path: Path) 
     report = build_report(license="cc-by-4.0", dataset="me/data", model="me/model")
     data = save_card(tmp_path, report).data
     assert (data.license, data.datasets, data.base_model) == ("cc-by-4.0", "me/data", "me/model")
-
-
-def test_command_of_the_card_predicts(tmp_path: Path, tiny_model_folder: Path) -> None:
-    card = save_card(tmp_path, build_report())
-    (command,) = re.findall(r"`(rmat predict .*?)`", card.text)
-    command = command.replace("path/to/this/folder", str(tiny_model_folder))
-    command = command.replace("predictions.csv", str(tmp_path / "predictions.csv"))
-    result = CliRunner().invoke(app, shlex.split(command)[1:])
-    assert result.exit_code == 0, result.output
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 3

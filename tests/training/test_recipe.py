@@ -97,13 +97,6 @@ def test_classes_are_the_outputs_of_a_single_label(tmp_path: Path) -> None:
     assert config.label_mean is config.label_std is config.label_units is None
 
 
-def test_classification_labels_are_not_scaled(tmp_path: Path) -> None:
-    columns = {"a": [0, 1] * 6, "part": TABLE_PARTS}
-    config = build_config(tmp_path, columns, problem_type="multi_label_classification")
-    assert config.label_mean is config.label_std is config.label_name is None
-    assert config.output_names == ["a"]
-
-
 @pytest.mark.parametrize("name", ["hidden_sise", "label_mean", "num_molecule_descriptors"])
 def test_field_that_is_no_architecture_is_an_error_that_names_file_and_field(
     tmp_path: Path, name: str
@@ -114,24 +107,12 @@ def test_field_that_is_no_architecture_is_an_error_that_names_file_and_field(
     assert path in str(error.value)
 
 
-def test_scratch_without_overrides_has_the_scratch_architecture(tmp_path: Path) -> None:
-    expected = RMatConfig(**SCRATCH_ARCHITECTURE).get_architecture()
-    assert build_config(tmp_path, model_config=None).get_architecture() == expected
-
-
 def test_overrides_replace_scratch_fields_and_defaults_and_nothing_else(tmp_path: Path) -> None:
     overrides = {"hidden_size": 64, "pooling": "mean"}
     path = write_json(tmp_path / "fields.json", overrides)
     config = build_config(tmp_path, model_config=path)
     expected = RMatConfig(**{**SCRATCH_ARCHITECTURE, **overrides}).get_architecture()
     assert config.get_architecture() == expected
-
-
-def test_model_from_scratch_has_the_architecture_of_the_json_file(tmp_path: Path) -> None:
-    model = build_model(tmp_path)
-    assert len(model.rmat.layers) == TINY_ARCHITECTURE["num_hidden_layers"]
-    assert model.config.hidden_size == TINY_ARCHITECTURE["hidden_size"]
-    assert model.descriptor_scaler is None
 
 
 def test_multi_label_weights_are_negatives_per_positive() -> None:
@@ -165,15 +146,6 @@ def test_class_without_a_row_cannot_be_balanced(
 ) -> None:
     with pytest.raises(ValueError, match="no row in the train part"):
         compute_balanced_weights(np.array(labels, float), problem_type=problem_type, num_outputs=2)
-
-
-def test_balanced_weights_count_train_rows_only(tmp_path: Path) -> None:
-    labels = [1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1]
-    options: dict[str, Any] = {"problem_type": "multi_label_classification"}
-    columns = {"y": labels, "part": TABLE_PARTS}
-    balanced = build_config(tmp_path, columns, class_weighting="balanced", **options)
-    assert balanced.loss_weights == pytest.approx([3.0], rel=1e-12)
-    assert build_config(tmp_path, columns, **options).loss_weights is None
 
 
 def test_balanced_classes_of_a_single_label_reach_the_config(tmp_path: Path) -> None:
@@ -231,16 +203,6 @@ def test_other_number_of_labels_gives_a_new_head_on_the_same_encoder(
     assert logits.shape == (2, 3)
     assert logits.isfinite().all()
     assert len(set(logits[0].tolist())) == 3
-
-
-def test_pretrained_model_gives_its_encoder(tmp_path: Path, processor: RMatProcessor) -> None:
-    torch.manual_seed(1)
-    pretrained = RMatForPreTraining(RMatConfig(**TINY_ARCHITECTURE, attention_form="reference"))
-    pretrained.save_pretrained(tmp_path / "pretrained")
-    processor.save_pretrained(tmp_path / "pretrained")
-    model = build_model(tmp_path, model=str(tmp_path / "pretrained"))
-    assert_same_parameters(model.rmat, pretrained.rmat)
-    assert model.config.attention_form == "reference"
 
 
 def test_override_of_a_size_that_weights_have_says_how_to_train_without_them(
@@ -399,19 +361,6 @@ def test_flags_reach_the_trainer(tmp_path: Path) -> None:
     assert trainer.seed == 11
     assert trainer.report_to == []
     assert not trainer.remove_unused_columns
-
-
-def test_run_keeps_one_checkpoint_and_scores_once_an_epoch(tmp_path: Path) -> None:
-    trainer = build_for_trainer(tmp_path)
-    assert trainer.save_total_limit == 1
-    assert trainer.eval_strategy == trainer.save_strategy == trainer.logging_strategy == "epoch"
-    assert trainer.lr_scheduler_type == "cosine"
-    assert trainer.label_names == ["labels"]
-
-
-def test_direction_can_be_overridden_as_well(tmp_path: Path) -> None:
-    path = write_json(tmp_path / "trainer.json", {"greater_is_better": True})
-    assert build_for_trainer(tmp_path, training_arguments=path).greater_is_better is True
 
 
 def test_json_file_overrides_flags_and_defaults(tmp_path: Path) -> None:

@@ -146,17 +146,6 @@ def test_regression_folder_has_every_file_and_no_other(regression_run: SavedRun)
     assert list_files(regression_run) == {*FILES, "parity.png"}
 
 
-def test_classification_folder_has_every_file_and_no_other(three_class_run: SavedRun) -> None:
-    assert list_files(three_class_run) == FILES
-
-
-def test_baselines_get_a_file_of_their_own(tmp_path: Path) -> None:
-    metrics = {part: {"rmse": 1.0, "mae": None, "r2": 0.0, "spearman": None} for part in PARTS}
-    columns = {"y": range(12), "part": TABLE_PARTS}
-    run = save_untrained_run(tmp_path, columns, baselines={"forest": metrics})
-    assert run.read_json("baselines.json") == {"forest": metrics}
-
-
 def test_metrics_file_has_every_part(regression_run: SavedRun) -> None:
     metrics = regression_run.read_json("metrics.json")
     assert list(metrics) == ["train", "valid", "test"]
@@ -164,15 +153,6 @@ def test_metrics_file_has_every_part(regression_run: SavedRun) -> None:
     errors = np.sqrt(np.mean((logits - labels) ** 2, axis=0))
     assert metrics["valid"]["per_label"]["a"]["rmse"] == pytest.approx(errors[0], rel=1e-6)
     assert metrics["valid"]["rmse"] == pytest.approx(errors.mean(), rel=1e-6)
-
-
-def test_undefined_metric_is_null(regression_run: SavedRun) -> None:
-    # one row of test has the label a
-    assert regression_run.read_json("metrics.json")["test"]["per_label"]["a"]["r2"] is None
-
-
-def test_training_log_is_the_one_of_the_trainer(regression_run: SavedRun) -> None:
-    assert regression_run.read_json("training_log.json") == LOG
 
 
 def test_every_row_of_the_table_is_in_a_part_or_dropped(regression_run: SavedRun) -> None:
@@ -183,13 +163,6 @@ def test_every_row_of_the_table_is_in_a_part_or_dropped(regression_run: SavedRun
     for row in split:
         assert row["split"] == TABLE_PARTS[int(row["row"])]
     assert [row["smiles"] for row in split] == ["CCO", *TABLE_SMILES[2:4], *TABLE_SMILES[5:]]
-
-
-def test_dropped_rows_have_their_reasons(regression_run: SavedRun) -> None:
-    dropped = regression_run.read_table("dropped_rows.csv")
-    assert [(row["row"], row["smiles"]) for row in dropped] == [("1", "C1CC"), ("4", "c1ccccc1")]
-    assert "ring" in dropped[0]["reason"]
-    assert dropped[1]["reason"] == "no label"
 
 
 def test_regression_table_has_labels_and_predictions_in_the_users_units(
@@ -327,11 +300,6 @@ def test_an_ensemble_reports_every_member_alone(tmp_path: Path) -> None:
             )
             rmse = report.member_metrics[idx][part]["rmse"]
             assert rmse == pytest.approx(metrics["rmse"], abs=1e-5)
-
-
-def test_a_single_model_has_no_members(tmp_path: Path) -> None:
-    report, _, _ = build_report(tmp_path, num_members=1)
-    assert report.member_predictions is None and report.member_metrics == []
 
 
 def test_every_model_and_part_is_a_row_and_every_number_a_column() -> None:

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
-from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 
 from rmat_hf.data import featurization
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
-from rmat_hf.training import task as task_module
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.task import (
     PARTS,
@@ -44,38 +42,6 @@ def test_every_row_stands_in_exactly_one_part(tmp_path: Path, split: str) -> Non
     assert task.dropped == []
 
 
-def test_seed_decides_the_random_split(tmp_path: Path) -> None:
-    splits = [list_rows(build(tmp_path, seed=seed)) for seed in (0, 0, 1, 2)]
-    assert splits[0] == splits[1]
-    assert splits[0] != splits[2] or splits[0] != splits[3]
-
-
-def test_scaffold_split_keeps_a_scaffold_in_one_part(tmp_path: Path) -> None:
-    task = build(tmp_path, split="scaffold")
-    scaffolds = [
-        {MurckoScaffoldSmiles(smiles) for smiles in task.select(part)["smiles"]} for part in PARTS
-    ]
-    assert sum(map(len, scaffolds)) == len(set().union(*scaffolds))
-    assert all(scaffolds)
-
-
-def test_seed_decides_the_balanced_scaffold_split(tmp_path: Path) -> None:
-    splits = [list_rows(build(tmp_path, split="scaffold_balanced", seed=s)) for s in (0, 0, 1, 2)]
-    assert splits[0] == splits[1]
-    assert splits[0] != splits[2] or splits[0] != splits[3]
-
-
-def test_cluster_cutoff_decides_the_clusters(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        for cutoff in (None, 0.6, 0.05):
-            build(tmp_path, split="cluster", cluster_cutoff=cutoff)
-    lines = [record.message for record in caplog.records if "clusters" in record.message]
-    assert lines[0] == lines[1]
-    assert lines[2].startswith("12 molecules form 12 clusters")
-
-
 def test_newest_rows_are_test_in_a_time_split(tmp_path: Path) -> None:
     days = [f"2019-01-{day:02}" for day in (9, 12, 1, 2, 11, 3, 4, 5, 6, 7, 8, 10)]
     columns = {"y": range(12), "day": days}
@@ -85,25 +51,11 @@ def test_newest_rows_are_test_in_a_time_split(tmp_path: Path) -> None:
     assert list_all_rows(task) == list(range(12))
 
 
-def test_row_without_a_time_stops_a_time_split(tmp_path: Path) -> None:
-    columns = {"y": range(12), "day": [*range(2001, 2012), None]}
-    with pytest.raises(UserError, match=r"Row 11 .*column 'day' holds '', which is no time"):
-        build(tmp_path, columns, label_columns=["y"], split="time", time_column="day")
-
-
 def test_each_row_is_in_test_of_one_fold(tmp_path: Path) -> None:
     turns = [list_rows(build(tmp_path, split="kfold", num_folds=3, fold=fold)) for fold in range(3)]
     assert sorted(row for turn in turns for row in turn["test"]) == list(range(12))
     assert [turn["valid"] for turn in turns] == [turns[i]["test"] for i in (1, 2, 0)]
     assert [len(turn["train"]) for turn in turns] == [4, 4, 4]
-
-
-def test_column_split_is_the_one_of_the_column(tmp_path: Path) -> None:
-    parts = ["test", "train", "valid"] * 4
-    task = build(tmp_path, {"y": range(12), "part": parts})
-    assert list_rows(task) == {
-        part: [row for row in range(12) if parts[row] == part] for part in PARTS
-    }
 
 
 def test_dropped_rows_have_reasons_and_stand_in_no_part(
@@ -223,21 +175,10 @@ def test_scratch_takes_geometry_and_descriptors_from_the_flags(tmp_path: Path) -
     assert set(task.dataset["geometry_source"]) == {"2d"}
 
 
-def test_saved_model_brings_its_own_geometry(tmp_path: Path, tiny_model_folder: Path) -> None:
-    task = build(tmp_path, model=str(tiny_model_folder), geometry=None)
-    assert task.processor.geometry == "bounds"
-
-
 def test_geometry_flag_wins_over_the_saved_model(tmp_path: Path, tiny_model_folder: Path) -> None:
     task = build(tmp_path, model=str(tiny_model_folder), geometry="2d")
     assert task.processor.geometry == "2d"
     assert set(task.dataset["geometry_source"]) == {"2d"}
-
-
-def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty"):
-        build(tmp_path, model=str(tmp_path / "empty"))
 
 
 def test_second_task_finds_its_features_in_the_cache(
@@ -250,48 +191,8 @@ def test_second_task_finds_its_features_in_the_cache(
     assert expected.to_dict() == cached.to_dict() == again.to_dict()
 
 
-def test_hits_and_misses_of_the_cache_are_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = str(tmp_path / "cache")
-    with caplog.at_level(logging.INFO):
-        build(tmp_path, feature_cache=folder)
-        build(tmp_path, feature_cache=folder)
-        build(tmp_path)
-    lines = [record.message for record in caplog.records if "Feature cache" in record.message]
-    assert lines == [
-        "Feature cache: 0 molecules found, 12 to compute.",
-        "Feature cache: 12 molecules found, 0 to compute.",
-    ]
-
-
-def test_cache_folder_that_cannot_be_made_is_a_warning_and_no_cache(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("")
-    task = build(tmp_path, feature_cache=str(tmp_path / "file" / "cache"))
-    assert task.dataset.to_dict() == build(tmp_path).dataset.to_dict()
-    assert "cannot be used" in caplog.text
-
-
-@pytest.mark.parametrize("feature_cache", [None, "none"])
-def test_cache_can_be_turned_off(feature_cache: str | None) -> None:
-    assert choose_cache_dir(feature_cache) is None
-
-
 def test_default_cache_is_the_users_and_a_folder_is_itself(
     tmp_path: Path, feature_cache_dir: Path
 ) -> None:
     assert choose_cache_dir("default") == feature_cache_dir
     assert choose_cache_dir(str(tmp_path)) == tmp_path
-
-
-def test_user_without_a_home_has_no_default_cache(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(task_module, "find_feature_cache_dir", fail)
-    assert choose_cache_dir("default") is None
-    assert "Choose a folder with --feature-cache" in caplog.text

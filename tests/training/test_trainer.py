@@ -103,18 +103,6 @@ def test_the_head_alone_has_its_learning_rate(tmp_path: Path) -> None:
     assert {decay for _, decay in own.values()} == {0.0, 0.1}
 
 
-def test_the_schedule_scales_the_learning_rate_of_the_head_too(tmp_path: Path) -> None:
-    trainer = build_trainer_with_head(tmp_path, 0.02)
-    trainer.create_optimizer_and_scheduler(num_training_steps=8)
-    groups = trainer.optimizer.param_groups
-    assert {group["initial_lr"] for group in groups} == {1e-3, 0.02}
-    for share in (0.0, 0.5, 1.0, 5 / 6):
-        for group in groups:
-            assert group["lr"] == pytest.approx(share * group["initial_lr"], rel=1e-9)
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-
-
 def test_a_head_with_no_learning_rate_does_not_move(tmp_path: Path) -> None:
     trainer = build_trainer_with_head(tmp_path, 0.0)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
