@@ -100,13 +100,8 @@ def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
     Args:
         molecule (`str` or `Chem.Mol`):
             SMILES, with a CXSMILES extension at most, or RDKit molecule. `None` and NaN, the
-            marks of an empty table cell, are refused like every other type; a `MoleculeError` in
-            the place of a molecule is raised.
-        max_atoms (`int`):
-            Largest number of heavy atoms that is accepted.
-
-    Returns:
-        `Chem.Mol`: A new molecule without hydrogen atoms.
+            marks of an empty table cell, are refused like every other type.
+        max_atoms (`int`): Largest number of heavy atoms that is accepted.
 
     Raises:
         MoleculeError: The molecule is missing, empty, a pattern, too large or invalid.
@@ -121,7 +116,8 @@ def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
         return mol
     with silence_rdkit():
         try:
-            Chem.SanitizeMol(mol)
+            if not isinstance(molecule, str):
+                Chem.SanitizeMol(mol)
             return Chem.RemoveAllHs(mol) if has_hydrogens else mol
         except (RuntimeError, ValueError) as error:
             raise MoleculeError(_find_reason(str(error).splitlines())) from error

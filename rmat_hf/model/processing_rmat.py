@@ -173,7 +173,7 @@ def build_batch(features: Sequence[RMatCompactFeatures]) -> dict[str, np.ndarray
         "topological_distances": topological_distances,
         "interatomic_distances": interatomic_distances,
     }
-    if descriptors[0] is not None:
+    if any(values is not None for values in descriptors):
         batch[DESCRIPTOR_INPUT] = np.stack(descriptors)
     batch[MASK_INPUT] = is_node.astype(np.int64)
     return batch

@@ -133,13 +133,6 @@ def test_node_features_start_with_the_dummy_node() -> None:
     assert not node_features[:, MASK_COLUMN].any()
 
 
-def test_every_atom_has_one_class_per_group() -> None:
-    node_features = compute_node_features("Fc1ccccc1[N+](=O)[O-].[Fe+2].CP(=O)(C)S")[1:]
-    for start, stop in [(2, NEIGHBORS), (NEIGHBORS, HYDROGENS), (HYDROGENS, CHARGE)]:
-        assert (node_features[:, start:stop].sum(axis=1) == 1).all()
-    assert (node_features[:, CHARGE:IN_RING].sum(axis=1) == 1).all()
-
-
 def test_values_outside_their_list_take_the_last_class() -> None:
     octahedral = compute_node_features("F[U](F)(F)(F)(F)F")[2]
     assert octahedral[NEIGHBORS - 1] == 1  # no element of the list
@@ -365,11 +358,6 @@ def test_input_molecule_does_not_change() -> None:
     assert mol.ToBinary() == before
 
 
-def test_peptide_of_450_atoms_needs_a_larger_limit() -> None:
-    node_features = featurize(PEPTIDE, "node_features", max_atoms=512)
-    assert node_features.shape == (451, ATOM_FEATURES.num_node_features)
-
-
 # Descriptors
 
 
@@ -381,11 +369,6 @@ def test_descriptors_equal_rdkits() -> None:
     assert values.shape == (len(names),) == (len(Descriptors.descList),)
     expected = Descriptors.CalcMolDescriptors(mol)
     np.testing.assert_allclose(values, [expected[name] for name in names], rtol=1e-6)
-
-
-def test_descriptors_keep_the_order_of_their_names() -> None:
-    values = compute_molecule_descriptors(parse("CCO"), ["TPSA", "MolWt"])
-    np.testing.assert_allclose(values, [20.23, 46.069], rtol=1e-4)
 
 
 def test_descriptor_that_is_undefined_or_too_large_is_nan() -> None:

@@ -169,12 +169,6 @@ def test_graph_geometries_never_fail(smiles: str) -> None:
     assert measure(compute_2d_coordinates(mol)).shape == shape
 
 
-def test_peptide_of_450_atoms_has_bounds() -> None:
-    bounds = compute_bounds_distances(parse(PEPTIDE))
-    assert bounds.shape == (450, 450)
-    assert np.isfinite(bounds).all()
-
-
 # The way a molecule is written
 
 

@@ -391,11 +391,6 @@ def test_use_does_not_change_the_fingerprint_and_options_do() -> None:
         assert Hasher.hash(RMatProcessor(**{name: value})) != before, name
 
 
-def test_pickled_processor_gives_the_same_features(processor: RMatProcessor) -> None:
-    other = pickle.loads(pickle.dumps(processor))
-    assert_equal_features(other.featurize("CCO")[0], processor.featurize("CCO")[0])
-
-
 # Descriptors and collators
 
 
@@ -408,14 +403,6 @@ def test_descriptors_are_model_inputs_when_chosen() -> None:
         batch["molecule_descriptors"], [[46.069, 20.23], [16.043, 0.0]], rtol=1e-4
     )
     assert "molecule_descriptors" not in RMatProcessor().model_input_names
-
-
-def test_pad_equals_a_call(bounds_processor: RMatProcessor) -> None:
-    called = bounds_processor(GOOD_SMILES, pad_to_multiple_of=4, return_tensors="pt")
-    features = [bounds_processor.featurize(smiles)[0] for smiles in GOOD_SMILES]
-    padded = bounds_processor.pad(features, pad_to_multiple_of=4, return_tensors="pt")
-    assert called.keys() == padded.keys()
-    assert all(torch.equal(called[name], padded[name]) for name in called)
 
 
 def test_collator_of_transformers_pads_with_labels(bounds_processor: RMatProcessor) -> None:
