@@ -50,7 +50,7 @@ def test_other_words_in_a_split_column_are_refused_by_their_row(value: object) -
 
 @pytest.mark.parametrize("values", [["train", "valid"], ["test", "valid"], []])
 def test_empty_part_of_a_split_column_is_refused(values: list[str]) -> None:
-    with pytest.raises(UserError, match=r" 0 .*column 'fold' says so"):
+    with pytest.raises(UserError, match=r"\b0\b.*column 'fold' says so"):
         parse("fold", values)
 
 
