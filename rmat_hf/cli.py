@@ -24,8 +24,7 @@ from rmat_hf.errors import (
     quiet_without_reader,
     stopped_by_signals,
 )
-from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
-from rmat_hf.evaluation.arguments import EvaluationArguments
+from rmat_hf.evaluation.accuracy_benchmark import EvaluationArguments, run_accuracy_benchmark
 from rmat_hf.evaluation.report import build_overview
 from rmat_hf.inference.conversion import convert_checkpoint
 from rmat_hf.inference.screening import is_output_folder, run_embedding, run_prediction

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, write_json, write_table
 
-from rmat_hf.evaluation.arguments import EvaluationArguments
+from rmat_hf.evaluation.accuracy_benchmark import EvaluationArguments
 from rmat_hf.evaluation.jobs import Job
 from rmat_hf.evaluation.protocol import Fold, Protocol, load_protocol
-from rmat_hf.evaluation.row_predictions import RowPredictions
 
 FOREST = "random_forest_ecfp4_counts"
 # both classes stand in every part
@@ -89,18 +89,18 @@ def build_tiny_evaluation(folder: Path, content: dict[str, Any], **options: Any)
     )
 
 
-def build_rows(**changes: Any) -> RowPredictions:
-    """Return the rows of the tiny table, predicted perfectly."""
-    labels = np.arange(12.0)[:, None]
-    fields: dict[str, Any] = {
-        "rows": np.arange(12),
-        "parts": TABLE_PARTS,
-        "smiles": TABLE_SMILES,
-        "labels": labels,
-        "predictions": labels.copy(),
-        "num_dropped": 0,
-    }
-    return RowPredictions(**{**fields, **changes})
+def build_rows(**changes: Any) -> pd.DataFrame:
+    """Return the rows of the tiny table, predicted perfectly; changes replace columns."""
+    numbers = np.arange(12.0)
+    columns = {"split": TABLE_PARTS, "smiles": TABLE_SMILES, "y": numbers, "prediction_y": numbers}
+    return pd.DataFrame({**columns, **changes}, index=pd.RangeIndex(12, name="row"))
+
+
+def build_class_rows(predictions: Any = None, **changes: Any) -> pd.DataFrame:
+    """Return the rows of the tiny table with classes; without predictions they are the labels."""
+    columns = {"is_odd": np.array(CLASSES, dtype=float)}
+    columns["prediction_is_odd"] = columns["is_odd"] if predictions is None else predictions
+    return build_rows(**columns, **changes)
 
 
 def build_job(folder: Path, method: str) -> Job:

@@ -1,39 +1,66 @@
 """run_accuracy_benchmark(...): a protocol → runs, `results.json`, `report.md` and plots."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from rmat_hf.errors import UserError
-from rmat_hf.evaluation.arguments import EvaluationArguments
-from rmat_hf.evaluation.choices import describe_choices
-from rmat_hf.evaluation.jobs import Job, build_baseline_jobs, build_finetuning_jobs
-from rmat_hf.evaluation.plots import save_plots
-from rmat_hf.evaluation.protocol import Fold, Protocol, load_protocol
-from rmat_hf.evaluation.report import build_report
-from rmat_hf.evaluation.row_predictions import (
-    RowPredictions,
-    find_common_rows,
-    load_row_predictions,
+from rmat_hf.evaluation.jobs import (
+    Job,
+    build_baseline_jobs,
+    build_finetuning_jobs,
+    describe_choices,
+    run_jobs,
 )
-from rmat_hf.evaluation.summary import FoldOutcome, summarize_dataset
-from rmat_hf.evaluation.tool_predictions import (
-    ToolPredictions,
+from rmat_hf.evaluation.plots import save_plots
+from rmat_hf.evaluation.predictions import (
     align_tool_predictions,
+    count_table_rows,
+    find_common_rows,
+    load_predictions,
     load_tool_predictions,
 )
-from rmat_hf.evaluation.workers import run_jobs
-from rmat_hf.output_folder import (
-    lock_output,
-    open_atomically,
-    save_json,
-)
+from rmat_hf.evaluation.protocol import Fold, Protocol, load_protocol
+from rmat_hf.evaluation.report import build_report
+from rmat_hf.evaluation.summary import FoldOutcome, summarize_dataset
+from rmat_hf.flags import declare_flag, declare_required, validate_flags
+from rmat_hf.output_folder import load_json, lock_output, open_atomically, save_json
+from rmat_hf.training.arguments import DEFAULT_CACHE
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.md"
+
+
+@dataclass(kw_only=True)
+class EvaluationArguments:
+    """Everything `run_accuracy_benchmark` needs to know; each field is a flag."""
+
+    data: str = declare_required("Folder with the tables that the protocol names.")
+    protocol: str = declare_required("JSON file: data sets, models, baselines, other tools.")
+    output_dir: str = declare_required(
+        "Folder to write; what was computed there before is not computed again."
+    )
+    num_proc: int = declare_flag(
+        1, "Runs at a time, each a process of one thread; 0 runs them in this process.", least=0
+    )
+    num_resamples: int = declare_flag(
+        1000,
+        "Bootstrap resamples of the test rows behind the standard error of a ROC AUC.",
+        least=2,
+    )
+    feature_cache: str | None = declare_flag(
+        DEFAULT_CACHE,
+        "Folder that keeps features for later runs: 'default' is ~/.cache/rmat-hf/features, "
+        "'none' keeps nothing.",
+    )
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for a number that is too small."""
+        validate_flags(self)
 
 
 @dataclass(frozen=True)
@@ -90,41 +117,34 @@ def _run(
         for name, path in protocol.predictions.items()
     }
     _validate_output_dir(output_dir)
+    options: dict[str, Any] = {"num_proc": arguments.num_proc, "report_progress": report_progress}
     jobs = build_finetuning_jobs(
         protocol, output_dir=output_dir, feature_cache=arguments.feature_cache
     )
-    options: dict[str, Any] = {"num_proc": arguments.num_proc, "report_progress": report_progress}
     failures = run_jobs(jobs, **options)
-    found = _load_finished(jobs, protocol)
-    common = {fold: find_common_rows(rows, where=str(fold)) for fold, rows in found.items()}
+    methods = _load_finished(jobs)
+    common = {fold: find_common_rows(found, where=str(fold)) for fold, found in methods.items()}
     baseline_jobs = build_baseline_jobs(protocol, common, output_dir=output_dir)
     failures |= run_jobs(baseline_jobs, **options)
-    for fold, rows in _load_finished(baseline_jobs, protocol).items():
-        found[fold] |= rows
-    for fold, rows in _align_tools(tools, common).items():
-        found[fold] |= rows
-    outcomes = [
-        _build_outcome(fold, by_method, rows=common[fold]) for fold, by_method in found.items()
-    ]
-    results = _build_results(protocol, outcomes, num_resamples=arguments.num_resamples)
+    baselines = _load_finished(baseline_jobs)
+    outcomes = []
+    for fold, rows in common.items():
+        found = methods[fold] | baselines.get(fold, {})
+        for name, tool in tools.items():
+            if fold in tool:
+                where = f"{name}, {fold}"
+                found[name] = align_tool_predictions(tool[fold], rows, where=where)
+        first = next(job for job in jobs if job.fold == fold and job.is_finished)
+        num_dropped = count_table_rows(first.folder, methods[fold][first.method]) - len(rows)
+        shared = {name: frame.loc[rows.index] for name, frame in found.items()}
+        outcomes.append(FoldOutcome(fold, shared, num_dropped))
+    results = _summarize(protocol, outcomes, num_resamples=arguments.num_resamples)
     results |= _describe_runs([*jobs, *baseline_jobs], failures, output_dir=output_dir)
     results["plots"] = _save_plots(protocol, outcomes, folder=output_dir / "plots")
     save_json(output_dir / RESULTS_FILE, results)
     with open_atomically(output_dir / REPORT_FILE) as stream:
         stream.write(build_report(results).encode("utf-8"))
     return AccuracyBenchmarkResult(output_dir, results)
-
-
-def _build_outcome(
-    fold: Fold, by_method: Mapping[str, RowPredictions], *, rows: RowPredictions
-) -> FoldOutcome:
-    shared = {name: found.select(rows.rows) for name, found in by_method.items()}
-    return FoldOutcome(
-        fold,
-        rows,
-        predictions={name: found.predictions for name, found in shared.items()},
-        spreads={name: found.spread for name, found in shared.items() if found.spread is not None},
-    )
 
 
 def _validate_output_dir(output_dir: Path) -> None:
@@ -134,32 +154,16 @@ def _validate_output_dir(output_dir: Path) -> None:
     (output_dir / "runs").mkdir(parents=True, exist_ok=True)
 
 
-def _load_finished(
-    jobs: Sequence[Job], protocol: Protocol
-) -> dict[Fold, dict[str, RowPredictions]]:
+def _load_finished(jobs: Sequence[Job]) -> dict[Fold, dict[str, pd.DataFrame]]:
     """Return the predictions of finished jobs by fold and method."""
-    found: dict[Fold, dict[str, RowPredictions]] = {}
+    found: dict[Fold, dict[str, pd.DataFrame]] = {}
     for job in jobs:
         if job.is_finished:
-            label_names = protocol.datasets[job.fold.dataset].options["label_columns"]
-            rows = load_row_predictions(job.folder, label_names=label_names)
-            found.setdefault(job.fold, {})[job.method] = rows
+            found.setdefault(job.fold, {})[job.method] = load_predictions(job.folder)
     return found
 
 
-def _align_tools(
-    tools: Mapping[str, Mapping[Fold, ToolPredictions]], common: Mapping[Fold, RowPredictions]
-) -> dict[Fold, dict[str, RowPredictions]]:
-    found: dict[Fold, dict[str, RowPredictions]] = {}
-    for name, folds in tools.items():
-        for fold, values in folds.items():
-            if fold in common:
-                aligned = align_tool_predictions(values, common[fold], where=f"{name}, {fold}")
-                found.setdefault(fold, {})[name] = aligned
-    return found
-
-
-def _build_results(
+def _summarize(
     protocol: Protocol, outcomes: Sequence[FoldOutcome], *, num_resamples: int
 ) -> dict[str, Any]:
     datasets = {
@@ -172,11 +176,8 @@ def _build_results(
         )
         for name, dataset in protocol.datasets.items()
     }
-    return {
-        "protocol": _hide_folders(protocol.content),
-        "datasets": datasets,
-        "num_resamples": num_resamples,
-    }
+    content = _hide_folders(protocol.content)
+    return {"protocol": content, "datasets": datasets, "num_resamples": num_resamples}
 
 
 def _hide_folders(value: Any) -> Any:
@@ -197,7 +198,7 @@ def _describe_runs(
     for job in jobs:
         record: dict[str, Any] = {}
         if job.is_finished and job.record_file.is_file():
-            record = json.loads(job.record_file.read_text(encoding="utf-8"))
+            record = load_json(job.record_file)
             if record["versions"] not in versions:
                 versions.append(record["versions"])
         runs.append(
@@ -232,6 +233,6 @@ def _save_plots(
                 folder,
                 re.sub(r"[^A-Za-z0-9_.-]+", "_", name),
                 outcomes=selected,
-                is_regression=dataset.is_regression,
+                dataset=dataset,
             )
     return plots

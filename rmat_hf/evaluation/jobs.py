@@ -1,47 +1,56 @@
-"""The runs of a benchmark: what each computes, where it lies, and whether it is there already."""
+"""The runs of a benchmark: what each computes, where it lies, what it chose, and running them."""
 
 import hashlib
 import json
+import logging
+import os
 import platform
 import re
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import psutil
-import rdkit
-import torch
-import transformers
 
 from rmat_hf import __version__
 from rmat_hf.data.splits.column_splits import split_by_column
+from rmat_hf.data.supervised_map import run_in_processes
 from rmat_hf.data.table_writer import TableWriter
+from rmat_hf.errors import hide_credentials, stopped_by_signals
+from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, PREDICTIONS_FILE
 from rmat_hf.evaluation.protocol import Fold, Protocol, compute_model_checksum
-from rmat_hf.evaluation.row_predictions import PREDICTIONS_FILE, RowPredictions
-from rmat_hf.output_folder import create_folder_atomically, save_json
+from rmat_hf.output_folder import create_folder_atomically, load_json, save_json
 from rmat_hf.training import baselines
 from rmat_hf.training.arguments import DEFAULT_MODEL, FinetuningArguments, describe_arguments
 from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.metrics import METRICS, list_metrics
+from rmat_hf.training.run_folder import ARGUMENTS_FILE
+from rmat_hf.training.search import SEARCHED_FLAGS, TRIALS_FILE
+
+logger = logging.getLogger(__name__)
 
 KEY_LENGTH = 12
 SETTING_FILE = "setting.json"
+LOG_FILE = "training_log.json"
+PACKAGES = ("torch", "transformers", "rdkit", "scikit-learn", "numpy")
+# The path before a file name: an absolute one tells about the machine and not about the run.
+# In quotes it may have spaces.
+_SUBFOLDERS = r"(?:[^\s/'\":,]+/)"
+_FOLDERS = re.compile(rf"(?<=['\"])/(?:[^'\"/\n]+/)+|(?<![\w.~/:])/{_SUBFOLDERS}+")
 
 
 @dataclass(frozen=True)
 class BaselineTask:
-    """What a baseline is fitted on.
+    """What a baseline is fitted on: rows with their labels, as in `evaluation/predictions.py`."""
 
-    Args:
-        rows (`RowPredictions`): Rows, parts, SMILES and labels; its predictions are not used.
-        problem_type (`str`): As in the protocol.
-        label_names (`list[str]`): Name of each label column.
-    """
-
-    rows: RowPredictions
+    rows: pd.DataFrame
     problem_type: str
     label_names: list[str]
 
@@ -121,30 +130,113 @@ def build_finetuning_jobs(
 
 
 def build_baseline_jobs(
-    protocol: Protocol, rows: dict[Fold, RowPredictions], *, output_dir: Path
+    protocol: Protocol, rows: dict[Fold, pd.DataFrame], *, output_dir: Path
 ) -> list[Job]:
     """Return one run per fold and baseline, on the rows that every model has used.
 
     Args:
         protocol (`Protocol`): What to compare.
-        rows (`dict[Fold, RowPredictions]`): Those rows, for folds with a finished model.
+        rows (`dict[Fold, pd.DataFrame]`): Those rows, for folds with a finished model.
         output_dir (`Path`): Folder of the benchmark.
     """
+    grids = [
+        *(baselines.NUM_TREES, baselines.PENALTIES, baselines.GAMMA_FACTORS),
+        *(baselines.INSENSITIVITIES, baselines.BOOSTING_GRID, baselines.MAX_SVM_ROWS),
+    ]
     jobs = []
     for fold, common in rows.items():
-        dataset = protocol.datasets[fold.dataset]
-        label_names = dataset.options["label_columns"]
-        task = BaselineTask(common, dataset.options["problem_type"], label_names)
-        grids = [
-            *(baselines.NUM_TREES, baselines.PENALTIES, baselines.GAMMA_FACTORS),
-            *(baselines.INSENSITIVITIES, baselines.BOOSTING_GRID, baselines.MAX_SVM_ROWS),
-        ]
-        columns = [common.rows.tolist(), common.parts, common.smiles, repr(common.labels.tolist())]
+        options = protocol.datasets[fold.dataset].options
+        task = BaselineTask(common, options["problem_type"], options["label_columns"])
+        labels = repr(common[task.label_names].astype(float).to_numpy().tolist())
+        columns = [common.index.tolist(), list(common["split"]), list(common["smiles"]), labels]
         for name in protocol.baselines:
-            key = compute_key([name, fold.seed, task.problem_type, label_names, columns, grids])
-            folder = output_dir / "baselines" / _name_folder(fold, name, key=key)
-            jobs.append(Job(fold, name, folder, task))
+            content = [name, fold.seed, task.problem_type, task.label_names, columns, grids]
+            folder = _name_folder(fold, name, key=compute_key(content))
+            jobs.append(Job(fold, name, output_dir / "baselines" / folder, task))
     return jobs
+
+
+def compute_key(content: Iterable[Any]) -> str:
+    """Return the start of the SHA-256 of what JSON can hold."""
+    text = json.dumps(list(content), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _name_folder(fold: Fold, method: str, *, key: str) -> str:
+    name = f"{fold.dataset}-{method}-{fold.split}-seed_{fold.seed}-{key}"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+
+
+# Running them
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    num_proc: int,
+    report_progress: Callable[[str], None],
+    run: Callable[[Job], None] | None = None,
+) -> dict[Job, str]:
+    """Run the jobs that are not finished, several at a time; one that fails stops no other.
+
+    Args:
+        jobs (`Sequence[Job]`): In the order to start them.
+        num_proc (`int`):
+            Processes at a time, each with one thread; 0 is this process, one job after the other.
+        report_progress (`Callable`): Called with a line whenever a job ends.
+        run (`Callable`, *optional*): What a job does; a function of a module.
+
+    Returns:
+        `dict[Job, str]`: why a job failed, for those that did.
+    """
+    waiting = [job for job in jobs if not job.is_finished]
+    if len(waiting) < len(jobs):
+        report_progress(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are there already.")
+    failures: dict[Job, str] = {}
+    work = run or run_job
+    if num_proc == 0:
+        endings = ((job, None, _try(work, job)) for job in waiting)
+    else:
+        endings = run_in_processes(partial(_run_logged, work), waiting, num_proc=num_proc)
+    with closing(endings):
+        for job, _, reason in endings:
+            if reason is not None:
+                failures[job] = hide_places(reason, job)
+                logger.error("Failed: %s: %s", job, failures[job])
+            report_progress(f"{'Finished' if reason is None else 'Failed'}: {job}")
+    return failures
+
+
+def hide_places(reason: str, job: Job) -> str:
+    """Return why a job failed without folders of this machine and without credentials."""
+    files = [job.folder.parent, *(getattr(job.task, name, None) for name in ("dataset", "model"))]
+    folders = {Path(file).parent for file in files if file is not None}
+    for folder in sorted({*folders, Path.cwd(), Path.home()}, key=lambda path: -len(str(path))):
+        if folder.is_absolute() and folder != Path(folder.anchor):
+            reason = re.sub(rf"{re.escape(str(folder))}/{_SUBFOLDERS}*", "", reason)
+    return hide_credentials(_FOLDERS.sub("", reason))
+
+
+def _try(run: Callable[[Job], None], job: Job) -> str | None:
+    try:
+        run(job)
+    except (ValueError, OSError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+def _run_logged(run: Callable[[Job], None], job: Job) -> None:
+    """Run a job in its own process, with its output in a file that stays if it fails."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with job.log_file.open("wb") as stream:
+        for output in (sys.stdout, sys.stderr):
+            output.flush()
+            os.dup2(stream.fileno(), output.fileno())
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # it ends in the usual way, so that nothing of it is left behind
+    with stopped_by_signals():
+        run(job)
+    job.log_file.unlink()  # warnings in it name paths of this machine
 
 
 def run_job(job: Job) -> None:
@@ -169,62 +261,79 @@ def run_job(job: Job) -> None:
 
 def list_versions() -> dict[str, str]:
     """Return the versions of what computes: Python, this package and those below it."""
-    return {
-        "rmat_hf": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "rdkit": rdkit.__version__,
-        "scikit-learn": version("scikit-learn"),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def compute_key(content: Iterable[Any]) -> str:
-    """Return the start of the SHA-256 of what JSON can hold."""
-    text = json.dumps(list(content), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    versions = {"rmat_hf": __version__, **{name: version(name) for name in PACKAGES}}
+    return {**versions, "python": platform.python_version()}
 
 
 def _run_baseline(job: Job, task: BaselineTask) -> None:
     rows = task.rows
     fitted = baselines.fit_baseline(
         job.method,
-        rows.smiles,
-        labels=rows.labels,
-        split=split_by_column(rows.parts, split_column="split"),
+        rows["smiles"].tolist(),
+        labels=rows[task.label_names].to_numpy(dtype=float),
+        split=split_by_column(rows["split"].tolist(), split_column="split"),
         problem_type=task.problem_type,
         label_names=task.label_names,
         seed=job.fold.seed,
     )
-    is_regression = task.problem_type == "regression"
-    predictions = [output if is_regression else output[:, 1] for output in fitted.outputs]
-    labels = dict(zip(task.label_names, rows.labels.T.tolist(), strict=True))
-    columns: dict[str, list[Any]] = {"row": rows.rows.tolist(), "smiles": rows.smiles}
-    columns |= {"split": rows.parts, **labels}
-    for name, values in zip(task.label_names, predictions, strict=True):
-        columns[f"prediction_{name}"] = values.tolist()
+    columns: dict[str, list[Any]] = {"row": rows.index.tolist()}
+    columns |= {name: rows[name].tolist() for name in ("smiles", "split", *task.label_names)}
+    for name, output in zip(task.label_names, fitted.outputs, strict=True):
+        values = output if task.problem_type == "regression" else output[:, 1]
+        columns[f"{PREDICTION_PREFIX}{name}"] = values.tolist()
+    kinds: dict[str, Any] = dict.fromkeys(columns, "number")
+    kinds |= {"row": "integer", "smiles": "text", "split": "text"}
     with create_folder_atomically(job.folder) as folder:
-        with TableWriter(
-            folder / PREDICTIONS_FILE,
-            added_columns={
-                "row": "integer",
-                "smiles": "text",
-                "split": "text",
-                **dict.fromkeys(list(columns)[3:], "number"),
-            },
-        ) as writer:
+        with TableWriter(folder / PREDICTIONS_FILE, added_columns=kinds) as writer:
             writer.write(columns)
         chosen_on = None if job.method == baselines.FOREST else "valid"
         save_json(folder / SETTING_FILE, {"part": chosen_on, "setting": fitted.setting})
-
-
-def _name_folder(fold: Fold, method: str, *, key: str) -> str:
-    name = f"{fold.dataset}-{method}-{fold.split}-seed_{fold.seed}-{key}"
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
 
 
 def _compute_cpu_seconds() -> float:
     """Return the processor time of this process and of its children that have ended."""
     times = psutil.Process().cpu_times()
     return float(times.user + times.system + times.children_user + times.children_system)
+
+
+# What they chose
+
+
+def describe_choices(folder: Path) -> dict[str, Any]:
+    """Return what was chosen in a finished run: an epoch and searched values, or a grid's setting.
+
+    Args:
+        folder (`Path`): Of a finetuned model or a fitted baseline.
+
+    Returns:
+        `dict` with `part` (where it was chosen; `None` if it was fixed) and, for a model, `metric`,
+        `epochs` and `num_epochs` (one each, or one per member of an ensemble) and the values of a
+        search over `hpo_trials` settings; for a baseline `setting` by label.
+    """
+    if (folder / SETTING_FILE).is_file():
+        return load_json(folder / SETTING_FILE)
+    arguments = load_json(folder / ARGUMENTS_FILE)
+    metric = arguments.get("training_arguments", {}).get("metric_for_best_model")
+    metric = str(metric or list_metrics(arguments["problem_type"])[0].name).removeprefix("eval_")
+    # runs of before there were folds have no such field
+    part = "own folds of train and valid" if arguments.get("member_folds") else "valid"
+    choices: dict[str, Any] = {"part": part, "metric": metric}
+    if (folder / LOG_FILE).is_file():
+        log = pd.DataFrame(json.loads((folder / LOG_FILE).read_text(encoding="utf-8")))
+        is_error = metric not in METRICS or not METRICS[metric].greater_is_better
+        choices |= _find_best_epochs(log, f"eval_{metric}", is_error=is_error)
+    if (folder / TRIALS_FILE).is_file():
+        choices["hpo_trials"] = len(pd.read_csv(folder / TRIALS_FILE))
+        choices |= {name: arguments[name] for name in SEARCHED_FLAGS}
+    return choices
+
+
+def _find_best_epochs(log: pd.DataFrame, metric: str, *, is_error: bool) -> dict[str, list[float]]:
+    if metric not in log:
+        return {}
+    if "member" not in log:  # only the entries of an ensemble say whose they are
+        log["member"] = 0
+    members = log[log[metric].notna()].reset_index(drop=True).groupby("member")
+    best = members[metric].idxmin() if is_error else members[metric].idxmax()
+    epochs = log[log[metric].notna()].reset_index(drop=True)["epoch"]
+    return {"epochs": epochs[best].tolist(), "num_epochs": members["epoch"].last().tolist()}

@@ -3,18 +3,19 @@
 import importlib.util
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rdkit import DataStructs
 from rdkit.Chem import rdFingerprintGenerator
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import roc_curve
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import RocCurveDisplay
 
-from rmat_hf.evaluation.row_predictions import RowPredictions
+from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, SPREAD_PREFIX
+from rmat_hf.evaluation.protocol import DatasetProtocol
 from rmat_hf.evaluation.summary import FoldOutcome
 from rmat_hf.model.features_rmat import parse_molecule
 from rmat_hf.output_folder import open_atomically
@@ -24,13 +25,14 @@ logger = logging.getLogger(__name__)
 
 NUM_COLUMNS = 3
 NUM_BINS = 10
-POINT_COLOR, LINE_COLOR, DIAGONAL_COLOR = "#9aa5b1", "#d1495b", "#333333"
+POINTS = {"s": 8, "alpha": 0.6, "color": "#9aa5b1", "linewidths": 0}
+LINE_COLOR, DIAGONAL_COLOR = "#d1495b", "#333333"
 
 
 def save_plots(
-    folder: Path, name: str, *, outcomes: Sequence[FoldOutcome], is_regression: bool
+    folder: Path, name: str, *, outcomes: Sequence[FoldOutcome], dataset: DatasetProtocol
 ) -> list[str]:
-    """Plot the test rows of a data set, those of all its folds together.
+    """Plot the test rows of a data set, those of all its folds and labels together.
 
     Regression: predicted against measured values, and for ensembles the error against the spread.
     Classification: ROC curves and calibration. Both: the error against the Tanimoto distance
@@ -40,7 +42,7 @@ def save_plots(
         folder (`Path`): Where the PNG files go.
         name (`str`): Data set, the start of their names.
         outcomes (`Sequence[FoldOutcome]`): At least one.
-        is_regression (`bool`): Which kind.
+        dataset (`DatasetProtocol`): Labels and problem type.
 
     Returns:
         `list[str]`: names of the files; none if matplotlib is not installed.
@@ -49,51 +51,48 @@ def save_plots(
         logger.warning("No plots: matplotlib is missing. Run: pip install rmat-hf[viz]")
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    methods = list(dict.fromkeys(method for found in outcomes for method in found.predictions))
-    labels = {method: _collect_labels(outcomes, method) for method in methods}
-    all_predictions = [outcome.predictions for outcome in outcomes]
-    predictions = {
-        method: _collect_values(outcomes, all_predictions, method=method) for method in methods
-    }
-    distances = [compute_distances_to_train(outcome.rows) for outcome in outcomes]
-    draw = {"parity": _draw_parity} if is_regression else {"roc": _draw_roc}
-    if not is_regression:
-        draw["calibration"] = _draw_calibration
+    points = collect_points(outcomes, label_names=dataset.options["label_columns"])
+    kinds: dict[str, Callable[..., None]] = {"roc": _draw_roc, "calibration": _draw_calibration}
+    if dataset.is_regression:
+        kinds = {"parity": _draw_parity, "spread": draw_spread}
     files = []
-    for kind, draw_panel in draw.items():
-        files.append(f"{name}_{kind}.png")
-        with _open_panels(folder / files[-1], methods) as panels:
-            for method, axes in panels.items():
-                draw_panel(axes, labels[method], predictions=predictions[method])
-    all_spreads = [outcome.spreads for outcome in outcomes]
-    ensembles = [method for method in methods if any(method in found for found in all_spreads)]
-    if is_regression and ensembles:
-        files.append(f"{name}_spread.png")
-        with _open_panels(folder / files[-1], ensembles) as panels:
-            for method, axes in panels.items():
-                _draw_spread(
-                    axes,
-                    predictions[method] - labels[method],
-                    spreads=_collect_values(outcomes, all_spreads, method=method),
-                )
-    files.append(f"{name}_distance.png")
-    with _open_panels(folder / files[-1], methods) as panels:
-        for method, axes in panels.items():
-            errors = np.abs(predictions[method] - labels[method])
-            shown = [
-                np.repeat(found, outcome.rows.labels.shape[1])
-                for found, outcome in zip(distances, outcomes, strict=True)
-                if method in outcome.predictions
-            ]
-            _draw_errors(axes, errors, distances=np.concatenate(shown))
+    for kind, draw in {**kinds, "distance": _draw_errors}.items():
+        shown = points[points["spread"].notna()] if kind == "spread" else points
+        if len(shown):
+            files.append(f"{name}_{kind}.png")
+            _save_panels(folder / files[-1], shown, draw=draw)
     return files
 
 
-def compute_distances_to_train(rows: RowPredictions) -> np.ndarray:
+def collect_points(outcomes: Sequence[FoldOutcome], *, label_names: Sequence[str]) -> pd.DataFrame:
+    """Return the known labels of test rows, one in a row.
+
+    Args:
+        outcomes (`Sequence[FoldOutcome]`): Of the folds of one data set.
+        label_names (`Sequence[str]`): Names of the labels.
+
+    Returns:
+        `pd.DataFrame` with `method`, `label`, `prediction`, `spread` (NaN where there is one model)
+        and `distance` to train.
+    """
+    found = []
+    for outcome in outcomes:
+        distances = compute_distances_to_train(outcome.rows)
+        for method, frame in outcome.methods.items():
+            test = frame[frame["split"] == "test"]
+            for label in label_names:
+                spread = test.get(f"{SPREAD_PREFIX}{label}", pd.Series(math.nan, test.index))
+                columns = {"label": test[label], "prediction": test[f"{PREDICTION_PREFIX}{label}"]}
+                columns |= {"spread": spread, "distance": pd.Series(distances, test.index)}
+                found.append(pd.DataFrame(columns, dtype=float).assign(method=method))
+    return pd.concat(found).dropna(subset=["label"])
+
+
+def compute_distances_to_train(rows: pd.DataFrame) -> np.ndarray:
     """Return for each test row 1 - the largest Tanimoto similarity (ECFP4) to a molecule of train.
 
     Args:
-        rows (`RowPredictions`): With at least one row in train.
+        rows (`pd.DataFrame`): With `smiles` and `split`, at least one in train.
 
     Returns:
         `np.ndarray` of shape `(num_test_rows,)`, 0 to 1.
@@ -101,113 +100,83 @@ def compute_distances_to_train(rows: RowPredictions) -> np.ndarray:
     generator = rdFingerprintGenerator.GetMorganGenerator(
         radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_SIZE
     )
-    mols = [parse_molecule(text, max_atoms=MAX_ATOMS) for text in rows.smiles]
-    fingerprints = [generator.GetFingerprint(mol) for mol in mols]
-    train = [fingerprints[i] for i in np.flatnonzero(rows.is_in("train"))]
-    test = np.flatnonzero(rows.is_in("test"))
-    nearest = [max(DataStructs.BulkTanimotoSimilarity(fingerprints[i], train)) for i in test]
-    return 1.0 - np.array(nearest)
+    fingerprints = rows["smiles"].map(
+        lambda smiles: generator.GetFingerprint(parse_molecule(smiles, max_atoms=MAX_ATOMS))
+    )
+    train = fingerprints[rows["split"] == "train"].tolist()
+    test = fingerprints[rows["split"] == "test"]
+    return np.array([1 - max(DataStructs.BulkTanimotoSimilarity(it, train)) for it in test])
 
 
-def _collect_labels(outcomes: Sequence[FoldOutcome], method: str) -> np.ndarray:
-    found = [
-        outcome.rows.labels[outcome.rows.is_in("test")]
-        for outcome in outcomes
-        if method in outcome.predictions
-    ]
-    return np.concatenate(found).ravel()
-
-
-def _collect_values(
-    outcomes: Sequence[FoldOutcome], values: Sequence[dict[str, np.ndarray]], *, method: str
-) -> np.ndarray:
-    found = [
-        by_method[method][outcome.rows.is_in("test")]
-        for outcome, by_method in zip(outcomes, values, strict=True)
-        if method in by_method
-    ]
-    return np.concatenate(found).ravel()
-
-
-@contextmanager
-def _open_panels(path: Path, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield axes by method; the figure is saved when the block ends without an error."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _save_panels(path: Path, points: pd.DataFrame, *, draw: Callable[..., None]) -> None:
+    """Draw a panel for each method."""
     from matplotlib.figure import Figure
 
+    methods = points["method"].unique()
     num_columns = min(NUM_COLUMNS, len(methods))
     num_rows = math.ceil(len(methods) / num_columns)
     figure = Figure(figsize=(3.6 * num_columns, 3.6 * num_rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels: dict[str, Any] = {}
+    first = None  # one scale for all, so that panels can be compared
     for idx, method in enumerate(methods):
-        first = panels.get(methods[0])  # one scale for all, so that panels can be compared
-        panels[method] = figure.add_subplot(
-            num_rows, num_columns, idx + 1, sharex=first, sharey=first
-        )
-        panels[method].set_title(method, fontsize=9)
-    yield panels
+        axes = figure.add_subplot(num_rows, num_columns, idx + 1, sharex=first, sharey=first)
+        draw(axes, points[points["method"] == method])
+        axes.set_title(method, fontsize=9)
+        first = first or axes
     with open_atomically(path) as stream:
         figure.savefig(stream, format="png", dpi=120, bbox_inches="tight")
 
 
-def _draw_parity(axes: Any, labels: np.ndarray, *, predictions: np.ndarray) -> None:
-    known = ~np.isnan(labels)
-    measured, predicted = labels[known], predictions[known]
-    axes.scatter(measured, predicted, s=8, alpha=0.6, color=POINT_COLOR, linewidths=0)
-    shown = np.concatenate([measured, predicted])
+def _draw_parity(axes: Any, points: pd.DataFrame) -> None:
+    # not sklearn's `PredictionErrorDisplay`, which refuses panels of one scale
+    axes.scatter(points["label"], points["prediction"], **POINTS)
+    shown = points[["label", "prediction"]].to_numpy()
     limits = (shown.min(), shown.max())
     axes.plot(limits, limits, color=DIAGONAL_COLOR, linewidth=0.8)
     axes.set(aspect="equal", xlabel="measured", ylabel="predicted")
 
 
-def _draw_roc(axes: Any, labels: np.ndarray, *, predictions: np.ndarray) -> None:
-    known = ~np.isnan(labels)
-    axes.plot((0, 1), (0, 1), color=DIAGONAL_COLOR, linewidth=0.8)
-    if len(np.unique(labels[known])) == 2:
-        false_rate, true_rate, _ = roc_curve(labels[known], predictions[known])
-        axes.plot(false_rate, true_rate, color=LINE_COLOR)
-    axes.set(aspect="equal", xlabel="false positive rate", ylabel="true positive rate")
+def _draw_roc(axes: Any, points: pd.DataFrame) -> None:
+    if points["label"].nunique() == 2:
+        RocCurveDisplay.from_predictions(
+            points["label"], points["prediction"], ax=axes, plot_chance_level=True
+        )
+    axes.set(xlabel="false positive rate", ylabel="true positive rate")
 
 
-def _draw_calibration(axes: Any, labels: np.ndarray, *, predictions: np.ndarray) -> None:
-    known = ~np.isnan(labels)
-    probabilities = np.clip(predictions[known], 0.0, 1.0)
-    axes.plot((0, 1), (0, 1), color=DIAGONAL_COLOR, linewidth=0.8)
-    if len(np.unique(labels[known])) == 2:
-        observed, predicted = calibration_curve(labels[known], probabilities, n_bins=NUM_BINS)
-        axes.plot(predicted, observed, color=LINE_COLOR, marker="o", markersize=4)
-    axes.set(aspect="equal", xlabel="predicted probability", ylabel="share of yes")
+def _draw_calibration(axes: Any, points: pd.DataFrame) -> None:
+    if points["label"].nunique() == 2:
+        CalibrationDisplay.from_predictions(
+            points["label"], points["prediction"].clip(0, 1), n_bins=NUM_BINS, ax=axes
+        )
+    axes.set(xlabel="predicted probability", ylabel="share of yes")
 
 
-def _draw_spread(axes: Any, errors: np.ndarray, *, spreads: np.ndarray) -> None:
+def draw_spread(axes: Any, points: pd.DataFrame) -> None:
     """Draw root mean square error against root mean square spread, in bins of equal size.
 
     On the diagonal a spread is the size of the error to expect (doi 10.3390/s22155540); an ensemble
     of few members lies above it, as they share their mistakes, but should rise along it.
+
+    Args:
+        axes (`matplotlib.axes.Axes`): Where to draw.
+        points (`pd.DataFrame`): From [`collect_points`].
     """
-    known = ~np.isnan(errors)
-    x, y = spreads[known], errors[known]
-    order = np.argsort(x, kind="stable")
-    bins = np.array_split(order, min(NUM_BINS, len(order)))
-    expected = [np.sqrt(np.mean(x[rows] ** 2)) for rows in bins]
-    observed = [np.sqrt(np.mean(y[rows] ** 2)) for rows in bins]
-    limits = (0.0, max([*expected, *observed], default=1.0))
+    error = points["prediction"] - points["label"]
+    squares = pd.DataFrame({"spread": points["spread"] ** 2, "error": error**2})
+    ranks = squares["spread"].rank(method="first").to_numpy() - 1
+    bins = (ranks * min(NUM_BINS, len(squares)) // max(1, len(squares))).astype(int)
+    curve = np.sqrt(squares.groupby(bins).mean())
+    limits = (0.0, curve.to_numpy().max())
     axes.plot(limits, limits, color=DIAGONAL_COLOR, linewidth=0.8)
-    axes.plot(expected, observed, color=LINE_COLOR, marker="o", markersize=4)
+    axes.plot(curve["spread"], curve["error"], color=LINE_COLOR, marker="o", markersize=4)
     axes.set(xlabel="spread of the members", ylabel="RMSE in the bin")
 
 
-def _draw_errors(axes: Any, errors: np.ndarray, *, distances: np.ndarray) -> None:
-    known = ~np.isnan(errors)
-    x, y = distances[known], errors[known]
-    axes.scatter(x, y, s=8, alpha=0.5, color=POINT_COLOR, linewidths=0)
-    edges = np.unique(np.quantile(x, np.linspace(0, 1, NUM_BINS + 1)))
-    bins = np.digitize(x, edges[1:-1])
-    present = np.unique(bins)
-    axes.plot(
-        [np.median(x[bins == idx]) for idx in present],
-        [np.mean(y[bins == idx]) for idx in present],
-        color=LINE_COLOR,
-    )
+def _draw_errors(axes: Any, points: pd.DataFrame) -> None:
+    error = (points["prediction"] - points["label"]).abs()
+    found = pd.DataFrame({"distance": points["distance"], "error": error})
+    axes.scatter(found["distance"], found["error"], **POINTS)
+    bins = pd.qcut(found["distance"], NUM_BINS, duplicates="drop", labels=False)
+    curve = found.groupby(bins).agg({"distance": "median", "error": "mean"})
+    axes.plot(curve["distance"], curve["error"], color=LINE_COLOR)
     axes.set(xlabel="Tanimoto distance to train", ylabel="absolute error")

@@ -2,7 +2,7 @@
 
 import hashlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -10,24 +10,24 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rmat_hf.data.sources import list_bundled_datasets, open_table
 from rmat_hf.data.splits.registry import SPLITS
 from rmat_hf.data.tables import find_kind, validate_columns
+from rmat_hf.errors import UserError
 from rmat_hf.loading import find_checkpoint
 from rmat_hf.training.arguments import FinetuningArguments, load_json_fields
 from rmat_hf.training.baselines import BASELINES
 
-SECTIONS = ("datasets", "models", "baselines", "predictions")
 PROBLEM_TYPES = ("regression", "multi_label_classification")
 # What the benchmark itself decides for each run.
 MANAGED_FIELDS = {
     *("output_dir", "split", "split_column", "fold", "seed", "overwrite", "resume"),
-    "with_baselines",
-    *("report_to", "num_workers", "feature_cache", "license"),
+    *("with_baselines", "report_to", "num_workers", "feature_cache", "license"),
 }
-DATASET_FIELDS = {
+DATASET_FIELDS = (
     *("dataset", "dataset_revision", "label_columns", "label_units", "problem_type"),
     *("smiles_column", "conflict_tolerance", "time_column", "num_folds", "cluster_cutoff"),
-}
-CHUNK_SIZE = 1 << 20
+)
+REQUIRED = ("dataset", "label_columns", "problem_type", "splits", "seeds")
 KFOLD_PREFIX = "fold_"
+ANY_NAME = "*"
 
 
 @dataclass(frozen=True)
@@ -121,51 +121,24 @@ def load_protocol(path: str | Path, *, data: str | Path) -> Protocol:
         path (`str` or `Path`): The JSON file.
         data (`str` or `Path`): Folder of the tables.
 
-    Returns:
-        [`Protocol`].
-
     Raises:
-        ValueError: If a field is unknown or of the wrong kind, or a file or column is missing.
+        UserError: If a field is unknown or of the wrong kind, or a file or column is missing.
     """
     content = load_json_fields(str(path))
-    source = Path(path).name
-    _validate_names(content, SECTIONS, required=("datasets", "models"), where=source)
-    sections = {name: content.get(name, {}) for name in ("datasets", "models", "predictions")}
-    for name, section in sections.items():
-        if not isinstance(section, dict) or (name != "predictions" and not section):
-            raise ValueError(f"{source}: {name!r} must be an object with one entry per name.")
-    for name in ("datasets", "models"):
-        for entry, options in sections[name].items():
-            if not isinstance(options, dict):
-                raise ValueError(f"{source}: {name}: {entry!r} must be an object of fields.")
+    for problem in _iterate_problems(content, folder=Path(data)):
+        raise UserError(f"{Path(path).name}: {problem}")
     datasets = {
-        name: _load_dataset(options, folder=Path(data), where=f"{source}: data set {name!r}")
-        for name, options in sections["datasets"].items()
+        name: _build_dataset(options, folder=Path(data), where=f"{Path(path).name}: {name}")
+        for name, options in content["datasets"].items()
     }
-    _validate_models(sections["models"], where=source)
-    baselines = content.get("baselines", [])
-    for name in _expect_list(baselines, str, where=f"{source}: baselines"):
-        if name not in BASELINES:
-            raise ValueError(
-                f"{source}: baselines: {name!r} is unknown. Known: {', '.join(BASELINES)}."
-            )
-    predictions = _find_prediction_files(sections["predictions"], where=source)
-    _validate_distinct([*sections["models"], *baselines, *predictions], where=source)
-    return Protocol(datasets, sections["models"], baselines, predictions, content)
-
-
-def is_dataset_field(name: str) -> bool:
-    """Return whether a field of `FinetuningArguments` describes data and not a model."""
-    return name in DATASET_FIELDS
+    predictions = {name: Path(file) for name, file in content.get("predictions", {}).items()}
+    return Protocol(datasets, content["models"], content.get("baselines", []), predictions, content)
 
 
 def compute_file_checksum(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_SIZE):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def compute_model_checksum(model: str) -> str:
@@ -178,122 +151,119 @@ def compute_model_checksum(model: str) -> str:
     return hashlib.sha256(checksums.encode()).hexdigest()
 
 
-def _load_dataset(options: dict[str, Any], *, folder: Path, where: str) -> DatasetProtocol:
-    known = [field.name for field in fields(FinetuningArguments) if is_dataset_field(field.name)]
-    required = ("dataset", "label_columns", "problem_type", "splits", "seeds")
-    _validate_names(options, [*sorted(known), "splits", "seeds"], required=required, where=where)
+def _build_dataset(options: dict[str, Any], *, folder: Path, where: str) -> DatasetProtocol:
     chosen = {name: value for name, value in options.items() if name not in ("splits", "seeds")}
-    _validate_kinds(chosen, where=where)
-    if chosen["problem_type"] not in PROBLEM_TYPES:
-        raise ValueError(
-            f"{where}: problem_type {chosen['problem_type']!r} cannot be benchmarked. Choose one "
-            f"of {', '.join(PROBLEM_TYPES)}; classes become one 0/1 column each."
-        )
-    if not chosen["label_columns"]:
-        raise ValueError(f"{where}: label_columns is empty. Name the columns of the labels.")
-    splits, has_split_columns = options["splits"], isinstance(options["splits"], list)
-    split_names = [name for name in SPLITS if name != "column"]
-    if not has_split_columns and splits not in split_names:
-        raise ValueError(
-            f"{where}: splits is {splits!r}. Give a list of columns, or one of "
-            f"{', '.join(split_names)}."
-        )
-    if has_split_columns:
-        splits = _expect_list(splits, str, where=f"{where}: splits")
-    elif splits == "kfold":
-        splits = [f"{KFOLD_PREFIX}{idx}" for idx in range(chosen.get("num_folds") or 0)]
-    else:
-        splits = [splits]
-    seeds = _expect_list(options["seeds"], int, where=f"{where}: seeds")
-    if not splits or not seeds:
-        raise ValueError(
-            f"{where}: splits and seeds need at least one entry each, and kfold needs num_folds."
-        )
-    chosen["dataset"], checksum = _find_table(chosen, folder=folder, where=where)
-    table = open_table(
-        chosen["dataset"], revision=chosen.get("dataset_revision"), joins_splits=True
-    )
+    name, revision = options["dataset"], options.get("dataset_revision")
+    if (folder / name).is_file():
+        chosen["dataset"] = str(folder / name)
+    table = open_table(chosen["dataset"], revision=revision, joins_splits=True)
+    is_file = name in list_bundled_datasets() or (folder / name).is_file()
+    checksum = compute_file_checksum(Path(table.files[0])) if is_file else f"{name}@{revision}"
+    splits = options["splits"]
+    has_split_columns = isinstance(splits, list)
     columns = [chosen.get("smiles_column", "smiles"), *chosen["label_columns"]]
     columns += splits if has_split_columns else []
     columns += [chosen["time_column"]] if chosen.get("time_column") is not None else []
-    validate_columns(table.column_names, columns, source=f"{where}: {options['dataset']}")
-    return DatasetProtocol(chosen, splits, has_split_columns, seeds, checksum)
+    validate_columns(table.column_names, columns, source=f"{where}: {name}")
+    if splits == "kfold":
+        splits = [f"{KFOLD_PREFIX}{idx}" for idx in range(chosen["num_folds"])]
+    elif not has_split_columns:
+        splits = [splits]
+    return DatasetProtocol(chosen, splits, has_split_columns, options["seeds"], checksum)
 
 
-def _validate_models(models: Mapping[str, dict[str, Any]], *, where: str) -> None:
-    known = {field.name for field in fields(FinetuningArguments)} - MANAGED_FIELDS
-    known = {name for name in known if not is_dataset_field(name)}
-    for name, options in models.items():
-        _validate_names(options, sorted(known), required=(), where=f"{where}: model {name!r}")
-        _validate_kinds(options, where=f"{where}: model {name!r}")
+# What may be wrong with it
 
 
-def _find_prediction_files(files: Mapping[str, Any], *, where: str) -> dict[str, Path]:
-    for name, file in files.items():
-        if not isinstance(file, str) or not Path(file).is_file():
-            raise ValueError(f"{where}: predictions: {name!r}: there is no file {file!r}.")
-    return {name: Path(file) for name, file in files.items()}
-
-
-def _find_table(options: Mapping[str, Any], *, folder: Path, where: str) -> tuple[str, str]:
-    """Return what `rmat finetune` calls the data set, and its checksum."""
-    name, revision = options["dataset"], options.get("dataset_revision")
-    path = folder / name
-    if path.is_file():
-        return str(path), compute_file_checksum(path)
-    if find_kind(name):
-        raise ValueError(f"{where}: there is no file {name!r} in the data folder {folder.name!r}.")
-    if name in list_bundled_datasets():
-        return name, compute_file_checksum(Path(open_table(name).files[0]))
-    if revision is None:
-        raise ValueError(
-            f"{where}: {name!r} is no file in the data folder {folder.name!r}. If it is a data set "
-            "on the Hub, set dataset_revision to a commit, so that everybody has the same rows."
-        )
-    return name, f"{name}@{revision}"
-
-
-def _validate_names(
-    content: Mapping[str, Any], known: Sequence[str], *, required: Sequence[str], where: str
-) -> None:
-    for name in content:
-        if name not in known:
-            raise ValueError(f"{where}: unknown field {name!r}. Known: {', '.join(known)}.")
-    for name in required:
-        if name not in content:
-            raise ValueError(f"{where}: the field {name!r} is missing. Add it.")
-
-
-def _validate_kinds(options: Mapping[str, Any], *, where: str) -> None:
+def _iterate_problems(content: dict[str, Any], *, folder: Path) -> Iterator[str]:
+    """Yield sentences on what is wrong; each may rely on what the ones before it have checked."""
     hints = get_type_hints(FinetuningArguments)
-    for name, value in options.items():
-        if not _is_of_kind(value, hints[name]):
-            kind = getattr(hints[name], "__name__", "") if isinstance(hints[name], type) else ""
-            kind = kind or str(hints[name]).replace("typing.", "")
-            raise ValueError(f"{where}: {name} is {value!r}, which is no {kind}.")
+    model = {field.name: hints[field.name] for field in fields(FinetuningArguments)}
+    dataset = {name: model.pop(name) for name in DATASET_FIELDS}
+    dataset |= {"splits": list[str] | str, "seeds": list[int]}
+    for name in MANAGED_FIELDS:
+        del model[name]
+    known = {"datasets": {ANY_NAME: dataset}, "models": {ANY_NAME: model}}
+    known |= {"baselines": list[str], "predictions": {ANY_NAME: str}}  # type: ignore[dict-item]  # kinds
+    yield from _find_kinds(content, known, where="")
+    for name in ("datasets", "models"):
+        if not content.get(name):
+            yield f"{name!r} must be an object with one entry per name."
+    for name, options in content["datasets"].items():
+        for problem in _find_contradictions(options, folder=folder):
+            yield f"data set {name!r}: {problem}"
+    baselines, predictions = content.get("baselines", []), content.get("predictions", {})
+    if unknown := [name for name in baselines if name not in BASELINES]:
+        yield f"baselines: {unknown[0]!r} is unknown. Known: {', '.join(BASELINES)}."
+    for name, file in predictions.items():
+        if not Path(file).is_file():
+            yield f"predictions: {name!r}: there is no file {file!r}."
+    yield from _find_repeated([*content["models"], *baselines, *predictions])
 
 
-def _is_of_kind(value: object, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType) or get_origin(hint) not in (None, list, Literal):
-        return any(_is_of_kind(value, option) for option in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is list:
-        (kind,) = get_args(hint)
-        return isinstance(value, list) and all(_is_of_kind(item, kind) for item in value)
-    if isinstance(value, bool) or hint is bool:
-        return isinstance(value, bool) and hint is bool
-    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+def _find_contradictions(options: Mapping[str, Any], *, folder: Path) -> Iterator[str]:
+    for name in REQUIRED:
+        if name not in options:
+            yield f"the field {name!r} is missing. Add it."
+        if options[name] in ([], ""):
+            yield f"{name} is empty. Name at least one."
+    if options["problem_type"] not in PROBLEM_TYPES:
+        yield (
+            f"problem_type {options['problem_type']!r} cannot be benchmarked. Choose one of "
+            f"{', '.join(PROBLEM_TYPES)}; classes become one 0/1 column each."
+        )
+    splits = options["splits"]
+    names = [name for name in SPLITS if name != "column"]
+    if isinstance(splits, str) and splits not in names:
+        yield f"splits is {splits!r}. Give a list of columns, or one of {', '.join(names)}."
+    if splits == "kfold" and not options.get("num_folds"):
+        yield "splits: kfold needs num_folds."
+    yield from _find_repeated([] if isinstance(splits, str) else splits)
+    yield from _find_repeated(options["seeds"])
+    name = options["dataset"]
+    if (folder / name).is_file() or name in list_bundled_datasets():
+        return
+    if find_kind(name):
+        yield f"there is no file {name!r} in the data folder {folder.name!r}."
+    if options.get("dataset_revision") is None:
+        yield (
+            f"{name!r} is no file in the data folder {folder.name!r}. If it is a data set on the "
+            "Hub, set dataset_revision to a commit, so that everybody has the same rows."
+        )
 
 
-def _expect_list(value: Any, kind: type, *, where: str) -> list[Any]:
-    if not isinstance(value, list) or not all(_is_of_kind(item, kind) for item in value):
-        raise ValueError(f"{where}: {value!r} is no list of {kind.__name__} values.")
-    _validate_distinct(value, where=where)
-    return value
-
-
-def _validate_distinct(names: Sequence[object], *, where: str) -> None:
+def _find_repeated(names: Sequence[object]) -> Iterator[str]:
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{where}: {name!r} is there twice. Every entry needs its own name.")
+            yield f"{name!r} is there twice. Every entry needs its own name."
+
+
+def _find_kinds(value: Any, kind: Any, *, where: str) -> Iterator[str]:
+    """Yield what is of another kind: a type, or for an object the kinds of its fields by name."""
+    if not isinstance(kind, dict):
+        if not _is_of_kind(value, kind):
+            name = str(kind) if get_args(kind) else kind.__name__
+            yield f"{where}is {value!r}, which is no {name}."
+        return
+    if not isinstance(value, dict):
+        yield f"{where}must be an object of fields."
+        return
+    for name, item in value.items():
+        if name not in kind and ANY_NAME not in kind:
+            yield f"{where}unknown field {name!r}. Known: {', '.join(kind)}."
+        else:
+            yield from _find_kinds(
+                item, kind.get(name, kind.get(ANY_NAME)), where=f"{where}{name}: "
+            )
+
+
+def _is_of_kind(value: object, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType) or get_origin(kind) not in (None, list, Literal):
+        return any(_is_of_kind(value, option) for option in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of_kind(it, get_args(kind)[0]) for it in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)

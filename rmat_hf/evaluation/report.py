@@ -1,6 +1,6 @@
 """The report of a benchmark as Markdown, from the content of `results.json`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rmat_hf.training.metrics import METRICS
@@ -23,6 +23,11 @@ HOW_TO_READ_BOOTSTRAP = """
 of one split. Splits with the same hash are repetitions of one split: their spread is that of the
 seeds. The probabilities of an SVM rank the molecules, but are not calibrated.
 """.strip()
+HOW_TO_READ_CHOICES = """
+Everything else was given by the protocol. How other tools chose is for them to say. The trials of a
+search are in `hpo_trials.csv` of the run.
+""".strip()
+NOTE_ON_HASHES = "SHA-256 of the sorted canonical SMILES of a part; in full in `results.json`."
 
 
 def build_report(results: Mapping[str, Any]) -> str:
@@ -33,176 +38,151 @@ def build_report(results: Mapping[str, Any]) -> str:
     """
     sections = ["# Accuracy benchmark"]
     if not results["is_complete"]:
-        lines = [f"- {item['run']}: {item['reason']}" for item in results["failures"]]
+        failures = "\n".join(f"- {item['run']}: {item['reason']}" for item in results["failures"])
         sections.append(
-            f"**Incomplete: {len(lines)} runs failed.** Their cells are empty; repeat the command "
-            "to compute them.\n\n" + "\n".join(lines)
+            f"**Incomplete: {len(results['failures'])} runs failed.** Their cells are empty; "
+            f"repeat the command to compute them.\n\n{failures}"
         )
     sections.append(HOW_TO_READ)
     for name, summary in results["datasets"].items():
         sections += _build_dataset_sections(name, summary, results=results)
-    sections += ["## Choices", *_build_choices(results["runs"])]
-    sections += ["## Time and versions", *_build_costs(results)]
+    runs = [(run, _name_run(run)) for run in results["runs"]]
+    chosen = [{**names, **_describe(run["choices"])} for run, names in runs if run["choices"]]
+    sections += ["## Choices", HOW_TO_READ_CHOICES, _build_table(chosen)]
+    costs = [
+        {
+            **names,
+            "seconds": _format(run["seconds"], ".1f"),
+            "core seconds": _format(run["core_seconds"], ".1f"),
+            "folder": f"`{run['folder']}`",
+        }
+        for run, names in runs
+    ]
+    versions = (
+        ", ".join(f"{name} {number}" for name, number in found.items())
+        for found in results["versions"]
+    )
+    sections += [
+        "## Time and versions",
+        f"{results['core_seconds'] / 3600:.2f} core hours in all. Of an interrupted run only the "
+        "time since it was resumed counts.",
+        "\n".join(f"- {line}" for line in versions),
+        _build_table(costs),
+    ]
     return "\n\n".join(sections) + "\n"
 
 
 def build_overview(results: Mapping[str, Any]) -> str:
     """Return the means on test as plain text: a line per data set and method."""
-    lines = []
-    for name, summary in results["datasets"].items():
-        for method, scores in summary["methods"].items():
-            test = _format_spread(scores["test"])
-            lines.append(f"{name:16} {method:36} test {METRICS[summary['metric']].title} {test}")
-    return "\n".join(lines)
+    return "\n".join(
+        f"{name:16} {method:36} test {METRICS[summary['metric']].title} "
+        f"{_format_spread(scores['test'])}"
+        for name, summary in results["datasets"].items()
+        for method, scores in summary["methods"].items()
+    )
 
 
 def _build_dataset_sections(
     name: str, summary: Mapping[str, Any], *, results: Mapping[str, Any]
 ) -> list[str]:
-    metric = METRICS[summary["metric"]].title
-    direction = "lower" if summary["lower_is_better"] else "higher"
-    sections = [
+    metric, is_error = METRICS[summary["metric"]].title, summary["lower_is_better"]
+    direction, verdict = ("lower", "better") if is_error else ("higher", "worse")
+    differences = [HOW_TO_READ_DIFFERENCES.format(metric=metric, verdict=verdict)]
+    if not is_error:
+        differences.append(HOW_TO_READ_BOOTSTRAP.format(num_resamples=results["num_resamples"]))
+    return [
         f"## {name}",
         f"{summary['problem_type'].replace('_', ' ')}, {metric}, {direction} is better",
-    ]
-    for part in ("test", "valid"):
-        sections += [f"### {part}", _build_scores(summary, part)]
-    sections += [
-        "### Paired differences",
-        HOW_TO_READ_DIFFERENCES.format(
-            metric=metric, verdict="better" if summary["lower_is_better"] else "worse"
+        *("### test", _build_table(_list_scores(summary, "test"))),
+        *("### valid", _build_table(_list_scores(summary, "valid"))),
+        *("### Paired differences", *differences, _build_table(_list_differences(summary))),
+        *(
+            "### Splits",
+            f"{_build_table(map(_describe_fold, summary['folds']))}\n\n{NOTE_ON_HASHES}",
         ),
+        *(f"![{file}](plots/{file})" for file in results["plots"].get(name, [])),
     ]
-    if not summary["lower_is_better"]:
-        sections.append(HOW_TO_READ_BOOTSTRAP.format(num_resamples=results["num_resamples"]))
-    sections += [_build_differences(summary), "### Splits", _build_splits(summary)]
-    sections += [f"![{file}](plots/{file})" for file in results["plots"].get(name, [])]
-    return sections
 
 
-def _build_scores(summary: Mapping[str, Any], part: str) -> str:
-    with_errors = part == "test" and not summary["lower_is_better"]
-    folds = [(fold["split"], fold["seed"]) for fold in summary["folds"]]
-    header = ["method", *(f"{split}, seed {seed}" for split, seed in folds), "mean ± std"]
-    rows = []
+def _list_scores(summary: Mapping[str, Any], part: str) -> Iterable[dict[str, str]]:
+    folds = [f"{fold['split']}, seed {fold['seed']}" for fold in summary["folds"]]
     for method, scores in summary["methods"].items():
         values = {
-            (entry["split"], entry["seed"]): (entry[part] or {}).get(summary["metric"])
+            f"{entry['split']}, seed {entry['seed']}": (entry[part] or {}).get(summary["metric"])
             for entry in scores["metrics"]
         }
-        cells = [method, *(_format(values.get(fold)) for fold in folds)]
-        cells.append(_format_spread(scores[part]))
-        if len([value for value in values.values() if value is not None]) < len(folds):
-            cells[-1] += f" (of {scores[part]['num_values']}, incomplete)"
-        if with_errors:
-            cells.append(_format(scores["bootstrap_standard_error"]))
-        rows.append(cells)
-    return _build_table([*header, *(["± rows"] if with_errors else [])], rows)
+        num_values = scores[part]["num_values"]
+        is_whole = num_values == len(folds)
+        cells = {"method": method, **{fold: _format(values.get(fold)) for fold in folds}}
+        cells["mean ± std"] = _format_spread(scores[part])
+        cells["mean ± std"] += "" if is_whole else f" (of {num_values}, incomplete)"
+        if part == "test":
+            cells |= _describe_bootstrap(scores)
+        yield cells
 
 
-def _build_differences(summary: Mapping[str, Any]) -> str:
-    header = ["method", "reference", "mean difference", "standard error", "wins", "ties", "splits"]
-    with_errors = not summary["lower_is_better"]
-    rows = []
+def _list_differences(summary: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     for found in summary["comparisons"]:
-        cells = [found["method"], found["reference"], _format_signed(found["mean_difference"])]
-        cells.append(_format(found["standard_error"]))
-        cells += [str(found[name]) for name in ("num_wins", "num_ties", "num_values")]
-        if with_errors:
-            cells.append(_format(found["bootstrap_standard_error"]))
-        rows.append(cells)
-    return _build_table([*header, *(["± rows"] if with_errors else [])], rows)
+        yield {
+            "method": found["method"],
+            "reference": found["reference"],
+            "mean difference": _format(found["mean_difference"], "+.3f"),
+            "standard error": _format(found["standard_error"]),
+            **{name: str(found[f"num_{name}"]) for name in ("wins", "ties")},
+            "splits": str(found["num_values"]),
+            **_describe_bootstrap(found),
+        }
 
 
-def _build_splits(summary: Mapping[str, Any]) -> str:
-    parts = ("train", "valid", "test")
-    header = ["split", "seed", *parts, "dropped", *(f"SHA-256 of {part}" for part in parts)]
-    rows = [
-        [
-            fold["split"],
-            str(fold["seed"]),
-            *(str(fold["num_rows"][part]) for part in parts),
-            str(fold["num_dropped"]),
-            *(f"`{fold['sha256'][part][:HASH_LENGTH]}`" for part in parts),
+def _describe_bootstrap(found: Mapping[str, Any]) -> dict[str, str]:
+    name = "bootstrap_standard_error"
+    return {"± rows": _format(found[name])} if name in found else {}
+
+
+def _describe_fold(fold: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "split": fold["split"],
+        "seed": str(fold["seed"]),
+        **{part: str(number) for part, number in fold["num_rows"].items()},
+        "dropped": str(fold["num_dropped"]),
+        **{f"SHA-256 of {part}": f"`{it[:HASH_LENGTH]}`" for part, it in fold["sha256"].items()},
+    }
+
+
+def _name_run(run: Mapping[str, Any]) -> dict[str, str]:
+    names = {"data set": "dataset", "split": "split", "seed": "seed", "method": "method"}
+    return {name: str(run[field]) for name, field in names.items()}
+
+
+def _describe(choices: Mapping[str, Any]) -> dict[str, str]:
+    if "setting" in choices:
+        texts = [
+            f"{label}: " + ", ".join(f"{name} {value}" for name, value in setting.items())
+            for label, setting in choices["setting"].items()
         ]
-        for fold in summary["folds"]
-    ]
-    note = "SHA-256 of the sorted canonical SMILES of a part; in full in `results.json`."
-    return f"{_build_table(header, rows)}\n\n{note}"
+    elif "epochs" in choices:
+        pairs = zip(choices["epochs"], choices["num_epochs"], strict=True)
+        epochs = ", ".join(f"{epoch:g} of {number:g}" for epoch, number in pairs)
+        texts = [f"epoch {epochs} by {choices['metric']}"]
+    else:
+        texts = [f"checkpoint with the best {choices['metric']}"]
+    if "hpo_trials" in choices:
+        searched = ("learning_rate", "dropout", "weight_decay", "batch_size")
+        chosen = ", ".join(f"{name} {choices[name]:.3g}" for name in searched)
+        texts.append(f"best of {choices['hpo_trials']} settings: {chosen}")
+    return {"setting": "; ".join(texts), "chosen on": choices["part"] or "fixed"}
 
 
-def _build_choices(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = []
-    for run in runs:
-        choices = run["choices"]
-        if choices is None:
-            continue
-        if "setting" in choices:
-            texts = [
-                f"{label}: " + ", ".join(f"{name} {value}" for name, value in setting.items())
-                for label, setting in choices["setting"].items()
-            ]
-        else:
-            texts = [_describe_epochs(choices)]
-            if "hpo_trials" in choices:
-                named = ("learning_rate", "dropout", "weight_decay", "batch_size")
-                chosen = ", ".join(f"{name} {choices[name]:.3g}" for name in named)
-                texts.append(f"best of {choices['hpo_trials']} settings: {chosen}")
-        cells = [run["dataset"], run["split"], str(run["seed"]), run["method"], "; ".join(texts)]
-        rows.append([*cells, choices["part"] or "fixed"])
-    header = ["data set", "split", "seed", "method", "setting", "chosen on"]
-    note = (
-        "Everything else was given by the protocol. How other tools chose is for them to say. "
-        "The trials of a search are in `hpo_trials.csv` of the run."
-    )
-    return [note, _build_table(header, rows)]
-
-
-def _describe_epochs(choices: Mapping[str, Any]) -> str:
-    if "epochs" not in choices:
-        return f"checkpoint with the best {choices['metric']}"
-    pairs = zip(choices["epochs"], choices["num_epochs"], strict=True)
-    epochs = ", ".join(f"{epoch:g} of {number:g}" for epoch, number in pairs)
-    return f"epoch {epochs} by {choices['metric']}"
-
-
-def _build_costs(results: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [
-            run["dataset"],
-            run["split"],
-            str(run["seed"]),
-            run["method"],
-            *(_format(run[name], ".1f") for name in ("seconds", "core_seconds")),
-            f"`{run['folder']}`" if run["folder"] else "–",
-        ]
-        for run in results["runs"]
-    ]
-    header = ["data set", "split", "seed", "method", "seconds", "core seconds", "folder"]
-    versions = [
-        ", ".join(f"{name} {number}" for name, number in found.items())
-        for found in results["versions"]
-    ]
-    total = results["core_seconds"] / 3600
-    return [
-        f"{total:.2f} core hours in all. Of an interrupted run only the time since it was resumed "
-        "counts.",
-        "\n".join(f"- {line}" for line in versions),
-        _build_table(header, rows),
-    ]
-
-
-def _build_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+def _build_table(rows: Iterable[Mapping[str, str]]) -> str:
+    """Return rows of texts by column as Markdown."""
+    rows = list(rows)
+    header: Sequence[str] = list(rows[0]) if rows else ["nothing"]
+    lines = [header, ["---"] * len(header), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def _format(value: float | None, style: str = ".3f") -> str:
     return "–" if value is None else format(value, style)
-
-
-def _format_signed(value: float | None) -> str:
-    return _format(value, "+.3f")
 
 
 def _format_spread(spread: Mapping[str, Any]) -> str:

@@ -18,8 +18,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
-from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
-from rmat_hf.evaluation.arguments import EvaluationArguments
+from rmat_hf.evaluation.accuracy_benchmark import EvaluationArguments, run_accuracy_benchmark
 
 RMAT_SMALL = {"rmat-small": {"model": "rmat-small", "geometry": "bounds"}}
 RANDOM_WEIGHTS = {"random weights": {"model": "scratch", "geometry": "bounds"}}

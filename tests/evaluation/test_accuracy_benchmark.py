@@ -18,7 +18,7 @@ from tiny_finetuning import TABLE_SMILES, write_json, write_table
 
 from rmat_hf.cli import main
 from rmat_hf.errors import UserError
-from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
+from rmat_hf.evaluation.accuracy_benchmark import EvaluationArguments, run_accuracy_benchmark
 from rmat_hf.output_folder import lock_output
 from rmat_hf.training import baselines
 
@@ -149,7 +149,7 @@ def test_missing_row_of_a_tool_is_an_error_that_names_it(tmp_path: Path) -> None
     content = build_tiny_protocol(tmp_path, predictions={"tool": str(tool)}, baselines=[])
     del content["datasets"]["numbers"]["splits"][1]
     del content["models"]["tiny fast"]
-    with pytest.raises(ValueError, match=r"tool, numbers, part_0, seed 0: 1 rows of test.*row 11"):
+    with pytest.raises(ValueError, match=r"tool, numbers, part_0, seed 0: 1 rows .*row 11"):
         run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
 
 
@@ -168,6 +168,12 @@ def test_a_second_benchmark_in_the_folder_is_refused(tmp_path: Path) -> None:
     ):
         run_accuracy_benchmark(arguments)
     assert not Path(arguments.output_dir).exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_proc", -1), ("num_resamples", 1)])
+def test_number_that_is_too_small_is_an_error(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} {value} is too small"):
+        EvaluationArguments(data="data", protocol="p.json", output_dir="out", **{name: value})
 
 
 # Disks

@@ -1,22 +1,34 @@
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from tiny_evaluation import FOREST, build_rows, build_tiny_protocol, load_tiny_protocol
+from tiny_evaluation import (
+    FOREST,
+    build_job,
+    build_rows,
+    build_tiny_protocol,
+    end_as_named,
+    load_tiny_protocol,
+)
 
 from rmat_hf.evaluation.jobs import (
     SETTING_FILE,
     Job,
     build_baseline_jobs,
     build_finetuning_jobs,
+    describe_choices,
+    hide_places,
     list_versions,
     run_job,
+    run_jobs,
 )
+from rmat_hf.evaluation.predictions import load_predictions
 from rmat_hf.evaluation.protocol import Fold, Protocol
-from rmat_hf.evaluation.row_predictions import load_row_predictions
 from rmat_hf.training import baselines
 
 FOLD = Fold("numbers", "part_0", 0)
@@ -83,15 +95,14 @@ def test_baseline_is_fitted_on_the_given_rows(
 ) -> None:
     monkeypatch.setattr(baselines, "NUM_TREES", 5)
     protocol = load_tiny_protocol(tmp_path)
-    rows = build_rows().select(np.array([0, 1, 2, 3, 5, 6, 8, 9, 10, 11]))
+    rows = build_rows().loc[[0, 1, 2, 3, 5, 6, 8, 9, 10, 11]]
     (job,) = build_baseline_jobs(protocol, {FOLD: rows}, output_dir=tmp_path)
     run_job(job)
     assert job.is_finished
-    loaded = load_row_predictions(job.folder, label_names=["y"])
-    assert loaded.rows.tolist() == rows.rows.tolist()
-    assert loaded.parts == rows.parts
-    np.testing.assert_array_equal(loaded.labels, rows.labels)
-    assert np.isfinite(loaded.predictions).all()
+    loaded = load_predictions(job.folder)
+    columns = ["split", "smiles", "y"]
+    pd.testing.assert_frame_equal(loaded[columns], rows[columns], check_index_type=False)
+    assert np.isfinite(loaded["prediction_y"]).all()
     setting = json.loads((job.folder / SETTING_FILE).read_text())
     assert setting == {"part": None, "setting": {"y": {"num_trees": 5, "num_train_rows": 6}}}
     record = json.loads(job.record_file.read_text())
@@ -108,5 +119,109 @@ def test_folder_of_a_baseline_depends_on_rows_and_not_on_models(tmp_path: Path) 
         return job.folder
 
     before = find_folder()
-    assert find_folder(predictions=np.zeros((12, 1)), num_dropped=4) == before
-    assert find_folder(labels=np.ones((12, 1))) != before
+    assert find_folder(prediction_y=0.0) == before
+    assert find_folder(y=1.0) != before
+
+
+# Running them
+
+
+def test_dying_and_failing_processes_are_reported_and_others_go_on(tmp_path: Path) -> None:
+    jobs = [build_job(tmp_path, method) for method in ("die", "fail", "good")]
+    lines: list[str] = []
+    failures = run_jobs(jobs, num_proc=2, report_progress=lines.append, run=end_as_named)
+    assert {job.method for job in failures} == {"die", "fail"}
+    assert "killed by signal 9" in failures[jobs[0]]
+    # without the folder, which tells about the machine
+    assert failures[jobs[1]] == "Row 3 of table.csv is bad."
+    assert jobs[2].is_finished
+    assert [job.log_file.exists() for job in jobs] == [True, True, False]
+    assert sorted(lines) == [
+        "Failed: die, numbers, part_0, seed 0",
+        "Failed: fail, numbers, part_0, seed 0",
+        "Finished: good, numbers, part_0, seed 0",
+    ]
+
+
+def test_finished_jobs_are_not_run_again(tmp_path: Path) -> None:
+    jobs = [build_job(tmp_path, method) for method in ("good", "fail")]
+    lines: list[str] = []
+    options = {"num_proc": 0, "report_progress": lines.append, "run": end_as_named}
+    for _ in range(2):
+        failures = run_jobs(jobs, **options)  # type: ignore[arg-type]  # a dict of options
+        assert failures == {jobs[1]: "Row 3 of table.csv is bad."}
+    assert lines.count("Finished: good, numbers, part_0, seed 0") == 1
+    assert "1 of 2 runs are there already." in lines
+
+
+@pytest.mark.parametrize(
+    ("reason", "hidden"),
+    [
+        ("Row 3 of {folder}/table.csv is bad.", "Row 3 of table.csv is bad."),
+        ("Row 3 of {folder}/runs/x/table.csv is bad.", "Row 3 of table.csv is bad."),
+        ("No model '{folder}/some model'.", "No model 'some model'."),
+        ("No model '/data/my models/a'; see /opt/b.", "No model 'a'; see b."),
+        ("No https://me:secret@host/a/b.", "No https://***@host/a/b."),
+        ("SMILES C/C=C/C, 3/4 of chemist/model", "SMILES C/C=C/C, 3/4 of chemist/model"),
+    ],
+)
+def test_a_reason_names_files_but_no_folder_and_no_password(
+    reason: str, hidden: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "with a space"
+    assert hide_places(reason.format(folder=folder), build_job(folder, "x")) == hidden
+
+
+# What they chose
+
+
+def write(folder: Path, *, log: list[dict[str, Any]], **arguments: Any) -> None:
+    fields = {"problem_type": "regression", "training_arguments": {}, **arguments}
+    (folder / "finetuning_arguments.json").write_text(json.dumps(fields))
+    (folder / "training_log.json").write_text(json.dumps(log))
+
+
+def test_epoch_is_the_one_with_the_best_valid_metric(tmp_path: Path) -> None:
+    errors = [0.9, 0.5, 0.7]
+    log = [{"epoch": i + 1.0, "eval_rmse": error} for i, error in enumerate(errors)]
+    write(tmp_path, log=[{"loss": 1.0, "epoch": 1.0}, *log])
+    assert describe_choices(tmp_path) == {
+        "part": "valid",
+        "metric": "rmse",
+        "epochs": [2.0],
+        "num_epochs": [3.0],
+    }
+
+
+def test_every_member_of_an_ensemble_has_its_own_epoch(tmp_path: Path) -> None:
+    errors = [[0.9, 0.5, 0.7], [0.4, 0.6]]
+    log = [
+        {"member": member, "epoch": i + 1.0, "eval_rmse": error}
+        for member, found in enumerate(errors)
+        for i, error in enumerate(found)
+    ]
+    write(tmp_path, log=log)
+    choices = describe_choices(tmp_path)
+    assert choices["epochs"] == [2.0, 1.0] and choices["num_epochs"] == [3.0, 2.0]
+
+
+def test_metric_may_be_another_one_that_is_largest_for_the_best(tmp_path: Path) -> None:
+    log = [{"epoch": 1.0, "eval_r2": 0.5}, {"epoch": 2.0, "eval_r2": 0.1}]
+    write(tmp_path, log=log, training_arguments={"metric_for_best_model": "eval_r2"})
+    choices = describe_choices(tmp_path)
+    assert (choices["metric"], choices["epochs"]) == ("r2", [1.0])
+
+
+def test_searched_values_are_told(tmp_path: Path) -> None:
+    chosen = {"learning_rate": 1e-3, "dropout": 0.1, "weight_decay": 0.01, "batch_size": 16}
+    write(tmp_path, log=[], **chosen)
+    with (tmp_path / "hpo_trials.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["trial"], [0], [1]])
+    choices = describe_choices(tmp_path)
+    assert choices == {"part": "valid", "metric": "rmse", "hpo_trials": 2, **chosen}
+
+
+def test_setting_of_a_baseline_is_told(tmp_path: Path) -> None:
+    setting = {"part": "valid", "setting": {"y": {"penalty": 3.0}}}
+    (tmp_path / "setting.json").write_text(json.dumps(setting))
+    assert describe_choices(tmp_path) == setting

@@ -1,9 +1,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from tiny_evaluation import CLASSES, build_class_dataset, build_rows, load_tiny_protocol
+from tiny_evaluation import build_class_dataset, build_class_rows, load_tiny_protocol
 
 from rmat_hf.evaluation.protocol import Fold
 from rmat_hf.evaluation.report import build_overview, build_report
@@ -14,11 +13,12 @@ from rmat_hf.evaluation.summary import FoldOutcome, summarize_dataset
 def results(tmp_path: Path) -> dict[str, Any]:
     datasets = {"classes": build_class_dataset()}
     dataset = load_tiny_protocol(tmp_path, datasets=datasets).datasets["classes"]
-    rows = build_rows(labels=np.array(CLASSES, dtype=float)[:, None])
+    forest = build_class_rows()
+    wrong = build_class_rows(1 - forest["is_odd"])
     folds = [Fold("classes", "part_0", seed) for seed in (0, 1)]
     outcomes = [
-        FoldOutcome(folds[0], rows, {"a|b": 1 - rows.labels, "forest": rows.labels}),
-        FoldOutcome(folds[1], rows, {"forest": rows.labels}),
+        FoldOutcome(folds[0], {"a|b": wrong, "forest": forest}),
+        FoldOutcome(folds[1], {"forest": forest}),
     ]
     summary = summarize_dataset(
         dataset, outcomes, models=["a|b"], references=["forest"], num_resamples=10

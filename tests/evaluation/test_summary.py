@@ -3,10 +3,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_evaluation import CLASSES, build_class_dataset, build_rows, load_tiny_protocol
+from sklearn.metrics import roc_auc_score
+from tiny_evaluation import build_class_dataset, build_class_rows, build_rows, load_tiny_protocol
 
 from rmat_hf.evaluation.protocol import Fold
-from rmat_hf.evaluation.summary import FoldOutcome, compute_part_metrics, summarize_dataset
+from rmat_hf.evaluation.summary import (
+    FoldOutcome,
+    compute_bootstrap_error,
+    compute_paired_difference,
+    compute_part_metrics,
+    compute_spread,
+    resample_roc_auc,
+    select_part,
+    summarize_dataset,
+)
 
 
 def summarize_numbers(folder: Path, outcomes: list[FoldOutcome]) -> dict[str, Any]:
@@ -17,9 +27,10 @@ def summarize_numbers(folder: Path, outcomes: list[FoldOutcome]) -> dict[str, An
 
 
 def build_outcome(split: str, **errors: float) -> FoldOutcome:
-    rows = build_rows()
-    predictions = {name: rows.labels + error for name, error in errors.items()}
-    return FoldOutcome(Fold("numbers", split, 0), rows, predictions)
+    methods = {
+        name: build_rows(prediction_y=np.arange(12.0) + error) for name, error in errors.items()
+    }
+    return FoldOutcome(Fold("numbers", split, 0), methods, num_dropped=3)
 
 
 def test_methods_are_compared_on_the_splits_that_both_have(tmp_path: Path) -> None:
@@ -38,6 +49,7 @@ def test_methods_are_compared_on_the_splits_that_both_have(tmp_path: Path) -> No
     assert pairs["a", "c"]["num_wins"] == 2
     assert (pairs["b", "c"]["num_values"], pairs["b", "c"]["num_wins"]) == (1, 0)
     assert summary["folds"][0]["num_rows"] == {"train": 8, "valid": 2, "test": 2}
+    assert summary["folds"][0]["num_dropped"] == 3
 
 
 def test_data_set_without_outcomes_has_empty_scores(tmp_path: Path) -> None:
@@ -51,10 +63,9 @@ def test_classes_have_the_error_of_their_test_rows(tmp_path: Path) -> None:
     datasets = {"classes": build_class_dataset()}
     dataset = load_tiny_protocol(tmp_path, datasets=datasets).datasets["classes"]
     parts = ["train"] * 3 + ["valid"] + ["test"] * 8
-    rows = build_rows(labels=np.array(CLASSES, dtype=float)[:, None], parts=parts)
-    noisy = np.random.default_rng(0).random((12, 1))
-    predictions = {"a": noisy, "b": rows.labels}
-    outcomes = [FoldOutcome(Fold("classes", "part_0", seed), rows, predictions) for seed in (0, 1)]
+    noisy = np.random.default_rng(0).random(12)
+    methods = {"a": build_class_rows(noisy, split=parts), "b": build_class_rows(split=parts)}
+    outcomes = [FoldOutcome(Fold("classes", "part_0", seed), methods) for seed in (0, 1)]
     summary = summarize_dataset(dataset, outcomes, models=["a"], references=["b"], num_resamples=50)
     assert summary["methods"]["b"]["bootstrap_standard_error"] == 0.0
     error = summary["methods"]["a"]["bootstrap_standard_error"]
@@ -66,8 +77,76 @@ def test_classes_have_the_error_of_their_test_rows(tmp_path: Path) -> None:
 def test_part_without_predictions_is_not_scored(tmp_path: Path) -> None:
     dataset = load_tiny_protocol(tmp_path).datasets["numbers"]
     rows = build_rows()
-    missing = rows.predictions.copy()
-    missing[8] = np.nan
-    assert compute_part_metrics(dataset, rows, predictions=missing, part="valid") is None
-    found = compute_part_metrics(dataset, rows, predictions=missing, part="test")
+    rows.loc[8, "prediction_y"] = np.nan
+    assert compute_part_metrics(dataset, rows, part="valid") is None
+    found = compute_part_metrics(dataset, rows, part="test")
     assert found is not None and found["rmse"] == 0.0
+    predictions, labels = select_part(rows, "valid", label_names=["y"])
+    np.testing.assert_array_equal(predictions, [[np.nan], [9.0]])
+    assert labels.tolist() == [[8.0], [9.0]]
+
+
+def test_spread_is_the_population_standard_deviation() -> None:
+    assert compute_spread([1.0, 3.0]) == {"mean": 2.0, "std": 1.0, "num_values": 2}
+    assert compute_spread([]) == {"mean": None, "std": None, "num_values": 0}
+
+
+def test_paired_difference_agrees_with_one_by_hand() -> None:
+    # differences -0.1, -0.3, +0.1, 0: mean -0.075; squared deviations .000625 + .050625 + .030625
+    # + .005625 = .0875; / 3 = .0291667; root .170783; / 2 = .0853913
+    found = compute_paired_difference(
+        [1.0, 2.0, 3.0, 4.0], [1.1, 2.3, 2.9, 4.0], lower_is_better=True
+    )
+    assert found["mean_difference"] == pytest.approx(-0.075)
+    assert found["standard_error"] == pytest.approx(0.0853913, abs=1e-7)
+    assert (found["num_wins"], found["num_ties"], found["num_values"]) == (2, 1, 4)
+    found = compute_paired_difference([1.0, 2.0], [1.5, 1.0], lower_is_better=False)
+    assert (found["mean_difference"], found["num_wins"]) == (0.25, 1)
+
+
+def test_one_split_has_no_standard_error_and_none_no_difference() -> None:
+    found = compute_paired_difference([1.0], [2.0], lower_is_better=True)
+    assert (found["mean_difference"], found["standard_error"]) == (-1.0, None)
+    assert compute_paired_difference([], [], lower_is_better=True)["mean_difference"] is None
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=(60, 2)).astype(float)
+    labels[rng.random((60, 2)) < 0.2] = np.nan
+    return labels
+
+
+def test_resampled_area_is_that_of_the_drawn_rows(labels: np.ndarray) -> None:
+    probabilities = np.random.default_rng(1).random((60, 2)).round(1)  # with ties
+    areas = resample_roc_auc(probabilities, labels, num_resamples=5, seed=3)
+    drawn = np.random.default_rng(3).integers(60, size=(5, 60))
+    for area, rows in zip(areas, drawn, strict=True):
+        expected = []
+        for idx in range(2):
+            known = rows[~np.isnan(labels[rows, idx])]
+            expected.append(roc_auc_score(labels[known, idx], probabilities[known, idx]))
+        assert area == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_one_class_has_no_area() -> None:
+    areas = resample_roc_auc(np.ones((4, 1)), np.ones((4, 1)), num_resamples=3, seed=0)
+    assert np.isnan(areas).all()
+    assert compute_bootstrap_error([areas]) is None
+    assert compute_bootstrap_error([]) is None
+
+
+def test_bootstrap_error_is_near_that_of_theory(labels: np.ndarray) -> None:
+    """Hanley and McNeil (1982) for an area of 0.5: sqrt((m + n + 1) / (12 m n))."""
+    known = labels[~np.isnan(labels[:, 0]), :1]
+    probabilities = np.random.default_rng(2).random(known.shape)
+    areas = resample_roc_auc(probabilities, known, num_resamples=2000, seed=0)
+    num_yes = int(known.sum())
+    num_no = len(known) - num_yes
+    expected = ((num_yes + num_no + 1) / (12 * num_yes * num_no)) ** 0.5
+    error = compute_bootstrap_error([areas])
+    assert error == pytest.approx(expected, rel=0.25)
+    # repetitions of one split are no independent splits
+    assert compute_bootstrap_error([areas, areas]) == pytest.approx(error)
+    assert compute_bootstrap_error([areas - areas]) == 0.0
