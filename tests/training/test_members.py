@@ -10,7 +10,7 @@ from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
 from transformers.trainer import Trainer
 
 from rmat_hf.errors import UserError
-from rmat_hf.evaluation.choices import describe_choices
+from rmat_hf.evaluation.jobs import describe_choices
 from rmat_hf.inference.prediction import predict
 from rmat_hf.loading import load_predictor
 from rmat_hf.training import members as members_module
