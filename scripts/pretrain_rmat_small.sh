@@ -13,7 +13,7 @@ rmat featurize --input "$TABLE" --output-dir runs/rmat-small-corpus \
 RESUME=$([ -d runs/rmat-small.in_progress ] && echo --resume || true)
 torchrun --standalone --nproc-per-node "$PROCESSES" --no-python \
   rmat pretrain --corpus runs/rmat-small-corpus --model-config scripts/rmat_small.json \
-  --objective joint --learning-rate 2e-3 --max-steps 10000 --precision bfloat16 \
+  --objective joint --learning-rate 2e-3 --max-steps 10000 \
   --license apache-2.0 --output-dir runs/rmat-small $RESUME
 
 python scripts/bundle_checkpoint.py runs/rmat-small rmat_hf/checkpoints/rmat-small

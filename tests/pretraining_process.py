@@ -19,9 +19,8 @@ from tiny_pretraining import build_pretraining_arguments
 from torch import distributed
 from transformers import TrainerCallback
 
-from rmat_hf.training.collators import PretrainingCollator
 from rmat_hf.training.pretraining import run_pretraining
-from rmat_hf.training.pretraining_batches import PretrainingBatch
+from rmat_hf.training.pretraining_batches import PretrainingBatch, PretrainingCollator
 from rmat_hf.training.pretraining_trainer import PretrainingTrainer
 
 # Epoch and checksum of every molecule of a batch; a worker of the dataloader collates in a process

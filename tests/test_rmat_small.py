@@ -14,11 +14,10 @@ from rmat_hf import checkpoint_path, embed
 from rmat_hf.data.stored_features import pack_features
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.collators import PretrainingCollator
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.objectives.pretraining_metrics import PretrainingMetrics
-from rmat_hf.training.objectives.pretraining_targets import PretrainingTargets
-from rmat_hf.training.pretraining_batches import PretrainingBatch
+from rmat_hf.training.objectives import load_objectives
+from rmat_hf.training.pretraining_arguments import PretrainingArguments
+from rmat_hf.training.pretraining_batches import PretrainingBatch, PretrainingCollator
 
 NAME = "rmat-small"
 MAX_BYTES = 20_000_000
@@ -51,7 +50,10 @@ def test_the_auto_classes_load_it() -> None:
     assert not info["unexpected_keys"]
     processor = AutoProcessor.from_pretrained(path)
     assert processor.molecule_descriptors is None
-    assert encoder.config.num_atom_contexts == len(PretrainingTargets.load(path).vocabulary)
+    assert (
+        encoder.config.num_atom_contexts
+        == load_objectives(path)["contexts"].describe_head()["size"]
+    )
 
 
 def test_its_vectors_tell_molecules_apart(freesolv: pd.DataFrame) -> None:
@@ -62,31 +64,24 @@ def test_its_vectors_tell_molecules_apart(freesolv: pd.DataFrame) -> None:
 
 def test_it_solves_both_tasks_on_molecules_it_has_never_seen(freesolv: pd.DataFrame) -> None:
     path = checkpoint_path(NAME)
-    targets = PretrainingTargets.load(path)
-    assert targets.quantiles is not None
-    processor = RMatProcessor(
-        **{
-            **AutoProcessor.from_pretrained(path).to_dict(),
-            "molecule_descriptors": targets.quantiles.names,
-        }
-    )
+    objectives = load_objectives(path)
+    names = list(objectives["descriptors"].get_state())
+    options = AutoProcessor.from_pretrained(path).to_dict() | {"molecule_descriptors": names}
+    processor = RMatProcessor(**options)
     smiles = freesolv["smiles"][::5]
     packed = [pack_features(processor.featurize_compactly(text)) for text in smiles]
-    collator = PretrainingCollator(
-        processor,
-        targets,
-        contexts=True,
-        descriptors=True,
-        mask_ratio=0.15,
-        hides_distances=False,
-        seed=0,
-    )
+    arguments = PretrainingArguments(corpus="freesolv", output_dir="none")
+    collator = PretrainingCollator(objectives, processor=processor, arguments=arguments)
     batch = collator([PretrainingBatch(0, packed)])
     model = AutoModelForPreTraining.from_pretrained(path).eval()
-    metrics = PretrainingMetrics(targets)
     with torch.no_grad():
-        metrics.update(batch, model(**batch))
-    report = metrics.compute()
+        logits = model(**batch).logits
+    report = {}
+    for objective in objectives.values():
+        sums = objective.build_sums()
+        labels = batch[f"{objective.head}_labels"]
+        objective.add_to_sums(sums, logits[objective.head], labels=labels)
+        report |= objective.compute_metrics(sums)
     # much smaller molecules than those of the corpus; guessing the most frequent context gives .2
     assert report["context_accuracy"] > 0.8
     assert report["descriptor_r2_median"] > 0.5

@@ -213,12 +213,16 @@ class FinetuningArguments:
         ]
 
 
-def describe_arguments(arguments: FinetuningArguments) -> dict[str, Any]:
-    """Return what decides the result, without paths of this machine or what only starts it."""
+def describe_arguments(arguments: Any) -> dict[str, Any]:
+    """Return what decides the result, without paths of this machine or what only starts it.
+
+    Args:
+        arguments: Instance of the dataclass of a finetuning or pretraining.
+    """
     fields = asdict(arguments)
     for name in ("overwrite", "resume", "num_workers", "feature_cache"):
-        del fields[name]
-    for name in ("dataset", "model", "output_dir"):
+        fields.pop(name, None)
+    for name in fields.keys() & {"dataset", "corpus", "model", "output_dir"}:
         fields[name] = name_source(fields[name])
     for name in ("model_config", "training_arguments"):
         fields[name] = load_json_fields(fields[name])

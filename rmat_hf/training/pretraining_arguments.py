@@ -1,18 +1,24 @@
-"""The dataclass behind the flags of `rmat pretrain`."""
+"""The flags of `rmat pretrain`, and what they mean to the model and to `Trainer`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from rmat_hf.flags import (
-    declare_flag,
-    declare_required,
-    validate_flags,
-)
-from rmat_hf.training.arguments import SCRATCH
+import torch
+from transformers.training_args import TrainingArguments
 
-Objective = Literal["contexts", "descriptors", "joint", "sequential"]
-MaskedDistances = Literal["visible", "hidden"]
-Precision = Literal["float32", "bfloat16"]
+from rmat_hf.flags import declare_flag, declare_required, validate_flags
+from rmat_hf.loading import read_checkpoint
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import ATOM_FEATURES
+from rmat_hf.training.arguments import (
+    SCRATCH,
+    build_from_fields,
+    load_json_fields,
+)
+from rmat_hf.training.objectives import STAGES
+
+LOGS_PER_EVALUATION = 10
 
 # What two processor cores can fill in a few hours.
 PRETRAINING_ARCHITECTURE: dict[str, Any] = {
@@ -37,15 +43,16 @@ class PretrainingArguments:
     model: str = declare_flag(SCRATCH, "Model to continue from, or 'scratch' for random weights.")
     model_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub model.")
     model_config: str | None = declare_flag(None, "JSON file with RMatConfig fields to override.")
-    objective: Objective = declare_flag(
+    objective: str = declare_flag(
         "joint",
         "contexts of masked atoms, molecule descriptors, both one after the other (sequential), "
         "or at once (joint).",
+        choices=STAGES,
     )
     mask_ratio: float = declare_flag(
         0.15, "Chance of an atom to be asked for its context.", above=0, below=1
     )
-    masked_distances: MaskedDistances = declare_flag(
+    masked_distances: Literal["visible", "hidden"] = declare_flag(
         "visible",
         "Whether 3D distances of masked atoms are hidden too; bond lengths tell much of a context.",
     )
@@ -71,7 +78,9 @@ class PretrainingArguments:
     warmup_ratio: float = declare_flag(
         0.05, "Share of the steps with a rising learning rate.", least=0
     )
-    precision: Precision = declare_flag("float32", "bfloat16 computes most of it in half of that.")
+    precision: Literal["auto", "float32", "bfloat16"] = declare_flag(
+        "auto", "bfloat16 where the processor has units for it (auto), everywhere or nowhere."
+    )
     num_evaluations: int = declare_flag(
         20, "How often in a run valid is scored and saved.", least=1
     )
@@ -96,9 +105,96 @@ class PretrainingArguments:
             raise ValueError("--overwrite starts anew and --resume continues: choose one.")
 
     @property
-    def stages(self) -> list[str]:
-        """What is learned, one stage after the other: `contexts`, `descriptors` or `joint`."""
-        # CODEPATH: the two steps of the publication.
-        if self.objective == "sequential":
-            return ["contexts", "descriptors"]
-        return [self.objective]
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """The stages one after the other, each with the names of what it learns at once."""
+        return STAGES[self.objective]
+
+
+def has_bfloat16_units() -> bool:
+    """Return whether the processor that trains multiplies matrices in bfloat16 in hardware.
+
+    That is a GPU of Nvidia since Ampere, or a CPU with AMX. Of a CPU with AVX-512 alone bfloat16
+    costs more in conversions than it saves; without that it is many times slower than float32.
+    """
+    if torch.accelerator.is_available():
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()
+
+
+def choose_precision(arguments: PretrainingArguments) -> str:
+    """Return `"float32"` or `"bfloat16"`: what was asked for, or what this machine does best."""
+    if arguments.precision != "auto":
+        return arguments.precision
+    return "bfloat16" if has_bfloat16_units() else "float32"
+
+
+def build_pretraining_config(
+    arguments: PretrainingArguments, heads: dict[str, dict[str, str | int]]
+) -> RMatConfig:
+    """Return the architecture to pretrain.
+
+    Args:
+        arguments (`PretrainingArguments`): Model to start from, and fields to override.
+        heads (`dict[str, dict]`): As in [`RMatConfig`].
+
+    Raises:
+        UserError: If the model cannot be loaded or a configuration field is unknown.
+    """
+    fields = PRETRAINING_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
+    if arguments.model != SCRATCH:
+        checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
+        fields = checkpoint.config.get_architecture()
+    known = RMatConfig.list_architecture_fields()
+    overrides = load_json_fields(arguments.model_config, known=known)
+    own = {"num_molecule_descriptors": 0, "pretraining_heads": heads}
+    return build_from_fields(
+        RMatConfig, {**fields, **overrides, **own}, source=arguments.model_config
+    )
+
+
+def build_stage_arguments(
+    arguments: PretrainingArguments, stage_dir: Path, *, is_all_learned: bool
+) -> TrainingArguments:
+    """Return the `TrainingArguments` of a stage, overridden by `--training-arguments`.
+
+    Args:
+        arguments (`PretrainingArguments`): Of the run.
+        stage_dir (`Path`): Where its checkpoints go.
+        is_all_learned (`bool`): Whether every weight of the model gets a gradient.
+    """
+    share = 1 / arguments.num_evaluations
+    has_accelerator = torch.accelerator.is_available()
+    fields = {
+        # an item of the data sets is a batch
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        "learning_rate": arguments.learning_rate,
+        "num_train_epochs": arguments.num_train_epochs,
+        "max_steps": arguments.max_steps or -1,
+        "weight_decay": arguments.weight_decay,
+        "warmup_steps": arguments.warmup_ratio,
+        "lr_scheduler_type": "cosine",
+        "bf16": choose_precision(arguments) == "bfloat16",
+        "use_cpu": not has_accelerator,
+        "eval_strategy": "steps",
+        "eval_steps": share,
+        "save_strategy": "steps",
+        "save_steps": share,
+        "save_total_limit": 1,
+        "logging_steps": share / LOGS_PER_EVALUATION,
+        "seed": arguments.seed,
+        "report_to": arguments.report_to,
+        "dataloader_num_workers": arguments.num_workers,
+        "dataloader_pin_memory": has_accelerator,
+        # every process reads whole batches of a stream
+        "accelerator_config": {"dispatch_batches": False},
+        "ddp_find_unused_parameters": not is_all_learned,
+        "remove_unused_columns": False,
+        **load_json_fields(arguments.training_arguments),
+    }
+    return build_from_fields(
+        TrainingArguments,
+        {**fields, "output_dir": str(stage_dir)},
+        source=arguments.training_arguments,
+    )

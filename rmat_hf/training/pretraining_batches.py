@@ -4,19 +4,28 @@ To `Trainer` and accelerate a batch is one item, so that every process gets whol
 its own number of molecules, and no molecule comes twice in an epoch.
 """
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import NamedTuple
 
 import datasets
 import numpy as np
+import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from rmat_hf.data.length_grouping import group_by_length
+from rmat_hf.data.stored_features import expand_features
+from rmat_hf.errors import UserError
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.objectives.objective import Objective, ObjectiveBatch
+from rmat_hf.training.pretraining_arguments import PretrainingArguments
 
 # Rows of a stream that are shuffled and grouped together.
 STREAM_BUFFER_SIZE = 8192
 STREAM_CHUNK_SIZE = 1024
+# Keeps the draw of the roles apart from others of the same molecule and epoch.
+ROLE_DRAW = 1
 
 
 class PretrainingBatch(NamedTuple):
@@ -62,11 +71,11 @@ def form_batches(
         generator (`np.random.Generator`): Source of the order.
 
     Raises:
-        ValueError: If there are fewer than `multiple` molecules.
+        UserError: If there are fewer than `multiple` molecules.
     """
     sizes = np.asarray(num_nodes)
     if len(sizes) < multiple:
-        raise ValueError(
+        raise UserError(
             f"{len(sizes)} molecules are too few for {multiple} processes with a batch each. "
             "Use fewer processes and workers, or a larger corpus."
         )
@@ -149,17 +158,24 @@ class CorpusBatchSampler(Sampler[BatchKey]):
 
 
 class StreamedBatches(IterableDataset[PretrainingBatch]):
-    """The batches of a stream, grouped by size within a buffer.
+    """The batches of a stream, epoch after epoch without an end, grouped by size within a buffer.
 
     Every process, and every worker of a dataloader, reads the whole stream and keeps its share of
     the batches. So all have equally many, and each molecule comes once, without a word between
     them. An epoch takes the shards in another order and mixes the rows of a buffer, not those of
     distant shards: shuffle a sorted table before it is featurized.
 
+    It repeats itself because `Trainer` does not know how many batches a stream has: it would resume
+    in the first epoch wherever a run was interrupted, and lose the gradients of batches that make
+    no whole step.
+
     Args:
         dataset (`datasets.IterableDataset`): With the columns `features` and `num_nodes`.
         batch_size, max_pairs, multiple (`int`): As in [`form_batches`].
         seed (`int`): Order of the shards, and of the molecules within a buffer.
+        num_skipped (`int`, *optional*, defaults to 0):
+            Batches of every process that come without molecules, because `Trainer` drops them when
+            it resumes.
         buffer_size (`int`, *optional*, defaults to 8192): Rows of the buffer.
     """
 
@@ -171,36 +187,47 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
         max_pairs: int,
         multiple: int,
         seed: int,
+        num_skipped: int = 0,
         buffer_size: int = STREAM_BUFFER_SIZE,
     ) -> None:
         self.dataset = dataset.select_columns(["features", "num_nodes"])
         self.options: dict[str, int] = {"batch_size": batch_size, "max_pairs": max_pairs}
         self.multiple = multiple
         self.seed = seed
+        self.num_skipped = num_skipped
         self.buffer_size = buffer_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch; accelerate calls it."""
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[PretrainingBatch]:
         worker = get_worker_info()
         worker_idx, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        multiple = num_workers * self.multiple
-        generator = np.random.default_rng((self.seed, self.epoch))
+        num_turns = -(-(self.num_skipped - worker_idx) // num_workers)
+        num_dropped = num_turns * self.multiple
         position = 0
-        for num_nodes, features in self._iterate_buffers(multiple):
+        for epoch in count():
+            for batch in self.iterate_epoch(epoch):
+                yield batch if position >= num_dropped else PretrainingBatch(epoch, [])
+                position += 1
+
+    def iterate_epoch(self, epoch: int) -> Iterator[PretrainingBatch]:
+        """Yield the share of this worker in the batches of an epoch."""
+        worker = get_worker_info()
+        worker_idx, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        multiple = num_workers * self.multiple
+        generator = np.random.default_rng((self.seed, epoch))
+        position = 0
+        for num_nodes, features in self._iterate_buffers(epoch, min_rows=multiple):
             batches = form_batches(
                 num_nodes, multiple=multiple, generator=generator, **self.options
             )
             for batch in batches:
                 # a dataloader takes one batch of every worker in turn
                 if position % num_workers == worker_idx:
-                    yield PretrainingBatch(self.epoch, [features[row] for row in batch])
+                    yield PretrainingBatch(epoch, [features[row] for row in batch])
                 position += 1
 
-    def _iterate_buffers(self, min_rows: int) -> Iterator[tuple[list[int], list[bytes]]]:
+    def _iterate_buffers(
+        self, epoch: int, *, min_rows: int
+    ) -> Iterator[tuple[list[int], list[bytes]]]:
         """Yield sizes and features in buffers; the last has at least `min_rows` if there are."""
         num_nodes: list[int] = []
         features: list[bytes] = []
@@ -210,7 +237,7 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
         # A data set keeps its epoch in memory that it shares with the workers, each of which may
         # be in another epoch: so everyone shuffles its own.
         dataset = self.dataset.shuffle(seed=self.seed, buffer_size=1, max_buffer_input_shards=1)
-        dataset.set_epoch(self.epoch)
+        dataset.set_epoch(epoch)
         # unlike the iterator over rows, this one does not divide the shards between the workers
         for chunk in dataset.iter(batch_size=STREAM_CHUNK_SIZE):
             num_nodes += chunk["num_nodes"]
@@ -222,34 +249,53 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
             yield num_nodes, features
 
 
-class RepeatedBatches(IterableDataset[PretrainingBatch]):
-    """The epochs of a stream one after the other, without an end.
+class PretrainingCollator:
+    """Expands the packed features of a batch, hides what is to be found, and adds the labels.
 
-    `Trainer` does not know how many batches a stream has. It would resume in the first epoch
-    wherever a run was interrupted, and lose the gradients of batches that make no whole step.
+    Where some objectives hide a part of the molecules and others do not, a molecule is masked with
+    a chance of one half and asked for the ones, else it is whole, as it is in finetuning, and asked
+    for the others.
 
     Args:
-        batches (`StreamedBatches`): The stream.
-        num_skipped (`int`, *optional*, defaults to 0):
-            Batches of every process that come without molecules, because `Trainer` drops them when
-            it resumes.
+        objectives (`Mapping[str, Objective]`): What is learned at once, by name.
+        processor (`RMatProcessor`): Featurized the corpus.
+        arguments (`PretrainingArguments`): Seed and options of the objectives.
     """
 
-    def __init__(self, batches: StreamedBatches, *, num_skipped: int = 0) -> None:
-        self.batches = batches
-        self.num_skipped = num_skipped
+    def __init__(
+        self,
+        objectives: Mapping[str, Objective],
+        *,
+        processor: RMatProcessor,
+        arguments: PretrainingArguments,
+    ) -> None:
+        self.objectives = objectives
+        self.processor = processor
+        self.arguments = arguments
 
-    def __iter__(self) -> Iterator[PretrainingBatch]:
-        worker = get_worker_info()
-        worker_idx, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        num_turns = -(-(self.num_skipped - worker_idx) // num_workers)
-        num_dropped = num_turns * self.batches.multiple
-        position = 0
-        for epoch in count():
-            self.batches.set_epoch(epoch)
-            start = position
-            for batch in self.batches:
-                yield batch if position >= num_dropped else PretrainingBatch(epoch, [])
-                position += 1
-            if position == start:
-                raise ValueError("The stream has no molecule. Give another corpus.")
+    def __call__(self, batches: list[PretrainingBatch]) -> dict[str, torch.Tensor]:
+        """Return model inputs, and the labels of every head, see [`RMatForPreTraining`]."""
+        packed = [molecule for batch in batches for molecule in batch.features]
+        if not packed:  # a batch that a resumed run skips
+            return {}
+        seed = (self.arguments.seed, *{batch.epoch for batch in batches})
+        is_masked = self._draw_roles(packed, seed=(*seed, ROLE_DRAW))
+        inputs = expand_features(packed)
+        labels, hidden = {}, {}
+        for objective in self.objectives.values():
+            is_asked = is_masked if objective.hides_input else ~is_masked
+            labels[f"{objective.head}_labels"], changed = objective.prepare(
+                ObjectiveBatch(packed, inputs, is_asked, seed, self.processor, self.arguments)
+            )
+            hidden |= changed
+        inputs.pop("molecule_descriptors", None)
+        arrays = {**inputs, **hidden, **labels}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _draw_roles(self, packed: list[bytes], *, seed: tuple[int, ...]) -> np.ndarray:
+        """Return which molecules are masked; one's draw depends on the seed and itself alone."""
+        kinds = {objective.hides_input for objective in self.objectives.values()}
+        if len(kinds) == 1:
+            return np.full(len(packed), kinds.pop())
+        generators = [np.random.default_rng([*seed, zlib.crc32(molecule)]) for molecule in packed]
+        return np.array([generator.random() < 0.5 for generator in generators])

@@ -1,6 +1,7 @@
-"""A Trainer that takes whole batches of a corpus and reports both tasks of pretraining."""
+"""A Trainer that takes whole batches of a corpus and reports on every objective."""
 
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -12,11 +13,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import TrainingArguments
 
 from rmat_hf.output_folder import rotated_by_step
-from rmat_hf.training.objectives.pretraining_metrics import PretrainingMetrics
-from rmat_hf.training.objectives.pretraining_targets import PretrainingTargets
+from rmat_hf.training.objectives.objective import Objective
 from rmat_hf.training.pretraining_batches import CorpusBatches, CorpusBatchSampler
-
-TASK_LOSSES = ("context_loss", "descriptor_loss")
 
 
 class EpochCallback(TrainerCallback):
@@ -38,31 +36,31 @@ class EpochCallback(TrainerCallback):
 
 
 class PretrainingTrainer(Trainer):
-    """A Trainer whose batches are items of its data sets; see `data.pretraining_batches`.
+    """A Trainer whose batches are items of its data sets, see `CorpusBatches`.
 
     - Batches of a table are formed under a budget of pairs, anew in every epoch.
-    - The log has the losses of both tasks and the molecules per second of all processes.
-    - An evaluation adds up what `PretrainingMetrics` needs, so its memory does not grow.
+    - The log has the loss of every objective and the molecules per second of all processes.
+    - An evaluation adds up what the metrics need, so its memory does not grow.
 
     Args:
-        targets (`PretrainingTargets`): What the outputs mean.
+        objectives (`Mapping[str, Objective]`): What is learned at once, by name.
         num_nodes (`dict[str, list[int]]`):
             Nodes of every molecule of the tables: `"train"` (unless it is a stream) and `"valid"`.
         batch_size, max_pairs (`int`): As in `form_batches`.
-        args, kwargs: As in [`Trainer`].
+        options: As in [`Trainer`].
     """
 
     def __init__(
         self,
-        *args: Any,
-        targets: PretrainingTargets,
+        *,
+        objectives: Mapping[str, Objective],
         num_nodes: dict[str, list[int]],
         batch_size: int,
         max_pairs: int,
-        **kwargs: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.targets = targets
+        super().__init__(**options)
+        self.objectives = objectives
         self.num_nodes = num_nodes
         self.batch_limits = {"batch_size": batch_size, "max_pairs": max_pairs}
         self.last_report: dict[str, Any] = {}
@@ -105,11 +103,10 @@ class PretrainingTrainer(Trainer):
     ) -> Any:
         """Return the loss, and note down its parts for the log."""
         outputs = model(**inputs)
-        for name in TASK_LOSSES:
-            loss = outputs.get(name)
-            if loss is not None and model.training:
-                self._sums[name] = self._sums.get(name, loss.new_zeros(())) + loss.detach()
         if model.training:
+            for head, loss in outputs["losses"].items():
+                name = f"{head}_loss"
+                self._sums[name] = self._sums.get(name, loss.new_zeros(())) + loss.detach()
             self._num_batches += 1
             self._num_molecules += len(inputs["node_features"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -135,20 +132,25 @@ class PretrainingTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Return the metrics of `PretrainingMetrics`; `last_report` has those that are tables."""
+        """Return the metrics that are numbers; `last_report` has the tables too."""
         model = cast(nn.Module, self.model)
         was_training = model.training
         model.eval()
-        metrics = PretrainingMetrics(self.targets)
+        sums = {name: objective.build_sums() for name, objective in self.objectives.items()}
         for inputs in dataloader:
             prepared = cast("dict[str, Any]", self._prepare_inputs(inputs))
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**prepared)
-            metrics.update(prepared, outputs)
+                logits = model(**prepared)["logits"]
+            for name, objective in self.objectives.items():
+                labels = prepared[f"{objective.head}_labels"]
+                objective.add_to_sums(sums[name], logits[objective.head], labels=labels)
         model.train(was_training)
-        device = self.args.device
-        metrics.reduce(lambda sums: self.accelerator.reduce(sums.to(device), "sum").cpu())
-        self.last_report = metrics.compute()
+        self.last_report = {"loss": 0.0}
+        for name, objective in self.objectives.items():
+            of_all = self.accelerator.reduce(sums[name].to(self.args.device), "sum").cpu()
+            metrics = objective.compute_metrics(of_all)
+            self.last_report["loss"] += metrics.get(f"{objective.head}_loss", 0.0)
+            self.last_report |= metrics
         numbers = {
             f"{metric_key_prefix}_{name}": value
             for name, value in self.last_report.items()

@@ -1,12 +1,22 @@
+import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tiny_finetuning import write_json
+from tiny_pretraining import ARCHITECTURE, build_pretraining_arguments
 
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.training.arguments import describe_arguments
 from rmat_hf.training.pretraining_arguments import (
     PRETRAINING_ARCHITECTURE,
     PretrainingArguments,
+    build_pretraining_config,
+    build_stage_arguments,
+    choose_precision,
+    has_bfloat16_units,
 )
 
 
@@ -24,7 +34,7 @@ def test_every_flag_has_a_help_sentence_of_its_own() -> None:
     ("options", "message"),
     [
         ({"objective": "motifs"}, r"--objective 'motifs'.*'contexts', 'descriptors', 'joint'"),
-        ({"precision": "float16"}, r"--precision 'float16'.*'float32', 'bfloat16'"),
+        ({"precision": "float16"}, r"--precision 'float16'.*'auto', 'float32', 'bfloat16'"),
         ({"mask_ratio": 0.0}, r"--mask-ratio 0\.0 "),
         ({"valid_fraction": 1.0}, r"--valid-fraction 1\.0 "),
         ({"valid_fraction": float("nan")}, r"--valid-fraction nan"),
@@ -50,13 +60,13 @@ def test_a_value_that_makes_no_sense_is_refused_by_its_flag(
 @pytest.mark.parametrize(
     ("objective", "stages"),
     [
-        ("contexts", ["contexts"]),
-        ("descriptors", ["descriptors"]),
-        ("joint", ["joint"]),
-        ("sequential", ["contexts", "descriptors"]),
+        ("contexts", {"contexts": ("contexts",)}),
+        ("descriptors", {"descriptors": ("descriptors",)}),
+        ("joint", {"joint": ("contexts", "descriptors")}),
+        ("sequential", {"contexts": ("contexts",), "descriptors": ("descriptors",)}),
     ],
 )
-def test_an_objective_has_its_stages(objective: Any, stages: list[str]) -> None:
+def test_an_objective_has_its_stages(objective: Any, stages: dict[str, tuple[str, ...]]) -> None:
     assert build(objective=objective).stages == stages
 
 
@@ -66,3 +76,97 @@ def test_the_default_architecture_consists_of_known_fields() -> None:
     assert {name: getattr(config, name) for name in PRETRAINING_ARCHITECTURE} == (
         PRETRAINING_ARCHITECTURE
     )
+
+
+# Precision
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_the_default_precision_is_that_of_which_the_processor_has_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_units: bool
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_units)
+    assert has_bfloat16_units() == has_units
+    expected = "bfloat16" if has_units else "float32"
+    assert choose_precision(build()) == expected
+    assert build_stage(tmp_path).bf16 == has_units
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_precision_that_is_named_is_taken(precision: Any) -> None:
+    assert choose_precision(build(precision=precision)) == precision
+
+
+# The model
+
+
+HEADS = {"context": {"level": "node", "size": 7, "loss": "single_label_classification"}}
+
+
+def test_the_model_has_the_heads_and_the_overridden_architecture(tmp_path: Path) -> None:
+    config = build_pretraining_config(build_pretraining_arguments(tmp_path), HEADS)
+    assert config.pretraining_heads == HEADS
+    assert {name: getattr(config, name) for name in ARCHITECTURE} == ARCHITECTURE
+    arguments = build_pretraining_arguments(tmp_path, model_config=None)
+    config = build_pretraining_config(arguments, HEADS)
+    assert config.hidden_size == PRETRAINING_ARCHITECTURE["hidden_size"]
+    arguments = build_pretraining_arguments(tmp_path, model="rmat-small")
+    assert build_pretraining_config(arguments, HEADS).hidden_size == 128
+
+
+def test_an_unknown_field_of_the_configuration_is_refused(tmp_path: Path) -> None:
+    wrong = write_json(tmp_path / "wrong.json", {"hiden_size": 32})
+    arguments = build_pretraining_arguments(tmp_path, model_config=wrong)
+    with pytest.raises(ValueError, match=r"wrong\.json.*hiden_size"):
+        build_pretraining_config(arguments, HEADS)
+
+
+# Trainer
+
+
+def build_stage(folder: Path, *, is_all_learned: bool = True, **options: Any) -> Any:
+    arguments = build_pretraining_arguments(folder, **options)
+    return build_stage_arguments(arguments, folder / "stage-0", is_all_learned=is_all_learned)
+
+
+def test_flags_and_the_file_of_training_arguments_reach_trainer(tmp_path: Path) -> None:
+    fields = write_json(tmp_path / "fields.json", {"max_grad_norm": 0.5, "learning_rate": 7.0})
+    arguments = build_stage(
+        tmp_path,
+        max_steps=40,
+        num_evaluations=4,
+        gradient_accumulation_steps=3,
+        learning_rate=1.0,
+        training_arguments=fields,
+    )
+    assert arguments.max_steps == 40
+    assert arguments.gradient_accumulation_steps == 3
+    assert arguments.eval_steps == arguments.save_steps == 0.25
+    # the file has the last word
+    assert (arguments.max_grad_norm, arguments.learning_rate) == (0.5, 7.0)
+
+
+def test_processes_look_for_weights_without_a_gradient_only_where_there_are_some(
+    tmp_path: Path,
+) -> None:
+    assert not build_stage(tmp_path).ddp_find_unused_parameters
+    assert build_stage(tmp_path, is_all_learned=False).ddp_find_unused_parameters
+
+
+def test_an_unknown_training_argument_is_refused(tmp_path: Path) -> None:
+    fields = write_json(tmp_path / "fields.json", {"lerning_rate": 1.0})
+    with pytest.raises(ValueError, match=r"fields\.json.*lerning_rate"):
+        build_stage(tmp_path, training_arguments=fields)
+
+
+def test_the_description_has_names_instead_of_paths_and_nothing_that_only_starts_a_run(
+    tmp_path: Path,
+) -> None:
+    arguments = build_pretraining_arguments(tmp_path, resume=True, num_workers=3)
+    description = describe_arguments(arguments)
+    assert str(tmp_path) not in json.dumps(description)
+    assert (description["corpus"], description["output_dir"]) == ("corpus", "run")
+    assert description["model_config"] == ARCHITECTURE
+    assert not {"resume", "overwrite", "num_workers"} & set(description)
+    assert describe_arguments(build_pretraining_arguments(tmp_path)) == description

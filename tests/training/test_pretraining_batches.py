@@ -1,17 +1,31 @@
 import multiprocessing
 from collections import Counter
+from functools import partial
+from itertools import takewhile
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rdkit import Chem
+from rdkit.Chem import Descriptors
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from torch.utils.data import DataLoader
 
+from rmat_hf.data.stored_features import expand_features, pack_features
+from rmat_hf.model.configuration_rmat import MASK_COLUMN, RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForPreTraining
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.objectives import OBJECTIVES, STAGES
+from rmat_hf.training.objectives.objective import Objective
+from rmat_hf.training.pretraining_arguments import PretrainingArguments
 from rmat_hf.training.pretraining_batches import (
     CorpusBatches,
     CorpusBatchSampler,
     PretrainingBatch,
+    PretrainingCollator,
     StreamedBatches,
     form_batches,
 )
@@ -33,7 +47,7 @@ def take_first(batches: list[PretrainingBatch]) -> PretrainingBatch:
 def read_epoch(stream: StreamedBatches, num_workers: int, rank: int = 0) -> list[PretrainingBatch]:
     """The share of a process, as accelerate's IterableDatasetShard deals batches out."""
     loader = DataLoader(stream, batch_size=1, collate_fn=take_first, num_workers=num_workers)
-    return list(loader)[rank :: stream.multiple]
+    return list(takewhile(lambda batch: batch.epoch == 0, loader))[rank :: stream.multiple]
 
 
 @given(
@@ -123,33 +137,35 @@ def test_a_stream_gives_every_molecule_once_to_one_process(
 
 
 def test_epochs_of_a_stream_differ_and_repeat(table: datasets.Dataset) -> None:
-    def build() -> StreamedBatches:
+    def build(**options: int) -> StreamedBatches:
         shards = table.to_iterable_dataset(num_shards=4)
-        return StreamedBatches(shards, multiple=1, seed=0, buffer_size=100, **LIMITS)
+        return StreamedBatches(shards, multiple=1, seed=0, buffer_size=100, **LIMITS, **options)
 
     stream, resumed = build(), build()
-    first = list(stream)
-    assert list(stream) == first
-    stream.set_epoch(1)
-    resumed.set_epoch(1)
-    second = list(stream)
+    first, second = list(stream.iterate_epoch(0)), list(stream.iterate_epoch(1))
     assert {batch.epoch for batch in second} == {1}
     assert [batch.features for batch in second] != [batch.features for batch in first]
-    assert list(resumed) == second
+    assert list(resumed.iterate_epoch(1)) == second
+    # Trainer drops what a resumed run has behind it: those batches need no molecules
+    both = list(takewhile(lambda batch: batch.epoch < 2, stream))
+    assert both == [*first, *second]
+    skipped = list(takewhile(lambda batch: batch.epoch < 2, build(num_skipped=len(first) + 2)))
+    assert [len(batch.features) for batch in skipped[: len(first) + 2]] == [0] * (len(first) + 2)
+    assert skipped[len(first) + 2 :] == both[len(first) + 2 :]
 
 
 def test_a_worker_in_another_epoch_does_not_change_the_order(table: datasets.Dataset) -> None:
     """Workers skip to where a run was interrupted, each at its own speed."""
     shards = table.to_iterable_dataset(num_shards=4)
     stream = StreamedBatches(shards, multiple=1, seed=0, buffer_size=100, **LIMITS)
-    undisturbed = list(stream)
-    worker = multiprocessing.get_context("fork").Process(target=stream.set_epoch, args=(2,))
+    undisturbed = list(stream.iterate_epoch(0))
+    worker = multiprocessing.get_context("fork").Process(
+        target=partial(next, stream.iterate_epoch(2))
+    )
     worker.start()
     worker.join()
     assert worker.exitcode == 0
-    assert list(stream) == undisturbed
-    stream.set_epoch(2)
-    assert [b.features for b in stream] != [b.features for b in undisturbed]
+    assert list(stream.iterate_epoch(0)) == undisturbed
 
 
 def test_a_stream_shorter_than_the_number_of_processes_is_refused() -> None:
@@ -157,3 +173,131 @@ def test_a_stream_shorter_than_the_number_of_processes_is_refused() -> None:
     stream = StreamedBatches(table.to_iterable_dataset(), multiple=2, seed=0, **LIMITS)
     with pytest.raises(ValueError, match="1 molecules are too few for 2"):
         list(stream)
+
+
+# Collator
+
+NAMES = ["MolWt", "TPSA", "MolLogP"]
+CORPUS = [*TINY_SMILES, "CC(=O)Oc1ccccc1C(=O)O", "OCCN1CCCC1", "CCCCCC", "c1ccncc1Br"]
+
+
+@pytest.fixture(scope="module")
+def corpus_processor() -> RMatProcessor:
+    return RMatProcessor(geometry="bounds", molecule_descriptors=["TPSA", *NAMES[:1], "MolLogP"])
+
+
+@pytest.fixture(scope="module")
+def corpus(corpus_processor: RMatProcessor) -> list[bytes]:
+    return [pack_features(corpus_processor.featurize_compactly(smiles)) for smiles in CORPUS]
+
+
+@pytest.fixture(scope="module")
+def objectives(corpus: list[bytes], corpus_processor: RMatProcessor) -> dict[str, Objective]:
+    """Both, fitted to the corpus; the descriptors in another order than there."""
+    arguments = PretrainingArguments(corpus="c", output_dir="o", min_context_count=1)
+    fitted = {
+        name: objective.fit(corpus, processor=corpus_processor, arguments=arguments)
+        for name, objective in OBJECTIVES.items()
+    }
+    state = fitted["descriptors"].get_state()
+    reordered = OBJECTIVES["descriptors"].from_state({name: state[name] for name in NAMES})
+    return fitted | {"descriptors": reordered}
+
+
+def collate(
+    corpus: list[bytes],
+    processor: RMatProcessor,
+    objectives: dict[str, Objective],
+    *,
+    epoch: int = 0,
+    learned: str = "joint",
+    masked_distances: str = "visible",
+) -> dict[str, torch.Tensor]:
+    """Return a batch of the first stage of an objective, of which a third is masked."""
+    arguments = PretrainingArguments(
+        corpus="c", output_dir="o", mask_ratio=0.3, masked_distances=masked_distances
+    )
+    names = next(iter(STAGES[learned].values()))
+    collator = PretrainingCollator(
+        {name: objectives[name] for name in names}, processor=processor, arguments=arguments
+    )
+    return collator([PretrainingBatch(epoch, corpus)])
+
+
+def test_contexts_alone_mask_every_molecule(
+    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+) -> None:
+    batch = collate(corpus, corpus_processor, objectives, learned="contexts")
+    assert "descriptor_labels" not in batch
+    assert "molecule_descriptors" not in batch
+    assert ((batch["context_labels"] >= 0).sum(1) > 0).all()
+    assert (batch["node_features"][..., MASK_COLUMN].sum(1) > 0).all()
+
+
+def test_descriptors_alone_mask_nothing(
+    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+) -> None:
+    batch = collate(corpus, corpus_processor, objectives, learned="descriptors")
+    assert "context_labels" not in batch
+    whole = expand_features(corpus)
+    del whole["molecule_descriptors"]
+    for name, array in whole.items():
+        np.testing.assert_array_equal(batch[name].numpy(), array)
+    assert batch["descriptor_labels"].shape == (len(CORPUS), 3)
+    # the columns follow the names of the targets, not those of the corpus
+    weights = [Descriptors.MolWt(Chem.MolFromSmiles(smiles)) for smiles in CORPUS]
+    assert batch["descriptor_labels"][:, 0].argsort().tolist() == np.argsort(weights).tolist()
+
+
+def test_jointly_a_molecule_is_asked_for_contexts_or_descriptors(
+    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+) -> None:
+    seen = set()
+    for epoch in range(8):
+        batch = collate(corpus, corpus_processor, objectives, epoch=epoch)
+        has_contexts = (batch["context_labels"] >= 0).any(1)
+        is_masked = batch["node_features"][..., MASK_COLUMN].any(1)
+        has_descriptors = ~batch["descriptor_labels"].isnan().any(1)
+        assert torch.equal(has_contexts, ~has_descriptors)
+        assert torch.equal(has_contexts, is_masked)
+        seen.add(tuple(has_contexts.tolist()))
+    assert len(seen) > 1
+
+
+def test_masks_follow_from_epoch_and_molecule(
+    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+) -> None:
+    batch = collate(corpus, corpus_processor, objectives)
+    again = collate(corpus[::-1], corpus_processor, objectives)
+    for name, values in batch.items():
+        torch.testing.assert_close(again[name].flip(0), values, equal_nan=True, rtol=0, atol=0)
+    other = collate(corpus, corpus_processor, objectives, epoch=1)
+    assert not torch.equal(other["context_labels"], batch["context_labels"])
+
+
+def test_distances_are_hidden_only_if_asked(
+    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+) -> None:
+    visible = collate(corpus, corpus_processor, objectives)
+    hidden = collate(corpus, corpus_processor, objectives, masked_distances="hidden")
+    before, distances = (batch.pop("interatomic_distances") for batch in (visible, hidden))
+    assert torch.equal(before, torch.from_numpy(expand_features(corpus)["interatomic_distances"]))
+    assert (distances != before).any()
+    for name, values in visible.items():
+        torch.testing.assert_close(hidden[name], values, equal_nan=True, rtol=0, atol=0)
+
+
+def test_model_learns_from_the_batch(
+    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+) -> None:
+    heads = {objective.head: objective.describe_head() for objective in objectives.values()}
+    model = RMatForPreTraining(RMatConfig(**TINY_ARCHITECTURE, pretraining_heads=heads))
+    output = model(**collate(corpus, corpus_processor, objectives))
+    assert output.context_loss.item() == pytest.approx(np.log(heads["context"]["size"]), rel=0.5)
+    assert torch.equal(output.loss, output.context_loss + output.descriptor_loss)
+
+
+def test_a_batch_that_a_resumed_run_skips_is_empty(
+    corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+) -> None:
+    assert collate([], corpus_processor, objectives) == {}

@@ -1,20 +1,19 @@
-import dataclasses
 import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
-from rmat_hf.training.pretraining_card import (
-    LOSS_PLOT,
-    PretrainingReport,
-    save_loss_plot,
-    save_pretraining_card,
-)
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.objectives.contexts import AtomContextVocabulary, ContextObjective
+from rmat_hf.training.objectives.descriptors import DescriptorObjective, DescriptorQuantiles
+from rmat_hf.training.pretraining_card import LOSS_PLOT, save_loss_plot, save_pretraining_card
+from rmat_hf.training.pretraining_task import PretrainingTask
 
 CONTEXT_METRICS = {
     "loss": 1.5,
@@ -47,20 +46,33 @@ ARGUMENTS = {
     "objective": "sequential",
     "seed": 7,
 }
-REPORT = PretrainingReport(
-    num_molecules=1_900_000,
-    num_valid=20_000,
-    arguments=ARGUMENTS,
-    metrics={"contexts": CONTEXT_METRICS, "descriptors": DESCRIPTOR_METRICS},
-    logs={"contexts": build_log("context_loss"), "descriptors": build_log("descriptor_loss")},
-    hardware="2 processes, cpu Model 7",
-    geometry="bounds",
-    max_atoms=64,
-)
+REPORTS = {
+    "contexts": {"metrics": CONTEXT_METRICS, "log_history": build_log("context_loss")},
+    "descriptors": {"metrics": DESCRIPTOR_METRICS, "log_history": build_log("descriptor_loss")},
+}
+LOGS = {stage: report["log_history"] for stage, report in REPORTS.items()}
+OBJECTIVES = {
+    "contexts": ContextObjective(AtomContextVocabulary(["C"])),
+    "descriptors": DescriptorObjective(DescriptorQuantiles(["qed"], np.zeros((2, 1)))),
+}
+MOLECULES = datasets.Dataset.from_dict({"num_nodes": range(1500)})
 
 
-def write_card(folder: Path, **changes: Any) -> ModelCard:
-    save_pretraining_card(folder, dataclasses.replace(REPORT, **changes))
+def write_card(
+    folder: Path,
+    *,
+    objective: str = "sequential",
+    metrics: dict[str, dict] | None = None,
+    train: Any = MOLECULES,
+    **arguments: Any,
+) -> ModelCard:
+    valid = MOLECULES.select(range(20))
+    task = PretrainingTask(train, valid, RMatProcessor(geometry="bounds", max_atoms=64), OBJECTIVES)
+    reports = REPORTS
+    if metrics is not None:
+        reports = {name: {**REPORTS[name], "metrics": metrics[name]} for name in metrics}
+    arguments = {**ARGUMENTS, "objective": objective, **arguments}
+    save_pretraining_card(folder, task, arguments=arguments, reports=reports)
     return ModelCard.load(folder / "README.md")
 
 
@@ -70,15 +82,15 @@ def test_the_card_tells_what_was_learned_of_what_and_how_well(tmp_path: Path) ->
     assert card.data.datasets == "someone/molecules"
     assert {"rmat", "pretrained"} <= set(card.data.tags)
     for text in (
-        "contextual atom prediction, then molecule descriptors",
-        "someone/molecules; 1,900,000 molecules, 20,000 held out",
+        "atom contexts, then molecule descriptors",
+        "someone/molecules; 1,500 molecules, 20 held out",
         "geometry 'bounds'",
         "started from: scratch",
         "accuracy 0.612, cross-entropy 1.500, 12,345 masked atoms",
         "| element | C | O |\n|---|---|---|\n| accuracy | 0.700 | 0.250 |",
         "squared error 0.2500, R² 0.750 on average, median 0.800",
         "TPSA 0.10, qed 0.50",
-        "200 steps in 1.00 hours on 2 processes, cpu Model 7",
+        "200 steps in 1.00 hours on 1 processes",
         '"seed": 7',
         "`max_atoms` (here 64)",
         f"![Losses against steps]({LOSS_PLOT})",
@@ -87,15 +99,14 @@ def test_the_card_tells_what_was_learned_of_what_and_how_well(tmp_path: Path) ->
 
 
 def test_a_corpus_of_this_machine_is_no_data_set_of_the_hub(tmp_path: Path) -> None:
-    card = write_card(
-        tmp_path, arguments={**ARGUMENTS, "corpus": "corpus", "license": None}, num_molecules=None
-    )
+    stream = MOLECULES.to_iterable_dataset()
+    card = write_card(tmp_path, train=stream, corpus="corpus", license=None)
     assert card.data.datasets is None
-    assert "corpus; a stream of molecules, 20,000 held out" in card.text
+    assert "corpus; a stream of molecules, 20 held out" in card.text
 
 
 def test_the_card_of_a_continued_model_names_it(tmp_path: Path) -> None:
-    card = write_card(tmp_path, arguments={**ARGUMENTS, "model": "someone/rmat"})
+    card = write_card(tmp_path, model="someone/rmat")
     assert card.data.base_model == "someone/rmat"
 
 
@@ -106,24 +117,24 @@ def test_the_card_of_a_continued_model_names_it(tmp_path: Path) -> None:
 def test_a_card_of_one_stage_is_silent_about_the_other(
     tmp_path: Path, stage: str, metrics: dict[str, Any], absent: str
 ) -> None:
-    card = write_card(tmp_path, metrics={stage: metrics}, logs={stage: REPORT.logs[stage]})
+    card = write_card(tmp_path, objective=stage, metrics={stage: metrics})
     assert absent not in card.text
 
 
 def test_descriptors_that_do_not_vary_leave_a_card_without_r2(tmp_path: Path) -> None:
     metrics = {name: DESCRIPTOR_METRICS[name] for name in ("loss", "descriptor_loss")}
-    card = write_card(tmp_path, metrics={"descriptors": metrics})
+    card = write_card(tmp_path, objective="descriptors", metrics={"descriptors": metrics})
     assert "Descriptors: squared error 0.2500." in card.text
 
 
 def test_the_plot_has_a_panel_for_every_stage(tmp_path: Path) -> None:
     both, one = tmp_path / "both.png", tmp_path / "one.png"
-    assert save_loss_plot(both, REPORT.logs)
-    assert save_loss_plot(one, {"contexts": REPORT.logs["contexts"]})
+    assert save_loss_plot(both, LOGS, objectives=OBJECTIVES)
+    assert save_loss_plot(one, {"contexts": LOGS["contexts"]}, objectives=OBJECTIVES)
     two_panels, panel = imread(both), imread(one)
     assert two_panels.shape[1] == 2 * panel.shape[1]
     # both colors of the lines, on white
-    for color in ("#00798c", "#d1495b"):
+    for color in ("#1f77b4", "#ff7f0e"):
         rgb = np.array([int(color[start : start + 2], 16) for start in (1, 3, 5)]) / 255
         is_line = np.abs(two_panels[..., :3] - rgb).max(axis=-1) < 0.02
         assert is_line.sum() > 50

@@ -15,8 +15,9 @@ from tiny_pretraining import (
 
 from rmat_hf.data.stored_features import read_molecule_descriptors
 from rmat_hf.training import pretraining_task
-from rmat_hf.training.objectives.descriptor_quantiles import DescriptorQuantiles
-from rmat_hf.training.objectives.pretraining_targets import PretrainingTargets
+from rmat_hf.training.objectives import save_objectives
+from rmat_hf.training.objectives.descriptors import DescriptorQuantiles
+from rmat_hf.training.objectives.objective import Objective
 from rmat_hf.training.pretraining_task import (
     PretrainingTask,
     build_pretraining_task,
@@ -36,6 +37,10 @@ def build_task(folder: Path, *, streaming: bool = False, **options: Any) -> Pret
     return build_pretraining_task(build_pretraining_arguments(folder, **options))
 
 
+def get_states(task: PretrainingTask) -> dict[str, Any]:
+    return {name: objective.get_state() for name, objective in task.objectives.items()}
+
+
 def list_molecules(dataset: Any) -> list[bytes]:
     return [row["features"] for row in dataset]
 
@@ -51,7 +56,7 @@ def test_table_and_stream_hold_out_the_same_molecules(tmp_path: Path) -> None:
     assert 0.05 < len(valid) / len(CORPUS_SMILES) < 0.35
     assert not set(train) & set(valid)
     assert table.valid["num_nodes"][:] == stream.valid["num_nodes"][:]
-    assert stream.targets.vocabulary.contexts == table.targets.vocabulary.contexts
+    assert get_states(stream) == get_states(table)
 
 
 def test_a_molecule_is_held_out_whatever_stands_beside_it(tmp_path: Path) -> None:
@@ -90,44 +95,45 @@ def test_targets_come_from_train_and_name_the_descriptors_of_the_corpus(
     tmp_path: Path, streaming: bool
 ) -> None:
     task = build_task(tmp_path, streaming=streaming)
-    assert task.targets.quantiles is not None
-    assert task.targets.quantiles.names == DESCRIPTORS
+    assert list(get_states(task)["descriptors"]) == DESCRIPTORS
     train = read_molecule_descriptors(list_molecules(task.train))
     expected = DescriptorQuantiles.fit(train, names=DESCRIPTORS, seed=0)
-    np.testing.assert_array_equal(task.targets.quantiles.quantiles, expected.quantiles)
+    np.testing.assert_allclose(
+        np.array(list(get_states(task)["descriptors"].values())).T, expected.quantiles, rtol=1e-7
+    )
     assert task.processor.geometry == "bounds"
 
 
-def write_targets(folder: Path, *, with_descriptors: bool = True) -> PretrainingTargets:
-    """A folder with nothing but the targets of another corpus."""
+def write_objectives(folder: Path, *names: str) -> dict[str, Any]:
+    """A folder with nothing but the targets of another corpus; their states."""
     smiles = ["CCCl", "CCCCCl", "OCCCl", "CCBr", "CCCBr", "OCBr"]
     corpus = write_pretraining_corpus(folder / "corpus", smiles, shard_size=6)
-    targets = build_task(folder, corpus=str(corpus), valid_fraction=0.3).targets
-    if not with_descriptors:
-        targets = PretrainingTargets(targets.vocabulary, None)
+    task = build_task(folder, corpus=str(corpus), valid_fraction=0.3)
+    kept: dict[str, Objective] = {name: task.objectives[name] for name in names}
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
-    targets.save(folder / "model")
-    return targets
+    save_objectives(folder / "model", kept)
+    return {name: objective.get_state() for name, objective in kept.items()}
 
 
-def test_targets_of_the_model_to_continue_from_are_kept(tmp_path: Path) -> None:
-    targets = write_targets(tmp_path / "first")
+@pytest.mark.parametrize("objective", ["joint", "contexts"])
+def test_targets_of_the_model_to_continue_from_are_kept(tmp_path: Path, objective: str) -> None:
+    states = write_objectives(tmp_path / "first", "contexts", "descriptors")
+    task = build_task(tmp_path, model=str(tmp_path / "first" / "model"), objective=objective)
+    assert get_states(task) == states
+
+
+def test_what_the_model_has_not_learned_comes_from_the_corpus(tmp_path: Path) -> None:
+    states = write_objectives(tmp_path / "first", "contexts")
     task = build_task(tmp_path, model=str(tmp_path / "first" / "model"))
-    assert task.targets.vocabulary.contexts == targets.vocabulary.contexts
-    assert task.targets.quantiles is not None and targets.quantiles is not None
-    assert task.targets.quantiles.names == targets.quantiles.names
-    np.testing.assert_array_equal(task.targets.quantiles.quantiles, targets.quantiles.quantiles)
-    fresh = build_task(tmp_path)
-    assert fresh.targets.vocabulary.contexts != targets.vocabulary.contexts
+    assert list(get_states(task)) == ["contexts", "descriptors"]
+    assert get_states(task)["contexts"] == states["contexts"]
+    assert list(get_states(task)["descriptors"]) == DESCRIPTORS
 
 
-def test_descriptors_are_added_to_the_contexts_of_a_model_that_has_none(tmp_path: Path) -> None:
-    targets = write_targets(tmp_path / "first", with_descriptors=False)
-    task = build_task(tmp_path, model=str(tmp_path / "first" / "model"))
-    assert task.targets.vocabulary.contexts == targets.vocabulary.contexts
-    assert task.targets.quantiles is not None
-    assert task.targets.quantiles.names == DESCRIPTORS
+def test_a_run_has_only_what_it_learns(tmp_path: Path) -> None:
+    assert list(get_states(build_task(tmp_path, objective="contexts"))) == ["contexts"]
+    assert list(get_states(build_task(tmp_path, objective="descriptors"))) == ["descriptors"]
 
 
 def test_a_model_without_targets_starts_with_those_of_the_corpus_and_says_so(
@@ -139,7 +145,7 @@ def test_a_model_without_targets_starts_with_those_of_the_corpus_and_says_so(
     with caplog.at_level(logging.WARNING):
         task = build_task(tmp_path, model=str(model))
     assert "its heads start untrained" in caplog.text
-    assert task.targets.vocabulary.contexts == build_task(tmp_path).targets.vocabulary.contexts
+    assert get_states(task) == get_states(build_task(tmp_path))
 
 
 @pytest.mark.parametrize("objective", ["joint", "descriptors", "sequential"])
@@ -149,15 +155,25 @@ def test_a_corpus_without_descriptors_is_refused_where_they_are_to_be_learned(
     write_pretraining_corpus(tmp_path / "corpus", descriptors=None)
     with pytest.raises(ValueError, match=r"--molecule-descriptors rdkit_2d.*--objective contexts"):
         build_task(tmp_path, objective=objective)
-    assert build_task(tmp_path, objective="contexts").targets.quantiles is None
+    assert list(build_task(tmp_path, objective="contexts").objectives) == ["contexts"]
+
+
+def test_a_corpus_without_the_descriptors_of_the_model_is_refused(tmp_path: Path) -> None:
+    write_objectives(tmp_path / "first", "contexts", "descriptors")
+    corpus = write_pretraining_corpus(tmp_path / "other", descriptors=["MolWt"])
+    options = {"corpus": str(corpus), "model": str(tmp_path / "first" / "model")}
+    with pytest.raises(ValueError, match=r"MolLogP.*--molecule-descriptors rdkit_2d"):
+        build_task(tmp_path, **options)
+    assert list(build_task(tmp_path, objective="contexts", **options).objectives)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"valid_fraction": 1e-6}, r"None of the 108 molecules .* in the valid part.*Choose"),
-        ({"valid_fraction": 1 - 1e-6}, r"None of the 108 molecules .* in the train part.*Choose"),
-        ({"valid_fraction": 1e-6, "streaming": True}, r"valid part\. Raise --valid-fraction"),
+        ({"valid_fraction": 1e-6}, r"corpus.*valid part.*--valid-fraction 1e-06.*Choose"),
+        ({"valid_fraction": 1 - 1e-6}, r"corpus.*train part.*--valid-fraction.*Choose"),
+        ({"valid_fraction": 1e-6, "streaming": True}, r"valid part.*--valid-fraction"),
+        ({"valid_fraction": 1 - 1e-6, "streaming": True}, r"train part.*--valid-fraction"),
         ({"min_context_count": 10_000}, r"No atom context occurs 10000 times"),
     ],
 )
@@ -166,18 +182,6 @@ def test_a_part_without_molecules_or_contexts_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_task(tmp_path, **options)
-
-
-def test_a_stream_that_is_held_out_as_a_whole_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train part.*Lower --valid-fraction"):
-        build_task(tmp_path, valid_fraction=1 - 1e-6, streaming=True)
-
-
-def test_a_damaged_file_of_targets_is_refused(tmp_path: Path) -> None:
-    write_targets(tmp_path / "first")
-    (tmp_path / "first" / "model" / "pretraining_targets.json").write_text('{"atom_contexts": 1}')
-    with pytest.raises(ValueError, match=r"Cannot read pretraining_targets\.json"):
-        build_task(tmp_path, model=str(tmp_path / "first" / "model"))
 
 
 def test_a_corpus_of_another_kind_is_refused(tmp_path: Path) -> None:

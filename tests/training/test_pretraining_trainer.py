@@ -9,10 +9,12 @@ from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
-from rmat_hf.training.collators import PretrainingCollator
-from rmat_hf.training.objectives.pretraining_metrics import PretrainingMetrics
-from rmat_hf.training.pretraining import build_pretraining_config
-from rmat_hf.training.pretraining_batches import CorpusBatches, PretrainingBatch
+from rmat_hf.training.pretraining_arguments import build_pretraining_config
+from rmat_hf.training.pretraining_batches import (
+    CorpusBatches,
+    PretrainingBatch,
+    PretrainingCollator,
+)
 from rmat_hf.training.pretraining_task import PretrainingTask, build_pretraining_task
 from rmat_hf.training.pretraining_trainer import PretrainingTrainer
 
@@ -53,23 +55,16 @@ def build_trainer(folder: Path, task: PretrainingTask, **options: Any) -> Pretra
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
     }
-    arguments = build_pretraining_arguments(folder)
-    collator = RecordingCollator(
-        task.processor,
-        task.targets,
-        contexts=True,
-        descriptors=True,
-        mask_ratio=0.15,
-        hides_distances=True,
-        seed=0,
-    )
+    arguments = build_pretraining_arguments(folder, masked_distances="hidden")
+    collator = RecordingCollator(task.objectives, processor=task.processor, arguments=arguments)
+    heads = {objective.head: objective.describe_head() for objective in task.objectives.values()}
     return PretrainingTrainer(
-        model=RMatForPreTraining(build_pretraining_config(arguments, task)),
+        model=RMatForPreTraining(build_pretraining_config(arguments, heads)),
         args=TrainingArguments(output_dir=str(folder / "work"), **{**fields, **options}),
         data_collator=collator,
         train_dataset=CorpusBatches(task.train),
         eval_dataset=CorpusBatches(task.valid),
-        targets=task.targets,
+        objectives=task.objectives,
         num_nodes={"train": task.train["num_nodes"][:], "valid": task.valid["num_nodes"][:]},
         **LIMITS,
     )
@@ -124,16 +119,21 @@ def test_an_evaluation_gives_the_metrics_of_all_molecules_held_out_and_repeats_i
     )
     # whatever the batches are
     collate = trainer.data_collator
-    expected = PretrainingMetrics(task.targets)
-    with torch.no_grad():
+    expected: dict[str, Any] = {}
+    for objective in task.objectives.values():
+        sums = objective.build_sums()
         for molecule in task.valid["features"][:]:
             inputs = collate([PretrainingBatch(0, [molecule])])
-            expected.update(inputs, trainer.model.eval()(**inputs))
-    for name, value in expected.compute().items():
+            with torch.no_grad():
+                logits = trainer.model.eval()(**inputs).logits[objective.head]
+            objective.add_to_sums(sums, logits, labels=inputs[f"{objective.head}_labels"])
+        expected |= objective.compute_metrics(sums)
+    expected["loss"] = expected["context_loss"] + expected["descriptor_loss"]
+    for name, value in expected.items():
         if isinstance(value, float):
             assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-5)
     assert set(trainer.last_report["worst_descriptors"]) <= set(DESCRIPTORS)
-    assert metrics["eval_num_centers"] == expected.compute()["num_centers"]
+    assert metrics["eval_num_centers"] == expected["num_centers"]
 
     trainer.train()
     trained = trainer.evaluate()

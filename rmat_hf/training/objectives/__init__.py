@@ -1,1 +1,58 @@
-"""What pretraining learns from."""
+"""What pretraining can learn, how objectives are combined, and the file that keeps their states."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rmat_hf.errors import UserError
+from rmat_hf.output_folder import load_json, save_json
+from rmat_hf.training.objectives.contexts import ContextObjective
+from rmat_hf.training.objectives.descriptors import DescriptorObjective
+from rmat_hf.training.objectives.objective import Objective
+
+TARGETS_FILE = "pretraining_targets.json"
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "contexts": ContextObjective,
+    "descriptors": DescriptorObjective,
+}
+
+# By the value of `--objective`: the stages of a run one after the other, each with the objectives
+# that it learns at once.
+STAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    **{name: {name: (name,)} for name in OBJECTIVES},
+    "joint": {"joint": ("contexts", "descriptors")},
+    # the two steps of the publication
+    "sequential": {"contexts": ("contexts",), "descriptors": ("descriptors",)},
+}
+
+
+def save_objectives(folder: str | Path, objectives: Mapping[str, Objective]) -> None:
+    """Write `pretraining_targets.json`: what the outputs of the heads mean.
+
+    Args:
+        folder (`str` or `Path`): That of the model.
+        objectives (`Mapping[str, Objective]`): By name.
+    """
+    states = {objective.state_key: objective.get_state() for objective in objectives.values()}
+    save_json(Path(folder) / TARGETS_FILE, states, indent=None)
+
+
+def load_objectives(folder: str | Path) -> dict[str, Objective]:
+    """Return the objectives in `pretraining_targets.json`, by name.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    path = Path(folder) / TARGETS_FILE
+    content = load_json(path)
+    try:
+        return {
+            name: objective.from_state(content[objective.state_key])
+            for name, objective in OBJECTIVES.items()
+            if objective.state_key in content
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}. Restore the file that rmat pretrain has written; without "
+            "it pretraining starts from scratch."
+        ) from error

@@ -1,0 +1,354 @@
+"""Objective `contexts`: the element of a masked atom with the elements and bonds around it.
+
+The contextual property prediction of GROVER (arXiv 2007.02835, 4.1), with one difference: keys are
+sorted, so that an atom has one context however its molecule is written.
+"""
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rdkit import Chem
+from torch import nn
+
+from rmat_hf.data.stored_features import expand_features
+from rmat_hf.errors import UserError
+from rmat_hf.model.configuration_rmat import (
+    BEYOND_CUTOFF,
+    DUMMY_NODE_IDX,
+    MASK_COLUMN,
+    MASKED_BOND_TYPE,
+    NO_BOND_TYPE,
+    NUM_BOND_ORDERS,
+)
+from rmat_hf.model.features_rmat import ATOM_FEATURES, BOND_ORDERS
+from rmat_hf.model.losses_rmat import IGNORED_LABEL
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.objectives.objective import Objective, ObjectiveBatch
+
+# Class of contexts that are too rare to be in the vocabulary.
+RARE_CONTEXT = "rare"
+RARE_CONTEXT_CLASS = 0
+# Key of a node that has no context: dummy node, padding, atoms with too many neighbors.
+NO_CONTEXT = -1
+MAX_NEIGHBORS = 10  # as many as an int64 has room for
+
+# Keeps the draw of the centers apart from others of the same molecule and epoch.
+CENTER_DRAW = 0
+_CHUNK_SIZE = 256
+
+_OTHER = "*"
+_TABLE = Chem.GetPeriodicTable()
+ELEMENTS = [
+    _OTHER if n is None else _TABLE.GetElementSymbol(n)
+    for n in ATOM_FEATURES.get_classes("atomic_number")
+]
+# RDKit's other bond types have the code of the last one
+_ORDERS = [order.name.lower() for order in BOND_ORDERS]
+# A neighbor is a digit of the key: 1 + its element and bond order; 0 stands for none.
+_BASE = 1 + len(ELEMENTS) * NUM_BOND_ORDERS
+_NEIGHBOR_PATTERN = re.compile(r"(\d+) (\w+) (\*|\w+)")
+
+
+def compute_atom_contexts(node_features: np.ndarray, bond_types: np.ndarray) -> np.ndarray:
+    """Return the context of every node as an integer.
+
+    Args:
+        node_features (`np.ndarray` of shape `(batch_size, num_nodes, num_node_features)`):
+            As `RMatProcessor` makes them. Elements without a column of their own are one.
+        bond_types (`np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`): Likewise.
+
+    Returns:
+        `np.ndarray` of shape `(batch_size, num_nodes)`, int64: equal for equal contexts, -1 for
+        nodes without one. [`describe_context`] puts it into words.
+    """
+    one_hots = node_features[..., ATOM_FEATURES.columns["atomic_number"]]
+    elements = one_hots.argmax(axis=-1).astype(np.int64)
+    keys = elements.copy()
+    molecules, atoms, neighbors = np.nonzero(bond_types != NO_BOND_TYPE)
+    orders = (bond_types[molecules, atoms, neighbors].astype(np.int64) - 1) // 8
+    digits = 1 + elements[molecules, neighbors] * NUM_BOND_ORDERS + orders
+    nodes = molecules * bond_types.shape[1] + atoms
+    by_node_and_digit = np.lexsort((digits, nodes))
+    nodes, digits = nodes[by_node_and_digit], digits[by_node_and_digit]
+    places = np.arange(len(nodes)) - np.searchsorted(nodes, nodes)
+    is_kept = places < MAX_NEIGHBORS
+    values = digits[is_kept] * _BASE ** places[is_kept]
+    np.add.at(keys.reshape(-1), nodes[is_kept], values * len(ELEMENTS))
+    keys.reshape(-1)[nodes[~is_kept]] = NO_CONTEXT
+    keys[one_hots.sum(axis=-1) == 0] = NO_CONTEXT
+    return keys
+
+
+def describe_context(key: int) -> str:
+    """Return a context in words, for example `"C: 2 single C, 1 double O"`."""
+    rest, element = divmod(key, len(ELEMENTS))
+    digits: Counter[int] = Counter()
+    while rest:
+        rest, digit = divmod(rest, _BASE)
+        digits[digit] += 1
+    words = []
+    for digit, count in digits.items():
+        neighbor, order = divmod(digit - 1, NUM_BOND_ORDERS)
+        words.append(f"{count} {_ORDERS[order]} {ELEMENTS[neighbor]}")
+    return f"{ELEMENTS[element]}: {', '.join(words)}".rstrip(": ")
+
+
+def parse_context(text: str) -> int:
+    """Return the key of a context from the words of [`describe_context`].
+
+    Raises:
+        ValueError: If these are none.
+    """
+    element, _, neighbors = text.partition(": ")
+    digits = sorted(
+        1 + ELEMENTS.index(symbol) * NUM_BOND_ORDERS + _ORDERS.index(order)
+        for count, order, symbol in _NEIGHBOR_PATTERN.findall(neighbors)
+        for _ in range(int(count))
+    )
+    rest = sum(digit * _BASE**place for place, digit in enumerate(digits[:MAX_NEIGHBORS]))
+    key = ELEMENTS.index(element) + len(ELEMENTS) * rest
+    if len(digits) > MAX_NEIGHBORS or describe_context(key) != text:
+        raise ValueError(f"{text!r} is no atom context")
+    return key
+
+
+class AtomContextVocabulary:
+    """Contexts and their classes; class 0 is for those that are too rare.
+
+    Args:
+        contexts (`Sequence[str]`): Contexts in words, without the rare one, from class 1.
+    """
+
+    def __init__(self, contexts: Sequence[str]) -> None:
+        self.contexts = list(contexts)
+        keys = np.array([parse_context(context) for context in self.contexts], dtype=np.int64)
+        order = np.argsort(keys)
+        self._sorted_keys = keys[order]
+        self._classes = order + 1
+
+    @classmethod
+    def build(cls, counts: Mapping[int, int], *, min_count: int) -> "AtomContextVocabulary":
+        """Return the vocabulary of a corpus, the most frequent context first.
+
+        Args:
+            counts (`Mapping[int, int]`): How often each key occurs.
+            min_count (`int`): Contexts that occur less often are rare.
+
+        Raises:
+            UserError: If none occurs so often.
+        """
+        frequent = [key for key, count in counts.items() if key >= 0 and count >= min_count]
+        if not frequent:
+            raise UserError(
+                f"No atom context occurs {min_count} times in the corpus. Lower "
+                "--min-context-count, or give more molecules."
+            )
+        frequent.sort(key=lambda key: (-counts[key], key))
+        return cls([describe_context(key) for key in frequent])
+
+    def __len__(self) -> int:
+        return len(self.contexts) + 1
+
+    def encode(self, keys: np.ndarray) -> np.ndarray:
+        """Return the class of every key, int64; -1 where there is no context."""
+        places = np.searchsorted(self._sorted_keys, keys)
+        places = np.minimum(places, len(self._sorted_keys) - 1)
+        classes = np.where(
+            self._sorted_keys[places] == keys, self._classes[places], RARE_CONTEXT_CLASS
+        )
+        return np.where(keys == NO_CONTEXT, NO_CONTEXT, classes)
+
+    def list_elements(self) -> list[str]:
+        """Return the element of every class; that of the rare ones is `"rare"`."""
+        return [RARE_CONTEXT, *(context.partition(":")[0] for context in self.contexts)]
+
+
+def count_atom_contexts(packed: Sequence[bytes]) -> Counter[int]:
+    """Return how often each context occurs in molecules, by the keys of `compute_atom_contexts`.
+
+    Args:
+        packed (`Sequence[bytes]`): Molecules from `pack_features`.
+    """
+    counts: Counter[int] = Counter()
+    for start in range(0, len(packed), _CHUNK_SIZE):
+        batch = expand_features(packed[start : start + _CHUNK_SIZE])
+        keys = compute_atom_contexts(batch["node_features"], batch["bond_types"])
+        values, numbers = np.unique(keys[keys >= 0], return_counts=True)
+        counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+    return counts
+
+
+def draw_masked_centers(
+    packed: Sequence[bytes], attention_mask: np.ndarray, *, mask_ratio: float, seed: Sequence[int]
+) -> np.ndarray:
+    """Draw the atoms whose context is asked for, at least one in every molecule.
+
+    A molecule's draw depends on the seed and the molecule alone: not on what stands beside it, the
+    number of processes or where an interrupted run continues.
+
+    Args:
+        packed (`Sequence[bytes]`): The molecules.
+        attention_mask (`np.ndarray` of shape `(batch_size, num_nodes)`): Dummy node at index 0.
+        mask_ratio (`float`): Chance of each atom.
+        seed (`Sequence[int]`): For example the seed of the run and the epoch.
+
+    Returns:
+        `np.ndarray` of shape `(batch_size, num_nodes)`, bool; never the dummy node.
+    """
+    centers = np.zeros(attention_mask.shape, dtype=bool)
+    for row, molecule in enumerate(packed):
+        num_atoms = int(attention_mask[row].sum()) - 1
+        draws = np.random.default_rng([*seed, zlib.crc32(molecule)]).random(num_atoms)
+        is_center = draws < mask_ratio
+        is_center[draws.argmin()] = True
+        centers[row, DUMMY_NODE_IDX + 1 : DUMMY_NODE_IDX + 1 + num_atoms] = is_center
+    return centers
+
+
+def mask_contexts(
+    node_features: np.ndarray, bond_types: np.ndarray, *, centers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hide the centers, the atoms bonded to them and the bonds between.
+
+    The features of these nodes are replaced by the mask flag, so are the bond types of the pairs
+    (i, i), (i, j) and (j, i) of a center i and its neighbor j. Topological and 3D distances stay.
+
+    Args:
+        node_features (`np.ndarray` of shape `(batch_size, num_nodes, num_node_features)`):
+            As `RMatProcessor` makes them.
+        bond_types (`np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`): Likewise.
+        centers (`np.ndarray` of shape `(batch_size, num_nodes)`): Bool.
+
+    Returns:
+        `node_features` and `bond_types` with the mask; the arguments stay as they are.
+    """
+    is_bond = bond_types != NO_BOND_TYPE
+    masked_nodes = centers | (is_bond & centers[:, None, :]).any(axis=2)
+    masked_features = node_features.copy()
+    masked_features[masked_nodes] = 0
+    masked_features[masked_nodes, MASK_COLUMN] = 1
+    is_masked_bond = is_bond & (centers[:, :, None] | centers[:, None, :])
+    is_masked_bond |= centers[:, :, None] & np.eye(centers.shape[1], dtype=bool)
+    return masked_features, np.where(is_masked_bond, np.uint8(MASKED_BOND_TYPE), bond_types)
+
+
+def hide_distances(interatomic_distances: np.ndarray, masked_features: np.ndarray) -> np.ndarray:
+    """Move masked nodes beyond the cutoff, because a bond length tells elements and bond order.
+
+    Args:
+        interatomic_distances (`np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`): In Å.
+        masked_features (`np.ndarray` of shape `(batch_size, num_nodes, num_node_features)`):
+            From [`mask_contexts`].
+
+    Returns:
+        `np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`, float32, in Å.
+    """
+    is_masked = masked_features[..., MASK_COLUMN] == 1
+    is_hidden = is_masked[:, :, None] | is_masked[:, None, :]
+    return np.where(is_hidden, np.float32(BEYOND_CUTOFF), interatomic_distances)
+
+
+class ContextObjective(Objective):
+    """Classification of the contexts of masked atoms.
+
+    Args:
+        vocabulary (`AtomContextVocabulary`): The contexts.
+    """
+
+    head = "context"
+    title = "atom contexts"
+    state_key = "atom_contexts"
+    hides_input = True
+
+    def __init__(self, vocabulary: AtomContextVocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def fit(
+        cls, sample: Sequence[bytes], *, processor: RMatProcessor, arguments: Any
+    ) -> "ContextObjective":
+        """Return the objective with the contexts that are frequent in the sample."""
+        counts = count_atom_contexts(sample)
+        return cls(AtomContextVocabulary.build(counts, min_count=arguments.min_context_count))
+
+    @classmethod
+    def from_state(cls, state: list[str]) -> "ContextObjective":
+        """Return the objective of saved contexts."""
+        return cls(AtomContextVocabulary(state))
+
+    def get_state(self) -> list[str]:
+        """Return the contexts in words."""
+        return self.vocabulary.contexts
+
+    def describe_head(self) -> dict[str, str | int]:
+        """Return a head of the nodes with an output for every class."""
+        size = len(self.vocabulary)
+        return {"level": "node", "size": size, "loss": "single_label_classification"}
+
+    def prepare(self, batch: ObjectiveBatch) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the classes of the centers, -100 for other nodes, and the masked molecules."""
+        centers = draw_masked_centers(
+            batch.packed,
+            batch.inputs["attention_mask"],
+            mask_ratio=batch.arguments.mask_ratio,
+            seed=(*batch.seed, CENTER_DRAW),
+        )
+        centers[~batch.is_asked] = False
+        nodes, bonds = batch.inputs["node_features"], batch.inputs["bond_types"]
+        classes = self.vocabulary.encode(compute_atom_contexts(nodes, bonds))
+        labels = np.where(centers & (classes >= 0), classes, IGNORED_LABEL)
+        nodes, bonds = mask_contexts(nodes, bonds, centers=centers)
+        hidden = {"node_features": nodes, "bond_types": bonds}
+        if batch.arguments.masked_distances == "hidden":
+            distances = batch.inputs["interatomic_distances"]
+            hidden["interatomic_distances"] = hide_distances(distances, nodes)
+        return labels, hidden
+
+    def build_sums(self) -> torch.Tensor:
+        """Return rows for centers, correct ones, and the sum of the cross-entropies."""
+        return torch.zeros(3, len(self.vocabulary), dtype=torch.float64)
+
+    def add_to_sums(
+        self, sums: torch.Tensor, logits: torch.Tensor, *, labels: torch.Tensor
+    ) -> None:
+        """Add the centers of a batch."""
+        is_center = labels != IGNORED_LABEL
+        classes, scores = labels[is_center], logits[is_center].float()
+        losses = nn.functional.cross_entropy(scores, classes, reduction="none")
+        parts = (torch.ones_like(losses), (scores.argmax(-1) == classes).float(), losses)
+        for row, values in enumerate(parts):
+            sums[row].index_add_(0, classes.cpu(), values.double().cpu())
+
+    def compute_metrics(self, sums: torch.Tensor) -> dict[str, Any]:
+        """Return cross-entropy, accuracy (also by element) and the number of centers."""
+        num_centers, num_correct, loss = sums.sum(1).tolist()
+        if num_centers == 0:
+            return {}
+        elements = np.array(self.vocabulary.list_elements())
+        accuracies = {}
+        for element in np.unique(elements).tolist():
+            number, correct, _ = sums[:, torch.from_numpy(elements == element)].sum(1).tolist()
+            if number > 0:
+                accuracies[element] = correct / number
+        return {
+            "context_loss": loss / num_centers,
+            "context_accuracy": num_correct / num_centers,
+            "context_accuracy_by_element": accuracies,
+            "num_centers": int(num_centers),
+        }
+
+    def describe_metrics(self, metrics: dict[str, Any]) -> str:
+        """Return a sentence, and a table of the accuracy by element."""
+        elements = metrics["context_accuracy_by_element"]
+        shares = [f"{value:.3f}" for value in elements.values()]
+        return (
+            f"Contexts: accuracy {metrics['context_accuracy']:.3f}, cross-entropy "
+            f"{metrics['context_loss']:.3f}, {metrics['num_centers']:,} masked atoms.\n\n"
+            f"| element | {' | '.join(elements)} |\n{'|---' * (len(elements) + 1)}|\n"
+            f"| accuracy | {' | '.join(shares)} |"
+        )

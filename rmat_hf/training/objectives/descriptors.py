@@ -1,0 +1,205 @@
+"""Objective `descriptors`: molecule descriptors on a common scale, their rank in the corpus."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.preprocessing import QuantileTransformer
+
+from rmat_hf.data.stored_features import read_molecule_descriptors
+from rmat_hf.errors import UserError
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.objectives.objective import Objective, ObjectiveBatch
+
+MAX_QUANTILES = 100
+MAX_MOLECULES_FITTED = 100_000
+NUM_WORST_DESCRIPTORS = 10
+# A uniform distribution from 0 to 1 gets mean 0 and variance 1, the scale of a cross-entropy.
+_CENTER = 0.5
+_SCALE = math.sqrt(12)
+_NUM_DIGITS = 9  # tell any two float32 apart
+
+
+class DescriptorQuantiles:
+    """Quantiles of descriptors in a corpus, and labels for the regression from them.
+
+    The label of a descriptor is the share of the corpus below it, shifted and scaled to mean 0 and
+    variance 1 for a continuous descriptor. The least value has share 0, other frequent values have
+    the middle of theirs: a count that is nearly always 0 keeps a small variance, and with it a
+    small part in the loss.
+
+    Args:
+        names (`Sequence[str]`): Descriptors of RDKit.
+        quantiles (`np.ndarray` of shape `(num_quantiles, num_descriptors)`):
+            Values at evenly spaced shares of the corpus, from the least to the greatest.
+    """
+
+    def __init__(self, names: Sequence[str], quantiles: np.ndarray) -> None:
+        self.names = list(names)
+        self.quantiles = np.asarray(quantiles, dtype=np.float64)
+        has_columns = self.quantiles.ndim == 2 and self.quantiles.shape[1] == len(self.names)
+        if not has_columns or not (np.diff(self.quantiles, axis=0) >= 0).all():
+            raise ValueError(
+                f"these are no rising quantiles of {len(self.names)} descriptors, but of shape "
+                f"{self.quantiles.shape}"
+            )
+        self._transformer = QuantileTransformer(n_quantiles=len(self.quantiles))
+        self._transformer.quantiles_ = self.quantiles
+        self._transformer.references_ = np.linspace(0, 1, len(self.quantiles))
+        self._transformer.n_quantiles_ = len(self.quantiles)
+        self._transformer.n_features_in_ = len(self.names)
+
+    @classmethod
+    def fit(
+        cls, descriptors: np.ndarray, *, names: Sequence[str], seed: int
+    ) -> "DescriptorQuantiles":
+        """Return the quantiles of a corpus, without descriptors that never vary or are unknown.
+
+        Args:
+            descriptors (`np.ndarray` of shape `(num_molecules, num_descriptors)`):
+                NaN where undefined. More than 100,000 molecules are sampled.
+            names (`Sequence[str]`): Their names.
+            seed (`int`): Seed of the sample.
+        """
+        known = np.isfinite(descriptors)
+        lowest = np.where(known, descriptors, np.inf).min(axis=0)
+        highest = np.where(known, descriptors, -np.inf).max(axis=0)
+        varies = lowest < highest
+        if not varies.any():
+            raise UserError("No descriptor varies in the corpus. Give more molecules.")
+        transformer = QuantileTransformer(
+            n_quantiles=min(MAX_QUANTILES, len(descriptors)),
+            subsample=MAX_MOLECULES_FITTED,
+            random_state=seed,
+        )
+        values = np.where(known, descriptors, np.nan)[:, varies].astype(np.float64)
+        transformer.fit(values)
+        kept = [name for name, is_kept in zip(names, varies, strict=True) if is_kept]
+        # rounded as they are saved, so that a loaded corpus gives the same labels
+        return cls(kept, transformer.quantiles_.astype(np.float32))
+
+    def transform(self, descriptors: np.ndarray) -> np.ndarray:
+        """Return the labels of molecules.
+
+        Args:
+            descriptors (`np.ndarray` of shape `(num_molecules, num_descriptors)`):
+                In the order of `names`, NaN where undefined.
+
+        Returns:
+            `np.ndarray` of the same shape, float32, from -1.73 to 1.73; NaN stays NaN.
+        """
+        finite = np.where(np.isfinite(descriptors), descriptors, np.nan).astype(np.float64)
+        ranks = self._transformer.transform(finite)
+        return ((ranks - _CENTER) * _SCALE).astype(np.float32)
+
+
+class DescriptorObjective(Objective):
+    """Regression of the descriptors of whole molecules, as they come in finetuning.
+
+    Args:
+        quantiles (`DescriptorQuantiles`): Names and scale of the descriptors.
+    """
+
+    head = "descriptor"
+    title = "molecule descriptors"
+    state_key = "descriptor_quantiles"
+
+    def __init__(self, quantiles: DescriptorQuantiles) -> None:
+        self.quantiles = quantiles
+
+    @classmethod
+    def fit(
+        cls, sample: Sequence[bytes], *, processor: RMatProcessor, arguments: Any
+    ) -> "DescriptorObjective":
+        """Return the objective with the quantiles of the descriptors that the corpus has."""
+        _list_columns([], processor=processor)
+        names = processor.molecule_descriptors or []
+        descriptors = read_molecule_descriptors(sample)
+        return cls(DescriptorQuantiles.fit(descriptors, names=names, seed=arguments.seed))
+
+    @classmethod
+    def from_state(cls, state: dict[str, list[float]]) -> "DescriptorObjective":
+        """Return the objective of saved quantiles."""
+        values = np.array(list(state.values()), dtype=np.float32).T
+        return cls(DescriptorQuantiles(list(state), values))
+
+    def get_state(self) -> dict[str, list[float]]:
+        """Return the quantiles of each descriptor by its name."""
+        columns = zip(self.quantiles.names, self.quantiles.quantiles.T, strict=True)
+        return {
+            name: [float(f"{value:.{_NUM_DIGITS}g}") for value in column]
+            for name, column in columns
+        }
+
+    def describe_head(self) -> dict[str, str | int]:
+        """Return a head of the molecule with an output for every descriptor."""
+        return {"level": "molecule", "size": len(self.quantiles.names), "loss": "regression"}
+
+    def validate_corpus(self, processor: RMatProcessor) -> None:
+        """Raise a `UserError` if the corpus lacks a descriptor."""
+        _list_columns(self.quantiles.names, processor=processor)
+
+    def prepare(self, batch: ObjectiveBatch) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the ranks of the descriptors, NaN for molecules that are not asked."""
+        columns = _list_columns(self.quantiles.names, processor=batch.processor)
+        labels = self.quantiles.transform(batch.inputs["molecule_descriptors"][:, columns])
+        labels[~batch.is_asked] = np.nan
+        return labels, {}
+
+    def build_sums(self) -> torch.Tensor:
+        """Return rows for molecules, sum of the labels, of their squares, of the errors."""
+        return torch.zeros(4, len(self.quantiles.names), dtype=torch.float64)
+
+    def add_to_sums(
+        self, sums: torch.Tensor, logits: torch.Tensor, *, labels: torch.Tensor
+    ) -> None:
+        """Add the molecules of a batch."""
+        known = ~labels.isnan()
+        values = labels.nan_to_num(0.0).double()
+        errors = (logits.double() - values).masked_fill(~known, 0.0)
+        parts = (known.double(), values, values**2, errors**2)
+        sums += torch.stack([part.sum(0) for part in parts]).cpu()
+
+    def compute_metrics(self, sums: torch.Tensor) -> dict[str, Any]:
+        """Return the squared error, R² (mean, median, the worst) and the number of molecules."""
+        known, values, squares, errors = sums
+        if known.sum() == 0:
+            return {}
+        metrics: dict[str, Any] = {"descriptor_loss": float(errors.sum() / known.sum())}
+        variances = squares - values**2 / known.clamp(min=1)
+        # a descriptor that hardly varies in these molecules has no meaningful R²
+        varies = variances > 1e-6 * known.clamp(min=1)
+        r2 = (1 - errors / variances)[varies]
+        if len(r2):
+            names = np.array(self.quantiles.names)[varies.numpy()]
+            metrics["descriptor_r2"] = float(r2.mean())
+            metrics["descriptor_r2_median"] = float(r2.median())
+            worst = r2.argsort()[:NUM_WORST_DESCRIPTORS].tolist()
+            metrics["worst_descriptors"] = {str(names[idx]): float(r2[idx]) for idx in worst}
+        metrics["num_described_molecules"] = int(known.max())
+        return metrics
+
+    def describe_metrics(self, metrics: dict[str, Any]) -> str:
+        """Return a sentence with the squared error and R²."""
+        text = f"Descriptors: squared error {metrics['descriptor_loss']:.4f}"
+        if "descriptor_r2" in metrics:
+            worst = [f"{name} {value:.2f}" for name, value in metrics["worst_descriptors"].items()]
+            text += (
+                f", R² {metrics['descriptor_r2']:.3f} on average, median "
+                f"{metrics['descriptor_r2_median']:.3f}. The worst: {', '.join(worst)}"
+            )
+        return f"{text}."
+
+
+def _list_columns(wanted: Sequence[str], *, processor: RMatProcessor) -> list[int]:
+    """Return where descriptors stand in the corpus, which has some."""
+    known = processor.molecule_descriptors or []
+    missing = [name for name in wanted if name not in known]
+    if missing or not known:
+        raise UserError(
+            f"The corpus lacks molecule descriptors to learn ({', '.join(missing[:3]) or 'all'}). "
+            "Featurize it with --molecule-descriptors rdkit_2d, or pass --objective contexts."
+        )
+    return [known.index(name) for name in wanted]

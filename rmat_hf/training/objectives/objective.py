@@ -1,0 +1,98 @@
+"""What an objective of pretraining is: labels, what it hides, its head, its metrics, its state."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+
+@dataclass(frozen=True)
+class ObjectiveBatch:
+    """Molecules of one batch, of which nothing is hidden yet.
+
+    Args:
+        packed (`list[bytes]`): The molecules, from `pack_features`.
+        inputs (`dict[str, np.ndarray]`):
+            Inputs of the model, and `molecule_descriptors` where the corpus has them.
+        is_asked (`np.ndarray` of shape `(batch_size,)`): Bool: whom this objective is asked of.
+        seed (`tuple[int, ...]`): Of the run and the epoch.
+        processor (`RMatProcessor`): Featurized the corpus.
+        arguments (`PretrainingArguments`): Options of the run.
+    """
+
+    packed: list[bytes]
+    inputs: dict[str, np.ndarray]
+    is_asked: np.ndarray
+    seed: tuple[int, ...]
+    processor: RMatProcessor
+    arguments: Any
+
+
+class Objective(ABC):
+    """Something to learn from molecules that nobody has labeled.
+
+    Class attributes: `head`, the name of its head, of which `<head>_head` are the weights,
+    `<head>_labels` the labels and `<head>_loss` the loss; `title`, its name in cards; `state_key`,
+    its place in `pretraining_targets.json`; `hides_input`, whether molecules are masked for it.
+    """
+
+    head: ClassVar[str]
+    title: ClassVar[str]
+    state_key: ClassVar[str]
+    hides_input: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, sample: Sequence[bytes], *, processor: RMatProcessor, arguments: Any) -> Self:
+        """Return the objective of a corpus.
+
+        Args:
+            sample (`Sequence[bytes]`): Molecules of its train part.
+            processor, arguments: As in [`ObjectiveBatch`].
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: Any) -> Self:
+        """Return the objective whose state was saved."""
+
+    @abstractmethod
+    def get_state(self) -> Any:
+        """Return what the outputs mean, as JSON can hold it."""
+
+    @abstractmethod
+    def describe_head(self) -> dict[str, str | int]:
+        """Return its entry in `RMatConfig.pretraining_heads`."""
+
+    def validate_corpus(self, processor: RMatProcessor) -> None:  # noqa: B027 - most need nothing
+        """Raise a `UserError` if the corpus lacks what this objective asks for."""
+
+    @abstractmethod
+    def prepare(self, batch: ObjectiveBatch) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the labels of a batch, and the inputs that differ because something is hidden."""
+
+    @abstractmethod
+    def build_sums(self) -> torch.Tensor:
+        """Return zeros, float64, to which [`add_to_sums`] adds; processes add theirs up."""
+
+    @abstractmethod
+    def add_to_sums(
+        self, sums: torch.Tensor, logits: torch.Tensor, *, labels: torch.Tensor
+    ) -> None:
+        """Add to `sums` what the metrics need of a batch: memory does not grow with the corpus."""
+
+    @abstractmethod
+    def compute_metrics(self, sums: torch.Tensor) -> dict[str, Any]:
+        """Return the metrics of all batches, `<head>_loss` among them; empty if nothing was asked.
+
+        Numbers appear in the log, everything in `metrics.json`.
+        """
+
+    @abstractmethod
+    def describe_metrics(self, metrics: dict[str, Any]) -> str:
+        """Return the metrics in Markdown, for the card of the model."""
