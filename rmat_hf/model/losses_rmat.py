@@ -1,5 +1,7 @@
 """Losses in which a missing label costs nothing: NaN, or -100 for class indices."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -71,7 +73,7 @@ def compute_single_label_loss(
 
 
 # By problem type: what each makes of outputs `(num_rows, num_outputs)` and their labels.
-LOSSES = {
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "regression": compute_regression_loss,
     "multi_label_classification": compute_multi_label_loss,
     "single_label_classification": compute_single_label_loss,

@@ -18,6 +18,8 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.objectives import STAGES
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 LOGS_PER_EVALUATION = 10
 
 # What two processor cores can fill in a few hours.
@@ -78,7 +80,7 @@ class PretrainingArguments:
     warmup_ratio: float = declare_flag(
         0.05, "Share of the steps with a rising learning rate.", least=0
     )
-    precision: Literal["auto", "float32", "bfloat16"] = declare_flag(
+    precision: Precision = declare_flag(
         "auto", "bfloat16 where the processor has units for it (auto), everywhere or nowhere."
     )
     num_evaluations: int = declare_flag(
@@ -121,7 +123,7 @@ def has_bfloat16_units() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def choose_precision(arguments: PretrainingArguments) -> str:
+def choose_precision(arguments: PretrainingArguments) -> Precision:
     """Return `"float32"` or `"bfloat16"`: what was asked for, or what this machine does best."""
     if arguments.precision != "auto":
         return arguments.precision

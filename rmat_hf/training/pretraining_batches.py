@@ -281,7 +281,8 @@ class PretrainingCollator:
         seed = (self.arguments.seed, *{batch.epoch for batch in batches})
         is_masked = self._draw_roles(packed, seed=(*seed, ROLE_DRAW))
         inputs = expand_features(packed)
-        labels, hidden = {}, {}
+        labels: dict[str, np.ndarray] = {}
+        hidden: dict[str, np.ndarray] = {}
         for objective in self.objectives.values():
             is_asked = is_masked if objective.hides_input else ~is_masked
             labels[f"{objective.head}_labels"], changed = objective.prepare(
