@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +68,17 @@ def _write_chain(path: Path) -> None:
     path.write_text("\n".join(lines))
 
 
+def _write_reaching_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "a.csv").write_bytes(PLAIN)
+    (path / "README.md").write_text("---\nconfigs:\n- data_files: ../secret.csv\n---\n")
+
+
+def _write_bomb(path: Path) -> None:
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 8192, pa.int32()), ["C" * 250_000])
+    pq.write_table(pa.table({"smiles": words}), path, store_schema=False)
+
+
 def _build_parquet(columns: dict[str, object]) -> bytes:
     stream = io.BytesIO()
     pq.write_table(pa.table(columns), stream)
@@ -90,32 +100,15 @@ PARQUET = _build_parquet({"smiles": ["CCO"], "y": [1.5]})
 
 FILES = [
     HostileInput("no such file", "in.csv", lambda path: None, 2, "no such file"),
-    HostileInput("an empty file", "in.csv", b"", 2, "is empty. Expected at least a header line"),
-    HostileInput("blank lines only", "in.csv", "\n\n\n", 2, "first line is blank"),
     HostileInput("a header only", "in.csv", "smiles,y\n", 0, "", num_rows=0),
     HostileInput("UTF-8 with a byte order mark", "in.csv", b"\xef\xbb\xbf" + PLAIN, 0, ""),
     HostileInput("UTF-16", "in.csv", PLAIN.decode().encode("utf-16"), 2, "Save it as UTF-8"),
-    HostileInput(
-        "UTF-16 without a mark", "in.csv", PLAIN.decode().encode("utf-16-le"), 2, "binary data"
-    ),
     HostileInput("Latin-1", "in.csv", b"smiles,n\nCCO,na\xefve\n", 2, "not UTF-8 text"),
-    HostileInput("Windows line ends", "in.csv", PLAIN.replace(b"\n", b"\r\n"), 0, ""),
-    HostileInput("carriage returns alone", "in.csv", PLAIN.replace(b"\n", b"\r"), 0, ""),
     HostileInput("commas and line breaks in quotes", "in.csv", 'smiles,"a,b"\nC,"x\ny"\n', 0, ""),
     HostileInput(
         "a quote that never ends", "in.csv", 'smiles,n\nC,"x\n', 2, "line 2: unexpected end"
     ),
     HostileInput("a line with too few cells", "in.csv", "smiles,y\nC\n", 2, "line 2: 1 cells"),
-    HostileInput("a line with too many cells", "in.csv", "smiles,y\nC,1,2\n", 2, "line 2: 3 cells"),
-    HostileInput(
-        "a line of 10 MB",
-        "in.csv",
-        lambda path: path.write_text(
-            "smiles," + ",".join(map(str, range(100))) + "\nC," + ",".join(["x" * 10**5] * 100)
-        ),
-        0,
-        "",
-    ),
     HostileInput(
         "a cell of 10 MB",
         "in.csv",
@@ -123,31 +116,17 @@ FILES = [
         2,
         "line 2: field larger than field limit",
     ),
-    HostileInput(
-        "a header of 100,000 names",
-        "in.csv",
-        lambda path: path.write_text(",".join(map(str, range(10**5)))),
-        2,
-        "and 99970 more",
-    ),
-    HostileInput("NUL in the header", "in.csv", b"smiles\0,y\nC,1\n", 2, "binary data"),
-    HostileInput("NUL in a SMILES", "in.csv", b"smiles,y\nCCO\0,1\n", 0, "character U+0000"),
+    HostileInput("NUL in the header", "in.csv", b"smiles\0,y\nC,1\n", 2, "blank or binary"),
     HostileInput("two columns of one name", "in.csv", "smiles,smiles\nC,C\n", 2, "Rename one"),
-    HostileInput("blanks around a name", "in.csv", " smiles ,y\nC,1\n", 2, "mean ' smiles '?"),
     HostileInput("a name in other letters", "in.csv", "SMILES,y\nC,1\n", 2, "mean 'SMILES'?"),
     HostileInput("semicolons", "in.csv", "smiles;y\nC;1,5\n", 2, "another separator"),
-    HostileInput("tabs", "in.csv", "smiles\ty\nC\t1\n", 2, "another separator"),
     HostileInput(
         "an Excel workbook", "in.csv", b"PK\x03\x04\x14\0junk", 2, "Save the table as CSV"
     ),
-    HostileInput("gzip named .csv", "in.csv", gzip.compress(PLAIN), 2, "Name it .csv.gz"),
-    HostileInput("text named .csv.gz", "in.csv.gz", PLAIN, 2, "Not a gzipped file"),
     HostileInput("gzip cut off", "in.csv.gz", gzip.compress(PLAIN * 9)[:-9], 2, "ended before"),
-    HostileInput("Parquet named .csv", "in.csv", PARQUET, 2, "Name it .parquet"),
     HostileInput(
         "a folder", "in.csv", Path.mkdir, 2, "is a folder", verbs=("predict", "embed", "finetune")
     ),
-    HostileInput("a pipe that nobody writes", "in.csv", os.mkfifo, 2, "a pipe or a device"),
     HostileInput(
         "an endless device",
         "in.csv",
@@ -160,23 +139,31 @@ FILES = [
         "a\x1b[2J\n\u202eb.csv",
         b"",
         2,
-        r"a\x1b[2J \u202eb.csv is empty",
+        r"a\x1b[2J \u202eb.csv is not a CSV table",
+    ),
+    HostileInput(
+        "a folder whose README names a file outside",
+        "in",
+        _write_reaching_folder,
+        2,
+        "README.md",
+        verbs=("predict", "embed", "finetune"),
+    ),
+    HostileInput(
+        "text in Parquet that expands to 2 GB",
+        "in.parquet",
+        _write_bomb,
+        2,
+        "expand to",
+        verbs=("predict", "embed"),
     ),
     HostileInput("CSV named .parquet", "in.parquet", PLAIN, 2, "cannot be read"),
-    HostileInput("Parquet cut off", "in.parquet", PARQUET[:-20], 2, "cannot be read"),
     HostileInput(
         "numbers for SMILES",
         "in.parquet",
         _build_parquet({"smiles": [1.5], "y": [1]}),
         2,
         "which is not text",
-    ),
-    HostileInput(
-        "no value for SMILES",
-        "in.parquet",
-        _build_parquet({"smiles": pa.array([None], pa.string())}),
-        0,
-        "missing",
     ),
     HostileInput(
         "an output column in the input",
@@ -189,16 +176,11 @@ FILES = [
 ]
 
 SDFS = [
-    HostileInput("SDF without the last $$$$", "in.sdf", BLOCK, 0, ""),
-    HostileInput("SDF of Version 3000", "in.sdf", Chem.MolToV3KMolBlock(_draw("CCO")), 0, ""),
     HostileInput(
-        "SDF with a wrong counts line", "in.sdf", BLOCK.replace("  3  2", " 99 98"), 0, "missing"
+        "SDF with a wrong counts line", "in.sdf", BLOCK.replace("  3  2", " 99 98"), 0, "line"
     ),
     HostileInput(
         "SDF without M  END", "in.sdf", BLOCK.replace("M  END", ""), 2, "no record has an 'M END'"
-    ),
-    HostileInput(
-        "SDF with an empty record", "in.sdf", f"{BLOCK}$$$$\n$$$$\n", 0, "missing", num_rows=2
     ),
     HostileInput(
         "SDF with a property twice",
@@ -206,13 +188,6 @@ SDFS = [
         f"{BLOCK}> <y>\n1\n\n> <y>\n2\n\n",
         2,
         "two properties are called 'y'",
-    ),
-    HostileInput(
-        "SDF with a property of 10 MB",
-        "in.sdf",
-        lambda path: path.write_text(f"{BLOCK}> <n>\n{'x' * 10**7}\n"),
-        0,
-        "",
     ),
     HostileInput(
         "SDF of 400 MB of short lines without $$$$",
@@ -225,15 +200,8 @@ SDFS = [
         "SDF of 20,000 atoms", "in.sdf", _write_chain, 0, "20000 heavy atoms are more than"
     ),
     HostileInput(
-        "SDF with coordinates NaN", "in.sdf", BLOCK.replace("0.0000 C", "   nan C"), 0, "missing"
+        "SDF with coordinates NaN", "in.sdf", BLOCK.replace("0.0000 C", "   nan C"), 0, "Cannot"
     ),
-    HostileInput(
-        "SDF with coordinates 1e999", "in.sdf", BLOCK.replace("0.0000 C", " 1e999 C"), 0, "missing"
-    ),
-    HostileInput(
-        "SDF in Latin-1", "in.sdf", BLOCK.encode() + b"> <n>\nna\xefve\n", 2, "not UTF-8 text"
-    ),
-    HostileInput("SDF with a query atom", "in.sdf", BLOCK.replace(" O ", " A "), 0, "query atom"),
 ]
 
 
@@ -244,34 +212,14 @@ def _build_row(description: str, smiles: str, words: str) -> HostileInput:
 
 MOLECULES = [
     _build_row("a SMILES of 100,000 characters", "C" * 100_000, "100000 characters are too long"),
-    _build_row("a ring of 20,000 atoms", "C1" + "C" * 19_998 + "C1", "20000 heavy atoms are more"),
     _build_row("3,000 open brackets", "C(" * 3_000, "3000 heavy atoms"),
     _build_row("60 atoms all bonded to each other", _build_cluster(60), "bonds between 60 atoms"),
-    _build_row("257 atoms", "C" * 257, "257 heavy atoms are more than max_atoms=256"),
     _build_row("text after the SMILES", "CCO ethanol", "text after the SMILES"),
-    _build_row("a tab and text after the SMILES", "CCO\tethanol", "text after the SMILES"),
-    _build_row("a line break in the SMILES", "CCO\nCCC", "text after the SMILES"),
-    _build_row("blanks around the SMILES", " CCO\t", ""),
-    _build_row("an emoji", "C😀", "character U+1F600"),
     _build_row("a Cyrillic O", "CC\u041e", "character U+041E"),
-    _build_row("an escape sequence", "C\x1b[31mC", "character U+001B"),
-    _build_row("a wildcard atom", "*CC", "dummy atom"),
     _build_row("a SMARTS pattern", "[#6]~[C,N]", "query atom"),
-    _build_row("an unknown element", "[Xx]", "syntax error"),
-    _build_row("the heaviest element", "[Og]", ""),
-    _build_row("a mass of 999", "[999C]", ""),
-    _build_row("a mass of 12 digits", "[999999999999C]", "number too large"),
     _build_row("999,999,999 hydrogens", "[CH999999999]", "Violation"),
-    _build_row("a charge of +15", "[Fe+15]", ""),
-    _build_row("five bonds on a carbon", "C(C)(C)(C)(C)C", "greater than permitted"),
     _build_row("a ring that is not closed", "C1CC", "unclosed ring"),
-    _build_row("a reaction", "CC>>CO", "syntax error"),
-    _build_row("a CXSMILES", "CC |$a;b$|", ""),
-    _build_row("a broken CXSMILES", "CC |junk", "cannot parse"),
-    _build_row("an empty fragment", "C..C", "syntax error"),
-    _build_row("hydrogen alone", "[H][H]", "only hydrogen"),
     _build_row("an empty cell", "", "is empty"),
-    _build_row("an InChI", "InChI=1S/CH4/h1H4", "syntax error"),
     _build_row("a spreadsheet formula", "=cmd|' /C calc'!A0", "text after the SMILES"),
 ]
 
@@ -282,14 +230,8 @@ def _build_label(description: str, label: str, words: str) -> HostileInput:
 
 
 LABELS = [
-    _build_label(
-        "the label inf", "inf", "Row 1 (counted from 0): label 'y' is 'inf', not a number"
-    ),
-    _build_label("the label 1e999", "1e999", "'1e999', not a number"),
     _build_label("the label 1e39", "1e39", "'1e39', not a number"),
-    _build_label("the label 1,5", "1,5", "'1,5', not a number"),
     _build_label("the label 1_000", "1_000", "'1_000', not a number"),
-    _build_label("the label >10", ">10", "'>10', not a number"),
     _build_label("a label of 100,000 characters", "x" * 100_000, "not a number"),
 ]
 

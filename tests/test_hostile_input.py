@@ -147,8 +147,14 @@ def test_hostile_input_is_refused_in_one_line_or_counted_row_by_row(
             assert outcomes[verb].exit_code == 0
             assert counts in outcomes[verb].output
         assert outcomes["finetune"].exit_code == 2
-    row = build_row(hostile, outcomes, tmp_path)
-    assert row in DOCUMENT.read_text(encoding="utf-8"), "run `make hostile-input-table`"
+    # the words may change with their module, what happens may not
+    (row,) = [
+        line
+        for line in DOCUMENT.read_text(encoding="utf-8").splitlines()
+        if line.startswith(f"| {hostile.description} | ")
+    ]
+    codes = build_row(hostile, outcomes, tmp_path).rsplit(" | ", 2)[1:]
+    assert row.rsplit(" | ", 2)[1:] == codes, "run `make hostile-input-table`"
 
 
 def test_the_documentation_has_a_row_for_every_input_and_no_other() -> None:

@@ -183,11 +183,11 @@ def _group_files(files: list[str], locate: Callable[[str], str], *, source: str)
     ignored = splits.pop("", []) if len(splits) > 1 else []
     if ignored:
         logger.warning("%s: files without a split in their names are left out: %s", source, ignored)
-    empty = [split for split, found in splits.items() if not found]
-    if empty or not splits:
+    if not splits or not all(splits.values()):
+        reason = f"that {README_FILE} names" if splits else "of molecules"
         raise UserError(
-            f"{source} is a folder without files to read{f' for {empty[0]!r}' if empty else ''}. "
-            f"It needs {', '.join(KINDS)} files of its own."
+            f"{source} is a folder without the files {reason}. It needs {', '.join(KINDS)} files "
+            "of its own."
         )
     order = sorted(splits, key=lambda split: [*SPLIT_NAMES, split].index(split))
     return _Source({split: splits[split] for split in order}, locate)

@@ -461,7 +461,7 @@ def test_archives_and_other_files_of_a_folder_are_never_opened(tmp_path: Path, n
     os.mkfifo(folder / f"never_opened_{name}")
     with zipfile.ZipFile(folder / name, "w") as archive:
         archive.writestr("train.csv", SECRET)
-    with pytest.raises(UserError, match=r"set is a folder without files to read\. It needs \.csv"):
+    with pytest.raises(UserError, match=r"set is a folder without the files\. It needs \.csv"):
         open_table(folder)
     (folder / "a.csv").write_text("smiles\nC\n")
     assert read_all(open_table(folder)) == {"smiles": ["C"]}
