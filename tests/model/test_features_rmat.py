@@ -26,7 +26,6 @@ from rmat_hf.model.features_rmat import (
     MoleculeError,
     RMatAtomFeature,
     RMatAtomFeatures,
-    compute_bonds,
     compute_molecule_descriptors,
     describe_molecule,
     is_tractable,
@@ -621,9 +620,3 @@ def test_an_atom_feature_is_one_entry_in_one_file(tmp_path: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == [str(path), "42"]
-
-
-def test_bonds_name_their_atoms_and_type() -> None:
-    bonds = compute_bonds(Chem.MolFromSmiles("C=CO"))
-    assert bonds.tolist() == [[0, 1, 19], [1, 2, 3]]
-    assert bonds.dtype == np.uint16
