@@ -1,153 +1,80 @@
-"""`rmat VERB`: parse the flags, call one function, report."""
+"""`rmat VERB`: one table, verb → its flags (a dataclass) → what runs it and prints the outcome."""
 
-import inspect
+import argparse
+import difflib
+import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, fields, replace
-from typing import Annotated, Any, get_type_hints
-
-import typer
-from accelerate import PartialState
-from transformers.utils.logging import disable_progress_bar
+from dataclasses import MISSING, Field, fields, replace
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from rmat_hf import __version__
-from rmat_hf.data.corpus_summary import describe_corpus
-from rmat_hf.data.feature_cache import find_feature_cache_dir
 from rmat_hf.errors import (
     MessageFormatter,
+    UserError,
     describe_error,
     escape_message,
-    hide_credentials,
     list_user_errors,
     quiet_without_reader,
     stopped_by_signals,
 )
-from rmat_hf.evaluation.accuracy_benchmark import EvaluationArguments, run_accuracy_benchmark
-from rmat_hf.evaluation.report import build_overview
-from rmat_hf.inference.conversion import convert_checkpoint
-from rmat_hf.inference.screening import is_output_folder, run_embedding, run_prediction
-from rmat_hf.inference.screening_arguments import (
-    PredictionArguments,
-    build_screening,
-    describe_screening,
-)
-from rmat_hf.inference.screening_options import ScreeningResult
-from rmat_hf.list_flags import ListFlagCommand
-from rmat_hf.training.arguments import (
-    DEFAULT_CACHE,
-    ConversionArguments,
-    FinetuningArguments,
-)
-from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
-from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.pretraining import run_pretraining
-from rmat_hf.training.pretraining_arguments import PretrainingArguments
-from rmat_hf.training.run_folder import describe_metrics
-from rmat_hf.training.task import choose_cache_dir
-
-app = typer.Typer(
-    help="R-MAT: finetune on a table of SMILES, predict, embed.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from rmat_hf.flags import list_choices, name_flag
 
 
-def add_command(verb: str, arguments_class: type, *, report: Callable[[Any], None]) -> None:
-    """Add a verb whose flags are the fields of a dataclass.
-
-    Args:
-        verb (`str`): Name of the command.
-        arguments_class (`type`): Dataclass; `metadata["help"]` of a field is its help.
-        report (`Callable`): Called with the arguments; runs the verb and prints the outcome.
-    """
-    hints = get_type_hints(arguments_class)
-    parameters = []
-    for argument in fields(arguments_class):
-        flag = f"--{argument.name.replace('_', '-')}"
-        default = argument.default
-        if argument.default_factory is not MISSING:
-            default = argument.default_factory()
-        is_required = default is MISSING
-        option = typer.Option(flag, help=argument.metadata["help"], show_default=bool(default))
-        parameters.append(
-            inspect.Parameter(
-                argument.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if is_required else default,
-                annotation=Annotated[hints[argument.name], option],
-            )
-        )
-
-    def command(**values: Any) -> None:
-        try:
-            with stopped_by_signals():
-                report(arguments_class(**values))
-        except KeyboardInterrupt as interruption:
-            way_out = ""
-            if "resume" in values:
-                way_out = " Repeat the command with --resume to continue."
-            elif verb in ("featurize", "benchmark") or (
-                "task" in values and is_output_folder(values["output"])
-            ):
-                way_out = " Repeat the command to continue."
-            print(f"rmat: {str(interruption) or 'interrupted'}.{way_out}", file=sys.stderr)
-            raise typer.Exit(getattr(interruption, "exit_code", 130)) from None
-
-    # typer reads a function's signature
-    vars(command)["__signature__"] = inspect.Signature(parameters)
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = report.__doc__
-    app.command(verb, cls=ListFlagCommand)(command)
-
-
-def featurize(arguments: FeaturizationArguments) -> None:
+def featurize(arguments: Any) -> None:
     """Featurize molecules for pretraining; write a folder of Parquet shards."""
+    from rmat_hf.data.corpus_summary import describe_corpus
+    from rmat_hf.training.corpus_arguments import run_featurization
+
     print(describe_corpus(run_featurization(arguments, show_progress=True)))
     print(f"Wrote {arguments.output_dir}: the shards, corpus.json and failed_rows.csv.")
 
 
-def finetune(arguments: FinetuningArguments) -> None:
-    """Finetune on a table of SMILES and labels; write a folder that predicts."""
-    result = run_finetuning(
-        replace(arguments, feature_cache=_find_feature_cache(arguments.feature_cache))
-    )
-    # of several processes one tells what all of them did
-    if not PartialState().is_main_process:
-        return
-    print(describe_metrics(result.metrics, result.baselines))
-    print(
-        f"\nWrote {result.output_dir}: the model, metrics.json, predictions.csv and a model card."
-    )
-    if result.dropped:
-        print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
-
-
-def pretrain(arguments: PretrainingArguments) -> None:
+def pretrain(arguments: Any) -> None:
     """Pretrain on a featurized corpus; write a model to finetune."""
+    from rmat_hf.training.pretraining import run_pretraining
+
     result = run_pretraining(arguments)
-    if not PartialState().is_main_process:
-        return
-    for stage, metrics in result.metrics.items():
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        print(f"{stage}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
-    print(f"\nWrote {result.output_dir}: the model, metrics.json and a model card.")
+    if _is_main_process():
+        for stage, metrics in result.metrics.items():
+            numbers = [f"{name} {it:.4f}" for name, it in metrics.items() if isinstance(it, float)]
+            print(f"{stage}: {', '.join(numbers)}")
+        print(f"\nWrote {result.output_dir}: the model, metrics.json and a model card.")
 
 
-def predict(arguments: PredictionArguments) -> None:
+def finetune(arguments: Any) -> None:
+    """Finetune on a table of SMILES and labels; write a folder that predicts."""
+    from rmat_hf.training.finetuning import run_finetuning
+    from rmat_hf.training.metrics_table import describe_metrics
+
+    result = run_finetuning(arguments)
+    if _is_main_process():
+        print(describe_metrics(result))
+        print(f"\nWrote {result.output_dir}: model, metrics.json, predictions.csv and model card.")
+        if result.dropped:
+            print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
+
+
+def predict(arguments: Any) -> None:
     """Predict the molecules of a file, or a few SMILES, with a finetuned model."""
+    from rmat_hf.inference.screening import run_prediction
+
     _screen(run_prediction, arguments, noun="predictions")
 
 
-def embed(arguments: PredictionArguments) -> None:
+def embed(arguments: Any) -> None:
     """Compute one vector per molecule of a file, or of a few SMILES."""
+    from rmat_hf.inference.screening import run_embedding
+
     _screen(run_embedding, arguments, noun="embeddings")
 
 
-def convert(arguments: ConversionArguments) -> None:
+def convert(arguments: Any) -> None:
     """Convert weights of the authors' code to a model folder."""
+    from rmat_hf.inference.conversion import convert_checkpoint
+
     conversion = convert_checkpoint(arguments.weights, arguments.config, pooling=arguments.pooling)
     conversion.save(arguments.output_dir)
     for note in conversion.notes:
@@ -155,70 +82,173 @@ def convert(arguments: ConversionArguments) -> None:
     print(f"Wrote {arguments.output_dir}.")
 
 
-def benchmark(arguments: EvaluationArguments) -> None:
+def benchmark(arguments: Any) -> None:
     """Compare models, baselines and other tools on the same splits; write a report."""
+    from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
+    from rmat_hf.evaluation.report import build_overview
+
     result = run_accuracy_benchmark(
-        replace(arguments, feature_cache=_find_feature_cache(arguments.feature_cache)),
-        report_progress=lambda line: print(line, file=sys.stderr),
+        arguments, report_progress=lambda line: print(line, file=sys.stderr)
     )
     print(build_overview(result.results))
     print(f"\nWrote {arguments.output_dir}: report.md, results.json, plots and all runs.")
     if not result.is_complete:
-        raise typer.Exit(1)
+        sys.exit(1)
 
 
-def _find_feature_cache(feature_cache: str | None) -> str | None:
-    """Return the cache that was asked for; the default one is where the environment says."""
+# verb → module and name of the dataclass of its flags, and the function that takes it
+VERBS: dict[str, tuple[str, str, Any]] = {
+    "featurize": ("rmat_hf.training.corpus_arguments", "FeaturizationArguments", featurize),
+    "pretrain": ("rmat_hf.training.pretraining_arguments", "PretrainingArguments", pretrain),
+    "finetune": ("rmat_hf.training.arguments", "FinetuningArguments", finetune),
+    "predict": ("rmat_hf.inference.screening_arguments", "PredictionArguments", predict),
+    "embed": ("rmat_hf.inference.screening_arguments", "PredictionArguments", embed),
+    "convert": ("rmat_hf.training.arguments", "ConversionArguments", convert),
+    "benchmark": ("rmat_hf.evaluation.accuracy_benchmark", "EvaluationArguments", benchmark),
+}
+HELP = "\n".join(
+    [
+        "Usage: rmat VERB --FLAG VALUE ...\n",
+        "R-MAT: finetune on a table of SMILES, predict, embed.\n",
+        *(f"  {verb:<11}{function.__doc__}" for verb, (_, _, function) in VERBS.items()),
+        "\nrmat VERB --help lists the flags of a verb, rmat --version tells the version.",
+    ]
+)
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Parses the flags of a verb; a mistake is one line that says where to look."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a [`UserError`], with the flag that was probably meant."""
+        unknown = next((word for word in message.split() if word.startswith("--")), "")
+        similar = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+        hint = f" Did you mean {similar[0]}?" if similar and "unrecognized" in message else ""
+        raise UserError(f"{message}.{hint} See {self.prog} --help.")
+
+
+def build_parser(verb: str) -> FlagParser:
+    """Return the parser of a verb, whose flags are the fields of its dataclass."""
+    module, name, function = VERBS[verb]
+    arguments_class = getattr(importlib.import_module(module), name)
+    parser = FlagParser(
+        prog=f"rmat {verb}",
+        description=function.__doc__,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.set_defaults(arguments_class=arguments_class)
+    hints = get_type_hints(arguments_class)
+    for flag in fields(arguments_class):
+        parser.add_argument(name_flag(flag.name), **_describe_flag(flag, hints[flag.name]))
+    return parser
+
+
+def _describe_flag(flag: "Field[Any]", hint: Any) -> dict[str, Any]:
+    text = flag.metadata["help"].replace("%", "%%")
+    default = flag.default if flag.default_factory is MISSING else flag.default_factory()
+    if default is MISSING:
+        text = f"{text} [required]"
+    elif default:
+        text = f"{text} [default: {' '.join(default) if isinstance(default, list) else default}]"
+    kind = next((kind for kind in (bool, int, float) if kind in (hint, *get_args(hint))), str)
+    if kind is bool:
+        return {"help": text, "action": argparse.BooleanOptionalAction}
+    metavar = "|".join(list_choices(flag, hint)) or kind.__name__.upper()
+    options = {"help": text, "type": kind, "required": default is MISSING, "metavar": metavar}
+    return options | ({"nargs": "+", "action": "extend"} if get_origin(hint) is list else {})
+
+
+def parse_flags(verb: str, words: list[str]) -> Any:
+    """Return the arguments of a verb.
+
+    Args:
+        verb (`str`): One of [`VERBS`].
+        words (`list[str]`): Flags and values: `--smiles CCO CCN`, `--smiles=C=C CCO`, `--seed 1`.
+
+    Raises:
+        UserError: A flag is unknown, missing or has a wrong value.
+    """
+    parser = build_parser(verb)
+    lists = {name for name, it in parser._option_string_actions.items() if it.nargs == "+"}
+    # after an equals sign argparse takes one value only
+    parts = [
+        part
+        for word in words
+        for part in (word.split("=", 1) if word.split("=", 1)[0] in lists else [word])
+    ]
+    values = vars(parser.parse_args(parts))
+    arguments = values.pop("arguments_class")(**values)
     cache_home = os.environ.get("XDG_CACHE_HOME")
-    if cache_home and feature_cache == DEFAULT_CACHE:
-        return str(find_feature_cache_dir(cache_home))
-    return feature_cache
-
-
-def _screen(
-    run: Callable[..., ScreeningResult], arguments: PredictionArguments, *, noun: str
-) -> None:
-    cache_dir = choose_cache_dir(_find_feature_cache(arguments.feature_cache))
-    print(describe_screening(run(**build_screening(arguments, cache_dir=cache_dir)), noun=noun))
-
-
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
-        print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _configure(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(MessageFormatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # bars for reading and writing weights would break up those of training and prediction
-    disable_progress_bar()
-
-
-add_command("featurize", FeaturizationArguments, report=featurize)
-add_command("pretrain", PretrainingArguments, report=pretrain)
-add_command("finetune", FinetuningArguments, report=finetune)
-add_command("predict", PredictionArguments, report=predict)
-add_command("embed", PredictionArguments, report=embed)
-add_command("convert", ConversionArguments, report=convert)
-add_command("benchmark", EvaluationArguments, report=benchmark)
+    if cache_home and getattr(arguments, "feature_cache", None) == "default":
+        return replace(arguments, feature_cache=str(Path(cache_home) / "rmat-hf" / "features"))
+    return arguments
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     try:
         with quiet_without_reader():
-            app()
+            sys.exit(_run(sys.argv[1:]))
     except list_user_errors() as error:
         message = describe_error(error)
         if message is None:
             raise
-        message = escape_message(hide_credentials(message))
-        print(f"rmat: error: {message}", file=sys.stderr)
+        print(f"rmat: error: {escape_message(message)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(words: list[str]) -> int:
+    verb = words[0] if words else ""
+    if verb in ("", "-h", "--help", "--version"):
+        print(__version__ if verb == "--version" else HELP)
+        return 0 if verb else 2
+    if verb not in VERBS:
+        similar = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f" Did you mean {similar[0]}?" if similar else ""
+        raise UserError(f"There is no verb {verb!r}.{hint} Known: {', '.join(VERBS)}.")
+    handler = logging.StreamHandler()
+    handler.setFormatter(MessageFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    arguments = parse_flags(verb, words[1:])
+    try:
+        with stopped_by_signals():
+            _hide_progress_of_weights()
+            VERBS[verb][2](arguments)
+    except KeyboardInterrupt as interruption:
+        way_out = _find_way_out(verb, arguments)
+        print(f"rmat: {str(interruption) or 'interrupted'}.{way_out}", file=sys.stderr)
+        return getattr(interruption, "exit_code", 130)
+    return 0
+
+
+def _find_way_out(verb: str, arguments: Any) -> str:
+    """Say how a command goes on after an interruption, if it does."""
+    if hasattr(arguments, "resume"):
+        return " Repeat the command with --resume to continue."
+    is_folder = hasattr(arguments, "task") and not Path(arguments.output).suffix
+    if is_folder or verb in ("featurize", "benchmark"):
+        return " Repeat the command to continue."
+    return ""
+
+
+def _screen(run: Any, arguments: Any, *, noun: str) -> None:
+    from rmat_hf.inference.screening_arguments import build_screening, describe_screening
+    from rmat_hf.training.task import choose_cache_dir
+
+    cache_dir = choose_cache_dir(arguments.feature_cache)
+    print(describe_screening(run(**build_screening(arguments, cache_dir=cache_dir)), noun=noun))
+
+
+def _hide_progress_of_weights() -> None:
+    # bars for reading and writing weights would break up those of training and prediction
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def _is_main_process() -> bool:
+    # of several processes one tells what all of them did
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)

@@ -16,7 +16,6 @@ from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
 from rmat_hf import __version__
 from rmat_hf.cli import main
-from rmat_hf.data.feature_cache import find_feature_cache_dir
 
 GOLDEN = Path(__file__).parent / "golden" / "reference" / "mean_pool"
 TABLE = """smiles,y,z,text,part
@@ -249,9 +248,9 @@ def test_cache_lies_where_the_users_caches_lie(
     table: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
     chosen = []
-    monkeypatch.setattr("rmat_hf.cli.find_feature_cache_dir", find_feature_cache_dir)
-    monkeypatch.setattr("rmat_hf.cli.run_finetuning", chosen.append)
-    monkeypatch.setattr("rmat_hf.cli.PartialState", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr("rmat_hf.training.finetuning.run_finetuning", chosen.append)
+    state = SimpleNamespace(is_main_process=False)
+    monkeypatch.setattr("accelerate.PartialState", lambda: state)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if is_set:
         monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/cache")
@@ -269,7 +268,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rmat_hf.cli.run_finetuning", interrupt)
+    monkeypatch.setattr("rmat_hf.training.finetuning.run_finetuning", interrupt)
     outcome = run_cli(*list_finetuning_flags(table), "--label-columns", "y")
     assert outcome.exit_code == 130
     assert "Repeat the command with --resume to continue" in outcome.error
@@ -293,7 +292,7 @@ def test_featurize_prints_counts_and_reasons(
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rmat_hf.cli.run_featurization", interrupt)
+    monkeypatch.setattr("rmat_hf.training.corpus_arguments.run_featurization", interrupt)
     interrupted = run_cli(*flags, "--shard-size", 4)
     assert interrupted.exit_code == 130
     assert interrupted.error == "rmat: interrupted. Repeat the command to continue.\n"

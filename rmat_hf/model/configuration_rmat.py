@@ -106,6 +106,7 @@ class RMatConfig(PreTrainedConfig):
     """
 
     model_type = "rmat"
+    _auto_class = "AutoConfig"
 
     num_node_features: int = interval(min=3)(default=37)
     num_bond_features: int = interval(min=1)(default=NUM_BOND_FEATURES)

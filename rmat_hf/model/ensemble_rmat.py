@@ -54,6 +54,7 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
     config: RMatEnsembleConfig
     # names no part: there is no encoder that all members share
     base_model_prefix = "rmat_ensemble"
+    _auto_class = "AutoModelForSequenceClassification"
     saved_auto_map = {
         "AutoConfig": "ensemble_rmat.RMatEnsembleConfig",
         "AutoModelForSequenceClassification": (

@@ -285,6 +285,8 @@ class RMatPreTrainedModel(PreTrainedModel):
 class RMatModel(RMatPreTrainedModel):
     """The encoder with its pooling: molecules in, node and molecule vectors out."""
 
+    _auto_class = "AutoModel"
+
     # the encoder of a model with a head is complete without the head
     _keys_to_ignore_on_load_unexpected = [
         r"^(classifier|descriptor_scaler|\w+_head)\.",
@@ -367,6 +369,8 @@ class RMatModel(RMatPreTrainedModel):
 class RMatForPreTraining(RMatPreTrainedModel):
     """The heads of pretraining: each predicts something of every node or of the molecule."""
 
+    _auto_class = "AutoModelForPreTraining"
+
     def __init__(self, config: RMatConfig) -> None:
         super().__init__(config)
         self.rmat = RMatModel(config)
@@ -448,6 +452,8 @@ class RMatForPreTraining(RMatPreTrainedModel):
 
 class RMatForSequenceClassification(RMatPreTrainedModel):
     """Predicts properties of a molecule: regression or classification, one label or several."""
+
+    _auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, config: RMatConfig) -> None:
         super().__init__(config)

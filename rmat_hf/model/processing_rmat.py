@@ -280,6 +280,8 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
             Version of the features in saved processors; one that is not the code's is refused.
     """
 
+    _auto_class = "AutoProcessor"
+
     max_atoms: int = interval(min=1)(default=256)
     molecule_descriptors: list[str] | None = None
     featurizer_version: int = FEATURIZER_VERSION
