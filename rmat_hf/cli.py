@@ -47,11 +47,11 @@ def pretrain(arguments: Any) -> None:
 def finetune(arguments: Any) -> None:
     """Finetune on a table of SMILES and labels; write a folder that predicts."""
     from rmat_hf.training.finetuning import run_finetuning
-    from rmat_hf.training.metrics_table import describe_metrics
+    from rmat_hf.training.run_folder import describe_metrics
 
     result = run_finetuning(arguments)
     if _is_main_process():
-        print(describe_metrics(result))
+        print(describe_metrics(result.metrics, result.baselines))
         print(f"\nWrote {result.output_dir}: model, metrics.json, predictions.csv and model card.")
         if result.dropped:
             print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")

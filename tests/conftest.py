@@ -50,8 +50,8 @@ def feature_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     """The default feature cache of the tests: the user's own stays as it is."""
     folder = tmp_path_factory.mktemp("feature_cache")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("rmat_hf.cli", "rmat_hf.training.task"):
-            patch.setattr(f"{module}.find_feature_cache_dir", lambda cache_home=None: folder)
+        patch.delenv("XDG_CACHE_HOME", raising=False)
+        patch.setattr("rmat_hf.training.task.find_feature_cache_dir", lambda: folder)
         yield folder
 
 

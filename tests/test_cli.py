@@ -127,7 +127,7 @@ def test_bad_rows_are_counted_in_one_line_and_the_exit_code_is_0(
         (["--label-columns", "y", "--dataset", "missing.csv"], "missing.csv"),
         (["--label-columns", "y", "--model", "no/such/model"], "no/such/model"),
         (["--label-columns", "y", "--label-units", "a", "b"], "2 entries for 1 label columns"),
-        (["--label-columns", "y", "--model-config", "none.json"], "Cannot read the JSON file"),
+        (["--label-columns", "y", "--model-config", "none.json"], "none.json"),
         (["--label-columns", "y", "--class-weighting", "balanced"], "is for classification"),
     ],
 )
