@@ -9,10 +9,6 @@ from huggingface_hub import ModelCard
 from matplotlib.axes import Axes
 from tiny import TINY_ARCHITECTURE
 
-<<<<<<< HEAD
-=======
-from rmat_hf.cli import main
->>>>>>> 527d6cb (Follow the new homes of metrics and flags)
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.metrics import compute_metrics_for_problem
@@ -242,19 +238,3 @@ def test_card_states_limits_license_and_where_the_model_started(tmp_path: Path) 
     report = build_report(license="cc-by-4.0", dataset="me/data", model="me/model")
     data = save_card(tmp_path, report).data
     assert (data.license, data.datasets, data.base_model) == ("cc-by-4.0", "me/data", "me/model")
-<<<<<<< HEAD
-=======
-
-
-def test_command_of_the_card_predicts(
-    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    card = save_card(tmp_path, build_report())
-    (command,) = re.findall(r"`(rmat predict .*?)`", card.text)
-    command = command.replace("path/to/this/folder", str(tiny_model_folder))
-    command = command.replace("predictions.csv", str(tmp_path / "predictions.csv"))
-    monkeypatch.setattr("sys.argv", shlex.split(command))
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main()
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 3
->>>>>>> 527d6cb (Follow the new homes of metrics and flags)
