@@ -29,12 +29,7 @@ ROLE_DRAW = 1
 
 
 class PretrainingBatch(NamedTuple):
-    """Molecules of one batch.
-
-    Args:
-        epoch (`int`): Masks are drawn anew in every epoch.
-        features (`list[bytes]`): The molecules, from `pack_features`.
-    """
+    """The packed molecules of one batch, and the epoch: masks are drawn anew in every one."""
 
     epoch: int
     features: list[bytes]
@@ -95,11 +90,7 @@ def form_batches(
 
 
 class CorpusBatches(Dataset[PretrainingBatch]):
-    """A table of molecules that is asked for whole batches.
-
-    Args:
-        dataset (`datasets.Dataset`): With a column `features`.
-    """
+    """A table of molecules, with a column `features`, that is asked for whole batches."""
 
     def __init__(self, dataset: datasets.Dataset) -> None:
         self.dataset = dataset.select_columns(["features"])
@@ -122,21 +113,9 @@ class CorpusBatchSampler(Sampler[BatchKey]):
         seed (`int`): The order follows from it and the epoch, so that a resumed run repeats it.
     """
 
-    def __init__(
-        self,
-        num_nodes: Sequence[int],
-        *,
-        batch_size: int,
-        max_pairs: int,
-        multiple: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, num_nodes: Sequence[int], *, seed: int, **options: int) -> None:
         self.num_nodes = np.asarray(num_nodes)
-        self.options: dict[str, int] = {
-            "batch_size": batch_size,
-            "max_pairs": max_pairs,
-            "multiple": multiple,
-        }
+        self.options = options
         self.seed = seed
         self.epoch = 0
         self.num_batches = len(self._form_batches())

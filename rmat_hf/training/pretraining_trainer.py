@@ -81,12 +81,8 @@ class PretrainingTrainer(Trainer):
         return self._build_sampler("valid")
 
     def _build_sampler(self, part: str) -> Sampler[Any]:
-        return CorpusBatchSampler(
-            self.num_nodes[part],
-            multiple=self.args.world_size,
-            seed=self.args.seed,
-            **self.batch_limits,
-        )
+        options = {"multiple": self.args.world_size, "seed": self.args.seed}
+        return CorpusBatchSampler(self.num_nodes[part], **options, **self.batch_limits)
 
     def get_eval_dataloader(
         self, eval_dataset: str | Dataset[Any] | None = None

@@ -8,7 +8,6 @@ import torch
 from tiny_finetuning import write_json
 from tiny_pretraining import ARCHITECTURE, build_pretraining_arguments
 
-from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import describe_arguments
 from rmat_hf.training.pretraining_arguments import (
     PRETRAINING_ARCHITECTURE,
@@ -55,27 +54,6 @@ def test_a_value_that_makes_no_sense_is_refused_by_its_flag(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build(**options)
-
-
-@pytest.mark.parametrize(
-    ("objective", "stages"),
-    [
-        ("contexts", {"contexts": ("contexts",)}),
-        ("descriptors", {"descriptors": ("descriptors",)}),
-        ("joint", {"joint": ("contexts", "descriptors")}),
-        ("sequential", {"contexts": ("contexts",), "descriptors": ("descriptors",)}),
-    ],
-)
-def test_an_objective_has_its_stages(objective: Any, stages: dict[str, tuple[str, ...]]) -> None:
-    assert build(objective=objective).stages == stages
-
-
-def test_the_default_architecture_consists_of_known_fields() -> None:
-    assert set(PRETRAINING_ARCHITECTURE) <= set(RMatConfig.list_architecture_fields())
-    config = RMatConfig(**PRETRAINING_ARCHITECTURE)
-    assert {name: getattr(config, name) for name in PRETRAINING_ARCHITECTURE} == (
-        PRETRAINING_ARCHITECTURE
-    )
 
 
 # Precision

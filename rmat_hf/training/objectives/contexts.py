@@ -58,9 +58,8 @@ def compute_atom_contexts(node_features: np.ndarray, bond_types: np.ndarray) -> 
     """Return the context of every node as an integer.
 
     Args:
-        node_features (`np.ndarray` of shape `(batch_size, num_nodes, num_node_features)`):
+        node_features, bond_types (`np.ndarray`):
             As `RMatProcessor` makes them. Elements without a column of their own are one.
-        bond_types (`np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`): Likewise.
 
     Returns:
         `np.ndarray` of shape `(batch_size, num_nodes)`, int64: equal for equal contexts, -1 for
@@ -99,11 +98,7 @@ def describe_context(key: int) -> str:
 
 
 def parse_context(text: str) -> int:
-    """Return the key of a context from the words of [`describe_context`].
-
-    Raises:
-        ValueError: If these are none.
-    """
+    """Return the key of a context from the words of [`describe_context`], else a `ValueError`."""
     element, _, neighbors = text.partition(": ")
     digits = sorted(
         1 + ELEMENTS.index(symbol) * NUM_BOND_ORDERS + _ORDERS.index(order)
@@ -137,10 +132,7 @@ class AtomContextVocabulary:
 
         Args:
             counts (`Mapping[int, int]`): How often each key occurs.
-            min_count (`int`): Contexts that occur less often are rare.
-
-        Raises:
-            UserError: If none occurs so often.
+            min_count (`int`): Contexts that occur less often are rare; a `UserError` if all do.
         """
         frequent = [key for key, count in counts.items() if key >= 0 and count >= min_count]
         if not frequent:
@@ -169,11 +161,7 @@ class AtomContextVocabulary:
 
 
 def count_atom_contexts(packed: Sequence[bytes]) -> Counter[int]:
-    """Return how often each context occurs in molecules, by the keys of `compute_atom_contexts`.
-
-    Args:
-        packed (`Sequence[bytes]`): Molecules from `pack_features`.
-    """
+    """Return how often each key of [`compute_atom_contexts`] occurs in packed molecules."""
     counts: Counter[int] = Counter()
     for start in range(0, len(packed), _CHUNK_SIZE):
         batch = expand_features(packed[start : start + _CHUNK_SIZE])
@@ -195,7 +183,7 @@ def draw_masked_centers(
         packed (`Sequence[bytes]`): The molecules.
         attention_mask (`np.ndarray` of shape `(batch_size, num_nodes)`): Dummy node at index 0.
         mask_ratio (`float`): Chance of each atom.
-        seed (`Sequence[int]`): For example the seed of the run and the epoch.
+        seed (`Sequence[int]`): Of the run and the epoch.
 
     Returns:
         `np.ndarray` of shape `(batch_size, num_nodes)`, bool; never the dummy node.
@@ -219,9 +207,7 @@ def mask_contexts(
     (i, i), (i, j) and (j, i) of a center i and its neighbor j. Topological and 3D distances stay.
 
     Args:
-        node_features (`np.ndarray` of shape `(batch_size, num_nodes, num_node_features)`):
-            As `RMatProcessor` makes them.
-        bond_types (`np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`): Likewise.
+        node_features, bond_types (`np.ndarray`): As `RMatProcessor` makes them.
         centers (`np.ndarray` of shape `(batch_size, num_nodes)`): Bool.
 
     Returns:
@@ -242,11 +228,7 @@ def hide_distances(interatomic_distances: np.ndarray, masked_features: np.ndarra
 
     Args:
         interatomic_distances (`np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`): In Å.
-        masked_features (`np.ndarray` of shape `(batch_size, num_nodes, num_node_features)`):
-            From [`mask_contexts`].
-
-    Returns:
-        `np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`, float32, in Å.
+        masked_features (`np.ndarray`): From [`mask_contexts`].
     """
     is_masked = masked_features[..., MASK_COLUMN] == 1
     is_hidden = is_masked[:, :, None] | is_masked[:, None, :]

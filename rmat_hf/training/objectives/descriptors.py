@@ -81,15 +81,7 @@ class DescriptorQuantiles:
         return cls(kept, transformer.quantiles_.astype(np.float32))
 
     def transform(self, descriptors: np.ndarray) -> np.ndarray:
-        """Return the labels of molecules.
-
-        Args:
-            descriptors (`np.ndarray` of shape `(num_molecules, num_descriptors)`):
-                In the order of `names`, NaN where undefined.
-
-        Returns:
-            `np.ndarray` of the same shape, float32, from -1.73 to 1.73; NaN stays NaN.
-        """
+        """Return the labels of descriptors in the order of `names`: from -1.73 to 1.73, or NaN."""
         finite = np.where(np.isfinite(descriptors), descriptors, np.nan).astype(np.float64)
         ranks = self._transformer.transform(finite)
         return ((ranks - _CENTER) * _SCALE).astype(np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.training.objectives import OBJECTIVES, STAGES, load_objectives, save_objectives
+from rmat_hf.training.objectives import OBJECTIVES, load_objectives, save_objectives
 from rmat_hf.training.objectives.contexts import AtomContextVocabulary, ContextObjective
 from rmat_hf.training.objectives.descriptors import DescriptorObjective, DescriptorQuantiles
 
@@ -56,12 +56,6 @@ def test_heads_labels_and_states_of_objectives_have_names_of_their_own() -> None
     for attribute in ("head", "title", "state_key"):
         names = {getattr(objective, attribute) for objective in OBJECTIVES.values()}
         assert len(names) == len(OBJECTIVES)
-
-
-def test_every_objective_can_be_learned_alone_and_stages_name_known_ones() -> None:
-    assert set(OBJECTIVES) <= set(STAGES)
-    for stages in STAGES.values():
-        assert {name for stage in stages.values() for name in stage} <= set(OBJECTIVES)
 
 
 def test_the_head_of_an_objective_is_one_that_the_configuration_knows() -> None:
