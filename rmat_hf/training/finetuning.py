@@ -35,8 +35,7 @@ from rmat_hf.training.recipe import (
     build_training_arguments,
     resolve_defaults,
 )
-from rmat_hf.training.run_folder import build_finetuning_report, save_run_folder
-from rmat_hf.training.search import TRIALS_FILE, search_hyperparameters, validate_search
+from rmat_hf.training.run_folder import TRIALS_FILE, build_finetuning_report, save_run_folder
 from rmat_hf.training.task import FinetuningTask, build_finetuning_task
 from rmat_hf.training.trainer import RMatTrainer, RMatTrainingArguments
 
@@ -80,7 +79,10 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
         ValueError: If data, options or output folder do not allow the run.
     """
     training_arguments = build_training_arguments(arguments, name_work_dir(arguments.output_dir))
-    validate_search(arguments, num_processes=training_arguments.world_size)
+    if arguments.hpo_trials:
+        from rmat_hf.training.search import validate_search
+
+        validate_search(arguments, num_processes=training_arguments.world_size)
     is_main_process = training_arguments.process_index == 0
     with exclusive_run(arguments.output_dir, is_main_process=is_main_process):
         return _run(arguments, training_arguments)
@@ -107,6 +109,8 @@ def _run(
         if is_main_process:
             prepare_work_dir(work_dir, description, **intent)
     if arguments.hpo_trials:
+        from rmat_hf.training.search import search_hyperparameters
+
         arguments = search_hyperparameters(
             arguments,
             build_trainer=lambda chosen: _build_trainer(chosen, task, folder=work_dir),

@@ -22,6 +22,7 @@ from rmat_hf.training.model_card import FinetuningReport, save_model_card
 from rmat_hf.training.task import PARTS, FinetuningTask
 
 ARGUMENTS_FILE = "finetuning_arguments.json"
+TRIALS_FILE = "hpo_trials.csv"
 ROW_COLUMNS: dict[str, ColumnKind] = {"row": "integer", "smiles": "text", "split": "text"}
 
 

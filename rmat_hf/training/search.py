@@ -13,11 +13,11 @@ from transformers.trainer_utils import SaveStrategy
 from rmat_hf.errors import UserError
 from rmat_hf.output_folder import save_json
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments, load_json_fields
+from rmat_hf.training.run_folder import TRIALS_FILE
 
 if TYPE_CHECKING:
     import optuna
 
-TRIALS_FILE = "hpo_trials.csv"
 PROGRESS_FILE = "hpo_progress.json"
 # The learning rate is searched this factor below and above the one that was asked for.
 LEARNING_RATE_FACTOR = 5.0
@@ -36,8 +36,6 @@ def validate_search(arguments: FinetuningArguments, *, num_processes: int = 1) -
         arguments (`FinetuningArguments`): Of the run.
         num_processes (`int`): That train together.
     """
-    if arguments.hpo_trials == 0:
-        return
     overrides = load_json_fields(arguments.training_arguments)
     fixed = sorted(SEARCHED_FIELDS & set(overrides))
     problem = None

@@ -108,7 +108,6 @@ def test_a_missing_optuna_is_one_line_that_says_what_to_install(
         run_finetuning(build_search(tmp_path))
     assert "'rmat-hf[hpo]'" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run.in_progress").exists()
-    validate_search(build_search(tmp_path, hpo_trials=0))
 
 
 def test_a_search_in_several_processes_is_refused(tmp_path: Path) -> None:
