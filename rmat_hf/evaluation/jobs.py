@@ -31,8 +31,8 @@ from rmat_hf.training import baselines
 from rmat_hf.training.arguments import DEFAULT_MODEL, FinetuningArguments, describe_arguments
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.metrics import METRICS, list_metrics
-from rmat_hf.training.run_folder import ARGUMENTS_FILE
-from rmat_hf.training.search import SEARCHED_FLAGS, TRIALS_FILE
+from rmat_hf.training.run_folder import ARGUMENTS_FILE, TRIALS_FILE
+from rmat_hf.training.search import SEARCHED_FLAGS
 
 logger = logging.getLogger(__name__)
 

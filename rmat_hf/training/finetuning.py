@@ -15,15 +15,9 @@ from transformers.trainer_utils import EvalPrediction, set_seed
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import UserError
 from rmat_hf.output_folder import (
-    create_folder_atomically,
-    exclusive_run,
     find_last_complete_checkpoint,
     name_work_dir,
-    prepare_work_dir,
     train_from_checkpoint,
-    validate_output_folder,
-    validate_work_dir,
-    was_overwriting,
 )
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments
 from rmat_hf.training.collators import RMatDataCollator
@@ -36,8 +30,9 @@ from rmat_hf.training.recipe import (
     resolve_defaults,
 )
 from rmat_hf.training.run_folder import TRIALS_FILE, build_finetuning_report, save_run_folder
+from rmat_hf.training.runs import open_run
 from rmat_hf.training.task import FinetuningTask, build_finetuning_task
-from rmat_hf.training.trainer import RMatTrainer, RMatTrainingArguments
+from rmat_hf.training.trainer import RMatTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -78,60 +73,49 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
     Raises:
         ValueError: If data, options or output folder do not allow the run.
     """
-    training_arguments = build_training_arguments(arguments, name_work_dir(arguments.output_dir))
+    shared = build_training_arguments(arguments, name_work_dir(arguments.output_dir))
     if arguments.hpo_trials:
         from rmat_hf.training.search import validate_search
 
-        validate_search(arguments, num_processes=training_arguments.world_size)
-    is_main_process = training_arguments.process_index == 0
-    with exclusive_run(arguments.output_dir, is_main_process=is_main_process):
-        return _run(arguments, training_arguments)
+        validate_search(arguments, num_processes=shared.world_size)
+    description, is_main_process = describe_arguments(arguments), shared.process_index == 0
+    with open_run(arguments, description=description, is_main_process=is_main_process) as run:
+        task = build_finetuning_task(arguments)
+        arguments = resolve_defaults(arguments, task)
+        # refuses what cannot be before anything is written
+        config = build_finetuning_config(arguments, task)
+        # before training: labels that no baseline can be fitted on should not cost a training
+        baselines = _fit_baselines(arguments, task) if is_main_process else {}
+        with shared.main_process_first(local=False):
+            run.prepare()
+        if arguments.hpo_trials:
+            from rmat_hf.training.search import search_hyperparameters
 
-
-def _run(
-    arguments: FinetuningArguments, training_arguments: RMatTrainingArguments
-) -> FinetuningResult:
-    output_dir, work_dir = Path(arguments.output_dir), name_work_dir(arguments.output_dir)
-    overwrite = arguments.overwrite or (arguments.resume and was_overwriting(work_dir))
-    is_main_process = training_arguments.process_index == 0
-    description = describe_arguments(arguments)
-    intent = {"overwrite": arguments.overwrite, "resume": arguments.resume}
-    if is_main_process:
-        validate_output_folder(output_dir, overwrite=overwrite)
-        validate_work_dir(work_dir, description, **intent)
-    task = build_finetuning_task(arguments)
-    arguments = resolve_defaults(arguments, task)
-    # refuses what cannot be before anything is written
-    config = build_finetuning_config(arguments, task)
-    # before training, because labels that no baseline can be fitted on should not cost a training
-    baselines = _fit_baselines(arguments, task) if is_main_process else {}
-    with training_arguments.main_process_first(local=False):
+            arguments = search_hyperparameters(
+                arguments,
+                build_trainer=lambda chosen: _build_trainer(chosen, task, folder=run.work_dir),
+                greater_is_better=bool(shared.greater_is_better),
+                dropout=config.hidden_dropout_prob,
+                folder=run.work_dir,
+            )
+        trainer, log = _train(arguments, task, work_dir=run.work_dir)
+        # choosing a checkpoint needs a defined metric, reporting does not
+        trainer.compute_metrics = None
+        report = build_finetuning_report(arguments, task, trainer=trainer, baselines=baselines)
         if is_main_process:
-            prepare_work_dir(work_dir, description, **intent)
-    if arguments.hpo_trials:
-        from rmat_hf.training.search import search_hyperparameters
+            with run.publish() as folder:
+                model = cast(Any, trainer.model)
+                save_run_folder(folder, model=model, task=task, report=report, log_history=log)
+                _keep_files(run.work_dir, folder)
+    return FinetuningResult(run.output_dir, report.metrics, report.baselines, task.dropped)
 
-        arguments = search_hyperparameters(
-            arguments,
-            build_trainer=lambda chosen: _build_trainer(chosen, task, folder=work_dir),
-            greater_is_better=bool(training_arguments.greater_is_better),
-            dropout=config.hidden_dropout_prob,
-            folder=work_dir,
-        )
-    trainer, log = _train(arguments, task, work_dir=work_dir)
-    # choosing a checkpoint needs a defined metric, reporting does not
-    trainer.compute_metrics = None
-    report = build_finetuning_report(arguments, task, trainer=trainer, baselines=baselines)
-    if is_main_process:
-        with create_folder_atomically(output_dir, overwrite=overwrite) as folder:
-            model = cast(Any, trainer.model)
-            save_run_folder(folder, model=model, task=task, report=report, log_history=log)
-            if arguments.hpo_trials:
-                shutil.copy(work_dir / TRIALS_FILE, folder)
-            if (work_dir / TENSORBOARD_DIR).is_dir():
-                shutil.copytree(work_dir / TENSORBOARD_DIR, folder / TENSORBOARD_DIR)
-        shutil.rmtree(work_dir)
-    return FinetuningResult(output_dir, report.metrics, report.baselines, task.dropped)
+
+def _keep_files(work_dir: Path, folder: Path) -> None:
+    """Copy what a search and TensorBoard have written, if they have."""
+    if (work_dir / TRIALS_FILE).is_file():
+        shutil.copy(work_dir / TRIALS_FILE, folder)
+    if (work_dir / TENSORBOARD_DIR).is_dir():
+        shutil.copytree(work_dir / TENSORBOARD_DIR, folder / TENSORBOARD_DIR)
 
 
 def _train(
