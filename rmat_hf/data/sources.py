@@ -85,9 +85,9 @@ def open_table(
         return _join_splits(found, source=name)
     if (split is None and len(splits) > 1) or split not in (None, *splits):
         raise UserError(
-            f"{name} has the splits {', '.join(splits)}. Choose --split."
+            f"{name} has the splits {', '.join(splits)}. Choose one by --split or --input-split."
             if splits != [""]
-            else f"{name} has no splits: leave --split out."
+            else f"{name} has no splits: leave that option out."
         )
     return _open_files(found, split or splits[0], source=name)
 

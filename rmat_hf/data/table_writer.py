@@ -47,10 +47,11 @@ def validate_output_path(
         raise UserError(f"{path}: cannot write this kind of file. Use {' or '.join(extensions)}.")
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name a file.")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist. Create it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path}: the folder {path.parent} is not writable.")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise UserError(
+            f"{path}: the folder {path.parent} does not exist or is not writable. Create it first, "
+            "or choose another."
+        )
 
 
 def build_output_schema(

@@ -357,9 +357,9 @@ def test_one_split_of_a_folder_is_chosen(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", files)
     assert read_all(open_table(folder, split="train")) == {"smiles": ["C", "N"]}
     for split in (None, "valid"):
-        with pytest.raises(UserError, match=r"has the splits train, test\. Choose --split"):
+        with pytest.raises(UserError, match=r"has the splits train, test\. Choose"):
             open_table(folder, split=split)
-    with pytest.raises(UserError, match="has no splits: leave --split out"):
+    with pytest.raises(UserError, match="has no splits: leave"):
         open_table(folder / "data" / "test-00000-of-00001.csv", split="train")
 
 
@@ -461,7 +461,7 @@ def test_archives_and_other_files_of_a_folder_are_never_opened(tmp_path: Path, n
     os.mkfifo(folder / f"never_opened_{name}")
     with zipfile.ZipFile(folder / name, "w") as archive:
         archive.writestr("train.csv", SECRET)
-    with pytest.raises(UserError, match=r"set is a folder without the files\. It needs \.csv"):
+    with pytest.raises(UserError, match=r"set is a folder without the files .* It needs \.csv"):
         open_table(folder)
     (folder / "a.csv").write_text("smiles\nC\n")
     assert read_all(open_table(folder)) == {"smiles": ["C"]}
