@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .NOTPARALLEL:
 .PHONY: help install quickstart test test-slow test-upstream notebooks bench bench-featurization \
 	fuzz hostile-input-table bench-chemprop bench-embeddings bench-accuracy bench-screening \
-	bench-learning-curve check audit lint format wheel constraints clean
+	bench-learning-curve bench-machine house walks startup gemm-share check audit lint format wheel constraints clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,23 @@ bench-accuracy: $(INSTALLED) ## Run PROTOCOL of scripts/protocols on DATA/mat_be
 bench-learning-curve: $(INSTALLED) ## Test error against train labels, beside baselines; takes two hours
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_learning_curve.py $(DATA)/mat_benchmark \
 	  runs/learning_curve 2
+
+bench-machine: $(INSTALLED) ## Molecules per second, memory and TFLOP/s of MODEL on this machine
+	$(BIN)/python tests/benchmarks/benchmarking.py --model $(MODEL) $(BENCH_FLAGS)
+
+BASE ?= c7be95f
+
+house: $(INSTALLED) ## Measure the size of the code's parts beside those of the revision BASE
+	$(BIN)/python tests/benchmarks/house.py --base $(BASE)
+
+walks: $(INSTALLED) ## Count modules, openings and parses of predict, rmat predict and rmat finetune
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/walks.py
+
+startup: $(INSTALLED) ## Measure the CPU seconds of imports and commands, in turns
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/startup.py --model $(MODEL)
+
+gemm-share: $(INSTALLED) ## Measure the share of the float32 GEMM rate that the network reaches
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/gemm_share.py
 
 ROWS ?= 1000000
 

@@ -1,0 +1,166 @@
+"""Count what one molecule, or one command, walks through: modules, openings, parses.
+
+    python tests/benchmarks/walks.py [predict-call|predict|finetune ...]
+
+A profile hook notes the modules of `rmat_hf` whose functions are called, an audit hook the openings
+of config.json. Everything runs in this process. `PYTHONPATH` chooses the version of the code.
+"""
+
+import csv
+import json
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import rmat_hf
+
+PACKAGE = str(Path(rmat_hf.__file__).parent)
+FREESOLV = Path(PACKAGE) / "data" / "freesolv" / "freesolv.csv"
+# what runs while a file is imported is no walk
+IMPORTING = ("<module>", "<lambda>", "<genexpr>", "<listcomp>", "<dictcomp>")
+NUM_ROWS = 59
+TINY_MODEL = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+class Walk:
+    """Counts what happens in a `with` block."""
+
+    def __init__(self) -> None:
+        self.modules: set[str] = set()
+        self.num_parses = 0
+        self.num_config_reads = 0
+        self.is_on = False
+        sys.addaudithook(self._note_opening)
+
+    def __enter__(self) -> "Walk":
+        self.is_on = True
+        threading.setprofile(self._note_call)
+        sys.setprofile(self._note_call)
+        return self
+
+    def __exit__(self, *exception_info: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]  # None ends it
+        self.is_on = False
+
+    def _note_call(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(PACKAGE):
+            return
+        if code.co_name in IMPORTING or self._is_importing(frame):
+            return
+        self.modules.add(code.co_filename[len(PACKAGE) + 1 :])
+        self.num_parses += code.co_name == "parse_molecule"
+
+    def _is_importing(self, frame: FrameType) -> bool:
+        """Whether a file of the package is being imported above, as where a dataclass is made."""
+        above: FrameType | None = frame
+        while above is not None:
+            code = above.f_code
+            if code.co_name == "<module>" and code.co_filename.startswith(PACKAGE):
+                return True
+            above = above.f_back
+        return False
+
+    def _note_opening(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.is_on and event == "open" and isinstance(arguments[0], str | Path):
+            self.num_config_reads += Path(arguments[0]).name == "config.json"
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "modules": len(self.modules),
+            "config.json opened": self.num_config_reads,
+            "parses": self.num_parses,
+            "which": sorted(self.modules),
+        }
+
+
+def save_tiny_predictor(folder: Path) -> None:
+    config = rmat_hf.RMatConfig(
+        **TINY_MODEL, problem_type="regression", id2label={0: "y"}, label2id={"y": 0}
+    )
+    rmat_hf.RMatForSequenceClassification(config).save_pretrained(folder)
+    rmat_hf.RMatProcessor(geometry="bounds").save_pretrained(folder)
+
+
+def run_command(*words: str) -> None:
+    from rmat_hf.cli import main
+
+    sys.argv = ["rmat", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+
+
+def walk_predict_call(folder: Path) -> Walk:
+    """One SMILES through `predict`, with the model loaded before."""
+    from rmat_hf.loading import load_predictor
+
+    model, processor = load_predictor(folder / "model", device="cpu")
+    rmat_hf.predict(model, ["CCN"], processor=processor)
+    with Walk() as walk:
+        rmat_hf.predict(model, ["CCO"], processor=processor)
+    return walk
+
+
+def walk_predict(folder: Path) -> Walk:
+    """`rmat predict --smiles CCO`."""
+    with Walk() as walk:
+        words = ["predict", "--model", str(folder / "model"), "--smiles", "CCO"]
+        run_command(*words, "--num-workers", "0", "--output", str(folder / "out.csv"))
+    return walk
+
+
+def walk_finetune(folder: Path) -> Walk:
+    """`rmat finetune` of the bundled model, 59 rows of FreeSolv, 1 epoch."""
+    table = folder / "table.csv"
+    with FREESOLV.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))[:NUM_ROWS]
+    with table.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["smiles", "y"])
+        writer.writerows([row["smiles"], row["hydration_free_energy"]] for row in rows)
+    with Walk() as walk:
+        words = [
+            "finetune",
+            "--dataset",
+            str(table),
+            "--label-columns",
+            "y",
+            "--geometry",
+            "bounds",
+        ]
+        words += ["--num-workers", "0", "--num-train-epochs", "1", "--feature-cache", "none"]
+        run_command(*words, "--output-dir", str(folder / "run"))
+    return walk
+
+
+WALKS: dict[str, Callable[[Path], Walk]] = {
+    "predict-call": walk_predict_call,
+    "predict": walk_predict,
+    "finetune": walk_finetune,
+}
+
+
+def main() -> None:
+    for name in sys.argv[1:] or list(WALKS):
+        with tempfile.TemporaryDirectory() as folder:
+            save_tiny_predictor(Path(folder) / "model")
+            found = WALKS[name](Path(folder)).describe()
+        sys.stderr.write(f"{name}: {' '.join(found.pop('which'))}\n")
+        sys.stdout.write(f"{name} {json.dumps(found)}\n")
+
+
+if __name__ == "__main__":
+    main()
