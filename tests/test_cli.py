@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
+from processes import run_python
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
 from rmat_hf import __version__
@@ -342,3 +343,45 @@ def test_benchmark_refuses_a_wrong_protocol_in_one_line(table: Path, run_cli: Ru
     assert outcome.exit_code == 2
     assert "model 'tiny': unknown field 'lr'" in outcome.error
     assert not (table.parent / "benchmark").exists()
+
+
+START_UP = """
+import sys
+opened = []
+sys.addaudithook(lambda event, values: event == "open" and opened.append(str(values[0])))
+from rmat_hf.cli import main
+try:
+    main()
+finally:
+    configs = [name for name in opened if name.endswith("/config.json")]
+    heavy = sorted({"torch", "transformers", "rdkit", "pyarrow"} & sys.modules.keys())
+    print("opened:", len(configs), "imported:", *heavy, file=sys.stderr)
+"""
+
+
+def run_counted(folder: Path, *words: str | Path) -> str:
+    """Run `rmat` in a process of its own; return what it opened and imported."""
+    done = run_python(["-c", START_UP, *map(str, words)], folder=folder)
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_help_and_version_import_nothing_heavy(tmp_path: Path, words: list[str]) -> None:
+    assert run_counted(tmp_path, *words) == "opened: 0 imported:"
+
+
+def test_the_configuration_of_a_model_is_opened_once(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    flags = ["--model", tiny_model_folder, "--smiles", "CCO", "--num-workers", "0"]
+    for verb, name in (("predict", "out.csv"), ("embed", "out.parquet")):
+        assert "opened: 1 " in run_counted(tmp_path, verb, *flags, "--output", tmp_path / name)
+
+
+def test_a_verb_or_flag_that_was_meant_is_named(run_cli: RunCli) -> None:
+    assert "Did you mean predict?" in run_cli("predct").error
+    outcome = run_cli("convert", "--weights", "w", "--config", "c", "--output-dir", "o", "--pool=x")
+    assert outcome.exit_code == 2
+    assert "rmat convert --help" in outcome.error and len(outcome.error.splitlines()) == 1
+    assert run_cli("--help").exit_code == 0
+    assert run_cli().exit_code == 2
