@@ -75,10 +75,9 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
             os.replace(folder, replaced)
         try:
             os.replace(temporary, folder)
-        except OSError:
-            if replaced.exists():
+        finally:
+            if replaced.exists() and not folder.exists():
                 os.replace(replaced, folder)
-            raise
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

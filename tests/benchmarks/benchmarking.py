@@ -16,10 +16,10 @@ from benchmark_workload import (
     compute_forward_flops,
     load_molecules,
 )
+from machine import BYTES_PER_MIB, MemorySampler, compute_memory_mib, describe_machine
 
 from rmat_hf.data.table_writer import validate_output_path
 from rmat_hf.loading import find_device
-from rmat_hf.machine import BYTES_PER_MIB, MemorySampler, compute_memory_mib, describe_machine
 from rmat_hf.output_folder import save_json
 from rmat_hf.training.arguments import BenchmarkArguments, BenchmarkStep, name_source
 

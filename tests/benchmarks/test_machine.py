@@ -9,8 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-
-from rmat_hf.machine import MemorySampler, compute_memory_mib, describe_machine
+from machine import MemorySampler, compute_memory_mib, describe_machine
 
 SIZE_MIB = 200
 # what the interpreter itself may take or give back meanwhile
