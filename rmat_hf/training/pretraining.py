@@ -4,14 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 from accelerate import PartialState
 from transformers.trainer_utils import set_seed
 
 from rmat_hf.loading import load_processor, read_checkpoint
-from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import (
@@ -86,39 +85,33 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
         with shared.main_process_first(local=False):
             task = build_pretraining_task(arguments)
             heads = {it.head: it.describe_head() for it in task.objectives.values()}
-            config = build_pretraining_config(arguments, heads)
+            checkpoint = None
+            if arguments.model != SCRATCH:
+                checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
+            config = build_pretraining_config(arguments, heads, checkpoint=checkpoint)
             run.prepare()
         reports: dict[str, dict[str, Any]] = {}
-        last_model = None
         for idx, (stage, learned) in enumerate(arguments.stages.items()):
             folder = run.work_dir / f"stage-{idx}"
             # written last, so a stage that has it is finished
             if not (folder / STAGE_FILE).is_file():
-                model = _load_model(arguments, config, stage_before=last_model)
+                if idx > 0:
+                    checkpoint = read_checkpoint(run.work_dir / f"stage-{idx - 1}" / MODEL_DIR)
+                set_seed(arguments.seed)
+                if checkpoint is None:
+                    model = RMatForPreTraining(config)
+                else:
+                    model = checkpoint.load_model(RMatForPreTraining, config=config)
                 trainer = _build_trainer(
                     arguments, task, model=model, learned=learned, folder=folder
                 )
                 _run_stage(trainer, folder)
             reports[stage] = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
-            last_model = folder / MODEL_DIR
         # the others have read the stages that are removed now
         PartialState().wait_for_everyone()
         if is_main_process:
-            _save_results(run, task, reports=reports, model=cast(Path, last_model))
+            _save_results(run, task, reports=reports, model=folder / MODEL_DIR)
     return PretrainingResult(run.output_dir, {name: it["metrics"] for name, it in reports.items()})
-
-
-def _load_model(
-    arguments: PretrainingArguments, config: RMatConfig, *, stage_before: Path | None
-) -> RMatForPreTraining:
-    """Return the model that a stage starts from."""
-    set_seed(arguments.seed)
-    if stage_before is not None:
-        return read_checkpoint(stage_before).load_model(RMatForPreTraining, config=config)
-    if arguments.model == SCRATCH:
-        return RMatForPreTraining(config)
-    checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
-    return checkpoint.load_model(RMatForPreTraining, config=config)
 
 
 def _build_trainer(

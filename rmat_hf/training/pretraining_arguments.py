@@ -8,7 +8,7 @@ import torch
 from transformers.training_args import TrainingArguments
 
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
-from rmat_hf.loading import read_checkpoint
+from rmat_hf.loading import Checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.training.arguments import (
@@ -131,20 +131,23 @@ def choose_precision(arguments: PretrainingArguments) -> Precision:
 
 
 def build_pretraining_config(
-    arguments: PretrainingArguments, heads: dict[str, dict[str, str | int]]
+    arguments: PretrainingArguments,
+    heads: dict[str, dict[str, str | int]],
+    *,
+    checkpoint: Checkpoint | None = None,
 ) -> RMatConfig:
     """Return the architecture to pretrain.
 
     Args:
-        arguments (`PretrainingArguments`): Model to start from, and fields to override.
+        arguments (`PretrainingArguments`): Has fields to override.
         heads (`dict[str, dict]`): As in [`RMatConfig`].
+        checkpoint (`Checkpoint`, *optional*): Model to continue from.
 
     Raises:
-        UserError: If the model cannot be loaded or a configuration field is unknown.
+        UserError: If a configuration field is unknown or has a wrong value.
     """
     fields = PRETRAINING_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
-    if arguments.model != SCRATCH:
-        checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
+    if checkpoint is not None:
         fields = checkpoint.config.get_architecture()
     known = RMatConfig.list_architecture_fields()
     overrides = load_json_fields(arguments.model_config, known=known)

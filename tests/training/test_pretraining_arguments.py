@@ -8,6 +8,7 @@ import torch
 from tiny_finetuning import write_json
 from tiny_pretraining import ARCHITECTURE, build_pretraining_arguments
 
+from rmat_hf.loading import read_checkpoint
 from rmat_hf.training.arguments import describe_arguments
 from rmat_hf.training.pretraining_arguments import (
     PRETRAINING_ARCHITECTURE,
@@ -89,8 +90,8 @@ def test_the_model_has_the_heads_and_the_overridden_architecture(tmp_path: Path)
     arguments = build_pretraining_arguments(tmp_path, model_config=None)
     config = build_pretraining_config(arguments, HEADS)
     assert config.hidden_size == PRETRAINING_ARCHITECTURE["hidden_size"]
-    arguments = build_pretraining_arguments(tmp_path, model="rmat-small")
-    assert build_pretraining_config(arguments, HEADS).hidden_size == 128
+    config = build_pretraining_config(arguments, HEADS, checkpoint=read_checkpoint("rmat-small"))
+    assert config.hidden_size == 128
 
 
 def test_an_unknown_field_of_the_configuration_is_refused(tmp_path: Path) -> None:
