@@ -25,8 +25,7 @@ from rmat_hf.flags import list_choices, name_flag
 
 def featurize(arguments: Any) -> None:
     """Featurize molecules for pretraining; write a folder of Parquet shards."""
-    from rmat_hf.data.corpus_summary import describe_corpus
-    from rmat_hf.training.corpus_arguments import run_featurization
+    from rmat_hf.data.corpus import describe_corpus, run_featurization
 
     print(describe_corpus(run_featurization(arguments, show_progress=True)))
     print(f"Wrote {arguments.output_dir}: the shards, corpus.json and failed_rows.csv.")
@@ -73,11 +72,9 @@ def embed(arguments: Any) -> None:
 
 def convert(arguments: Any) -> None:
     """Convert weights of the authors' code to a model folder."""
-    from rmat_hf.inference.conversion import convert_checkpoint
+    from rmat_hf.inference.conversion import run_conversion
 
-    conversion = convert_checkpoint(arguments.weights, arguments.config, pooling=arguments.pooling)
-    conversion.save(arguments.output_dir)
-    for note in conversion.notes:
+    for note in run_conversion(arguments).notes:
         print(f"Note: {note}")
     print(f"Wrote {arguments.output_dir}.")
 
@@ -98,12 +95,12 @@ def benchmark(arguments: Any) -> None:
 
 # verb → module and name of the dataclass of its flags, and the function that takes it
 VERBS: dict[str, tuple[str, str, Any]] = {
-    "featurize": ("rmat_hf.training.corpus_arguments", "FeaturizationArguments", featurize),
+    "featurize": ("rmat_hf.data.corpus", "FeaturizationArguments", featurize),
     "pretrain": ("rmat_hf.training.pretraining_arguments", "PretrainingArguments", pretrain),
     "finetune": ("rmat_hf.training.arguments", "FinetuningArguments", finetune),
-    "predict": ("rmat_hf.inference.screening_arguments", "PredictionArguments", predict),
-    "embed": ("rmat_hf.inference.screening_arguments", "PredictionArguments", embed),
-    "convert": ("rmat_hf.training.arguments", "ConversionArguments", convert),
+    "predict": ("rmat_hf.inference.screening", "PredictionArguments", predict),
+    "embed": ("rmat_hf.inference.screening", "PredictionArguments", embed),
+    "convert": ("rmat_hf.inference.conversion", "ConversionArguments", convert),
     "benchmark": ("rmat_hf.evaluation.accuracy_benchmark", "EvaluationArguments", benchmark),
 }
 HELP = "\n".join(
@@ -233,11 +230,9 @@ def _find_way_out(verb: str, arguments: Any) -> str:
 
 
 def _screen(run: Any, arguments: Any, *, noun: str) -> None:
-    from rmat_hf.inference.screening_arguments import build_screening, describe_screening
-    from rmat_hf.training.task import choose_cache_dir
+    from rmat_hf.inference.screening import describe_screening
 
-    cache_dir = choose_cache_dir(arguments.feature_cache)
-    print(describe_screening(run(**build_screening(arguments, cache_dir=cache_dir)), noun=noun))
+    print(describe_screening(run(arguments, show_progress=True), noun=noun))
 
 
 def _hide_progress_of_weights() -> None:

@@ -14,6 +14,9 @@ _BOUNDS = {
     "above": (operator.gt, "is too small. It has to be above {}."),
     "below": (operator.lt, "is too large. It has to be below {}."),
 }
+# Values of --feature-cache beside a folder.
+DEFAULT_CACHE = "default"
+NO_CACHE = "none"
 
 
 def declare_flag(

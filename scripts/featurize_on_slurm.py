@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from transformers import HfArgumentParser
 
-from rmat_hf.data.distributed_featurization import run_distributed_featurization
-from rmat_hf.training import corpus_arguments
+from rmat_hf.data.corpus import FeaturizationArguments, run_featurization
+from rmat_hf.data.shards import run_distributed
 
 
 @dataclass(kw_only=True)
@@ -24,14 +24,12 @@ class ClusterArguments:
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser((corpus_arguments.FeaturizationArguments, ClusterArguments))
-    flags, cluster = parser.parse_args_into_dataclasses()
+    parser = HfArgumentParser((FeaturizationArguments, ClusterArguments))
+    arguments, cluster = parser.parse_args_into_dataclasses()
     slurm = {"partition": cluster.partition, "time": cluster.time, "venv_path": cluster.venv}
-    run_distributed_featurization(
-        flags.input,
-        flags.output_dir,
-        processor=corpus_arguments.build_corpus_processor(flags),
-        options=corpus_arguments.build_corpus_options(flags),
+    run_distributed(
+        run_featurization,
+        arguments,
         num_tasks=cluster.num_tasks,
         logging_dir=cluster.logging_dir,
         executor="slurm",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from transformers import HfArgumentParser
 
-from rmat_hf.inference.distributed_screening import run_distributed_screen
-from rmat_hf.inference.screening_arguments import PredictionArguments, build_screening
+from rmat_hf.data.shards import run_distributed
+from rmat_hf.inference.screening import PredictionArguments, run_prediction
 
 
 @dataclass(kw_only=True)
@@ -25,13 +25,11 @@ class ClusterArguments:
 
 if __name__ == "__main__":
     parser = HfArgumentParser((PredictionArguments, ClusterArguments))
-    flags, cluster = parser.parse_args_into_dataclasses()
-    arguments = build_screening(flags, cache_dir=None)
+    arguments, cluster = parser.parse_args_into_dataclasses()
     slurm = {"partition": cluster.partition, "time": cluster.time, "venv_path": cluster.venv}
-    run_distributed_screen(
-        "predict",
+    run_distributed(
+        run_prediction,
         arguments,
-        options=arguments.pop("options"),
         num_tasks=cluster.num_tasks,
         logging_dir=cluster.logging_dir,
         executor="slurm",

@@ -51,7 +51,7 @@ def feature_cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     folder = tmp_path_factory.mktemp("feature_cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("XDG_CACHE_HOME", raising=False)
-        patch.setattr("rmat_hf.training.task.find_feature_cache_dir", lambda: folder)
+        patch.setattr("rmat_hf.data.featurization.find_feature_cache_dir", lambda: folder)
         yield folder
 
 

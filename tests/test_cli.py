@@ -293,7 +293,7 @@ def test_featurize_prints_counts_and_reasons(
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rmat_hf.training.corpus_arguments.run_featurization", interrupt)
+    monkeypatch.setattr("rmat_hf.data.corpus.run_featurization", interrupt)
     interrupted = run_cli(*flags, "--shard-size", 4)
     assert interrupted.exit_code == 130
     assert interrupted.error == "rmat: interrupted. Repeat the command to continue.\n"

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +16,43 @@ import pytest
 from rdkit import Chem
 from tiny import TINY_SMILES
 
-from rmat_hf.data import featurization
-from rmat_hf.data.screen_folder import ERROR_COLUMN
-from rmat_hf.data.top_rows import TopRows
-from rmat_hf.inference import screening
-from rmat_hf.inference.screening import run_embedding, run_prediction
-from rmat_hf.inference.screening_options import ScreeningOptions
-from rmat_hf.inference.sharded_screening import ScreenModel
+from rmat_hf.inference.screening import PredictionArguments, run_embedding, run_prediction
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 DEADLY = {"[Og]": "segfault", "[Ts]": "kill"}
 REASONS = {
     "segfault": r"the process that featurizes it was killed by signal 11 (Segmentation fault)",
     "kill": r"the process that featurizes it was killed by signal 9 (Killed)",
 }
-OPTIONS = ScreeningOptions(shard_size=6, chunk_size=4, batch_size=3)
+OPTIONS = {"shard_size": 6, "chunk_size": 4, "batch_size": 3}
 ROWS = {4: "[Og]", 6: "[Ts]", 7: "[Og]", 16: "[Ts]"}
 NUM_ROWS = 23
-
-compute_features = featurization._featurize
-load_prediction = screening._load_prediction
-load_embedding = screening._load_embedding
-
-
-def featurize_or_die(job: Any, processor: Any) -> Any:
-    """Stand for RDKit, which crashes, and for the kernel, which kills what takes all memory."""
-    end = DEADLY.get(job[0])
-    if end == "segfault":
-        faulthandler.disable()  # pytest's would fill the log
-        ctypes.string_at(0)
-    elif end == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return compute_features(job, processor)
-
-
-def load_deadly_prediction(*arguments: Any, **options: Any) -> ScreenModel:
-    """Load a model in whatever process; some molecules are deadly there from then on."""
-    vars(featurization)["_featurize"] = featurize_or_die
-    return load_prediction(*arguments, **options)
-
-
-def load_deadly_embedding(*arguments: Any, **options: Any) -> ScreenModel:
-    vars(featurization)["_featurize"] = featurize_or_die
-    return load_embedding(*arguments, **options)
 
 
 @pytest.fixture
 def deadly(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(featurization, "_featurize", compute_features)  # and back at the end
-    monkeypatch.setattr(screening, "_load_prediction", load_deadly_prediction)
-    monkeypatch.setattr(screening, "_load_embedding", load_deadly_embedding)
+    """Stand for RDKit, which crashes, and for the kernel, which kills what takes all memory."""
+    compute = RMatProcessor.featurize_compactly
+
+    def featurize_or_die(processor: RMatProcessor, molecule: Any) -> Any:
+        text = molecule if isinstance(molecule, str) else getattr(molecule, "smiles", "")
+        end = DEADLY.get(text)
+        if end == "segfault":
+            faulthandler.disable()  # pytest's would fill the log
+            ctypes.string_at(0)
+        elif end == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compute(processor, molecule)
+
+    monkeypatch.setattr(RMatProcessor, "featurize_compactly", featurize_or_die)
     return monkeypatch
+
+
+def screen(
+    model: Path, library: Path, output: Path, *, run: Any = run_prediction, **options: Any
+) -> Any:
+    arguments = {"model": str(model), "input": str(library), "output": str(output)}
+    return run(PredictionArguments(**arguments, **(OPTIONS | options)))
 
 
 def write_library(path: Path, *, deadly_rows: dict[int, str]) -> Path:
@@ -88,13 +74,12 @@ def list_processes() -> list[str]:
     return [command for command in commands if "resource_tracker" not in command]
 
 
-@pytest.mark.parametrize("num_proc", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_deadly_rows_of_a_folder_have_a_reason_and_the_others_their_bytes(
-    deadly: pytest.MonkeyPatch, tiny_model_folder: Path, tmp_path: Path, num_proc: int
+    deadly: pytest.MonkeyPatch, tiny_model_folder: Path, tmp_path: Path, num_workers: int
 ) -> None:
     library = write_library(tmp_path / "library.parquet", deadly_rows=ROWS)
-    options = replace(OPTIONS, num_proc=num_proc)
-    result = run_prediction(tiny_model_folder, library, output=tmp_path / "screen", options=options)
+    result = screen(tiny_model_folder, library, tmp_path / "screen", num_workers=num_workers)
     assert list_processes() == []
     assert multiprocessing.active_children() == []
     assert (result.num_rows, result.num_failed, result.is_complete) == (NUM_ROWS, 4, True)
@@ -103,32 +88,17 @@ def test_deadly_rows_of_a_folder_have_a_reason_and_the_others_their_bytes(
     rows = read_rows(tmp_path / "screen")
     for row, molecule in ROWS.items():
         assert rows[row]["smiles"] == molecule
-        assert rows[row][ERROR_COLUMN].startswith(REASONS[DEADLY[molecule]])
+        assert rows[row]["error"].startswith(REASONS[DEADLY[molecule]])
 
     # a molecule that fails in the usual way takes its place in no batch either
     write_library(library, deadly_rows=dict.fromkeys(ROWS, "C1CC"))
-    deadly.setattr(screening, "_load_prediction", load_prediction)
-    run_prediction(tiny_model_folder, library, output=tmp_path / "healthy", options=OPTIONS)
+    deadly.undo()
+    screen(tiny_model_folder, library, tmp_path / "healthy")
     expected = read_rows(tmp_path / "healthy")
     for row in set(range(NUM_ROWS)) - set(ROWS):
         assert rows[row] == expected[row]
     last = "part-00003.parquet"
     assert (tmp_path / "screen" / last).read_bytes() == (tmp_path / "healthy" / last).read_bytes()
-
-
-@pytest.mark.slow
-def test_folder_with_deadly_rows_has_the_same_bytes_from_one_process_and_two(
-    deadly: pytest.MonkeyPatch, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    library = write_library(tmp_path / "library.parquet", deadly_rows=ROWS)
-    found = []
-    for num_proc in (1, 2):
-        output = tmp_path / str(num_proc)
-        options = replace(OPTIONS, num_proc=num_proc)
-        run_prediction(tiny_model_folder, library, output=output, options=options)
-        found.append({path.name: path.read_bytes() for path in output.iterdir()})
-    assert found[0] == found[1]
-    assert len(found[0]) == 6
 
 
 def test_deadly_rows_of_one_file_and_of_embeddings_have_a_reason(
@@ -137,9 +107,9 @@ def test_deadly_rows_of_one_file_and_of_embeddings_have_a_reason(
     library = write_library(tmp_path / "library.parquet", deadly_rows=ROWS)
     for run in (run_prediction, run_embedding):
         output = tmp_path / f"{run.__name__}.parquet"
-        result = run(tiny_model_folder, library, output=output, options=OPTIONS)
+        result = screen(tiny_model_folder, library, output, run=run)
         assert (result.num_rows, result.num_failed) == (NUM_ROWS, 4)
-        errors = pq.read_table(output)[ERROR_COLUMN].to_pylist()
+        errors = pq.read_table(output)["error"].to_pylist()
         assert {row for row, error in enumerate(errors) if error} == set(ROWS)
         assert all(errors[row].startswith(REASONS[DEADLY[ROWS[row]]]) for row in ROWS)
     assert list_processes() == []
@@ -149,25 +119,22 @@ def test_deadly_rows_are_counted_where_only_the_best_are_kept(
     deadly: pytest.MonkeyPatch, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     library = write_library(tmp_path / "library.parquet", deadly_rows=ROWS)
-    options = replace(OPTIONS, top_rows=TopRows(30))
-    result = run_prediction(tiny_model_folder, library, output=tmp_path / "best", options=options)
+    result = screen(tiny_model_folder, library, tmp_path / "best", top_k=30)
     assert (result.num_rows, result.num_failed, result.num_written) == (NUM_ROWS, 4, NUM_ROWS - 4)
     best = pq.read_table(tmp_path / "best" / "top.parquet")["row"].to_pylist()
     assert sorted(best) == sorted(set(range(NUM_ROWS)) - set(ROWS))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
 def test_bytes_are_those_of_a_screen_without_workers(
-    tiny_model_folder: Path, tmp_path: Path, num_workers: int
+    tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     library = write_library(tmp_path / "library.parquet", deadly_rows={5: "C1CC"})
     sdf = Path(__file__).parent / "golden" / "reference" / "grover_pool" / "molecules.sdf"
     assert Chem.SDMolSupplier(str(sdf))[0].GetNumConformers() == 1
     for source in (library, sdf):
         found = []
-        for number in (0, num_workers):
+        for number in (0, 1, 2):
             output = tmp_path / f"{source.stem}-{number}"
-            options = replace(OPTIONS, num_workers=number)
-            run_embedding(tiny_model_folder, source, output=output, options=options)
+            screen(tiny_model_folder, source, output, run=run_embedding, num_workers=number)
             found.append({path.name: path.read_bytes() for path in output.iterdir()})
-        assert found[0] == found[1]
+        assert found[0] == found[1] == found[2]

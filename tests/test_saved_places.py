@@ -15,11 +15,11 @@ from tiny_evaluation import build_tiny_evaluation, build_tiny_protocol
 from tiny_finetuning import TABLE_SMILES, build_tiny_arguments, write_table
 from tiny_pretraining import build_pretraining_arguments
 
+from rmat_hf.data.corpus import FeaturizationArguments, run_featurization
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.inference.conversion import convert_checkpoint
-from rmat_hf.inference.screening import run_embedding, run_prediction
+from rmat_hf.inference.screening import PredictionArguments, run_embedding, run_prediction
 from rmat_hf.training.arguments import BenchmarkArguments
-from rmat_hf.training.corpus_arguments import FeaturizationArguments, run_featurization
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.pretraining import run_pretraining
 
@@ -124,9 +124,13 @@ def test_tables_and_reports_tell_nothing(place: Path, tiny_model_folder: Path) -
     outputs = place / "outputs"
     outputs.mkdir()
     table = write_table(place / "molecules.csv", {"smiles": [*TINY_SMILES, "no molecule"]})
-    run_prediction(tiny_model_folder, table, output=outputs / "p.csv", smiles_column="smiles")
-    run_prediction(tiny_model_folder, table, output=outputs / "p.parquet", smiles_column="smiles")
-    run_embedding(tiny_model_folder, table, output=outputs / "e.parquet", smiles_column="smiles")
+    for run, name in (
+        (run_prediction, "p.csv"),
+        (run_prediction, "p.parquet"),
+        (run_embedding, "e.parquet"),
+    ):
+        files = {"input": str(table), "output": str(outputs / name)}
+        run(PredictionArguments(model=str(tiny_model_folder), **files))
     run_benchmark(
         BenchmarkArguments(
             model=str(tiny_model_folder),

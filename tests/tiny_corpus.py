@@ -4,15 +4,8 @@ from pathlib import Path
 
 from tiny import TINY_SMILES
 
-from rmat_hf.data.corpus_format import (
-    PROCESSOR_FILE,
-    describe_processor,
-    encode_shard,
-    name_shard,
-)
+from rmat_hf.data.corpus import PROCESSOR_FILE, encode_shard
 from rmat_hf.data.featurization import featurize_molecules
-from rmat_hf.data.stored_features import count_nodes
-from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 
@@ -26,15 +19,11 @@ def write_shard(
     """Write one shard; molecules that fail are in its metadata."""
     processor = processor or RMatProcessor(geometry="bounds")
     outcomes = featurize_molecules(smiles, processor)
+    rows = list(zip(range(first_row, first_row + len(smiles)), smiles, outcomes, strict=True))
     content = encode_shard(
-        [
-            DroppedRow(first_row + position, text, outcome.failure)
-            for position, (text, outcome) in enumerate(zip(smiles, outcomes, strict=True))
-        ],
-        outcomes,
-        num_nodes=count_nodes([outcome.features for outcome in outcomes if not outcome.failure]),
-        processor=describe_processor(processor),
-        options={},
+        [row for row in rows if not row[2].failure],
+        failures=[(row, text, it.failure) for row, text, it in rows if it.failure],
+        processor=processor,
     )
     path.write_bytes(content)
 
@@ -51,7 +40,7 @@ def write_corpus(
     processor = processor or RMatProcessor(geometry="bounds")
     folder.mkdir(parents=True, exist_ok=True)
     for idx, start in enumerate(range(0, len(smiles), shard_size)):
-        path = folder / name_shard(idx)
+        path = folder / f"part-{idx:05}.parquet"
         chunk = smiles[start : start + shard_size]
         write_shard(path, chunk, first_row=start, processor=processor)
     processor.to_json_file(folder / PROCESSOR_FILE)

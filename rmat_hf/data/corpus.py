@@ -1,33 +1,327 @@
-"""Read a featurized corpus: a folder of `rmat featurize`, some of its shards, or the Hub's."""
+"""`rmat featurize` and what it writes: Parquet shards of featurized molecules, for pretraining.
 
+A shard is self-contained. The metadata of its schema hold the options of the processor and the
+rows that have no features.
+"""
+
+import glob
+import io
+import json
+import logging
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+import rdkit
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfFileSystem
+from huggingface_hub import HfFileSystem, snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 
-from rmat_hf.data.corpus_format import (
-    FAILED_ROWS_FILE,
-    PROCESSOR_FILE,
-    REQUIRED_COLUMNS,
-    SHARD_SCHEMA,
-    ShardHeader,
-    build_processor,
-    find_difference,
-    read_shard_header,
+from rmat_hf import __version__
+from rmat_hf.data.featurization import (
+    FeaturizedMolecule,
+    describe_processor,
+    iterate_featurized,
 )
-from rmat_hf.data.corpus_location import HUB_PREFIX, NOT_FEATURIZED, find_shards
-from rmat_hf.errors import UserError
+from rmat_hf.data.shards import (
+    RowCounts,
+    count_failures,
+    encode_json,
+    find_difference,
+    parse_task,
+    write_file,
+    write_shards,
+)
+from rmat_hf.data.sources import open_table
+from rmat_hf.data.stored_features import count_nodes
+from rmat_hf.data.table_writer import ColumnKind, TableWriter
+from rmat_hf.data.tables import HUB_PREFIX, TableChunk, validate_smiles_column
+from rmat_hf.errors import UserError, explained_reading, get_first_line, list_reading_errors
+from rmat_hf.flags import declare_flag, declare_required, validate_flags
+from rmat_hf.model.features_rmat import Molecule, list_molecule_descriptor_names
+from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.processing_rmat import RMatProcessor
 
+logger = logging.getLogger(__name__)
+
+CORPUS_FILE = "corpus.json"
+FAILED_ROWS_FILE = "failed_rows.csv"
+PROCESSOR_FILE = "preprocessor_config.json"
+README_FILE = "README.md"
+# large_binary: the features of a shard may take more than 2 GiB.
+SHARD_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("smiles", pa.string()),
+        ("features", pa.large_binary()),
+        ("num_nodes", pa.int32()),
+        ("geometry_source", pa.string()),
+    ]
+)
+REQUIRED_COLUMNS = ("smiles", "features", "num_nodes")
+NOT_FEATURIZED = "Its molecules have no features: run `rmat featurize` first and load its folder."
+_PROCESSOR_KEY = b"rmat_hf.processor"
+_FAILURES_KEY = b"rmat_hf.failures"
+_COMPRESSION_LEVEL = 9
+# Molecules that a reader holds at a time.
+_ROW_GROUP_SIZE = 8192
+_CHUNK_SIZE = 1024
+# Reasons of failures on the screen; corpus.json has them all.
+_MAX_REASONS = 10
 # Footers of a corpus on the Hub that are asked for at a time.
-NUM_CONNECTIONS = 16
+_NUM_CONNECTIONS = 16
+# Keeps the Hub from taking the other files of the folder for the data.
+_CARD = """---
+configs:
+- config_name: default
+  data_files: part-*.parquet
+---
+
+Molecules featurized with `rmat featurize`. `corpus.json` counts them and tells the options,
+`failed_rows.csv` lists those that could not be featurized.
+"""
+
+
+@dataclass(kw_only=True)
+class FeaturizationArguments:
+    """Everything `run_featurization` needs to know; each field is a flag of `rmat featurize`."""
+
+    input: str = declare_required(
+        "CSV, SMI, SDF (each also .gz) or Parquet file, folder or glob of files of one kind, "
+        "bundled name or Hub data set."
+    )
+    output_dir: str = declare_required("Folder to write; the same command again continues it.")
+    revision: str | None = declare_flag(None, "Branch, tag or commit of a data set on the Hub.")
+    split: str | None = declare_flag(None, "Split of a data set on the Hub that has several.")
+    smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
+    geometry: Geometry = declare_flag("bounds", "Where distances come from.")
+    on_conformer_failure: ConformerFailure = declare_flag(
+        "raise", "Geometry to step down to when no conformer is found; 'raise' drops the row."
+    )
+    molecule_descriptors: Literal["none", "rdkit_2d"] = declare_flag(
+        "none", "Molecule descriptors to store, for example as labels of pretraining."
+    )
+    max_atoms: int = declare_flag(256, "Most heavy atoms of a molecule.", least=1)
+    num_proc: int = declare_flag(
+        1,
+        "Processes that featurize. A molecule that kills one of them is a failed row; with 0 it "
+        "ends the command.",
+        least=0,
+    )
+    shard_size: int = declare_flag(8192, "Rows of the input in one file.", least=1)
+    max_rows: int | None = declare_flag(
+        None, "First rows of the input to take. Default: all.", least=1
+    )
+    task: str | None = declare_flag(
+        None, "RANK/NUM: write every NUM-th shard from RANK (from 0) on, one task per machine."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for a flag that is out of its bounds or none of its choices."""
+        validate_flags(self)
+        parse_task(self.task or "0/1")
+
+
+@dataclass(frozen=True)
+class CorpusReport:
+    """What is in a corpus, or in the part of it that one task writes.
+
+    Args:
+        num_shards, num_rows, num_molecules, num_failed (`int`): Counts.
+        failures (`dict[str, int]`): How often a reason was met, the most frequent first.
+        bytes_per_molecule (`float`): Size of the shards.
+    """
+
+    num_shards: int
+    num_rows: int
+    num_molecules: int
+    num_failed: int
+    failures: dict[str, int]
+    bytes_per_molecule: float
+
+
+def run_featurization(
+    arguments: FeaturizationArguments, *, show_progress: bool = False
+) -> CorpusReport:
+    """Featurize molecules to a folder of Parquet shards, for [`load_corpus`].
+
+    Each shard appears when it is complete. The same call again computes what is missing, after
+    an error or a kill at any moment too, and the folder ends up with the same bytes (unless a
+    time limit of conformers decided), whatever the number of processes and tasks.
+
+    Args:
+        arguments (`FeaturizationArguments`): Molecules, geometry, folder and how.
+        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
+
+    Raises:
+        UserError: The folder belongs to other options or another input, or cannot be written.
+    """
+    has_descriptors = arguments.molecule_descriptors == "rdkit_2d"
+    processor = RMatProcessor(
+        geometry=arguments.geometry,
+        on_conformer_failure=arguments.on_conformer_failure,
+        max_atoms=arguments.max_atoms,
+        molecule_descriptors=list_molecule_descriptor_names() if has_descriptors else None,
+    )
+    folder = Path(arguments.output_dir)
+    table = open_table(arguments.input, revision=arguments.revision, split=arguments.split)
+    validate_smiles_column(table.schema, arguments.smiles_column, source=table.source)
+    counts, _ = write_shards(
+        _FeaturizedShards(arguments, processor),
+        table.select([arguments.smiles_column]),
+        folder=folder,
+        shard_size=arguments.shard_size,
+        chunk_size=_CHUNK_SIZE,
+        max_rows=arguments.max_rows,
+        task=arguments.task,
+        show_progress=show_progress,
+    )
+    return _build_report(counts, sorted(folder.glob("part-*.parquet")))
+
+
+def describe_corpus(report: CorpusReport) -> str:
+    """Return the counts as lines for the screen."""
+    lines = [
+        f"{report.num_rows} rows: {report.num_molecules} molecules, {report.num_failed} failed, "
+        f"{report.num_shards} shards, {report.bytes_per_molecule} bytes per molecule."
+    ]
+    reasons = list(report.failures.items())
+    lines += [f"{count:>8}  {reason}" for reason, count in reasons[:_MAX_REASONS]]
+    if others := reasons[_MAX_REASONS:]:
+        lines.append(f"{sum(count for _, count in others):>8}  for {len(others)} other reasons")
+    return "\n".join(lines)
+
+
+def _build_report(counts: RowCounts, shards: Sequence[Path]) -> CorpusReport:
+    num_bytes = sum(path.stat().st_size for path in shards)
+    return CorpusReport(
+        num_shards=len(shards),
+        num_rows=counts.num_rows,
+        num_molecules=counts.num_written,
+        num_failed=counts.num_failed,
+        failures=counts.failures,
+        bytes_per_molecule=round(num_bytes / max(counts.num_written, 1), 1),
+    )
+
+
+# Text and outcome of one row
+_Row = tuple[str, FeaturizedMolecule]
+
+
+@dataclass(frozen=True)
+class _FeaturizedShards:
+    """Features as the writer of shards takes them."""
+
+    arguments: FeaturizationArguments
+    processor: RMatProcessor
+    extension: str = "parquet"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        names = ("smiles_column", "revision", "split")
+        return {
+            **{name: getattr(self.arguments, name) for name in names},
+            "processor": describe_processor(self.processor),
+            "rdkit": rdkit.__version__,
+        }
+
+    def compute(self, chunks: Iterable[TableChunk]) -> Generator[list[_Row], None, None]:
+        texts: deque[list[str]] = deque()
+
+        def list_molecules() -> Iterator[Molecule]:
+            for chunk in chunks:
+                column = chunk.columns[self.arguments.smiles_column].to_pylist()
+                texts.append([text or "" for text in column])
+                yield from chunk.molecules(self.arguments.smiles_column)
+
+        outcomes = iterate_featurized(
+            list_molecules(), self.processor, num_workers=self.arguments.num_proc
+        )
+        with closing(outcomes):
+            for first in outcomes:  # its chunk has been taken by now
+                smiles = texts.popleft()
+                rest = islice(outcomes, len(smiles) - 1)
+                yield list(zip(smiles, (first, *rest), strict=True))
+
+    def write(self, path: Path, results: Iterable[list[_Row]], *, rows: range) -> None:
+        numbered = list(zip(rows, chain.from_iterable(results), strict=True))
+        failures = [(row, text, it.failure) for row, (text, it) in numbered if it.failure]
+        kept = [(row, text, outcome) for row, (text, outcome) in numbered if not outcome.failure]
+        write_file(path, encode_shard(kept, failures=failures, processor=self.processor))
+
+    def count(self, path: Path) -> RowCounts:
+        header = _read_header(path)
+        num_failed = len(header.failures)
+        failures = count_failures(reason for _, _, reason in header.failures)
+        return RowCounts(header.num_rows + num_failed, num_failed, header.num_rows, failures)
+
+    def complete(self, folder: Path, shards: Sequence[Path], *, counts: RowCounts) -> RowCounts:
+        columns: dict[str, ColumnKind] = {"row": "integer", "smiles": "text", "reason": "text"}
+        with TableWriter(folder / FAILED_ROWS_FILE, added_columns=columns) as writer:
+            for path in shards:
+                if failures := _read_header(path).failures:
+                    writer.write(dict(zip(columns, zip(*failures, strict=True), strict=True)))
+        if not (folder / README_FILE).exists():
+            write_file(folder / README_FILE, _CARD.encode())
+        options = describe_processor(self.processor)
+        write_file(folder / PROCESSOR_FILE, encode_json(options))
+        versions = {"rmat_hf": __version__, "rdkit": rdkit.__version__}
+        content = {**asdict(_build_report(counts, shards)), "versions": versions}
+        write_file(folder / CORPUS_FILE, encode_json(content))
+        return counts
+
+
+def encode_shard(
+    rows: Sequence[tuple[int, str, FeaturizedMolecule]],
+    *,
+    failures: Sequence[tuple[int, str, str]],
+    processor: RMatProcessor,
+) -> bytes:
+    """Return the bytes of a shard; equal arguments give equal bytes.
+
+    Args:
+        rows (`Sequence[tuple[int, str, FeaturizedMolecule]]`):
+            Position in the input, SMILES and features of every molecule.
+        failures (`Sequence[tuple[int, str, str]]`): Position, SMILES and reason of the others.
+        processor (`RMatProcessor`): Has made the features.
+    """
+    features = [outcome.features for _, _, outcome in rows]
+    columns = {
+        "row": [row for row, _, _ in rows],
+        "smiles": [smiles for _, smiles, _ in rows],
+        "features": features,
+        "num_nodes": count_nodes(features),
+        "geometry_source": [outcome.geometry_source for _, _, outcome in rows],
+    }
+    metadata = {_PROCESSOR_KEY: describe_processor(processor), _FAILURES_KEY: failures}
+    schema = SHARD_SCHEMA.with_metadata(
+        {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
+    )
+    stream = io.BytesIO()
+    with pq.ParquetWriter(
+        stream,
+        schema,
+        compression="zstd",
+        compression_level=_COMPRESSION_LEVEL,
+        use_dictionary=["geometry_source"],
+        write_statistics=["row", "num_nodes"],
+    ) as writer:
+        # datasets cannot read an empty row group, but a file without any
+        if rows:
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=_ROW_GROUP_SIZE)
+    return stream.getvalue()
+
+
+# Reading
 
 
 @dataclass(frozen=True)
@@ -43,6 +337,17 @@ class Corpus:
 
     dataset: datasets.Dataset | datasets.IterableDataset
     processor: RMatProcessor
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the footer of a shard tells; `processor` is None in a foreign file."""
+
+    name: str
+    schema: pa.Schema
+    num_rows: int
+    processor: dict[str, Any] | None
+    failures: list[tuple[int, str, str]]
 
 
 def load_corpus(
@@ -65,124 +370,161 @@ def load_corpus(
             Read the shards while iterating. By default the data set is memory-mapped: `datasets`
             writes an uncompressed copy to its cache, once.
 
-    Returns:
-        `Corpus`.
-
     Raises:
         UserError: The molecules are not featurized, a shard is missing, damaged or made by
             another processor, or there is no molecule.
     """
     name = os.fspath(source)
-    paths, saved_options = find_shards(
-        name, revision=revision, split=split, with_download=not streaming
-    )
-    headers = _read_headers(paths)
-    columns = _validate_columns(headers)
-    options = _validate_processors(headers, saved_options=saved_options)
-    if not any(header.num_rows for header in headers):
-        raise UserError(f"{name} has no molecule. {FAILED_ROWS_FILE} tells why.")
-    processor = build_processor(options, source=name)
-    filled = [path for path, header in zip(paths, headers, strict=True) if header.num_rows]
-    return Corpus(_load_shards(filled, columns=columns, streaming=streaming), processor)
-
-
-def _read_headers(paths: Sequence[str]) -> list[ShardHeader]:
-    if not paths[0].startswith(HUB_PREFIX):
-        try:
-            return [read_shard_header(path, name=path) for path in paths]
-        except OSError as error:
-            raise UserError(f"{error}. Copy the shard anew, or make it readable.") from error
-    files = HfFileSystem()
-
-    def read_remote_header(path: str) -> ShardHeader:
-        with files.open(path) as file:
-            return read_shard_header(file, name=path)
-
-    with ThreadPoolExecutor(NUM_CONNECTIONS) as executor:
-        return list(executor.map(read_remote_header, paths))
-
-
-def _validate_columns(headers: Sequence[ShardHeader]) -> list[str]:
-    """Return the columns that every shard has; raise if it lacks a required one."""
-    for header in headers:
-        if "features" not in header.schema.names:
-            raise UserError(f"{header.name} has no column 'features'. {NOT_FEATURIZED}")
-        for column in REQUIRED_COLUMNS:
-            if column not in header.schema.names:
-                raise UserError(
-                    f"{header.name} has no column {column!r}. Delete the file and repeat the "
-                    "`rmat featurize` command that made it, or copy it anew."
-                )
-        found = header.schema.field("features").type
-        if not (pa.types.is_binary(found) or pa.types.is_large_binary(found)):
-            raise UserError(
-                f"{header.name}: the column 'features' holds {found}, not the bytes of `rmat "
-                f"featurize`. {NOT_FEATURIZED}"
-            )
-    return [
-        name
-        for name in SHARD_SCHEMA.names
-        if all(name in header.schema.names for header in headers)
-    ]
-
-
-def _validate_processors(
-    headers: Sequence[ShardHeader], *, saved_options: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return the options of the one processor that has made every shard."""
-    first = headers[0]
-    for header in headers[1:]:
-        difference = find_difference(first.processor or {}, header.processor or {})
-        if difference:
-            raise UserError(
-                f"{first.name} and {header.name} were made by different processors: "
-                f"{difference}. Load them as two corpora, or featurize one of them anew."
-            )
-    if first.processor is None and saved_options is None:
-        raise UserError(
-            f"{first.name} does not say which processor made it, and there is no "
-            f"{PROCESSOR_FILE} beside it. Run `rmat featurize`, and load its folder."
+    path = Path(name)
+    is_local = path.exists() or path.is_absolute() or glob.has_magic(name) or bool(path.suffix)
+    if is_local:
+        paths, folder = _find_local_shards(name)
+    else:
+        paths, folder = _find_hub_shards(
+            name, revision=revision, split=split, with_download=not streaming
         )
-    if first.processor is not None and saved_options is not None:
-        known = {name: saved_options.get(name) for name in first.processor}
-        if difference := find_difference(first.processor, known):
-            raise UserError(
-                f"{first.name} and {PROCESSOR_FILE} contradict each other: {difference}. Restore "
-                f"{PROCESSOR_FILE}, or delete it: the shards say the same."
-            )
-    return first.processor or saved_options or {}
-
-
-def _load_shards(
-    paths: list[str], *, columns: list[str], streaming: bool
-) -> datasets.Dataset | datasets.IterableDataset:
-    features = datasets.Features.from_arrow_schema(
-        pa.schema([SHARD_SCHEMA.field(name) for name in columns])
-    )
+    with ThreadPoolExecutor(_NUM_CONNECTIONS) as executor:
+        headers = list(executor.map(_read_header, paths))
+    made_by = [(header.name, header.processor or {}) for header in headers]
+    if folder is not None and (folder / PROCESSOR_FILE).is_file():
+        with explained_reading(folder / PROCESSOR_FILE):
+            saved = json.loads((folder / PROCESSOR_FILE).read_text(encoding="utf-8"))
+            known = {key: saved.get(key) for key in made_by[0][1] or saved}
+        is_named = any(options for _, options in made_by)
+        made_by = [*(made_by if is_named else []), (str(folder / PROCESSOR_FILE), known)]
+    has_own_source = is_local and (revision is not None or split != "train")
+    for problem in _list_problems(name, headers, made_by=made_by, has_own_source=has_own_source):
+        raise UserError(problem)
+    columns = [
+        column
+        for column in SHARD_SCHEMA.names
+        if all(column in header.schema.names for header in headers)
+    ]
+    filled = [path for path, header in zip(paths, headers, strict=True) if header.num_rows]
     try:
-        return datasets.load_dataset(
+        processor = RMatProcessor(**made_by[0][1])
+        dataset = datasets.load_dataset(
             "parquet",
-            data_files={"train": paths},
+            data_files={"train": filled},
             split="train",
             columns=columns,
-            features=features,
+            features=datasets.Features.from_arrow_schema(
+                pa.schema([SHARD_SCHEMA.field(column) for column in columns])
+            ),
             streaming=streaming,
         )
-    except (DatasetsError, pa.ArrowException, OSError) as error:
-        _validate_pages(paths, columns=columns)
-        # datasets wraps what the disk says
-        raise UserError(f"The corpus cannot be loaded: {error.__cause__ or error}") from error
+    except (*list_reading_errors(), DatasetsError, StrictDataclassError, TypeError) as error:
+        raise UserError(
+            f"{name} cannot be loaded: {get_first_line(error.__cause__ or error)}. Delete the "
+            "damaged shard and repeat the `rmat featurize` command that made it, or copy it anew."
+        ) from error
+    return Corpus(dataset, processor)
 
 
-def _validate_pages(paths: list[str], *, columns: list[str]) -> None:
-    """Raise for the first shard whose content cannot be decompressed."""
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                for _ in file.iter_batches(columns=columns):
-                    pass
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{path} is damaged: {error}. Delete it and repeat the `rmat featurize` command "
-                "that made it, or copy it anew."
-            ) from error
+def _list_problems(
+    name: str,
+    headers: Sequence[_Header],
+    *,
+    made_by: Sequence[tuple[str, dict[str, Any]]],
+    has_own_source: bool,
+) -> Iterator[str]:
+    """Yield what keeps shards from being one corpus."""
+    if has_own_source:
+        yield f"{name} is not on the Hub: it has no revision and no split. Leave them out."
+    for header in headers:
+        missing = [column for column in REQUIRED_COLUMNS if column not in header.schema.names]
+        if missing:
+            yield f"{header.name} has no column {missing[0]!r}. {NOT_FEATURIZED}"
+        found = header.schema.field("features").type
+        if not (pa.types.is_binary(found) or pa.types.is_large_binary(found)):
+            yield f"{header.name}: the column 'features' holds {found}. {NOT_FEATURIZED}"
+    first, options = made_by[0]
+    if not options:
+        yield (
+            f"{first} does not say which processor made it, and there is no {PROCESSOR_FILE} "
+            "beside it. Run `rmat featurize`, and load its folder."
+        )
+    for other, its_options in made_by[1:]:
+        if difference := find_difference(options, its_options):
+            yield (
+                f"{first} and {other} were made by different processors: {difference}. Load them "
+                "as two corpora, or featurize one of them anew."
+            )
+    if not any(header.num_rows for header in headers):
+        yield f"{name} has no molecule. {FAILED_ROWS_FILE} tells why."
+
+
+def _read_header(path: str | Path) -> _Header:
+    name = str(path)
+    try:
+        with (
+            HfFileSystem().open(name) if name.startswith(HUB_PREFIX) else open(name, "rb") as file,
+            pq.ParquetFile(file) as parquet,
+        ):
+            schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        metadata = schema.metadata or {}
+        processor = json.loads(metadata.get(_PROCESSOR_KEY, b"null"))
+        failures = [tuple(row) for row in json.loads(metadata.get(_FAILURES_KEY, b"[]"))]
+    except list_reading_errors() as error:
+        raise UserError(
+            f"{name} cannot be read as a shard of a corpus: {get_first_line(error)}. If it is a "
+            f"damaged one, delete it and repeat the command that made it. If not: {NOT_FEATURIZED}"
+        ) from error
+    return _Header(name, schema, num_rows, processor, failures)
+
+
+def _find_local_shards(name: str) -> tuple[list[str], Path | None]:
+    """Return the files, and the folder that they are the shards of."""
+    folder = Path(name)
+    if not folder.is_dir():
+        paths = sorted(glob.glob(name, recursive=True)) or [name]
+        return paths, None
+    paths = sorted(str(path) for path in folder.glob("*.parquet"))
+    num_shards = None
+    if (folder / CORPUS_FILE).is_file():
+        with explained_reading(folder / CORPUS_FILE):
+            num_shards = dict(json.loads((folder / CORPUS_FILE).read_text())).get("num_shards")
+    elif paths:
+        logger.warning(
+            "%s is not finished: it has %d shards so far. Repeat the `rmat featurize` command "
+            "that made it for the others.",
+            folder,
+            len(paths),
+        )
+    if not paths or num_shards not in (None, len(paths)):
+        raise UserError(
+            f"{folder} has {len(paths)} shards (part-*.parquet), {CORPUS_FILE} counts "
+            f"{num_shards or 'none'}. Repeat the `rmat featurize` command that made it, or name "
+            "another folder."
+        )
+    return paths, folder
+
+
+def _find_hub_shards(
+    name: str, *, revision: str | None, split: str, with_download: bool
+) -> tuple[list[str], Path]:
+    """Return local paths after a download, else addresses for streaming."""
+    try:
+        builder = datasets.load_dataset_builder(name, revision=revision)
+        addresses = list(map(str, (builder.config.data_files or {}).get(split, [])))
+        if not addresses or not all(
+            address.startswith(HUB_PREFIX) and address.endswith(".parquet") for address in addresses
+        ):
+            raise ValueError(f"no shards of a corpus in the split {split!r}. {NOT_FEATURIZED}")
+        # hf://datasets/USER/NAME@COMMIT/PATH
+        places = [address.removeprefix(f"{HUB_PREFIX}datasets/") for address in addresses]
+        repo_id, _, commit = places[0].partition("@")
+        shards = [place.partition("@")[2].partition("/")[2] for place in places]
+        folder = Path(
+            snapshot_download(
+                repo_id,
+                repo_type="dataset",
+                revision=commit.partition("/")[0],
+                allow_patterns=[PROCESSOR_FILE, *(shards if with_download else [])],
+            )
+        )
+    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{name!r} is neither a file nor a folder, and the Hub gives: {get_first_line(error)}"
+        ) from error
+    return [str(folder / shard) for shard in shards] if with_download else addresses, folder

@@ -1,48 +1,77 @@
-"""Featurize many molecules once, before the first epoch."""
+"""Featurize many molecules: one loop for every verb, and a cache for the next run."""
 
-import functools
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+import sqlite3
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
+import rdkit
 from datasets import Dataset
 from rdkit import Chem
 from tqdm.auto import tqdm
+from transformers.utils.logging import warning_once
 
-from rmat_hf.data.feature_cache import (
-    DEAD_PROCESS,
-    TOO_LITTLE_MEMORY,
-    FeatureCache,
-    FeaturizedMolecule,
-)
 from rmat_hf.data.stored_features import count_nodes, pack_features
+from rmat_hf.data.supervised_map import map_supervised
 from rmat_hf.data.training_table import DroppedRow
-from rmat_hf.data.worker_pool import WorkerPool
-from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
-from rmat_hf.model.geometry_rmat import ConformerError
+from rmat_hf.flags import DEFAULT_CACHE, NO_CACHE
+from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_canonical
+from rmat_hf.model.geometry_rmat import TIME_LIMIT, ConformerError
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)
 
 # Column with the number of nodes of every row.
 LENGTH_COLUMN = "num_nodes"
+# Goes up whenever the table or the layout of the packed features changes.
+CACHE_VERSION = 2
 # Molecules that a worker takes at a time, and that the cache gets in one transaction.
-CHUNK_SIZE = 64
-MIN_ITEM_TIME_LIMIT_S = 600
+_CHUNK_SIZE = 64
+_MIN_ITEM_TIME_LIMIT_S = 600
+_BUSY_TIMEOUT_S = 60.0
+# Reasons of failures that another machine, or a second attempt, may not have.
+_TOO_LITTLE_MEMORY = "there is not enough memory to featurize it; a smaller max_atoms refuses it"
+_DEAD_PROCESS = "the process that featurizes it"
+# What a saved processor holds beside its options: where its code is.
+_CODE_KEYS = ("auto_map", "custom_pipelines")
 
-# The binary form of an RDKit molecule; or the canonical SMILES and, as RDKit does not read back
-# the canonical SMILES of some metal complexes, the given one.
-_Job = tuple[bytes] | tuple[str, str]
+
+class FeaturizedMolecule(NamedTuple):
+    """The outcome of one molecule.
+
+    Args:
+        features (`bytes`): As from `pack_features`; empty after a failure.
+        geometry_source (`str`): Entry of `geometry_sources`; empty after a failure.
+        failure (`str`): Why there are no features; empty if there are.
+        canonical_smiles (`str`): Of the heavy atoms; empty if it is no molecule.
+    """
+
+    features: bytes
+    geometry_source: str
+    failure: str
+    canonical_smiles: str
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether every machine gives the same: neither time nor memory took part in it."""
+        if TIME_LIMIT in self.geometry_source or TIME_LIMIT in self.failure:
+            return False
+        return not self.failure.startswith((_TOO_LITTLE_MEMORY, _DEAD_PROCESS))
 
 
 def featurize_dataset(
     dataset: Dataset,
     processor: RMatProcessor,
     *,
-    num_workers: int = 1,
+    num_workers: int = 0,
     cache_dir: str | Path | None = None,
 ) -> tuple[Dataset, list[DroppedRow]]:
     """Add the features of every molecule to a data set.
@@ -50,29 +79,20 @@ def featurize_dataset(
     Args:
         dataset (`datasets.Dataset`): With the columns of `load_training_table`.
         processor (`RMatProcessor`): Decides the geometry.
-        num_workers (`int`, *optional*, defaults to 1): Processes.
-        cache_dir (`str` or `Path`, *optional*): Folder of a cache; by default there is none.
+        num_workers, cache_dir: As in [`iterate_featurized`].
 
     Returns:
         The data set with `features`, packed, `num_nodes` and `geometry_source`, without the rows
         that could not be featurized, and those rows with their reasons.
     """
     molecules: list[Molecule] = dataset["smiles"][:]
-    canonical_smiles = None
-    if "canonical_smiles" in dataset.column_names:
-        canonical_smiles = dataset["canonical_smiles"][:]
     if "mol" in dataset.column_names:
         molecules = [
             Chem.Mol(binary) if binary is not None else smiles
             for binary, smiles in zip(dataset["mol"], molecules, strict=True)
         ]
     outcomes = featurize_molecules(
-        molecules,
-        processor,
-        num_workers=num_workers,
-        cache_dir=cache_dir,
-        canonical_smiles=canonical_smiles,
-        show_progress=True,
+        molecules, processor, num_workers=num_workers, cache_dir=cache_dir, show_progress=True
     )
     dropped = [
         DroppedRow(row, smiles, outcome.failure)
@@ -99,164 +119,225 @@ def featurize_molecules(
     molecules: Sequence[Molecule],
     processor: RMatProcessor,
     *,
-    num_workers: int = 1,
+    num_workers: int = 0,
     cache_dir: str | Path | None = None,
-    canonical_smiles: Sequence[str] | None = None,
     show_progress: bool = False,
 ) -> list[FeaturizedMolecule]:
-    """Compute the packed features of molecules, or look them up.
-
-    The atoms of a SMILES come in canonical order, however it is written and with a cache or not;
-    those of an RDKit molecule keep theirs.
+    """Return the outcome of every molecule; equal ones are computed once.
 
     Args:
         molecules (`Sequence[str | Chem.Mol | None]`): SMILES or RDKit molecules.
-        processor (`RMatProcessor`): Decides the geometry.
-        num_workers (`int`, *optional*, defaults to 1): Processes; 0 and 1 are this one.
-        cache_dir (`str` or `Path`, *optional*): Folder of a cache; by default there is none.
-        canonical_smiles (`Sequence[str]`, *optional*):
-            Of the heavy-atom molecules, as `load_training_table` gives them: saves computing them.
+        processor, num_workers, cache_dir: As in [`iterate_featurized`].
         show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
-
-    Returns:
-        `list[FeaturizedMolecule]`: one outcome per molecule. One that kills a worker has failed.
     """
-    outcome_of_key: dict[str, FeaturizedMolecule] = {}
-    jobs: dict[str, _Job] = {}
-    keys = []
-    for position, molecule in enumerate(molecules):
-        try:
-            key, job = _build_job(
-                molecule,
-                canonical_smiles=canonical_smiles[position] if canonical_smiles else None,
-                max_atoms=processor.max_atoms,
-            )
-            jobs[key] = job
-        except MoleculeError as error:
-            key = f"row:{position}"
-            outcome_of_key[key] = FeaturizedMolecule(b"", "", error.reason)
-        except MemoryError:
-            key = f"row:{position}"
-            outcome_of_key[key] = FeaturizedMolecule(b"", "", TOO_LITTLE_MEMORY)
-        keys.append(key)
-    cache: AbstractContextManager[FeatureCache | None] = nullcontext()
-    if cache_dir is not None:
-        cache = FeatureCache(cache_dir, processor)
-    with cache as open_cache:
-        if open_cache is not None:
-            outcome_of_key |= open_cache.load(list(jobs))
-        missing = {key: job for key, job in jobs.items() if key not in outcome_of_key}
-        if open_cache is not None:
-            num_found = len(jobs) - len(missing)
-            logger.info(
-                "Feature cache: %d molecules found, %d to compute.", num_found, len(missing)
-            )
-        chunks = _iterate_outcomes(missing, processor, num_workers=num_workers)
-        with tqdm(
-            total=len(missing), desc="Featurizing", disable=not (missing and show_progress)
-        ) as progress:
-            for outcomes in chunks:
-                outcome_of_key |= outcomes
-                if open_cache is not None:
-                    open_cache.save(outcomes)
-                progress.update(len(outcomes))
+    keys = [_build_key(molecule) for molecule in molecules]
+    unique = dict(zip(keys, molecules, strict=True))
+    options: dict[str, Any] = {"num_workers": num_workers, "cache_dir": cache_dir}
+    with (
+        closing(iterate_featurized(unique.values(), processor, **options)) as outcomes,
+        tqdm(outcomes, total=len(unique), desc="Featurizing", disable=not show_progress) as shown,
+    ):
+        outcome_of_key = dict(zip(unique, shown, strict=True))
     return [outcome_of_key[key] for key in keys]
 
 
-def _build_job(
-    molecule: Molecule, *, canonical_smiles: str | None, max_atoms: int
-) -> tuple[str, _Job]:
-    """Return the key of the molecule in the cache, and what is featurized in its place."""
-    if isinstance(molecule, Chem.Mol):
-        binary = molecule.ToBinary()
-        return "mol:" + hashlib.sha256(binary).hexdigest(), (binary,)
-    if canonical_smiles is None:
-        canonical_smiles = Chem.MolToSmiles(parse_molecule(molecule, max_atoms=max_atoms))
-    return canonical_smiles, (canonical_smiles, str(molecule))
+def iterate_featurized(
+    molecules: Iterable[Molecule],
+    processor: RMatProcessor,
+    *,
+    num_workers: int = 0,
+    cache_dir: str | Path | None = None,
+) -> Generator[FeaturizedMolecule, None, None]:
+    """Yield the outcome of every molecule in their order, a bounded number of them ahead.
 
-
-def _iterate_outcomes(
-    jobs: dict[str, _Job], processor: RMatProcessor, *, num_workers: int
-) -> Iterator[dict[str, FeaturizedMolecule]]:
-    items = list(jobs.items())
-    chunks = [items[start : start + CHUNK_SIZE] for start in range(0, len(items), CHUNK_SIZE)]
-    if num_workers <= 1:
-        for chunk in chunks:
-            yield {key: _featurize(job, processor) for key, job in chunk}
-        return
-    pool = WorkerPool(
-        functools.partial(_featurize_jobs, processor=processor),
-        build_death,
-        num_workers=num_workers,
-        item_time_limit_s=find_item_time_limit(processor),
-    )
-    with closing(pool.iterate_outcomes(chunks)) as computed:
-        for jobs_done, outcomes in computed:
-            yield {key: outcome for (key, _), outcome in zip(jobs_done, outcomes, strict=True)}
-
-
-def featurize_one_by_one(
-    molecules: Iterable[Molecule], processor: RMatProcessor, *, cache_dir: str | Path | None = None
-) -> list[FeaturizedMolecule]:
-    """Compute the packed features of molecules, each before the next one is taken.
+    The atoms of a SMILES come in canonical order, however it is written and with a cache or not;
+    those of an RDKit molecule keep theirs. Close the iterator, by `contextlib.closing`, if it is
+    not used up: the workers end then.
 
     Args:
-        molecules, processor, cache_dir: As in [`featurize_molecules`], with the same outcomes.
+        molecules (`Iterable[str | Chem.Mol | None]`): SMILES or RDKit molecules, in any number.
+        processor (`RMatProcessor`): Decides the geometry.
+        num_workers (`int`, *optional*, defaults to 0):
+            Processes. A molecule that kills one of them, or takes longer than 20 times the time
+            limit of a conformer, has failed. With 0 it is this process.
+        cache_dir (`str` or `Path`, *optional*): Folder of a cache; by default there is none.
+
+    Raises:
+        WorkerError: Workers cannot start, or end before they compute anything.
     """
-    outcomes = []
-    computed: dict[str, FeaturizedMolecule] = {}
+    compute = partial(_featurize, processor=processor)
+    waiting: deque[tuple[list[str], dict[str, FeaturizedMolecule]]] = deque()
     with nullcontext() if cache_dir is None else FeatureCache(cache_dir, processor) as cache:
-        for molecule in molecules:
-            try:
-                key, job = _build_job(
-                    molecule, canonical_smiles=None, max_atoms=processor.max_atoms
-                )
-            except MoleculeError as error:
-                outcomes.append(FeaturizedMolecule(b"", "", error.reason))
-                continue
-            except MemoryError:
-                outcomes.append(FeaturizedMolecule(b"", "", TOO_LITTLE_MEMORY))
-                continue
-            outcome = computed.get(key) or (cache and cache.load([key]).get(key))
-            if not outcome:
-                outcome = computed[key] = _featurize(job, processor)
-            outcomes.append(outcome)
-        if cache is not None:
-            cache.save(computed)
-    return outcomes
 
+        def list_missing() -> Iterator[list[Molecule | bytes]]:
+            rest = iter(molecules)
+            while chunk := list(islice(rest, _CHUNK_SIZE)):
+                keys = [_build_key(molecule) for molecule in chunk]
+                found = cache.load(keys) if cache is not None else {}
+                waiting.append((keys, found))
+                unique = dict(zip(keys, chunk, strict=True))
+                yield [
+                    molecule.ToBinary() if isinstance(molecule, Chem.Mol) else molecule
+                    for key, molecule in unique.items()
+                    if key not in found
+                ]
 
-def find_item_time_limit(processor: RMatProcessor) -> int:
-    """Return the seconds that a worker may take for one molecule before it is killed.
-
-    It is no part of the geometry's options, but the last resort where RDKit takes no time limit.
-    """
-    return max(MIN_ITEM_TIME_LIMIT_S, 20 * processor.conformer_time_limit_s)
-
-
-def build_death(cause: str) -> FeaturizedMolecule:
-    """Return the outcome of a molecule that killed its process."""
-    return FeaturizedMolecule(b"", "", f"{DEAD_PROCESS} {cause}")
-
-
-def _featurize_jobs(
-    jobs: Iterable[tuple[str, _Job]], *, processor: RMatProcessor
-) -> list[FeaturizedMolecule]:
-    return [_featurize(job, processor) for _, job in jobs]
-
-
-def _featurize(job: _Job, processor: RMatProcessor) -> FeaturizedMolecule:
-    for molecule in job:
-        try:
-            features = processor.featurize_compactly(
-                Chem.Mol(molecule) if isinstance(molecule, bytes) else molecule  # type: ignore[call-overload]  # typed str
-            )
-        except MoleculeError as error:
-            outcome = FeaturizedMolecule(b"", "", error.reason)
-        except ConformerError as error:
-            return FeaturizedMolecule(b"", "", error.reason)
-        except MemoryError:
-            return FeaturizedMolecule(b"", "", TOO_LITTLE_MEMORY)
+        computed: Generator[list[FeaturizedMolecule], None, None]
+        if num_workers == 0:
+            computed = ([compute(molecule) for molecule in chunk] for chunk in list_missing())
         else:
-            return FeaturizedMolecule(pack_features(features), features.geometry_source, "")
-    return outcome
+            computed = map_supervised(
+                compute,
+                list_missing(),
+                describe_death=lambda cause: _fail(f"{_DEAD_PROCESS} {cause}"),
+                num_workers=num_workers,
+                item_time_limit_s=max(
+                    _MIN_ITEM_TIME_LIMIT_S, 20 * processor.conformer_time_limit_s
+                ),
+            )
+        with closing(computed):
+            for outcomes in computed:
+                keys, found = waiting.popleft()
+                missing = [key for key in dict.fromkeys(keys) if key not in found]
+                new = dict(zip(missing, outcomes, strict=True))
+                if cache is not None:
+                    cache.save(new)
+                known = found | new
+                yield from (known[key] for key in keys)
+
+
+def _build_key(molecule: Molecule) -> str:
+    """Return what two molecules with the same outcome have in common."""
+    if isinstance(molecule, str):
+        return molecule
+    if isinstance(molecule, Chem.Mol):
+        return "mol:" + hashlib.sha256(molecule.ToBinary()).hexdigest()
+    return f"{type(molecule).__name__}:{molecule!r}"
+
+
+def _featurize(molecule: Molecule | bytes, *, processor: RMatProcessor) -> FeaturizedMolecule:
+    canonical_smiles = ""
+    try:
+        given: Molecule = Chem.Mol(molecule) if isinstance(molecule, bytes) else molecule  # type: ignore[arg-type]  # typed str
+        parsed = parse_canonical(given, max_atoms=processor.max_atoms)
+        canonical_smiles = parsed.canonical_smiles or Chem.MolToSmiles(parsed.mol)
+        features = processor.featurize_compactly(parsed)
+    except (MoleculeError, ConformerError) as error:
+        return _fail(error.reason, canonical_smiles)
+    except MemoryError:
+        return _fail(_TOO_LITTLE_MEMORY, canonical_smiles)
+    return FeaturizedMolecule(
+        pack_features(features), features.geometry_source, "", canonical_smiles
+    )
+
+
+def _fail(reason: str, canonical_smiles: str = "") -> FeaturizedMolecule:
+    return FeaturizedMolecule(b"", "", reason, canonical_smiles)
+
+
+class FeatureCache:
+    """Outcomes of molecules by key, in one SQLite file per processor; use it in a `with` block.
+
+    Several runs may share a folder. A file that cannot be read or written is reported in a warning
+    and not used.
+
+    Args:
+        cache_dir (`str` or `Path`): Folder of the cache files.
+        processor (`RMatProcessor`): Whose options, with RDKit's version, decide the features.
+    """
+
+    def __init__(self, cache_dir: str | Path, processor: RMatProcessor) -> None:
+        facts = {**describe_processor(processor), "rdkit": rdkit.__version__}
+        text = json.dumps({**facts, "cache_version": CACHE_VERSION}, sort_keys=True)
+        self.path = Path(cache_dir) / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.sqlite"
+        self._connection: sqlite3.Connection | None = None
+        self._num_found = self._num_computed = 0
+
+    def __enter__(self) -> "FeatureCache":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S)
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+        self._execute(
+            "CREATE TABLE IF NOT EXISTS molecules (key TEXT PRIMARY KEY, features BLOB NOT NULL, "
+            "geometry_source TEXT NOT NULL, failure TEXT NOT NULL, canonical_smiles TEXT NOT NULL"
+            ") WITHOUT ROWID"
+        )
+        return self
+
+    def __exit__(self, *exception_info: object) -> None:
+        logger.info(
+            "Feature cache: %d molecules found, %d computed.", self._num_found, self._num_computed
+        )
+        self._close()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def load(self, keys: Sequence[str]) -> dict[str, FeaturizedMolecule]:
+        """Return the outcomes that are known, by key; of a few hundred keys at most."""
+        places = ", ".join("?" * len(keys))
+        query = f"SELECT * FROM molecules WHERE key IN ({places})"  # noqa: S608 - places only
+        rows = self._execute(query, [tuple(keys)])
+        self._num_found += len(rows)
+        return {key: FeaturizedMolecule(*outcome) for key, *outcome in rows}
+
+    def save(self, outcomes: Mapping[str, FeaturizedMolecule]) -> None:
+        """Store the outcomes in one transaction, without those that time or memory decided."""
+        self._num_computed += len(outcomes)
+        rows = [(key, *outcome) for key, outcome in outcomes.items() if outcome.is_repeatable]
+        self._execute("INSERT OR REPLACE INTO molecules VALUES (?, ?, ?, ?, ?)", rows)
+
+    def _execute(self, query: str, rows: Sequence[tuple[Any, ...]] = ((),)) -> list[Any]:
+        if self._connection is None:
+            return []
+        try:
+            with self._connection:
+                if len(rows) == 1:
+                    return self._connection.execute(query, rows[0]).fetchall()
+                self._connection.executemany(query, rows)
+        except (sqlite3.Error, UnicodeError) as error:
+            self._give_up(error)
+        return []
+
+    def _give_up(self, error: Exception) -> None:
+        # a screen opens the cache for every few molecules
+        warning_once(
+            logger,
+            "The feature cache %s cannot be used (%s): features are computed. Delete the file if "
+            "it is damaged, or choose another folder.",
+            self.path,
+            str(error),
+        )
+        self._close()
+
+
+def describe_processor(processor: RMatProcessor) -> dict[str, Any]:
+    """Return the options of a processor as `preprocessor_config.json` holds them."""
+    options = json.loads(processor.to_json_string())
+    return {name: value for name, value in options.items() if name not in _CODE_KEYS}
+
+
+def choose_cache_dir(feature_cache: str | Path | None) -> Path | None:
+    """Return the folder of the feature cache, `None` for none.
+
+    Args:
+        feature_cache (`str` or `Path`, *optional*): `--feature-cache` of a command.
+    """
+    if feature_cache is None or feature_cache == NO_CACHE:
+        return None
+    if feature_cache != DEFAULT_CACHE:
+        return Path(feature_cache)
+    try:
+        return find_feature_cache_dir()
+    except RuntimeError as error:
+        logger.warning("No feature cache: %s Choose a folder with --feature-cache.", error)
+        return None
+
+
+def find_feature_cache_dir() -> Path:
+    """Return the folder of the user's feature cache; a command line heeds `XDG_CACHE_HOME`."""
+    return Path.home() / ".cache" / "rmat-hf" / "features"

@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmat_hf.data.screen_folder import ERROR_COLUMN
 from rmat_hf.data.table_writer import ColumnKind
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig
+
+ERROR_COLUMN = "error"
 
 
 class Predictions(NamedTuple):

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
+from rmat_hf.errors import UserError
+
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
@@ -31,7 +33,7 @@ _FORK: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else 
 _SPAWN: Any = multiprocessing.get_context("spawn")
 
 
-class WorkerError(ChildProcessError):
+class WorkerError(UserError):
     """Processes cannot start, or end before they compute anything."""
 
 
@@ -228,7 +230,7 @@ def _explained_start() -> Iterator[None]:
         ) from error
 
 
-def _receive(connection: Connection, process: BaseProcess) -> tuple[Any, str | None]:
+def _receive(connection: Any, process: BaseProcess) -> tuple[Any, str | None]:
     """Return the answer of a process, or what its end says."""
     has_begun = False
     try:
@@ -278,6 +280,7 @@ def _answer(  # noqa: PLR0917 - processes call it by position
 ) -> None:
     follow_parent()
     connection.send(True)
+    answer: tuple[Any, str | None]
     try:
         with one_thread():
             answer = (work(item), None)

@@ -1,19 +1,36 @@
 """predict(...) and embed(...): many molecules in, one row per molecule out, nothing lost."""
 
-from collections.abc import Iterable
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rdkit import Chem
 
+from rmat_hf.data.featurization import iterate_featurized
+from rmat_hf.data.length_grouping import group_by_length
 from rmat_hf.data.predictions import Predictions, is_ensemble
-from rmat_hf.inference.batched_inference import BatchedInference
+from rmat_hf.data.stored_features import count_nodes, expand_features
+from rmat_hf.errors import is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
 from rmat_hf.model.features_rmat import Molecule
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
 from rmat_hf.model.probabilities_rmat import compute_probabilities, compute_spread
 from rmat_hf.model.processing_rmat import RMatProcessor
+
+logger = logging.getLogger(__name__)
+
+# What a stranger's processor may ask of this machine, without a word of the user.
+MAX_ATOMS_BY_DEFAULT = 1000
+MAX_TIME_LIMIT_S = 300
+TOO_LARGE_FOR_MODEL = "the model needs more memory for it than there is"
+# Batches whose molecules are grouped by size together; the features wait in compact form.
+_BATCHES_GROUPED = 32
 
 
 class Embeddings(NamedTuple):
@@ -68,12 +85,13 @@ def predict(
     """
     if isinstance(model, str | Path):
         model, processor = load_predictor(model, revision=revision, device=device)
-    else:
-        processor = _validate_loaded(processor, revision=revision)
+        processor, revision = limit_processor(processor), None
+    processor = _validate_loaded(processor, revision=revision)
     config = model.config
     num_outputs = len(config.output_names)
-    inference = BatchedInference(
-        model=_move(model, device),
+    values, errors = _run_batches(
+        model if device is None else model.to(device),  # type: ignore[arg-type]  # typed as a model
+        molecules,
         processor=processor,
         read_output=lambda output: _read_predictions(output, config.problem_type),
         num_columns=num_outputs * (2 if is_ensemble(config) else 1),
@@ -81,7 +99,6 @@ def predict(
         num_workers=num_workers,
         cache_dir=cache_dir,
     )
-    values, errors = inference.run(molecules)
     spread = values[:, num_outputs:] if is_ensemble(config) else None
     return Predictions(values[:, :num_outputs], errors, config, spread)
 
@@ -112,11 +129,12 @@ def embed(
     """
     if isinstance(model, str | Path):
         model, processor = load_embedder(model, revision=revision, device=device)
-    else:
-        processor = _validate_loaded(processor, revision=revision)
+        processor, revision = limit_processor(processor), None
+    processor = _validate_loaded(processor, revision=revision)
     encoder: RMatPreTrainedModel = model.base_model  # type: ignore[assignment]  # typed Module
-    inference = BatchedInference(
-        model=_move(encoder, device),
+    values, errors = _run_batches(
+        encoder if device is None else encoder.to(device),  # type: ignore[arg-type]  # typed as a model
+        molecules,
         processor=processor,
         read_output=lambda output: output.pooler_output,
         num_columns=encoder.config.pooled_size,
@@ -124,8 +142,119 @@ def embed(
         num_workers=num_workers,
         cache_dir=cache_dir,
     )
-    values, errors = inference.run(molecules)
     return Embeddings(values.astype(np.float32), errors)
+
+
+def limit_processor(processor: RMatProcessor, *, max_atoms: int | None = None) -> RMatProcessor:
+    """Return the processor of a model with the limits of the one who runs it.
+
+    Args:
+        processor (`RMatProcessor`): As saved with the model, perhaps by a stranger.
+        max_atoms (`int`, *optional*):
+            Most heavy atoms of a molecule. By default the processor's, but at most 1,000.
+    """
+    limited = copy.copy(processor)
+    limited.max_atoms = max_atoms or min(processor.max_atoms, MAX_ATOMS_BY_DEFAULT)
+    limited.conformer_time_limit_s = min(processor.conformer_time_limit_s, MAX_TIME_LIMIT_S)
+    if max_atoms is None and limited.max_atoms < processor.max_atoms:
+        logger.warning(
+            "The model takes molecules of %d atoms; up to %d are taken without --max-atoms.",
+            processor.max_atoms,
+            limited.max_atoms,
+        )
+    return limited
+
+
+def _run_batches(
+    model: RMatPreTrainedModel,
+    molecules: Iterable[Molecule],
+    *,
+    processor: RMatProcessor,
+    read_output: Callable[[Any], torch.Tensor],
+    num_columns: int,
+    batch_size: int,
+    num_workers: int,
+    cache_dir: str | Path | None,
+) -> tuple[np.ndarray, list[str | None]]:
+    """Return the numbers of every molecule, NaN where there are none, and why.
+
+    Molecules are featurized ahead and go through the model in batches of similar sizes.
+
+    Returns:
+        `np.ndarray` of shape `(num_molecules, num_columns)`, float64, and one error each.
+    """
+    if isinstance(molecules, str | bytes | Chem.Mol | Mapping) or not isinstance(
+        molecules, Iterable
+    ):
+        raise TypeError("Pass a list of molecules, for example ['CCO'].")
+    if getattr(model, "descriptor_scaler", None) is None:
+        processor = copy.copy(processor)
+        processor.molecule_descriptors = None
+    model.eval()
+    run = partial(_run_batch, model, read_output=read_output)
+    rows = list(molecules)
+    values = np.full((len(rows), num_columns), np.nan)
+    errors: list[str | None] = []
+    waiting: dict[int, bytes] = {}
+    outcomes = iterate_featurized(rows, processor, num_workers=num_workers, cache_dir=cache_dir)
+    with closing(outcomes):
+        for outcome in outcomes:
+            if not outcome.failure:
+                waiting[len(errors)] = outcome.features
+            errors.append(outcome.failure or None)
+            if len(waiting) == _BATCHES_GROUPED * batch_size or len(errors) == len(rows):
+                for row, output in _run_grouped(run, waiting, batch_size=batch_size):
+                    if isinstance(output, str):
+                        errors[row] = output
+                    else:
+                        values[row] = output
+                waiting.clear()
+    failed = ~np.isfinite(values).all(axis=1)
+    values[failed] = np.nan
+    for row in np.flatnonzero(failed).tolist():
+        errors[row] = errors[row] or "the model's output is not a finite number"
+    return values, errors
+
+
+def _run_grouped(
+    run: Callable[[list[bytes]], np.ndarray | None], waiting: dict[int, bytes], *, batch_size: int
+) -> Iterator[tuple[int, np.ndarray | str]]:
+    """Yield the numbers of every molecule that waits, or why it has none."""
+    rows, features = list(waiting), list(waiting.values())
+    num_nodes = count_nodes(features)
+    for batch in group_by_length(num_nodes, batch_size=batch_size):
+        outputs = run([features[idx] for idx in batch])
+        if outputs is not None:
+            yield from zip([rows[idx] for idx in batch], outputs, strict=True)
+            continue
+        logger.warning(
+            "A batch of %d molecules needs more memory than there is: they go one by one.",
+            len(batch),
+        )
+        for idx in batch.tolist():
+            outputs = run([features[idx]])
+            reason = f"{TOO_LARGE_FOR_MODEL} ({num_nodes[idx] - 1} atoms)"
+            yield rows[idx], reason if outputs is None else outputs[0]
+
+
+def _run_batch(
+    model: RMatPreTrainedModel,
+    features: list[bytes],
+    *,
+    read_output: Callable[[Any], torch.Tensor],
+) -> np.ndarray | None:
+    """Return the model's output of a batch, float64; None if there is too little memory."""
+    try:
+        inputs = {
+            name: torch.from_numpy(array).to(model.device)
+            for name, array in expand_features(features).items()
+        }
+        with torch.inference_mode():
+            return read_output(model(**inputs)).double().cpu().numpy()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def _read_predictions(output: Any, problem_type: str | None) -> torch.Tensor:
@@ -137,21 +266,11 @@ def _read_predictions(output: Any, problem_type: str | None) -> torch.Tensor:
     return torch.cat((values, spread), dim=1)
 
 
-def _move(model: RMatPreTrainedModel, device: str | torch.device | None) -> RMatPreTrainedModel:
-    if device is not None:
-        model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its signature
-    return model
-
-
 def _validate_loaded(processor: RMatProcessor | None, *, revision: str | None) -> RMatProcessor:
     """Return the processor of a model that was given as an object."""
-    if processor is None:
+    if processor is None or revision is not None:
         raise ValueError(
-            "A loaded model needs its processor: pass processor=AutoProcessor.from_pretrained(...)."
-        )
-    if revision is not None:
-        raise ValueError(
-            f"A loaded model has no other revision, so {revision!r} cannot be had. Pass its name "
-            "on the Hub, or load that revision."
+            "A loaded model needs its processor, processor=AutoProcessor.from_pretrained(...), "
+            f"and takes no revision, but revision is {revision!r}. Or pass the model's name."
         )
     return processor

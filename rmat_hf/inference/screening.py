@@ -1,240 +1,475 @@
-"""Predict or embed whole files: a table in, the same rows with new columns out."""
+"""`rmat predict` and `rmat embed`: a table in, the same rows with new columns out."""
 
+import json
 import logging
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import rdkit
+import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from rmat_hf.data.corpus_format import describe_processor
-from rmat_hf.data.corpus_input import open_corpus_input
-from rmat_hf.data.predictions import describe_prediction_columns
-from rmat_hf.data.screen_folder import ERROR_COLUMN
+from rmat_hf import __version__
+from rmat_hf.data.featurization import choose_cache_dir, describe_processor
+from rmat_hf.data.predictions import ERROR_COLUMN, Predictions, describe_prediction_columns
+from rmat_hf.data.shards import (
+    ROW_COLUMN,
+    Order,
+    RowCounts,
+    TopRows,
+    count_failures,
+    encode_json,
+    parse_task,
+    write_file,
+    write_shards,
+)
+from rmat_hf.data.sources import open_table
+from rmat_hf.data.supervised_map import one_thread, run_in_processes
 from rmat_hf.data.table_writer import (
-    OUTPUT_EXTENSIONS,
+    ColumnKind,
+    FormulaHandling,
     TableWriter,
+    build_output_schema,
     validate_output_path,
 )
-from rmat_hf.data.tables import Table, build_table
-from rmat_hf.data.top_rows import ROW_COLUMN
-from rmat_hf.errors import UserError
-from rmat_hf.inference.prediction import embed, predict
-from rmat_hf.inference.screening_options import ScreeningOptions, ScreeningResult
-from rmat_hf.inference.sharded_screening import Screen, ScreenModel, run_sharded_screen
+from rmat_hf.data.tables import Table, TableChunk, build_table, validate_smiles_column
+from rmat_hf.errors import UserError, escape_message
+from rmat_hf.flags import NO_CACHE, declare_flag, declare_required, validate_flags
+from rmat_hf.inference.prediction import Embeddings, embed, limit_processor, predict
 from rmat_hf.loading import compute_model_hash, load_embedder, load_predictor
-from rmat_hf.model.features_rmat import Molecule
-from rmat_hf.model.modeling_rmat import RMatPreTrainedModel
-from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.output_folder import lock_output, open_atomically
 
 logger = logging.getLogger(__name__)
 
+SUMMARY_FILE = "summary.json"
+TOP_FILE_STEM = "top"
+_Verb = Literal["predict", "embed"]
+# Key of the counts in the metadata of a shard that holds its best rows only.
+_COUNTS_KEY = b"rmat_hf.counts"
+_COUNT_CHUNK_SIZE = 8192
 
-def build_smiles_table(smiles: list[str], *, smiles_column: str) -> Table:
-    """Return SMILES from the command line as a table with one column."""
-    rows = pa.table({smiles_column: pa.array(smiles, pa.string())})
-    return build_table(rows, source="--smiles")
+
+@dataclass(kw_only=True)
+class PredictionArguments:
+    """Everything `run_prediction` and `run_embedding` need to know; each field is a flag.
+
+    The numbers depend on model, molecules and limits alone; in their last digits also on
+    `batch_size`, `chunk_size` and `device`: float32 sums.
+    """
+
+    model: str = declare_required("Model folder written by rmat finetune, or Hub id.")
+    output: str = declare_required(
+        "File to write: .csv or .parquet; embeddings: .parquet. A name without an extension is a "
+        "folder of shards, which the same command again continues."
+    )
+    smiles: list[str] = declare_flag([], "Molecules as SMILES.")
+    input: str | None = declare_flag(
+        None,
+        "CSV, SMI, SDF (each also .gz) or Parquet file, folder or glob of files of one kind, "
+        "bundled name or Hub data set.",
+    )
+    input_revision: str | None = declare_flag(
+        None, "Branch, tag or commit of a data set on the Hub."
+    )
+    input_split: str | None = declare_flag(None, "Split of a data set on the Hub that has several.")
+    smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
+    revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
+    max_atoms: int | None = declare_flag(
+        None, "Most heavy atoms of a molecule. Default: as in training, at most 1000.", least=1
+    )
+    batch_size: int = declare_flag(32, "Most molecules in one forward pass.", least=1)
+    num_workers: int = declare_flag(
+        1,
+        "Processes that featurize beside each that computes. A molecule that kills one of them is "
+        "a row with a reason; with 0 it ends the command.",
+        least=0,
+    )
+    chunk_size: int = declare_flag(2048, "Rows in memory at a time.", least=1)
+    shard_size: int = declare_flag(
+        8192, "Rows of the input in one file of an output folder.", least=1
+    )
+    output_format: Literal["parquet", "csv"] | None = declare_flag(
+        None, "Kind of file in an output folder. Default: parquet."
+    )
+    num_proc: int = declare_flag(
+        1,
+        "Processes that featurize and compute, each every NUM-th shard, with one thread.",
+        least=0,
+    )
+    task: str | None = declare_flag(
+        None, "RANK/NUM: write every NUM-th shard from RANK (from 0) on, one task per machine."
+    )
+    top_k: int | None = declare_flag(
+        None, "Keep the best rows only, so many, the best first.", least=1
+    )
+    top_k_label: str | None = declare_flag(None, "Label that decides, if there are several.")
+    top_k_order: Order = declare_flag(
+        "descending",
+        "Whether the largest numbers are the best (descending) or the smallest (ascending).",
+    )
+    feature_cache: str | None = declare_flag(
+        NO_CACHE, "Folder of features to look up and to keep, 'default', or 'none'."
+    )
+    device: str | None = declare_flag(
+        None, "Torch device. Default: the accelerator if there is one."
+    )
+    csv_formulas: FormulaHandling = declare_flag(
+        "escape", "Text like =1+1 in CSV output: an apostrophe in front (escape), or as it is."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for flags that contradict each other or are unknown."""
+        validate_flags(self)
+        parse_task(self.task or "0/1")
+        path = Path(self.output)
+        is_shared = self.num_proc > 1 or self.task is not None
+        problems = {
+            "Give the molecules either with --smiles or with --input.": bool(self.smiles)
+            == (self.input is not None),
+            "--input-revision and --input-split need --input.": self.input is None
+            and bool(self.input_revision or self.input_split),
+            "--top-k-label needs --top-k.": self.top_k is None and self.top_k_label is not None,
+            f"{path} is one file, which one process writes. For several processes or tasks name "
+            "a folder, without an extension.": is_shared and not self.is_folder,
+            f"--output-format {self.output_format} contradicts {path}. Leave it out, or name a "
+            "folder, without an extension.": not self.is_folder
+            and self.output_format not in (None, path.suffix.lower()[1:]),
+        }
+        for problem, is_there in problems.items():
+            if is_there:
+                raise UserError(problem)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether a folder of shards is written: the name of the output has no extension."""
+        return Path(self.output).is_dir() or not Path(self.output).suffix
+
+
+@dataclass(frozen=True)
+class ScreeningResult:
+    """How many rows a screen went through.
+
+    Args:
+        output (`Path`): The file or folder.
+        num_rows (`int`): Rows of the input, of a task that does not end last those of its shards.
+        num_failed (`int`): Rows with a reason in the column `error` instead of a value.
+        num_written (`int`): Rows in the output.
+        is_complete (`bool`): Whether the rows of all tasks are there.
+    """
+
+    output: Path
+    num_rows: int
+    num_failed: int
+    num_written: int
+    is_complete: bool = True
 
 
 def run_prediction(
-    model: str | Path,
-    molecules: str | Path | list[str],
-    *,
-    output: str | Path,
-    smiles_column: str = "smiles",
-    revision: str | None = None,
-    input_revision: str | None = None,
-    input_split: str | None = None,
-    options: ScreeningOptions | None = None,
+    arguments: PredictionArguments, *, show_progress: bool = False
 ) -> ScreeningResult:
     """Predict every molecule of a table and write the table with the predictions.
 
+    The output has every column of the input, `prediction_<label>` for every label and `error`. A
+    file appears when all rows are done. A folder gets shards with these columns; the same call
+    again continues it, and its bytes are the same whatever the number of processes and tasks.
+
     Args:
-        model (`str` or `Path`): Folder or Hub id of a finetuned model.
-        molecules (`str`, `Path` or `list[str]`): As in [`open_corpus_input`], or a list of SMILES.
-        output (`str` or `Path`):
-            CSV or Parquet file with every column of the input, `prediction_<label>` for every
-            label and `error`. It appears when all rows are done. A name without an extension is a
-            folder: it gets shards with these columns, and the same call again continues it.
-        smiles_column (`str`, *optional*, defaults to `"smiles"`): Column with the SMILES.
-        revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
-        input_revision, input_split (`str`, *optional*): Those of molecules on the Hub.
-        options (`ScreeningOptions`, *optional*): Batch size, processes, shards, best rows, device.
+        arguments (`PredictionArguments`): Model, molecules, output and how.
+        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
 
     Returns:
         [`ScreeningResult`]. A molecule that cannot be predicted is a row with a reason.
     """
-    options = options or ScreeningOptions()
-    _validate_output(output, options)
-    table = _open_input(
-        molecules, smiles_column=smiles_column, revision=input_revision, split=input_split
-    )
-    load_model = partial(_load_prediction, model, revision=revision, options=options)
-    return _run(Screen(table, smiles_column, load_model, options), Path(output))
+    return _run(arguments, "predict", show_progress=show_progress)
 
 
 def run_embedding(
-    model: str | Path,
-    molecules: str | Path | list[str],
-    *,
-    output: str | Path,
-    smiles_column: str = "smiles",
-    revision: str | None = None,
-    input_revision: str | None = None,
-    input_split: str | None = None,
-    options: ScreeningOptions | None = None,
+    arguments: PredictionArguments, *, show_progress: bool = False
 ) -> ScreeningResult:
     """Embed every molecule of a table and write the table with the embeddings.
 
+    The output has every column of the input, the list column `embedding` and `error`; the rest is
+    as in [`run_prediction`].
+
     Args:
-        model (`str` or `Path`): Folder or Hub id of an R-MAT model with trained pooling.
-        molecules (`str`, `Path` or `list[str]`): As in [`open_corpus_input`], or a list of SMILES.
-        output (`str` or `Path`):
-            Parquet file with every column of the input, the list column `embedding` and `error`.
-            It appears when all rows are done. A name without an extension is a folder, as in
-            [`run_prediction`].
-        smiles_column (`str`, *optional*, defaults to `"smiles"`): Column with the SMILES.
-        revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
-        input_revision, input_split (`str`, *optional*): Those of molecules on the Hub.
-        options (`ScreeningOptions`, *optional*): Batch size, processes, shards, device.
-
-    Returns:
-        [`ScreeningResult`]. A molecule that cannot be embedded is a row with a reason.
+        arguments (`PredictionArguments`): Model with trained pooling, molecules, output and how.
+        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
     """
-    options = options or ScreeningOptions()
-    if Path(output).suffix.lower() not in ("", ".parquet") or options.output_format == "csv":
-        raise UserError(f"{output}: embeddings are lists of numbers. Write a .parquet file.")
-    if options.top_rows is not None:
-        raise UserError("--top-k is for predictions: embeddings have no order. Leave it out.")
-    _validate_output(output, options)
-    table = _open_input(
-        molecules, smiles_column=smiles_column, revision=input_revision, split=input_split
-    )
-    load_model = partial(_load_embedding, model, revision=revision, options=options)
-    return _run(Screen(table, smiles_column, load_model, options), Path(output))
+    path = Path(arguments.output)
+    if path.suffix.lower() not in ("", ".parquet") or arguments.output_format == "csv":
+        raise UserError(f"{path}: embeddings are lists of numbers. Write a .parquet file.")
+    return _run(arguments, "embed", show_progress=show_progress)
 
 
-def is_output_folder(output: str | Path) -> bool:
-    """Return whether a screen writes a folder of shards: its name has no extension."""
-    return Path(output).is_dir() or not Path(output).suffix
+def describe_screening(result: ScreeningResult, *, noun: str) -> str:
+    """Return the summary line of a screen.
+
+    Args:
+        result (`ScreeningResult`): What it did.
+        noun (`str`): What a row has that did not fail.
+    """
+    output = escape_message(str(result.output))
+    num_done = result.num_rows - result.num_failed
+    counts = f"{result.num_rows} rows: {num_done} {noun}, {result.num_failed} failed"
+    if not result.is_complete:
+        return f"{counts}, in the shards of this task. Those of others are missing."
+    if result.num_written < result.num_rows:
+        return f"{counts}. Wrote the best {result.num_written} to {output}."
+    return f"{counts} (reasons in the column 'error'). Wrote {output}."
 
 
-def _load_prediction(
-    model: str | Path, *, revision: str | None, options: ScreeningOptions
-) -> ScreenModel:
-    predictor, processor = load_predictor(model, revision=revision, device=options.device)
+@dataclass(frozen=True)
+class _Screen:
+    """A table and a loaded model, as the writer of shards takes them."""
 
-    def predict_chunk(chunk: list[Molecule]) -> dict[str, list[Any]]:
-        return predict(
-            predictor,
-            chunk,
-            processor=processor,
-            batch_size=options.batch_size,
-            num_workers=options.num_workers,
-            cache_dir=options.cache_dir,
-        ).to_columns()
+    table: Table
+    arguments: PredictionArguments
+    compute_rows: Callable[[list[Any]], Predictions | Embeddings]
+    added_columns: dict[str, ColumnKind]
+    model: dict[str, Any]
 
-    description = {"verb": "predict", **_describe_model(predictor, processor)}
-    return ScreenModel(predict_chunk, describe_prediction_columns(predictor.config), description)
+    def __post_init__(self) -> None:
+        """Find a column that cannot be added, or decide, before there is a folder."""
+        _ = self.schema
+        if self.arguments.top_k is not None:
+            self._build_top_rows()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        arguments = self.arguments
+        names = ["smiles_column", "csv_formulas", "top_k", "top_k_label", "top_k_order"]
+        names += ["batch_size", "chunk_size"]  # they decide the last digits
+        packages = {"rmat_hf": __version__, "rdkit": rdkit.__version__, "torch": torch.__version__}
+        return {
+            **self.model,
+            **{name: getattr(arguments, name) for name in names},
+            "output_format": self.output_format,
+            "versions": packages,
+        }
+
+    @property
+    def output_format(self) -> str:
+        return self.arguments.output_format or "parquet"
+
+    @property
+    def extension(self) -> str:
+        return self.output_format if self.arguments.top_k is None else "parquet"
+
+    @property
+    def schema(self) -> pa.Schema:
+        added = dict(self.added_columns)
+        if self.arguments.top_k is not None:
+            added[ROW_COLUMN] = "integer"
+        return build_output_schema(self.table.schema, added)
+
+    def compute(self, chunks: Iterable[TableChunk]) -> Generator[dict[str, Any], None, None]:
+        for chunk in chunks:
+            computed = self.compute_rows(chunk.molecules(self.arguments.smiles_column))
+            yield {**chunk.columns, **computed.to_columns()}
+
+    def write(self, path: Path, results: Iterable[dict[str, Any]], *, rows: range) -> None:
+        if self.arguments.top_k is None:
+            self.write_all(path, results)
+            return
+        counts, best = self.collect_best(results, rows=rows)
+        encoded = json.dumps(asdict(counts), sort_keys=True)
+        with open_atomically(path) as stream:
+            pq.write_table(best.replace_schema_metadata({_COUNTS_KEY: encoded}), stream)
+
+    def write_file(self, path: Path, *, show_progress: bool) -> RowCounts:
+        chunks = self.table.iterate_chunks(self.arguments.chunk_size)
+        with tqdm(total=self.table.num_rows, unit="molecule", disable=not show_progress) as bar:
+            results = (_report(result, bar) for result in self.compute(chunks))
+            if self.arguments.top_k is None:
+                return self.write_all(path, results)
+            counts, best = self.collect_best(results, rows=range(self.table.num_rows))
+            self.write_best(path, best)
+            return counts
+
+    def write_all(self, path: Path, results: Iterable[dict[str, Any]]) -> RowCounts:
+        counts = RowCounts()
+        with self._open_writer(path) as writer:
+            for columns in results:
+                writer.write(columns)
+                counts += _count_rows(columns[ERROR_COLUMN])
+        return counts
+
+    def collect_best(
+        self, results: Iterable[dict[str, Any]], *, rows: range
+    ) -> tuple[RowCounts, pa.Table]:
+        top_rows = self._build_top_rows()
+        counts = RowCounts()
+        for columns in results:
+            num_rows = len(columns[ERROR_COLUMN])
+            start = rows.start + counts.num_rows
+            columns[ROW_COLUMN] = list(range(start, start + num_rows))
+            top_rows.add(pa.table(columns, schema=self.schema))
+            counts += _count_rows(columns[ERROR_COLUMN])
+        best = top_rows.to_table()
+        return replace(counts, num_written=best.num_rows), best
+
+    def write_best(self, path: Path, best: pa.Table) -> None:
+        with self._open_writer(path) as writer:
+            writer.write(dict(zip(best.column_names, best.columns, strict=True)))
+
+    def count(self, path: Path) -> RowCounts:
+        if self.arguments.top_k is not None:
+            return RowCounts(**json.loads(pq.read_schema(path).metadata[_COUNTS_KEY]))
+        counts = RowCounts()
+        for chunk in open_table(path).iterate_chunks(_COUNT_CHUNK_SIZE):
+            counts += _count_rows(chunk.columns[ERROR_COLUMN])
+        return counts
+
+    def complete(self, folder: Path, shards: Sequence[Path], *, counts: RowCounts) -> RowCounts:
+        if self.arguments.top_k is not None:
+            top_rows = self._build_top_rows()
+            for path in shards:
+                top_rows.add(pq.read_table(path).replace_schema_metadata())
+            best = top_rows.to_table()
+            self.write_best(folder / f"{TOP_FILE_STEM}.{self.output_format}", best)
+            counts = replace(counts, num_written=best.num_rows)
+        summary = {"num_shards": len(shards), **asdict(counts)}
+        write_file(folder / SUMMARY_FILE, encode_json(summary))
+        return counts
+
+    def _open_writer(self, path: Path) -> TableWriter:
+        added = [*self.schema][len(self.table.schema) :]
+        kinds = {**self.added_columns, ROW_COLUMN: "integer"}
+        return TableWriter(
+            path,
+            input_schema=self.table.schema,
+            added_columns={field.name: kinds[field.name] for field in added},
+            csv_formulas=self.arguments.csv_formulas,
+        )
+
+    def _build_top_rows(self) -> TopRows:
+        numbers = [name for name, kind in self.added_columns.items() if kind == "number"]
+        label = self.arguments.top_k_label
+        wanted = (label, f"prediction_{label}") if label is not None else numbers
+        found = [name for name in numbers if name in wanted]
+        if len(found) != 1:
+            raise UserError(
+                f"--top-k needs one column of predicted numbers, and --top-k-label is {label!r}. "
+                f"Choose one of: {', '.join(numbers) or 'there are none, leave --top-k out'}."
+            )
+        return TopRows(
+            self.arguments.top_k or 0,
+            column=found[0],
+            order=self.arguments.top_k_order,
+            schema=self.schema,
+        )
 
 
-def _load_embedding(
-    model: str | Path, *, revision: str | None, options: ScreeningOptions
-) -> ScreenModel:
-    embedder, processor = load_embedder(model, revision=revision, device=options.device)
+def _run(arguments: PredictionArguments, verb: _Verb, *, show_progress: bool) -> ScreeningResult:
+    arguments, is_main = _join_launched_processes(arguments)
+    output = Path(arguments.output)
+    if arguments.num_proc > 1:
+        _run_in_processes(arguments, verb, show_progress=show_progress and is_main)
+        arguments, show_progress = replace(arguments, num_proc=1), False
+    if not arguments.is_folder:
+        validate_output_path(output)
+    table = _open_input(arguments)
+    screen = _load_screen(arguments, table, verb=verb)
+    show_progress = show_progress and is_main
+    if not arguments.is_folder:
+        with lock_output(output):
+            counts, is_complete = screen.write_file(output, show_progress=show_progress), True
+    else:
+        with one_thread():
+            counts, is_complete = write_shards(
+                screen,
+                table,
+                folder=output,
+                shard_size=arguments.shard_size,
+                chunk_size=arguments.chunk_size,
+                task=arguments.task,
+                show_progress=show_progress,
+            )
+    numbers = (counts.num_rows, counts.num_failed, counts.num_written)
+    return ScreeningResult(output, *numbers, is_complete)
 
-    def embed_chunk(chunk: list[Molecule]) -> dict[str, list[Any]]:
-        return embed(
-            embedder,
-            chunk,
-            processor=processor,
-            batch_size=options.batch_size,
-            num_workers=options.num_workers,
-            cache_dir=options.cache_dir,
-        ).to_columns()
 
-    description = {"verb": "embed", **_describe_model(embedder, processor)}
-    return ScreenModel(embed_chunk, {"embedding": "vector", ERROR_COLUMN: "text"}, description)
+def _join_launched_processes(arguments: PredictionArguments) -> tuple[PredictionArguments, bool]:
+    """Take the part of this process of torchrun or accelerate launch; tell whether it is first."""
+    if arguments.task is not None or not torch.distributed.is_torchelastic_launched():
+        return arguments, True
+    # without `cpu` it sees no other process where there is no accelerator
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    task = f"{state.process_index}/{state.num_processes}"
+    device = arguments.device or str(state.device)
+    return replace(arguments, task=task, device=device), state.is_main_process
 
 
-def _describe_model(model: RMatPreTrainedModel, processor: RMatProcessor) -> dict[str, Any]:
-    return {
-        "model_sha256": compute_model_hash(model),
+def _run_in_processes(arguments: PredictionArguments, verb: _Verb, *, show_progress: bool) -> None:
+    """Run the tasks into which this one divides, each in a process."""
+    rank, num_tasks = parse_task(arguments.task or "0/1")
+    num_proc = arguments.num_proc
+    tasks = [f"{rank + num_tasks * idx}/{num_tasks * num_proc}" for idx in range(num_proc)]
+    parts = [replace(arguments, num_proc=1, task=task) for task in tasks]
+    run = partial(_run_part, verb=verb, shown=tasks[0] if show_progress else None)
+    with closing(run_in_processes(run, parts, num_proc=num_proc)) as ended:
+        for _, _, reason in ended:
+            if reason is not None:
+                raise UserError(
+                    f"A process failed: {reason} Repeat the command to continue, with fewer "
+                    "processes if memory ran out."
+                )
+
+
+def _run_part(arguments: PredictionArguments, *, verb: _Verb, shown: str | None) -> None:
+    _run(arguments, verb, show_progress=arguments.task == shown)
+
+
+def _open_input(arguments: PredictionArguments) -> Table:
+    """Return the molecules as a table after every check that needs no model."""
+    if arguments.input is None:
+        return build_table(pa.table({arguments.smiles_column: arguments.smiles}), source="--smiles")
+    revision, split = arguments.input_revision, arguments.input_split
+    table = open_table(arguments.input, revision=revision, split=split)
+    validate_smiles_column(table.schema, arguments.smiles_column, source=table.source)
+    return table
+
+
+def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -> _Screen:
+    load: Any = load_predictor if verb == "predict" else load_embedder
+    run: Any = predict if verb == "predict" else embed
+    model, processor = load(arguments.model, revision=arguments.revision, device=arguments.device)
+    processor = limit_processor(processor, max_atoms=arguments.max_atoms)
+    added: dict[str, ColumnKind] = {"embedding": "vector", ERROR_COLUMN: "text"}
+    if verb == "predict":
+        added = describe_prediction_columns(model.config)
+    description = {
+        "command": verb,
+        "model_sha256": compute_model_hash(model) if arguments.is_folder else None,
         "processor": describe_processor(processor),
         "device": model.device.type,
     }
-
-
-def _validate_output(output: str | Path, options: ScreeningOptions) -> None:
-    """Raise for an output that cannot be, before any work is done."""
-    path = Path(output)
-    if is_output_folder(path):
-        if path.suffix.lower() in OUTPUT_EXTENSIONS:
-            raise UserError(f"{path} is a folder. Name a file, or a folder without {path.suffix}.")
-        return
-    validate_output_path(path)
-    if options.num_proc > 1 or options.task is not None:
-        raise UserError(
-            f"{path} is one file, which one process writes. For several processes or tasks name a "
-            "folder, without an extension."
-        )
-    if options.output_format not in (None, path.suffix.lower()[1:]):
-        raise UserError(
-            f"--output-format {options.output_format} contradicts {path}. Leave it out, or name a "
-            "folder, without an extension."
-        )
-
-
-def _open_input(
-    molecules: str | Path | list[str],
-    *,
-    smiles_column: str,
-    revision: str | None,
-    split: str | None,
-) -> Table:
-    """Return the molecules as a table after every check that needs no model."""
-    if isinstance(molecules, list):
-        return build_smiles_table(molecules, smiles_column=smiles_column)
-    return open_corpus_input(
-        molecules,
-        smiles_column=smiles_column,
-        revision=revision,
-        split=split,
-        with_all_columns=True,
+    compute_rows = partial(
+        run,
+        model,
+        processor=processor,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        cache_dir=choose_cache_dir(arguments.feature_cache),
     )
+    return _Screen(table, arguments, compute_rows, added, description)
 
 
-def _run(screen: Screen, output: Path) -> ScreeningResult:
-    if is_output_folder(output):
-        return run_sharded_screen(screen, output)
-    model = screen.load_model()
-    collector = screen.build_collector(model.added_columns)
-    num_failed = num_rows = 0
-    writer = TableWriter(
-        output,
-        input_schema=screen.table.schema,
-        added_columns=screen.list_output_columns(model.added_columns),
-        csv_formulas=screen.options.csv_formulas,
-    )
-    progress = tqdm(
-        total=screen.table.num_rows, unit="molecule", disable=not screen.options.show_progress
-    )
-    with writer, progress:
-        for chunk in screen.table.iterate_chunks(screen.options.chunk_size):
-            columns = screen.compute(chunk, model)
-            if collector is None:
-                writer.write(columns)
-            else:
-                collector.add(columns, rows=range(num_rows, num_rows + chunk.num_rows))
-            num_rows += chunk.num_rows
-            num_failed += sum(error is not None for error in columns[ERROR_COLUMN])
-            progress.update(chunk.num_rows)
-        num_written = num_rows
-        if collector is not None:
-            best = collector.to_columns()
-            num_written = len(best[ROW_COLUMN])
-            writer.write(best)
-    if num_failed:
-        logger.info("%d of %d rows have no value.", num_failed, num_rows)
-    return ScreeningResult(output, num_rows, num_failed, num_written)
+def _count_rows(errors: Iterable[str | None]) -> RowCounts:
+    if isinstance(errors, pa.ChunkedArray):
+        errors = errors.to_pylist()
+    errors = list(errors)
+    failures = count_failures(errors)
+    return RowCounts(len(errors), sum(failures.values()), len(errors), failures)
+
+
+def _report(result: dict[str, Any], progress: tqdm) -> dict[str, Any]:
+    progress.update(len(result[ERROR_COLUMN]))
+    return result

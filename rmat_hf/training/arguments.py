@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args
 from rmat_hf.data.splits.random_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.errors import UserError, hide_credentials
-from rmat_hf.flags import declare_flag, declare_required, validate_flags
+from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.output_folder import load_json
 
@@ -22,8 +22,6 @@ Built = TypeVar("Built")
 
 SCRATCH = "scratch"
 DEFAULT_MODEL = "rmat-small"
-DEFAULT_CACHE = "default"
-NO_CACHE = "none"
 RESERVED_COLUMNS = ("row", "smiles", "split", "error")
 # What a few hundred to a few thousand labels can fill, trained from random weights.
 SCRATCH_ARCHITECTURE: dict[str, Any] = {
@@ -276,20 +274,6 @@ def build_from_fields(built_class: type[Built], fields: dict[str, Any], *, sourc
     except (TypeError, ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{source or 'Options'}: {reason}.") from error
-
-
-@dataclass(kw_only=True)
-class ConversionArguments:
-    """Everything `rmat convert` needs to know."""
-
-    weights: str = declare_required(
-        "Weights of the authors' code: .safetensors, or .pt, of which tensors only are read."
-    )
-    config: str = declare_required("The authors' JSON configuration.")
-    output_dir: str = declare_required("Folder to write.")
-    pooling: Literal["attention", "mean", "dummy_node"] | None = declare_flag(
-        None, "Pooling of the model. Default: the one in the weights, else mean."
-    )
 
 
 @dataclass(kw_only=True)

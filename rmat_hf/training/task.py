@@ -2,14 +2,12 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from rmat_hf.data.feature_cache import find_feature_cache_dir
-from rmat_hf.data.featurization import featurize_dataset
+from rmat_hf.data.featurization import choose_cache_dir, featurize_dataset
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.splits.registry import find_split_options, split_dataset
@@ -19,8 +17,6 @@ from rmat_hf.loading import Checkpoint, read_checkpoint
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import (
-    DEFAULT_CACHE,
-    NO_CACHE,
     SCRATCH,
     FinetuningArguments,
 )
@@ -121,23 +117,6 @@ def _warn_of_doubtful_labels(labels: np.ndarray, arguments: FinetuningArguments)
                 "have in common.",
                 name,
             )
-
-
-def choose_cache_dir(feature_cache: str | Path | None) -> Path | None:
-    """Return the folder of the feature cache, `None` for none.
-
-    Args:
-        feature_cache (`str` or `Path`, *optional*): `--feature-cache` of `rmat finetune`.
-    """
-    if feature_cache is None or feature_cache == NO_CACHE:
-        return None
-    if feature_cache != DEFAULT_CACHE:
-        return Path(feature_cache)
-    try:
-        return find_feature_cache_dir()
-    except RuntimeError as error:
-        logger.warning("No feature cache: %s Choose a folder with --feature-cache.", error)
-        return None
 
 
 def _build_processor(

@@ -1,23 +1,37 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+import rdkit
+from full_disks import small_files
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 from tiny import TINY_SMILES
 
 from rmat_hf.data import featurization
 from rmat_hf.data.featurization import (
+    FeatureCache,
+    FeaturizedMolecule,
+    choose_cache_dir,
+    describe_processor,
     featurize_dataset,
     featurize_molecules,
-    featurize_one_by_one,
+    find_feature_cache_dir,
+    iterate_featurized,
 )
 from rmat_hf.data.stored_features import expand_features, pack_features
+from rmat_hf.data.supervised_map import CHUNKS_PER_WORKER
 from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -77,7 +91,7 @@ def test_data_set_without_any_geometry_loses_every_row() -> None:
 def test_number_of_workers_does_not_change_the_result() -> None:
     processor = RMatProcessor(geometry="bounds", molecule_descriptors=DESCRIPTORS)
     dataset = build_dataset(["C1CC", *TINY_SMILES, "not a molecule"])
-    alone, dropped_alone = featurize_dataset(dataset, processor, num_workers=1)
+    alone, dropped_alone = featurize_dataset(dataset, processor, num_workers=0)
     together, dropped_together = featurize_dataset(dataset, processor, num_workers=2)
     assert together.to_dict() == alone.to_dict()
     assert dropped_together == dropped_alone
@@ -153,6 +167,26 @@ def build_mixed_molecules() -> list[Any]:
     return ["CCO", "OCC", mol, other, "C1CC", None, *TINY_SMILES, "[Na+].[Cl-]"]
 
 
+class Computed:
+    """Counts what the processor featurizes, and ends the process at some molecules."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, deadly: str = "", stop_after: int = -1
+    ) -> None:
+        self.count = 0
+        compute = RMatProcessor.featurize_compactly
+
+        def featurize(processor: RMatProcessor, molecule: Any) -> Any:
+            if self.count == stop_after:
+                raise KeyboardInterrupt
+            if getattr(molecule, "smiles", molecule) == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.count += 1
+            return compute(processor, molecule)
+
+        monkeypatch.setattr(RMatProcessor, "featurize_compactly", featurize)
+
+
 def test_cached_and_uncached_features_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,13 +194,29 @@ def test_cached_and_uncached_features_are_the_same(
     processor = RMatProcessor(conformer_method="kdg", molecule_descriptors=["MolWt"])
     plain = featurize_molecules(molecules, processor)
     assert featurize_molecules(molecules, processor, cache_dir=tmp_path) == plain
-    computed: list[Any] = []
-    monkeypatch.setattr(featurization, "_featurize", lambda job, _: computed.append(job))
-    assert featurize_molecules(molecules, processor, cache_dir=tmp_path) == plain
-    assert computed == []
+    computed = Computed(monkeypatch)
+    for num_workers in (0, 2):
+        options: dict[str, Any] = {"num_workers": num_workers, "cache_dir": tmp_path}
+        assert featurize_molecules(molecules, processor, **options) == plain
+        assert list(iterate_featurized(iter(molecules), processor, **options)) == plain
+    assert computed.count == 0
     assert plain[0] == plain[1]
     assert len({outcome.features for outcome in plain[1:4]}) == 3
     assert [bool(outcome.failure) for outcome in plain[:7]] == [False] * 4 + [True] * 2 + [False]
+    canonical = [outcome.canonical_smiles for outcome in plain]
+    assert canonical[:6] == ["CCO", "CCO", "CCO", "CCO", "", ""]
+    assert canonical[6:12] == [Chem.CanonSmiles(smiles) for smiles in TINY_SMILES]
+
+
+def test_equal_molecules_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = RMatProcessor(geometry="2d")
+    computed = Computed(monkeypatch)
+    outcomes = featurize_molecules(["CCO", "CCN"] * 100, processor)
+    assert computed.count == 2
+    assert outcomes[:2] * 100 == outcomes
+    computed.count = 0
+    assert list(iterate_featurized(["CCO", "CCN"] * 10, processor)) == outcomes[:20]
+    assert computed.count == 2
 
 
 def test_workers_give_the_same_features_for_given_conformers() -> None:
@@ -179,32 +229,23 @@ def test_failure_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.Mon
     processor = RMatProcessor(max_conformer_attempts=1)
     impossible = "C12=C3C4=C1C5=C2C3=C45"
     first = featurize_molecules([impossible], processor, cache_dir=tmp_path)
-    monkeypatch.setattr(featurization, "_featurize", None)
+    computed = Computed(monkeypatch)
     assert featurize_molecules([impossible], processor, cache_dir=tmp_path) == first
+    assert computed.count == 0
     assert "in 1 attempts" in first[0].failure
 
 
 def test_interrupted_run_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    processor = RMatProcessor(geometry="bounds")
-    compute = featurization._featurize
-    computed: list[Any] = []
-
-    def interrupt(job: Any, processor: RMatProcessor) -> Any:
-        if len(computed) == 5:
-            raise KeyboardInterrupt
-        computed.append(job)
-        return compute(job, processor)
-
-    monkeypatch.setattr(featurization, "CHUNK_SIZE", 2)
-    monkeypatch.setattr(featurization, "_featurize", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        featurize_molecules(TINY_SMILES, processor, cache_dir=tmp_path)
-    computed.clear()
-    outcomes = featurize_molecules(TINY_SMILES, processor, cache_dir=tmp_path)
-    assert len(computed) == 2
-    assert [outcome.features for outcome in outcomes] == [
-        pack(smiles, processor) for smiles in TINY_SMILES
-    ]
+    processor = RMatProcessor(geometry="2d")
+    smiles = ["C" * (1 + row) for row in range(100)]
+    with monkeypatch.context() as patch:
+        Computed(patch, stop_after=80)
+        with pytest.raises(KeyboardInterrupt):
+            featurize_molecules(smiles, processor, cache_dir=tmp_path)
+    computed = Computed(monkeypatch)
+    outcomes = featurize_molecules(smiles, processor, cache_dir=tmp_path)
+    assert 20 <= computed.count < 40
+    assert [outcome.features for outcome in outcomes] == [pack(text, processor) for text in smiles]
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -213,25 +254,35 @@ def test_molecule_that_kills_its_worker_fails_and_the_others_do_not(
 ) -> None:
     processor = RMatProcessor(geometry="2d")
     expected = featurize_molecules(TINY_SMILES, processor)
-    compute = featurization._featurize
-
-    def die(job: Any, processor: RMatProcessor) -> Any:
-        if job[0] == "CCN":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return compute(job, processor)
-
-    monkeypatch.setattr(featurization, "_featurize", die)
-    monkeypatch.setattr(featurization, "CHUNK_SIZE", 3)
     cache_dir = tmp_path if cached else None
     molecules = [*TINY_SMILES[:2], "CCN", *TINY_SMILES[2:]]
-    outcomes = featurize_molecules(molecules, processor, num_workers=2, cache_dir=cache_dir)
-    assert [*outcomes[:2], *outcomes[3:]] == expected
-    assert outcomes[2].failure.startswith(
-        "the process that featurizes it was killed by signal 9 (Killed)"
-    )
-    monkeypatch.setattr(featurization, "_featurize", compute)
+    with monkeypatch.context() as patch:
+        Computed(patch, deadly="CCN")
+        for num_workers in (1, 2):
+            outcomes = featurize_molecules(
+                molecules, processor, num_workers=num_workers, cache_dir=cache_dir
+            )
+            assert [*outcomes[:2], *outcomes[3:]] == expected
+            assert outcomes[2].failure.startswith("the process that featurizes it was killed")
     again = featurize_molecules(molecules, processor, cache_dir=cache_dir)
     assert again[2].failure == ""
+
+
+def test_few_molecules_are_taken_ahead() -> None:
+    taken = 0
+
+    def iterate_molecules() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "C" * (taken % 7 + 1)
+
+    processor = RMatProcessor(geometry="2d")
+    outcomes = iterate_featurized(iterate_molecules(), processor, num_workers=2)
+    with closing(outcomes):
+        for _ in range(3):
+            next(outcomes)
+    assert taken <= 64 * (1 + 2 * CHUNKS_PER_WORKER)
 
 
 def test_molecule_without_enough_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,11 +295,195 @@ def test_molecule_without_enough_memory_fails(monkeypatch: pytest.MonkeyPatch) -
     assert not outcome.is_repeatable
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_one_by_one_is_the_same_as_all_at_once(tmp_path: Path, cached: bool) -> None:
-    molecules, processor = build_mixed_molecules(), RMatProcessor(conformer_method="kdg")
-    cache_dir = tmp_path if cached else None
-    expected = featurize_molecules(molecules, processor)
-    for _ in range(2):
-        assert featurize_one_by_one(iter(molecules), processor, cache_dir=cache_dir) == expected
-    assert featurize_molecules(molecules, processor, cache_dir=cache_dir) == expected
+# The cache
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+PROCESSOR = RMatProcessor(geometry="bounds")
+OUTCOMES = {
+    "CCO": FeaturizedMolecule(b"\x00\x01features", "bounds", "", "CCO"),
+    "C": FeaturizedMolecule(b"", "", "no conformer with etkdg_v3 in 5 attempts", "C"),
+}
+
+WRITER = """
+import sys
+from rmat_hf.data.featurization import FeatureCache, FeaturizedMolecule
+from rmat_hf.model.processing_rmat import RMatProcessor
+with FeatureCache(sys.argv[1], RMatProcessor(geometry="bounds")) as cache:
+    for start in range(0, 10**9, 100):
+        cache.save(
+            {
+                str(i): FeaturizedMolecule(b"%d" % i * 50, "", "", "")
+                for i in range(start, start + 100)
+            }
+        )
+        print(start + 100, flush=True)
+"""
+
+
+def name_file(processor: RMatProcessor) -> str:
+    return FeatureCache("cache", processor).path.name
+
+
+def save_range(cache_dir: str, start: int) -> None:
+    for i in range(start, start + 200):
+        with FeatureCache(cache_dir, PROCESSOR) as cache:
+            cache.save({str(i): FeaturizedMolecule(str(i).encode(), "bounds", "", "")})
+
+
+def test_saved_outcomes_are_loaded(tmp_path: Path) -> None:
+    with FeatureCache(tmp_path / "new" / "folder", PROCESSOR) as cache:
+        assert cache.load(["CCO"]) == {}
+        cache.save(OUTCOMES)
+    with FeatureCache(tmp_path / "new" / "folder", PROCESSOR) as cache:
+        assert cache.load(["CCO", "unknown", "C"]) == OUTCOMES
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        FeaturizedMolecule(b"", "", "no conformer with kdg within the time limit of 30 s", ""),
+        FeaturizedMolecule(
+            b"1", "bounds (step down: no conformer with kdg within the time limit of 1 s)", "", ""
+        ),
+    ],
+)
+def test_what_a_time_limit_decided_is_not_kept(tmp_path: Path, outcome: Any) -> None:
+    with FeatureCache(tmp_path, PROCESSOR) as cache:
+        cache.save({"CCO": outcome})
+        assert cache.load(["CCO"]) == {}
+
+
+def test_every_option_and_version_has_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, Any]] = [
+        {},
+        {"geometry": "bounds"},
+        {"conformer_method": "kdg"},
+        {"conformer_hydrogens": False},
+        {"force_field": "uff"},
+        {"conformer_seed": 1},
+        {"max_atoms": 10},
+        {"on_conformer_failure": "2d"},
+        {"molecule_descriptors": ["MolWt", "TPSA"]},
+        {"molecule_descriptors": ["TPSA", "MolWt"]},
+    ]
+    hashes = [name_file(RMatProcessor(**option)) for option in options]
+    assert len(set(hashes)) == len(hashes)
+    assert name_file(RMatProcessor()) == hashes[0]
+    monkeypatch.setattr(rdkit, "__version__", "1.0")
+    assert name_file(RMatProcessor()) not in hashes
+    monkeypatch.undo()
+    processor = RMatProcessor()
+    processor.featurizer_version += 1
+    assert name_file(processor) not in hashes
+
+
+def test_saving_and_loading_a_processor_keeps_its_file(tmp_path: Path) -> None:
+    PROCESSOR.save_pretrained(tmp_path)
+    loaded = RMatProcessor.from_pretrained(tmp_path)
+    assert name_file(loaded) == name_file(PROCESSOR)
+
+
+def test_file_that_is_no_cache_is_reported_and_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = FeatureCache(tmp_path, PROCESSOR).path
+    path.write_bytes(b"not a database " * 500)
+    with caplog.at_level(logging.WARNING), FeatureCache(tmp_path, PROCESSOR) as cache:
+        cache.save(OUTCOMES)
+        assert cache.load(["CCO"]) == {}
+    assert len(caplog.records) == 1
+    assert f"feature cache {path} cannot be used" in caplog.text
+    assert path.read_bytes().startswith(b"not a database")
+
+
+def test_folder_that_cannot_be_made_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING), FeatureCache(tmp_path / "file", PROCESSOR) as cache:
+        assert cache.load(["CCO"]) == {}
+    assert "cannot be used" in caplog.text
+
+
+def test_disk_that_is_full_is_one_warning_and_no_wrong_features(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a screen, which opens the cache for every few molecules."""
+    with FeatureCache(tmp_path, PROCESSOR) as cache:
+        cache.save(OUTCOMES)
+        size = cache.path.stat().st_size
+    large = {str(i): FeaturizedMolecule(bytes([i]) * 500, "bounds", "", "") for i in range(250)}
+    with small_files(size + 4096):
+        for _ in range(3):
+            with caplog.at_level(logging.WARNING), FeatureCache(tmp_path, PROCESSOR) as cache:
+                cache.save(large)
+    assert len(caplog.records) == 1
+    assert "cannot be used" in caplog.text
+    with FeatureCache(tmp_path, PROCESSOR) as cache:
+        assert cache.load([*OUTCOMES, *large]) == OUTCOMES
+        cache.save(large)
+        assert cache.load([*large]) == large
+
+
+def test_two_processes_write_one_file(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2) as executor:
+        list(executor.map(save_range, [str(tmp_path)] * 2, [0, 100]))
+    with FeatureCache(tmp_path, PROCESSOR) as cache:
+        found = cache.load([str(i) for i in range(300)])
+    assert {key: outcome.features for key, outcome in found.items()} == {
+        str(i): str(i).encode() for i in range(300)
+    }
+
+
+def test_killed_process_leaves_whole_transactions(tmp_path: Path) -> None:
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPO_ROOT
+        )
+        assert process.stdout is not None
+        saved = int(process.stdout.readline())
+        time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        with FeatureCache(tmp_path, PROCESSOR) as cache:
+            found = cache.load([str(i) for i in range(saved)])
+            assert len(found) == saved
+            assert all(o.features == key.encode() * 50 for key, o in found.items())
+            cache.save(OUTCOMES)
+            assert cache.load(list(OUTCOMES)) == OUTCOMES
+
+
+def test_default_folder_lies_in_the_users_cache() -> None:
+    assert find_feature_cache_dir() == Path.home() / ".cache" / "rmat-hf" / "features"
+
+
+@pytest.mark.parametrize("feature_cache", [None, "none"])
+def test_cache_can_be_turned_off(feature_cache: str | None) -> None:
+    assert choose_cache_dir(feature_cache) is None
+
+
+def test_default_cache_is_the_users_and_a_folder_is_itself(
+    tmp_path: Path, feature_cache_dir: Path
+) -> None:
+    assert choose_cache_dir("default") == feature_cache_dir
+    assert choose_cache_dir(str(tmp_path)) == tmp_path
+
+
+def test_user_without_a_home_has_no_default_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(featurization, "find_feature_cache_dir", fail)
+    assert choose_cache_dir("default") is None
+    assert "Choose a folder with --feature-cache" in caplog.text
+
+
+def test_options_of_a_processor_are_those_that_it_saves(tmp_path: Path) -> None:
+    processor = RMatProcessor(geometry="2d", max_atoms=7)
+    processor.save_pretrained(tmp_path)
+    options = describe_processor(processor)
+    assert options == describe_processor(RMatProcessor.from_pretrained(tmp_path))
+    assert describe_processor(RMatProcessor(**options)) == options

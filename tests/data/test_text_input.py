@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from rmat_hf.data import sdf
-from rmat_hf.data.corpus_input import open_corpus_input
 from rmat_hf.data.sdf import iterate_lines, open_text
 from rmat_hf.data.sources import open_table
 from rmat_hf.errors import UserError
@@ -54,7 +53,7 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(
     path = tmp_path / f"table.{suffix}"
     path.write_bytes(start + b"\0\x01rest")
     with pytest.raises(UserError, match=words):
-        open_corpus_input(path, smiles_column="smiles")
+        open_table(path)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet", "sdf", "smi", "smi.gz"])
@@ -69,7 +68,7 @@ def test_what_may_never_end_is_refused_at_once(tmp_path: Path, suffix: str, kind
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(os.path.relpath(path))  # the absolute path may be too long
     with pytest.raises(UserError, match=r"x\.\S+ is a folder, a pipe"):
-        open_corpus_input(path, smiles_column="smiles")
+        open_table(path)
     if not suffix.startswith("smi"):
         with pytest.raises(UserError, match="a pipe or a device"):
             open_table(path)

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from rdkit import Chem
 
-from rmat_hf.data.corpus_input import iterate_input_rows, open_corpus_input
 from rmat_hf.data.sdf import compute_record_smiles, parse_mol_block
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.tables import Table
@@ -139,14 +138,15 @@ def check_smi(data: bytes, folder: Path) -> None:
     if data in (b"\xef", b"\xef\xbb"):  # half a byte order mark, which Python reads as nothing
         return
     try:
-        table = open_corpus_input(path, smiles_column="smiles")
-        rows = list(iterate_input_rows(table, smiles_column="smiles"))
+        table = open_table(path)
+        chunks = list(table.iterate_chunks(1000))
+        rows = [text for chunk in chunks for text in chunk.molecules("smiles")]
     except UserError as error:
         validate_message(str(error).replace(str(path), path.name))
         return
     lines = re.split(r"\r\n|\r|\n", data.decode("utf-8-sig"))
-    assert [row.smiles for row in rows] == [line.split()[0] for line in lines if line.strip()]
-    assert [row.row for row in rows] == list(range(table.num_rows))
+    assert rows == [line.split()[0] for line in lines if line.strip()]
+    assert len(rows) == table.num_rows
 
 
 CHECKS: dict[str, Check] = {

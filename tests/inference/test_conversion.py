@@ -3,21 +3,30 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from full_disks import mounted_disk, resize_disk, small_files
+from malicious import Payload
 from rdkit import Chem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoProcessor
 
 from rmat_hf.cli import main
 from rmat_hf.errors import UserError
-from rmat_hf.inference.conversion import convert_checkpoint
+from rmat_hf.inference.conversion import (
+    convert_checkpoint,
+    convert_config,
+    convert_state_dict,
+    load_authors_config,
+    load_authors_weights,
+)
 from rmat_hf.inference.prediction import embed
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import UNREACHABLE_DISTANCE
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "reference"
@@ -150,33 +159,16 @@ def test_another_pooling_than_the_trained_one_leaves_the_head_out() -> None:
     assert conversion.notes[0].startswith("The head was trained on another pooling")
 
 
-def test_a_pickle_of_more_than_tensors_is_refused(tmp_path: Path) -> None:
-    torch.save({"src_embed.lut.weight": Path("/")}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"Cannot read .*weights.pt"):
-        convert_checkpoint(
-            tmp_path / "weights.pt", GOLDEN / "grover_pool" / "reference_config.json"
-        )
-
-
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    source = GOLDEN / "grover_pool" / "reference_state_dict.safetensors"
-    (tmp_path / "weights.safetensors").write_bytes(source.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"Cannot read .*weights.safetensors"):
-        convert_checkpoint(
-            tmp_path / "weights.safetensors", GOLDEN / "grover_pool" / "reference_config.json"
-        )
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"d_model": 64}, "do not belong together"),
         ({"encoder_n_layers": 3}, "do not belong together"),
         ({"encoder_n_layers": 1}, "do not belong together"),
-        ({"d_edge": 47}, "d_edge=47"),
-        ({"ffn_activation": "GELU"}, "ffn_activation='GELU' is not known"),
-        ({"generator_aggregation": "sum"}, "generator_aggregation='sum' is not known"),
-        ({"scale_norm": True}, r"Unknown fields in the configuration: \['scale_norm'\]"),
+        ({"d_edge": 47}, "d_edge is not 46"),
+        ({"ffn_activation": "GELU"}, r"config\.json.*'ffn_activation'"),
+        ({"generator_aggregation": "sum"}, r"config\.json.*'generator_aggregation'"),
+        ({"scale_norm": True}, r"config\.json.*\['scale_norm'\] are not known"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(
@@ -194,7 +186,7 @@ def test_a_configuration_without_a_size_is_refused(tmp_path: Path) -> None:
     fields = json.loads((folder / "reference_config.json").read_text())
     del fields["d_model"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="lacks 'd_model'"):
+    with pytest.raises(ValueError, match="KeyError 'd_model'"):
         convert_checkpoint(folder / "reference_state_dict.safetensors", tmp_path / "config.json")
 
 
@@ -250,3 +242,318 @@ def test_full_disk_takes_a_conversion_when_there_is_room(
         resize_disk(disk, "64m")
         assert run_conversion(disk / "model") == run_conversion(tmp_path / "model") == 0
         assert list_content(disk / "model") == list_content(tmp_path / "model")
+
+
+AUTHORS_CONFIG: dict[str, Any] = {
+    "d_atom": 37,
+    "d_edge": 8 + 6 + 10,
+    "d_model": 24,
+    "init_type": "uniform",
+    "dropout": 0.25,
+    "envelope_num_radial": 10,
+    "envelope_cutoff": 15.0,
+    "envelope_exponent": 4.0,
+    "encoder_n_layers": 3,
+    "encoder_n_attn_heads": 2,
+    "ffn_activation": "LeakyReLU",
+    "ffn_n_layers": 2,
+    "ffn_d_hidden": 28,
+    "ffn_d_output": 24,
+    "generator_aggregation": "grover",
+    "generator_n_layers": 2,
+    "generator_d_outputs": 5,
+    "generator_features_generators": None,
+    "generator_d_generated_features": 7,
+}
+WEIGHTS = {
+    "src_embed.lut.weight": torch.arange(6.0).view(2, 3),
+    "encoder.norm.bias": torch.tensor([0.5, -1.0]),
+}
+
+
+def assert_same_weights(loaded: dict[str, torch.Tensor]) -> None:
+    assert loaded.keys() == WEIGHTS.keys()
+    assert all(torch.equal(loaded[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+# Weight files
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_every_file_format_gives_the_same_tensors(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(WEIGHTS, path)
+    else:
+        torch.save(WEIGHTS, path)
+    assert_same_weights(load_authors_weights(path))
+    assert_same_weights(load_authors_weights(str(path)))
+
+
+def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": WEIGHTS}, tmp_path / "weights.pt")
+    assert_same_weights(load_authors_weights(tmp_path / "weights.pt"))
+
+
+def test_the_prefix_of_a_wrapping_module_is_removed_once_and_at_the_start_only(
+    tmp_path: Path,
+) -> None:
+    wrapped = {f"model.{name}": tensor for name, tensor in WEIGHTS.items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "weights.pt")
+    assert_same_weights(load_authors_weights(tmp_path / "weights.pt"))
+    torch.save({"a.model.b": torch.ones(1)}, tmp_path / "inner.pt")
+    assert list(load_authors_weights(tmp_path / "inner.pt")) == ["a.model.b"]
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({**WEIGHTS, "extra": Payload(tmp_path / "hacked")}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"Cannot read .*weights\.pt.*could run code"):
+        load_authors_weights(tmp_path / "weights.pt")
+    assert not (tmp_path / "hacked").exists()
+    # the payload works: only the way of reading kept it from running
+    torch.load(tmp_path / "weights.pt", weights_only=False)
+    assert (tmp_path / "hacked").is_dir()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello world", b"<!DOCTYPE html>", b"PK\x03\x04" + b"0" * 99, b"J\x00", b"\x80\x02t."],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
+    suffix: str, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"Cannot read .*weights.*download it again") as caught:
+        load_authors_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [10, 300, 900])
+def test_a_truncated_pt_file_is_refused(size: int, tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    assert len(whole) > size
+    (tmp_path / "weights.pt").write_bytes(whole[:size])
+    with pytest.raises(ValueError, match="Cannot read"):
+        load_authors_weights(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.ones(1)], torch.ones(1), {"lr": 0.1}, {1: torch.ones(1)}, {"a": None}]
+)
+def test_a_pt_file_of_something_else_than_named_tensors_is_refused(
+    content: object, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"Cannot read .*more than named tensors"):
+        load_authors_weights(tmp_path / "weights.pt")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.pt", tmp_path):
+        with pytest.raises(UserError, match=r"Cannot read .*Check the path"):
+            load_authors_weights(path)
+
+
+# Configuration files
+
+
+def test_a_configuration_file_gives_its_fields(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(AUTHORS_CONFIG))
+    assert load_authors_config(tmp_path / "config.json") == AUTHORS_CONFIG
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b'{"generator_aggregation": "max"}'),
+        *(b'{"generator_aggregation": null}', b'{"ffn_activation": "ReLU"}'),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_used_is_refused(
+    content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_authors_config(tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"missing\.json: no such file"):
+        load_authors_config(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_node_features", 37),
+        ("num_radial_basis", 10),
+        ("distance_cutoff", 15.0),
+        ("radial_envelope_exponent", 4),
+        ("hidden_size", 24),
+        ("intermediate_size", 28),
+        ("num_hidden_layers", 3),
+        ("num_attention_heads", 2),
+        ("hidden_dropout_prob", 0.25),
+        ("attention_probs_dropout_prob", 0.25),
+        ("attention_form", "reference"),
+        ("pooling", "dummy_node"),
+        ("num_head_layers", 2),
+        ("num_labels", 5),
+        ("num_molecule_descriptors", 7),
+        ("label_mean", None),
+    ],
+)
+def test_each_field_of_the_authors_becomes_ours(name: str, value: object) -> None:
+    assert getattr(convert_config(AUTHORS_CONFIG, pooling="dummy_node"), name) == value
+
+
+def test_converting_a_configuration_leaves_the_callers_fields_alone() -> None:
+    fields = dict(AUTHORS_CONFIG)
+    convert_config(fields, pooling="mean")
+    assert fields == AUTHORS_CONFIG
+
+
+def test_no_generated_features_means_no_molecule_descriptors() -> None:
+    without = {k: v for k, v in AUTHORS_CONFIG.items() if k != "generator_d_generated_features"}
+    null = {**without, "generator_d_generated_features": None}
+    for fields in (without, null):
+        assert convert_config(fields, pooling="mean").num_molecule_descriptors == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": "24"}, "hidden_size.*got str"),
+        ({"d_model": None}, "hidden_size.*got NoneType"),
+        ({"encoder_n_attn_heads": 5}, "not a multiple of num_attention_heads=5"),
+        ({"dropout": 2}, "hidden_dropout_prob"),
+        ({"generator_n_layers": 3}, "num_head_layers"),
+        ({"generator_d_outputs": "1"}, "does not describe an R-MAT"),
+        ({"envelope_exponent": None}, "does not describe an R-MAT"),
+        ({"d_edge": 25}, "d_edge is not 24"),
+    ],
+)
+def test_a_field_that_cannot_be_is_refused_in_one_line(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        convert_config(AUTHORS_CONFIG | changes, pooling="mean")
+    assert "\n" not in str(caught.value)
+
+
+# Names and shapes of the tensors
+
+
+@pytest.mark.parametrize(
+    ("authors_name", "name"),
+    [
+        ("src_embed.lut.weight", "rmat.embeddings.node_proj.weight"),
+        ("encoder.norm.bias", "rmat.final_norm.bias"),
+        ("generator.att_net.0.weight", "rmat.pooler.hidden_proj.weight"),
+        ("generator.att_net.2.weight", "rmat.pooler.score_proj.weight"),
+        ("generator.proj.weight", "classifier.out_proj.weight"),
+        ("generator.proj.0.bias", "classifier.dense.bias"),
+        ("generator.proj.2.weight", "classifier.norm.weight"),
+        ("generator.proj.4.bias", "classifier.out_proj.bias"),
+        ("encoder.layers.0.sublayer.0.norm.bias", "rmat.layers.0.attention_norm.bias"),
+        ("encoder.layers.1.sublayer.1.norm.weight", "rmat.layers.1.feed_forward_norm.weight"),
+        (
+            "encoder.layers.12.feed_forward.linears.0.weight",
+            "rmat.layers.12.feed_forward.up_proj.weight",
+        ),
+        (
+            "encoder.layers.2.feed_forward.linears.1.bias",
+            "rmat.layers.2.feed_forward.down_proj.bias",
+        ),
+        *(
+            (
+                f"encoder.layers.2.self_attn.{authors_module}.weight",
+                f"rmat.layers.2.self_attention.{module}.weight",
+            )
+            for authors_module, module in [
+                ("linear_layers.0", "q_proj"),
+                ("linear_layers.1", "k_proj"),
+                ("linear_layers.2", "v_proj"),
+                ("output_linear", "o_proj"),
+            ]
+        ),
+    ],
+)
+def test_a_tensor_of_the_authors_gets_our_name_and_keeps_its_values(
+    authors_name: str, name: str
+) -> None:
+    tensor = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    converted = convert_state_dict({authors_name: tensor}, num_code_features=14)
+    assert list(converted) == [name]
+    assert torch.equal(converted[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("authors_name", "name", "shape"),
+    [
+        ("relative_u", "content_bias", (1, 4, 1, 3)),
+        ("relative_v", "pair_bias", (1, 4, 1, 3, 1)),
+        ("relative_v", "pair_bias", (1, 4, 1, 1, 3)),
+    ],
+)
+def test_an_attention_bias_becomes_one_row_per_head(
+    authors_name: str, name: str, shape: tuple[int, ...]
+) -> None:
+    rows = torch.arange(12.0).view(4, 3)
+    converted = convert_state_dict(
+        {f"encoder.layers.1.self_attn.attention.{authors_name}": rows.view(shape)},
+        num_code_features=14,
+    )
+    assert list(converted) == [f"rmat.layers.1.self_attention.{name}"]
+    assert torch.equal(converted[f"rmat.layers.1.self_attention.{name}"], rows)
+
+
+def build_authors_pair_networks() -> dict[str, torch.Tensor]:
+    """Pair networks of 4 heads of size 3 on 5 pair features, 2 of them from the code."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"nn.0.weight": (3, 5), "nn.0.bias": (3,), "nn.3.weight": (12, 3), "nn.3.bias": (12,)}
+    return {
+        f"encoder.layers.1.self_attn.attention.relative_{side}.{name}": torch.randn(
+            shape, generator=generator
+        )
+        for side in "KV"
+        for name, shape in shapes.items()
+    }
+
+
+def test_the_pair_networks_of_keys_and_values_give_what_they_gave() -> None:
+    authors = build_authors_pair_networks()
+    converted = convert_state_dict(authors, num_code_features=2)
+    prefix = "rmat.layers.1.self_attention."
+    ours = {name.removeprefix(prefix): tensor for name, tensor in converted.items()}
+    code, radial = torch.randn(2), torch.randn(3)
+    for side, name in (("K", "key_pair"), ("V", "value_pair")):
+        hidden = ours[f"{name}s.code_proj.weight"] @ code + ours[f"{name}s.code_proj.bias"]
+        hidden = (hidden + ours[f"{name}s.radial_proj.weight"] @ radial).tanh()
+        result = torch.einsum("hed,d->he", ours[f"{name}_weight"], hidden)
+        result = result + ours[f"{name}_constant"]
+        network = f"encoder.layers.1.self_attn.attention.relative_{side}.nn"
+        expected = authors[f"{network}.0.weight"] @ torch.cat((code, radial))
+        expected = (expected + authors[f"{network}.0.bias"]).tanh()
+        expected = authors[f"{network}.3.weight"] @ expected + authors[f"{network}.3.bias"]
+        torch.testing.assert_close(result.flatten(), expected, rtol=0, atol=1e-6)
+    assert len(ours) == 10
+
+
+def test_converted_tensors_are_parameters_of_a_model_built_from_the_configuration() -> None:
+    model = RMatForSequenceClassification(convert_config(AUTHORS_CONFIG, pooling="attention"))
+    config = model.config
+    size = config.hidden_size // config.num_attention_heads
+    network = "encoder.layers.2.self_attn.attention.relative_"
+    shapes: dict[str, tuple[int, ...]] = {"generator.proj.4.bias": (5,)}
+    for side in "KV":
+        shapes[f"{network}{side}.nn.0.weight"] = (size, config.num_pair_features)
+        shapes[f"{network}{side}.nn.0.bias"] = (size,)
+        shapes[f"{network}{side}.nn.3.weight"] = (config.hidden_size, size)
+        shapes[f"{network}{side}.nn.3.bias"] = (config.hidden_size,)
+    converted = convert_state_dict(
+        {name: torch.zeros(shape) for name, shape in shapes.items()},
+        num_code_features=config.num_code_features,
+    )
+    expected = model.state_dict()
+    assert all(expected[name].shape == tensor.shape for name, tensor in converted.items())

@@ -4,19 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_python
 from rdkit import Chem
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
+from tiny_trainer import build_model as build_small_model
 
 from rmat_hf.data.predictions import Predictions
-from rmat_hf.inference.prediction import Embeddings, embed, predict
+from rmat_hf.inference.prediction import TOO_LARGE_FOR_MODEL, Embeddings, embed, predict
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -201,13 +205,13 @@ def test_one_molecule_in_place_of_a_list_is_refused(
 
 @pytest.mark.parametrize("run", [predict, embed])
 def test_a_loaded_model_without_its_processor_is_refused(run: Any) -> None:
-    with pytest.raises(ValueError, match="needs its processor: pass processor="):
+    with pytest.raises(ValueError, match="needs its processor, processor="):
         run(build_regression_model(), ["CCO"])
 
 
 @pytest.mark.parametrize("run", [predict, embed])
 def test_a_loaded_model_with_a_revision_is_refused(run: Any, processor: RMatProcessor) -> None:
-    with pytest.raises(ValueError, match="no other revision, so 'v1' cannot be had"):
+    with pytest.raises(ValueError, match="takes no revision, but revision is 'v1'"):
         run(build_regression_model(), ["CCO"], processor=processor, revision="v1")
 
 
@@ -443,3 +447,170 @@ def test_an_output_that_is_not_finite_is_an_error_and_no_value(
     prediction = predict(tiny_model, ["CCO"], processor=processor)
     assert prediction.errors == ["the model's output is not a finite number"]
     assert prediction.to_columns()["prediction_LABEL_0"] == [None]
+
+
+# Batches
+
+# long and short ones take turns, with bad ones between them
+SMILES = [
+    smiles
+    for size in range(1, 25)
+    for smiles in ("C" * size, "C" * (30 - size) + "O", *(["C1CC"] if size % 6 == 0 else []))
+]
+
+
+def run_small(
+    model: RMatForSequenceClassification,
+    processor: RMatProcessor,
+    molecules: Iterable[str] = SMILES,
+    **options: Any,
+) -> tuple[np.ndarray, list[str | None]]:
+    options = {"batch_size": 4} | options
+    predictions = predict(model, molecules, processor=processor, **options)
+    return predictions.values, predictions.errors
+
+
+def record_batches(model: RMatForSequenceClassification) -> list[tuple[int, ...]]:
+    """Return a list that gets the shape of every batch of pairs that the model sees."""
+    shapes: list[tuple[int, ...]] = []
+
+    def record(_: Any, __: Any, inputs: dict[str, torch.Tensor]) -> None:
+        shapes.append(tuple(inputs["bond_types"].shape))
+
+    model.register_forward_pre_hook(record, with_kwargs=True)
+    return shapes
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_every_row_gets_its_own_output_whatever_it_is_grouped_with(
+    processor: RMatProcessor, batch_size: int
+) -> None:
+    model = build_small_model().eval()
+    shapes = record_batches(model)
+    values, errors = run_small(model, processor, batch_size=batch_size)
+    alone = [run_small(model, processor, [smiles]) for smiles in SMILES]
+    np.testing.assert_allclose(values, np.concatenate([row for row, _ in alone]), atol=5e-6)
+    assert errors == [error for _, (error,) in alone]
+    assert [error is not None for error in errors] == [smiles == "C1CC" for smiles in SMILES]
+    assert max(size for size, *_ in shapes) == batch_size
+
+
+def test_molecules_of_similar_size_share_a_batch(processor: RMatProcessor) -> None:
+    model = build_small_model().eval()
+    shapes = record_batches(model)
+    run_small(model, processor)
+    real = sum((len(smiles) + 1) ** 2 for smiles in SMILES if smiles != "C1CC")
+    padded = sum(size * num_nodes**2 for size, num_nodes, _ in shapes)
+    assert padded < 1.15 * real
+    in_order = [len(smiles) + 1 for smiles in SMILES if smiles != "C1CC"]
+    chunks = [in_order[start : start + 4] for start in range(0, len(in_order), 4)]
+    assert sum(len(chunk) * max(chunk) ** 2 for chunk in chunks) > 1.5 * real
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, pd.Series, iter])
+def test_any_collection_of_molecules_is_taken(
+    processor: RMatProcessor, kind: Callable[[list[str]], Iterable[str]]
+) -> None:
+    values, _ = run_small(build_small_model(), processor, kind(TINY_SMILES))
+    expected, _ = run_small(build_small_model(), processor, TINY_SMILES)
+    assert np.array_equal(values, expected)
+
+
+def test_a_second_model_featurizes_nothing(
+    tmp_path: Path, processor: RMatProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, errors = run_small(build_small_model(), processor, cache_dir=tmp_path)
+    monkeypatch.setattr(RMatProcessor, "featurize_compactly", None)
+    second = build_small_model(hidden_dropout_prob=0.5)
+    again, errors_again = run_small(second, processor, cache_dir=tmp_path)
+    assert np.array_equal(values, again, equal_nan=True)
+    assert errors_again == errors
+
+
+def test_a_broken_model_gives_errors_and_no_values(processor: RMatProcessor) -> None:
+    model = build_small_model()
+    with torch.no_grad():
+        model.classifier.out_proj.bias[1] = torch.inf
+    values, errors = run_small(model, processor, ["CCO", "C1CC"])
+    assert np.isnan(values).all()
+    assert errors[0] == "the model's output is not a finite number"
+    assert "unclosed ring" in str(errors[1])
+
+
+# Memory and processes
+
+
+def refuse_large_batches(model: RMatForSequenceClassification, *, max_pairs: int) -> None:
+    """Let a model fail as PyTorch does on a CPU without memory."""
+
+    def refuse(_: Any, __: Any, inputs: dict[str, torch.Tensor]) -> None:
+        if inputs["bond_types"].numel() > max_pairs:
+            torch.empty(2**46)
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+
+
+def test_a_batch_without_enough_memory_goes_one_by_one(processor: RMatProcessor) -> None:
+    expected, _ = run_small(build_small_model(), processor)
+    model = build_small_model()
+    refuse_large_batches(model, max_pairs=25**2)
+    values, errors = run_small(model, processor)
+    too_large = [smiles != "C1CC" and len(smiles) >= 25 for smiles in SMILES]
+    assert 0 < sum(too_large) < len(SMILES) / 2
+    reasons = [str(error) for error, is_too_large in zip(errors, too_large, strict=True)]
+    assert [reason.startswith(TOO_LARGE_FOR_MODEL) for reason in reasons] == too_large
+    kept = ~np.array(too_large)
+    np.testing.assert_allclose(values[kept], expected[kept], atol=5e-6)
+    assert np.isnan(values[~kept]).all()
+    assert "the model needs more memory for it than there is (29 atoms)" in reasons
+
+
+def test_another_error_of_the_model_passes_through(processor: RMatProcessor) -> None:
+    model = build_small_model()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run_small(model, processor)
+
+
+SCREEN_WITH_LITTLE_MEMORY = """
+import json, resource, sys
+import psutil, torch
+from tiny_trainer import build_model
+from rmat_hf.inference.prediction import predict
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+processor = RMatProcessor(geometry="2d", max_atoms=4000)
+smiles = ["CCO", "C" * int(sys.argv[1]), "c1ccccc1", "C1CC"]
+predict(build_model(), smiles[:1], processor=processor)  # loads what is loaded at first use
+limit = psutil.Process().memory_info().vms + 200 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+predictions = predict(build_model(), smiles, processor=processor, num_workers=int(sys.argv[2]))
+print(json.dumps([[bool(value == value) for value in predictions.values[:, 0]],
+    predictions.errors]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_atoms", "num_workers", "reason"),
+    [
+        (1300, 0, "the model needs more memory for it than there is (1300 atoms)"),
+        (3900, 0, "there is not enough memory to featurize it"),
+        (3900, 2, "there is not enough memory to featurize it"),
+    ],
+)
+def test_a_molecule_too_large_for_the_memory_is_set_aside_and_the_others_go_on(
+    tmp_path: Path, num_atoms: int, num_workers: int, reason: str
+) -> None:
+    arguments = ["-c", SCREEN_WITH_LITTLE_MEMORY, str(num_atoms), str(num_workers)]
+    done = run_python(arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    has_value, errors = json.loads(done.stdout)
+    assert has_value == [True, False, True, False]
+    assert (errors[0], errors[2]) == (None, None)
+    assert errors[1].startswith(reason)
+    assert "unclosed ring" in errors[3]

@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,17 +12,26 @@ from rdkit import Chem
 from tiny import TINY_SMILES
 
 from rmat_hf.errors import UserError
-from rmat_hf.inference.prediction import embed, predict
+from rmat_hf.inference.prediction import embed, limit_processor, predict
 from rmat_hf.inference.screening import (
-    ScreeningOptions,
+    PredictionArguments,
+    ScreeningResult,
     describe_prediction_columns,
+    describe_screening,
     run_embedding,
     run_prediction,
 )
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 PREDICTION = "prediction_LABEL_0"
+
+
+def screen(model: Path | str, molecules: object, output: Path, **options: Any) -> ScreeningResult:
+    run = options.pop("run", run_prediction)
+    source = {"smiles": molecules} if isinstance(molecules, list) else {"input": str(molecules)}
+    return run(PredictionArguments(model=str(model), output=str(output), **source, **options))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -46,7 +56,7 @@ def test_every_row_and_cell_of_a_csv_with_bad_rows_is_kept(
     tiny_model_folder: Path, library: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.csv"
-    result = run_prediction(tiny_model_folder, library, output=output)
+    result = screen(tiny_model_folder, library, output)
     before, after = read_csv(library), read_csv(output)
     assert (result.num_rows, result.num_failed) == (50, 10)
     assert list(after[0]) == [*before[0], PREDICTION, "error"]
@@ -62,16 +72,16 @@ def test_every_row_and_cell_of_a_csv_with_bad_rows_is_kept(
 @pytest.mark.parametrize(
     "options",
     [
-        ScreeningOptions(chunk_size=7),
-        ScreeningOptions(batch_size=5, chunk_size=11),
-        ScreeningOptions(num_workers=2),
+        {"chunk_size": 7},
+        {"batch_size": 5, "chunk_size": 11},
+        {"num_workers": 2},
     ],
 )
 def test_chunks_batches_and_workers_do_not_change_the_predictions(
-    tiny_model_folder: Path, library: Path, tmp_path: Path, options: ScreeningOptions
+    tiny_model_folder: Path, library: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    run_prediction(tiny_model_folder, library, output=tmp_path / "whole.csv")
-    run_prediction(tiny_model_folder, library, output=tmp_path / "parts.csv", options=options)
+    screen(tiny_model_folder, library, tmp_path / "whole.csv")
+    screen(tiny_model_folder, library, tmp_path / "parts.csv", **options)
     rows = zip(read_csv(tmp_path / "whole.csv"), read_csv(tmp_path / "parts.csv"), strict=True)
     for whole, part in rows:
         expected, value = whole.pop(PREDICTION), part.pop(PREDICTION)
@@ -89,7 +99,7 @@ def test_parquet_keeps_types_and_order(tiny_model_folder: Path, tmp_path: Path) 
         }
     )
     pq.write_table(table, tmp_path / "in.parquet")
-    run_prediction(tiny_model_folder, tmp_path / "in.parquet", output=tmp_path / "out.parquet")
+    screen(tiny_model_folder, tmp_path / "in.parquet", tmp_path / "out.parquet")
     output = pq.read_table(tmp_path / "out.parquet")
     assert output.select(["id", "smiles", "tags"]).equals(table)
     assert output.schema.field(PREDICTION).type == pa.float64()
@@ -101,9 +111,7 @@ def test_embeddings_are_lists_of_numbers_in_the_order_of_the_input(
     tiny_model_folder: Path, library: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.parquet"
-    result = run_embedding(
-        tiny_model_folder, library, output=output, options=ScreeningOptions(chunk_size=9)
-    )
+    result = screen(tiny_model_folder, library, output, run=run_embedding, chunk_size=9)
     table = pq.read_table(output).to_pydict()
     assert result.num_failed == 10
     assert table["id"] == [row["id"] for row in read_csv(library)]
@@ -115,7 +123,7 @@ def test_embeddings_are_lists_of_numbers_in_the_order_of_the_input(
 
 def test_an_sdf_brings_its_own_geometry(tiny_model_folder: Path, tmp_path: Path) -> None:
     source = Path(__file__).parents[1] / "golden" / "reference" / "grover_pool" / "molecules.sdf"
-    result = run_prediction(tiny_model_folder, source, output=tmp_path / "out.csv")
+    result = screen(tiny_model_folder, source, tmp_path / "out.csv")
     mols = list(Chem.SDMolSupplier(str(source)))
     rows = read_csv(tmp_path / "out.csv")
     assert (result.num_rows, result.num_failed) == (len(mols), 0)
@@ -134,8 +142,8 @@ def test_memory_holds_one_chunk_at_a_time(
         return predict(model, molecules, **options)
 
     monkeypatch.setattr("rmat_hf.inference.screening.predict", record)
-    options = ScreeningOptions(chunk_size=20)
-    run_prediction(tiny_model_folder, library, output=tmp_path / "out.csv", options=options)
+    options = {"chunk_size": 20}
+    screen(tiny_model_folder, library, tmp_path / "out.csv", **options)
     assert sizes == [20, 20, 10]
 
 
@@ -154,9 +162,9 @@ def test_an_error_halfway_leaves_no_output_and_keeps_the_old_one(
         return predict(model, molecules, **options)
 
     monkeypatch.setattr("rmat_hf.inference.screening.predict", fail_later)
-    options = ScreeningOptions(chunk_size=10)
+    options = {"chunk_size": 10}
     with pytest.raises(RuntimeError, match="out of memory"):
-        run_prediction(tiny_model_folder, library, output=output, options=options)
+        screen(tiny_model_folder, library, output, **options)
     assert output.read_text() == "older result\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "library.csv",
@@ -171,36 +179,27 @@ def test_an_error_halfway_leaves_no_output_and_keeps_the_old_one(
         ({"smiles_column": "SMILES"}, "has no column 'SMILES'. Its columns are: id, smiles"),
         ({"output": "missing/out.csv"}, "does not exist. Create it first"),
         ({"output": "out.xlsx"}, "cannot write this kind of file"),
-        ({"molecules": "nowhere.csv"}, "nowhere.csv"),
+        ({"input": "nowhere.csv"}, "nowhere.csv"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_model_is_loaded(
     library: Path, tmp_path: Path, change: dict[str, str], message: str
 ) -> None:
-    arguments = {"molecules": library, "output": "out.csv", "smiles_column": "smiles"} | change
+    arguments = {"input": "library.csv", "output": "out.csv", "smiles_column": "smiles"} | change
+    source, output = tmp_path / arguments["input"], tmp_path / arguments["output"]
     with pytest.raises(UserError, match=message):
-        run_prediction(
-            "no model here",
-            tmp_path / arguments["molecules"],
-            output=tmp_path / arguments["output"],
-            smiles_column=arguments["smiles_column"],
-        )
+        screen("no model here", source, output, smiles_column=arguments["smiles_column"])
 
 
 def test_a_folder_without_a_model_is_refused_without_output(library: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Cannot load a model"):
-        run_prediction(tmp_path, library, output=tmp_path / "out.csv")
+    with pytest.raises(UserError, match=r"config\.json"):
+        screen(tmp_path, library, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_embeddings_are_not_squeezed_into_a_csv(library: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Write a \.parquet file"):
-        run_embedding("no model here", library, output=tmp_path / "out.csv")
-
-
-def test_a_count_below_its_least_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size is 0; the least is 1"):
-        ScreeningOptions(batch_size=0)
+        screen("no model here", library, tmp_path / "out.csv", run=run_embedding)
 
 
 def test_prediction_columns_by_problem_type() -> None:
@@ -230,16 +229,78 @@ def test_prediction_columns_by_problem_type() -> None:
 def test_a_second_screen_of_the_same_molecules_featurizes_nothing(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def screen(name: str, cache_dir: Path | None) -> bytes:
-        options = ScreeningOptions(cache_dir=cache_dir)
+    def screen_molecules(name: str, feature_cache: str | None) -> bytes:
         smiles = ["CCO", "C1CC", "c1ccccc1O"]
-        output = tmp_path / name
-        run_prediction(tiny_model_folder, smiles, output=output, options=options)
-        return output.read_bytes()
+        options = {"feature_cache": feature_cache, "num_workers": 0}
+        screen(tiny_model_folder, smiles, tmp_path / name, **options)
+        return (tmp_path / name).read_bytes()
 
-    first = screen("first.csv", tmp_path / "cache")
-    assert screen("without.csv", None) == first
+    first = screen_molecules("first.csv", str(tmp_path / "cache"))
+    assert screen_molecules("without.csv", None) == first
     monkeypatch.setattr(RMatProcessor, "featurize_compactly", None)
-    assert screen("second.csv", tmp_path / "cache") == first
+    assert screen_molecules("second.csv", str(tmp_path / "cache")) == first
     with pytest.raises(TypeError):
-        screen("third.csv", None)
+        screen_molecules("third.csv", None)
+
+
+# Limits
+
+
+def test_limits_are_those_of_the_user_and_not_of_the_folder(
+    tiny_model: RMatForSequenceClassification,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    processor = RMatProcessor(geometry="2d", max_atoms=10**6, conformer_time_limit_s=10**6)
+    processor.save_pretrained(tmp_path / "model")
+    smiles = ["C" * 20, "C" * 1001]
+    for run in (run_prediction, run_embedding):
+        output = tmp_path / f"{run.__name__}.parquet"
+        screen(tmp_path / "model", smiles, output, run=run, num_workers=0)
+        errors = pq.read_table(output)["error"].to_pylist()
+        assert errors[0] is None
+        assert "1000" in errors[1]
+        screen(tmp_path / "model", smiles, output, run=run, num_workers=0, max_atoms=19)
+        assert "19" in pq.read_table(output)["error"].to_pylist()[0]
+    assert "--max-atoms" in caplog.text
+    assert "1000" in str(predict(tmp_path / "model", smiles).errors[1])
+    assert limit_processor(processor).conformer_time_limit_s < 1000
+    assert limit_processor(processor, max_atoms=2000).max_atoms == 2000
+    assert limit_processor(RMatProcessor(max_atoms=9)).max_atoms == 9
+    assert processor.max_atoms == 10**6
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input": None}, r"either with --smiles or with --input"),
+        ({"smiles": ["CCO"]}, r"either with --smiles or with --input"),
+        ({"smiles": ["CCO"], "input": None, "input_split": "test"}, "need --input"),
+        ({"task": "1"}, r"--task '1' is not RANK/NUM"),
+        ({"task": "4/4"}, r"--task '4/4' is not RANK/NUM"),
+        ({"output_format": "xlsx"}, r"--output-format 'xlsx' is unknown"),
+        ({"top_k_order": "up"}, r"--top-k-order 'up' is unknown"),
+        ({"top_k": 0}, r"--top-k 0 is too small"),
+        ({"top_k_label": "logS"}, "--top-k-label needs --top-k"),
+        ({"batch_size": 0}, "--batch-size 0 is too small"),
+        ({"output": "out.csv", "num_proc": 2}, "name a folder, without an extension"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PredictionArguments(**({"model": "folder", "output": "out", "input": "a.csv"} | options))
+
+
+def test_summary_tells_what_was_written() -> None:
+    rows = ScreeningResult(Path("out"), 10, 2, 10)
+    assert describe_screening(rows, noun="predictions") == (
+        "10 rows: 8 predictions, 2 failed (reasons in the column 'error'). Wrote out."
+    )
+    best = ScreeningResult(Path("out"), 10, 2, 3)
+    assert describe_screening(best, noun="predictions").endswith("Wrote the best 3 to out.")
+    part = ScreeningResult(Path("out"), 10, 2, 10, is_complete=False)
+    assert "in the shards of this task" in describe_screening(part, noun="predictions")

@@ -15,17 +15,20 @@ import pytest
 from processes import run_python
 from tiny import TINY_SMILES
 
-from rmat_hf.data.top_rows import TopRows
 from rmat_hf.errors import UserError
 from rmat_hf.inference import screening
-from rmat_hf.inference.screening import run_embedding, run_prediction
-from rmat_hf.inference.screening_options import ScreeningOptions, ScreeningResult
+from rmat_hf.inference.screening import (
+    PredictionArguments,
+    ScreeningResult,
+    run_embedding,
+    run_prediction,
+)
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 PREDICTION = "prediction_LABEL_0"
 NUM_ROWS = 23
-OPTIONS = ScreeningOptions(shard_size=6, chunk_size=4, batch_size=3)
+OPTIONS: dict[str, Any] = {"shard_size": 6, "chunk_size": 4, "batch_size": 3}
 SHARDS = [f"part-{idx:05}.parquet" for idx in range(4)]
 
 
@@ -46,9 +49,9 @@ def library(tmp_path: Path) -> Path:
 @pytest.fixture
 def screen(tiny_model_folder: Path, library: Path, tmp_path: Path) -> Any:
     def run(name: str = "screen", **changes: Any) -> ScreeningResult:
-        arguments: dict[str, Any] = {"model": tiny_model_folder, "molecules": library}
-        arguments |= {"output": tmp_path / name, "options": OPTIONS} | changes
-        return run_prediction(**arguments)
+        arguments: dict[str, Any] = {"model": str(tiny_model_folder), "input": str(library)}
+        arguments |= {"output": str(tmp_path / name)} | OPTIONS | changes
+        return run_prediction(PredictionArguments(**arguments))
 
     return run
 
@@ -62,7 +65,7 @@ def test_shards_have_all_rows_in_order_with_their_columns(
 ) -> None:
     result = screen()
     assert (result.num_rows, result.num_failed, result.is_complete) == (NUM_ROWS, 3, True)
-    assert sorted(read_files(tmp_path / "screen")) == [*SHARDS, "screen.json", "summary.json"]
+    assert sorted(read_files(tmp_path / "screen")) == ["manifest.json", *SHARDS, "summary.json"]
     shards = [pq.read_table(tmp_path / "screen" / name) for name in SHARDS]
     assert [shard.num_rows for shard in shards] == [6, 6, 6, 5]
     whole = pa.concat_tables(shards)
@@ -84,8 +87,8 @@ def test_shards_have_all_rows_in_order_with_their_columns(
 def test_run_that_continues_ends_with_the_same_bytes(
     screen: Any, tmp_path: Path, output_format: Any
 ) -> None:
-    options = replace(OPTIONS, output_format=output_format)
-    screen("whole", options=options)
+    options: dict[str, Any] = {"output_format": output_format}
+    screen("whole", **options)
     whole = read_files(tmp_path / "whole")
     shards = [name for name in whole if name.startswith("part-")]
     for lost in (shards[:1], shards[1:3], ["summary.json"], list(whole)):
@@ -93,7 +96,7 @@ def test_run_that_continues_ends_with_the_same_bytes(
             (tmp_path / "whole" / name).unlink()
         if len(lost) < len(whole):
             (tmp_path / "whole" / f".{shards[0]}.123.tmp").write_bytes(b"half")
-        screen("whole", options=options)
+        screen("whole", **options)
         assert read_files(tmp_path / "whole") == whole
 
 
@@ -101,7 +104,7 @@ def test_finished_folder_is_not_computed_again(
     screen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = screen()
-    monkeypatch.setattr(screening, "predict", None)
+    monkeypatch.setattr(screening, "predict", int)
     assert screen() == result
 
 
@@ -123,7 +126,7 @@ def test_error_halfway_keeps_the_shards_before_it(
         patch.setattr(screening, "predict", fail_later)
         with pytest.raises(RuntimeError, match="out of memory"):
             screen()
-    assert sorted(read_files(tmp_path / "screen")) == [SHARDS[0], "screen.json"]
+    assert sorted(read_files(tmp_path / "screen")) == ["manifest.json", SHARDS[0]]
     screen()
     assert read_files(tmp_path / "screen") == read_files(tmp_path / "whole")
 
@@ -131,7 +134,7 @@ def test_error_halfway_keeps_the_shards_before_it(
 def test_shards_of_several_tasks_are_those_of_one_run(screen: Any, tmp_path: Path) -> None:
     screen("whole")
     for rank in (1, 0):
-        result = screen("parts", options=replace(OPTIONS, task=(rank, 2)))
+        result = screen("parts", task=f"{rank}/2")
         written = sorted(path.name for path in (tmp_path / "parts").glob("part-*"))
         assert written == (SHARDS if rank == 0 else SHARDS[1::2])
         assert (result.num_rows, result.is_complete) == ((23, True) if rank == 0 else (11, False))
@@ -141,15 +144,16 @@ def test_shards_of_several_tasks_are_those_of_one_run(screen: Any, tmp_path: Pat
 def test_two_processes_write_the_bytes_of_one(screen: Any, tmp_path: Path) -> None:
     screen("whole")
     (tmp_path / "parts").mkdir()
-    result = screen("parts", options=replace(OPTIONS, num_proc=2))
+    result = screen("parts", num_proc=2)
     assert (result.num_rows, result.num_failed) == (NUM_ROWS, 3)
     assert read_files(tmp_path / "parts") == read_files(tmp_path / "whole")
 
 
 def test_embeddings_are_shards_too(tiny_model_folder: Path, library: Path, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"output": tmp_path / "screen", "options": OPTIONS}
-    run_embedding(tiny_model_folder, library, **arguments)
-    run_embedding(tiny_model_folder, library, output=tmp_path / "one.parquet", options=OPTIONS)
+    options = {"model": str(tiny_model_folder), "input": str(library), **OPTIONS}
+    arguments = PredictionArguments(output=str(tmp_path / "screen"), **options)
+    run_embedding(arguments)
+    run_embedding(PredictionArguments(output=str(tmp_path / "one.parquet"), **options))
     whole = pa.concat_tables([pq.read_table(tmp_path / "screen" / name) for name in SHARDS])
     one = pq.read_table(tmp_path / "one.parquet")
     assert whole["id"].equals(one["id"])
@@ -157,11 +161,10 @@ def test_embeddings_are_shards_too(tiny_model_folder: Path, library: Path, tmp_p
         whole["embedding"].to_pylist(), one["embedding"].to_pylist(), strict=True
     ):
         assert ours == (None if theirs is None else pytest.approx(theirs, abs=1e-5))
-    with pytest.raises(UserError, match='verb is "embed" in one and "predict" in the other'):
-        run_prediction(tiny_model_folder, library, **arguments)
-    as_csv = replace(OPTIONS, output_format="csv")
+    with pytest.raises(UserError, match='command is "embed" in one and "predict" in the'):
+        run_prediction(arguments)
     with pytest.raises(UserError, match=r"Write a \.parquet file"):
-        run_embedding(tiny_model_folder, library, output=tmp_path / "csv", options=as_csv)
+        run_embedding(replace(arguments, output=str(tmp_path / "csv"), output_format="csv"))
 
 
 # What is refused
@@ -173,7 +176,7 @@ def test_embeddings_are_shards_too(tiny_model_folder: Path, library: Path, tmp_p
         ({"shard_size": 7}, "shard_size is 6 in one and 7 in the other"),
         ({"output_format": "csv"}, 'output_format is "parquet" in one and "csv" in the other'),
         ({"batch_size": 4}, "batch_size is 3 in one and 4"),
-        ({"top_rows": TopRows(2)}, "top_rows is null in one and"),
+        ({"top_k": 2}, "top_k is null in one and"),
     ],
 )
 def test_other_options_are_refused_with_the_difference(
@@ -182,7 +185,7 @@ def test_other_options_are_refused_with_the_difference(
     screen()
     before = read_files(tmp_path / "screen")
     with pytest.raises(UserError, match=message):
-        screen(options=replace(OPTIONS, **changes))
+        screen(**changes)
     assert read_files(tmp_path / "screen") == before
 
 
@@ -214,7 +217,7 @@ def test_another_model_or_input_is_refused(
 def test_folder_of_something_else_is_refused(screen: Any, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("buy milk")
-    with pytest.raises(UserError, match=r"has files but no screen\.json"):
+    with pytest.raises(UserError, match=r"has files but no manifest\.json"):
         screen("notes")
     assert sorted(read_files(tmp_path / "notes")) == ["todo.txt"]
 
@@ -223,26 +226,48 @@ def test_input_without_rows_is_refused_before_there_is_a_folder(
     screen: Any, tmp_path: Path
 ) -> None:
     pq.write_table(pa.table({"smiles": pa.array([], pa.string())}), tmp_path / "no.parquet")
-    with pytest.raises(UserError, match="has no rows"):
-        screen(molecules=tmp_path / "no.parquet")
+    with pytest.raises(UserError, match="has 0 rows"):
+        screen(input=str(tmp_path / "no.parquet"))
     assert not (tmp_path / "screen").exists()
 
 
 def test_damaged_shard_is_named_with_the_way_out(screen: Any, tmp_path: Path) -> None:
-    options = replace(OPTIONS, output_format="csv")
-    screen(options=options)
+    options: dict[str, Any] = {"output_format": "csv"}
+    screen(**options)
+    path = tmp_path / "screen" / "part-00002.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b",")])
+    with pytest.raises(UserError, match=r"part-00002\.csv.*Delete it and repeat"):
+        screen(**options)
+    path.write_bytes(whole)
     path = tmp_path / "screen" / "part-00001.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match=r"part-00001\.csv has 5 rows instead of 6\. Delete it"):
-        screen(options=options)
+        screen(**options)
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_truncated_shard_is_named_with_the_way_out(
+    screen: Any, tmp_path: Path, top_k: int | None
+) -> None:
+    screen(top_k=top_k)
+    path = tmp_path / "screen" / SHARDS[1]
+    whole = path.read_bytes()
+    (tmp_path / "screen" / SHARDS[2]).unlink()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(UserError, match=r"part-00001\.parquet.*Delete it and repeat the command"):
+        screen(top_k=top_k)
+    path.unlink()
+    assert screen(top_k=top_k).is_complete
+    assert path.read_bytes() == whole
 
 
 def test_one_file_is_written_by_one_process(screen: Any, tmp_path: Path) -> None:
-    for changes in ({"num_proc": 2}, {"task": (0, 2)}):
+    for changes in ({"num_proc": 2}, {"task": "0/2"}):
         with pytest.raises(UserError, match="name a folder, without an extension"):
-            screen("out.csv", options=replace(OPTIONS, **changes))
+            screen("out.csv", **changes)
     with pytest.raises(UserError, match="--output-format csv contradicts"):
-        screen("out.parquet", options=replace(OPTIONS, output_format="csv"))
+        screen("out.parquet", output_format="csv")
 
 
 # The best rows
@@ -253,7 +278,7 @@ def test_one_file_is_written_by_one_process(screen: Any, tmp_path: Path) -> None
 def test_best_rows_are_those_of_the_sorted_whole(
     screen: Any, tmp_path: Path, order: Any, output_format: Any
 ) -> None:
-    options = replace(OPTIONS, top_rows=TopRows(8, order=order), output_format=output_format)
+    options: dict[str, Any] = {"top_k": 8, "top_k_order": order, "output_format": output_format}
     sign = -1 if order == "descending" else 1
     # A shard's batches are others than those of one file, and rounding follows the batch: equal
     # molecules may then differ in the last digit. Each way has its own whole.
@@ -268,7 +293,7 @@ def test_best_rows_are_those_of_the_sorted_whole(
         # of equal predictions the first rows count
         ordered = sorted(values, key=lambda pair: (sign * pair[0], pair[1]))
         expected = [idx for _, idx in ordered][:8]
-        result = screen(best_name, options=options)
+        result = screen(best_name, **options)
         assert (result.num_rows, result.num_failed, result.num_written) == (NUM_ROWS, 3, 8)
         path = tmp_path / best_name / top_name
         if output_format == "parquet":
@@ -282,20 +307,20 @@ def test_best_rows_are_those_of_the_sorted_whole(
 
 
 def test_best_rows_of_a_continued_screen_have_the_same_bytes(screen: Any, tmp_path: Path) -> None:
-    options = replace(OPTIONS, top_rows=TopRows(3))
-    screen(options=options)
+    options: dict[str, Any] = {"top_k": 3}
+    screen(**options)
     whole = read_files(tmp_path / "screen")
-    assert sorted(whole) == [*SHARDS, "screen.json", "summary.json", "top.parquet"]
+    assert sorted(whole) == ["manifest.json", *SHARDS, "summary.json", "top.parquet"]
     for name in (SHARDS[2], "top.parquet", "summary.json"):
         (tmp_path / "screen" / name).unlink()
-    assert screen(options=options).num_failed == 3
+    assert screen(**options).num_failed == 3
     assert read_files(tmp_path / "screen") == whole
 
 
 def test_best_rows_need_a_label_that_is_there(screen: Any, tmp_path: Path) -> None:
-    options = replace(OPTIONS, top_rows=TopRows(3, label="logP"))
-    with pytest.raises(ValueError, match=r"There is no 'logP': choose one of prediction_LABEL_0"):
-        screen(options=options)
+    options: dict[str, Any] = {"top_k": 3, "top_k_label": "logP"}
+    with pytest.raises(UserError, match=r"'logP'.*Choose one of: prediction_LABEL_0"):
+        screen(**options)
     assert not (tmp_path / "screen").exists()
 
 
@@ -340,13 +365,15 @@ def test_shard_of_another_run_is_refused(screen: Any, tmp_path: Path) -> None:
     screen()
     (tmp_path / "screen" / SHARDS[1]).unlink()
     hold = """
-import fcntl, sys
-stream = open(sys.argv[1], "rb+")
-fcntl.lockf(stream, fcntl.LOCK_EX, 1, 1)
+import sys
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
 print("locked", flush=True)
 sys.stdin.read()
 """
-    command = [sys.executable, "-c", hold, tmp_path / "screen" / "screen.json"]
+    lock = tmp_path / "screen" / f".{SHARDS[1]}.lock"
+    command = [sys.executable, "-c", hold, str(lock)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout is not None

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoPro
 
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import predict
-from rmat_hf.inference.screening import run_embedding, run_prediction
+from rmat_hf.inference.screening import PredictionArguments, run_embedding, run_prediction
 from rmat_hf.loading import (
     load_embedder,
     load_predictor,
@@ -202,7 +202,13 @@ def test_a_table_of_predictions_has_a_spread_per_label(
         assert added[name][1] is None and added[name][0] is not None
     ensemble.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    result = run_prediction(tmp_path / "model", ["CCO", "C1CC"], output=tmp_path / "out.csv")
+    result = run_prediction(
+        PredictionArguments(
+            model=str(tmp_path / "model"),
+            smiles=["CCO", "C1CC"],
+            output=str(tmp_path / "out.csv"),
+        )
+    )
     header = result.output.read_text(encoding="utf-8").splitlines()[0]
     assert header.split(",") == ["smiles", *columns, "error"]
 
@@ -246,7 +252,11 @@ def test_an_ensemble_is_refused_where_one_encoder_is_needed(folder: Path, tmp_pa
     with pytest.raises(UserError, match="is an ensemble"):
         read_checkpoint(folder)
     with pytest.raises(UserError, match="is an ensemble"):
-        run_embedding(folder, ["CCO"], output=tmp_path / "vectors.parquet")
+        run_embedding(
+            PredictionArguments(
+                model=str(folder), smiles=["CCO"], output=str(tmp_path / "vectors.parquet")
+            )
+        )
 
 
 def test_a_member_missing_from_the_weights_is_an_error(folder: Path) -> None:

@@ -8,16 +8,15 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 
-from rmat_hf.data import featurization
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.task import (
     PARTS,
     FinetuningTask,
     build_finetuning_task,
-    choose_cache_dir,
 )
 
 
@@ -186,13 +185,6 @@ def test_second_task_finds_its_features_in_the_cache(
 ) -> None:
     expected = build(tmp_path).dataset
     cached = build(tmp_path, feature_cache=str(tmp_path / "cache")).dataset
-    monkeypatch.setattr(featurization, "_featurize", None)
+    monkeypatch.setattr(RMatProcessor, "featurize_compactly", None)
     again = build(tmp_path, feature_cache=str(tmp_path / "cache")).dataset
     assert expected.to_dict() == cached.to_dict() == again.to_dict()
-
-
-def test_default_cache_is_the_users_and_a_folder_is_itself(
-    tmp_path: Path, feature_cache_dir: Path
-) -> None:
-    assert choose_cache_dir("default") == feature_cache_dir
-    assert choose_cache_dir(str(tmp_path)) == tmp_path
