@@ -8,7 +8,7 @@ from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import build_tiny_arguments, write_json
 
 from rmat_hf.errors import UserError
-from rmat_hf.inference.screening_arguments import PredictionArguments
+from rmat_hf.inference.screening import PredictionArguments
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import (
     BenchmarkArguments,
