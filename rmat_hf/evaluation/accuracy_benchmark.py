@@ -27,9 +27,8 @@ from rmat_hf.evaluation.predictions import (
 from rmat_hf.evaluation.protocol import Fold, Protocol, load_protocol
 from rmat_hf.evaluation.report import build_report
 from rmat_hf.evaluation.summary import FoldOutcome, summarize_dataset
-from rmat_hf.flags import declare_flag, declare_required, validate_flags
+from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.output_folder import load_json, lock_output, open_atomically, save_json
-from rmat_hf.training.arguments import DEFAULT_CACHE
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.md"

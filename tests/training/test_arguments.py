@@ -8,11 +8,11 @@ from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import build_tiny_arguments, write_json
 
 from rmat_hf.errors import UserError
+from rmat_hf.inference.conversion import ConversionArguments
 from rmat_hf.inference.screening import PredictionArguments
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import (
     BenchmarkArguments,
-    ConversionArguments,
     FinetuningArguments,
     build_from_fields,
     describe_arguments,
