@@ -223,8 +223,7 @@ def _find_way_out(verb: str, arguments: Any) -> str:
     """Say how a command goes on after an interruption, if it does."""
     if hasattr(arguments, "resume"):
         return " Repeat the command with --resume to continue."
-    is_folder = hasattr(arguments, "task") and not Path(arguments.output).suffix
-    if is_folder or verb in ("featurize", "benchmark"):
+    if getattr(arguments, "is_folder", False) or verb in ("featurize", "benchmark"):
         return " Repeat the command to continue."
     return ""
 
