@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from benchmark_workload import BenchmarkArguments
 from benchmarking import run_benchmark
 from tiny import TINY_SMILES
 from tiny_evaluation import build_tiny_evaluation, build_tiny_protocol
@@ -19,7 +20,6 @@ from rmat_hf.data.corpus import FeaturizationArguments, run_featurization
 from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
 from rmat_hf.inference.conversion import convert_checkpoint
 from rmat_hf.inference.screening import PredictionArguments, run_embedding, run_prediction
-from rmat_hf.training.arguments import BenchmarkArguments
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.pretraining import run_pretraining
 

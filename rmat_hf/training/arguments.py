@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from rmat_hf.data.splits.random_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
@@ -15,8 +15,6 @@ from rmat_hf.output_folder import load_json
 ProblemType = Literal["regression", "multi_label_classification", "single_label_classification"]
 DescriptorSet = Literal["none", "rdkit_2d"]
 ClassWeighting = Literal["none", "balanced"]
-BenchmarkStep = Literal["featurize", "predict", "embed", "forward", "train"]
-BenchmarkDtype = Literal["float32", "bfloat16"]
 
 Built = TypeVar("Built")
 
@@ -274,46 +272,3 @@ def build_from_fields(built_class: type[Built], fields: dict[str, Any], *, sourc
     except (TypeError, ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{source or 'Options'}: {reason}.") from error
-
-
-@dataclass(kw_only=True)
-class BenchmarkArguments:
-    """Everything `run_benchmark` needs to know; each field is a flag of `rmat bench`."""
-
-    model: str = declare_flag(
-        SCRATCH, "Model folder, Hub id, or random weights of a size: scratch, small or published."
-    )
-    revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
-    input: str = declare_flag("freesolv", "CSV, Parquet or SDF file, bundled name or Hub data set.")
-    smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
-    num_molecules: int = declare_flag(
-        256, "Molecules to measure with, evenly spaced over the table.", least=1
-    )
-    what: list[str] = declare_flag(
-        list(get_args(BenchmarkStep)),
-        f"What to measure, of {', '.join(get_args(BenchmarkStep))}.",
-        choices=get_args(BenchmarkStep),
-    )
-    batch_size: int = declare_flag(32, "Molecules in a batch.", least=1)
-    num_workers: int = declare_flag(
-        0, "Processes that featurize beside the one that computes.", least=0
-    )
-    geometry: Geometry | None = declare_flag(
-        None, "Where distances come from. Default: the model's."
-    )
-    device: str | None = declare_flag(
-        None, "Torch device. Default: the accelerator if there is one."
-    )
-    dtype: BenchmarkDtype = declare_flag("float32", "Precision; bfloat16 is by autocast.")
-    repeats: int = declare_flag(
-        3, "Timed passes over the molecules, after one that is not timed.", least=1
-    )
-    output_json: str | None = declare_flag(
-        None, "JSON file to write beside the table on the screen."
-    )
-
-    def __post_init__(self) -> None:
-        """Raise a `ValueError` for an unknown choice or a count that is too small."""
-        if not self.what:
-            raise ValueError(f"--what is empty. Known: {list(get_args(BenchmarkStep))}.")
-        validate_flags(self)

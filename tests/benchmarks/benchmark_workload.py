@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from rmat_hf.data.sources import open_table
 from rmat_hf.data.stored_features import count_nodes
 from rmat_hf.data.tables import validate_columns
 from rmat_hf.errors import UserError
+from rmat_hf.flags import declare_flag, validate_flags
 from rmat_hf.inference.prediction import Molecule, embed, predict
 from rmat_hf.loading import read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.arguments import SCRATCH, SCRATCH_ARCHITECTURE, BenchmarkArguments
+from rmat_hf.training.arguments import SCRATCH, SCRATCH_ARCHITECTURE
 from rmat_hf.training.collators import RMatDataCollator
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,47 @@ MODEL_SIZES: dict[str, dict[str, Any]] = {
     },
     "published": {},
 }
+
+
+BenchmarkStep = Literal["featurize", "predict", "embed", "forward", "train"]
+BenchmarkDtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(kw_only=True)
+class BenchmarkArguments:
+    """Everything `run_benchmark` needs to know; each field is a flag of `make bench-machine`."""
+
+    model: str = declare_flag(
+        SCRATCH, "Model folder, Hub id, or random weights of a size: scratch, small or published."
+    )
+    revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
+    input: str = declare_flag("freesolv", "CSV, Parquet or SDF file, bundled name or Hub data set.")
+    smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
+    num_molecules: int = declare_flag(
+        256, "Molecules to measure with, evenly spaced over the table."
+    )
+    what: list[str] = declare_flag(
+        list(get_args(BenchmarkStep)),
+        f"What to measure, of {', '.join(get_args(BenchmarkStep))}.",
+        choices=get_args(BenchmarkStep),
+    )
+    batch_size: int = declare_flag(32, "Molecules in a batch.")
+    num_workers: int = declare_flag(0, "Processes that featurize beside the one that computes.")
+    geometry: str | None = declare_flag(None, "Where distances come from. Default: the model's.")
+    device: str | None = declare_flag(
+        None, "Torch device. Default: the accelerator if there is one."
+    )
+    dtype: BenchmarkDtype = declare_flag("float32", "Precision; bfloat16 is by autocast.")
+    repeats: int = declare_flag(3, "Timed passes over the molecules, after one that is not timed.")
+    output_json: str | None = declare_flag(
+        None, "JSON file to write beside the table on the screen."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` for an unknown choice or a count that is too small."""
+        if not self.what:
+            raise ValueError(f"--what is empty. Known: {list(get_args(BenchmarkStep))}.")
+        validate_flags(self)
 
 
 @dataclass(frozen=True)

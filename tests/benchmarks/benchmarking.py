@@ -1,5 +1,9 @@
-"""run_benchmark(...): molecules per second and peak memory on the user's machine."""
+"""Molecules per second and peak memory on the machine of a user: `make bench-machine`.
 
+python tests/benchmarks/benchmarking.py --model rmat-small [--what predict train] [--help]
+"""
+
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,6 +13,8 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from benchmark_workload import (
+    BenchmarkArguments,
+    BenchmarkStep,
     Workload,
     build_benchmark_model,
     build_steps,
@@ -17,11 +23,12 @@ from benchmark_workload import (
     load_molecules,
 )
 from machine import BYTES_PER_MIB, MemorySampler, compute_memory_mib, describe_machine
+from transformers import HfArgumentParser
 
 from rmat_hf.data.table_writer import validate_output_path
 from rmat_hf.loading import find_device
 from rmat_hf.output_folder import save_json
-from rmat_hf.training.arguments import BenchmarkArguments, BenchmarkStep, name_source
+from rmat_hf.training.arguments import name_source
 
 # Matrix products of a step, as a multiple of those of a forward pass: the gradient needs two more.
 FLOP_FACTORS = {"predict": 1, "embed": 1, "forward": 1, "train": 3}
@@ -187,3 +194,8 @@ def _describe_settings(workload: Workload) -> dict[str, Any]:
         "dtype": arguments.dtype,
         "repeats": arguments.repeats,
     }
+
+
+if __name__ == "__main__":
+    (given,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()
+    sys.stdout.write(f"{describe_benchmark(run_benchmark(given))}\n")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_workload import (
+    BenchmarkArguments,
     build_benchmark_model,
     build_steps,
     build_workload,
@@ -21,7 +22,7 @@ from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE, BenchmarkArguments
+from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE
 
 
 def build_arguments(folder: Path, smiles: list[str] | None = None, **options: Any) -> Any:

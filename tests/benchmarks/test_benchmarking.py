@@ -8,11 +8,11 @@ from typing import Any
 
 import benchmarking
 import pytest
+from benchmark_workload import BenchmarkArguments
 from benchmarking import BenchmarkResult, describe_benchmark, run_benchmark
 from tiny_finetuning import TABLE_SMILES, write_table
 
 from rmat_hf.errors import UserError
-from rmat_hf.training.arguments import BenchmarkArguments
 
 STEPS = ["featurize", "predict", "embed", "forward", "train"]
 

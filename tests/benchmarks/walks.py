@@ -7,6 +7,7 @@ of config.json. Everything runs in this process. `PYTHONPATH` chooses the versio
 """
 
 import csv
+import importlib
 import json
 import sys
 import tempfile
@@ -105,9 +106,10 @@ def run_command(*words: str) -> None:
 
 def walk_predict_call(folder: Path) -> Walk:
     """One SMILES through `predict`, with the model loaded before."""
-    from rmat_hf.loading import load_predictor
-
-    model, processor = load_predictor(folder / "model", device="cpu")
+    # in versions of before there were wings, it is in a file of another name
+    name = "loading" if Path(PACKAGE, "loading.py").is_file() else "model_loading"
+    loading = importlib.import_module(f"rmat_hf.{name}")
+    model, processor = loading.load_predictor(folder / "model", device="cpu")
     rmat_hf.predict(model, ["CCN"], processor=processor)
     with Walk() as walk:
         rmat_hf.predict(model, ["CCO"], processor=processor)

@@ -12,7 +12,6 @@ from rmat_hf.inference.conversion import ConversionArguments
 from rmat_hf.inference.screening import PredictionArguments
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import (
-    BenchmarkArguments,
     FinetuningArguments,
     build_from_fields,
     describe_arguments,
@@ -29,7 +28,7 @@ def build(**options: Any) -> FinetuningArguments:
 
 @pytest.mark.parametrize(
     "arguments_class",
-    [FinetuningArguments, PredictionArguments, ConversionArguments, BenchmarkArguments],
+    [FinetuningArguments, PredictionArguments, ConversionArguments],
 )
 def test_every_flag_has_a_help_sentence_of_its_own(arguments_class: type) -> None:
     texts = [field.metadata["help"] for field in fields(arguments_class)]
@@ -98,26 +97,6 @@ def test_contradictory_finetuning_flags_are_refused_with_the_way_out(
 def test_flags_that_agree_are_taken_as_they_are(options: dict[str, Any]) -> None:
     arguments = build(**options)
     assert {name: getattr(arguments, name) for name in options} == options
-
-
-@pytest.mark.parametrize(
-    ("options", "way_out"),
-    [
-        ({"what": []}, r"--what is empty\. Known: \['featurize'"),
-        ({"what": ["predict", "learn"]}, r"--what 'learn' is unknown\. Known: \['featurize'"),
-        ({"dtype": "float16"}, r"'float16' is unknown.*bfloat16"),
-        ({"geometry": "3d"}, r"'3d' is unknown.*bounds"),
-        ({"num_molecules": 0}, r"--num-molecules 0 is too small\. The least is 1"),
-        ({"batch_size": 0}, r"--batch-size 0 is too small"),
-        ({"num_workers": -1}, r"--num-workers -1 is too small"),
-        ({"repeats": 0}, r"--repeats 0 is too small"),
-    ],
-)
-def test_benchmark_that_cannot_be_run_is_refused_with_the_way_out(
-    options: dict[str, Any], way_out: str
-) -> None:
-    with pytest.raises(ValueError, match=way_out):
-        BenchmarkArguments(**options)
 
 
 def test_empty_name_of_a_cache_folder_is_refused() -> None:
