@@ -134,7 +134,7 @@ def test_another_number_of_labels_starts_a_new_head_and_keeps_the_rest(
         name for name, tensor in model.state_dict().items() if not tensor.equal(expected[name])
     }
     assert changed == head
-    assert model.classifier.out_proj.weight.shape == (3, model.config.pooled_size)
+    assert model.classifier.out_proj.weight.shape == (3, model.rmat.pooler.output_size)
     assert torch.isfinite(model.classifier.out_proj.weight).all()
     assert model.classifier.out_proj.weight.std(1).min() > 0.01
     assert (model.classifier.out_proj.bias == 0).all()
@@ -284,7 +284,7 @@ def test_weights_of_another_size_are_refused(load: Loader, tiny_model_folder: Pa
     [
         ({"hidden_size": "32"}, "expected int, got str"),
         ({"hidden_size": 33}, "hidden_size=33 is not a multiple of num_attention_heads=4"),
-        ({"pooling": "max"}, "got max"),
+        ({"attention_form": "mine"}, "got mine"),
     ],
 )
 def test_a_configuration_that_cannot_be_says_which_field(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 from rmat_hf.errors import UserError, explained_reading, explained_writing
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatModel
+from rmat_hf.model.modeling_rmat import POOLINGS, RMatForSequenceClassification, RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import create_folder_atomically
 
-Pooling = Literal["attention", "mean", "dummy_node"]
-_POOLINGS: dict[str, Pooling] = {
+_POOLINGS: dict[str, str] = {
     "grover": "attention",
     "mean": "mean",
     "dummy_node": "dummy_node",
@@ -92,8 +91,8 @@ class ConversionArguments:
     )
     config: str = declare_required("The authors' JSON configuration.")
     output_dir: str = declare_required("Folder to write.")
-    pooling: Pooling | None = declare_flag(
-        None, "Pooling of the model. Default: the one in the weights, else mean."
+    pooling: str | None = declare_flag(
+        None, "Pooling of the model. Default: the one in the weights, else mean.", choices=POOLINGS
     )
 
     def __post_init__(self) -> None:
@@ -153,7 +152,7 @@ def convert_checkpoint(
     weights: str | Path,
     config: str | Path,
     *,
-    pooling: Pooling | None = None,
+    pooling: str | None = None,
 ) -> Conversion:
     """Convert weights of the authors' code (gmum/huggingmolecules) to a model of this package.
 
@@ -257,12 +256,12 @@ def load_authors_config(config: str | Path) -> dict[str, Any]:
     return fields
 
 
-def convert_config(authors_config: Mapping[str, Any], *, pooling: Pooling) -> RMatConfig:
+def convert_config(authors_config: Mapping[str, Any], *, pooling: str) -> RMatConfig:
     """Return the `RMatConfig` of a configuration of the authors' code.
 
     Args:
         authors_config (`Mapping`): Fields as in the authors' JSON, for example `d_model`.
-        pooling (`str`): `"attention"`, `"mean"` or `"dummy_node"`.
+        pooling (`str`): A name in `POOLINGS`.
 
     Raises:
         UserError: If a field is missing or describes something R-MAT cannot be.

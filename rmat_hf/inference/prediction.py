@@ -19,8 +19,12 @@ from rmat_hf.data.stored_features import count_nodes, expand_features
 from rmat_hf.errors import is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
 from rmat_hf.model.features_rmat import Molecule
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
-from rmat_hf.model.probabilities_rmat import compute_probabilities, compute_spread
+from rmat_hf.model.modeling_rmat import (
+    RMatForSequenceClassification,
+    RMatPreTrainedModel,
+    compute_probabilities,
+    compute_spread,
+)
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)
@@ -131,13 +135,13 @@ def embed(
         model, processor = load_embedder(model, revision=revision, device=device)
         processor, revision = limit_processor(processor), None
     processor = _validate_loaded(processor, revision=revision)
-    encoder: RMatPreTrainedModel = model.base_model  # type: ignore[assignment]  # typed Module
+    encoder: Any = model.base_model
     values, errors = _run_batches(
-        encoder if device is None else encoder.to(device),  # type: ignore[arg-type]  # typed as a model
+        encoder if device is None else encoder.to(device),
         molecules,
         processor=processor,
         read_output=lambda output: output.pooler_output,
-        num_columns=encoder.config.pooled_size,
+        num_columns=encoder.pooler.output_size,
         batch_size=batch_size,
         num_workers=num_workers,
         cache_dir=cache_dir,
@@ -250,7 +254,7 @@ def _run_batch(
             for name, array in expand_features(features).items()
         }
         with torch.inference_mode():
-            return read_output(model(**inputs)).double().cpu().numpy()
+            return read_output(model(**inputs, return_dict=True)).double().cpu().numpy()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -1,13 +1,17 @@
 """RMatConfig: every architecture choice of R-MAT, and the codes that model and featurizer share."""
 
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import as_validated_field, strict
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils.type_validators import interval
+from transformers.utils.type_validators import activation_fn_key, interval
 
-from .config_validation_rmat import PROBLEM_TYPES, validate_field_values, validate_saved_fields
+logger = logging.getLogger(__name__)
 
 # Columns of `node_features`; the atom features follow them.
 MASK_COLUMN = 0
@@ -38,8 +42,29 @@ TASK_FIELDS = (
     "label_std",
     "label_units",
     "label_name",
+    "loss",
     "loss_weights",
 )
+# What transformers saves beside the fields of a configuration class.
+SAVED_KEYS = (
+    *("model_type", "_name_or_path", "auto_map", "custom_pipelines", "num_labels", "torch_dtype"),
+    *("output_attentions", "tie_word_embeddings", "use_cache"),
+)
+FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def bounded(
+    least: float = -sys.float_info.max, most: float = sys.float_info.max
+) -> Callable[..., Any]:
+    """Return a field like that of `interval`, for a number, `None` or a list; never infinite."""
+
+    @as_validated_field
+    def validate(value: float | list[float] | None) -> None:
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(least <= number <= most for number in numbers):
+            raise ValueError(f"Numbers must be finite, from {least} to {most}, got {value}.")
+
+    return validate
 
 
 @strict
@@ -81,8 +106,8 @@ class RMatConfig(PreTrainedConfig):
         recompute_pairs (`bool`, *optional*, defaults to `False`): Compute the pairs again for the
             gradient instead of keeping them: less memory.
         pooling (`str`, *optional*, defaults to `"attention"`):
-            How nodes become one vector: `"attention"` (GROVER's self-attentive readout),
-            `"mean"` over the nodes without padding, or `"dummy_node"`.
+            How nodes become one vector, a name in `POOLINGS`: `"attention"` (GROVER's
+            self-attentive readout), `"mean"` over the nodes without padding, or `"dummy_node"`.
         num_pooling_heads (`int`, *optional*, defaults to 4): Distributions of `"attention"`.
         pooling_hidden_size (`int`, *optional*, defaults to 128): Hidden width of that pooling.
         num_head_layers (`int`, *optional*, defaults to 1): Layers of the prediction head, 1 or 2.
@@ -95,11 +120,12 @@ class RMatConfig(PreTrainedConfig):
         num_descriptor_labels (`int`, *optional*, defaults to 200): Of their head `"descriptor"`.
         pretraining_heads (`dict[str, dict]`, *optional*):
             Heads of `RMatForPreTraining` by name. Each has a `"level"` (`"node"` or `"molecule"`),
-            a `"size"` (number of outputs) and a `"loss"` (a problem type).
+            a `"size"` (number of outputs) and a `"loss"` (a name in `LOSSES`).
         label_mean (`list[float]`, *optional*): Mean of each label on the training rows.
         label_std (`list[float]`, *optional*): Its standard deviation there.
         label_units (`list[str]`, *optional*): Units of regression labels, as `["kcal/mol"]`.
         label_name (`str`, *optional*): The one label whose classes `id2label` lists.
+        loss (`str`, *optional*): A name in `LOSSES`; by default that of the problem type.
         loss_weights (`list[float]`, *optional*):
             Multi-label: weight of the positive rows of each label. Single-label: weight of each
             class. Regression: weight of each label.
@@ -109,25 +135,27 @@ class RMatConfig(PreTrainedConfig):
     _auto_class = "AutoConfig"
 
     num_node_features: int = interval(min=3)(default=37)
-    num_bond_features: int = interval(min=1)(default=NUM_BOND_FEATURES)
+    num_bond_features: int = interval(min=NUM_BOND_FEATURES, max=NUM_BOND_FEATURES)(
+        default=NUM_BOND_FEATURES
+    )
     max_neighborhood_order: int = interval(min=1, max=UNREACHABLE_DISTANCE - 1)(default=4)
     num_radial_basis: int = interval(min=1)(default=32)
-    distance_cutoff: float | int = interval(min=0.0, exclude_min=True)(default=20.0)
+    distance_cutoff: float | int = bounded(sys.float_info.min)(default=20.0)
     radial_envelope_exponent: int = interval(min=1)(default=5)
     hidden_size: int = interval(min=1)(default=768)
     intermediate_size: int = interval(min=1)(default=1536)
     num_hidden_layers: int = interval(min=1)(default=10)
     num_attention_heads: int = interval(min=1)(default=12)
-    hidden_act: str = "leaky_relu"
-    leaky_relu_slope: float | int = 0.1
+    hidden_act: str = activation_fn_key(default="leaky_relu")
+    leaky_relu_slope: float | int = bounded()(default=0.1)
     hidden_dropout_prob: float | int = interval(min=0.0, max=1.0)(default=0.0)
     attention_probs_dropout_prob: float | int = interval(min=0.0, max=1.0)(default=0.0)
-    classifier_dropout: float | int | None = None
-    initializer_range: float | int = interval(min=0.0)(default=0.02)
-    layer_norm_eps: float = 1e-5
+    classifier_dropout: float | int | None = bounded(0.0, 1.0)(default=None)
+    initializer_range: float | int = bounded(0.0)(default=0.02)
+    layer_norm_eps: float = bounded(0.0)(default=1e-5)
     attention_form: Literal["paper", "reference"] = "paper"
     recompute_pairs: bool = False
-    pooling: Literal["attention", "mean", "dummy_node"] = "attention"
+    pooling: str = "attention"
     num_pooling_heads: int = interval(min=1)(default=4)
     pooling_hidden_size: int = interval(min=1)(default=128)
     num_head_layers: Literal[1, 2] = 1
@@ -137,35 +165,64 @@ class RMatConfig(PreTrainedConfig):
     num_atom_contexts: int = interval(min=1)(default=2048)
     num_descriptor_labels: int = interval(min=1)(default=200)
     pretraining_heads: dict[str, dict[str, str | int]] | None = None
-    label_mean: list[float | int] | None = None
-    label_std: list[float | int] | None = None
+    label_mean: list[float | int] | None = bounded()(default=None)
+    label_std: list[float | int] | None = bounded(sys.float_info.min)(default=None)
     label_units: list[str] | None = None
     label_name: str | None = None
-    loss_weights: list[float | int] | None = None
+    loss: str | None = None
+    loss_weights: list[float | int] | None = bounded()(default=None)
 
     def validate_architecture(self) -> None:
         """Raise if fields contradict each other; called at construction and before saving."""
-        if self.num_bond_features != NUM_BOND_FEATURES:
-            raise ValueError(f"num_bond_features={self.num_bond_features} is not supported.")
+        if self.hidden_size % self.num_attention_heads != 0:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}. Choose sizes that divide."
+            )
         for name, head in self.list_pretraining_heads().items():
-            is_known = head.get("level") in HEAD_LEVELS and head.get("loss") in PROBLEM_TYPES[1:]
+            is_known = head.get("level") in HEAD_LEVELS and "loss" in head
             if not (name.isidentifier() and is_known and head.get("size", 0) >= 1):
                 raise ValueError(
                     f"pretraining_heads[{name!r}]={head} is no head. It has a level of "
-                    f"{HEAD_LEVELS}, a size and a loss of {PROBLEM_TYPES[1:]}."
+                    f"{HEAD_LEVELS}, a size and a loss."
                 )
-        validate_field_values(self)
+
+    def validate_labels(self) -> None:
+        """Raise unless what is known of the labels is known of each."""
+        names = ("label_mean", "label_std", "label_units")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        has_others = any(len(values) != self.num_labels for values in given.values())
+        if has_others or ("label_mean" in given) != ("label_std" in given):
+            raise ValueError(
+                f"{given} do not fit {self.num_labels} labels. Give one value for each label, and "
+                "label_mean and label_std together."
+            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "RMatConfig":
         """Build a configuration from saved fields, as [`PreTrainedConfig.from_dict`].
 
+        A field that is unknown is named in a warning and left out: nothing reads it.
+
         Raises:
-            ValueError: A field is unknown, of another model or of a wrong kind.
+            ValueError: The labels are not numbered, or the weights of no floating-point type.
         """
-        known = [field.name for field in fields(cls)]
-        validate_saved_fields(config_dict, model_type=cls.model_type, known=known)
-        return super().from_dict(config_dict, **kwargs)
+        known = [*(field.name for field in fields(cls)), *SAVED_KEYS]
+        for name in config_dict.keys() - set(known):
+            similar = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
+            hint = f"Did you mean {similar[0]!r}?" if similar else "A later release may know it."
+            logger.warning("The field %r of a configuration is unknown and ignored. %s", name, hint)
+        saved = {name: value for name, value in config_dict.items() if name in known}
+        for name in ("dtype", "torch_dtype"):
+            # an object, not a name, when a configuration that was never saved is copied
+            dtype = str(saved.get(name) or "float32").removeprefix("torch.")
+            if dtype not in FLOAT_TYPES:
+                raise ValueError(f"{name} is {dtype!r}. Choose one of {list(FLOAT_TYPES)}.")
+        labels = {} if saved.get("id2label") is None else saved["id2label"]
+        numbers = {str(idx) for idx in range(len(labels))}
+        if not isinstance(labels, Mapping) or {str(key) for key in labels} != numbers:
+            raise ValueError(f"id2label is {labels!r}. Number the labels from 0: {{'0': 'y'}}.")
+        return super().from_dict(saved, **kwargs)
 
     @classmethod
     def list_architecture_fields(cls) -> list[str]:
@@ -208,12 +265,6 @@ class RMatConfig(PreTrainedConfig):
     def num_pair_features(self) -> int:
         """Width of everything known about a pair: bond, neighborhood order and radial basis."""
         return self.num_code_features + self.num_radial_basis
-
-    @property
-    def pooled_size(self) -> int:
-        """Width of `pooler_output`."""
-        num_vectors = self.num_pooling_heads if self.pooling == "attention" else 1
-        return num_vectors * self.hidden_size
 
     @property
     def output_names(self) -> list[str]:

@@ -12,8 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.type_validators import interval
 
 from .configuration_rmat import RMatConfig
-from .modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
-from .probabilities_rmat import average_logits
+from .modeling_rmat import LOSSES, RMatForSequenceClassification, RMatPreTrainedModel
 
 
 @strict
@@ -82,24 +81,17 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
         Raises:
             ValueError: If there is none, or the configurations differ.
         """
-        if not members:
-            raise ValueError("An ensemble needs at least one model.")
-        fields = _get_fields(members[0].config)
-        for number, member in enumerate(members):
-            other = _get_fields(member.config)
-            if different := sorted(name for name in fields if other[name] != fields[name]):
-                raise ValueError(
-                    f"Model {number} and model 0 differ in {', '.join(different)}. "
-                    "The members of an ensemble share architecture, labels and label scaling."
-                )
+        fields = [_get_fields(member.config) for member in members]
+        different = {name for other in fields for name in other if other[name] != fields[0][name]}
+        if not members or different:
+            raise ValueError(
+                f"{len(members)} models that differ in {sorted(different)} make no ensemble. Give "
+                "at least one, all of one architecture and with the same labels and scaling."
+            )
         with torch.device("meta"):
-            ensemble = cls(RMatEnsembleConfig(**fields, num_members=len(members)))
+            ensemble = cls(RMatEnsembleConfig(**fields[0], num_members=len(members)))
         ensemble.members = nn.ModuleList(members)
         return ensemble.train(members[0].training)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Raise, because every member has its own."""
-        raise NotImplementedError("The members have their own: model.members[0].rmat.")
 
     @can_return_tuple
     def forward(
@@ -119,26 +111,16 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
             node_features, bond_types, topological_distances, interatomic_distances, attention_mask,
                 molecule_descriptors, labels: See [`RMatForSequenceClassification`].
         """
-        outputs = [
-            member(
-                node_features,
-                bond_types,
-                topological_distances,
-                interatomic_distances,
-                attention_mask,
-                molecule_descriptors,
-                labels,
-                **kwargs,
-            )
-            for member in self.members
-        ]
+        pairs = (bond_types, topological_distances, interatomic_distances)
+        inputs = (node_features, *pairs, attention_mask, molecule_descriptors, labels)
+        outputs = [member(*inputs, return_dict=True, **kwargs) for member in self.members]
         member_logits = torch.stack([output.logits for output in outputs], dim=1)
         loss = None
         if labels is not None:
             loss = torch.stack([output.loss for output in outputs]).mean()
         return RMatEnsembleOutput(
             loss=loss,
-            logits=average_logits(member_logits, self.config.problem_type),
+            logits=LOSSES[self.config.problem_type or "regression"].average_logits(member_logits),
             member_logits=member_logits,
         )
 

@@ -1,8 +1,4 @@
-"""R-MAT in PyTorch: relative self-attention over bonds, neighborhoods and 3D distances.
-
-Source: Maziarka et al., Relative Molecule Self-Attention Transformer, arXiv 2110.05841 and
-J. Cheminf. 16:3 (2024).
-"""
+"""R-MAT in PyTorch around its attention: layers, poolings, losses, the encoder and its heads."""
 
 import math
 import os
@@ -22,13 +18,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_rmat import RMatPairFeatures, RMatSelfAttention, build_activation, widen
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
-from .losses_rmat import (
-    LOSSES,
-    compute_multi_label_loss,
-    compute_regression_loss,
-    compute_single_label_loss,
-)
 
+# A class index that is no label.
+IGNORED_LABEL = -100
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
 MAX_SCALED_DESCRIPTOR = 8.0
 
@@ -117,11 +109,24 @@ class RMatLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(feed_forward_output)
 
 
-class RMatAttentionPooling(nn.Module):
-    """Self-attentive readout of GROVER (arXiv 2007.02835, 4.3); the dummy node takes part."""
+# How nodes become one vector: `(batch_size, num_nodes, hidden_size)` and the mask become
+# `(batch_size, output_size)`. A new way is a class and a line of `POOLINGS`.
+
+
+class RMatPooling(nn.Module):
+    """Base class, for a vector as wide as a node."""
 
     def __init__(self, config: RMatConfig) -> None:
         super().__init__()
+        self.output_size = config.hidden_size
+
+
+class RMatAttentionPooling(RMatPooling):
+    """Self-attentive readout of GROVER (arXiv 2007.02835, 4.3); the dummy node takes part."""
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__(config)
+        self.output_size = config.num_pooling_heads * config.hidden_size
         self.hidden_proj = nn.Linear(config.hidden_size, config.pooling_hidden_size, bias=False)
         self.score_proj = nn.Linear(
             config.pooling_hidden_size, config.num_pooling_heads, bias=False
@@ -135,7 +140,7 @@ class RMatAttentionPooling(nn.Module):
         return torch.matmul(weights.transpose(1, 2), hidden_states).flatten(1)
 
 
-class RMatMeanPooling(nn.Module):
+class RMatMeanPooling(RMatPooling):
     """Mean over the nodes that are not padding, the dummy node included."""
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -143,22 +148,185 @@ class RMatMeanPooling(nn.Module):
         return (hidden_states * weights).sum(1) / weights.sum(1)
 
 
-class RMatDummyNodePooling(nn.Module):
+class RMatDummyNodePooling(RMatPooling):
     """The dummy node, which sees every atom."""
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return hidden_states[:, DUMMY_NODE_IDX]
 
 
-def build_pooler(config: RMatConfig) -> nn.Module:
-    """Return the pooling module that `config.pooling` names."""
-    # CODEPATH: "attention" is the authors' finetuned models and our default.
-    if config.pooling == "attention":
-        return RMatAttentionPooling(config)
-    # CODEPATH: "mean" is converted weights that came without a pooling.
-    if config.pooling == "mean":
-        return RMatMeanPooling()
-    return RMatDummyNodePooling()
+POOLINGS: dict[str, type[RMatPooling]] = {
+    "attention": RMatAttentionPooling,
+    "mean": RMatMeanPooling,
+    "dummy_node": RMatDummyNodePooling,
+}
+
+
+# What a head learns by, and what its outputs therefore mean. A new loss is a class and a line of
+# `LOSSES`.
+
+
+class RMatLoss:
+    """Mean of a loss over the labels that are known; the others, NaN, cost nothing."""
+
+    # Whether users read probabilities off the outputs, and not values in units of their own.
+    is_probability = False
+
+    def arrange_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Return labels as a data set has them in the shape and type that the loss takes."""
+        return labels.to(logits.dtype).view_as(logits)
+
+    def find_known(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return True where there is a label."""
+        return ~labels.isnan()
+
+    def compute_elements(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the loss of every label, before any mean; `weights` has one for each output."""
+        raise NotImplementedError
+
+    def compute_denominator(
+        self, labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return what the sum over the labels is divided by, 0 if none is known."""
+        return self.find_known(labels).sum()
+
+    def __call__(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss of outputs `(num_rows, num_outputs)`, 0 if no label is known."""
+        known, denominator = self.find_known(labels), self.compute_denominator(labels, weights)
+        losses = self.compute_elements(logits, labels.masked_fill(~known, 0), weights)
+        total = losses.masked_fill(~known, 0.0).sum()
+        return total / denominator.masked_fill(denominator == 0, 1)
+
+    def compute_values(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what a user reads off the outputs."""
+        return logits
+
+    def average_logits(self, member_logits: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the mean prediction; members are axis 1."""
+        return member_logits.mean(1)
+
+
+class RMatSquaredErrorLoss(RMatLoss):
+    """Squared error of standardized values; `weights` multiply that of each label."""
+
+    def compute_elements(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        errors = (logits - labels) ** 2
+        return errors if weights is None else errors * weights
+
+
+class RMatBinaryCrossEntropyLoss(RMatLoss):
+    """Labels 0 and 1, each with a sigmoid; `weights` are those of the positive rows."""
+
+    is_probability = True
+
+    def compute_elements(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=weights, reduction="none"
+        )
+
+    def compute_values(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid()
+
+    def average_logits(self, member_logits: torch.Tensor) -> torch.Tensor:
+        positive = average_log_probabilities(nn.functional.logsigmoid(member_logits))
+        return positive - average_log_probabilities(nn.functional.logsigmoid(-member_logits))
+
+
+class RMatCrossEntropyLoss(RMatLoss):
+    """One class index a row, NaN or -100 where there is none; `weights` are those of classes."""
+
+    is_probability = True
+
+    def arrange_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return labels.flatten()
+
+    def find_known(self, labels: torch.Tensor) -> torch.Tensor:
+        return ~(labels.isnan() | (labels == IGNORED_LABEL))
+
+    def compute_elements(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits, labels.long(), weight=weights, reduction="none")
+
+    def compute_denominator(
+        self, labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        known = self.find_known(labels)
+        if weights is None:
+            return known.sum()
+        return weights[labels.masked_fill(~known, 0).long()].masked_fill(~known, 0.0).sum()
+
+    def compute_values(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.softmax(-1)
+
+    def average_logits(self, member_logits: torch.Tensor) -> torch.Tensor:
+        return average_log_probabilities(member_logits.log_softmax(-1))
+
+
+def average_log_probabilities(log_probabilities: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm of the mean over axis 1; no probability underflows on the way."""
+    return log_probabilities.logsumexp(1) - math.log(log_probabilities.shape[1])
+
+
+LOSSES: dict[str, RMatLoss] = {
+    "regression": RMatSquaredErrorLoss(),
+    "multi_label_classification": RMatBinaryCrossEntropyLoss(),
+    "single_label_classification": RMatCrossEntropyLoss(),
+}
+# Each problem type has the loss of its name, unless the configuration names another.
+PROBLEM_TYPES = tuple(LOSSES)
+
+
+def choose(registry: dict[str, Any], name: str) -> Any:
+    """Return the member of a registry with this name, or raise a `ValueError` that lists all."""
+    if name not in registry:
+        raise ValueError(f"{name!r} is unknown. Choose one of {', '.join(registry)}.")
+    return registry[name]
+
+
+def choose_loss(config: RMatConfig, labels: torch.Tensor) -> RMatLoss:
+    """Return the loss of a configuration; without a problem type by the rule of transformers."""
+    problem_type = config.problem_type
+    if problem_type is None:
+        is_class = not labels.is_floating_point()
+        problem_type = "single_label_classification" if is_class else "multi_label_classification"
+        problem_type = "regression" if len(config.output_names) == 1 else problem_type
+    return choose(LOSSES, config.loss or problem_type)
+
+
+def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.Tensor:
+    """Return what a model's loss of these labels is divided by, 0 if none is known."""
+    weights = None
+    # CODEPATH: models finetuned with `--class-weighting balanced`.
+    if config.loss_weights is not None:
+        weights = torch.tensor(config.loss_weights, device=labels.device)
+    return choose_loss(config, labels).compute_denominator(labels, weights)
+
+
+def compute_probabilities(logits: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """Return probabilities, or values in the labels' units, of the same shape, in float64.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., num_labels)`): Output of the head.
+        problem_type (`str`, *optional*): That of the config; `None` is a regression.
+    """
+    return LOSSES[problem_type or "regression"].compute_values(logits.double())
+
+
+def compute_spread(member_logits: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """Return the population standard deviation over axis 1, the members of an ensemble.
+
+    Of values or probabilities, as [`compute_probabilities`] gives them.
+    """
+    return compute_probabilities(member_logits, problem_type).std(1, correction=0)
 
 
 class RMatDescriptorScaler(nn.Module):
@@ -228,8 +396,7 @@ class RMatPreTrainedModel(PreTrainedModel):
     main_input_name = "node_features"
     input_modalities = "graph"
     supports_gradient_checkpointing = True
-    # The head divides by the number of known labels itself, so Trainer has to divide the loss
-    # by the number of accumulation steps.
+    # the head divides by the number of known labels itself
     accepts_loss_kwargs = False
     _no_split_modules = ["RMatLayer"]
     # most of the error of half precision would come from these few weights
@@ -241,13 +408,8 @@ class RMatPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """Save weights, config and code: a folder that loads without this package.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): Folder to write.
-            args, kwargs: As in [`PreTrainedModel.save_pretrained`].
-        """
-        # imported here: only a saved model needs its pipeline, and transformers copies the file
+        """Save weights, config and code: a folder that loads without this package."""
+        # only a saved model needs its pipeline, and transformers copies the file
         from .pipeline_rmat import describe_pipeline
 
         # CODEPATH: registered classes, that is whenever the package was imported.
@@ -288,9 +450,7 @@ class RMatModel(RMatPreTrainedModel):
     _auto_class = "AutoModel"
 
     # the encoder of a model with a head is complete without the head
-    _keys_to_ignore_on_load_unexpected = [
-        r"^(classifier|descriptor_scaler|\w+_head)\.",
-    ]
+    _keys_to_ignore_on_load_unexpected = [r"^(classifier|descriptor_scaler|\w+_head)\."]
 
     def __init__(self, config: RMatConfig) -> None:
         super().__init__(config)
@@ -298,7 +458,7 @@ class RMatModel(RMatPreTrainedModel):
         self.pair_features = RMatPairFeatures(config)
         self.layers = nn.ModuleList([RMatLayer(config) for _ in range(config.num_hidden_layers)])
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = build_pooler(config)
+        self.pooler: Any = choose(POOLINGS, config.pooling)(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -338,9 +498,8 @@ class RMatModel(RMatPreTrainedModel):
                 1 for a node, 0 for padding. All ones if not given.
 
         Returns:
-            [`~modeling_outputs.BaseModelOutputWithPooling`] with `last_hidden_state` of shape
-            `(batch_size, num_nodes, hidden_size)` and `pooler_output` of shape
-            `(batch_size, pooled_size)`.
+            [`BaseModelOutputWithPooling`] with `last_hidden_state` of shape
+            `(batch_size, num_nodes, hidden_size)` and `pooler_output` `(batch_size, output_size)`.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(node_features[..., 0], dtype=torch.long)
@@ -361,9 +520,7 @@ class RMatModel(RMatPreTrainedModel):
         # cheap, and its rounding would reach the outputs undamped
         with torch.autocast(hidden_states.device.type, enabled=False):
             pooler_output = self.pooler(last_hidden_state, attention_mask)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=last_hidden_state, pooler_output=pooler_output
-        )
+        return BaseModelOutputWithPooling(last_hidden_state, pooler_output)
 
 
 class RMatForPreTraining(RMatPreTrainedModel):
@@ -375,7 +532,7 @@ class RMatForPreTraining(RMatPreTrainedModel):
         super().__init__(config)
         self.rmat = RMatModel(config)
         self.heads = config.list_pretraining_heads()
-        sizes = {"node": config.hidden_size, "molecule": config.pooled_size}
+        sizes = {"node": config.hidden_size, "molecule": self.rmat.pooler.output_size}
         for name, head in self.heads.items():
             self.add_module(f"{name}_head", nn.Linear(sizes[head["level"]], head["size"]))
         self.post_init()
@@ -391,7 +548,7 @@ class RMatForPreTraining(RMatPreTrainedModel):
             labels (`torch.Tensor`): Of the same shape; class indices come without the last axis.
         """
         rows = labels.flatten() if labels.ndim < logits.ndim else widen(labels).flatten(0, -2)
-        return LOSSES[self.heads[name]["loss"]](widen(logits).flatten(0, -2), rows)
+        return choose(LOSSES, self.heads[name]["loss"])(widen(logits).flatten(0, -2), rows)
 
     @can_return_tuple
     def forward(
@@ -419,14 +576,8 @@ class RMatForPreTraining(RMatPreTrainedModel):
         labels_by_head = {"context": labels, "descriptor": descriptor_labels}
         for name in self.heads:
             labels_by_head[name] = kwargs.pop(f"{name}_labels", labels_by_head.get(name))
-        outputs = self.rmat(
-            node_features,
-            bond_types,
-            topological_distances,
-            interatomic_distances,
-            attention_mask,
-            **kwargs,
-        )
+        inputs = (node_features, bond_types, topological_distances, interatomic_distances)
+        outputs = self.rmat(*inputs, attention_mask, return_dict=True, **kwargs)
         states = {"node": outputs.last_hidden_state, "molecule": outputs.pooler_output}
         logits = {
             name: getattr(self, f"{name}_head")(states[head["level"]])
@@ -458,14 +609,16 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
     def __init__(self, config: RMatConfig) -> None:
         super().__init__(config)
         self.num_labels = len(config.output_names)
+        # names that nobody knows show now, and not with the first batch
+        for name in (config.problem_type, config.loss):
+            choose(LOSSES, name or "regression")
         self.rmat = RMatModel(config)
-        self.descriptor_scaler = (
-            # CODEPATH: descriptors are models finetuned with `--molecule-descriptors rdkit_2d`.
-            RMatDescriptorScaler(config) if config.num_molecule_descriptors > 0 else None
-        )
+        # CODEPATH: descriptors are models finetuned with `--molecule-descriptors rdkit_2d`.
+        has_descriptors = config.num_molecule_descriptors > 0
+        self.descriptor_scaler = RMatDescriptorScaler(config) if has_descriptors else None
         self.classifier = RMatPredictionHead(
             config,
-            input_size=config.pooled_size + config.num_molecule_descriptors,
+            input_size=self.rmat.pooler.output_size + config.num_molecule_descriptors,
             output_size=self.num_labels,
         )
         self.post_init()
@@ -485,31 +638,19 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
 
     def compute_loss(self, head_output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of the head's output, before it is brought to the user's units."""
-        weights = None
+        loss, weights = choose_loss(self.config, labels), None
+        labels = loss.arrange_labels(labels, head_output)
         # CODEPATH: models finetuned with `--class-weighting balanced`.
         if self.config.loss_weights is not None:
             weights = head_output.new_tensor(self.config.loss_weights)
-        problem_type = self.config.problem_type
-        if problem_type is None:
-            is_class = self.num_labels > 1 and not labels.is_floating_point()
-            is_regression = self.num_labels == 1
-            problem_type = (
-                "single_label_classification" if is_class else "multi_label_classification"
-            )
-            problem_type = "regression" if is_regression else problem_type
-        if problem_type == "single_label_classification":
-            return compute_single_label_loss(head_output, labels.flatten(), class_weights=weights)
-        labels = labels.to(head_output.dtype).view_as(head_output)
-        if problem_type == "multi_label_classification":
-            return compute_multi_label_loss(head_output, labels, positive_weights=weights)
         # CODEPATH: every regression finetuned here; not the authors' converted checkpoints.
         if self.config.label_mean is not None:
             mean, std = self.build_label_scaling(head_output)
             labels = (labels - mean) / std
-        return compute_regression_loss(head_output, labels, label_weights=weights)
+        return loss(head_output, labels, weights)
 
     def build_label_scaling(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of the labels on the device and in the type given."""
+        """Return mean and standard deviation of the labels as tensors like the given one."""
         return like.new_tensor(self.config.label_mean), like.new_tensor(self.config.label_std)
 
     @can_return_tuple
@@ -536,17 +677,11 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
                 single-label classification, NaN or -100 where missing.
 
         Returns:
-            [`~modeling_outputs.SequenceClassifierOutput`] with `logits` of shape
-            `(batch_size, num_labels)`: for regression in the user's units.
+            [`SequenceClassifierOutput`] with `logits` `(batch_size, num_labels)`: of a regression
+            in the user's units.
         """
-        outputs = self.rmat(
-            node_features,
-            bond_types,
-            topological_distances,
-            interatomic_distances,
-            attention_mask,
-            **kwargs,
-        )
+        inputs = (node_features, bond_types, topological_distances, interatomic_distances)
+        outputs = self.rmat(*inputs, attention_mask, return_dict=True, **kwargs)
         pooled_output = self.append_descriptors(outputs.pooler_output, molecule_descriptors)
         # as the pooling
         with torch.autocast(pooled_output.device.type, enabled=False):
@@ -557,17 +692,8 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
         if self.config.label_mean is not None:
             mean, std = self.build_label_scaling(head_output)
             logits = head_output * std + mean
-        return SequenceClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        recorded = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+        return SequenceClassifierOutput(loss=loss, logits=logits, **recorded)
 
 
-__all__ = [
-    "RMatForPreTraining",
-    "RMatForSequenceClassification",
-    "RMatModel",
-    "RMatPreTrainedModel",
-]
+__all__ = ["RMatForPreTraining", "RMatForSequenceClassification", "RMatModel"]

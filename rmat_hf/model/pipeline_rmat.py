@@ -1,5 +1,6 @@
 """Molecules in, properties or vectors out: the pipelines of transformers for R-MAT."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from types import GeneratorType
 from typing import Any
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
 from transformers.pipelines.base import Pipeline
 
-from .probabilities_rmat import compute_probabilities, compute_spread
+from .modeling_rmat import LOSSES, compute_probabilities, compute_spread
 
 
 class RMatPipeline(Pipeline):
@@ -80,13 +81,13 @@ class RMatPipeline(Pipeline):
             rows[known] = self.compute_rows(inputs).to(rows.dtype)
         return {"rows": rows, "error": errors}
 
+    @abstractmethod
     def count_columns(self) -> int:
         """Return how many numbers one molecule gets."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the numbers of every molecule of a batch, `(batch_size, num_columns)`."""
-        raise NotImplementedError
 
     @staticmethod
     def read_row(model_outputs: dict[str, Any]) -> tuple[np.ndarray, str | None]:
@@ -121,7 +122,8 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
 
     def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return values or probabilities, followed by the spreads of an ensemble."""
-        output, problem_type = self.model(**inputs), self.model.config.problem_type
+        output = self.model(**inputs, return_dict=True)
+        problem_type = self.model.config.problem_type
         rows = [compute_probabilities(output.logits, problem_type)]
         if "member_logits" in output:
             rows.append(compute_spread(output.member_logits, problem_type))
@@ -133,13 +135,13 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
         if error is not None:
             return {"predictions": None, "error": error}
         config = self.model.config
-        is_regression = config.problem_type in (None, "regression")
+        is_probability = LOSSES[config.problem_type or "regression"].is_probability
         num_labels = len(config.output_names)
         units = config.label_units or [None] * num_labels
         predictions = []
         for idx, label in enumerate(config.output_names):
-            prediction = {"label": label, ("value" if is_regression else "score"): float(row[idx])}
-            if is_regression:
+            prediction = {"label": label, ("score" if is_probability else "value"): float(row[idx])}
+            if not is_probability:
                 prediction["unit"] = units[idx]
             if len(row) > num_labels:
                 prediction["spread"] = float(row[num_labels + idx])
@@ -163,11 +165,11 @@ class RMatFeatureExtractionPipeline(RMatPipeline):
 
     def count_columns(self) -> int:
         """Return the width of the molecule vector."""
-        return self.model.config.pooled_size
+        return self.model.base_model.pooler.output_size
 
     def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the molecule vectors."""
-        return self.model.base_model(**inputs).pooler_output
+        return self.model.base_model(**inputs, return_dict=True).pooler_output
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
         """Return the vector of one molecule, or its error."""

@@ -10,9 +10,9 @@ from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_sp
 from rmat_hf.errors import UserError, hide_credentials
 from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
+from rmat_hf.model.modeling_rmat import PROBLEM_TYPES
 from rmat_hf.output_folder import load_json
 
-ProblemType = Literal["regression", "multi_label_classification", "single_label_classification"]
 DescriptorSet = Literal["none", "rdkit_2d"]
 ClassWeighting = Literal["none", "balanced"]
 
@@ -53,7 +53,7 @@ class FinetuningArguments:
     )
     smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
     label_units: list[str] = declare_flag([], "Unit of each label, for example kcal/mol.")
-    problem_type: ProblemType = declare_flag("regression", "What the labels are.")
+    problem_type: str = declare_flag("regression", "What the labels are.", choices=PROBLEM_TYPES)
     split: str = declare_flag(
         "random", "How rows are divided into train, valid and test.", choices=SPLITS
     )

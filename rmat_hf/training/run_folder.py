@@ -12,8 +12,11 @@ from rmat_hf.data.predictions import Predictions, describe_prediction_columns
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.table_writer import ColumnKind, TableWriter
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.model.probabilities_rmat import compute_probabilities, compute_spread
+from rmat_hf.model.modeling_rmat import (
+    RMatForSequenceClassification,
+    compute_probabilities,
+    compute_spread,
+)
 from rmat_hf.output_folder import save_json
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments
 from rmat_hf.training.members import predict_out_of_fold, split_for_members

@@ -15,7 +15,7 @@ from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.length_grouping import LengthGroupedSampler, compute_length_order
-from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import compute_loss_denominator
 from rmat_hf.output_folder import rotated_by_step
 
 # In the state of a parameter: whichever of the two, average or weight, the model does not hold.
@@ -23,20 +23,6 @@ OTHER_VALUE = "moving_average_or_weight"
 # In a group of parameters.
 IS_AVERAGE_SHOWN = "is_moving_average_shown"
 NUM_STEPS = "num_averaged_steps"
-
-
-def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.Tensor:
-    """Return what the model's loss of these labels is divided by, 0 if none is known.
-
-    Args:
-        labels (`torch.Tensor` of shape `(batch_size, num_labels)`): NaN where missing.
-        config (`RMatConfig`): Problem type and loss weights.
-    """
-    known = ~labels.isnan()
-    if config.problem_type == "single_label_classification" and config.loss_weights is not None:
-        class_weights = torch.tensor(config.loss_weights, device=labels.device)
-        return class_weights[labels[known].long()].sum()
-    return known.sum()
 
 
 class WeightAverage:

@@ -235,12 +235,12 @@ def test_members_that_do_not_belong_together_are_refused(
     members: list[RMatForSequenceClassification], changed: dict[str, Any], named: str
 ) -> None:
     members[2] = build_member(2, **changed)
-    with pytest.raises(ValueError, match=f"Model 2 and model 0 differ in {named}"):
+    with pytest.raises(ValueError, match=named):
         RMatEnsembleForSequenceClassification.from_members(members)
 
 
 def test_an_ensemble_without_members_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one model"):
+    with pytest.raises(ValueError, match="at least one"):
         RMatEnsembleForSequenceClassification.from_members([])
     with pytest.raises(StrictDataclassError, match="num_members"):
         RMatEnsembleConfig(num_members=0)

@@ -24,9 +24,11 @@ from transformers import (
 
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import (
+    POOLINGS,
     RMatForPreTraining,
     RMatForSequenceClassification,
     RMatModel,
+    RMatPooling,
 )
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -430,7 +432,7 @@ def test_the_head_can_have_a_dropout_of_its_own(
 def test_a_two_layer_head_has_a_norm_if_it_is_asked_for(head_norm: bool) -> None:
     config = RMatConfig(**TINY_ARCHITECTURE, num_head_layers=2, head_norm=head_norm)
     head = RMatForSequenceClassification(config).eval().classifier
-    pooled = torch.randn(3, config.pooled_size)
+    pooled = torch.randn(3, config.num_pooling_heads * config.hidden_size)
     hidden = torch.nn.functional.leaky_relu(head.dense(pooled), config.leaky_relu_slope)
     if head_norm:
         hidden = torch.nn.functional.layer_norm(
@@ -438,3 +440,35 @@ def test_a_two_layer_head_has_a_norm_if_it_is_asked_for(head_norm: bool) -> None
         )
     torch.testing.assert_close(head(pooled), head.out_proj(hidden), rtol=0, atol=1e-6)
     assert any(name.startswith("norm.") for name, _ in head.named_parameters()) == head_norm
+
+
+class MaxPooling(RMatPooling):
+    """The largest value over the nodes."""
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        padding = attention_mask.unsqueeze(-1) == 0
+        return hidden_states.masked_fill(padding, -torch.inf).amax(1)
+
+
+def test_a_pooling_of_ones_own_is_a_class_and_a_line(
+    tiny_batch: Batch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"'max'.*attention, mean, dummy_node"):
+        RMatModel(RMatConfig(**TINY_ARCHITECTURE, pooling="max"))
+    monkeypatch.setitem(POOLINGS, "max", MaxPooling)
+    model = RMatForSequenceClassification(RMatConfig(**TINY_ARCHITECTURE, pooling="max")).eval()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**tiny_batch).logits, model(**tiny_batch).logits)
+
+
+@pytest.mark.parametrize("head", [RMatModel, RMatForPreTraining, RMatForSequenceClassification])
+def test_a_configuration_may_ask_for_tuples(head: type, tiny_batch: Batch) -> None:
+    torch.manual_seed(0)
+    model = head(RMatConfig(**TINY_ARCHITECTURE, num_labels=1)).eval()
+    expected = model(**tiny_batch).to_tuple()
+    model.config.return_dict = False
+    outputs = model(**tiny_batch)
+    assert isinstance(outputs, tuple) and len(outputs) == len(expected)
+    assert not isinstance(model(**tiny_batch, return_dict=True), tuple)

@@ -14,8 +14,8 @@ from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.training.trainer import WeightAverage, compute_loss_denominator
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, compute_loss_denominator
+from rmat_hf.training.trainer import WeightAverage
 
 NAN = math.nan
 

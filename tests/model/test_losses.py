@@ -1,21 +1,34 @@
-"""Losses: torch's own on dense labels, known labels only on sparse ones, zero on none."""
+"""Losses: torch's own on dense labels, known labels only on sparse ones, zero on none.
 
-from collections.abc import Callable
+And what the output of a head means by its loss, alone and averaged over an ensemble.
+"""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from rmat_hf.model.losses_rmat import (
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import (
     IGNORED_LABEL,
-    compute_multi_label_loss,
-    compute_regression_loss,
-    compute_single_label_loss,
+    LOSSES,
+    PROBLEM_TYPES,
+    RMatForSequenceClassification,
+    RMatLoss,
+    RMatSquaredErrorLoss,
+    average_log_probabilities,
+    choose,
+    choose_loss,
+    compute_loss_denominator,
+    compute_probabilities,
+    compute_spread,
 )
 
-Loss = Callable[..., torch.Tensor]
+compute_regression_loss = LOSSES["regression"]
+compute_multi_label_loss = LOSSES["multi_label_classification"]
+compute_single_label_loss = LOSSES["single_label_classification"]
 
 NUM_ROWS, NUM_COLUMNS = 8, 3
 # far apart and in no symmetric order, so that a swap or a wrong normalization shows
@@ -83,19 +96,19 @@ def test_single_label_loss_of_dense_labels_is_the_cross_entropy() -> None:
 
 def test_regression_loss_weighs_each_column_by_its_own_weight() -> None:
     predictions, labels = draw_predictions(), draw_values()
-    ours = compute_regression_loss(predictions, labels, label_weights=WEIGHTS)
+    ours = compute_regression_loss(predictions, labels, weights=WEIGHTS)
     columns = [F.mse_loss(predictions[:, i], labels[:, i]) * WEIGHTS[i] for i in range(NUM_COLUMNS)]
     assert_same_loss_and_gradient(ours, torch.stack(columns).mean(), predictions)
 
 
 def test_multi_label_loss_weighs_the_positive_rows_only() -> None:
     predictions, labels = draw_predictions(), draw_binary_labels()
-    ours = compute_multi_label_loss(predictions, labels, positive_weights=WEIGHTS)
+    ours = compute_multi_label_loss(predictions, labels, weights=WEIGHTS)
     theirs = F.binary_cross_entropy_with_logits(predictions, labels, pos_weight=WEIGHTS)
     assert_same_loss_and_gradient(ours, theirs, predictions)
     negatives = torch.zeros_like(labels)
     torch.testing.assert_close(
-        compute_multi_label_loss(predictions, negatives, positive_weights=WEIGHTS),
+        compute_multi_label_loss(predictions, negatives, weights=WEIGHTS),
         compute_multi_label_loss(predictions, negatives),
         **EXACT,
     )
@@ -103,7 +116,7 @@ def test_multi_label_loss_weighs_the_positive_rows_only() -> None:
 
 def test_single_label_loss_weighs_each_row_by_its_class() -> None:
     predictions, labels = draw_predictions(), draw_classes()
-    ours = compute_single_label_loss(predictions, labels, class_weights=WEIGHTS)
+    ours = compute_single_label_loss(predictions, labels, weights=WEIGHTS)
     theirs = F.cross_entropy(predictions, labels, weight=WEIGHTS)
     assert_same_loss_and_gradient(ours, theirs, predictions)
 
@@ -114,7 +127,7 @@ def test_regression_loss_with_half_of_the_labels_is_that_of_the_known_ones(
 ) -> None:
     predictions, is_missing = draw_predictions(), draw_missing()
     labels = draw_values().masked_fill(is_missing, torch.nan)
-    ours = compute_regression_loss(predictions, labels, label_weights=weights)
+    ours = compute_regression_loss(predictions, labels, weights=weights)
     errors = (predictions[~is_missing] - labels[~is_missing]) ** 2
     if weights is not None:
         errors = errors * weights.expand_as(labels)[~is_missing]
@@ -122,7 +135,7 @@ def test_regression_loss_with_half_of_the_labels_is_that_of_the_known_ones(
     assert (compute_gradient_again(compute_regression_loss, labels)[is_missing] == 0).all()
 
 
-def compute_gradient_again(loss: Loss, labels: torch.Tensor) -> torch.Tensor:
+def compute_gradient_again(loss: RMatLoss, labels: torch.Tensor) -> torch.Tensor:
     predictions = draw_predictions()
     return compute_gradient(loss(predictions, labels), predictions)
 
@@ -133,7 +146,7 @@ def test_multi_label_loss_with_half_of_the_labels_is_that_of_the_known_ones(
 ) -> None:
     predictions, is_missing = draw_predictions(), draw_missing()
     labels = draw_binary_labels().masked_fill(is_missing, torch.nan)
-    ours = compute_multi_label_loss(predictions, labels, positive_weights=weights)
+    ours = compute_multi_label_loss(predictions, labels, weights=weights)
     theirs = F.binary_cross_entropy_with_logits(
         predictions[~is_missing],
         labels[~is_missing],
@@ -151,7 +164,7 @@ def test_single_label_loss_with_half_of_the_labels_is_that_of_the_known_rows(
     predictions = draw_predictions()
     is_missing = torch.tensor([True, False, False, True, True, False, False, True])
     labels = draw_classes().double().masked_fill(is_missing, missing)
-    ours = compute_single_label_loss(predictions, labels, class_weights=weights)
+    ours = compute_single_label_loss(predictions, labels, weights=weights)
     theirs = F.cross_entropy(predictions[~is_missing], draw_classes()[~is_missing], weight=weights)
     assert_same_loss_and_gradient(ours, theirs, predictions)
     assert (compute_gradient_again(compute_single_label_loss, labels)[is_missing] == 0).all()
@@ -160,26 +173,26 @@ def test_single_label_loss_with_half_of_the_labels_is_that_of_the_known_rows(
 def test_single_label_loss_takes_minus_100_among_integer_labels_as_missing() -> None:
     predictions, labels = draw_predictions(), draw_classes()
     labels[[1, 6]] = IGNORED_LABEL
-    ours = compute_single_label_loss(predictions, labels, class_weights=WEIGHTS)
+    ours = compute_single_label_loss(predictions, labels, weights=WEIGHTS)
     theirs = F.cross_entropy(predictions, labels, weight=WEIGHTS, ignore_index=-100)
     assert_same_loss_and_gradient(ours, theirs, predictions)
 
 
 @pytest.mark.parametrize(
-    ("loss", "shape", "weights"),
+    ("loss", "shape"),
     [
-        (compute_regression_loss, (NUM_ROWS, NUM_COLUMNS), "label_weights"),
-        (compute_multi_label_loss, (NUM_ROWS, NUM_COLUMNS), "positive_weights"),
-        (compute_single_label_loss, (NUM_ROWS,), "class_weights"),
+        (compute_regression_loss, (NUM_ROWS, NUM_COLUMNS)),
+        (compute_multi_label_loss, (NUM_ROWS, NUM_COLUMNS)),
+        (compute_single_label_loss, (NUM_ROWS,)),
     ],
 )
-@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
 def test_a_batch_without_any_label_costs_zero_and_moves_nothing(
-    loss: Loss, shape: tuple[int, ...], weights: str, is_weighted: bool
+    loss: RMatLoss, shape: tuple[int, ...], weights: torch.Tensor | None
 ) -> None:
     predictions = draw_predictions()
     labels = torch.full(shape, torch.nan, dtype=torch.float64)
-    value = loss(predictions, labels, **({weights: WEIGHTS} if is_weighted else {}))
+    value = loss(predictions, labels, weights)
     assert value.shape == ()
     assert value.item() == 0.0
     assert (compute_gradient(value, predictions) == 0).all()
@@ -193,7 +206,7 @@ def test_single_label_loss_of_integer_labels_that_are_all_ignored_is_zero() -> N
 
 
 @pytest.mark.parametrize("loss", [compute_regression_loss, compute_multi_label_loss])
-def test_a_huge_prediction_for_a_missing_label_costs_nothing(loss: Loss) -> None:
+def test_a_huge_prediction_for_a_missing_label_costs_nothing(loss: RMatLoss) -> None:
     predictions = torch.zeros(2, 1)
     predictions[0] = 1e30  # its square is infinite in float32
     predictions.requires_grad_()
@@ -209,7 +222,7 @@ def test_rows_without_labels_do_not_change_any_loss(seed: int, num_extra: int) -
     extra = torch.full((num_extra, NUM_COLUMNS), 7.0, dtype=torch.float64)
     nan = torch.full((num_extra, NUM_COLUMNS), torch.nan, dtype=torch.float64)
     more = torch.cat((predictions, extra))
-    cases: list[tuple[Loss, torch.Tensor, torch.Tensor]] = [
+    cases: list[tuple[RMatLoss, torch.Tensor, torch.Tensor]] = [
         (compute_regression_loss, draw_values(seed + 1), nan),
         (compute_multi_label_loss, draw_binary_labels(seed + 1), nan),
         (compute_single_label_loss, draw_classes().double(), nan[:, 0]),
@@ -218,3 +231,120 @@ def test_rows_without_labels_do_not_change_any_loss(seed: int, num_extra: int) -
         torch.testing.assert_close(
             loss(more, torch.cat((labels, missing))), loss(predictions, labels), **EXACT
         )
+
+
+# The loss of a configuration
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "labels", "expected"),
+    [
+        (None, 1, torch.ones(2, dtype=torch.long), "regression"),
+        (None, 2, torch.ones(2, dtype=torch.long), "single_label_classification"),
+        (None, 2, torch.ones(2, 2), "multi_label_classification"),
+        ("regression", 2, torch.ones(2, 2), "regression"),
+    ],
+)
+def test_a_configuration_without_problem_type_has_the_loss_transformers_would_take(
+    problem_type: str | None, num_labels: int, labels: torch.Tensor, expected: str
+) -> None:
+    config = RMatConfig(problem_type=problem_type, num_labels=num_labels)
+    assert choose_loss(config, labels) is LOSSES[expected]
+
+
+class HuberLoss(RMatSquaredErrorLoss):
+    """A loss that grows linearly far from the label."""
+
+    def compute_elements(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        return F.huber_loss(logits, labels, reduction="none")
+
+
+def test_a_loss_of_ones_own_is_a_class_and_a_line(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: RMatConfig, tiny_batch: dict[str, torch.Tensor]
+) -> None:
+    monkeypatch.setitem(LOSSES, "huber", HuberLoss())
+    tiny_config.loss = "huber"
+    model = RMatForSequenceClassification(tiny_config).eval()
+    labels = torch.full((len(tiny_batch["node_features"]), 1), 5.0)
+    labels[1] = torch.nan
+    output = model(**tiny_batch, labels=labels)
+    known = ~labels.isnan()
+    torch.testing.assert_close(output.loss, F.huber_loss(output.logits[known], labels[known]))
+    assert compute_loss_denominator(labels, tiny_config) == known.sum()
+
+
+@pytest.mark.parametrize("field", ["loss", "problem_type"])
+def test_a_loss_that_nobody_registered_is_named_with_those_that_are(
+    tiny_config: RMatConfig, field: str
+) -> None:
+    setattr(tiny_config, field, "hubber")
+    with pytest.raises(ValueError, match=r"'hubber'.*regression"):
+        RMatForSequenceClassification(tiny_config)
+    assert choose({"a": 1}, "a") == 1
+
+
+# What outputs mean
+
+
+each_problem = pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+
+
+def draw_member_logits() -> torch.Tensor:
+    """Five molecules, four members, three labels."""
+    generator = torch.Generator().manual_seed(0)
+    return 3 * torch.randn(5, 4, 3, generator=generator, dtype=torch.float64)
+
+
+def test_probabilities_are_what_the_problem_type_says() -> None:
+    logits = torch.tensor([[0.0, np.log(3.0)], [-2.0, 2.0]])
+    softmax = compute_probabilities(logits, "single_label_classification")
+    torch.testing.assert_close(softmax[0], torch.tensor([0.25, 0.75]).double())
+    sigmoid = compute_probabilities(logits, "multi_label_classification")
+    torch.testing.assert_close(sigmoid[0], torch.tensor([0.5, 0.75]).double())
+    for problem_type in ("regression", None):
+        assert torch.equal(compute_probabilities(logits, problem_type), logits.double())
+
+
+def test_probabilities_of_bfloat16_logits_still_sum_to_one() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0]]).bfloat16()
+    total = compute_probabilities(logits, "single_label_classification").sum(-1)
+    torch.testing.assert_close(total, torch.ones(1).double(), **EXACT)
+
+
+@each_problem
+def test_an_average_has_the_mean_prediction_of_the_members(problem_type: str) -> None:
+    logits = draw_member_logits()
+    average = compute_probabilities(LOSSES[problem_type].average_logits(logits), problem_type)
+    expected = compute_probabilities(logits, problem_type).mean(1)
+    torch.testing.assert_close(average, expected, **EXACT)
+
+
+@each_problem
+def test_a_single_member_predicts_alone_and_has_no_spread(problem_type: str) -> None:
+    logits = draw_member_logits()[:, :1]
+    average = compute_probabilities(LOSSES[problem_type].average_logits(logits), problem_type)
+    alone = compute_probabilities(logits[:, 0], problem_type)
+    torch.testing.assert_close(average, alone, **EXACT)
+    assert torch.equal(compute_spread(logits, problem_type), torch.zeros(5, 3).double())
+
+
+def test_the_mean_of_log_probabilities_is_that_of_the_probabilities() -> None:
+    logs = torch.tensor([[[0.2], [0.6]]]).log()
+    torch.testing.assert_close(average_log_probabilities(logs).exp(), torch.tensor([[0.4]]))
+
+
+def test_members_that_are_sure_do_not_overflow() -> None:
+    logits = torch.tensor([[[-200.0], [-300.0]]])
+    average = LOSSES["multi_label_classification"].average_logits(logits)
+    # half of the probability of the first: log(exp(-200) / 2)
+    torch.testing.assert_close(average, torch.tensor([[-200.0 - np.log(2.0)]]).float())
+
+
+def test_a_spread_is_the_standard_deviation_in_the_units_of_the_prediction() -> None:
+    values = torch.tensor([[[1.0], [3.0]]])
+    torch.testing.assert_close(compute_spread(values, "regression"), torch.ones(1, 1).double())
+    logits = torch.tensor([[[0.0], [np.log(3.0)]]])
+    spread = compute_spread(logits, "multi_label_classification")
+    torch.testing.assert_close(spread, torch.tensor([[0.125]]).double())
