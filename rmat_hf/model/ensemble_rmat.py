@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.type_validators import interval
 
 from .configuration_rmat import RMatConfig
-from .modeling_rmat import LOSSES, RMatForSequenceClassification, RMatPreTrainedModel
+from .modeling_rmat import LOSSES, RMatForSequenceClassification, RMatPreTrainedModel, choose
 
 
 @strict
@@ -64,6 +64,7 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
     def __init__(self, config: RMatEnsembleConfig) -> None:
         super().__init__(config)
         self.num_labels = len(config.output_names)
+        self.meaning = choose(LOSSES, config.problem_type or "regression")
         self.members = nn.ModuleList(
             [RMatForSequenceClassification(config) for _ in range(config.num_members)]
         )
@@ -120,7 +121,7 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
             loss = torch.stack([output.loss for output in outputs]).mean()
         return RMatEnsembleOutput(
             loss=loss,
-            logits=LOSSES[self.config.problem_type or "regression"].average_logits(member_logits),
+            logits=self.meaning.average_logits(member_logits),
             member_logits=member_logits,
         )
 

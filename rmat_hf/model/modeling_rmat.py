@@ -609,9 +609,9 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
     def __init__(self, config: RMatConfig) -> None:
         super().__init__(config)
         self.num_labels = len(config.output_names)
-        # names that nobody knows show now, and not with the first batch
-        for name in (config.problem_type, config.loss):
-            choose(LOSSES, name or "regression")
+        # what the outputs mean; a name that nobody knows shows now, and not with the first batch
+        self.meaning = choose(LOSSES, config.problem_type or "regression")
+        choose(LOSSES, config.loss or "regression")
         self.rmat = RMatModel(config)
         # CODEPATH: descriptors are models finetuned with `--molecule-descriptors rdkit_2d`.
         has_descriptors = config.num_molecule_descriptors > 0

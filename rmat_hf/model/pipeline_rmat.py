@@ -11,8 +11,6 @@ from torch.utils.data import Dataset
 from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
 from transformers.pipelines.base import Pipeline
 
-from .modeling_rmat import LOSSES, compute_probabilities, compute_spread
-
 
 class RMatPipeline(Pipeline):
     """Featurizes molecules one by one and runs those that could be featurized as one batch.
@@ -123,10 +121,10 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
     def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return values or probabilities, followed by the spreads of an ensemble."""
         output = self.model(**inputs, return_dict=True)
-        problem_type = self.model.config.problem_type
-        rows = [compute_probabilities(output.logits, problem_type)]
+        rows = [self.model.meaning.compute_values(output.logits.double())]
         if "member_logits" in output:
-            rows.append(compute_spread(output.member_logits, problem_type))
+            values = self.model.meaning.compute_values(output.member_logits.double())
+            rows.append(values.std(1, correction=0))
         return torch.cat(rows, dim=1)
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
@@ -135,7 +133,7 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
         if error is not None:
             return {"predictions": None, "error": error}
         config = self.model.config
-        is_probability = LOSSES[config.problem_type or "regression"].is_probability
+        is_probability = self.model.meaning.is_probability
         num_labels = len(config.output_names)
         units = config.label_units or [None] * num_labels
         predictions = []
