@@ -298,6 +298,7 @@ def choose_loss(config: RMatConfig, labels: torch.Tensor) -> RMatLoss:
     if problem_type is None:
         is_class = not labels.is_floating_point()
         problem_type = "single_label_classification" if is_class else "multi_label_classification"
+        # CODEPATH: models configured by hand; finetuning and conversion name the problem type.
         problem_type = "regression" if len(config.output_names) == 1 else problem_type
     return choose(LOSSES, config.loss or problem_type)
 
