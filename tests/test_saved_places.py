@@ -71,11 +71,11 @@ def assert_nothing_is_told(folder: Path, *, name: str = "") -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"report_to": ["tensorboard"], "with_baselines": True},
+        {"with_baselines": True},
         pytest.param({"num_members": 2}, marks=pytest.mark.slow),
         pytest.param({"problem_type": "single_label_classification"}, marks=pytest.mark.slow),
     ],
-    ids=["tensorboard", "ensemble", "classes"],
+    ids=["baselines", "ensemble", "classes"],
 )
 def test_a_finetuned_folder_tells_nothing(options: dict[str, Any], place: Path) -> None:
     columns: dict[str, Any] = {"y": range(len(TABLE_SMILES))}

@@ -15,8 +15,7 @@ from rmat_hf.data.stored_features import count_nodes, pack_features
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.collators import RMatDataCollator
-from rmat_hf.training.trainer import RMatTrainer, RMatTrainingArguments
+from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer, RMatTrainingArguments
 
 NUM_LABELS = 2
 PROCESSOR = RMatProcessor(geometry="bounds")

@@ -17,10 +17,10 @@ from rmat_hf.errors import UserError
 from rmat_hf.output_folder import (
     find_last_complete_checkpoint,
     name_work_dir,
+    open_run,
     train_from_checkpoint,
 )
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments
-from rmat_hf.training.collators import RMatDataCollator
 from rmat_hf.training.members import train_members
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.recipe import (
@@ -30,9 +30,8 @@ from rmat_hf.training.recipe import (
     resolve_defaults,
 )
 from rmat_hf.training.run_folder import TRIALS_FILE, build_finetuning_report, save_run_folder
-from rmat_hf.training.runs import open_run
 from rmat_hf.training.task import FinetuningTask, build_finetuning_task
-from rmat_hf.training.trainer import RMatTrainer
+from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 logger = logging.getLogger(__name__)
 

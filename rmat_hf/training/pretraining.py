@@ -14,9 +14,11 @@ from rmat_hf.loading import load_processor, read_checkpoint
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import (
+    TrainingRun,
     find_last_complete_checkpoint,
     load_num_steps,
     name_work_dir,
+    open_run,
     save_json,
     train_from_checkpoint,
 )
@@ -36,7 +38,6 @@ from rmat_hf.training.pretraining_batches import (
 from rmat_hf.training.pretraining_card import save_pretraining_card
 from rmat_hf.training.pretraining_task import PretrainingTask, build_pretraining_task
 from rmat_hf.training.pretraining_trainer import PretrainingTrainer
-from rmat_hf.training.runs import TrainingRun, open_run
 
 ARGUMENTS_FILE = "pretraining_arguments.json"
 STAGE_FILE = "stage.json"

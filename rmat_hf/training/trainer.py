@@ -15,7 +15,9 @@ from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.length_grouping import LengthGroupedSampler, compute_length_order
+from rmat_hf.data.stored_features import expand_features
 from rmat_hf.model.modeling_rmat import compute_loss_denominator
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import rotated_by_step
 
 # In the state of a parameter: whichever of the two, average or weight, the model does not hold.
@@ -23,6 +25,29 @@ OTHER_VALUE = "moving_average_or_weight"
 # In a group of parameters.
 IS_AVERAGE_SHOWN = "is_moving_average_shown"
 NUM_STEPS = "num_averaged_steps"
+
+
+class RMatDataCollator:
+    """Expands the packed features of a batch, padded as `RMatProcessor.pad` does, adds the labels.
+
+    Args:
+        processor (`RMatProcessor`): Featurized the rows.
+    """
+
+    def __init__(self, processor: RMatProcessor) -> None:
+        self.num_descriptors = len(processor.molecule_descriptors or [])
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return model inputs and `labels` `(batch_size, num_labels)`, float32, NaN = missing."""
+        features = expand_features([row["features"] for row in rows])
+        if self.num_descriptors != features.get("molecule_descriptors", np.empty((0, 0))).shape[1]:
+            raise ValueError(
+                f"The rows were not featurized with the {self.num_descriptors} molecule "
+                "descriptors of the processor. Featurize them with it."
+            )
+        batch = {name: torch.from_numpy(array) for name, array in features.items()}
+        labels = np.array([row["labels"] for row in rows], dtype=np.float32)
+        return {**batch, "labels": torch.from_numpy(labels)}
 
 
 class WeightAverage:

@@ -25,7 +25,7 @@ from rdkit.Chem import rdDistGeom
 
 from rmat_hf.data.featurization import featurize_dataset, featurize_molecules
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.collators import RMatDataCollator
+from rmat_hf.training.trainer import RMatDataCollator
 
 PROCESSORS = {
     "same protocol (etkdg_v2, UFF)": RMatProcessor(conformer_method="etkdg_v2", force_field="uff"),

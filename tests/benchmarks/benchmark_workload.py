@@ -23,7 +23,7 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import SCRATCH, SCRATCH_ARCHITECTURE
-from rmat_hf.training.collators import RMatDataCollator
+from rmat_hf.training.trainer import RMatDataCollator
 
 logger = logging.getLogger(__name__)
 

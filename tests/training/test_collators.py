@@ -8,7 +8,7 @@ from tiny import TINY_SMILES
 from rmat_hf.data.featurization import featurize_dataset
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.collators import RMatDataCollator
+from rmat_hf.training.trainer import RMatDataCollator
 
 
 def featurize(

@@ -13,13 +13,12 @@ from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 from rmat_hf.inference.prediction import predict
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.training.collators import RMatDataCollator
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import FinetuningReport
 from rmat_hf.training.recipe import build_finetuning_model, build_training_arguments
 from rmat_hf.training.run_folder import build_finetuning_report, describe_metrics, save_run_folder
 from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
-from rmat_hf.training.trainer import RMatTrainer
+from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 FILES = {
     "README.md",

@@ -20,8 +20,8 @@ from transformers.trainer import Trainer
 
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.collators import RMatDataCollator
 from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.trainer import RMatDataCollator
 
 
 def build_run(folder: Path, **options: Any) -> FinetuningArguments:
