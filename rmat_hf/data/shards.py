@@ -323,7 +323,7 @@ def describe_input(table: Table) -> dict[str, Any]:
             checksum.update(hashlib.file_digest(stream, "sha256").digest())
     if not table.files:
         for chunk in table.iterate_chunks(_HASHED_ROWS):
-            cells = chunk.to_lists(table.column_names)
+            cells = chunk.table.to_pydict()
             checksum.update(json.dumps(cells, default=str).encode())
     is_local = any(not file.startswith(HUB_PREFIX) for file in table.files)
     return {

@@ -5,15 +5,14 @@ cell, without a word.
 """
 
 import csv
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -70,10 +69,6 @@ class TableChunk:
         """The columns by name, as Arrow has them."""
         return dict(zip(self.table.column_names, self.table.columns, strict=True))
 
-    def to_lists(self, names: Iterable[str]) -> dict[str, list[Any]]:
-        """Return some columns as Python values."""
-        return {name: self.table.column(name).to_pylist() for name in names}
-
     def molecules(self, smiles_column: str) -> list[Molecule]:
         """Return one molecule per row, or the error of one that cannot be read.
 
@@ -99,7 +94,9 @@ class TableChunk:
 
 
 # Yields rows with the columns of a schema; a column that a file lacks is empty there.
-ReadRows = Callable[[pa.Schema], Iterator[TableChunk]]
+_ReadFile = Callable[[str, pa.Schema], Iterator[TableChunk]]
+# The columns of a file, its number of rows, and how they are read.
+_Opened = tuple[pa.Schema, int, _ReadFile]
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ class Table:
     source: str
     schema: pa.Schema
     num_rows: int
-    read: ReadRows
+    read: Callable[[pa.Schema], Iterator[TableChunk]]
     files: tuple[str, ...] = ()
     split_column: str | None = None
 
@@ -140,63 +137,45 @@ class Table:
         validate_columns(self.column_names, names, source=self.source)
         return replace(self, schema=pa.schema([self.schema.field(name) for name in names]))
 
-    def iterate_chunks(
-        self, chunk_size: int, *, ranges: Iterable[range] | None = None
-    ) -> Iterator[TableChunk]:
+    def iterate_chunks(self, chunk_size: int) -> Iterator[TableChunk]:
         """Yield the rows in order, `chunk_size` at a time; each call starts at the first row.
-
-        Args:
-            chunk_size (`int`): Most rows of a chunk.
-            ranges (`Iterable[range]`, *optional*):
-                Rows to take, ascending, none twice; a chunk lies within one of them. By default
-                all rows.
 
         Raises:
             UserError: The source has other rows than when it was opened, or is damaged.
         """
-        rows = _Rows(self.read(self.schema))
-        for wanted in [range(self.num_rows)] if ranges is None else ranges:
-            while rows.position < wanted.start:
-                rows.take(min(_BATCH_ROWS, wanted.start - rows.position))
-            for start in range(wanted.start, wanted.stop, chunk_size):
-                chunk = rows.take(min(chunk_size, wanted.stop - start))
-                if chunk is None or chunk.num_rows < min(chunk_size, wanted.stop - start):
-                    raise self._build_change_error()
-                yield chunk
-        if rows.position == self.num_rows and rows.take(1) is not None:
-            raise self._build_change_error()
-
-    def _build_change_error(self) -> UserError:
-        return UserError(
-            f"{self.source} has other rows than the {self.num_rows} that it had at first, it has "
-            "changed meanwhile. Repeat the command."
-        )
-
-
-class _Rows:
-    """Hands out rows in the sizes asked for, whatever the sizes they come in."""
-
-    def __init__(self, chunks: Iterator[TableChunk]) -> None:
-        self._chunks = chunks
-        self._rest: TableChunk | None = None
-        self.position = 0
-
-    def take(self, num_rows: int) -> TableChunk | None:
-        """Return the next rows, fewer at the end, `None` after it."""
-        parts: list[TableChunk] = []
-        while num_rows > 0:
-            chunk = self._rest or next(self._chunks, None)
-            if chunk is None:
+        num_rows = 0
+        for chunk in _resize(self.read(self.schema), chunk_size):
+            num_rows += chunk.num_rows
+            if num_rows > self.num_rows:
                 break
-            parts.append(chunk.slice(0, num_rows))
-            rest = chunk.slice(num_rows, chunk.num_rows)
-            self._rest = rest if rest.num_rows else None
-            num_rows -= parts[-1].num_rows
-            self.position += parts[-1].num_rows
-        if not any(part.num_rows for part in parts):
-            return None
-        mols = None if parts[0].mols is None else [mol for part in parts for mol in part.mols or []]
-        return TableChunk(parts[0].source, pa.concat_tables(part.table for part in parts), mols)
+            yield chunk
+        if num_rows != self.num_rows:
+            raise UserError(
+                f"{self.source} has other rows than the {self.num_rows} that it had at first, it "
+                "has changed meanwhile. Repeat the command."
+            )
+
+
+def _resize(chunks: Iterator[TableChunk], size: int) -> Iterator[TableChunk]:
+    """Yield the same rows, `size` at a time, whatever the sizes they come in."""
+    waiting: list[TableChunk] = []
+    num_waiting = 0
+    for chunk in chunks:
+        start = 0
+        while chunk.num_rows - start >= size - num_waiting:
+            waiting.append(chunk.slice(start, size - num_waiting))
+            yield _concatenate(waiting)
+            start += size - num_waiting
+            waiting, num_waiting = [], 0
+        waiting.append(chunk.slice(start, size))
+        num_waiting += chunk.num_rows - start
+    if num_waiting:
+        yield _concatenate(waiting)
+
+
+def _concatenate(parts: list[TableChunk]) -> TableChunk:
+    mols = None if parts[0].mols is None else [mol for part in parts for mol in part.mols or []]
+    return TableChunk(parts[0].source, pa.concat_tables(part.table for part in parts), mols)
 
 
 def build_table(rows: pa.Table, *, source: str) -> Table:
@@ -265,30 +244,35 @@ def open_file(path: str | Path) -> Table:
     Raises:
         UserError: It cannot be read; names the file, and the line or record if there is one.
     """
-    kind = find_kind(str(path))
+    path = str(path)
+    kind = find_kind(path)
     if kind is None:
         raise UserError(
             f"{path}: cannot read this kind of file. Use {', '.join(KINDS)}, all but .parquet also "
             "with .gz."
         )
     with explained_reading(path):
-        is_local = not str(path).startswith(HUB_PREFIX)
+        is_local = not path.startswith(HUB_PREFIX)
         if is_local and not stat.S_ISREG(Path(path).stat().st_mode):  # it may never end
             raise UserError(f"{path} is a folder, a pipe or a device. Name an ordinary file.")
-        table = KINDS[kind](str(path))
-    name, count = Counter(table.column_names).most_common(1)[0]
+        schema, num_rows, read = KINDS[kind](path)
+    name, count = Counter(schema.names).most_common(1)[0]
     if count > 1:
         raise UserError(
             f"{path}: two columns are called {describe_value(name)}. Rename one of them."
         )
-    return table
+    return Table(path, schema, num_rows, partial(_read_file, path, read=read), (path,))
 
 
 def find_kind(name: str) -> str | None:
     """Return which of `KINDS` a file is by its name, `None` if none."""
-    extension = Path(name.lower().removesuffix(".gz")).suffix
-    is_known = extension in KINDS and name.lower().endswith((extension, f"{extension}.gz"))
-    return extension if is_known and not name.lower().endswith(".parquet.gz") else None
+    found = re.search(r"(\.csv|\.sdf|\.smi)(\.gz)?$|(\.parquet)$", name.lower())
+    return found and (found[1] or found[3])
+
+
+def _read_file(path: str, schema: pa.Schema, *, read: _ReadFile) -> Iterator[TableChunk]:
+    with explained_reading(path):
+        yield from read(path, schema)
 
 
 def _iterate_csv_rows(path: str) -> Iterator[list[str]]:
@@ -318,7 +302,15 @@ def _iterate_csv_rows(path: str) -> Iterator[list[str]]:
             ) from error
 
 
-def _open_csv(path: str) -> Table:
+def _iterate_smi_rows(path: str) -> Iterator[list[str | None]]:
+    yield [SMILES_COLUMN, SMI_NAME_COLUMN]
+    with open_text(path) as stream:
+        for line in iterate_lines(stream):
+            if parts := line.split(maxsplit=1):
+                yield [parts[0], parts[1].rstrip() if len(parts) > 1 else None]
+
+
+def _open_csv(path: str) -> _Opened:
     rows = _iterate_csv_rows(path)
     header = next(rows)
     if not any(name.strip() for name in header) or "\0" in "".join(header):
@@ -327,46 +319,30 @@ def _open_csv(path: str) -> Table:
             "column names."
         )
     schema = pa.schema([(name, pa.string()) for name in header])
-    num_rows = sum(1 for _ in rows)
-    return Table(path, schema, num_rows, partial(_read_csv, path), (path,))
+    return schema, sum(1 for _ in rows), partial(_read_rows, iterate_rows=_iterate_csv_rows)
 
 
-def _read_csv(path: str, schema: pa.Schema) -> Iterator[TableChunk]:
-    with explained_reading(path):
-        rows = _iterate_csv_rows(path)
-        header = next(rows)
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            cells = dict(zip(header, zip(*batch, strict=True), strict=True))
-            arrays = [pa.array(cells[field.name], field.type) for field in schema]
-            yield TableChunk(path, pa.Table.from_arrays(arrays, schema=schema))
-
-
-def _iterate_smi_rows(path: str) -> Iterator[dict[str, str]]:
-    with open_text(path) as stream:
-        for line in iterate_lines(stream):
-            if parts := line.split(maxsplit=1):
-                cells = [part.rstrip() for part in parts]
-                yield dict(zip((SMILES_COLUMN, SMI_NAME_COLUMN), cells, strict=False))
-
-
-def _open_smi(path: str) -> Table:
+def _open_smi(path: str) -> _Opened:
     num_rows = num_names = 0
-    for row in _iterate_smi_rows(path):
+    for _, name in islice(_iterate_smi_rows(path), 1, None):
         num_rows += 1
-        num_names += len(row) > 1
+        num_names += name is not None
     names = [SMILES_COLUMN] + [SMI_NAME_COLUMN] * (num_names > 0)
     schema = pa.schema([(name, pa.string()) for name in names])
-    return Table(path, schema, num_rows, partial(_read_smi, path), (path,))
+    return schema, num_rows, partial(_read_rows, iterate_rows=_iterate_smi_rows)
 
 
-def _read_smi(path: str, schema: pa.Schema) -> Iterator[TableChunk]:
-    with explained_reading(path):
-        rows = _iterate_smi_rows(path)
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            yield TableChunk(path, pa.Table.from_pylist(batch, schema=schema))
+def _read_rows(
+    path: str, schema: pa.Schema, *, iterate_rows: Callable[[str], Iterator[Sequence[str | None]]]
+) -> Iterator[TableChunk]:
+    rows = iterate_rows(path)
+    header = next(rows)
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        cells = dict(zip(header, zip(*batch, strict=True), strict=True))
+        yield TableChunk(path, pa.table({name: cells.get(name) for name in schema.names}, schema))
 
 
-def _open_sdf(path: str) -> Table:
+def _open_sdf(path: str) -> _Opened:
     names: dict[str, None] = {}
     num_rows = num_blocks = num_titles = 0
     for record in iterate_sdf_records(path):
@@ -384,48 +360,42 @@ def _open_sdf(path: str) -> Table:
     generated = [SMILES_COLUMN] + [SDF_TITLE_COLUMN] * (num_titles > 0)
     column_names = [name for name in generated if name not in names] + list(names)
     schema = pa.schema([(name, pa.string()) for name in column_names])
-    read = partial(_read_sdf, path, properties=frozenset(names))
-    return Table(path, schema, num_rows, read, (path,))
+    return schema, num_rows, partial(_read_sdf, properties=frozenset(names))
 
 
 def _read_sdf(path: str, schema: pa.Schema, *, properties: frozenset[str]) -> Iterator[TableChunk]:
-    with explained_reading(path):
-        records = iterate_sdf_records(path)
-        while batch := list(islice(records, _SDF_BATCH_ROWS)):
-            mols = [parse_mol_block(record.mol_block) for record in batch]
-            columns = {
-                name: [record.properties.get(name) for record in batch] for name in schema.names
-            }
-            if SMILES_COLUMN in columns and SMILES_COLUMN not in properties:
-                columns[SMILES_COLUMN] = [compute_record_smiles(mol) for mol in mols]
-            if SDF_TITLE_COLUMN in columns and SDF_TITLE_COLUMN not in properties:
-                columns[SDF_TITLE_COLUMN] = [record.title for record in batch]
-            yield TableChunk(path, pa.table(columns, schema=schema), mols)
+    records = iterate_sdf_records(path)
+    while batch := list(islice(records, _SDF_BATCH_ROWS)):
+        mols = [parse_mol_block(record.mol_block) for record in batch]
+        columns = {name: [record.properties.get(name) for record in batch] for name in schema.names}
+        if SMILES_COLUMN in columns and SMILES_COLUMN not in properties:
+            columns[SMILES_COLUMN] = [compute_record_smiles(mol) for mol in mols]
+        if SDF_TITLE_COLUMN in columns and SDF_TITLE_COLUMN not in properties:
+            columns[SDF_TITLE_COLUMN] = [record.title for record in batch]
+        yield TableChunk(path, pa.table(columns, schema=schema), mols)
 
 
-@contextmanager
-def _open_parquet_file(path: str, text_columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-    """Yield a file, on the disk or on the Hub; text stays as the words of its dictionary."""
+def _open_parquet_file(path: str, text_columns: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a file, on the disk or on the Hub; text stays as the words of its dictionary."""
+    filesystem = None
     if path.startswith(HUB_PREFIX):
         from huggingface_hub import HfFileSystem
 
-        opened = HfFileSystem().open(path)
-    else:
-        opened = open(path, "rb")  # noqa: SIM115 - the next line closes it
-    with opened as stream:
-        yield pq.ParquetFile(stream, buffer_size=_BUFFER_SIZE, read_dictionary=list(text_columns))
+        filesystem = HfFileSystem()
+    return pq.ParquetFile(
+        path, buffer_size=_BUFFER_SIZE, read_dictionary=list(text_columns), filesystem=filesystem
+    )
 
 
-def _open_parquet(path: str) -> Table:
+def _open_parquet(path: str) -> _Opened:
     with _open_parquet_file(path) as file:
         # metadata of the schema describe the old set of columns, wrong as soon as one is added
-        schema = file.schema_arrow.remove_metadata()
-        return Table(path, schema, file.metadata.num_rows, partial(_read_parquet, path), (path,))
+        return file.schema_arrow.remove_metadata(), file.metadata.num_rows, _read_parquet
 
 
 def _read_parquet(path: str, schema: pa.Schema) -> Iterator[TableChunk]:
     text_columns = [field.name for field in schema if _is_text(field.type)]
-    with explained_reading(path), _open_parquet_file(path, text_columns) as file:
+    with _open_parquet_file(path, text_columns) as file:
         for batch in file.iter_batches(_BATCH_ROWS, columns=schema.names):
             columns = [_expand(batch.column(field.name), field) for field in schema]
             yield TableChunk(path, pa.Table.from_arrays(columns, schema=schema))
@@ -446,7 +416,7 @@ def _expand(column: pa.Array, field: pa.Field) -> pa.Array:
 
 
 # How a file of each kind is opened; files of different kinds are not read together.
-KINDS: dict[str, Callable[[str], Table]] = {
+KINDS: dict[str, Callable[[str], _Opened]] = {
     ".csv": _open_csv,
     ".parquet": _open_parquet,
     ".sdf": _open_sdf,
