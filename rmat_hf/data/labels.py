@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ MISSING_CLASSES = frozenset({"", "nan"})
 LARGEST_LABEL = float(np.finfo(np.float32).max)
 
 
-@dataclass(frozen=True)
-class LabelConflict:
+class LabelConflict(NamedTuple):
     """Rows of one molecule with contradictory labels, and the two that lie farthest apart."""
 
     rows: list[int]
@@ -32,8 +31,8 @@ def parse_number(value: object) -> float | None:
 
 def parse_binary(value: object) -> float | None:
     """Return a label 0 or 1, NaN for an empty cell, `None` for anything else."""
-    number = _parse_float(value, missing=MISSING_NUMBERS)
-    return number if number in (0.0, 1.0) or (number is not None and math.isnan(number)) else None
+    number = parse_number(value)
+    return number if number is None or number in (0.0, 1.0) or math.isnan(number) else None
 
 
 def parse_class(value: object) -> float | str | None:
@@ -53,22 +52,16 @@ def parse_class(value: object) -> float | str | None:
 
 def _parse_float(value: object, *, missing: frozenset[str]) -> float | None:
     """Return NaN where missing and `None` where the value is no finite number."""
-    if value is None:
+    text = "" if value is None else str(value).strip()
+    if text.lower() in missing:
         return math.nan
-    if isinstance(value, str):
-        text = value.strip()
-        if text.lower() in missing:
-            return math.nan
-        try:
-            # Python reads "1_000" as a number, which no table means.
-            number = math.inf if "_" in text else float(text)
-        except ValueError:
-            return None
-        return number if math.isfinite(number) else None
-    if isinstance(value, bool | int | float | Decimal):
+    if not isinstance(value, str | bool | int | float | Decimal) or "_" in text:
+        return None  # Python reads "1_000" as a number, which no table means
+    try:
         number = float(value)
-        return None if math.isinf(number) else number
-    return None
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 # How the cells of each problem type are read, and what those are that cannot be.
@@ -106,7 +99,7 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
 
 def is_missing(label: float | str) -> bool:
     """Tell whether a parsed label is missing."""
-    return isinstance(label, float) and math.isnan(label)
+    return label != label
 
 
 def list_class_names(labels: Sequence[object]) -> list[str]:

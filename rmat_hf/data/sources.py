@@ -12,16 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from rmat_hf.data.tables import (
-    HUB_PREFIX,
-    KINDS,
-    Table,
-    find_kind,
-    join_tables,
-    open_file,
-)
-from rmat_hf.errors import UserError, explained_reading, get_first_line
+from rmat_hf.data.tables import HUB_PREFIX, KINDS, Table, find_kind, join_tables, open_file
+from rmat_hf.errors import UserError, explained_reading
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +71,10 @@ def open_table(
     with explained_reading(name):
         found = _find_local_files(name)
     if found is None:
-        found = _find_hub_files(name, revision=revision)
+        bundled = ", ".join(list_bundled_datasets())
+        way_out = f"It is neither a file, a folder nor a bundled data set ({bundled})."
+        with explained_reading(name, way_out=way_out):
+            found = _find_hub_files(name, revision=revision)
     elif revision is not None:
         raise UserError(f"{name} is not on the Hub, so it has no revision {revision!r}.")
     splits = list(found.splits)
@@ -121,9 +118,8 @@ def _find_local_files(name: str) -> _Source | None:
         return _Source({"": [name]})
     if found := sorted(glob.glob(name, recursive=True)):
         return _Source({"": found})
-    if glob.has_magic(name) or find_kind(name) or path.is_absolute():
-        raise UserError(f"{name}: no such file. Check the path.")
-    return None
+    is_path = glob.has_magic(name) or find_kind(name) or path.is_absolute()
+    return _Source({"": [name]}) if is_path else None
 
 
 def _find_files_of_folder(folder: Path) -> _Source:
@@ -138,32 +134,22 @@ def _find_files_of_folder(folder: Path) -> _Source:
 
 def _find_hub_files(name: str, *, revision: str | None) -> _Source:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def locate(file: str) -> str:
+        if find_kind(file) == ".parquet":
+            return f"{HUB_PREFIX}datasets/{name}@{info.sha}/{file}"
+        return hf_hub_download(name, file, repo_type="dataset", revision=info.sha)
 
     try:
-        try:
-            info = HfApi().dataset_info(name, revision=revision)
-        except OfflineModeIsEnabled:
-            folder = Path(
-                snapshot_download(
-                    name, repo_type="dataset", revision=revision, local_files_only=True
-                )
-            )
-            files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))]
-            return _group_files(files, lambda file: str(folder / file), source=name)
-
-        def locate(file: str) -> str:
-            if find_kind(file) == ".parquet":
-                return f"{HUB_PREFIX}datasets/{name}@{info.sha}/{file}"
-            return hf_hub_download(name, file, repo_type="dataset", revision=info.sha)
-
-        files = [file.rfilename for file in info.siblings or []]
-        return _group_files(sorted(files), locate, source=name)
-    except (HTTPError, HFValidationError, OSError) as error:
-        raise UserError(
-            f"{name!r} is neither a file, a folder of files nor a bundled data set "
-            f"({', '.join(list_bundled_datasets())}), and the Hub gives: {get_first_line(error)}"
-        ) from error
+        info = HfApi().dataset_info(name, revision=revision)
+    except OfflineModeIsEnabled:
+        options: dict[str, Any] = {"repo_type": "dataset", "local_files_only": True}
+        folder = Path(snapshot_download(name, revision=revision, **options))
+        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))]
+        return _group_files(names, lambda file: str(folder / file), source=name)
+    files = [file.rfilename for file in info.siblings or []]
+    return _group_files(sorted(files), locate, source=name)
 
 
 def _group_files(files: list[str], locate: Callable[[str], str], *, source: str) -> _Source:
@@ -174,7 +160,10 @@ def _group_files(files: list[str], locate: Callable[[str], str], *, source: str)
     splits: dict[str, list[str]] = {}
     if README_FILE in files:
         patterns = _read_card(locate(README_FILE))
-        splits = {split: _match(tables, wanted) for split, wanted in patterns.items()}
+        splits = {
+            split: [file for file in tables if any(fnmatchcase(file, form) for form in wanted)]
+            for split, wanted in patterns.items()
+        }
     if not splits:
         # those at the top, or else those below
         tables = [file for file in tables if "/" not in file] or tables
@@ -201,18 +190,15 @@ def _find_split_word(file: str) -> str:
     return ""
 
 
-def _match(files: list[str], patterns: list[str]) -> list[str]:
-    return [file for file in files if any(fnmatchcase(file, pattern) for pattern in patterns)]
-
-
 def _read_card(path: str) -> dict[str, list[str]]:
     """Return the patterns of files by split that a README names, none if it names none."""
     import yaml  # type: ignore[import-untyped]  # typeshed's stubs are not installed
     from huggingface_hub import metadata_load
 
-    try:
-        with explained_reading(path):
-            card = metadata_load(path) or {}
+    faults = (yaml.YAMLError, AttributeError, TypeError, KeyError, IndexError)
+    way_out = "Correct the files of its splits, or name the files themselves."
+    with explained_reading(path, way_out=way_out, also=faults):
+        card = metadata_load(path) or {}
         configs = [config for config in card.get("configs") or [] if "data_files" in config]
         if len(configs) > 1:
             configs = [config for config in configs if config["config_name"] == "default"]
@@ -226,8 +212,3 @@ def _read_card(path: str) -> dict[str, list[str]]:
             words = [found] if isinstance(found, str) else found
             patterns[str(split)] = [w.removeprefix("./").replace("**/", "*") for w in words]
         return patterns
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError, IndexError) as error:
-        raise UserError(
-            f"{path}: the files of its splits cannot be read: {get_first_line(error)}. Correct its "
-            "configs, or name the files themselves."
-        ) from error

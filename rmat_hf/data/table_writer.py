@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,16 +42,15 @@ def validate_output_path(
     path: str | os.PathLike[str], *, extensions: Sequence[str] = OUTPUT_EXTENSIONS
 ) -> None:
     """Raise a `UserError` when a table cannot be written there, before any work is done."""
-    path = Path(path)
+    path, obstacle = Path(path), None
     if path.suffix.lower() not in extensions:
-        raise UserError(f"{path}: cannot write this kind of file. Use {' or '.join(extensions)}.")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder. Name a file.")
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise UserError(
-            f"{path}: the folder {path.parent} does not exist or is not writable. Create it first, "
-            "or choose another."
-        )
+        obstacle = f"cannot be written as this kind of file. Use {' or '.join(extensions)}"
+    elif path.is_dir():
+        obstacle = "is a folder. Name a file"
+    elif not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        obstacle = "lies in a folder that does not exist or is not writable. Create it first"
+    if obstacle is not None:
+        raise UserError(f"{path} {obstacle}.")
 
 
 def build_output_schema(
@@ -103,7 +102,8 @@ class TableWriter:
         validate_output_path(path)
         self.path = Path(path)
         self.schema = build_output_schema(input_schema, added_columns or {})
-        self._escaper = FormulaEscaper(csv_formulas)
+        self._csv_formulas = csv_formulas
+        self._num_escaped = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> "TableWriter":
@@ -114,9 +114,12 @@ class TableWriter:
         else:
             text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
             self._stack.callback(text.detach)  # what waits is written; the stream stays open
-            self._csv_writer = build_csv_writer(text)
+            # A writer of rows that end with "\n" does not quote a lone "\r" before Python 3.13, and
+            # a cell with one would come back as two rows.
+            lines = SimpleNamespace(write=lambda row: text.write(row.removesuffix("\r\n") + "\n"))
+            self._csv_writer = csv.writer(lines, lineterminator="\r\n")
             self._write_rows = self._write_csv_rows
-            self._csv_writer.writerow(map(self._escaper.escape, self.schema.names))
+            self._csv_writer.writerow(map(self._escape, self.schema.names))
         return self
 
     def write(self, columns: Mapping[str, pa.ChunkedArray | Sequence[Any]]) -> None:
@@ -125,12 +128,24 @@ class TableWriter:
 
     def __exit__(self, error_type: type[BaseException] | None, *details: Any) -> None:
         self._stack.__exit__(error_type, *details)
-        if error_type is None:
-            self._escaper.log_count(self.path)
+        if error_type is None and self._num_escaped:
+            logger.warning(
+                "%s: %d cells start like a formula; an apostrophe in front keeps spreadsheets from "
+                "running them.",
+                self.path,
+                self._num_escaped,
+            )
 
     def _write_csv_rows(self, rows: pa.Table) -> None:
-        columns = [map(self._escaper.escape, _list_csv_cells(column)) for column in rows.columns]
+        columns = [map(self._escape, _list_csv_cells(column)) for column in rows.columns]
         self._csv_writer.writerows(zip(*columns, strict=True))
+
+    def _escape(self, cell: object) -> object:
+        is_kept = self._csv_formulas == "keep" or not isinstance(cell, str)
+        if is_kept or not starts_like_formula(str(cell)):
+            return cell
+        self._num_escaped += 1
+        return f"'{cell}"
 
 
 def _list_csv_cells(column: pa.ChunkedArray) -> list[Any]:
@@ -151,45 +166,3 @@ def starts_like_formula(text: str) -> bool:
     No valid SMILES does. Signs alone, as in a cell for "none", are no formula.
     """
     return bool(_FORMULA.match(text)) and not _NUMBER.fullmatch(text.lower())
-
-
-class FormulaEscaper:
-    """Puts an apostrophe in front of text that starts like a formula, and counts it.
-
-    Numbers and all other text stay as they are. Without the apostrophe in front of `=`, `+`, `-` or
-    `@` a cell is the original again.
-
-    Args:
-        handling (`str`, *optional*, defaults to `"escape"`): `"keep"` leaves everything as it is.
-    """
-
-    def __init__(self, handling: FormulaHandling = "escape") -> None:
-        self.handling = handling
-        self.num_escaped = 0
-
-    def escape(self, value: object) -> object:
-        """Return a cell as it is to be written."""
-        if self.handling == "keep" or not isinstance(value, str) or not starts_like_formula(value):
-            return value
-        self.num_escaped += 1
-        return "'" + value
-
-    def log_count(self, path: Path) -> None:
-        """Tell how many cells of a file got an apostrophe, if any did."""
-        if self.num_escaped:
-            logger.warning(
-                "%s: %d cells start like a formula; an apostrophe in front keeps spreadsheets from "
-                "running them.",
-                path,
-                self.num_escaped,
-            )
-
-
-def build_csv_writer(stream: TextIO) -> Any:
-    r"""Return a `csv.writer` whose rows end with `\n`.
-
-    A writer with that line terminator does not quote a lone `\r` before Python 3.13, and a cell
-    with one would come back as two rows.
-    """
-    lines = SimpleNamespace(write=lambda row: stream.write(row.removesuffix("\r\n") + "\n"))
-    return csv.writer(lines, lineterminator="\r\n")

@@ -174,7 +174,9 @@ def _resize(chunks: Iterator[TableChunk], size: int) -> Iterator[TableChunk]:
 
 
 def _concatenate(parts: list[TableChunk]) -> TableChunk:
-    mols = None if parts[0].mols is None else [mol for part in parts for mol in part.mols or []]
+    mols = None
+    if any(part.mols is not None for part in parts):
+        mols = [molecule for part in parts for molecule in part.molecules(SMILES_COLUMN)]
     return TableChunk(parts[0].source, pa.concat_tables(part.table for part in parts), mols)
 
 
@@ -245,16 +247,16 @@ def open_file(path: str | Path) -> Table:
         UserError: It cannot be read; names the file, and the line or record if there is one.
     """
     path = str(path)
-    kind = find_kind(path)
-    if kind is None:
-        raise UserError(
-            f"{path}: cannot read this kind of file. Use {', '.join(KINDS)}, all but .parquet also "
-            "with .gz."
-        )
     with explained_reading(path):
+        kind = find_kind(path)
         is_local = not path.startswith(HUB_PREFIX)
         if is_local and not stat.S_ISREG(Path(path).stat().st_mode):  # it may never end
             raise UserError(f"{path} is a folder, a pipe or a device. Name an ordinary file.")
+        if kind is None:
+            raise UserError(
+                f"{path}: cannot read this kind of file. Use {', '.join(KINDS)}, all but .parquet "
+                "also with .gz."
+            )
         schema, num_rows, read = KINDS[kind](path)
     name, count = Counter(schema.names).most_common(1)[0]
     if count > 1:

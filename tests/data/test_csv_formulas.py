@@ -1,5 +1,4 @@
 import csv
-import logging
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 from rdkit import Chem, rdBase
 
 from rmat_hf.data.sources import open_table
-from rmat_hf.data.table_writer import FormulaEscaper, TableWriter, starts_like_formula
+from rmat_hf.data.table_writer import TableWriter, starts_like_formula
 
 FORMULAS = [
     "=1+1",
@@ -93,11 +92,3 @@ def test_parquet_output_is_never_escaped(tmp_path: Path) -> None:
     with TableWriter(path, added_columns={"x": "text"}) as writer:
         writer.write({"x": FORMULAS})
     assert next(open_table(path).iterate_chunks(100)).columns["x"].to_pylist() == FORMULAS
-
-
-def test_the_log_names_no_file_without_formulas(caplog: pytest.LogCaptureFixture) -> None:
-    escaper = FormulaEscaper()
-    with caplog.at_level(logging.INFO):
-        assert [escaper.escape(value) for value in (1.5, None, "C", -2)] == [1.5, None, "C", -2]
-        escaper.log_count(Path("out.csv"))
-    assert caplog.messages == []

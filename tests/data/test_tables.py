@@ -158,6 +158,8 @@ def test_malformed_csv_is_refused_at_once(
 )
 def test_unusable_path_is_explained(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "folder.csv").mkdir()
+    for other in ("table.xlsx", "table"):
+        (tmp_path / other).write_text("smiles\nC\n")
     with pytest.raises(UserError, match=words):
         open_file(tmp_path / name)
 

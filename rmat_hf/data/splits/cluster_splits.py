@@ -18,8 +18,6 @@ from rmat_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# that of DeepChem's ButinaSplitter
-DEFAULT_CLUSTER_CUTOFF = 0.6
 MAX_CLUSTERED_MOLECULES = 50_000
 CHUNK_SIZE = 100
 FINGERPRINT_SIZE = 2048
@@ -28,7 +26,7 @@ FINGERPRINT_SIZE = 2048
 def split_by_cluster(
     smiles: Sequence[str],
     *,
-    cluster_cutoff: float = DEFAULT_CLUSTER_CUTOFF,
+    cluster_cutoff: float = 0.6,  # that of DeepChem's ButinaSplitter
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
     seed: int,
 ) -> SplitIndices:
@@ -42,8 +40,7 @@ def split_by_cluster(
         smiles: One valid SMILES per row, of at most 50,000 different molecules: time grows with
             the square of their number.
         cluster_cutoff: Largest Tanimoto distance to the center of a cluster, between 0 and 1.
-        fractions: Shares of train, valid and test. A share of 0 leaves valid empty.
-        seed: Seed of the shuffle.
+        fractions, seed: As in `split_randomly`.
     """
     rows_by_smiles = group_rows(smiles)
     # sorted, because of centers with equally many neighbors the first is taken
@@ -55,23 +52,12 @@ def split_by_cluster(
             "libraries and give its split in a column."
         )
     generator = GetMorganGenerator(radius=2, fpSize=FINGERPRINT_SIZE)
-    fingerprints = [
-        generator.GetFingerprintAsNumPy(parse_row(text, row=rows_by_smiles[text][0]))
-        for text in distinct
-    ]
-    bits = np.array(fingerprints, dtype=np.uint8).reshape(-1, FINGERPRINT_SIZE)
-    centers = compute_butina_centers(bits, cutoff=cluster_cutoff)
-    center_of_smiles = {
-        text: distinct[center] for text, center in zip(distinct, centers, strict=True)
-    }
+    mols = (parse_row(text, row=rows_by_smiles[text][0]) for text in distinct)
+    bits = np.array([generator.GetFingerprintAsNumPy(mol) for mol in mols], dtype=np.uint8)
+    centers = compute_butina_centers(bits.reshape(-1, FINGERPRINT_SIZE), cutoff=cluster_cutoff)
+    center_of_smiles = dict(zip(distinct, (distinct[center] for center in centers), strict=True))
     rows_by_cluster = group_rows(center_of_smiles[text] for text in smiles)
-    logger.info(
-        "%d molecules form %d clusters; the largest has %d of %d rows.",
-        len(distinct),
-        len(rows_by_cluster),
-        max(map(len, rows_by_cluster.values()), default=0),
-        len(smiles),
-    )
+    logger.info("%d molecules form %d clusters.", len(distinct), len(rows_by_cluster))
     return fill_parts(shuffle_groups(rows_by_cluster, seed=seed), fractions)
 
 

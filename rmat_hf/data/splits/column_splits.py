@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, time
+from datetime import datetime
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from rmat_hf.errors import UserError
 logger = logging.getLogger(__name__)
 
 EPOCH = datetime(1970, 1, 1)
-LARGEST_SHIFT = 0.1
 
 
 class TimeColumn(str):
@@ -37,8 +36,7 @@ def parse_split_cells(
     seconds since 1970.
 
     Args:
-        column: Name of the column; a `TimeColumn` holds times, any other the words of a split.
-            Without a column nothing is returned.
+        column: A `TimeColumn` holds times, any other the words of a split; none gives nothing.
         cells: Its cells.
         rows: Their positions in the source, counted from 0, for messages.
         groups: Canonical SMILES of each row; one that stands in several parts is warned of.
@@ -62,9 +60,7 @@ def parse_split_cells(
 
 
 def split_by_column(words: Sequence[str], *, split_column: str) -> SplitIndices:
-    """Return the split that a column of the words train, valid and test gives.
-
-    The valid part may be empty; the others may not.
+    """Return the split that a column of the words train, valid and test gives; valid may be empty.
 
     Args:
         words: One per row.
@@ -91,7 +87,7 @@ def split_by_time(
         times: One number per row.
         smiles: Canonical SMILES, or another name, of each row. Rows of one name stay together.
         time_column: Name of the column, for messages.
-        fractions: Shares of train, valid and test. A share of 0 leaves valid empty.
+        fractions: As in `split_randomly`.
     """
     targets = compute_part_sizes(len(times), fractions)
     first_times: dict[str, float] = {}
@@ -112,7 +108,7 @@ def split_by_time(
         test_idx += 1 + np.abs(num_older[valid_idx + 1 : -1] - targets[:2].sum()).argmin()
     part_of_row = (idx_of_row >= valid_idx).astype(np.int64) + (idx_of_row >= test_idx)
     sizes = np.bincount(part_of_row, minlength=len(SPLIT_NAMES))
-    if (np.abs(sizes - targets) > LARGEST_SHIFT * len(times)).any():
+    if (np.abs(sizes - targets) > 0.1 * len(times)).any():
         logger.warning(
             "Many rows share their time: %d are in train, %d in valid, %d in test.", *sizes
         )
@@ -152,18 +148,13 @@ def _parse_word(value: object) -> tuple[str, float]:
 
 def _parse_time(value: object) -> tuple[str, float]:
     """Return what a cell holds, in words, and its number; NaN if it is no time."""
-    if isinstance(value, str):
-        value = value.strip()
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, time())
-    if not isinstance(value, datetime):
-        number = parse_number(value)
-        if number is not None:
-            return ("which is no time" if math.isnan(number) else "a number"), number
-        try:
-            value = datetime.fromisoformat(str(value))
-        except ValueError:
-            return "neither a number nor an ISO date", math.nan
+    number = parse_number(value)
+    if number is not None:
+        return ("which is no time" if math.isnan(number) else "a number"), number
+    try:
+        value = datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        return "neither a number nor an ISO date", math.nan
     if value.tzinfo is not None:
         return "a date with a time zone", value.timestamp()
     return "a date", (value - EPOCH).total_seconds()

@@ -10,7 +10,6 @@ from rmat_hf.errors import UserError
 
 SPLIT_NAMES = ("train", "valid", "test")
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
-FRACTION_SUM_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,10 @@ def build_split_indices(
     *,
     reason: str = "rows of one molecule, scaffold or cluster stay together",
 ) -> SplitIndices:
-    """Return the rows of each part; valid may be empty.
-
-    Args:
-        part_of_row (`np.ndarray` of shape `(num_rows,)`): 0 for train, 1 for valid, 2 for test.
-        reason (`str`, *optional*): Why a part may be empty, for the message.
+    """Return the rows of each part (0 train, 1 valid, 2 test); valid may be empty.
 
     Raises:
-        UserError: If train or test would be empty.
+        UserError: If train or test would be empty, for `reason`.
     """
     rows = [np.flatnonzero(part_of_row == part) for part in range(len(SPLIT_NAMES))]
     if not (rows[0].size and rows[2].size):
@@ -51,8 +46,7 @@ def compute_part_sizes(num_rows: int, fractions: tuple[float, float, float]) -> 
     num_valid = max(1, round(valid * num_rows)) if valid > 0 else 0
     num_test = max(1, round(test * num_rows))
     num_train = num_rows - num_valid - num_test
-    is_division = abs(sum(fractions) - 1) <= FRACTION_SUM_TOLERANCE
-    if num_train < 1 or min(train, test) <= 0 or valid < 0 or not is_division:
+    if num_train < 1 or min(train, test) <= 0 or valid < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(
             f"{num_rows} rows cannot be divided into train, valid and test by the fractions "
             f"{tuple(fractions)}: these must add up to 1, train and test must be more than 0, and "

@@ -40,10 +40,9 @@ def split_by_fold(smiles: Sequence[str], *, num_folds: int, fold: int, seed: int
     rows does not matter.
 
     Args:
-        smiles: Canonical SMILES, or another name, of each row. Rows of one name stay together.
+        smiles, seed: As in `split_randomly`.
         num_folds: Number of folds, at least 3.
         fold: Which one is test, from 0; the fold after the last is the first.
-        seed: Seed of the folds.
     """
     validate_fold(fold, num_folds=num_folds)
     fold_of_row = assign_folds(smiles, num_folds=num_folds, seed=seed)
@@ -60,11 +59,7 @@ def validate_fold(fold: int, *, num_folds: int) -> None:
 
 
 def assign_folds(smiles: Sequence[str], *, num_folds: int, seed: int) -> np.ndarray:
-    """Return the fold of every row, int64 `(num_rows,)`: folds of about one size.
-
-    Args:
-        smiles, num_folds, seed: As in `split_by_fold`, but two folds are enough.
-    """
+    """Return the fold of every row, int64 `(num_rows,)`: two or more, of about one size."""
     row_lists = shuffle_groups(group_rows(smiles), seed=seed)
     if len(row_lists) < num_folds:
         raise UserError(

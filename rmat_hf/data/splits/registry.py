@@ -39,9 +39,6 @@ def split_dataset(
         seed (`int`, *optional*, defaults to 0): For those that draw.
         **options: Of the function in `SPLITS`, for example `num_folds=5, fold=0`.
 
-    Returns:
-        `SplitIndices`.
-
     Raises:
         UserError: If an option is missing or of another split, or a part would be empty.
     """
@@ -53,23 +50,14 @@ def split_dataset(
 
 
 def find_split_options(arguments: Any) -> dict[str, Any]:
-    """Return the fields that are options of a split and are given.
-
-    Args:
-        arguments: A dataclass, for example `FinetuningArguments`.
-    """
+    """Return the fields of a dataclass of flags that are options of a split and are given."""
     names = {name for split in SPLITS for name, _ in _iterate_options(split)}
     values = {name: getattr(arguments, name, None) for name in sorted(names)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def validate_split(split: str, options: Mapping[str, Any]) -> None:
-    """Raise a `UserError` if a split is unknown, lacks an option, or has one of another split.
-
-    Args:
-        split (`str`): A name in `SPLITS`.
-        options (`Mapping[str, Any]`): Those that are given.
-    """
+    """Raise a `UserError` if a split is unknown, lacks an option, or has one of another split."""
     for problem in _find_problems(split, options):
         raise UserError(problem)
 

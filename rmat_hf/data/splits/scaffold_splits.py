@@ -32,7 +32,7 @@ def split_by_scaffold(
 
     Args:
         smiles: One valid SMILES per row.
-        fractions: Shares of train, valid and test. A share of 0 leaves valid empty.
+        fractions: As in `split_randomly`.
     """
     rows_by_scaffold = _group_by_scaffold(smiles)
     scaffolds = sorted(rows_by_scaffold, key=lambda name: (-len(rows_by_scaffold[name]), name))
@@ -53,8 +53,7 @@ def split_by_balanced_scaffold(
 
     Args:
         smiles: One valid SMILES per row.
-        fractions: Shares of train, valid and test. A share of 0 leaves valid empty.
-        seed: Seed of the shuffle.
+        fractions, seed: As in `split_randomly`.
     """
     row_lists = shuffle_groups(_group_by_scaffold(smiles), seed=seed)
     targets = compute_part_sizes(len(smiles), fractions)
@@ -67,10 +66,9 @@ def _group_by_scaffold(smiles: Sequence[str]) -> dict[str, list[int]]:
     rows_by_scaffold = group_rows(
         MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False) for mol in mols
     )
-    if "" in rows_by_scaffold:
-        logger.info(
-            "%d of %d molecules have no ring; a scaffold split keeps them in one part.",
-            len(rows_by_scaffold[""]),
-            len(smiles),
-        )
+    logger.info(
+        "%d of %d molecules have no ring; a scaffold split keeps them in one part.",
+        len(rows_by_scaffold.get("", [])),
+        len(smiles),
+    )
     return rows_by_scaffold
