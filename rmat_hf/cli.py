@@ -246,3 +246,7 @@ def _is_main_process() -> bool:
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
+
+
+if __name__ == "__main__":
+    main()
