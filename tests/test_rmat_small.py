@@ -65,7 +65,7 @@ def test_its_vectors_tell_molecules_apart(freesolv: pd.DataFrame) -> None:
 def test_it_solves_both_tasks_on_molecules_it_has_never_seen(freesolv: pd.DataFrame) -> None:
     path = checkpoint_path(NAME)
     objectives = load_objectives(path)
-    names = list(objectives["descriptors"].get_state())
+    names = list(objectives["descriptors"].state)
     options = AutoProcessor.from_pretrained(path).to_dict() | {"molecule_descriptors": names}
     processor = RMatProcessor(**options)
     smiles = freesolv["smiles"][::5]

@@ -199,8 +199,8 @@ def objectives(corpus: list[bytes], corpus_processor: RMatProcessor) -> dict[str
         name: objective.fit(corpus, processor=corpus_processor, arguments=arguments)
         for name, objective in OBJECTIVES.items()
     }
-    state = fitted["descriptors"].get_state()
-    reordered = OBJECTIVES["descriptors"].from_state({name: state[name] for name in NAMES})
+    state = fitted["descriptors"].state
+    reordered = OBJECTIVES["descriptors"]({name: state[name] for name in NAMES})
     return fitted | {"descriptors": reordered}
 
 

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.objectives.contexts import AtomContextVocabulary, ContextObjective
-from rmat_hf.training.objectives.descriptors import DescriptorObjective, DescriptorQuantiles
+from rmat_hf.training.objectives.contexts import ContextObjective
+from rmat_hf.training.objectives.descriptors import DescriptorObjective
 from rmat_hf.training.pretraining_card import LOSS_PLOT, save_loss_plot, save_pretraining_card
 from rmat_hf.training.pretraining_task import PretrainingTask
 
@@ -52,8 +52,8 @@ REPORTS = {
 }
 LOGS = {stage: report["log_history"] for stage, report in REPORTS.items()}
 OBJECTIVES = {
-    "contexts": ContextObjective(AtomContextVocabulary(["C"])),
-    "descriptors": DescriptorObjective(DescriptorQuantiles(["qed"], np.zeros((2, 1)))),
+    "contexts": ContextObjective(["C"]),
+    "descriptors": DescriptorObjective({"qed": [0.0, 1.0]}),
 }
 MOLECULES = datasets.Dataset.from_dict({"num_nodes": range(1500)})
 

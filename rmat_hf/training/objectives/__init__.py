@@ -33,7 +33,7 @@ def save_objectives(folder: str | Path, objectives: Mapping[str, Objective]) -> 
         folder (`str` or `Path`): That of the model.
         objectives (`Mapping[str, Objective]`): By name.
     """
-    states = {objective.state_key: objective.get_state() for objective in objectives.values()}
+    states = {objective.state_key: objective.state for objective in objectives.values()}
     save_json(Path(folder) / TARGETS_FILE, states, indent=None)
 
 
@@ -47,7 +47,7 @@ def load_objectives(folder: str | Path) -> dict[str, Objective]:
     content = load_json(path)
     try:
         return {
-            name: objective.from_state(content[objective.state_key])
+            name: objective(content[objective.state_key])
             for name, objective in OBJECTIVES.items()
             if objective.state_key in content
         }

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from rdkit import Chem
 from torch import nn
@@ -30,9 +31,8 @@ from rmat_hf.model.modeling_rmat import IGNORED_LABEL
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.objectives.objective import Objective, ObjectiveBatch
 
-# Class of contexts that are too rare to be in the vocabulary.
+# The element of class 0, that of the contexts which are too rare for one of their own.
 RARE_CONTEXT = "rare"
-RARE_CONTEXT_CLASS = 0
 # Key of a node that has no context: dummy node, padding, atoms with too many neighbors.
 NO_CONTEXT = -1
 MAX_NEIGHBORS = 10  # as many as an int64 has room for
@@ -112,65 +112,6 @@ def parse_context(text: str) -> int:
     return key
 
 
-class AtomContextVocabulary:
-    """Contexts and their classes; class 0 is for those that are too rare.
-
-    Args:
-        contexts (`Sequence[str]`): Contexts in words, without the rare one, from class 1.
-    """
-
-    def __init__(self, contexts: Sequence[str]) -> None:
-        self.contexts = list(contexts)
-        keys = np.array([parse_context(context) for context in self.contexts], dtype=np.int64)
-        order = np.argsort(keys)
-        self._sorted_keys = keys[order]
-        self._classes = order + 1
-
-    @classmethod
-    def build(cls, counts: Mapping[int, int], *, min_count: int) -> "AtomContextVocabulary":
-        """Return the vocabulary of a corpus, the most frequent context first.
-
-        Args:
-            counts (`Mapping[int, int]`): How often each key occurs.
-            min_count (`int`): Contexts that occur less often are rare; a `UserError` if all do.
-        """
-        frequent = [key for key, count in counts.items() if key >= 0 and count >= min_count]
-        if not frequent:
-            raise UserError(
-                f"No atom context occurs {min_count} times in the corpus. Lower "
-                "--min-context-count, or give more molecules."
-            )
-        frequent.sort(key=lambda key: (-counts[key], key))
-        return cls([describe_context(key) for key in frequent])
-
-    def __len__(self) -> int:
-        return len(self.contexts) + 1
-
-    def encode(self, keys: np.ndarray) -> np.ndarray:
-        """Return the class of every key, int64; -1 where there is no context."""
-        places = np.searchsorted(self._sorted_keys, keys)
-        places = np.minimum(places, len(self._sorted_keys) - 1)
-        classes = np.where(
-            self._sorted_keys[places] == keys, self._classes[places], RARE_CONTEXT_CLASS
-        )
-        return np.where(keys == NO_CONTEXT, NO_CONTEXT, classes)
-
-    def list_elements(self) -> list[str]:
-        """Return the element of every class; that of the rare ones is `"rare"`."""
-        return [RARE_CONTEXT, *(context.partition(":")[0] for context in self.contexts)]
-
-
-def count_atom_contexts(packed: Sequence[bytes]) -> Counter[int]:
-    """Return how often each key of [`compute_atom_contexts`] occurs in packed molecules."""
-    counts: Counter[int] = Counter()
-    for start in range(0, len(packed), _CHUNK_SIZE):
-        batch = expand_features(packed[start : start + _CHUNK_SIZE])
-        keys = compute_atom_contexts(batch["node_features"], batch["bond_types"])
-        values, numbers = np.unique(keys[keys >= 0], return_counts=True)
-        counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
-    return counts
-
-
 def draw_masked_centers(
     packed: Sequence[bytes], attention_mask: np.ndarray, *, mask_ratio: float, seed: Sequence[int]
 ) -> np.ndarray:
@@ -199,47 +140,45 @@ def draw_masked_centers(
 
 
 def mask_contexts(
-    node_features: np.ndarray, bond_types: np.ndarray, *, centers: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    inputs: Mapping[str, np.ndarray], centers: np.ndarray, *, hides_distances: bool = False
+) -> dict[str, np.ndarray]:
     """Hide the centers, the atoms bonded to them and the bonds between.
 
     The features of these nodes are replaced by the mask flag, so are the bond types of the pairs
-    (i, i), (i, j) and (j, i) of a center i and its neighbor j. Topological and 3D distances stay.
+    (i, i), (i, j) and (j, i) of a center i and its neighbor j. Topological distances stay.
 
     Args:
-        node_features, bond_types (`np.ndarray`): As `RMatProcessor` makes them.
+        inputs (`Mapping[str, np.ndarray]`): Of the model; they stay as they are.
         centers (`np.ndarray` of shape `(batch_size, num_nodes)`): Bool.
+        hides_distances (`bool`, *optional*, defaults to `False`):
+            Move masked nodes beyond the cutoff: a bond length tells elements and bond order.
 
     Returns:
-        `node_features` and `bond_types` with the mask; the arguments stay as they are.
+        `dict[str, np.ndarray]`: the inputs with something hidden, by name.
     """
+    bond_types = inputs["bond_types"]
     is_bond = bond_types != NO_BOND_TYPE
-    masked_nodes = centers | (is_bond & centers[:, None, :]).any(axis=2)
-    masked_features = node_features.copy()
-    masked_features[masked_nodes] = 0
-    masked_features[masked_nodes, MASK_COLUMN] = 1
+    is_masked = centers | (is_bond & centers[:, None, :]).any(axis=2)
+    node_features = inputs["node_features"].copy()
+    node_features[is_masked] = 0
+    node_features[is_masked, MASK_COLUMN] = 1
     is_masked_bond = is_bond & (centers[:, :, None] | centers[:, None, :])
     is_masked_bond |= centers[:, :, None] & np.eye(centers.shape[1], dtype=bool)
-    return masked_features, np.where(is_masked_bond, np.uint8(MASKED_BOND_TYPE), bond_types)
-
-
-def hide_distances(interatomic_distances: np.ndarray, masked_features: np.ndarray) -> np.ndarray:
-    """Move masked nodes beyond the cutoff, because a bond length tells elements and bond order.
-
-    Args:
-        interatomic_distances (`np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`): In Å.
-        masked_features (`np.ndarray`): From [`mask_contexts`].
-    """
-    is_masked = masked_features[..., MASK_COLUMN] == 1
-    is_hidden = is_masked[:, :, None] | is_masked[:, None, :]
-    return np.where(is_hidden, np.float32(BEYOND_CUTOFF), interatomic_distances)
+    bond_types = np.where(is_masked_bond, np.uint8(MASKED_BOND_TYPE), bond_types)
+    hidden = {"node_features": node_features, "bond_types": bond_types}
+    if hides_distances:
+        is_hidden = is_masked[:, :, None] | is_masked[:, None, :]
+        distances = inputs["interatomic_distances"]
+        hidden["interatomic_distances"] = np.where(is_hidden, np.float32(BEYOND_CUTOFF), distances)
+    return hidden
 
 
 class ContextObjective(Objective):
     """Classification of the contexts of masked atoms.
 
     Args:
-        vocabulary (`AtomContextVocabulary`): The contexts.
+        state (`list[str]`):
+            Frequent contexts in words, from class 1; class 0 is for those that are too rare.
     """
 
     head = "context"
@@ -247,29 +186,40 @@ class ContextObjective(Objective):
     state_key = "atom_contexts"
     hides_input = True
 
-    def __init__(self, vocabulary: AtomContextVocabulary) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, state: list[str]) -> None:
+        super().__init__(state)
+        self._keys = pd.Index([parse_context(context) for context in state], dtype=np.int64)
+        self._elements = np.array([RARE_CONTEXT, *(text.partition(":")[0] for text in state)])
 
     @classmethod
     def fit(
         cls, sample: Sequence[bytes], *, processor: RMatProcessor, arguments: Any
     ) -> "ContextObjective":
         """Return the objective with the contexts that are frequent in the sample."""
-        counts = count_atom_contexts(sample)
-        return cls(AtomContextVocabulary.build(counts, min_count=arguments.min_context_count))
+        counts: Counter[int] = Counter()
+        for start in range(0, len(sample), _CHUNK_SIZE):
+            batch = expand_features(sample[start : start + _CHUNK_SIZE])
+            keys = compute_atom_contexts(batch["node_features"], batch["bond_types"])
+            counts.update(keys[keys != NO_CONTEXT].tolist())
+        min_count = arguments.min_context_count
+        frequent = [key for key, count in counts.items() if count >= min_count]
+        if not frequent:
+            raise UserError(
+                f"No atom context occurs {min_count} times in the corpus. Lower "
+                "--min-context-count, or give more molecules."
+            )
+        frequent.sort(key=lambda key: (-counts[key], key))
+        return cls([describe_context(key) for key in frequent])
 
-    @classmethod
-    def from_state(cls, state: list[str]) -> "ContextObjective":
-        """Return the objective of saved contexts."""
-        return cls(AtomContextVocabulary(state))
-
-    def get_state(self) -> list[str]:
-        """Return the contexts in words."""
-        return self.vocabulary.contexts
+    def classify(self, keys: np.ndarray) -> np.ndarray:
+        """Return the class of every key, int64; -1 where there is no context."""
+        # of a key that is not there the index says -1
+        classes = self._keys.get_indexer(keys.ravel()).reshape(keys.shape) + 1
+        return np.where(keys == NO_CONTEXT, NO_CONTEXT, classes)
 
     def describe_head(self) -> dict[str, str | int]:
         """Return a head of the nodes with an output for every class."""
-        size = len(self.vocabulary)
+        size = len(self._elements)
         return {"level": "node", "size": size, "loss": "single_label_classification"}
 
     def prepare(self, batch: ObjectiveBatch) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -281,19 +231,15 @@ class ContextObjective(Objective):
             seed=(*batch.seed, CENTER_DRAW),
         )
         centers[~batch.is_asked] = False
-        nodes, bonds = batch.inputs["node_features"], batch.inputs["bond_types"]
-        classes = self.vocabulary.encode(compute_atom_contexts(nodes, bonds))
+        keys = compute_atom_contexts(batch.inputs["node_features"], batch.inputs["bond_types"])
+        classes = self.classify(keys)
         labels = np.where(centers & (classes >= 0), classes, IGNORED_LABEL)
-        nodes, bonds = mask_contexts(nodes, bonds, centers=centers)
-        hidden = {"node_features": nodes, "bond_types": bonds}
-        if batch.arguments.masked_distances == "hidden":
-            distances = batch.inputs["interatomic_distances"]
-            hidden["interatomic_distances"] = hide_distances(distances, nodes)
-        return labels, hidden
+        hides_distances = batch.arguments.masked_distances == "hidden"
+        return labels, mask_contexts(batch.inputs, centers, hides_distances=hides_distances)
 
     def build_sums(self) -> torch.Tensor:
         """Return rows for centers, correct ones, and the sum of the cross-entropies."""
-        return torch.zeros(3, len(self.vocabulary), dtype=torch.float64)
+        return torch.zeros(3, len(self._elements), dtype=torch.float64)
 
     def add_to_sums(
         self, sums: torch.Tensor, logits: torch.Tensor, *, labels: torch.Tensor
@@ -311,10 +257,10 @@ class ContextObjective(Objective):
         num_centers, num_correct, loss = sums.sum(1).tolist()
         if num_centers == 0:
             return {}
-        elements = np.array(self.vocabulary.list_elements())
         accuracies = {}
-        for element in np.unique(elements).tolist():
-            number, correct, _ = sums[:, torch.from_numpy(elements == element)].sum(1).tolist()
+        for element in np.unique(self._elements).tolist():
+            is_class = torch.from_numpy(self._elements == element)
+            number, correct, _ = sums[:, is_class].sum(1).tolist()
             if number > 0:
                 accuracies[element] = correct / number
         return {

@@ -22,8 +22,8 @@ _SCALE = math.sqrt(12)
 _NUM_DIGITS = 9  # tell any two float32 apart
 
 
-class DescriptorQuantiles:
-    """Quantiles of descriptors in a corpus, and labels for the regression from them.
+class DescriptorObjective(Objective):
+    """Regression of the descriptors of whole molecules, as they come in finetuning.
 
     The label of a descriptor is the share of the corpus below it, shifted and scaled to mean 0 and
     variance 1 for a continuous descriptor. The least value has share 0, other frequent values have
@@ -31,118 +31,77 @@ class DescriptorQuantiles:
     small part in the loss.
 
     Args:
-        names (`Sequence[str]`): Descriptors of RDKit.
-        quantiles (`np.ndarray` of shape `(num_quantiles, num_descriptors)`):
-            Values at evenly spaced shares of the corpus, from the least to the greatest.
-    """
-
-    def __init__(self, names: Sequence[str], quantiles: np.ndarray) -> None:
-        self.names = list(names)
-        self.quantiles = np.asarray(quantiles, dtype=np.float64)
-        has_columns = self.quantiles.ndim == 2 and self.quantiles.shape[1] == len(self.names)
-        if not has_columns or not (np.diff(self.quantiles, axis=0) >= 0).all():
-            raise ValueError(
-                f"these are no rising quantiles of {len(self.names)} descriptors, but of shape "
-                f"{self.quantiles.shape}"
-            )
-        self._transformer = QuantileTransformer(n_quantiles=len(self.quantiles))
-        self._transformer.quantiles_ = self.quantiles
-        self._transformer.references_ = np.linspace(0, 1, len(self.quantiles))
-        self._transformer.n_quantiles_ = len(self.quantiles)
-        self._transformer.n_features_in_ = len(self.names)
-
-    @classmethod
-    def fit(
-        cls, descriptors: np.ndarray, *, names: Sequence[str], seed: int
-    ) -> "DescriptorQuantiles":
-        """Return the quantiles of a corpus, without descriptors that never vary or are unknown.
-
-        Args:
-            descriptors (`np.ndarray` of shape `(num_molecules, num_descriptors)`):
-                NaN where undefined. More than 100,000 molecules are sampled.
-            names (`Sequence[str]`): Their names.
-            seed (`int`): Seed of the sample.
-        """
-        known = np.isfinite(descriptors)
-        lowest = np.where(known, descriptors, np.inf).min(axis=0)
-        highest = np.where(known, descriptors, -np.inf).max(axis=0)
-        varies = lowest < highest
-        if not varies.any():
-            raise UserError("No descriptor varies in the corpus. Give more molecules.")
-        transformer = QuantileTransformer(
-            n_quantiles=min(MAX_QUANTILES, len(descriptors)),
-            subsample=MAX_MOLECULES_FITTED,
-            random_state=seed,
-        )
-        values = np.where(known, descriptors, np.nan)[:, varies].astype(np.float64)
-        transformer.fit(values)
-        kept = [name for name, is_kept in zip(names, varies, strict=True) if is_kept]
-        # rounded as they are saved, so that a loaded corpus gives the same labels
-        return cls(kept, transformer.quantiles_.astype(np.float32))
-
-    def transform(self, descriptors: np.ndarray) -> np.ndarray:
-        """Return the labels of descriptors in the order of `names`: from -1.73 to 1.73, or NaN."""
-        finite = np.where(np.isfinite(descriptors), descriptors, np.nan).astype(np.float64)
-        ranks = self._transformer.transform(finite)
-        return ((ranks - _CENTER) * _SCALE).astype(np.float32)
-
-
-class DescriptorObjective(Objective):
-    """Regression of the descriptors of whole molecules, as they come in finetuning.
-
-    Args:
-        quantiles (`DescriptorQuantiles`): Names and scale of the descriptors.
+        state (`dict[str, list[float]]`):
+            For every descriptor its values at evenly spaced shares of the corpus, from the least
+            to the greatest.
     """
 
     head = "descriptor"
     title = "molecule descriptors"
     state_key = "descriptor_quantiles"
 
-    def __init__(self, quantiles: DescriptorQuantiles) -> None:
-        self.quantiles = quantiles
+    def __init__(self, state: dict[str, list[float]]) -> None:
+        super().__init__(state)
+        quantiles = np.array(list(state.values()), dtype=np.float32).T
+        if quantiles.ndim != 2 or not (np.diff(quantiles, axis=0) >= 0).all():
+            raise ValueError("these are no rising quantiles of descriptors")
+        self.names = list(state)
+        self._transformer = QuantileTransformer(n_quantiles=len(quantiles))
+        self._transformer.quantiles_ = quantiles.astype(np.float64)
+        self._transformer.references_ = np.linspace(0, 1, len(quantiles))
+        self._transformer.n_quantiles_ = len(quantiles)
+        self._transformer.n_features_in_ = len(self.names)
 
     @classmethod
     def fit(
         cls, sample: Sequence[bytes], *, processor: RMatProcessor, arguments: Any
     ) -> "DescriptorObjective":
-        """Return the objective with the quantiles of the descriptors that the corpus has."""
+        """Return the objective of the descriptors that the corpus has, and that vary in it."""
         _list_columns([], processor=processor)
         names = processor.molecule_descriptors or []
         descriptors = read_molecule_descriptors(sample)
-        return cls(DescriptorQuantiles.fit(descriptors, names=names, seed=arguments.seed))
+        known = np.isfinite(descriptors)
+        lowest = np.where(known, descriptors, np.inf).min(axis=0)
+        varies = lowest < np.where(known, descriptors, -np.inf).max(axis=0)
+        transformer = QuantileTransformer(
+            n_quantiles=min(MAX_QUANTILES, len(descriptors)),
+            subsample=MAX_MOLECULES_FITTED,
+            random_state=arguments.seed,
+        )
+        values = np.where(known, descriptors, np.nan)[:, varies].astype(np.float64)
+        quantiles = transformer.fit(values).quantiles_.astype(np.float32).T
+        kept = [name for name, is_kept in zip(names, varies, strict=True) if is_kept]
+        return cls(
+            {
+                name: [float(f"{value:.{_NUM_DIGITS}g}") for value in column]
+                for name, column in zip(kept, quantiles, strict=True)
+            }
+        )
 
-    @classmethod
-    def from_state(cls, state: dict[str, list[float]]) -> "DescriptorObjective":
-        """Return the objective of saved quantiles."""
-        values = np.array(list(state.values()), dtype=np.float32).T
-        return cls(DescriptorQuantiles(list(state), values))
-
-    def get_state(self) -> dict[str, list[float]]:
-        """Return the quantiles of each descriptor by its name."""
-        columns = zip(self.quantiles.names, self.quantiles.quantiles.T, strict=True)
-        return {
-            name: [float(f"{value:.{_NUM_DIGITS}g}") for value in column]
-            for name, column in columns
-        }
+    def compute_ranks(self, descriptors: np.ndarray) -> np.ndarray:
+        """Return the labels of descriptors in the order of `names`: from -1.73 to 1.73, or NaN."""
+        finite = np.where(np.isfinite(descriptors), descriptors, np.nan).astype(np.float64)
+        ranks = self._transformer.transform(finite)
+        return ((ranks - _CENTER) * _SCALE).astype(np.float32)
 
     def describe_head(self) -> dict[str, str | int]:
         """Return a head of the molecule with an output for every descriptor."""
-        return {"level": "molecule", "size": len(self.quantiles.names), "loss": "regression"}
+        return {"level": "molecule", "size": len(self.names), "loss": "regression"}
 
     def validate_corpus(self, processor: RMatProcessor) -> None:
         """Raise a `UserError` if the corpus lacks a descriptor."""
-        _list_columns(self.quantiles.names, processor=processor)
+        _list_columns(self.names, processor=processor)
 
     def prepare(self, batch: ObjectiveBatch) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the ranks of the descriptors, NaN for molecules that are not asked."""
-        columns = _list_columns(self.quantiles.names, processor=batch.processor)
-        labels = self.quantiles.transform(batch.inputs["molecule_descriptors"][:, columns])
+        columns = _list_columns(self.names, processor=batch.processor)
+        labels = self.compute_ranks(batch.inputs["molecule_descriptors"][:, columns])
         labels[~batch.is_asked] = np.nan
         return labels, {}
 
     def build_sums(self) -> torch.Tensor:
         """Return rows for molecules, sum of the labels, of their squares, of the errors."""
-        return torch.zeros(4, len(self.quantiles.names), dtype=torch.float64)
+        return torch.zeros(4, len(self.names), dtype=torch.float64)
 
     def add_to_sums(
         self, sums: torch.Tensor, logits: torch.Tensor, *, labels: torch.Tensor
@@ -165,7 +124,7 @@ class DescriptorObjective(Objective):
         varies = variances > 1e-6 * known.clamp(min=1)
         r2 = (1 - errors / variances)[varies]
         if len(r2):
-            names = np.array(self.quantiles.names)[varies.numpy()]
+            names = np.array(self.names)[varies.numpy()]
             metrics["descriptor_r2"] = float(r2.mean())
             metrics["descriptor_r2_median"] = float(r2.median())
             worst = r2.argsort()[:NUM_WORST_DESCRIPTORS].tolist()

@@ -39,6 +39,9 @@ class Objective(ABC):
     Class attributes: `head`, the name of its head, of which `<head>_head` are the weights,
     `<head>_labels` the labels and `<head>_loss` the loss; `title`, its name in cards; `state_key`,
     its place in `pretraining_targets.json`; `hides_input`, whether molecules are masked for it.
+
+    Args:
+        state: What the outputs mean, as JSON can hold it.
     """
 
     head: ClassVar[str]
@@ -46,24 +49,13 @@ class Objective(ABC):
     state_key: ClassVar[str]
     hides_input: ClassVar[bool] = False
 
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
     @classmethod
     @abstractmethod
     def fit(cls, sample: Sequence[bytes], *, processor: RMatProcessor, arguments: Any) -> Self:
-        """Return the objective of a corpus.
-
-        Args:
-            sample (`Sequence[bytes]`): Molecules of its train part.
-            processor, arguments: As in [`ObjectiveBatch`].
-        """
-
-    @classmethod
-    @abstractmethod
-    def from_state(cls, state: Any) -> Self:
-        """Return the objective whose state was saved."""
-
-    @abstractmethod
-    def get_state(self) -> Any:
-        """Return what the outputs mean, as JSON can hold it."""
+        """Return the objective of a corpus, from packed molecules of its train part."""
 
     @abstractmethod
     def describe_head(self) -> dict[str, str | int]:

@@ -18,16 +18,14 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.objectives.contexts import (
     ELEMENTS,
     MAX_NEIGHBORS,
-    AtomContextVocabulary,
     ContextObjective,
     compute_atom_contexts,
-    count_atom_contexts,
     describe_context,
     draw_masked_centers,
-    hide_distances,
     mask_contexts,
     parse_context,
 )
+from rmat_hf.training.pretraining_arguments import PretrainingArguments
 
 SMILES = [
     *TINY_SMILES,
@@ -117,23 +115,33 @@ def test_what_is_no_context_is_refused(text: str) -> None:
         parse_context(text)
 
 
-def test_frequent_contexts_have_classes_and_the_others_are_rare() -> None:
-    frequent, common, rare = map(
-        parse_context, ["C: 2 aromatic C", "O: 1 double C", "Br: 1 single N"]
-    )
-    vocabulary = AtomContextVocabulary.build({rare: 2, common: 3, frequent: 9, -1: 50}, min_count=3)
-    assert vocabulary.contexts == ["C: 2 aromatic C", "O: 1 double C"]
-    assert len(vocabulary) == 3
-    classes = vocabulary.encode(np.array([rare, common, frequent, -1, 2**62]))
-    assert classes.tolist() == [0, 2, 1, -1, 0]
-    assert vocabulary.list_elements() == ["rare", "C", "O"]
-    again = AtomContextVocabulary(vocabulary.contexts)
-    assert again.encode(np.array([common])).tolist() == [2]
+def fit(packed: list[bytes], processor: RMatProcessor, min_count: int) -> ContextObjective:
+    arguments = PretrainingArguments(corpus="c", output_dir="o", min_context_count=min_count)
+    return ContextObjective.fit(packed, processor=processor, arguments=arguments)
 
 
-def test_a_corpus_without_a_frequent_context_is_refused() -> None:
+def test_frequent_contexts_of_the_corpus_have_classes_and_the_others_are_rare(
+    packed: list[bytes], processor: RMatProcessor
+) -> None:
+    counts = sum((spell_contexts(smiles) for smiles in (*SMILES, LONG)), Counter())
+    objective = fit(packed, processor, 4)
+    assert set(objective.state) == {text for text, count in counts.items() if count >= 4}
+    numbers = [counts[text] for text in objective.state]
+    assert numbers == sorted(numbers, reverse=True)
+    # the sample is counted in chunks
+    assert fit(packed * 100, processor, 400).state == objective.state
+    keys = [parse_context(text) for text in objective.state]
+    rare = parse_context("Br: 1 single N")
+    classes = objective.classify(np.array([[*keys, rare, -1]]))
+    assert classes.tolist() == [[*range(1, len(keys) + 1), 0, -1]]
+    assert objective.describe_head()["size"] == len(keys) + 1
+
+
+def test_a_corpus_without_a_frequent_context_is_refused(
+    packed: list[bytes], processor: RMatProcessor
+) -> None:
     with pytest.raises(ValueError, match="--min-context-count"):
-        AtomContextVocabulary.build({7: 4}, min_count=5)
+        fit(packed, processor, 1000)
 
 
 # Masks
@@ -142,11 +150,6 @@ def test_a_corpus_without_a_frequent_context_is_refused() -> None:
 @pytest.fixture(scope="module")
 def packed(processor: RMatProcessor) -> list[bytes]:
     return [pack_features(processor.featurize_compactly(smiles)) for smiles in (*SMILES, LONG)]
-
-
-@pytest.fixture(scope="module")
-def batch(packed: list[bytes]) -> dict[str, np.ndarray]:
-    return expand_features(packed)
 
 
 def draw(packed: list[bytes], ratio: float = 0.15, seed: tuple[int, ...] = (0, 0)) -> np.ndarray:
@@ -179,57 +182,42 @@ def test_a_draw_depends_on_the_molecule_and_the_seed_alone(packed: list[bytes]) 
     assert (draw(packed, seed=(1, 0)) != centers).any()
 
 
+@pytest.mark.parametrize("hides_distances", [True, False])
 def test_centers_their_neighbors_and_the_bonds_between_are_hidden(
-    batch: dict[str, np.ndarray], packed: list[bytes]
+    packed: list[bytes], hides_distances: bool
 ) -> None:
+    batch, inputs = expand_features(packed), expand_features(packed)
     nodes, bonds = batch["node_features"], batch["bond_types"]
-    before = nodes.copy(), bonds.copy()
     centers = draw(packed)
-    masked_nodes, masked_bonds = mask_contexts(nodes, bonds, centers=centers)
-    np.testing.assert_array_equal(nodes, before[0])
-    np.testing.assert_array_equal(bonds, before[1])
+    hidden = mask_contexts(inputs, centers, hides_distances=hides_distances)
+    for name, array in batch.items():
+        np.testing.assert_array_equal(inputs[name], array)
+    is_masked = np.zeros(centers.shape, dtype=bool)
     for row, center_row in enumerate(centers):
         for i in range(nodes.shape[1]):
             neighbors = np.flatnonzero(bonds[row, i] != NO_BOND_TYPE)
-            is_hidden = center_row[i] or center_row[neighbors].any()
+            is_masked[row, i] = center_row[i] or center_row[neighbors].any()
             expected = np.zeros_like(nodes[row, i])
             expected[MASK_COLUMN] = 1
-            expected = expected if is_hidden else nodes[row, i]
-            np.testing.assert_array_equal(masked_nodes[row, i], expected)
+            expected = expected if is_masked[row, i] else nodes[row, i]
+            np.testing.assert_array_equal(hidden["node_features"][row, i], expected)
             for j in range(nodes.shape[1]):
                 is_bond = bonds[row, i, j] != NO_BOND_TYPE
                 is_hidden_pair = (is_bond and (center_row[i] or center_row[j])) or (
                     i == j and center_row[i]
                 )
                 value = MASKED_BOND_TYPE if is_hidden_pair else bonds[row, i, j]
-                assert masked_bonds[row, i, j] == value
-
-
-def test_distances_to_masked_nodes_are_beyond_the_cutoff(
-    batch: dict[str, np.ndarray], packed: list[bytes]
-) -> None:
-    nodes, _ = mask_contexts(batch["node_features"], batch["bond_types"], centers=draw(packed))
-    before = batch["interatomic_distances"]
-    distances = hide_distances(before, nodes)
-    is_masked = nodes[..., MASK_COLUMN] == 1
-    is_hidden = is_masked[:, :, None] | is_masked[:, None, :]
-    assert (distances[is_hidden] == BEYOND_CUTOFF).all()
-    np.testing.assert_array_equal(distances[~is_hidden], before[~is_hidden])
-
-
-def test_contexts_are_counted_over_all_molecules(
-    batch: dict[str, np.ndarray], packed: list[bytes]
-) -> None:
-    keys = compute_atom_contexts(batch["node_features"], batch["bond_types"])
-    counts = count_atom_contexts(packed * 100)
-    assert sum(counts.values()) == 100 * (keys >= 0).sum()
-    assert counts[int(keys[0, 1])] == 100 * (keys == keys[0, 1]).sum()
+                assert hidden["bond_types"][row, i, j] == value
+    assert ("interatomic_distances" in hidden) == hides_distances
+    if hides_distances:
+        is_hidden = is_masked[:, :, None] | is_masked[:, None, :]
+        expected = np.where(is_hidden, BEYOND_CUTOFF, batch["interatomic_distances"])
+        np.testing.assert_array_equal(hidden["interatomic_distances"], expected)
 
 
 # Metrics
 
 CONTEXTS = ["C: 2 single C", "C: 1 single C", "O: 1 single C"]
-# the element of each class; class 0 is that of the rare contexts
 CLASS_ELEMENTS = np.array(["rare", "C", "C", "O"])
 
 
@@ -243,7 +231,7 @@ def build_answers(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def score(*answers: tuple[torch.Tensor, torch.Tensor]) -> dict:
-    objective = ContextObjective(AtomContextVocabulary(CONTEXTS))
+    objective = ContextObjective(CONTEXTS)
     sums = objective.build_sums()
     for labels, logits in answers:
         objective.add_to_sums(sums, logits, labels=labels)
