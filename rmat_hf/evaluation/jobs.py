@@ -139,10 +139,7 @@ def build_baseline_jobs(
         rows (`dict[Fold, pd.DataFrame]`): Those rows, for folds with a finished model.
         output_dir (`Path`): Folder of the benchmark.
     """
-    grids = [
-        *(baselines.NUM_TREES, baselines.PENALTIES, baselines.GAMMA_FACTORS),
-        *(baselines.INSENSITIVITIES, baselines.BOOSTING_GRID, baselines.MAX_SVM_ROWS),
-    ]
+    grids = [baselines.GRIDS, baselines.MAX_SVM_ROWS]
     jobs = []
     for fold, common in rows.items():
         options = protocol.datasets[fold.dataset].options
@@ -267,7 +264,7 @@ def list_versions() -> dict[str, str]:
 
 def _run_baseline(job: Job, task: BaselineTask) -> None:
     rows = task.rows
-    fitted = baselines.fit_baseline(
+    outputs, setting = baselines.fit_baseline(
         job.method,
         rows["smiles"].tolist(),
         labels=rows[task.label_names].to_numpy(dtype=float),
@@ -278,7 +275,7 @@ def _run_baseline(job: Job, task: BaselineTask) -> None:
     )
     columns: dict[str, list[Any]] = {"row": rows.index.tolist()}
     columns |= {name: rows[name].tolist() for name in ("smiles", "split", *task.label_names)}
-    for name, output in zip(task.label_names, fitted.outputs, strict=True):
+    for name, output in zip(task.label_names, outputs, strict=True):
         values = output if task.problem_type == "regression" else output[:, 1]
         columns[f"{PREDICTION_PREFIX}{name}"] = values.tolist()
     kinds: dict[str, Any] = dict.fromkeys(columns, "number")
@@ -287,7 +284,7 @@ def _run_baseline(job: Job, task: BaselineTask) -> None:
         with TableWriter(folder / PREDICTIONS_FILE, added_columns=kinds) as writer:
             writer.write(columns)
         chosen_on = None if job.method == baselines.FOREST else "valid"
-        save_json(folder / SETTING_FILE, {"part": chosen_on, "setting": fitted.setting})
+        save_json(folder / SETTING_FILE, {"part": chosen_on, "setting": setting})
 
 
 def _compute_cpu_seconds() -> float:

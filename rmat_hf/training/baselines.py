@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,67 +36,49 @@ logger = logging.getLogger(__name__)
 FOREST = "random_forest_ecfp4_counts"
 SVM = "svm_rdkit_descriptors"
 BOOSTING = "gradient_boosting_rdkit_descriptors"
-BASELINES = (FOREST, SVM, BOOSTING)
+# What is tried on valid; gamma in units of one over the variance of all features, insensitivity (of
+# a regression only) in standard deviations of the labels.
+GRIDS: dict[str, dict[str, Sequence[float]]] = {
+    FOREST: {"num_trees": (500,)},
+    SVM: {
+        "penalty": (1.0, 3.0, 10.0, 30.0, 100.0),
+        "gamma_factor": (0.1, 0.3, 1.0, 3.0),
+        "insensitivity": (0.01, 0.1),
+    },
+    BOOSTING: {"learning_rate": (0.03, 0.1), "max_iter": (100, 300), "max_leaf_nodes": (8, 31)},
+}
+BASELINES = tuple(GRIDS)
 
 FINGERPRINT_RADIUS = 2
 FINGERPRINT_SIZE = 2048
 LARGEST_DESCRIPTOR = 8.0  # standard deviations
-NUM_TREES = 500
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
-GAMMA_FACTORS = (0.1, 0.3, 1.0, 3.0)
-INSENSITIVITIES = (0.01, 0.1)  # regression only; standard deviations of the labels
-BOOSTING_GRID = {"learning_rate": (0.03, 0.1), "max_iter": (100, 300), "max_leaf_nodes": (8, 31)}
 MAX_SVM_ROWS = 10_000  # the time to fit an SVM grows with the square of the rows or faster
 MAX_ATOMS = 1_000_000  # the loader has set the limit already
 
-Candidate = tuple[Any, dict[str, Any]]  # an estimator and its setting
-
-
-@dataclass(frozen=True)
-class FittedBaseline:
-    """What a fitted baseline says about every row.
-
-    Args:
-        outputs (`list[np.ndarray]`):
-            For each label predictions `(num_rows,)` or probabilities `(num_rows, num_classes)`.
-        setting (`dict[str, dict[str, Any]]`): What was chosen on valid, by label name.
-    """
-
-    outputs: list[np.ndarray]
-    setting: dict[str, dict[str, Any]]
-
 
 def fit_baselines(
-    molecules: Sequence[str | Chem.Mol],
-    labels: np.ndarray,
-    *,
-    split: SplitIndices,
-    problem_type: str,
-    label_names: Sequence[str],
-    seed: int,
+    molecules: Sequence[str | Chem.Mol], labels: np.ndarray, *, split: SplitIndices, **options: Any
 ) -> dict[str, dict[str, Any]]:
     """Fit a random forest on ECFP4 counts and an SVM on RDKit descriptors, and score both.
 
     Args:
-        molecules, labels, split, problem_type, label_names, seed: As in [`fit_baseline`].
+        molecules, labels, split, options: As in [`fit_baseline`].
 
     Returns:
         `dict` with `random_forest_ecfp4_counts` and `svm_rdkit_descriptors`, each with the metrics
         of `train`, `valid` and `test` and the `setting` by label name.
     """
-    options: dict[str, Any] = {"problem_type": problem_type, "label_names": label_names}
     results: dict[str, dict[str, Any]] = {}
+    kinds = {name: options[name] for name in ("problem_type", "label_names")}
+    is_yes_no = options["problem_type"] == "multi_label_classification"
     for name in (FOREST, SVM):
-        fitted = fit_baseline(name, molecules, labels=labels, split=split, seed=seed, **options)
-        is_yes_no = problem_type == "multi_label_classification"
-        outputs = np.column_stack([it[:, 1] if is_yes_no else it for it in fitted.outputs])
+        found, setting = fit_baseline(name, molecules, labels=labels, split=split, **options)
+        outputs = np.column_stack([output[:, 1] if is_yes_no else output for output in found])
         results[name] = {
-            part: compute_metrics(
-                predictions=outputs[rows], labels=np.asarray(labels)[rows], **options
-            )
+            part: compute_metrics(predictions=outputs[rows], labels=labels[rows], **kinds)
             for part, rows in vars(split).items()
         }
-        results[name]["setting"] = fitted.setting
+        results[name]["setting"] = setting
     return results
 
 
@@ -110,7 +91,7 @@ def fit_baseline(
     problem_type: str,
     label_names: Sequence[str],
     seed: int,
-) -> FittedBaseline:
+) -> tuple[list[np.ndarray], dict[str, dict[str, Any]]]:
     """Fit one of `BASELINES` and predict every row.
 
     Each label is fitted alone, on the train rows where it is known. The forest has 500 trees. The
@@ -129,6 +110,10 @@ def fit_baseline(
         label_names (`Sequence[str]`): Name of each label column.
         seed (`int`): Seed of forest and boosting, and of the choice of rows.
 
+    Returns:
+        For each label predictions `(num_rows,)` or probabilities `(num_rows, num_classes)`; and
+        what was chosen on valid, by label name.
+
     Raises:
         UserError: If a label is unknown in all of train or valid.
     """
@@ -137,10 +122,10 @@ def fit_baseline(
     num_classes = 0 if problem_type == "regression" else 2
     if problem_type == "single_label_classification":
         num_classes = 1 + int(np.nanmax(labels))
-    features = compute_fingerprints(mols) if name == FOREST else compute_descriptors(mols)
-    if name != FOREST:
-        features = standardize_descriptors(features, train=split.train)
-    build = {FOREST: _build_forest, SVM: _build_svms, BOOSTING: _build_boosting}[name]
+    if name == FOREST:
+        features = compute_fingerprints(mols)
+    else:
+        features = standardize_descriptors(compute_descriptors(mols), train=split.train)
     outputs, setting = [], {}
     for label_name, column in zip(label_names, labels.T, strict=True):
         train, valid = (rows[~np.isnan(column[rows])] for rows in (split.train, split.valid))
@@ -152,15 +137,20 @@ def fit_baseline(
         if name == SVM and len(train) > MAX_SVM_ROWS:
             logger.warning("The SVM baseline sees %d of %d train rows.", MAX_SVM_ROWS, len(train))
             train = np.random.default_rng(seed).choice(train, MAX_SVM_ROWS, replace=False)
-        candidates = build(features[train], num_classes=num_classes, seed=seed)
-        if num_classes and len(np.unique(column[train])) == 1:  # others refuse a single class
-            candidates = [(DummyClassifier(), {})]
-        output, choice = _choose_on_valid(
-            candidates, features, labels=column, train=train, valid=valid, num_classes=num_classes
-        )
+        # `GridSearchCV` would fit the best one again on train and valid together
+        trials = []
+        for model, choice in _list_candidates(
+            name, features[train], num_classes=num_classes, seed=seed
+        ):
+            if num_classes and len(np.unique(column[train])) == 1:
+                model, choice = DummyClassifier(), {}  # others refuse a single class
+            model.fit(features[train], column[train])
+            output = _predict(model, features, num_classes=num_classes)
+            trials.append((_compute_score(output[valid], column[valid]), output, choice))
+        _, output, choice = max(trials, key=lambda trial: trial[0])
         outputs.append(output)
         setting[label_name] = {**choice, "num_train_rows": len(train)}
-    return FittedBaseline(outputs, setting)
+    return outputs, setting
 
 
 def compute_fingerprints(mols: list[Chem.Mol]) -> np.ndarray:
@@ -178,15 +168,9 @@ def compute_descriptors(mols: list[Chem.Mol]) -> np.ndarray:
 
 
 def standardize_descriptors(descriptors: np.ndarray, *, train: np.ndarray) -> np.ndarray:
-    """Impute, standardize and clip descriptors with the statistics of the train rows.
+    """Impute, standardize and clip descriptors with the statistics of the rows `train`.
 
-    Args:
-        descriptors (`np.ndarray` of shape `(num_rows, num_descriptors)`): NaN where undefined.
-        train (`np.ndarray`): Indices of the train rows.
-
-    Returns:
-        `np.ndarray` of shape `(num_rows, num_known)`, without descriptors that are undefined on
-        all train rows.
+    Descriptors that are undefined, NaN, on all of these are left out.
     """
     known = descriptors[:, ~np.isnan(descriptors[train]).all(axis=0)]
     filled = np.where(np.isnan(known), np.nanmedian(known[train], axis=0), known)
@@ -194,61 +178,32 @@ def standardize_descriptors(descriptors: np.ndarray, *, train: np.ndarray) -> np
     return np.clip(standardized, -LARGEST_DESCRIPTOR, LARGEST_DESCRIPTOR)
 
 
-def _build_forest(train: np.ndarray, *, num_classes: int, seed: int) -> list[Candidate]:
-    forest = RandomForestClassifier if num_classes else RandomForestRegressor
-    return [(forest(n_estimators=NUM_TREES, random_state=seed), {"num_trees": NUM_TREES})]
-
-
-def _build_svms(train: np.ndarray, *, num_classes: int, seed: int) -> list[Candidate]:
-    variance = train.var() * train.shape[1] or 1.0
-    grid = {"penalty": PENALTIES, "gamma_factor": GAMMA_FACTORS}
-    if not num_classes:
-        grid["insensitivity"] = INSENSITIVITIES
-    candidates: list[Candidate] = []
-    for choice in ParameterGrid(grid):
-        options = {"C": choice["penalty"], "gamma": choice["gamma_factor"] / variance}
-        if num_classes:
-            candidates.append((SVC(**options), choice))
-        else:
-            svm = SVR(**options, epsilon=choice["insensitivity"])
-            candidates.append((_with_standardized_labels(svm), choice))
-    return candidates
-
-
-def _build_boosting(train: np.ndarray, *, num_classes: int, seed: int) -> list[Candidate]:
-    boosting = HistGradientBoostingClassifier if num_classes else HistGradientBoostingRegressor
+def _list_candidates(
+    name: str, features: np.ndarray, *, num_classes: int, seed: int
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the estimators of a grid with their settings."""
+    grid = dict(GRIDS[name])
+    if num_classes:
+        grid.pop("insensitivity", None)
+    variance = features.var() * features.shape[1] or 1.0
     candidates = []
-    for choice in ParameterGrid(BOOSTING_GRID):
-        model = boosting(**choice, early_stopping=False, random_state=seed)
-        candidates.append((model if num_classes else _with_standardized_labels(model), choice))
+    for choice in ParameterGrid(grid):
+        options = {"random_state": seed}
+        if name == FOREST:
+            kinds: tuple[Any, Any] = (RandomForestRegressor, RandomForestClassifier)
+            options |= {"n_estimators": choice["num_trees"]}
+        elif name == BOOSTING:
+            kinds = (HistGradientBoostingRegressor, HistGradientBoostingClassifier)
+            options |= {**choice, "early_stopping": False}
+        else:
+            kinds = (SVR, SVC)
+            options = {"C": choice["penalty"], "gamma": choice["gamma_factor"] / variance}
+            options |= {} if num_classes else {"epsilon": choice["insensitivity"]}
+        model = kinds[num_classes > 0](**options)
+        if name != FOREST and not num_classes:  # so that one grid fits every unit
+            model = TransformedTargetRegressor(model, transformer=StandardScaler())
+        candidates.append((model, choice))
     return candidates
-
-
-def _with_standardized_labels(regressor: Any) -> TransformedTargetRegressor:
-    """Return the regressor so that one grid fits every unit."""
-    return TransformedTargetRegressor(regressor, transformer=StandardScaler())
-
-
-def _choose_on_valid(
-    candidates: list[Candidate],
-    features: np.ndarray,
-    *,
-    labels: np.ndarray,
-    train: np.ndarray,
-    valid: np.ndarray,
-    num_classes: int,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Fit the candidates on train; return outputs and setting of the first that is best on valid.
-
-    `GridSearchCV` would fit the best one again on train and valid together.
-    """
-    trials = []
-    for model, choice in candidates:
-        model.fit(features[train], labels[train])
-        outputs = _predict(model, features, num_classes=num_classes)
-        trials.append((_compute_score(outputs[valid], labels[valid]), outputs, choice))
-    _, outputs, choice = max(trials, key=lambda trial: trial[0])
-    return outputs, choice
 
 
 def _predict(model: Any, features: np.ndarray, *, num_classes: int) -> np.ndarray:

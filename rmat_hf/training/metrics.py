@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, softmax
+import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import (
     accuracy_score,
@@ -21,6 +21,8 @@ from sklearn.metrics import (
     roc_auc_score,
     root_mean_squared_error,
 )
+
+from rmat_hf.model.modeling_rmat import compute_probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,9 @@ class ScoredRows:
     probabilities: np.ndarray | None = None
 
 
+Compute = Callable[["ScoredRows"], float | None]
+
+
 @dataclass(frozen=True)
 class Metric:
     """An entry of `METRICS`; the fields are the arguments of [`register_metric`]."""
@@ -53,7 +58,7 @@ class Metric:
     title: str
     problem_types: tuple[str, ...]
     greater_is_better: bool
-    compute: Callable[[ScoredRows], float | None]
+    compute: Compute
 
 
 METRICS: dict[str, Metric] = {}
@@ -61,7 +66,7 @@ METRICS: dict[str, Metric] = {}
 
 def register_metric(
     name: str, *, title: str, problem_types: tuple[str, ...], greater_is_better: bool
-) -> Callable[[Callable[[ScoredRows], float | None]], Callable[[ScoredRows], float | None]]:
+) -> Callable[[Compute], Compute]:
     """Return a decorator that makes a function of [`ScoredRows`] a metric.
 
     Args:
@@ -71,9 +76,7 @@ def register_metric(
         greater_is_better (`bool`): False for an error.
     """
 
-    def register(
-        compute: Callable[[ScoredRows], float | None],
-    ) -> Callable[[ScoredRows], float | None]:
+    def register(compute: Compute) -> Compute:
         METRICS[name] = Metric(name, title, problem_types, greater_is_better, compute)
         return compute
 
@@ -191,12 +194,8 @@ def compute_metrics_for_problem(
         logits (`np.ndarray` of shape `(num_rows, num_outputs)`):
             Outputs of the head; for a regression already in the units of the labels.
     """
-    outputs = np.asarray(logits, dtype=np.float64)
-    if problem_type == "multi_label_classification":
-        outputs = expit(outputs)
-    elif problem_type == "single_label_classification":
-        outputs = softmax(outputs, axis=-1)
-    return compute_metrics(problem_type, outputs, labels=labels, label_names=label_names)
+    outputs = compute_probabilities(torch.as_tensor(logits, dtype=torch.float64), problem_type)
+    return compute_metrics(problem_type, outputs.numpy(), labels=labels, label_names=label_names)
 
 
 def format_metric(value: float | None, *, decimals: int = 4, undefined: str = "undefined") -> str:

@@ -25,7 +25,7 @@ from rmat_hf.training import baselines
 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "NUM_TREES", 5)
+    monkeypatch.setitem(baselines.GRIDS, baselines.FOREST, {"num_trees": (5,)})
 
 
 def list_states(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -93,7 +93,7 @@ def test_contradictory_fields_are_an_error_that_names_the_model(tmp_path: Path) 
 def test_baseline_is_fitted_on_the_given_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines, "NUM_TREES", 5)
+    monkeypatch.setitem(baselines.GRIDS, baselines.FOREST, {"num_trees": (5,)})
     protocol = load_tiny_protocol(tmp_path)
     rows = build_rows().loc[[0, 1, 2, 3, 5, 6, 8, 9, 10, 11]]
     (job,) = build_baseline_jobs(protocol, {FOLD: rows}, output_dir=tmp_path)

@@ -14,6 +14,8 @@ from rmat_hf.errors import UserError
 from rmat_hf.training import baselines
 from rmat_hf.training.baselines import (
     BOOSTING,
+    FOREST,
+    GRIDS,
     compute_descriptors,
     compute_fingerprints,
     fit_baseline,
@@ -38,7 +40,7 @@ SPLIT = SplitIndices(
 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "NUM_TREES", 20)
+    monkeypatch.setitem(GRIDS, FOREST, {"num_trees": (20,)})
 
 
 def fit(labels: np.ndarray, problem_type: str, **options: Any) -> dict[str, dict[str, Any]]:
@@ -141,25 +143,28 @@ def test_gradient_boosting_learns_a_descriptor_and_chooses_on_valid(
     masses: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = {"learning_rate": (0.001, 0.3), "max_iter": (30,), "max_leaf_nodes": (8,)}
-    monkeypatch.setattr(baselines, "BOOSTING_GRID", grid)
-    options: dict[str, Any] = {"split": SPLIT, "label_names": ["mass"], "seed": 0}
+    monkeypatch.setitem(GRIDS, BOOSTING, grid)
     # repeated, because a leaf needs 20 rows
     molecules, labels = SMILES * 3, np.tile(masses, 3)
-    options["split"] = SplitIndices(
+    split = SplitIndices(
         *(np.concatenate([rows + 48 * i for i in range(3)]) for rows in vars(SPLIT).values())
     )
-    fitted = fit_baseline(BOOSTING, molecules, labels=labels, problem_type="regression", **options)
-    test = options["split"].test
-    assert np.corrcoef(fitted.outputs[0][test], labels[test])[0, 1] > 0.9
-    assert fitted.setting["mass"]["learning_rate"] == 0.3
 
+    def fit_boosting(labels: np.ndarray, problem_type: str) -> Any:
+        options: dict[str, Any] = {"split": split, "label_names": ["mass"], "seed": 0}
+        return fit_baseline(
+            BOOSTING, molecules, labels=labels, problem_type=problem_type, **options
+        )
+
+    (output,), setting = fit_boosting(labels, "regression")
+    assert np.corrcoef(output[split.test], labels[split.test])[0, 1] > 0.9
+    assert setting["mass"]["learning_rate"] == 0.3
     is_heavy = (labels > np.median(labels)).astype(float)
-    kind = "multi_label_classification"
-    fitted = fit_baseline(BOOSTING, molecules, labels=is_heavy, problem_type=kind, **options)
-    assert fitted.outputs[0].shape == (len(molecules), 2)
-    one_class = np.where(np.arange(len(labels)) == options["split"].valid[0], 0.0, 1.0)
-    fitted = fit_baseline(BOOSTING, molecules, labels=one_class, problem_type=kind, **options)
-    assert (fitted.outputs[0][:, 1] == 1).all()
+    (output,), _ = fit_boosting(is_heavy, "multi_label_classification")
+    assert output.shape == (len(molecules), 2)
+    one_class = np.where(np.arange(len(labels)) == split.valid[0], 0.0, 1.0)
+    (output,), _ = fit_boosting(one_class, "multi_label_classification")
+    assert (output[:, 1] == 1).all()
 
 
 def test_molecules_may_be_rdkit_objects(masses: np.ndarray) -> None:
