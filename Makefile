@@ -90,19 +90,20 @@ bench-learning-curve: $(INSTALLED) ## Test error against train labels, beside ba
 bench-machine: $(INSTALLED) ## Molecules per second, memory and TFLOP/s of MODEL on this machine
 	$(BIN)/python tests/benchmarks/benchmarking.py --model $(MODEL) $(BENCH_FLAGS)
 
+# A git revision, or the folder of a checkout, to stand beside the working tree
 BASE ?= c7be95f
 
-house: $(INSTALLED) ## Measure the size of the code's parts beside those of the revision BASE
-	$(BIN)/python tests/benchmarks/house.py --base $(BASE)
+house: $(INSTALLED) ## Measure the size of the code's parts beside those of BASE
+	$(BIN)/python tests/benchmarks/house.py --saved --base $(BASE)
 
 walks: $(INSTALLED) ## Count modules, openings and parses of predict, rmat predict and rmat finetune
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/walks.py
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/walks.py --base $(BASE)
 
-startup: $(INSTALLED) ## Measure the CPU seconds of imports and commands, in turns
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/startup.py --model $(MODEL)
+startup: $(INSTALLED) ## Measure the CPU seconds of imports and commands, in turns with those of BASE
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/startup.py --model $(MODEL) --base $(BASE)
 
-gemm-share: $(INSTALLED) ## Measure the share of the float32 GEMM rate that the network reaches
-	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/gemm_share.py
+gemm-share: $(INSTALLED) ## Measure the share of the float32 GEMM rate that the network reaches, and that of BASE
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/gemm_share.py --base $(BASE)
 
 ROWS ?= 1000000
 

@@ -1,64 +1,67 @@
-"""Share of the machine's float32 GEMM rate that the network reaches.
+"""Share of the machine's float32 GEMM rate that the network reaches, and what it was before.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/gemm_share.py [--base FOLDER] [--rounds 5]
+    OMP_NUM_THREADS=1 python tests/benchmarks/gemm_share.py [--base VERSION] [--rounds 20]
 
 torch counts the operations of a batch of 32 of one molecule; a product of 1024 x 1024 matrices
-beside it, in the same process, gives the rate. With `--base`, a checkout of another version,
-processes of both take turns. Training is forward, backward and AdamW.
+gives the rate. It and the networks of all versions, with the same weights, take turns in one
+process. Training is forward, backward and AdamW. Time is that of the thread, which others on the
+machine disturb less.
 """
 
-import argparse
-import json
-import os
-import subprocess
+import importlib
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import ModuleType
+from typing import Any
 
 import torch
+from measuring import ARCHITECTURES, one_thread
 from torch.utils.flop_counter import FlopCounterMode
+from versions import build_parser, unpack_versions, write_rows
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
-SIZES = {
-    "shipped": {
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-    },
-    "small": {
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-    },
-    "published": {},
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+SHIPPED = {"hidden_size": 128, "intermediate_size": 256}
+SIZES: dict[str, dict[str, Any]] = {
+    "shipped": {**ARCHITECTURES["small"], **SHIPPED},
+    **ARCHITECTURES,
 }
 SMILES = ["CC(C)(C)c1ccc(cc1)C(=O)Nc1ccccc1CCO"] * 32
 GEMM_SIZE = 1024
-NUM_REPEATS = 3
+Steps = dict[str, Callable[[], object]]
 
 
-def measure_seconds(step: Callable[[], object], *, num_calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(num_calls):
-        step()
-    return (time.perf_counter() - start) / num_calls
+def import_network(root: Path, name: str) -> tuple[Any, Any]:
+    """Return configuration and model class of a version, of a package of another name."""
+    folder = root / "rmat_hf"
+    package = ModuleType(name)
+    package.__path__ = [str(folder / "model" if (folder / "model").is_dir() else folder)]
+    sys.modules[name] = package
+    configuration = importlib.import_module(f"{name}.configuration_rmat")
+    modeling = importlib.import_module(f"{name}.modeling_rmat")
+    return configuration.RMatConfig, modeling.RMatForSequenceClassification
 
 
-def measure(size: str) -> dict[str, float]:
-    """Return the shares for inference and training of a size; `rmat_hf` is that of PYTHONPATH."""
-    import rmat_hf
+def build_models(roots: dict[str, Path], size: str) -> dict[str, Any]:
+    """Return the model of every version, with the weights of the first."""
+    models: dict[str, Any] = {}
+    for tree, root in roots.items():
+        config_class, model_class = import_network(root, f"rmat_{tree}")
+        torch.manual_seed(0)
+        models[tree] = model_class(
+            config_class(**SIZES[size], problem_type="regression", num_labels=1)
+        )
+        models[tree].load_state_dict(next(iter(models.values())).state_dict())
+    return models
 
-    torch.manual_seed(0)
-    config = rmat_hf.RMatConfig(**SIZES[size], problem_type="regression", num_labels=1)
-    model = rmat_hf.RMatForSequenceClassification(config)
-    batch = dict(rmat_hf.RMatProcessor(geometry="bounds")(SMILES, return_tensors="pt"))
+
+def build_step(model: Any, batch: dict[str, torch.Tensor], *, task: str) -> Callable[[], object]:
+    model.train(task == "train")
     labels = torch.randn(len(SMILES), 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    matrix = torch.randn(GEMM_SIZE, GEMM_SIZE)
 
     def infer() -> None:
         with torch.no_grad():
@@ -69,54 +72,53 @@ def measure(size: str) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    shares = {}
-    for name, step in (("inference", infer), ("train", train)):
-        model.train(name == "train")
-        step()
-        with FlopCounterMode(display=False) as counter:
-            step()
-        ratios = []
-        for _ in range(NUM_REPEATS):
-            gemm = measure_seconds(lambda: matrix @ matrix, num_calls=10)
-            rate = counter.get_total_flops() / measure_seconds(step, num_calls=3)
-            ratios.append(rate / (2 * GEMM_SIZE**3 / gemm))
-        shares[name] = median(ratios)
-    return shares
+    return train if task == "train" else infer
 
 
-def run(root: Path, size: str) -> dict[str, float]:
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    command = [sys.executable, __file__, "--measure", size]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return dict(json.loads(output.stdout.splitlines()[-1]))
+def measure(steps: Steps, *, num_rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every step in every round; the order turns round by round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(num_rounds):
+        for name in list(steps)[:: 1 if number % 2 else -1]:
+            start = time.thread_time()
+            steps[name]()
+            seconds[name].append(time.thread_time() - start)
+    return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--base", type=Path, help="checkout of the version to compare with")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = build_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--measure", choices=list(SIZES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.measure:
-        sys.stdout.write(json.dumps(measure(arguments.measure)) + "\n")
-        return
-    trees = {"before": arguments.base} if arguments.base else {}
-    trees["now"] = REPO_ROOT
-    sys.stdout.write("| size | task | version | share of GEMM | lowest to highest |\n")
-    sys.stdout.write(f"|{'---|' * 5}\n")
-    for size in arguments.sizes:
-        found: dict[str, list[dict[str, float]]] = {tree: [] for tree in trees}
-        for _ in range(arguments.rounds):
-            for tree, root in trees.items():
-                found[tree].append(run(root, size))
-        for task in ("inference", "train"):
-            for tree, rounds in found.items():
-                shares = [shares[task] for shares in rounds]
-                span = f"{min(shares):.2f} to {max(shares):.2f}"
-                cells = [size, task, tree, f"{median(shares):.2f}", span]
-                sys.stdout.write(f"| {' | '.join(cells)} |\n")
+    batch = dict(RMatProcessor(geometry="bounds")(SMILES, return_tensors="pt"))
+    matrix = torch.randn(GEMM_SIZE, GEMM_SIZE)
+    columns = ["size", "task", "version", "ms", "share of GEMM", "times as fast as before"]
+    rows = [[*columns, "lowest to highest"]]
+    with unpack_versions(arguments.base) as roots, one_thread():
+        for size in arguments.sizes:
+            models = build_models(roots, size)
+            for task in ("inference", "train"):
+                steps = {tree: build_step(it, batch, task=task) for tree, it in models.items()}
+                flops = {}
+                for tree, step in steps.items():
+                    step()
+                    with FlopCounterMode(display=False) as counter:
+                        step()
+                    flops[tree] = counter.get_total_flops()
+                seconds = measure(
+                    {"GEMM": lambda: matrix @ matrix, **steps}, num_rounds=arguments.rounds
+                )
+                rate = 2 * GEMM_SIZE**3 / median(seconds["GEMM"])
+                first = seconds[next(iter(steps))]
+                for tree in steps:
+                    pairs = zip(first, seconds[tree], strict=True)
+                    ratios = [before / now for before, now in pairs]
+                    cost = median(seconds[tree])
+                    cells = [size, task, tree, f"{cost * 1e3:.2f}"]
+                    cells += [f"{flops[tree] / cost / rate:.2f}", f"{median(ratios):.3f}"]
+                    rows.append([*cells, f"{min(ratios):.2f} to {max(ratios):.2f}"])
+    write_rows(rows)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,19 @@
 """Measure the house: the size of its parts, as a table for one or two versions of the code.
 
-    python tests/benchmarks/house.py [--base REVISION] [--saved]
+    python tests/benchmarks/house.py [--base VERSION] [--saved]
 
-A version is the working tree, or a git revision that is unpacked into a temporary folder. With
-`--saved` a tiny model is saved by each version, and the code files in its folder are counted.
+With `--saved` a tiny model is saved by each version, and the code files in its folder are counted.
 """
 
-import argparse
 import ast
 import graphlib
-import io
 import re
-import subprocess
-import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
+from versions import build_parser, run_in_version, unpack_versions, write_rows
+
 SAVE_TINY_MODEL = """
 import sys, rmat_hf
 config = rmat_hf.RMatConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1,
@@ -71,8 +65,7 @@ def count_cycles(trees: dict[str, ast.AST], packages: dict[str, list[str]]) -> i
 def count_saved_code(root: Path) -> int:
     """Return how many Python files a version writes beside the weights of a tiny model."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", SAVE_TINY_MODEL, folder]
-        subprocess.run(command, check=True, cwd=root, env={"PYTHONPATH": str(root)})
+        run_in_version(root, "-c", SAVE_TINY_MODEL, folder)
         return len(list(Path(folder).glob("*.py")))
 
 
@@ -110,38 +103,17 @@ def measure_house(root: Path) -> dict[str, str]:
     }
 
 
-@contextmanager
-def unpack(revision: str) -> Iterator[Path]:
-    """Yield a folder with the files of a git revision."""
-    command = ["git", "-C", str(REPO_ROOT), "archive", revision, "rmat_hf", "tests"]
-    archive = subprocess.run(command, check=True, capture_output=True).stdout
-    with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(folder, filter="data")
-        yield Path(folder)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--base", help="git revision to stand beside the working tree")
+    parser = build_parser(__doc__)
     parser.add_argument("--saved", action="store_true", help="save a tiny model, count its code")
     arguments = parser.parse_args()
-    columns = {}
-    if arguments.base:
-        with unpack(arguments.base) as root:
-            columns[arguments.base] = measure(root, saved=arguments.saved)
-    columns["now"] = measure(REPO_ROOT, saved=arguments.saved)
-    sys.stdout.write(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}" + "\n")
-    for name in columns["now"]:
-        cells = [name, *(found[name] for found in columns.values())]
-        sys.stdout.write(f"| {' | '.join(cells)} |\n")
-
-
-def measure(root: Path, *, saved: bool) -> dict[str, str]:
-    found = measure_house(root)
-    if saved:
-        found["code files in a saved folder"] = str(count_saved_code(root))
-    return found
+    with unpack_versions(arguments.base) as roots:
+        found = {tree: measure_house(root) for tree, root in roots.items()}
+        if arguments.saved:
+            for tree, root in roots.items():
+                found[tree]["code files in a saved folder"] = str(count_saved_code(root))
+    rows = [[name, *(measures[name] for measures in found.values())] for name in found["now"]]
+    write_rows([["", *found], *rows])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Count what one molecule, or one command, walks through: modules, openings, parses.
 
-    python tests/benchmarks/walks.py [predict-call|predict|finetune ...]
+    python tests/benchmarks/walks.py [predict-call|predict|finetune ...] [--base VERSION]
 
 A profile hook notes the modules of `rmat_hf` whose functions are called, an audit hook the openings
-of config.json. Everything runs in this process. `PYTHONPATH` chooses the version of the code.
+of config.json. Every walk has a process of its own, whose `PYTHONPATH` is the version.
 """
 
-import csv
+import argparse
 import importlib
 import json
 import sys
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from versions import build_parser, run_in_version, unpack_versions, write_rows
 
 import rmat_hf
 
@@ -127,24 +129,12 @@ def walk_predict(folder: Path) -> Walk:
 def walk_finetune(folder: Path) -> Walk:
     """`rmat finetune` of the bundled model, 59 rows of FreeSolv, 1 epoch."""
     table = folder / "table.csv"
-    with FREESOLV.open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))[:NUM_ROWS]
-    with table.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["smiles", "y"])
-        writer.writerows([row["smiles"], row["hydration_free_energy"]] for row in rows)
+    with FREESOLV.open(encoding="utf-8") as stream, table.open("w", encoding="utf-8") as written:
+        written.writelines(line for _, line in zip(range(NUM_ROWS + 1), stream, strict=False))
+    words = ["finetune", "--dataset", str(table), "--label-columns", "hydration_free_energy"]
+    words += ["--geometry", "bounds", "--num-workers", "0", "--num-train-epochs", "1"]
     with Walk() as walk:
-        words = [
-            "finetune",
-            "--dataset",
-            str(table),
-            "--label-columns",
-            "y",
-            "--geometry",
-            "bounds",
-        ]
-        words += ["--num-workers", "0", "--num-train-epochs", "1", "--feature-cache", "none"]
-        run_command(*words, "--output-dir", str(folder / "run"))
+        run_command(*words, "--feature-cache", "none", "--output-dir", str(folder / "run"))
     return walk
 
 
@@ -155,13 +145,29 @@ WALKS: dict[str, Callable[[Path], Walk]] = {
 }
 
 
+def measure_walk(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        save_tiny_predictor(Path(folder) / "model")
+        return WALKS[name](Path(folder)).describe()
+
+
 def main() -> None:
-    for name in sys.argv[1:] or list(WALKS):
-        with tempfile.TemporaryDirectory() as folder:
-            save_tiny_predictor(Path(folder) / "model")
-            found = WALKS[name](Path(folder)).describe()
-        sys.stderr.write(f"{name}: {' '.join(found.pop('which'))}\n")
-        sys.stdout.write(f"{name} {json.dumps(found)}\n")
+    parser = build_parser(__doc__)
+    parser.add_argument("names", nargs="*", metavar="WALK", help=", ".join(WALKS))
+    parser.add_argument("--measure", choices=list(WALKS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        sys.stdout.write(f"{json.dumps(measure_walk(arguments.measure))}\n")
+        return
+    rows = [["walk", "version", "modules", "config.json opened", "parses"]]
+    with unpack_versions(arguments.base) as roots:
+        for name in arguments.names or WALKS:
+            for tree, root in roots.items():
+                output = run_in_version(root, __file__, "--measure", name)
+                found = json.loads(output.splitlines()[-1])
+                sys.stderr.write(f"{name}, {tree}: {' '.join(found.pop('which'))}\n")
+                rows.append([name, tree, *found.values()])
+    write_rows(rows)
 
 
 if __name__ == "__main__":
