@@ -100,7 +100,7 @@ walks: $(INSTALLED) ## Count modules, openings and parses of predict, rmat predi
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/walks.py --base $(BASE)
 
 startup: $(INSTALLED) ## Measure the CPU seconds of imports and commands, in turns with those of BASE
-	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/startup.py --model $(MODEL) --base $(BASE)
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/startup.py --base $(BASE)
 
 gemm-share: $(INSTALLED) ## Measure the share of the float32 GEMM rate that the network reaches, and that of BASE
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/gemm_share.py --base $(BASE)

@@ -12,15 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from versions import build_parser, run_in_version, unpack_versions, write_rows
-
-SAVE_TINY_MODEL = """
-import sys, rmat_hf
-config = rmat_hf.RMatConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                            num_attention_heads=2)
-rmat_hf.RMatForSequenceClassification(config).save_pretrained(sys.argv[1])
-rmat_hf.RMatProcessor().save_pretrained(sys.argv[1])
-"""
+from versions import build_parser, save_tiny_predictor, unpack_versions, write_rows
 
 
 def count_lines(paths: list[Path]) -> int:
@@ -65,7 +57,7 @@ def count_cycles(trees: dict[str, ast.AST], packages: dict[str, list[str]]) -> i
 def count_saved_code(root: Path) -> int:
     """Return how many Python files a version writes beside the weights of a tiny model."""
     with tempfile.TemporaryDirectory() as folder:
-        run_in_version(root, "-c", SAVE_TINY_MODEL, folder)
+        save_tiny_predictor(root, folder)
         return len(list(Path(folder).glob("*.py")))
 
 

@@ -12,6 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
+SAVE_TINY_MODEL = """
+import sys, rmat_hf
+config = rmat_hf.RMatConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                            num_attention_heads=2, problem_type="regression", num_labels=1)
+rmat_hf.RMatForSequenceClassification(config).save_pretrained(sys.argv[1])
+rmat_hf.RMatProcessor(geometry="bounds").save_pretrained(sys.argv[1])
+"""
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -45,6 +52,11 @@ def run_in_version(root: Path, *command: str) -> str:
     if run.returncode:
         raise SystemExit(run.stderr)
     return run.stdout
+
+
+def save_tiny_predictor(root: Path, folder: str | Path) -> None:
+    """Save a tiny model and its processor as a version does."""
+    run_in_version(root, "-c", SAVE_TINY_MODEL, str(folder))
 
 
 def write_rows(rows: Iterable[Iterable[object]]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from versions import build_parser, run_in_version, unpack_versions, write_rows
+from versions import build_parser, run_in_version, save_tiny_predictor, unpack_versions, write_rows
 
 import rmat_hf
 
@@ -26,12 +26,6 @@ FREESOLV = Path(PACKAGE) / "data" / "freesolv" / "freesolv.csv"
 # what runs while a file is imported is no walk
 IMPORTING = ("<module>", "<lambda>", "<genexpr>", "<listcomp>", "<dictcomp>")
 NUM_ROWS = 59
-TINY_MODEL = {
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 
 
 class Walk:
@@ -87,14 +81,6 @@ class Walk:
         }
 
 
-def save_tiny_predictor(folder: Path) -> None:
-    config = rmat_hf.RMatConfig(
-        **TINY_MODEL, problem_type="regression", id2label={0: "y"}, label2id={"y": 0}
-    )
-    rmat_hf.RMatForSequenceClassification(config).save_pretrained(folder)
-    rmat_hf.RMatProcessor(geometry="bounds").save_pretrained(folder)
-
-
 def run_command(*words: str) -> None:
     from rmat_hf.cli import main
 
@@ -147,7 +133,7 @@ WALKS: dict[str, Callable[[Path], Walk]] = {
 
 def measure_walk(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        save_tiny_predictor(Path(folder) / "model")
+        save_tiny_predictor(Path(PACKAGE).parent, Path(folder) / "model")
         return WALKS[name](Path(folder)).describe()
 
 
