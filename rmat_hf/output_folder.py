@@ -144,9 +144,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
 def lock_output(output: str | Path, *, is_needed: bool = True) -> Iterator[None]:
     """Keep a second run from writing a folder or file until the block ends.
 
-    The lock is the kernel's on a hidden file beside it, `.NAME.lock`. It ends with the process,
-    however that ends: the file that a killed run leaves locks nothing. Whoever gets the lock
-    removes what a killed run left half written.
+    Whoever gets the lock, as from [`hold_lock`], removes what a killed run left half written.
 
     Args:
         output (`str` or `Path`): The output folder or file, which need not exist.
@@ -160,21 +158,43 @@ def lock_output(output: str | Path, *, is_needed: bool = True) -> Iterator[None]
         yield
         return
     output = Path(output).resolve()
+    with explained_writing(output, way_out="Choose another output folder."):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(output):
+        _remove_leftovers(output)
+        yield
+
+
+@contextmanager
+def hold_lock(output: Path, *, waits: bool = False) -> Iterator[None]:
+    """Hold the kernel's lock on a hidden file beside an output, `.NAME.lock`, for a block.
+
+    It ends with the process, however that ends: the file that a killed run leaves locks nothing.
+    On a disk without locks there is a warning instead.
+
+    Args:
+        output (`Path`): File or folder.
+        waits (`bool`, *optional*, defaults to `False`): Wait for another run, which is brief.
+
+    Raises:
+        UserError: Another run is writing it, or the lock cannot be made.
+    """
     path = output.with_name(f".{output.name}.lock")
-    lock = FileLock(path)
+    lock = FileLock(path, timeout=-1 if waits else 0)
     try:
         with explained_writing(path, way_out="Choose another output folder."):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock.acquire()
     except Timeout as error:
         raise UserError(
             f"Another run is writing {str(output)!r}. Wait until it ends, or choose another output."
         ) from error
+    except (NotImplementedError, OSError) as error:
+        logger.warning("%s has no locks (%s): start no second run on it.", path.parent, error)
     try:
-        _remove_leftovers(output)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is locked, so that it is ours
+        with suppress(OSError):  # while it is locked, so that it is ours
+            path.unlink(missing_ok=True)
         lock.release()
 
 

@@ -20,12 +20,7 @@ def write_shard(
     processor = processor or RMatProcessor(geometry="bounds")
     outcomes = featurize_molecules(smiles, processor)
     rows = list(zip(range(first_row, first_row + len(smiles)), smiles, outcomes, strict=True))
-    content = encode_shard(
-        [row for row in rows if not row[2].failure],
-        failures=[(row, text, it.failure) for row, text, it in rows if it.failure],
-        processor=processor,
-    )
-    path.write_bytes(content)
+    path.write_bytes(encode_shard(rows, processor=processor))
 
 
 def write_corpus(

@@ -9,14 +9,14 @@ import io
 import json
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -24,39 +24,35 @@ import pyarrow.parquet as pq
 import rdkit
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfFileSystem, snapshot_download
-from huggingface_hub.errors import StrictDataclassError
 
 from rmat_hf import __version__
-from rmat_hf.data.featurization import (
-    FeaturizedMolecule,
-    describe_processor,
-    iterate_featurized,
-)
+from rmat_hf.data.featurization import FeaturizedMolecule, describe_processor, iterate_featurized
 from rmat_hf.data.shards import (
-    RowCounts,
+    Piece,
+    Result,
     count_failures,
-    encode_json,
     find_difference,
     parse_task,
-    write_file,
+    summarize,
     write_shards,
 )
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.stored_features import count_nodes
 from rmat_hf.data.table_writer import ColumnKind, TableWriter
-from rmat_hf.data.tables import HUB_PREFIX, TableChunk, validate_smiles_column
-from rmat_hf.errors import UserError, explained_reading, get_first_line, list_reading_errors
+from rmat_hf.data.tables import HUB_PREFIX, validate_smiles_column
+from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.features_rmat import Molecule, list_molecule_descriptor_names
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.output_folder import load_json, open_atomically, save_json
 
 logger = logging.getLogger(__name__)
 
 CORPUS_FILE = "corpus.json"
 FAILED_ROWS_FILE = "failed_rows.csv"
 PROCESSOR_FILE = "preprocessor_config.json"
-README_FILE = "README.md"
+_README_FILE = "README.md"
 # large_binary: the features of a shard may take more than 2 GiB.
 SHARD_SCHEMA = pa.schema(
     [
@@ -67,8 +63,8 @@ SHARD_SCHEMA = pa.schema(
         ("geometry_source", pa.string()),
     ]
 )
-REQUIRED_COLUMNS = ("smiles", "features", "num_nodes")
-NOT_FEATURIZED = "Its molecules have no features: run `rmat featurize` first and load its folder."
+_REQUIRED_COLUMNS = ("smiles", "features", "num_nodes")
+_NOT_FEATURIZED = "Its molecules have no features: run `rmat featurize` first and load its folder."
 _PROCESSOR_KEY = b"rmat_hf.processor"
 _FAILURES_KEY = b"rmat_hf.failures"
 _COMPRESSION_LEVEL = 9
@@ -201,20 +197,14 @@ def describe_corpus(report: CorpusReport) -> str:
     return "\n".join(lines)
 
 
-def _build_report(counts: RowCounts, shards: Sequence[Path]) -> CorpusReport:
+def _build_report(counts: Counter[str], shards: Sequence[Path]) -> CorpusReport:
     num_bytes = sum(path.stat().st_size for path in shards)
     return CorpusReport(
         num_shards=len(shards),
-        num_rows=counts.num_rows,
-        num_molecules=counts.num_written,
-        num_failed=counts.num_failed,
-        failures=counts.failures,
-        bytes_per_molecule=round(num_bytes / max(counts.num_written, 1), 1),
+        num_molecules=counts[""],
+        bytes_per_molecule=round(num_bytes / max(counts[""], 1), 1),
+        **summarize(counts),
     )
-
-
-# Text and outcome of one row
-_Row = tuple[str, FeaturizedMolecule]
 
 
 @dataclass(frozen=True)
@@ -234,73 +224,73 @@ class _FeaturizedShards:
             "rdkit": rdkit.__version__,
         }
 
-    def compute(self, chunks: Iterable[TableChunk]) -> Generator[list[_Row], None, None]:
-        texts: deque[list[str]] = deque()
+    def compute(self, pieces: Iterable[Piece]) -> Generator[Result, None, None]:
+        """Yield text and outcome of each row."""
+        texts: deque[tuple[int, list[str]]] = deque()
+        smiles_column = self.arguments.smiles_column
 
         def list_molecules() -> Iterator[Molecule]:
-            for chunk in chunks:
-                column = chunk.columns[self.arguments.smiles_column].to_pylist()
-                texts.append([text or "" for text in column])
-                yield from chunk.molecules(self.arguments.smiles_column)
+            for idx, chunk in pieces:
+                column = chunk.columns[smiles_column].to_pylist()
+                texts.append((idx, [text or "" for text in column]))
+                yield from chunk.molecules(smiles_column)
 
         outcomes = iterate_featurized(
             list_molecules(), self.processor, num_workers=self.arguments.num_proc
         )
         with closing(outcomes):
-            for first in outcomes:  # its chunk has been taken by now
-                smiles = texts.popleft()
+            for first in outcomes:  # its piece has been taken by now
+                idx, smiles = texts.popleft()
                 rest = islice(outcomes, len(smiles) - 1)
-                yield list(zip(smiles, (first, *rest), strict=True))
+                yield idx, list(zip(smiles, (first, *rest), strict=True))
 
-    def write(self, path: Path, results: Iterable[list[_Row]], *, rows: range) -> None:
-        numbered = list(zip(rows, chain.from_iterable(results), strict=True))
-        failures = [(row, text, it.failure) for row, (text, it) in numbered if it.failure]
-        kept = [(row, text, outcome) for row, (text, outcome) in numbered if not outcome.failure]
-        write_file(path, encode_shard(kept, failures=failures, processor=self.processor))
+    def write(
+        self, path: Path, results: Iterable[list[tuple[str, FeaturizedMolecule]]], *, rows: range
+    ) -> None:
+        numbered = zip(rows, chain.from_iterable(results), strict=True)
+        outcomes = [(row, smiles, outcome) for row, (smiles, outcome) in numbered]
+        with open_atomically(path) as stream:
+            stream.write(encode_shard(outcomes, processor=self.processor))
 
-    def count(self, path: Path) -> RowCounts:
+    def count(self, path: Path) -> Counter[str]:
         header = _read_header(path)
-        num_failed = len(header.failures)
-        failures = count_failures(reason for _, _, reason in header.failures)
-        return RowCounts(header.num_rows + num_failed, num_failed, header.num_rows, failures)
+        reasons = count_failures(reason for _, _, reason in header.failures)
+        return reasons + Counter({"": header.num_rows})
 
-    def complete(self, folder: Path, shards: Sequence[Path], *, counts: RowCounts) -> RowCounts:
+    def complete(self, folder: Path, shards: Sequence[Path], *, counts: Counter[str]) -> None:
         columns: dict[str, ColumnKind] = {"row": "integer", "smiles": "text", "reason": "text"}
         with TableWriter(folder / FAILED_ROWS_FILE, added_columns=columns) as writer:
             for path in shards:
                 if failures := _read_header(path).failures:
                     writer.write(dict(zip(columns, zip(*failures, strict=True), strict=True)))
-        if not (folder / README_FILE).exists():
-            write_file(folder / README_FILE, _CARD.encode())
-        options = describe_processor(self.processor)
-        write_file(folder / PROCESSOR_FILE, encode_json(options))
+        if not (folder / _README_FILE).exists():
+            with open_atomically(folder / _README_FILE) as stream:
+                stream.write(_CARD.encode())
+        save_json(folder / PROCESSOR_FILE, describe_processor(self.processor))
         versions = {"rmat_hf": __version__, "rdkit": rdkit.__version__}
-        content = {**asdict(_build_report(counts, shards)), "versions": versions}
-        write_file(folder / CORPUS_FILE, encode_json(content))
-        return counts
+        report = asdict(_build_report(counts, shards))
+        save_json(folder / CORPUS_FILE, {**report, "versions": versions})
 
 
 def encode_shard(
-    rows: Sequence[tuple[int, str, FeaturizedMolecule]],
-    *,
-    failures: Sequence[tuple[int, str, str]],
-    processor: RMatProcessor,
+    rows: Sequence[tuple[int, str, FeaturizedMolecule]], *, processor: RMatProcessor
 ) -> bytes:
     """Return the bytes of a shard; equal arguments give equal bytes.
 
     Args:
         rows (`Sequence[tuple[int, str, FeaturizedMolecule]]`):
-            Position in the input, SMILES and features of every molecule.
-        failures (`Sequence[tuple[int, str, str]]`): Position, SMILES and reason of the others.
+            Position in the input, SMILES and outcome of every molecule.
         processor (`RMatProcessor`): Has made the features.
     """
-    features = [outcome.features for _, _, outcome in rows]
+    failures = [(row, smiles, outcome.failure) for row, smiles, outcome in rows if outcome.failure]
+    kept = [row for row in rows if not row[2].failure]
+    features = [outcome.features for _, _, outcome in kept]
     columns = {
-        "row": [row for row, _, _ in rows],
-        "smiles": [smiles for _, smiles, _ in rows],
+        "row": [row for row, _, _ in kept],
+        "smiles": [smiles for _, smiles, _ in kept],
         "features": features,
         "num_nodes": count_nodes(features),
-        "geometry_source": [outcome.geometry_source for _, _, outcome in rows],
+        "geometry_source": [outcome.geometry_source for _, _, outcome in kept],
     }
     metadata = {_PROCESSOR_KEY: describe_processor(processor), _FAILURES_KEY: failures}
     schema = SHARD_SCHEMA.with_metadata(
@@ -316,7 +306,7 @@ def encode_shard(
         write_statistics=["row", "num_nodes"],
     ) as writer:
         # datasets cannot read an empty row group, but a file without any
-        if rows:
+        if kept:
             writer.write_table(pa.table(columns, schema=schema), row_group_size=_ROW_GROUP_SIZE)
     return stream.getvalue()
 
@@ -324,8 +314,7 @@ def encode_shard(
 # Reading
 
 
-@dataclass(frozen=True)
-class Corpus:
+class Corpus(NamedTuple):
     """Featurized molecules and the processor that made them.
 
     Args:
@@ -339,8 +328,7 @@ class Corpus:
     processor: RMatProcessor
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     """What the footer of a shard tells; `processor` is None in a foreign file."""
 
     name: str
@@ -376,8 +364,9 @@ def load_corpus(
     """
     name = os.fspath(source)
     path = Path(name)
-    is_local = path.exists() or path.is_absolute() or glob.has_magic(name) or bool(path.suffix)
-    if is_local:
+    if path.exists() or path.is_absolute() or glob.has_magic(name) or path.suffix:
+        if revision is not None or split != "train":
+            raise UserError(f"{name} is not on the Hub: leave out the revision and the split.")
         paths, folder = _find_local_shards(name)
     else:
         paths, folder = _find_hub_shards(
@@ -387,21 +376,16 @@ def load_corpus(
         headers = list(executor.map(_read_header, paths))
     made_by = [(header.name, header.processor or {}) for header in headers]
     if folder is not None and (folder / PROCESSOR_FILE).is_file():
-        with explained_reading(folder / PROCESSOR_FILE):
-            saved = json.loads((folder / PROCESSOR_FILE).read_text(encoding="utf-8"))
-            known = {key: saved.get(key) for key in made_by[0][1] or saved}
+        saved = load_json(folder / PROCESSOR_FILE)
+        known = {key: saved.get(key) for key in made_by[0][1] or saved}
         is_named = any(options for _, options in made_by)
         made_by = [*(made_by if is_named else []), (str(folder / PROCESSOR_FILE), known)]
-    has_own_source = is_local and (revision is not None or split != "train")
-    for problem in _list_problems(name, headers, made_by=made_by, has_own_source=has_own_source):
+    for problem in _list_problems(name, headers, made_by=made_by):
         raise UserError(problem)
-    columns = [
-        column
-        for column in SHARD_SCHEMA.names
-        if all(column in header.schema.names for header in headers)
-    ]
+    columns = [it for it in SHARD_SCHEMA.names if all(it in its.schema.names for its in headers)]
     filled = [path for path, header in zip(paths, headers, strict=True) if header.num_rows]
-    try:
+    way_out = "If a shard is damaged, delete it and repeat the command that made it."
+    with explained_reading(name, way_out=way_out, also=(DatasetsError, TypeError)):
         processor = RMatProcessor(**made_by[0][1])
         dataset = datasets.load_dataset(
             "parquet",
@@ -413,37 +397,23 @@ def load_corpus(
             ),
             streaming=streaming,
         )
-    except (*list_reading_errors(), DatasetsError, StrictDataclassError, TypeError) as error:
-        raise UserError(
-            f"{name} cannot be loaded: {get_first_line(error.__cause__ or error)}. Delete the "
-            "damaged shard and repeat the `rmat featurize` command that made it, or copy it anew."
-        ) from error
     return Corpus(dataset, processor)
 
 
 def _list_problems(
-    name: str,
-    headers: Sequence[_Header],
-    *,
-    made_by: Sequence[tuple[str, dict[str, Any]]],
-    has_own_source: bool,
+    name: str, headers: Sequence[_Header], *, made_by: Sequence[tuple[str, dict[str, Any]]]
 ) -> Iterator[str]:
     """Yield what keeps shards from being one corpus."""
-    if has_own_source:
-        yield f"{name} is not on the Hub: it has no revision and no split. Leave them out."
     for header in headers:
-        missing = [column for column in REQUIRED_COLUMNS if column not in header.schema.names]
-        if missing:
-            yield f"{header.name} has no column {missing[0]!r}. {NOT_FEATURIZED}"
+        for column in _REQUIRED_COLUMNS:
+            if column not in header.schema.names:
+                yield f"{header.name} has no column {column!r}. {_NOT_FEATURIZED}"
         found = header.schema.field("features").type
         if not (pa.types.is_binary(found) or pa.types.is_large_binary(found)):
-            yield f"{header.name}: the column 'features' holds {found}. {NOT_FEATURIZED}"
+            yield f"{header.name}: the column 'features' holds {found}. {_NOT_FEATURIZED}"
     first, options = made_by[0]
     if not options:
-        yield (
-            f"{first} does not say which processor made it, and there is no {PROCESSOR_FILE} "
-            "beside it. Run `rmat featurize`, and load its folder."
-        )
+        yield f"{first} does not say which processor made it. {_NOT_FEATURIZED}"
     for other, its_options in made_by[1:]:
         if difference := find_difference(options, its_options):
             yield (
@@ -456,20 +426,18 @@ def _list_problems(
 
 def _read_header(path: str | Path) -> _Header:
     name = str(path)
-    try:
-        with (
-            HfFileSystem().open(name) if name.startswith(HUB_PREFIX) else open(name, "rb") as file,
-            pq.ParquetFile(file) as parquet,
-        ):
-            schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+    way_out = (
+        f"If it is a damaged shard, delete it and repeat the command. If not: {_NOT_FEATURIZED}"
+    )
+    with (
+        explained_reading(name, way_out=way_out),
+        HfFileSystem().open(name) if name.startswith(HUB_PREFIX) else open(name, "rb") as file,
+        pq.ParquetFile(file) as parquet,
+    ):
+        schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
         metadata = schema.metadata or {}
         processor = json.loads(metadata.get(_PROCESSOR_KEY, b"null"))
         failures = [tuple(row) for row in json.loads(metadata.get(_FAILURES_KEY, b"[]"))]
-    except list_reading_errors() as error:
-        raise UserError(
-            f"{name} cannot be read as a shard of a corpus: {get_first_line(error)}. If it is a "
-            f"damaged one, delete it and repeat the command that made it. If not: {NOT_FEATURIZED}"
-        ) from error
     return _Header(name, schema, num_rows, processor, failures)
 
 
@@ -477,13 +445,11 @@ def _find_local_shards(name: str) -> tuple[list[str], Path | None]:
     """Return the files, and the folder that they are the shards of."""
     folder = Path(name)
     if not folder.is_dir():
-        paths = sorted(glob.glob(name, recursive=True)) or [name]
-        return paths, None
+        return sorted(glob.glob(name, recursive=True)) or [name], None
     paths = sorted(str(path) for path in folder.glob("*.parquet"))
     num_shards = None
     if (folder / CORPUS_FILE).is_file():
-        with explained_reading(folder / CORPUS_FILE):
-            num_shards = dict(json.loads((folder / CORPUS_FILE).read_text())).get("num_shards")
+        num_shards = load_json(folder / CORPUS_FILE).get("num_shards")
     elif paths:
         logger.warning(
             "%s is not finished: it has %d shards so far. Repeat the `rmat featurize` command "
@@ -504,17 +470,16 @@ def _find_hub_shards(
     name: str, *, revision: str | None, split: str, with_download: bool
 ) -> tuple[list[str], Path]:
     """Return local paths after a download, else addresses for streaming."""
-    try:
+    place = f"{name!r} on the Hub (there is no such file or folder here)"
+    with explained_reading(place, also=(DatasetsError, RuntimeError)):
         builder = datasets.load_dataset_builder(name, revision=revision)
         addresses = list(map(str, (builder.config.data_files or {}).get(split, [])))
-        if not addresses or not all(
-            address.startswith(HUB_PREFIX) and address.endswith(".parquet") for address in addresses
-        ):
-            raise ValueError(f"no shards of a corpus in the split {split!r}. {NOT_FEATURIZED}")
         # hf://datasets/USER/NAME@COMMIT/PATH
-        places = [address.removeprefix(f"{HUB_PREFIX}datasets/") for address in addresses]
-        repo_id, _, commit = places[0].partition("@")
-        shards = [place.partition("@")[2].partition("/")[2] for place in places]
+        places = [it for it in addresses if it.startswith(HUB_PREFIX) and it.endswith(".parquet")]
+        if not places or places != addresses:
+            raise ValueError(f"no shards of a corpus in the split {split!r}. {_NOT_FEATURIZED}")
+        repo_id, _, commit = places[0].removeprefix(f"{HUB_PREFIX}datasets/").partition("@")
+        shards = [address.partition("@")[2].partition("/")[2] for address in places]
         folder = Path(
             snapshot_download(
                 repo_id,
@@ -523,8 +488,4 @@ def _find_hub_shards(
                 allow_patterns=[PROCESSOR_FILE, *(shards if with_download else [])],
             )
         )
-    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{name!r} is neither a file nor a folder, and the Hub gives: {get_first_line(error)}"
-        ) from error
     return [str(folder / shard) for shard in shards] if with_download else addresses, folder

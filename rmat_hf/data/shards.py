@@ -5,13 +5,11 @@ The bytes are the same after kills at any moment and whatever the number of proc
 
 import hashlib
 import json
-import logging
-import os
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import groupby
 from operator import itemgetter
@@ -20,14 +18,11 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from rmat_hf.data.tables import HUB_PREFIX, Table, TableChunk
-from rmat_hf.errors import UserError, explained_reading
-from rmat_hf.output_folder import open_atomically
-
-logger = logging.getLogger(__name__)
+from rmat_hf.errors import UserError, explained_reading, explained_writing
+from rmat_hf.output_folder import hold_lock, load_json, save_json
 
 MANIFEST_FILE = "manifest.json"
 ROW_COLUMN = "row"
@@ -41,28 +36,9 @@ Executor = Literal["local", "slurm", "ray"]
 Order = Literal["descending", "ascending"]
 
 
-@dataclass(frozen=True)
-class RowCounts:
-    """How many rows there are, and why some have no value.
-
-    Args:
-        num_rows, num_failed, num_written (`int`): Rows of the input, without value, in the output.
-        failures (`dict[str, int]`): How often a reason was met, the most frequent first.
-    """
-
-    num_rows: int = 0
-    num_failed: int = 0
-    num_written: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-
-    def __add__(self, other: "RowCounts") -> "RowCounts":
-        failures = Counter(self.failures) + Counter(other.failures)
-        return RowCounts(
-            self.num_rows + other.num_rows,
-            self.num_failed + other.num_failed,
-            self.num_written + other.num_written,
-            dict(sorted(failures.items(), key=lambda item: (-item[1], item[0]))),
-        )
+# Rows of a shard with its number, and what was computed of them.
+Piece = tuple[int, TableChunk]
+Result = tuple[int, Any]
 
 
 class ShardedWork(Protocol):
@@ -76,17 +52,17 @@ class ShardedWork(Protocol):
     def extension(self) -> str:
         """Of the shards' names, without the point."""
 
-    def compute(self, chunks: Iterable[TableChunk]) -> Generator[Any, None, None]:
-        """Yield one result for each chunk, in order; chunks may be taken ahead."""
+    def compute(self, pieces: Iterable[Piece]) -> Generator[Result, None, None]:
+        """Yield the results of each piece, one a row, in order; pieces may be taken ahead."""
 
     def write(self, path: Path, results: Iterable[Any], *, rows: range) -> None:
         """Write a shard of some rows of the input, the whole of it or nothing."""
 
-    def count(self, path: Path) -> RowCounts:
-        """Read what is in a shard."""
+    def count(self, path: Path) -> Counter[str]:
+        """Read how many rows of a shard have each reason, as from [`count_failures`]."""
 
-    def complete(self, folder: Path, shards: Sequence[Path], *, counts: RowCounts) -> RowCounts:
-        """Write what belongs beside the shards when they are all there; return what is written."""
+    def complete(self, folder: Path, shards: Sequence[Path], *, counts: Counter[str]) -> None:
+        """Write what belongs beside the shards when they are all there."""
 
 
 def write_shards(
@@ -99,7 +75,7 @@ def write_shards(
     max_rows: int | None = None,
     task: str | None = None,
     show_progress: bool = False,
-) -> tuple[RowCounts, bool]:
+) -> tuple[Counter[str], bool]:
     """Write the shards of one task; the task that ends last completes the folder.
 
     Args:
@@ -114,8 +90,8 @@ def write_shards(
         show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
 
     Returns:
-        The counts of all rows and True, or those of the rows of this task and False while shards
-        of other tasks are missing.
+        The counts, as from [`count_failures`], of all rows and True, or those of the rows of this
+        task and False while shards of other tasks are missing.
 
     Raises:
         UserError: The folder belongs to something else or another run writes it, the input cannot
@@ -124,29 +100,26 @@ def write_shards(
     num_rows = min(table.num_rows, max_rows or table.num_rows)
     layout = _Layout(folder, num_rows, shard_size, work.extension)
     rank, num_tasks = parse_task(task or "0/1")
-    _prepare(layout, {**work.description, **describe_input(table), **layout.description})
+    sizes = {"num_rows": num_rows, "shard_size": shard_size}
+    _prepare(layout, {**work.description, **describe_input(table), **sizes})
     own = range(rank, layout.num_shards, num_tasks)
     missing = [idx for idx in own if not layout.get_path(idx).is_file()]
     if missing:
-        total = sum(len(layout.get_rows(idx)) for idx in own)
-        num_missing = sum(len(layout.get_rows(idx)) for idx in missing)
+        num_missing, total = (sum(len(layout.get_rows(i)) for i in part) for part in (missing, own))
         with tqdm(
             total=total, initial=total - num_missing, unit="molecule", disable=not show_progress
         ) as progress:
-            pieces = _iterate_pieces(table.iterate_chunks(chunk_size), layout)
-            _write_missing(work, pieces, layout=layout, missing=missing, report=progress.update)
+            pieces = _iterate_pieces(table.iterate_chunks(chunk_size), layout, wanted=missing)
+            _write_missing(work, pieces, layout=layout, report=progress.update)
     shards = [layout.get_path(idx) for idx in range(layout.num_shards)]
     if not all(path.is_file() for path in shards):
         return _count(work, own, layout=layout), False
     # of tasks that end together one after the other completes the folder
-    lock = _lock(folder / MANIFEST_FILE, waits=True)
-    try:
+    with hold_lock(folder / MANIFEST_FILE, waits=True):
         counts = _count(work, range(layout.num_shards), layout=layout)
-        counts = work.complete(folder, shards, counts=counts)
+        work.complete(folder, shards, counts=counts)
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-    finally:
-        _unlock(lock)
     return counts, True
 
 
@@ -156,10 +129,6 @@ class _Layout:
     num_rows: int
     shard_size: int
     extension: str
-
-    @property
-    def description(self) -> dict[str, int]:
-        return {"num_rows": self.num_rows, "shard_size": self.shard_size}
 
     @property
     def num_shards(self) -> int:
@@ -175,135 +144,96 @@ class _Layout:
 
 def _prepare(layout: _Layout, description: dict[str, Any]) -> None:
     """Create the folder, or check that it belongs to the same work."""
-    folder = layout.folder
+    folder, manifest = layout.folder, layout.folder / MANIFEST_FILE
     if not 0 < layout.num_shards <= MAX_SHARDS:
         raise UserError(
             f"{description['input']} has {layout.num_rows} rows: no shard or more than "
             f"{MAX_SHARDS}. Name an input with molecules, or choose --shard-size "
             f"{-(-layout.num_rows // MAX_SHARDS) or 1} or more."
         )
-    manifest = folder / MANIFEST_FILE
-    try:
+    with explained_writing(folder, way_out="Choose another output folder."):
         folder.mkdir(parents=True, exist_ok=True)
         found = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-        known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder} cannot be used: {error}. Choose another output folder."
-        ) from error
-    if known is None and not found:
-        write_file(manifest, encode_json(description))
-    elif known is None and not manifest.is_file():  # else another task has just written it
+    if manifest.is_file():
+        if difference := find_difference(load_json(manifest), description):
+            raise UserError(
+                f"{folder} was begun with other options, another model or another input: "
+                f"{difference} (first the folder, then this command). Repeat the command as it "
+                "was, or choose another output folder."
+            )
+    elif found and not manifest.is_file():  # else another task has just written it
         raise UserError(
             f"The folder {folder} has files but no {MANIFEST_FILE}: it is of something else, or of "
             "an earlier release. Choose another output folder."
         )
-    elif known is not None and (difference := find_difference(known, description)):
-        raise UserError(
-            f"{folder} was begun with other options, another model or another input: {difference} "
-            "(first the folder, then this command). Repeat the command as it was, or choose "
-            "another output folder."
-        )
+    else:
+        save_json(manifest, description)
 
 
 def _iterate_pieces(
-    chunks: Iterable[TableChunk], layout: _Layout
-) -> Iterator[tuple[int, TableChunk]]:
-    """Yield the rows with the shard that they belong to."""
-    row = 0
+    chunks: Iterable[TableChunk], layout: _Layout, *, wanted: Collection[int]
+) -> Iterator[Piece]:
+    """Yield the rows of the wanted shards."""
+    row, end = 0, layout.get_rows(max(wanted)).stop
     for chunk in chunks:
         start = 0
-        while start < chunk.num_rows and row < layout.num_rows:
+        while start < chunk.num_rows and row < end:
             idx = row // layout.shard_size
             stop = min(chunk.num_rows, start + layout.get_rows(idx).stop - row)
-            yield idx, chunk.slice(start, stop - start)
+            if idx in wanted:
+                yield idx, chunk.slice(start, stop - start)
             row += stop - start
             start = stop
+        if row == end:
+            return
 
 
 def _write_missing(
     work: ShardedWork,
-    pieces: Iterable[tuple[int, TableChunk]],
+    pieces: Iterable[Piece],
     *,
     layout: _Layout,
-    missing: Sequence[int],
     report: Callable[[int], Any],
 ) -> None:
-    """Write shards; chunks are computed ahead, beyond the end of a shard too."""
-    begun: deque[tuple[int, int]] = deque()
-    locks: dict[int, FileLock] = {}
+    """Write shards; pieces are computed ahead, beyond the end of a shard too."""
+    locks: dict[int, ExitStack] = {}
 
-    def take() -> Iterator[TableChunk]:
-        for idx, chunks in _list_wanted(pieces, missing):
-            locks[idx] = _lock(layout.get_path(idx))
-            if layout.get_path(idx).is_file():  # another run has written it meanwhile
-                continue
-            for _, chunk in chunks:
-                begun.append((idx, chunk.num_rows))
-                yield chunk
+    def take() -> Iterator[Piece]:
+        for idx, its_pieces in groupby(pieces, key=itemgetter(0)):
+            locks[idx] = ExitStack()
+            locks[idx].enter_context(hold_lock(layout.get_path(idx)))
+            if not layout.get_path(idx).is_file():  # else another run has written it meanwhile
+                yield from its_pieces
 
-    def report_each(results: Iterable[tuple[tuple[int, int], Any]]) -> Iterator[Any]:
-        for (_, num_rows), result in results:
+    def report_each(results: Iterable[Result]) -> Iterator[Sized]:
+        for _, result in results:
             yield result
-            report(num_rows)
+            report(len(result))
 
     computed = work.compute(take())
     try:
-        paired = ((begun.popleft(), result) for result in computed)
-        for idx, results in groupby(paired, key=lambda pair: pair[0][0]):
+        for idx, results in groupby(computed, key=itemgetter(0)):
             work.write(layout.get_path(idx), report_each(results), rows=layout.get_rows(idx))
-            _unlock(locks.pop(idx))
+            locks.pop(idx).close()
     finally:
         computed.close()
         for lock in locks.values():
-            _unlock(lock)
+            lock.close()
 
 
-def _list_wanted(
-    pieces: Iterable[tuple[int, TableChunk]], missing: Sequence[int]
-) -> Iterator[tuple[int, Iterator[tuple[int, TableChunk]]]]:
-    wanted = set(missing)
-    for idx, chunks in groupby(pieces, key=itemgetter(0)):
-        if idx in wanted:
-            yield idx, chunks
-        if idx == missing[-1]:
-            return
-
-
-def _lock(path: Path, *, waits: bool = False) -> FileLock:
-    """Keep another run from writing a file; the system drops the lock of a dead process."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if waits else 0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"Another run is writing {path.parent}. Wait for it, or end it first."
-        ) from error
-    except (NotImplementedError, OSError) as error:
-        logger.warning(
-            "%s is on a disk without locks (%s): start no second run on it.", path.parent, error
-        )
-    return lock
-
-
-def _unlock(lock: FileLock) -> None:
-    with suppress(OSError):  # while it is locked, so that it is ours
-        os.unlink(lock.lock_file)
-    lock.release()
-
-
-def _count(work: ShardedWork, indices: Iterable[int], *, layout: _Layout) -> RowCounts:
-    counts = RowCounts()
+def _count(work: ShardedWork, indices: Iterable[int], *, layout: _Layout) -> Counter[str]:
+    counts: Counter[str] = Counter()
     for idx in indices:
         path, num_rows = layout.get_path(idx), len(layout.get_rows(idx))
+        found: Counter[str] = Counter()
         try:
             with explained_reading(path):
                 found = work.count(path)
-            damage = f"{path} has {found.num_rows} rows instead of {num_rows}."
+            damage = f"{path} has {found.total()} rows instead of {num_rows}"
         except UserError as error:
-            found, damage = RowCounts(num_rows=-1), f"{error}."
-        if found.num_rows != num_rows:
-            raise UserError(f"{damage} Delete it and repeat the command.")
+            damage = str(error).rstrip(".")
+        if found.total() != num_rows:
+            raise UserError(f"{damage}. Delete it and repeat the command.")
         counts += found
     return counts
 
@@ -338,26 +268,22 @@ def find_difference(first: dict[str, Any], second: dict[str, Any]) -> str:
 
     What is nested is looked into first: the options of a processor tell more than a hash.
     """
-    names = {*first, *second}
-    nested = {
-        name: (first[name], second[name])
-        for name in sorted(first.keys() & second.keys())
-        if isinstance(first[name], dict) and isinstance(second[name], dict)
-    }
-    for options in nested.values():
-        if difference := find_difference(*options):
+    pairs = {name: (first.get(name), second.get(name)) for name in sorted({*first, *second})}
+    nested = {name for name, pair in pairs.items() if all(isinstance(it, dict) for it in pair)}
+    for name in sorted(nested):
+        if difference := find_difference(*pairs[name]):
             return difference
-    for name in sorted(names - nested.keys()):
-        texts = [json.dumps(options.get(name)) for options in (first, second)]
+    for name in [name for name in pairs if name not in nested]:
+        texts = [json.dumps(value) for value in pairs[name]]
         if texts[0] != texts[1]:
             short = [text if len(text) < 60 else f"{text[:57]}..." for text in texts]
             return f"{name} is {short[0]} in one and {short[1]} in the other"
     return ""
 
 
-def count_failures(errors: Iterable[str | None]) -> dict[str, int]:
-    """Return how often each reason was met, without what is of one molecule only."""
-    return dict(Counter(_generalize(error) for error in errors if error))
+def count_failures(reasons: Iterable[str | None]) -> Counter[str]:
+    """Count rows by reason, without what is of one molecule only; those that have none as ''."""
+    return Counter(_generalize(reason) if reason else "" for reason in reasons)
 
 
 def _generalize(reason: str) -> str:
@@ -365,44 +291,36 @@ def _generalize(reason: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"(while parsing|for input): .*", r"\1 …", general))
 
 
-def encode_json(content: Any) -> bytes:
-    """Return JSON for people to read."""
-    return (json.dumps(content, indent=2) + "\n").encode()
+def summarize(counts: Counter[str]) -> dict[str, Any]:
+    """Return the numbers of rows and of failures, and the reasons, the most frequent first."""
+    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    failures = {reason: number for reason, number in reasons if reason}
+    num_failed = sum(failures.values())
+    return {"num_rows": counts.total(), "num_failed": num_failed, "failures": failures}
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a small file, the whole of it or nothing; another task may write the same."""
-    with open_atomically(path) as stream:
-        stream.write(content)
-
-
-class TopRows:
-    """Keeps the best rows of a table of any size; of equal ones the first, none without a number.
+def take_best(tables: Iterable[pa.Table], num_rows: int, *, column: str, order: Order) -> pa.Table:
+    """Return the best rows of tables of any size, the best first.
 
     Args:
-        num_rows (`int`): How many.
-        column (`str`): Column of numbers that decides.
-        order (`str`): `"descending"`: the largest are the best; `"ascending"`: the smallest.
-        schema (`pa.Schema`): All columns, `row` among them: the position in the input.
+        tables (`Iterable[pa.Table]`): At least one, each with `row`, the position in the input.
+        num_rows (`int`): How many rows to keep.
+        column (`str`): Column of numbers that decides; a row without a finite one is left out.
+        order (`str`): `"descending"`: the largest are the best; `"ascending"`: the smallest. Of
+            equal ones the first in the input is.
     """
+    sort_keys = [(column, order), (ROW_COLUMN, "ascending")]
+    best: list[pa.Table] = []
 
-    def __init__(self, num_rows: int, *, column: str, order: Order, schema: pa.Schema) -> None:
-        self._num_rows = num_rows
-        self._column = column
-        self._sort_keys = [(column, order), (ROW_COLUMN, "ascending")]
-        self._best = schema.empty_table()
+    def sort() -> pa.Table:
+        rows = pa.concat_tables(best)
+        return rows.take(pc.sort_indices(rows, sort_keys=sort_keys)[:num_rows])
 
-    def add(self, rows: pa.Table) -> None:
-        """Take rows into account."""
-        finite = rows.filter(pc.is_finite(rows[self._column]))
-        self._best = pa.concat_tables([self._best, finite])
-        if self._best.num_rows > 2 * self._num_rows + _NUM_UNSORTED:
-            self._best = self.to_table()
-
-    def to_table(self) -> pa.Table:
-        """Return the rows from the best to the worst."""
-        order = pc.sort_indices(self._best, sort_keys=self._sort_keys)
-        return self._best.take(order[: self._num_rows])
+    for table in tables:
+        best.append(table.filter(pc.is_finite(table[column])))
+        if sum(map(len, best)) > 2 * num_rows + _NUM_UNSORTED:
+            best = [sort()]
+    return sort()
 
 
 def parse_task(task: str) -> tuple[int, int]:
@@ -419,12 +337,7 @@ def parse_task(task: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class RunTask:
-    """Step of a datatrove pipeline: one task of a command that writes a folder of shards.
-
-    Args:
-        run (`Callable`): `run_prediction`, `run_embedding` or `run_featurization`.
-        arguments: Its flags.
-    """
+    """Step of a datatrove pipeline: one task of a command, as in [`run_distributed`]."""
 
     run: Callable[[Any], Any]
     arguments: Any
@@ -477,9 +390,6 @@ def run_distributed(
             " and install the extra: pip install 'rmat-hf[distributed]', for ray also ray."
         ) from error
     # what is there is not computed again: the tasks look for it themselves
-    getattr(module, f"{executor.capitalize()}PipelineExecutor")(
-        [step],
-        tasks=num_tasks,
-        logging_dir=logging_dir,
-        **{**(executor_options or {}), "skip_completed": False},
-    ).run()
+    options = {**(executor_options or {}), "skip_completed": False}
+    build = getattr(module, f"{executor.capitalize()}PipelineExecutor")
+    build([step], tasks=num_tasks, logging_dir=logging_dir, **options).run()

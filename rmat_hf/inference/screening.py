@@ -1,11 +1,12 @@
 """`rmat predict` and `rmat embed`: a table in, the same rows with new columns out."""
 
 import json
-import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +23,11 @@ from rmat_hf.data.predictions import ERROR_COLUMN, Predictions, describe_predict
 from rmat_hf.data.shards import (
     ROW_COLUMN,
     Order,
-    RowCounts,
-    TopRows,
+    Piece,
     count_failures,
-    encode_json,
     parse_task,
-    write_file,
+    summarize,
+    take_best,
     write_shards,
 )
 from rmat_hf.data.sources import open_table
@@ -39,14 +39,12 @@ from rmat_hf.data.table_writer import (
     build_output_schema,
     validate_output_path,
 )
-from rmat_hf.data.tables import Table, TableChunk, build_table, validate_smiles_column
+from rmat_hf.data.tables import Table, build_table, validate_smiles_column
 from rmat_hf.errors import UserError, escape_message
 from rmat_hf.flags import NO_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.inference.prediction import Embeddings, embed, limit_processor, predict
 from rmat_hf.loading import compute_model_hash, load_embedder, load_predictor
-from rmat_hf.output_folder import lock_output, open_atomically
-
-logger = logging.getLogger(__name__)
+from rmat_hf.output_folder import lock_output, open_atomically, save_json
 
 SUMMARY_FILE = "summary.json"
 TOP_FILE_STEM = "top"
@@ -127,7 +125,8 @@ class PredictionArguments:
     def __post_init__(self) -> None:
         """Raise a `UserError` for flags that contradict each other or are unknown."""
         validate_flags(self)
-        parse_task(self.task or "0/1")
+        if self.task is not None:
+            parse_task(self.task)
         path = Path(self.output)
         is_shared = self.num_proc > 1 or self.task is not None
         problems = {
@@ -237,19 +236,18 @@ class _Screen:
 
     def __post_init__(self) -> None:
         """Find a column that cannot be added, or decide, before there is a folder."""
-        _ = self.schema
+        build_output_schema(self.table.schema, self.written_columns)
         if self.arguments.top_k is not None:
-            self._build_top_rows()
+            _ = self.deciding_column
 
     @property
     def description(self) -> dict[str, Any]:
-        arguments = self.arguments
         names = ["smiles_column", "csv_formulas", "top_k", "top_k_label", "top_k_order"]
         names += ["batch_size", "chunk_size"]  # they decide the last digits
         packages = {"rmat_hf": __version__, "rdkit": rdkit.__version__, "torch": torch.__version__}
         return {
             **self.model,
-            **{name: getattr(arguments, name) for name in names},
+            **{name: getattr(self.arguments, name) for name in names},
             "output_format": self.output_format,
             "versions": packages,
         }
@@ -263,137 +261,141 @@ class _Screen:
         return self.output_format if self.arguments.top_k is None else "parquet"
 
     @property
-    def schema(self) -> pa.Schema:
-        added = dict(self.added_columns)
-        if self.arguments.top_k is not None:
-            added[ROW_COLUMN] = "integer"
-        return build_output_schema(self.table.schema, added)
+    def written_columns(self) -> dict[str, ColumnKind]:
+        number: dict[str, ColumnKind] = {ROW_COLUMN: "integer"}
+        return {**self.added_columns, **({} if self.arguments.top_k is None else number)}
 
-    def compute(self, chunks: Iterable[TableChunk]) -> Generator[dict[str, Any], None, None]:
-        for chunk in chunks:
-            computed = self.compute_rows(chunk.molecules(self.arguments.smiles_column))
-            yield {**chunk.columns, **computed.to_columns()}
-
-    def write(self, path: Path, results: Iterable[dict[str, Any]], *, rows: range) -> None:
-        if self.arguments.top_k is None:
-            self.write_all(path, results)
-            return
-        counts, best = self.collect_best(results, rows=rows)
-        encoded = json.dumps(asdict(counts), sort_keys=True)
-        with open_atomically(path) as stream:
-            pq.write_table(best.replace_schema_metadata({_COUNTS_KEY: encoded}), stream)
-
-    def write_file(self, path: Path, *, show_progress: bool) -> RowCounts:
-        chunks = self.table.iterate_chunks(self.arguments.chunk_size)
-        with tqdm(total=self.table.num_rows, unit="molecule", disable=not show_progress) as bar:
-            results = (_report(result, bar) for result in self.compute(chunks))
-            if self.arguments.top_k is None:
-                return self.write_all(path, results)
-            counts, best = self.collect_best(results, rows=range(self.table.num_rows))
-            self.write_best(path, best)
-            return counts
-
-    def write_all(self, path: Path, results: Iterable[dict[str, Any]]) -> RowCounts:
-        counts = RowCounts()
-        with self._open_writer(path) as writer:
-            for columns in results:
-                writer.write(columns)
-                counts += _count_rows(columns[ERROR_COLUMN])
-        return counts
-
-    def collect_best(
-        self, results: Iterable[dict[str, Any]], *, rows: range
-    ) -> tuple[RowCounts, pa.Table]:
-        top_rows = self._build_top_rows()
-        counts = RowCounts()
-        for columns in results:
-            num_rows = len(columns[ERROR_COLUMN])
-            start = rows.start + counts.num_rows
-            columns[ROW_COLUMN] = list(range(start, start + num_rows))
-            top_rows.add(pa.table(columns, schema=self.schema))
-            counts += _count_rows(columns[ERROR_COLUMN])
-        best = top_rows.to_table()
-        return replace(counts, num_written=best.num_rows), best
-
-    def write_best(self, path: Path, best: pa.Table) -> None:
-        with self._open_writer(path) as writer:
-            writer.write(dict(zip(best.column_names, best.columns, strict=True)))
-
-    def count(self, path: Path) -> RowCounts:
-        if self.arguments.top_k is not None:
-            return RowCounts(**json.loads(pq.read_schema(path).metadata[_COUNTS_KEY]))
-        counts = RowCounts()
-        for chunk in open_table(path).iterate_chunks(_COUNT_CHUNK_SIZE):
-            counts += _count_rows(chunk.columns[ERROR_COLUMN])
-        return counts
-
-    def complete(self, folder: Path, shards: Sequence[Path], *, counts: RowCounts) -> RowCounts:
-        if self.arguments.top_k is not None:
-            top_rows = self._build_top_rows()
-            for path in shards:
-                top_rows.add(pq.read_table(path).replace_schema_metadata())
-            best = top_rows.to_table()
-            self.write_best(folder / f"{TOP_FILE_STEM}.{self.output_format}", best)
-            counts = replace(counts, num_written=best.num_rows)
-        summary = {"num_shards": len(shards), **asdict(counts)}
-        write_file(folder / SUMMARY_FILE, encode_json(summary))
-        return counts
-
-    def _open_writer(self, path: Path) -> TableWriter:
-        added = [*self.schema][len(self.table.schema) :]
-        kinds = {**self.added_columns, ROW_COLUMN: "integer"}
-        return TableWriter(
-            path,
-            input_schema=self.table.schema,
-            added_columns={field.name: kinds[field.name] for field in added},
-            csv_formulas=self.arguments.csv_formulas,
-        )
-
-    def _build_top_rows(self) -> TopRows:
+    @property
+    def deciding_column(self) -> str:
         numbers = [name for name, kind in self.added_columns.items() if kind == "number"]
         label = self.arguments.top_k_label
-        wanted = (label, f"prediction_{label}") if label is not None else numbers
+        wanted = numbers if label is None else (label, f"prediction_{label}")
         found = [name for name in numbers if name in wanted]
         if len(found) != 1:
             raise UserError(
                 f"--top-k needs one column of predicted numbers, and --top-k-label is {label!r}. "
                 f"Choose one of: {', '.join(numbers) or 'there are none, leave --top-k out'}."
             )
-        return TopRows(
+        return found[0]
+
+    def compute(self, pieces: Iterable[Piece]) -> Generator[tuple[int, pa.Table], None, None]:
+        schema = build_output_schema(self.table.schema, self.added_columns)
+        for idx, chunk in pieces:
+            computed = self.compute_rows(chunk.molecules(self.arguments.smiles_column))
+            columns = {**chunk.columns, **computed.to_columns()}
+            yield idx, pa.Table.from_pydict(columns, schema=schema)
+
+    def write(self, path: Path, results: Iterable[pa.Table], *, rows: range) -> None:
+        if self.arguments.top_k is None:
+            self.write_table(path, results)
+            return
+        counts: Counter[str] = Counter()
+        best = self.find_best(_number_rows(_count_rows(results, counts), start=rows.start))
+        encoded = json.dumps(counts, sort_keys=True)
+        with open_atomically(path) as stream:
+            pq.write_table(best.replace_schema_metadata({_COUNTS_KEY: encoded}), stream)
+
+    def write_file(self, path: Path, *, show_progress: bool) -> tuple[int, int]:
+        """Return how many rows there are and how many of them failed."""
+        num_rows = num_failed = 0
+
+        def report_each() -> Iterator[pa.Table]:
+            nonlocal num_rows, num_failed
+            chunks = self.table.iterate_chunks(self.arguments.chunk_size)
+            with tqdm(total=self.table.num_rows, unit="molecule", disable=not show_progress) as bar:
+                for _, rows in self.compute((0, chunk) for chunk in chunks):
+                    yield rows
+                    num_rows += len(rows)
+                    num_failed += len(rows) - rows[ERROR_COLUMN].null_count
+                    bar.update(len(rows))
+
+        results: Iterable[pa.Table] = report_each()
+        if self.arguments.top_k is not None:
+            results = [self.find_best(_number_rows(results, start=0))]
+        self.write_table(path, results)
+        return num_rows, num_failed
+
+    def write_table(self, path: Path, results: Iterable[pa.Table]) -> None:
+        with TableWriter(
+            path,
+            input_schema=self.table.schema,
+            added_columns=self.written_columns,
+            csv_formulas=self.arguments.csv_formulas,
+        ) as writer:
+            for rows in results:
+                writer.write(dict(zip(rows.column_names, rows.columns, strict=True)))
+
+    def find_best(self, tables: Iterable[pa.Table]) -> pa.Table:
+        schema = build_output_schema(self.table.schema, self.written_columns)
+        return take_best(
+            chain([schema.empty_table()], tables),
             self.arguments.top_k or 0,
-            column=found[0],
+            column=self.deciding_column,
             order=self.arguments.top_k_order,
-            schema=self.schema,
         )
+
+    def count(self, path: Path) -> Counter[str]:
+        if self.arguments.top_k is not None:
+            return Counter(json.loads(pq.read_schema(path).metadata[_COUNTS_KEY]))
+        counts: Counter[str] = Counter()
+        for chunk in open_table(path).iterate_chunks(_COUNT_CHUNK_SIZE):
+            counts += count_failures(chunk.columns[ERROR_COLUMN].to_pylist())
+        return counts
+
+    def count_written(self, num_rows: int, *, num_failed: int) -> int:
+        top_k = self.arguments.top_k
+        return num_rows if top_k is None else min(top_k, num_rows - num_failed)
+
+    def complete(self, folder: Path, shards: Sequence[Path], *, counts: Counter[str]) -> None:
+        if self.arguments.top_k is not None:
+            best = self.find_best(pq.read_table(it).replace_schema_metadata() for it in shards)
+            self.write_table(folder / f"{TOP_FILE_STEM}.{self.output_format}", [best])
+        num_written = self.count_written(counts.total(), num_failed=counts.total() - counts[""])
+        summary = {"num_shards": len(shards), "num_written": num_written, **summarize(counts)}
+        save_json(folder / SUMMARY_FILE, summary)
+
+
+def _count_rows(results: Iterable[pa.Table], counts: Counter[str]) -> Iterator[pa.Table]:
+    for rows in results:
+        counts += count_failures(rows[ERROR_COLUMN].to_pylist())
+        yield rows
+
+
+def _number_rows(results: Iterable[pa.Table], *, start: int) -> Iterator[pa.Table]:
+    for rows in results:
+        stop = start + len(rows)
+        yield rows.append_column(ROW_COLUMN, pa.array(range(start, stop), pa.int64()))
+        start = stop
 
 
 def _run(arguments: PredictionArguments, verb: _Verb, *, show_progress: bool) -> ScreeningResult:
     arguments, is_main = _join_launched_processes(arguments)
     output = Path(arguments.output)
+    show_progress = show_progress and is_main
     if arguments.num_proc > 1:
-        _run_in_processes(arguments, verb, show_progress=show_progress and is_main)
+        _run_in_processes(arguments, verb, show_progress=show_progress)
         arguments, show_progress = replace(arguments, num_proc=1), False
     if not arguments.is_folder:
         validate_output_path(output)
-    table = _open_input(arguments)
-    screen = _load_screen(arguments, table, verb=verb)
-    show_progress = show_progress and is_main
+    screen = _load_screen(arguments, _open_input(arguments), verb=verb)
     if not arguments.is_folder:
         with lock_output(output):
-            counts, is_complete = screen.write_file(output, show_progress=show_progress), True
-    else:
-        with one_thread():
-            counts, is_complete = write_shards(
-                screen,
-                table,
-                folder=output,
-                shard_size=arguments.shard_size,
-                chunk_size=arguments.chunk_size,
-                task=arguments.task,
-                show_progress=show_progress,
-            )
-    numbers = (counts.num_rows, counts.num_failed, counts.num_written)
-    return ScreeningResult(output, *numbers, is_complete)
+            num_rows, num_failed = screen.write_file(output, show_progress=show_progress)
+        num_written = screen.count_written(num_rows, num_failed=num_failed)
+        return ScreeningResult(output, num_rows, num_failed, num_written)
+    with one_thread():
+        counts, is_complete = write_shards(
+            screen,
+            screen.table,
+            folder=output,
+            shard_size=arguments.shard_size,
+            chunk_size=arguments.chunk_size,
+            task=arguments.task,
+            show_progress=show_progress,
+        )
+    num_rows, num_failed = counts.total(), counts.total() - counts[""]
+    num_written = screen.count_written(num_rows, num_failed=num_failed)
+    return ScreeningResult(output, num_rows, num_failed, num_written, is_complete)
 
 
 def _join_launched_processes(arguments: PredictionArguments) -> tuple[PredictionArguments, bool]:
@@ -460,16 +462,3 @@ def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -
         cache_dir=choose_cache_dir(arguments.feature_cache),
     )
     return _Screen(table, arguments, compute_rows, added, description)
-
-
-def _count_rows(errors: Iterable[str | None]) -> RowCounts:
-    if isinstance(errors, pa.ChunkedArray):
-        errors = errors.to_pylist()
-    errors = list(errors)
-    failures = count_failures(errors)
-    return RowCounts(len(errors), sum(failures.values()), len(errors), failures)
-
-
-def _report(result: dict[str, Any], progress: tqdm) -> dict[str, Any]:
-    progress.update(len(result[ERROR_COLUMN]))
-    return result

@@ -32,12 +32,12 @@ from rmat_hf.data.corpus import (
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.shards import (
     RunTask,
-    TopRows,
     count_failures,
     describe_input,
     find_difference,
     parse_task,
     run_distributed,
+    take_best,
 )
 from rmat_hf.data.sources import open_table
 from rmat_hf.errors import UserError
@@ -339,43 +339,32 @@ VALUES = st.lists(
 SCHEMA = pa.schema([("y", pa.float64()), ("name", pa.string()), ("row", pa.int64())])
 
 
-def collect(values: list[Any], num_rows: int, order: Any = "descending") -> TopRows:
-    top_rows = TopRows(num_rows, column="y", order=order, schema=SCHEMA)
-    for start in range(0, len(values), 7):
-        rows = list(range(start, min(start + 7, len(values))))
+def split_rows(values: list[Any], size: int = 7) -> Iterator[pa.Table]:
+    yield SCHEMA.empty_table()
+    for start in range(0, len(values), size):
+        rows = list(range(start, min(start + size, len(values))))
         columns = [[values[row] for row in rows], [f"#{row}" for row in rows], rows]
-        top_rows.add(pa.table(columns, schema=SCHEMA))
-    return top_rows
+        yield pa.table(columns, schema=SCHEMA)
 
 
+@pytest.mark.parametrize("num_unsorted", [0, 20_000])
 @given(VALUES, st.integers(1, 50), st.sampled_from(["descending", "ascending"]))
-def test_best_rows_are_the_first_of_the_sorted_ones(
-    values: list[float | None], num_rows: int, order: Any
+def test_best_rows_are_the_first_of_the_sorted_ones_and_best_of_the_best_of_parts(
+    num_unsorted: int, values: list[float | None], num_rows: int, order: Any
 ) -> None:
     sign = -1 if order == "descending" else 1
     numbers = [
         (sign * y, row) for row, y in enumerate(values) if y is not None and math.isfinite(y)
     ]
     expected = [row for _, row in sorted(numbers)][:num_rows]
-    columns = collect(values, num_rows, order).to_table().to_pydict()
-    assert columns["row"] == expected
-    assert columns["y"] == [values[row] for row in expected]
-    assert columns["name"] == [f"#{row}" for row in expected]
-
-
-@given(VALUES, st.integers(1, 9))
-def test_best_of_the_best_of_parts_are_the_best(values: list[float | None], num_rows: int) -> None:
-    merged = TopRows(num_rows, column="y", order="descending", schema=SCHEMA)
-    for start in range(0, len(values), 5):
-        part = [value if start <= row < start + 5 else None for row, value in enumerate(values)]
-        merged.add(collect(part, num_rows).to_table())
-    assert merged.to_table().equals(collect(values, num_rows).to_table())
-
-
-def test_memory_of_the_best_rows_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_NUM_UNSORTED", 0)
-    values = [float(row % 101) for row in range(2000)]
-    assert collect(values, 3).to_table()["row"].to_pylist() == [100, 201, 302]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_NUM_UNSORTED", num_unsorted)
+        best = take_best(split_rows(values), num_rows, column="y", order=order)
+    assert best["row"].to_pylist() == expected
+    assert best["y"].to_pylist() == [values[row] for row in expected]
+    assert best["name"].to_pylist() == [f"#{row}" for row in expected]
+    parts = [take_best([it], num_rows, column="y", order=order) for it in split_rows(values, 5)]
+    assert take_best(parts, num_rows, column="y", order=order).equals(best)
 
 
 # What decides, and who does what
@@ -392,7 +381,7 @@ def test_difference_names_option_and_values() -> None:
 
 def test_reasons_are_counted_without_what_is_of_one_molecule() -> None:
     errors = ["cannot parse 'C1'", None, "cannot parse 'N1'", ""]
-    assert count_failures(errors) == {"cannot parse '…'": 2}
+    assert count_failures(errors) == {"cannot parse '…'": 2, "": 2}
     for smiles in (["C1CC", "CC2CCC"], ["C" * 20, "C" * 30]):
         outcomes = featurize_molecules(smiles, RMatProcessor(max_atoms=5))
         assert list(count_failures(outcome.failure for outcome in outcomes).values()) == [2]
