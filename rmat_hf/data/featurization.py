@@ -12,16 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import rdkit
-from datasets import Dataset
 from rdkit import Chem
 from tqdm.auto import tqdm
 from transformers.utils.logging import warning_once
 
-from rmat_hf.data.stored_features import count_nodes, pack_features
+from rmat_hf.data.stored_features import pack_features
 from rmat_hf.data.supervised_map import map_supervised
-from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.flags import DEFAULT_CACHE, NO_CACHE
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_canonical
 from rmat_hf.model.geometry_rmat import TIME_LIMIT, ConformerError
@@ -65,54 +62,6 @@ class FeaturizedMolecule(NamedTuple):
         if TIME_LIMIT in self.geometry_source or TIME_LIMIT in self.failure:
             return False
         return not self.failure.startswith((_TOO_LITTLE_MEMORY, _DEAD_PROCESS))
-
-
-def featurize_dataset(
-    dataset: Dataset,
-    processor: RMatProcessor,
-    *,
-    num_workers: int = 0,
-    cache_dir: str | Path | None = None,
-) -> tuple[Dataset, list[DroppedRow]]:
-    """Add the features of every molecule to a data set.
-
-    Args:
-        dataset (`datasets.Dataset`): With the columns of `load_training_table`.
-        processor (`RMatProcessor`): Decides the geometry.
-        num_workers, cache_dir: As in [`iterate_featurized`].
-
-    Returns:
-        The data set with `features`, packed, `num_nodes` and `geometry_source`, without the rows
-        that could not be featurized, and those rows with their reasons.
-    """
-    molecules: list[Molecule] = dataset["smiles"][:]
-    if "mol" in dataset.column_names:
-        molecules = [
-            Chem.Mol(binary) if binary is not None else smiles
-            for binary, smiles in zip(dataset["mol"], molecules, strict=True)
-        ]
-    outcomes = featurize_molecules(
-        molecules, processor, num_workers=num_workers, cache_dir=cache_dir, show_progress=True
-    )
-    dropped = [
-        DroppedRow(row, smiles, outcome.failure)
-        for row, smiles, outcome in zip(dataset["row"], dataset["smiles"], outcomes, strict=True)
-        if outcome.failure
-    ]
-    kept = [position for position, outcome in enumerate(outcomes) if not outcome.failure]
-    sources = [outcomes[position].geometry_source for position in kept]
-    num_step_downs = sum("step down" in source for source in sources)
-    if num_step_downs:
-        logger.warning("%d molecules stepped down to another geometry.", num_step_downs)
-    features = [outcomes[position].features for position in kept]
-    featurized = dataset.select(kept) if dropped else dataset
-    for name, values, dtype in (
-        ("features", features, "large_binary"),
-        (LENGTH_COLUMN, count_nodes(features), "int64"),
-        ("geometry_source", sources, "string"),
-    ):
-        featurized = featurized.add_column(name, values, feature=datasets.Value(dtype))
-    return featurized, dropped
 
 
 def featurize_molecules(

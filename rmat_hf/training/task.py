@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from rmat_hf.data.featurization import choose_cache_dir, featurize_dataset
+from rmat_hf.data.featurization import choose_cache_dir
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.splits.registry import find_split_options, split_dataset
@@ -74,23 +74,18 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
     time_column = TimeColumn(arguments.time_column) if arguments.time_column else None
     loaded = load_training_table(
         arguments.dataset,
+        processor,
         smiles_column=arguments.smiles_column,
         label_columns=arguments.label_columns,
         problem_type=arguments.problem_type,
         split_column=time_column or arguments.split_column,
         revision=arguments.dataset_revision,
-        max_atoms=processor.max_atoms,
         conflict_tolerance=arguments.conflict_tolerance,
-    )
-    dataset, failed = featurize_dataset(
-        loaded.dataset,
-        processor,
         num_workers=arguments.num_workers,
         cache_dir=choose_cache_dir(arguments.feature_cache),
+        show_progress=True,
     )
-    dropped = sorted(loaded.dropped + failed, key=lambda row: row.row)
-    if failed:
-        logger.warning("Dropped %d rows without features: see dropped_rows.csv.", len(failed))
+    dataset = loaded.dataset
     if arguments.problem_type == "regression":
         _warn_of_doubtful_labels(np.array(dataset["labels"][:], dtype=np.float64), arguments)
     options = find_split_options(arguments)
@@ -100,7 +95,7 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
     for part in ("valid", "test"):
         if (num_rows := len(getattr(split, part))) < MIN_PART_ROWS:
             logger.warning("%s has %d rows: its metrics say little.", part, num_rows)
-    return FinetuningTask(dataset, split, dropped, loaded.class_names, processor, checkpoint)
+    return FinetuningTask(dataset, split, loaded.dropped, loaded.class_names, processor, checkpoint)
 
 
 def _warn_of_doubtful_labels(labels: np.ndarray, arguments: FinetuningArguments) -> None:

@@ -23,7 +23,7 @@ from featurization_protocol import featurize_by_protocol
 from rdkit import Chem, RDLogger
 from rdkit.Chem import rdDistGeom
 
-from rmat_hf.data.featurization import featurize_dataset, featurize_molecules
+from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.trainer import RMatDataCollator
 
@@ -83,9 +83,8 @@ def time_featurization(smiles: list[str]) -> dict[str, np.ndarray]:
 def time_second_epoch(smiles: list[str], *, geometry: Any) -> dict[str, float]:
     """Return the seconds per molecule of reading, of reading + expanding + padding, of parsing."""
     processor = RMatProcessor(geometry=geometry)
-    rows = {"row": range(len(smiles)), "smiles": smiles, "labels": [[0.0]] * len(smiles)}
-    dataset, _ = featurize_dataset(Dataset.from_dict(rows), processor)
-    dataset = dataset.select_columns(["features", "labels"])
+    features = [outcome.features for outcome in featurize_molecules(smiles, processor)]
+    dataset = Dataset.from_dict({"features": features, "labels": [[0.0]] * len(smiles)})
     collator = RMatDataCollator(processor)
     starts = range(0, len(smiles) - BATCH_SIZE + 1, BATCH_SIZE)
     batches = [list(range(start, start + BATCH_SIZE)) for start in starts]

@@ -10,8 +10,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import pytest
 import rdkit
 from full_disks import small_files
@@ -25,24 +23,15 @@ from rmat_hf.data.featurization import (
     FeaturizedMolecule,
     choose_cache_dir,
     describe_processor,
-    featurize_dataset,
     featurize_molecules,
     find_feature_cache_dir,
     iterate_featurized,
 )
-from rmat_hf.data.stored_features import expand_features, pack_features
+from rmat_hf.data.stored_features import pack_features
 from rmat_hf.data.supervised_map import CHUNKS_PER_WORKER
-from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 DESCRIPTORS = ["MolWt", "TPSA", "MaxPartialCharge"]
-
-
-def build_dataset(smiles: list[str]) -> datasets.Dataset:
-    """Rows as `load_training_table` gives them; `row` is not the position."""
-    rows = [10 + 3 * position for position in range(len(smiles))]
-    labels = [[float(row)] for row in rows]
-    return datasets.Dataset.from_dict({"row": rows, "smiles": smiles, "labels": labels})
 
 
 def pack(smiles: str, processor: RMatProcessor) -> bytes:
@@ -50,92 +39,26 @@ def pack(smiles: str, processor: RMatProcessor) -> bytes:
     return pack_features(processor.featurize_compactly(Chem.CanonSmiles(smiles)))
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("descriptors", [None, DESCRIPTORS])
-def test_dataset_gets_the_features_of_its_molecules(descriptors: list[str] | None) -> None:
-    processor = RMatProcessor(geometry="bounds", molecule_descriptors=descriptors)
-    dataset = build_dataset(TINY_SMILES)
-    featurized, dropped = featurize_dataset(dataset, processor)
-    assert dropped == []
-    assert featurized["features"][:] == [pack(smiles, processor) for smiles in TINY_SMILES]
-    for name in dataset.column_names:
-        assert featurized[name][:] == dataset[name][:]
-    assert featurized["geometry_source"][:] == ["bounds"] * len(TINY_SMILES)
-    assert featurized["num_nodes"][:] == [4, 10, 2, 6, 10, 8]
-    assert set(featurized.column_names) - set(dataset.column_names) == {
-        "features",
-        "num_nodes",
-        "geometry_source",
-    }
-
-
-@pytest.mark.parametrize("descriptors", [None, DESCRIPTORS])
-def test_failures_are_listed_by_table_row_and_left_out(descriptors: list[str] | None) -> None:
-    processor = RMatProcessor(geometry="bounds", molecule_descriptors=descriptors, max_atoms=5)
-    dataset = build_dataset(["C1CC", "CCO", "C" * 9, "CCN"])
-    featurized, dropped = featurize_dataset(dataset, processor)
-    assert [(row.row, row.smiles) for row in dropped] == [(10, "C1CC"), (16, "C" * 9)]
-    assert "ring" in dropped[0].reason
-    assert "max_atoms=5" in dropped[1].reason
-    assert featurized["row"][:] == [13, 19]
-    assert featurized["features"][:] == [pack(smiles, processor) for smiles in ("CCO", "CCN")]
-
-
-def test_data_set_without_any_geometry_loses_every_row() -> None:
-    dataset = build_dataset(["CCO", "CCN"])
-    featurized, dropped = featurize_dataset(dataset, RMatProcessor(geometry="given"))
-    reason = "it brings no 3D conformer, which geometry='given' needs"
-    assert dropped == [DroppedRow(10, "CCO", reason), DroppedRow(13, "CCN", reason)]
-    assert len(featurized) == 0
-
-
-def test_number_of_workers_does_not_change_the_result() -> None:
-    processor = RMatProcessor(geometry="bounds", molecule_descriptors=DESCRIPTORS)
-    dataset = build_dataset(["C1CC", *TINY_SMILES, "not a molecule"])
-    alone, dropped_alone = featurize_dataset(dataset, processor, num_workers=0)
-    together, dropped_together = featurize_dataset(dataset, processor, num_workers=2)
-    assert together.to_dict() == alone.to_dict()
-    assert dropped_together == dropped_alone
-    assert [row.row for row in dropped_alone] == [10, 31]
-    assert together.features == alone.features
-
-
-def test_structures_of_an_sdf_file_bring_their_coordinates(tmp_path: Path) -> None:
-    mols = []
-    with Chem.SDWriter(str(tmp_path / "table.sdf")) as writer:
-        for y, smiles in enumerate(["CCO", "C1CCOCC1"]):
-            mol = Chem.MolFromSmiles(smiles)
-            rdDistGeom.EmbedMolecule(mol, randomSeed=3)
-            mol.SetProp("y", str(y))
-            writer.write(mol)
-            mols.append(mol)
-    loaded = load_training_table(
-        tmp_path / "table.sdf",
-        smiles_column="smiles",
-        label_columns=["y"],
-        problem_type="regression",
-    )
-    featurized, dropped = featurize_dataset(loaded.dataset, RMatProcessor(geometry="given"))
-    assert dropped == []
-    assert featurized["geometry_source"][:] == ["given", "given"]
-    for row, mol in zip(featurized, mols, strict=True):
-        distances = expand_features([row["features"]])["interatomic_distances"][0, 1:, 1:]
-        # a mol block has four decimals
-        np.testing.assert_allclose(distances, Chem.Get3DDistanceMatrix(mol), rtol=0, atol=3e-4)
-
-
-def test_step_downs_are_counted_in_a_warning(
-    caplog: pytest.LogCaptureFixture,
+def test_each_molecule_has_its_features_or_a_reason(
+    descriptors: list[str] | None, num_workers: int
 ) -> None:
-    # four trans double bonds in one small ring cannot be embedded
-    impossible = "C1/C=C/C=C/C=C/C=C/1"
-    processor = RMatProcessor(on_conformer_failure="bounds", max_conformer_attempts=1)
-    dataset = build_dataset(["CCO", impossible])
-    with caplog.at_level(logging.WARNING):
-        featurized, dropped = featurize_dataset(dataset, processor)
-    assert dropped == []
-    assert "1 molecules stepped down" in caplog.text
-    assert featurized["geometry_source"][0] == "etkdg_v3"
-    assert featurized["geometry_source"][1].startswith("bounds (step down")
+    processor = RMatProcessor(geometry="bounds", molecule_descriptors=descriptors, max_atoms=9)
+    smiles = ["C1CC", *TINY_SMILES, "C" * 10]
+    first, *outcomes, last = featurize_molecules(smiles, processor, num_workers=num_workers)
+    assert [outcome.features for outcome in outcomes] == [
+        pack(text, processor) for text in smiles[1:-1]
+    ]
+    assert {outcome.geometry_source for outcome in outcomes} == {"bounds"}
+    assert "ring" in first.failure
+    assert "max_atoms=9" in last.failure
+
+
+def test_molecule_without_the_given_conformer_has_a_reason() -> None:
+    (outcome,) = featurize_molecules(["OCC"], RMatProcessor(geometry="given"))
+    reason = "it brings no 3D conformer, which geometry='given' needs"
+    assert outcome == FeaturizedMolecule(b"", "", reason, "CCO")
 
 
 # Many molecules, with and without a cache

@@ -18,7 +18,6 @@ from tiny import TINY_SMILES
 
 from rmat_hf.data.sources import list_bundled_datasets, open_table
 from rmat_hf.data.tables import Table
-from rmat_hf.data.training_table import load_training_table
 from rmat_hf.errors import UserError
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +29,9 @@ HUB_FILES = {
 }
 LOAD = """
 import json, sys
-from rmat_hf.data.training_table import load_training_table
-loaded = load_training_table(
-    sys.argv[1], smiles_column="smiles", label_columns=["y"], problem_type="regression",
-    revision=sys.argv[2] or None,
-)
-print(json.dumps([loaded.dataset.to_dict(), [row.row for row in loaded.dropped]]))
+from rmat_hf.data.sources import open_table
+table = open_table(sys.argv[1], revision=sys.argv[2] or None, joins_splits=True)
+print(json.dumps([next(table.iterate_chunks(9)).table.to_pydict(), table.split_column]))
 """
 
 
@@ -135,12 +131,14 @@ def test_hub_data_set_is_read_with_its_splits(hub_url: str, tmp_path: Path, revi
         "lab/solubility", revision=revision, environment={"HF_ENDPOINT": hub_url}, home=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    columns, dropped = json.loads(done.stdout.splitlines()[-1])
-    assert columns["row"] == [0, 1, 2, 4]
-    assert columns["smiles"] == ["CCO", "C", "N", "O"]
-    assert columns["labels"] == [[1.5], [2.0], [2.5], [4.0]]
-    assert columns["split"] == ["train", "train", "train", "test"]
-    assert dropped == [3]
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        {
+            "smiles": ["CCO", "C", "N", "bad", "O"],
+            "y": ["1.5", "2", "2.5", "1", "4"],
+            "split": ["train", "train", "train", "test", "test"],
+        },
+        "split",
+    ]
 
 
 @pytest.mark.slow
@@ -470,19 +468,3 @@ def test_archives_and_other_files_of_a_folder_are_never_opened(tmp_path: Path, n
 def test_an_address_is_no_source(name: str) -> None:
     with pytest.raises(UserError, match=name):
         open_table(name)
-
-
-def test_folder_trains_with_its_own_split(tmp_path: Path) -> None:
-    files = {
-        "train.csv": "smiles,y\nC,1\nN,2\n",
-        "validation.csv": "smiles,y\nO,3\n",
-        "test.csv": "smiles,y\nF,4\n",
-    }
-    loaded = load_training_table(
-        write_folder(tmp_path / "set", files),
-        smiles_column="smiles",
-        label_columns=["y"],
-        problem_type="regression",
-    )
-    assert loaded.dataset["split"][:] == ["train", "train", "valid", "test"]
-    assert loaded.dataset["smiles"][:] == ["C", "N", "O", "F"]

@@ -11,6 +11,7 @@ from rmat_hf.data.splits.column_splits import split_by_column
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.training_table import load_training_table
 from rmat_hf.errors import UserError
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training import baselines
 from rmat_hf.training.baselines import (
     BOOSTING,
@@ -204,6 +205,7 @@ def test_freesolv_figures(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     loaded = load_training_table(
         shared_dir / "data" / "mat_benchmark" / "freesolv.csv",
+        RMatProcessor(geometry="bounds"),
         smiles_column="smiles",
         label_columns=["y"],
         problem_type="regression",

@@ -5,7 +5,7 @@ import torch
 from rdkit import Chem
 from tiny import TINY_SMILES
 
-from rmat_hf.data.featurization import featurize_dataset
+from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.trainer import RMatDataCollator
@@ -14,8 +14,8 @@ from rmat_hf.training.trainer import RMatDataCollator
 def featurize(
     processor: RMatProcessor, labels: list[list[float]], smiles: list[str] = TINY_SMILES
 ) -> datasets.Dataset:
-    columns = {"row": list(range(len(smiles))), "smiles": smiles, "labels": labels}
-    return featurize_dataset(datasets.Dataset.from_dict(columns), processor)[0]
+    features = [outcome.features for outcome in featurize_molecules(smiles, processor)]
+    return datasets.Dataset.from_dict({"features": features, "labels": labels})
 
 
 @pytest.mark.parametrize("descriptors", [None, ["MolWt", "TPSA"]])

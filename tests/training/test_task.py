@@ -110,7 +110,7 @@ def test_rows_without_the_given_conformer_are_dropped_in_table_order(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         task = build_finetuning_task(write_sdf(tmp_path, flat_row=3, flat_part="train"))
-    assert "Dropped 1 rows without features: see dropped_rows.csv" in caplog.text
+    assert "Dropped 2 of 12 rows" in caplog.text and "see dropped_rows.csv" in caplog.text
     assert [row.row for row in task.dropped] == [3, 5]
     assert task.dropped[0] == DroppedRow(
         3, "CC(=O)O", "it brings no 3D conformer, which geometry='given' needs"
