@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,7 +19,6 @@ from transformers.utils import (
     FEATURE_EXTRACTOR_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
     cached_file,
 )
@@ -41,6 +41,8 @@ FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 # Most values that start untrained, where the files have fewer: the memory of a head, no more.
 MAX_UNTRAINED_VALUES = 10_000_000
 
+# of a file beside the index that names it
+_SHARD = re.compile(r"[\w.-]+\.safetensors")
 _BUNDLED = Path(__file__).parent / "checkpoints"
 _RESTORE = f"Restore the {CONFIG_NAME} that was saved with the weights"
 _ENCODER = f".{RMatPreTrainedModel.base_model_prefix}."
@@ -107,9 +109,6 @@ class Checkpoint:
     ) -> list[str]:
         """Return the names of weights of head and pooling that are not in the files.
 
-        Args:
-            model_class, config: As in [`~Checkpoint.load_model`].
-
         Raises:
             UserError: The weights of the encoder's layers do not fit.
         """
@@ -141,7 +140,7 @@ def read_checkpoint(
     name = find_checkpoint(model)
     way_out = "Give a folder written by rmat finetune, or a Hub id; a private one needs HF_TOKEN."
     with _explained(model, way_out=way_out):
-        path = _find_file(name, CONFIG_NAME, revision=revision)
+        path = cached_file(name, CONFIG_NAME, revision=revision) or Path(name, CONFIG_NAME)
     with _explained(model):
         fields = load_json(path)
         for problem in _iterate_kind_problems(fields, allows_ensemble=allows_ensemble):
@@ -168,8 +167,8 @@ def load_processor(
         UserError: There is none, it is not R-MAT's, or it cannot be used.
     """
     with _explained(model):
-        path = _find_file(find_checkpoint(model), FEATURE_EXTRACTOR_NAME, revision=revision)
-        fields = load_json(path)
+        name = find_checkpoint(model)
+        fields = load_json(str(cached_file(name, FEATURE_EXTRACTOR_NAME, revision=revision)))
         kind = fields.get("feature_extractor_type")
         if kind != RMatProcessor.__name__ or "featurizer_version" not in fields:
             raise ValueError(f"{FEATURE_EXTRACTOR_NAME} is that of a {kind}, not of R-MAT.")
@@ -188,12 +187,15 @@ def load_predictor(
     model_class: Any = RMatForSequenceClassification
     if isinstance(checkpoint.config, RMatEnsembleConfig):
         model_class = RMatEnsembleForSequenceClassification
-    return _load_trained(
-        checkpoint,
-        model_class,
-        device=device,
-        way_out="Its predictions would be random. Finetune it first: rmat finetune --model ...",
-    )
+    predictor, processor = _load_trained(checkpoint, model_class, device=device)
+    found = len(processor.molecule_descriptors or [])
+    expected = checkpoint.config.num_molecule_descriptors
+    if found != expected:
+        raise UserError(
+            f"The model {str(model)!r} has a {FEATURE_EXTRACTOR_NAME} with {found} molecule "
+            f"descriptors and a {CONFIG_NAME} with {expected}. Restore the folder's own files."
+        )
+    return predictor, processor
 
 
 def load_embedder(
@@ -204,89 +206,54 @@ def load_embedder(
     Raises:
         UserError: If it cannot be loaded, is not R-MAT or has untrained pooling.
     """
-    return _load_trained(
-        read_checkpoint(model, revision=revision),
-        RMatModel,
-        device=device,
-        way_out="Its embeddings would be random. Convert it with mean pooling "
-        "(rmat convert --pooling mean) or finetune it first.",
-    )
+    return _load_trained(read_checkpoint(model, revision=revision), RMatModel, device=device)
 
 
 def _load_trained(
-    checkpoint: Checkpoint,
-    model_class: type[ModelT],
-    *,
-    device: str | torch.device | None,
-    way_out: str,
+    checkpoint: Checkpoint, model_class: type[ModelT], *, device: str | torch.device | None
 ) -> tuple[ModelT, RMatProcessor]:
-    """Return a model of which every part is trained, on a device, and its processor."""
     processor = checkpoint.load_processor()
-    num_descriptors = len(processor.molecule_descriptors or [])
-    problem = None
     if untrained := checkpoint.find_untrained(model_class):
-        problem = f"has no trained {untrained[0]}. {way_out}"
-    elif model_class is not RMatModel and num_descriptors != (
-        expected := checkpoint.config.num_molecule_descriptors
-    ):
-        problem = (
-            f"has a {FEATURE_EXTRACTOR_NAME} with {num_descriptors} molecule descriptors and a "
-            f"{CONFIG_NAME} with {expected}. Restore the folder's own files."
+        raise UserError(
+            f"The model {str(checkpoint.name)!r} has no trained {untrained[0]}: the output would "
+            "be random. Finetune it first (rmat finetune --model ...), or, for embeddings, convert "
+            "it with mean pooling (rmat convert --pooling mean)."
         )
-    if problem is not None:
-        raise UserError(f"The model {str(checkpoint.name)!r} {problem}")
     model: Any = checkpoint.load_model(model_class)
     return model.to(find_device(device)), processor
 
 
-def _list_weight_files(model: str | Path, *, revision: str | None) -> list[Path]:
+def _list_weight_files(model: str | Path, *, revision: str | None) -> list[str]:
     """Return the safetensors that hold a model's weights; a pickle can run code and is refused."""
 
-    def find(name: str) -> Path | None:
+    def find(name: str) -> str | None:
         missing = {"_raise_exceptions_for_missing_entries": False}
-        path = cached_file(model, name, revision=revision, **missing)
-        return None if path is None else Path(path)
+        return cached_file(model, name, revision=revision, **missing)
 
-    wanted, pickles = SAFE_WEIGHTS_NAME, [WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
-    if (adapter := find(ADAPTER_CONFIG_NAME)) is not None:
-        load_json(adapter)
-    if adapter is not None and not find(ADAPTER_SAFE_WEIGHTS_NAME):
-        wanted, pickles = ADAPTER_SAFE_WEIGHTS_NAME, [ADAPTER_WEIGHTS_NAME]
-    elif (single := find(SAFE_WEIGHTS_NAME)) is not None:
+    wanted, problem = SAFE_WEIGHTS_NAME, "is not there"
+    if find(ADAPTER_CONFIG_NAME) and not find(ADAPTER_SAFE_WEIGHTS_NAME):
+        wanted = ADAPTER_SAFE_WEIGHTS_NAME
+    elif single := find(SAFE_WEIGHTS_NAME):
         return [single]
-    elif (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        shards = _list_shards(index)
-        return [Path(str(cached_file(model, shard, revision=revision))) for shard in shards]
-    advice = "Copy or download the model again."
-    for name in pickles:
-        if find(name):
-            advice = (
-                f"{name} is a pickle, which can run code, and is not loaded: ask for {wanted}, or "
-                "if you trust the file, write it with safetensors.torch.save_file."
-            )
-    raise OSError(f"there is no file named {wanted}. {advice}")
-
-
-def _list_shards(index: Path) -> list[str]:
-    content = load_json(index)
-    weight_map = content.get("weight_map")
-    shards = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    # transformers needs the metadata
-    if not shards or "metadata" not in content or not all(map(_is_beside, shards)):
-        raise ValueError(
-            f"{SAFE_WEIGHTS_INDEX_NAME} is damaged or names {sorted(map(str, shards))[:1]}, which "
-            "is no .safetensors file beside it: it could lead out of the folder or run code, and "
-            "is not loaded."
+    elif index := find(SAFE_WEIGHTS_INDEX_NAME):
+        content = load_json(index)
+        weight_map = content.get("weight_map")
+        shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+        # transformers needs the metadata; a path could lead out of the folder
+        if shards and "metadata" in content and all(map(_SHARD.fullmatch, shards)):
+            return [str(cached_file(model, name, revision=revision)) for name in sorted(shards)]
+        wanted, problem = (
+            SAFE_WEIGHTS_INDEX_NAME,
+            "is damaged or names no .safetensors file beside it",
         )
-    return sorted(shards)
+    raise OSError(
+        f"{wanted} {problem}. Copy or download the model again. A pickle ({WEIGHTS_NAME}, "
+        f"{ADAPTER_WEIGHTS_NAME}) can run code and is not loaded; write one that you trust with "
+        "safetensors.torch.save_file."
+    )
 
 
-def _is_beside(name: Any) -> bool:
-    is_text = isinstance(name, str) and name.endswith(".safetensors")
-    return is_text and {PurePosixPath(name).name, PureWindowsPath(name).name} == {name}
-
-
-def _read_headers(paths: list[Path]) -> dict[str, tuple[tuple[int, ...], str]]:
+def _read_headers(paths: list[str]) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return shape and type of each weight."""
     headers = {}
     for path in paths:
@@ -316,7 +283,7 @@ def _iterate_kind_problems(fields: dict[str, Any], *, allows_ensemble: bool) -> 
 def _iterate_size_problems(
     fields: dict[str, Any], headers: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> Iterator[str]:
-    """Say what the weights cannot be, before anything is built from a configuration."""
+    """Say what the weights cannot be, before anything is built."""
     for name, (_, dtype) in headers.items():
         if dtype not in FLOAT_TYPES:
             yield f"{name} is stored as {dtype}, which is no floating-point type."
@@ -363,11 +330,6 @@ def _iterate_misfits(
         )
 
 
-def _find_file(model: str | Path, name: str, *, revision: str | None) -> Path:
-    found = cached_file(model, name, revision=revision)
-    return Path(model, name) if found is None else Path(found)
-
-
 def _explained(model: str | Path, *, way_out: str = "") -> AbstractContextManager[None]:
     # a stranger's numbers overflow, and his names are unknown, anywhere below transformers
     also = (KeyError, RuntimeError, TypeError)
@@ -394,20 +356,15 @@ def find_device(device: str | torch.device | None) -> torch.device:
     """Return the device that was asked for, or the accelerator if there is one."""
     if device is None:
         return torch.accelerator.current_accelerator() or torch.device("cpu")
-    try:
+    problems = (RuntimeError, AssertionError, NotImplementedError)
+    with explained_reading(f"The device {str(device)!r}", way_out="Use cpu.", also=problems):
         value = torch.zeros(1, device=device)
         value.cpu()  # on "meta" there are none
-        return value.device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"There is no device {str(device)!r} that computes. Use cpu.") from error
+    return value.device
 
 
 def compute_model_hash(model: RMatPreTrainedModel) -> str:
-    """Return the SHA-256 of weights and configuration, whatever file or device they are in.
-
-    Args:
-        model (`RMatPreTrainedModel`): With or without a head.
-    """
+    """Return the SHA-256 of weights and configuration, whatever file or device they are in."""
     config = model.config.to_dict()
     for name in _IRRELEVANT_FIELDS:
         config.pop(name, None)
@@ -424,13 +381,10 @@ def list_checkpoints() -> list[str]:
 
 
 def checkpoint_path(name: str) -> Path:
-    """Return the folder of a pretrained model that comes with the package.
+    """Return the folder of a pretrained model that comes with the package, for `from_pretrained`.
 
     Args:
         name (`str`): One of `list_checkpoints()`, for example `"rmat-small"`.
-
-    Returns:
-        `Path`: what `from_pretrained` takes.
 
     Raises:
         UserError: If there is no model of that name.
@@ -444,9 +398,6 @@ def find_checkpoint(model: str | Path) -> str | Path:
     """Return the folder of a model named like one of the package's, else the argument itself.
 
     A folder of the user's that has the name goes first.
-
-    Args:
-        model (`str` or `Path`): Folder, Hub id or name.
     """
     if isinstance(model, str) and model in list_checkpoints() and not Path(model).exists():
         return checkpoint_path(model)

@@ -116,13 +116,7 @@ def name_temporary(path: Path) -> Path:
 
 
 def save_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None:
-    """Write JSON: the whole file or none.
-
-    Args:
-        path (`str` or `Path`): The file.
-        content: What `json` can write.
-        indent (`int`, *optional*, defaults to 2): Spaces of a level; `None` for one line.
-    """
+    """Write what `json` can write: the whole file or none."""
     with open_atomically(path) as stream:
         stream.write((json.dumps(content, indent=indent) + "\n").encode())
 
@@ -207,92 +201,14 @@ def _remove_leftovers(output: Path) -> None:
             path.unlink()
 
 
-@contextmanager
-def exclusive_run(output_dir: str | Path, *, is_main_process: bool) -> Iterator[None]:
-    """Lock the output folder of a training for the block, and explain when a disk is full.
-
-    Args:
-        output_dir (`str` or `Path`): Of the run; its checkpoints lie beside it.
-        is_main_process (`bool`): Whether this is the process of the run that writes.
-
-    Raises:
-        UserError: Another run is writing the folder, or a file cannot be written.
-    """
-    way_out = "Make room there and repeat the command with --resume, or choose another folder."
-    with (
-        lock_output(output_dir, is_needed=is_main_process),
-        explained_writing(name_work_dir(output_dir), way_out=way_out),
-    ):
-        yield
-
-
 def name_work_dir(output_dir: str | Path) -> Path:
     """Return the folder beside the output folder that holds the checkpoints of a run."""
     output_dir = Path(output_dir)
     return output_dir.with_name(output_dir.name + ".in_progress")
 
 
-def was_overwriting(work_dir: Path) -> bool:
-    """Return whether the interrupted run in a work folder was started with `--overwrite`."""
-    path = work_dir / WORK_ARGUMENTS_FILE
-    return path.is_file() and bool(load_json(path).get("overwrite", False))
-
-
-def validate_work_dir(
-    work_dir: Path, description: Mapping[str, Any], *, overwrite: bool, resume: bool
-) -> None:
-    """Raise a [`UserError`] if something else, or an interrupted run, is in the way of a run.
-
-    Args:
-        work_dir (`Path`): Its work folder.
-        description (`Mapping[str, Any]`): The arguments that decide its result.
-        overwrite, resume (`bool`): Whether it starts anew, or continues what is there.
-    """
-    arguments_file, obstacle = work_dir / WORK_ARGUMENTS_FILE, None
-    if not arguments_file.is_file():
-        if work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
-            obstacle = "is no run of rmat. Move it away"
-    elif not overwrite and _list_complete(work_dir, pattern=ANY_CHECKPOINT):
-        earlier = load_json(arguments_file)
-        changed = sorted(name for name in description if description[name] != earlier.get(name))
-        if not resume:
-            obstacle = (
-                "is an interrupted run. Pass --resume to continue it, or --overwrite to start anew"
-            )
-        elif changed:
-            obstacle = (
-                f"cannot be resumed: {', '.join(changed)} differ. Repeat the arguments of the "
-                "interrupted run, or pass --overwrite to start anew"
-            )
-    if obstacle is not None:
-        raise UserError(f"{str(work_dir)!r} {obstacle}.")
-
-
-def prepare_work_dir(
-    work_dir: Path, description: Mapping[str, Any], *, overwrite: bool, resume: bool
-) -> None:
-    """Create the folder of the checkpoints, empty unless a run is resumed.
-
-    Args:
-        work_dir, description, overwrite, resume: As in [`validate_work_dir`].
-    """
-    if not resume:
-        shutil.rmtree(work_dir, ignore_errors=True)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    overwrite = overwrite or was_overwriting(work_dir)
-    save_json(work_dir / WORK_ARGUMENTS_FILE, {**description, "overwrite": overwrite})
-    complete = _list_complete(work_dir, pattern=ANY_CHECKPOINT)
-    for checkpoint in set(work_dir.glob(ANY_CHECKPOINT)) - set(complete):
-        logger.warning("Removed the incomplete checkpoint %s. An older one is used.", checkpoint)
-        shutil.rmtree(checkpoint)
-
-
 def find_last_complete_checkpoint(folder: Path) -> Path | None:
-    """Return the complete checkpoint with the most steps; `None` if there is none.
-
-    Args:
-        folder (`Path`): Where `Trainer` writes its checkpoints.
-    """
+    """Return the complete checkpoint of `Trainer` with the most steps; `None` if there is none."""
     return max(_list_complete(folder, pattern=CHECKPOINT), key=load_num_steps, default=None)
 
 
@@ -311,11 +227,7 @@ def _list_complete(folder: Path, *, pattern: str) -> list[Path]:
 
 
 def train_from_checkpoint(trainer: "Trainer", checkpoint: Path | None) -> None:
-    """Train, from a checkpoint if there is one.
-
-    Args:
-        trainer (`Trainer`): Of transformers, which reads pickles with `weights_only=True`.
-        checkpoint (`Path`, *optional*): As from [`find_last_complete_checkpoint`].
+    """Train, from a checkpoint if there is one; `Trainer` reads its pickles as numbers only.
 
     Raises:
         UserError: A file of the checkpoint holds more than numbers, so no run has written it.
@@ -378,23 +290,52 @@ class TrainingRun:
     ) -> None:
         self.output_dir = Path(arguments.output_dir)
         self.work_dir = name_work_dir(arguments.output_dir)
+        self.arguments = arguments
         self.description = description
         self.is_main_process = is_main_process
-        self.intent = {"overwrite": arguments.overwrite, "resume": arguments.resume}
         # an interrupted run that was to replace the folder still is when it is resumed
-        self.overwrite = arguments.overwrite or (
-            arguments.resume and was_overwriting(self.work_dir)
-        )
+        was_overwriting = arguments.resume and self.load_earlier().get("overwrite", False)
+        self.overwrite = arguments.overwrite or bool(was_overwriting)
+
+    def load_earlier(self) -> dict[str, Any]:
+        """Return the description of the run that began the folder of checkpoints; none if empty."""
+        path = self.work_dir / WORK_ARGUMENTS_FILE
+        return load_json(path) if path.is_file() else {}
 
     def validate(self) -> None:
-        """Raise a `UserError` if other files, or another run, are in the way."""
+        """Raise a [`UserError`] if other files, or another run, are in the way."""
         validate_output_folder(self.output_dir, overwrite=self.overwrite)
-        validate_work_dir(self.work_dir, self.description, **self.intent)
+        obstacle, earlier = None, self.load_earlier()
+        if not earlier and self.work_dir.exists():
+            if not self.work_dir.is_dir() or any(self.work_dir.iterdir()):
+                obstacle = "is no run of rmat. Move it away"
+        elif not self.arguments.overwrite and _list_complete(self.work_dir, pattern=ANY_CHECKPOINT):
+            changed = sorted(
+                it for it in self.description if self.description[it] != earlier.get(it)
+            )
+            if not self.arguments.resume:
+                obstacle = "is an interrupted run. Pass --resume to continue it, or --overwrite"
+            elif changed:
+                obstacle = (
+                    f"cannot be resumed: {', '.join(changed)} differ. Repeat the arguments of the "
+                    "interrupted run, or pass --overwrite to start anew"
+                )
+        if obstacle is not None:
+            raise UserError(f"{str(self.work_dir)!r} {obstacle}.")
 
     def prepare(self) -> None:
-        """Create the folder of the checkpoints; nothing is written before."""
-        if self.is_main_process:
-            prepare_work_dir(self.work_dir, self.description, **self.intent)
+        """Create the folder of the checkpoints, empty unless a run is resumed."""
+        if not self.is_main_process:
+            return
+        if not self.arguments.resume:
+            shutil.rmtree(self.work_dir, ignore_errors=True)
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        content = {**self.description, "overwrite": self.overwrite}
+        save_json(self.work_dir / WORK_ARGUMENTS_FILE, content)
+        complete = _list_complete(self.work_dir, pattern=ANY_CHECKPOINT)
+        for checkpoint in set(self.work_dir.glob(ANY_CHECKPOINT)) - set(complete):
+            logger.warning("Removed the cut-off checkpoint %s. An older one is used.", checkpoint)
+            shutil.rmtree(checkpoint)
 
     @contextmanager
     def publish(self) -> Iterator[Path]:
@@ -416,7 +357,11 @@ def open_run(
     Raises:
         UserError: Another run writes the folder, something is in the way, or the disk is full.
     """
-    with exclusive_run(arguments.output_dir, is_main_process=is_main_process):
+    way_out = "Make room there and repeat the command with --resume, or choose another folder."
+    with (
+        lock_output(arguments.output_dir, is_needed=is_main_process),
+        explained_writing(name_work_dir(arguments.output_dir), way_out=way_out),
+    ):
         run = TrainingRun(arguments, description=description, is_main_process=is_main_process)
         if is_main_process:
             run.validate()

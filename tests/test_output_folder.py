@@ -5,7 +5,9 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +20,8 @@ from transformers import TrainerCallback
 
 from rmat_hf.errors import UserError
 from rmat_hf.output_folder import (
+    TrainingRun,
     create_folder_atomically,
-    exclusive_run,
     find_last_complete_checkpoint,
     load_json,
     load_num_steps,
@@ -27,12 +29,10 @@ from rmat_hf.output_folder import (
     name_temporary,
     name_work_dir,
     open_atomically,
-    prepare_work_dir,
+    open_run,
     save_json,
     train_from_checkpoint,
     validate_output_folder,
-    validate_work_dir,
-    was_overwriting,
 )
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.pretraining import run_pretraining
@@ -354,14 +354,22 @@ def test_what_a_killed_run_left_is_removed_by_the_next_one(tmp_path: Path, name:
         assert list_tree(tmp_path) == sorted([f".{name}.lock", *(path.name for path in kept)])
 
 
+def open_tiny_run(
+    folder: Path, description: dict[str, Any] | None = None, *, is_main: bool = True, **flags: bool
+) -> AbstractContextManager[TrainingRun]:
+    fields: dict[str, Any] = {"overwrite": False, "resume": False, **flags}
+    arguments: Any = SimpleNamespace(output_dir=str(folder / "run"), **fields)
+    return open_run(arguments, description=description or {"seed": 0}, is_main_process=is_main)
+
+
 def test_a_training_has_its_folder_to_itself_and_explains_a_full_disk(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"run\.in_progress cannot be written.*--resume"),
-        exclusive_run(tmp_path / "run", is_main_process=True),
+        open_tiny_run(tmp_path),
     ):
-        with pytest.raises(UserError, match="Another run"), lock_output(tmp_path / "run"):
+        with pytest.raises(UserError, match="Another run"), open_tiny_run(tmp_path):
             raise AssertionError("both have it")
-        with exclusive_run(tmp_path / "run", is_main_process=False):
+        with open_tiny_run(tmp_path, is_main=False):
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -393,41 +401,55 @@ def test_the_last_checkpoint_is_the_complete_one_with_the_most_steps(tmp_path: P
 def test_incomplete_checkpoints_are_removed_and_named_in_the_log(
     tmp_path: Path, stage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    work_dir = name_work_dir(tmp_path / "run")
-    older = write_checkpoint(work_dir / stage, 1)
-    write_checkpoint(work_dir / stage, 2, state="")
-    prepare_work_dir(work_dir, {"seed": 0}, overwrite=False, resume=True)
-    assert [path.name for path in (work_dir / stage).glob("checkpoint-*")] == [older.name]
+    with open_tiny_run(tmp_path) as run:
+        run.prepare()
+    older = write_checkpoint(run.work_dir / stage, 1)
+    write_checkpoint(run.work_dir / stage, 2, state="")
+    with open_tiny_run(tmp_path, resume=True) as run:
+        run.prepare()
+    assert [path.name for path in (run.work_dir / stage).glob("checkpoint-*")] == [older.name]
     assert "checkpoint-2" in caplog.text
 
 
 def test_a_run_continues_only_with_its_own_arguments_and_when_asked(tmp_path: Path) -> None:
-    work_dir, old = name_work_dir(tmp_path / "run"), {"seed": 0, "model": "scratch"}
-    validate_work_dir(work_dir, old, overwrite=False, resume=True)
-    prepare_work_dir(work_dir, old, overwrite=True, resume=False)
-    validate_work_dir(work_dir, {"seed": 1}, overwrite=False, resume=False)  # nothing is lost
-    write_checkpoint(work_dir / "stage-0", 3)
-    with pytest.raises(UserError, match=r"run\.in_progress.*--resume .* --overwrite"):
-        validate_work_dir(work_dir, old, overwrite=False, resume=False)
-    with pytest.raises(UserError, match=r"model, seed differ.*--overwrite"):
-        validate_work_dir(work_dir, {"seed": 1, "model": "x"}, overwrite=False, resume=True)
-    validate_work_dir(work_dir, {"seed": 1}, overwrite=True, resume=False)
-    validate_work_dir(work_dir, old, overwrite=False, resume=True)
-    prepare_work_dir(work_dir, old, overwrite=False, resume=True)
-    assert was_overwriting(work_dir)
-    assert find_last_complete_checkpoint(work_dir / "stage-0") is not None
-    prepare_work_dir(work_dir, old, overwrite=False, resume=False)
-    assert not was_overwriting(work_dir)
-    assert find_last_complete_checkpoint(work_dir / "stage-0") is None
+    old = {"seed": 0, "model": "scratch"}
+    stage = name_work_dir(tmp_path / "run") / "stage-0"
+    with open_tiny_run(tmp_path, old, overwrite=True) as run:
+        run.prepare()
+    with open_tiny_run(tmp_path, {"seed": 1}):
+        pass  # without a checkpoint nothing is lost
+    write_checkpoint(stage, 3)
+    with (
+        pytest.raises(UserError, match=r"run\.in_progress.*--resume .* --overwrite"),
+        open_tiny_run(tmp_path, old),
+    ):
+        raise AssertionError("it was to be asked")
+    with (
+        pytest.raises(UserError, match=r"model, seed differ.*--overwrite"),
+        open_tiny_run(tmp_path, {"seed": 1, "model": "x"}, resume=True),
+    ):
+        raise AssertionError("it is another run")
+    with open_tiny_run(tmp_path, {"seed": 1}, overwrite=True):
+        pass
+    with open_tiny_run(tmp_path, old, resume=True) as run:
+        run.prepare()
+        assert run.overwrite
+    assert find_last_complete_checkpoint(stage) is not None
+    with open_tiny_run(tmp_path, old, overwrite=True) as run:
+        run.prepare()
+    assert find_last_complete_checkpoint(stage) is None
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     work_dir = name_work_dir(tmp_path / "run")
     work_dir.mkdir()
-    validate_work_dir(work_dir, {}, overwrite=True, resume=False)
-    (work_dir / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"run\.in_progress.*Move it away"):
-        validate_work_dir(work_dir, {}, overwrite=True, resume=False)
+    with open_tiny_run(tmp_path, overwrite=True):
+        (work_dir / "thesis.txt").write_text("years of work")
+    with (
+        pytest.raises(UserError, match=r"run\.in_progress.*Move it away"),
+        open_tiny_run(tmp_path, overwrite=True),
+    ):
+        raise AssertionError("it is somebody's")
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])

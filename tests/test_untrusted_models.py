@@ -261,7 +261,7 @@ def test_damage_is_one_line_that_names_it(
 
 
 @pytest.mark.parametrize("verb", ["finetune", "pretrain"])
-@pytest.mark.parametrize("name", ["misspelled", "NaN", "integers", "other atoms", "processor {}"])
+@pytest.mark.parametrize("name", ["NaN", "integers", "other atoms", "processor {}"])
 def test_training_does_not_start_from_a_damaged_model(
     verb: str,
     name: str,
