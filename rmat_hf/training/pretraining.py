@@ -79,7 +79,7 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
     work_dir = name_work_dir(arguments.output_dir)
     # joins the other processes
     shared = build_stage_arguments(arguments, work_dir, is_all_learned=True)
-    arguments = replace(arguments, precision=choose_precision(arguments))
+    arguments = replace(arguments, precision=choose_precision(arguments.precision))
     description = describe_arguments(arguments)
     is_main_process = shared.process_index == 0
     with open_run(arguments, description=description, is_main_process=is_main_process) as run:
@@ -128,22 +128,20 @@ def _build_trainer(
     levels = [objective.describe_head()["level"] for objective in objectives.values()]
     is_all_learned = len(objectives) == len(task.objectives) and "molecule" in levels
     training_arguments = build_stage_arguments(arguments, folder, is_all_learned=is_all_learned)
-    limits = {"batch_size": arguments.batch_size, "max_pairs": arguments.max_pairs}
-    num_nodes = {"valid": task.valid["num_nodes"][:]}
+    options = {
+        "batch_size": arguments.batch_size,
+        "max_pairs": arguments.max_pairs,
+        "multiple": training_arguments.world_size,
+        "seed": arguments.seed,
+    }
     train: CorpusBatches | StreamedBatches
     if isinstance(task.train, datasets.IterableDataset):
         checkpoint = find_last_complete_checkpoint(folder)
         num_steps = 0 if checkpoint is None else load_num_steps(checkpoint)
-        train = StreamedBatches(
-            task.train,
-            multiple=training_arguments.world_size,
-            seed=arguments.seed,
-            num_skipped=num_steps * training_arguments.gradient_accumulation_steps,
-            **limits,
-        )
+        num_skipped = num_steps * training_arguments.gradient_accumulation_steps
+        train = StreamedBatches(task.train, num_skipped=num_skipped, **options)
     else:
-        train = CorpusBatches(task.train)
-        num_nodes["train"] = task.train["num_nodes"][:]
+        train = CorpusBatches(task.train, **options)
     return PretrainingTrainer(
         model=model,
         args=training_arguments,
@@ -151,14 +149,12 @@ def _build_trainer(
             objectives, processor=task.processor, arguments=arguments
         ),
         train_dataset=train,
-        eval_dataset=CorpusBatches(task.valid),
+        eval_dataset=CorpusBatches(task.valid, **options),
         # finetuning decides for itself whether descriptors help
         processing_class=RMatProcessor(
             **{**task.processor.to_dict(), "molecule_descriptors": None}
         ),
         objectives=objectives,
-        num_nodes=num_nodes,
-        **limits,
     )
 
 

@@ -11,11 +11,7 @@ from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.loading import Checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES
-from rmat_hf.training.arguments import (
-    SCRATCH,
-    build_from_fields,
-    load_json_fields,
-)
+from rmat_hf.training.arguments import SCRATCH, build_from_fields, load_json_fields
 from rmat_hf.training.objectives import STAGES
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -112,22 +108,20 @@ class PretrainingArguments:
         return STAGES[self.objective]
 
 
-def has_bfloat16_units() -> bool:
-    """Return whether the processor that trains multiplies matrices in bfloat16 in hardware.
+def choose_precision(precision: Precision) -> Precision:
+    """Return `"float32"` or `"bfloat16"`: what was asked for, or what the processor has units for.
 
-    That is a GPU of Nvidia since Ampere, or a CPU with AMX. Of a CPU with AVX-512 alone bfloat16
-    costs more in conversions than it saves; without that it is many times slower than float32.
+    Those are the GPUs of Nvidia since Ampere and the CPUs with AMX. Of a CPU with AVX-512 alone
+    bfloat16 costs more in conversions than it saves; without that it is many times slower.
     """
+    if precision != "auto":
+        return precision
     if torch.accelerator.is_available():
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()
-
-
-def choose_precision(arguments: PretrainingArguments) -> Precision:
-    """Return `"float32"` or `"bfloat16"`: what was asked for, or what this machine does best."""
-    if arguments.precision != "auto":
-        return arguments.precision
-    return "bfloat16" if has_bfloat16_units() else "float32"
+        is_gpu = torch.cuda.is_available()
+        has_units = is_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_units = torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if has_units else "float32"
 
 
 def build_pretraining_config(
@@ -136,16 +130,7 @@ def build_pretraining_config(
     *,
     checkpoint: Checkpoint | None = None,
 ) -> RMatConfig:
-    """Return the architecture to pretrain.
-
-    Args:
-        arguments (`PretrainingArguments`): Has fields to override.
-        heads (`dict[str, dict]`): As in [`RMatConfig`].
-        checkpoint (`Checkpoint`, *optional*): Model to continue from.
-
-    Raises:
-        UserError: If a configuration field is unknown or has a wrong value.
-    """
+    """Return the architecture to pretrain: that of a checkpoint or the default, and overrides."""
     fields = PRETRAINING_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
     if checkpoint is not None:
         fields = checkpoint.config.get_architecture()
@@ -160,13 +145,7 @@ def build_pretraining_config(
 def build_stage_arguments(
     arguments: PretrainingArguments, stage_dir: Path, *, is_all_learned: bool
 ) -> TrainingArguments:
-    """Return the `TrainingArguments` of a stage, overridden by `--training-arguments`.
-
-    Args:
-        arguments (`PretrainingArguments`): Of the run.
-        stage_dir (`Path`): Where its checkpoints go.
-        is_all_learned (`bool`): Whether every weight of the model gets a gradient.
-    """
+    """Return the `TrainingArguments` of a stage, overridden by `--training-arguments`."""
     share = 1 / arguments.num_evaluations
     has_accelerator = torch.accelerator.is_available()
     fields = {
@@ -180,7 +159,7 @@ def build_stage_arguments(
         "weight_decay": arguments.weight_decay,
         "warmup_steps": arguments.warmup_ratio,
         "lr_scheduler_type": "cosine",
-        "bf16": choose_precision(arguments) == "bfloat16",
+        "bf16": choose_precision(arguments.precision) == "bfloat16",
         "use_cpu": not has_accelerator,
         "eval_strategy": "steps",
         "eval_steps": share,

@@ -6,7 +6,8 @@ its own number of molecules, and no molecule comes twice in an epoch.
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from dataclasses import KW_ONLY, dataclass
+from itertools import chain, count
 from typing import NamedTuple
 
 import datasets
@@ -33,13 +34,6 @@ class PretrainingBatch(NamedTuple):
 
     epoch: int
     features: list[bytes]
-
-
-class BatchKey(NamedTuple):
-    """Rows of a table that make a batch, and the epoch."""
-
-    epoch: int
-    rows: tuple[int, ...]
 
 
 def form_batches(
@@ -90,39 +84,42 @@ def form_batches(
 
 
 class CorpusBatches(Dataset[PretrainingBatch]):
-    """A table of molecules, with a column `features`, that is asked for whole batches."""
+    """A table of molecules that is asked for whole batches, see [`CorpusBatchSampler`].
 
-    def __init__(self, dataset: datasets.Dataset) -> None:
+    Args:
+        dataset (`datasets.Dataset`): With the columns `features` and `num_nodes`.
+        seed (`int`): The order follows from it and the epoch, so that a resumed run repeats it.
+        limits (`int`): `batch_size`, `max_pairs` and `multiple` of [`form_batches`].
+    """
+
+    def __init__(self, dataset: datasets.Dataset, *, seed: int, **limits: int) -> None:
         self.dataset = dataset.select_columns(["features"])
+        self.num_nodes = np.asarray(dataset["num_nodes"][:])
+        self.seed = seed
+        self.limits = limits
 
     def __len__(self) -> int:
         """Return the number of molecules."""
         return len(self.dataset)
 
-    def __getitem__(self, key: BatchKey) -> PretrainingBatch:
-        """Return the molecules that a key of [`CorpusBatchSampler`] names."""
-        return PretrainingBatch(key.epoch, self.dataset[list(key.rows)]["features"])
+    def __getitem__(self, key: tuple[int, list[int]]) -> PretrainingBatch:
+        """Return the molecules of an epoch and rows."""
+        epoch, rows = key
+        return PretrainingBatch(epoch, self.dataset[rows]["features"])
+
+    def form_epoch(self, epoch: int) -> list[np.ndarray]:
+        """Return the rows of every batch of an epoch, equally many in all of them."""
+        generator = np.random.default_rng((self.seed, epoch))
+        return form_batches(self.num_nodes, generator=generator, **self.limits)
 
 
-class CorpusBatchSampler(Sampler[BatchKey]):
-    """The batches of an epoch, each of which is one item of a dataloader.
+class CorpusBatchSampler(Sampler[tuple[int, list[int]]]):
+    """The batches of an epoch, each of which is one item of a dataloader."""
 
-    Args:
-        num_nodes (`Sequence[int]`): Nodes of every molecule.
-        batch_size, max_pairs, multiple (`int`): As in [`form_batches`].
-        seed (`int`): The order follows from it and the epoch, so that a resumed run repeats it.
-    """
-
-    def __init__(self, num_nodes: Sequence[int], *, seed: int, **options: int) -> None:
-        self.num_nodes = np.asarray(num_nodes)
-        self.options = options
-        self.seed = seed
+    def __init__(self, corpus: CorpusBatches) -> None:
+        self.corpus = corpus
         self.epoch = 0
-        self.num_batches = len(self._form_batches())
-
-    def _form_batches(self) -> list[np.ndarray]:
-        generator = np.random.default_rng((self.seed, self.epoch))
-        return form_batches(self.num_nodes, generator=generator, **self.options)
+        self.num_batches = len(corpus.form_epoch(0))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch; accelerate calls it."""
@@ -131,9 +128,9 @@ class CorpusBatchSampler(Sampler[BatchKey]):
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[BatchKey]:
-        for rows in self._form_batches():
-            yield BatchKey(self.epoch, tuple(rows.tolist()))
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        for rows in self.corpus.form_epoch(self.epoch):
+            yield self.epoch, rows.tolist()
 
 
 class StreamedBatches(IterableDataset[PretrainingBatch]):
@@ -150,54 +147,47 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
 
     Args:
         dataset (`datasets.IterableDataset`): With the columns `features` and `num_nodes`.
-        batch_size, max_pairs, multiple (`int`): As in [`form_batches`].
+        multiple (`int`): Processes that share the batches.
         seed (`int`): Order of the shards, and of the molecules within a buffer.
         num_skipped (`int`, *optional*, defaults to 0):
             Batches of every process that come without molecules, because `Trainer` drops them when
             it resumes.
         buffer_size (`int`, *optional*, defaults to 8192): Rows of the buffer.
+        limits (`int`): `batch_size` and `max_pairs` of [`form_batches`].
     """
 
     def __init__(
         self,
         dataset: datasets.IterableDataset,
         *,
-        batch_size: int,
-        max_pairs: int,
         multiple: int,
         seed: int,
         num_skipped: int = 0,
         buffer_size: int = STREAM_BUFFER_SIZE,
+        **limits: int,
     ) -> None:
         self.dataset = dataset.select_columns(["features", "num_nodes"])
-        self.options: dict[str, int] = {"batch_size": batch_size, "max_pairs": max_pairs}
+        self.limits = limits
         self.multiple = multiple
         self.seed = seed
         self.num_skipped = num_skipped
         self.buffer_size = buffer_size
 
     def __iter__(self) -> Iterator[PretrainingBatch]:
-        worker = get_worker_info()
-        worker_idx, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        num_turns = -(-(self.num_skipped - worker_idx) // num_workers)
-        num_dropped = num_turns * self.multiple
-        position = 0
-        for epoch in count():
-            for batch in self.iterate_epoch(epoch):
-                yield batch if position >= num_dropped else PretrainingBatch(epoch, [])
-                position += 1
+        worker_idx, num_workers = _find_worker()
+        num_dropped = -(-(self.num_skipped - worker_idx) // num_workers) * self.multiple
+        batches = chain.from_iterable(map(self.iterate_epoch, count()))
+        for position, batch in enumerate(batches):
+            yield batch if position >= num_dropped else PretrainingBatch(batch.epoch, [])
 
     def iterate_epoch(self, epoch: int) -> Iterator[PretrainingBatch]:
         """Yield the share of this worker in the batches of an epoch."""
-        worker = get_worker_info()
-        worker_idx, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        worker_idx, num_workers = _find_worker()
         multiple = num_workers * self.multiple
         generator = np.random.default_rng((self.seed, epoch))
         position = 0
         for num_nodes, features in self._iterate_buffers(epoch, min_rows=multiple):
-            batches = form_batches(
-                num_nodes, multiple=multiple, generator=generator, **self.options
-            )
+            batches = form_batches(num_nodes, multiple=multiple, generator=generator, **self.limits)
             for batch in batches:
                 # a dataloader takes one batch of every worker in turn
                 if position % num_workers == worker_idx:
@@ -228,6 +218,12 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
             yield num_nodes, features
 
 
+def _find_worker() -> tuple[int, int]:
+    worker = get_worker_info()
+    return (worker.id, worker.num_workers) if worker else (0, 1)
+
+
+@dataclass
 class PretrainingCollator:
     """Expands the packed features of a batch, hides what is to be found, and adds the labels.
 
@@ -241,16 +237,10 @@ class PretrainingCollator:
         arguments (`PretrainingArguments`): Seed and options of the objectives.
     """
 
-    def __init__(
-        self,
-        objectives: Mapping[str, Objective],
-        *,
-        processor: RMatProcessor,
-        arguments: PretrainingArguments,
-    ) -> None:
-        self.objectives = objectives
-        self.processor = processor
-        self.arguments = arguments
+    objectives: Mapping[str, Objective]
+    _: KW_ONLY
+    processor: RMatProcessor
+    arguments: PretrainingArguments
 
     def __call__(self, batches: list[PretrainingBatch]) -> dict[str, torch.Tensor]:
         """Return model inputs, and the labels of every head, see [`RMatForPreTraining`]."""

@@ -41,35 +41,25 @@ def save_pretraining_card(
         reports (`Mapping[str, dict]`):
             `metrics` of valid and `log_history` of `Trainer`, by stage.
     """
-    logs = {stage: report["log_history"] for stage, report in reports.items()}
-    has_plot = save_loss_plot(folder / LOSS_PLOT, logs, objectives=task.objectives)
+    has_plot = importlib.util.find_spec("matplotlib") is not None
+    if has_plot:
+        _save_loss_plot(folder / LOSS_PLOT, reports, objectives=task.objectives)
+    else:
+        logger.warning("No loss plot: matplotlib is missing. Run: pip install rmat-hf[viz]")
     text = _build_card_text(task, arguments=arguments, reports=reports, has_plot=has_plot)
     ModelCard(text).save(folder / CARD_FILE)
 
 
-def save_loss_plot(
-    path: Path, logs: Mapping[str, list[dict[str, Any]]], *, objectives: Mapping[str, Objective]
-) -> bool:
-    """Plot the loss of every objective on train and valid against the steps, a panel per stage.
-
-    Args:
-        path (`Path`): PNG file to write.
-        logs (`Mapping[str, list]`): Log history of `Trainer` by stage.
-        objectives (`Mapping[str, Objective]`): By name.
-
-    Returns:
-        `bool`: False if matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        logger.warning("No loss plot: matplotlib is missing. Run: pip install rmat-hf[viz]")
-        return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _save_loss_plot(
+    path: Path, reports: Mapping[str, dict[str, Any]], *, objectives: Mapping[str, Objective]
+) -> None:
+    """Plot the loss of every objective on train and valid against the steps, a panel per stage."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0 * len(logs), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    all_axes = figure.subplots(1, len(logs), squeeze=False)[0]
-    for axes, (stage, log) in zip(all_axes, logs.items(), strict=True):
+    figure = Figure(figsize=(6.0 * len(reports), 4.2), layout="constrained")
+    all_axes = figure.subplots(1, len(reports), squeeze=False)[0]
+    for axes, (stage, report) in zip(all_axes, reports.items(), strict=True):
+        log = report["log_history"]
         for idx, objective in enumerate(objectives.values()):
             for prefix, style, part in (("", "-", "train"), ("eval_", "o--", "valid")):
                 name = f"{prefix}{objective.head}_loss"
@@ -82,7 +72,6 @@ def save_loss_plot(
         axes.grid(visible=True, which="both", color="#e4e7eb", linewidth=0.6)
         axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
-    return True
 
 
 def _build_card_text(

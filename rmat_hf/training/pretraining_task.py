@@ -50,10 +50,6 @@ def build_pretraining_task(arguments: PretrainingArguments) -> PretrainingTask:
 
     A molecule is held out by a checksum of its features: whatever stands beside it, in a table and
     in a stream.
-
-    Raises:
-        UserError: If the corpus cannot be read or has too few molecules, or lacks what is to be
-            learned.
     """
     corpus = load_corpus(
         arguments.corpus, revision=arguments.corpus_revision, streaming=arguments.streaming
@@ -87,12 +83,7 @@ def build_pretraining_task(arguments: PretrainingArguments) -> PretrainingTask:
 
 
 def is_held_out(features: bytes, fraction: float) -> bool:
-    """Return whether a molecule belongs to the valid part.
-
-    Args:
-        features (`bytes`): Packed.
-        fraction (`float`): Share of the molecules that do.
-    """
+    """Return whether a packed molecule is one of the share of molecules that are valid."""
     return zlib.crc32(features) < fraction * 2**32
 
 
@@ -103,13 +94,13 @@ def _is_trained_on(features: bytes, fraction: float) -> bool:
 def _split_table(
     dataset: datasets.Dataset, *, fraction: float
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    held_out = np.concatenate(
-        [
-            [is_held_out(features, fraction) for features in chunk["features"]]
-            for chunk in dataset.iter(batch_size=_CHUNK_SIZE)
-        ]
-    )
-    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+    held_out = [
+        is_held_out(features, fraction)
+        for chunk in dataset.iter(batch_size=_CHUNK_SIZE)
+        for features in chunk["features"]
+    ]
+    valid, train = np.flatnonzero(held_out), np.flatnonzero(~np.array(held_out))
+    return dataset.select(train), dataset.select(valid)
 
 
 def _split_stream(
@@ -120,11 +111,8 @@ def _split_stream(
     train = dataset.filter(
         _is_trained_on, input_columns=["features"], fn_kwargs={"fraction": fraction}
     )
-    features = datasets.Features(
-        {"features": datasets.Value("large_binary"), "num_nodes": datasets.Value("int32")}
-    )
-    columns = {name: [row[name] for row in valid] for name in features}
-    return train, datasets.Dataset.from_dict(columns, features=features)
+    columns = {name: [row[name] for row in valid] for name in ("features", "num_nodes")}
+    return train, datasets.Dataset.from_dict(columns)
 
 
 def _load_objectives(arguments: PretrainingArguments) -> dict[str, Objective]:

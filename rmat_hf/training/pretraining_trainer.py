@@ -6,15 +6,14 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from transformers.trainer import Trainer
-from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.training_args import TrainingArguments
 
 from rmat_hf.output_folder import rotated_by_step
 from rmat_hf.training.objectives.objective import Objective
-from rmat_hf.training.pretraining_batches import CorpusBatches, CorpusBatchSampler
+from rmat_hf.training.pretraining_batches import CorpusBatchSampler
 
 
 class EpochCallback(TrainerCallback):
@@ -23,20 +22,13 @@ class EpochCallback(TrainerCallback):
     When two processes resume within an epoch, `Trainer` and accelerate tell it to nobody.
     """
 
-    def on_epoch_begin(  # noqa: PLR0917 - the signature of TrainerCallback
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        train_dataloader: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, *control: Any, **parts: Any) -> None:
         """Set the epoch of the dataloader from which those of a resumed run are made."""
-        train_dataloader.set_epoch(int(state.epoch or 0))
+        parts["train_dataloader"].set_epoch(int(state.epoch or 0))
 
 
 class PretrainingTrainer(Trainer):
-    """A Trainer whose batches are items of its data sets, see `CorpusBatches`.
+    """A Trainer whose batches are items of its data sets, `CorpusBatches` or `StreamedBatches`.
 
     - Batches of a table are formed under a budget of pairs, anew in every epoch.
     - The log has the loss of every objective and the molecules per second of all processes.
@@ -44,25 +36,12 @@ class PretrainingTrainer(Trainer):
 
     Args:
         objectives (`Mapping[str, Objective]`): What is learned at once, by name.
-        num_nodes (`dict[str, list[int]]`):
-            Nodes of every molecule of the tables: `"train"` (unless it is a stream) and `"valid"`.
-        batch_size, max_pairs (`int`): As in `form_batches`.
         options: As in [`Trainer`].
     """
 
-    def __init__(
-        self,
-        *,
-        objectives: Mapping[str, Objective],
-        num_nodes: dict[str, list[int]],
-        batch_size: int,
-        max_pairs: int,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, objectives: Mapping[str, Objective], **options: Any) -> None:
         super().__init__(**options)
         self.objectives = objectives
-        self.num_nodes = num_nodes
-        self.batch_limits = {"batch_size": batch_size, "max_pairs": max_pairs}
         self.last_report: dict[str, Any] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._num_batches = 0
@@ -74,21 +53,11 @@ class PretrainingTrainer(Trainer):
         with rotated_by_step(self, trial=trial):
             super()._save_checkpoint(model, trial)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
-        return self._build_sampler("train")
+    def _get_train_sampler(self, train_dataset: Any = None) -> CorpusBatchSampler:
+        return CorpusBatchSampler(cast(Any, self.train_dataset))
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
-        return self._build_sampler("valid")
-
-    def _build_sampler(self, part: str) -> Sampler[Any]:
-        options = {"multiple": self.args.world_size, "seed": self.args.seed}
-        return CorpusBatchSampler(self.num_nodes[part], **options, **self.batch_limits)
-
-    def get_eval_dataloader(
-        self, eval_dataset: str | Dataset[Any] | None = None
-    ) -> DataLoader[Any]:
-        """Return the dataloader of the evaluation: the same batches and masks every time."""
-        return super().get_eval_dataloader(eval_dataset or cast(CorpusBatches, self.eval_dataset))
+    def _get_eval_sampler(self, eval_dataset: Any) -> CorpusBatchSampler:
+        return CorpusBatchSampler(eval_dataset)
 
     def compute_loss(  # noqa: PLR0917 - the signature of Trainer
         self,
@@ -120,13 +89,8 @@ class PretrainingTrainer(Trainer):
             self._logged_at = now
         super().log(logs, start_time)
 
-    def evaluation_loop(  # noqa: PLR0917 - the signature of Trainer
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+    def evaluation_loop(
+        self, dataloader: DataLoader[Any], *args: Any, **options: Any
     ) -> EvalLoopOutput:
         """Return the metrics that are numbers; `last_report` has the tables too."""
         model = cast(nn.Module, self.model)
@@ -148,11 +112,13 @@ class PretrainingTrainer(Trainer):
             self.last_report["loss"] += metrics.get(f"{objective.head}_loss", 0.0)
             self.last_report |= metrics
         numbers = {
-            f"{metric_key_prefix}_{name}": value
+            f"{options['metric_key_prefix']}_{name}": value
             for name, value in self.last_report.items()
             if isinstance(value, int | float)
         }
-        num_molecules = len(self.num_nodes["valid"])
         return EvalLoopOutput(
-            predictions=cast(Any, ()), label_ids=None, metrics=numbers, num_samples=num_molecules
+            predictions=cast(Any, ()),
+            label_ids=None,
+            metrics=numbers,
+            num_samples=self.num_examples(dataloader),
         )

@@ -86,35 +86,26 @@ def test_processes_that_take_turns_get_batches_of_similar_sizes() -> None:
     ]
     assert max(span.max() - span.min() for span in spans) < 12
     first_sizes = [int(span.max()) for span in spans]
-    assert first_sizes != sorted(first_sizes)
-    assert first_sizes != sorted(first_sizes, reverse=True)
+    assert sorted(first_sizes) not in (first_sizes, first_sizes[::-1])
 
 
 def test_epochs_differ_in_order_and_company_and_not_in_number(table: datasets.Dataset) -> None:
-    sampler = CorpusBatchSampler(table["num_nodes"][:], multiple=1, seed=0, **LIMITS)
+    corpus = CorpusBatches(table, multiple=1, seed=0, **LIMITS)
+    sampler = CorpusBatchSampler(corpus)
     first, again = list(sampler), list(sampler)
     assert first == again
-    assert len(first) == len(sampler)
+    assert len(corpus) == len(table)
+    # a key brings the molecules of its rows
+    epoch, rows = first[0]
+    assert corpus[first[0]] == (epoch, [f"molecule {row}".encode() for row in rows])
     sampler.set_epoch(1)
     second = list(sampler)
-    assert len(second) == len(sampler)
-    assert {key.epoch for key in second} == {1}
-    companies = [
-        {frozenset(key.rows) for key in keys if len(key.rows) > 2} for keys in (first, second)
-    ]
+    assert len(first) == len(second) == len(sampler)
+    assert {epoch for epoch, _ in second} == {1}
+    companies = [{frozenset(rows) for _, rows in keys if len(rows) > 2} for keys in (first, second)]
     assert len(companies[0] & companies[1]) < len(companies[0]) / 4
-    other_seed = CorpusBatchSampler(table["num_nodes"][:], multiple=1, seed=1, **LIMITS)
-    assert [key.rows for key in other_seed] != [key.rows for key in first]
-
-
-def test_a_key_brings_the_molecules_of_its_rows(table: datasets.Dataset) -> None:
-    sampler = CorpusBatchSampler(table["num_nodes"][:], multiple=1, seed=0, **LIMITS)
-    batches = CorpusBatches(table)
-    assert len(batches) == len(table)
-    key = next(iter(sampler))
-    batch = batches[key]
-    assert batch.epoch == 0
-    assert batch.features == [f"molecule {row}".encode() for row in key.rows]
+    other_seed = CorpusBatchSampler(CorpusBatches(table, multiple=1, seed=1, **LIMITS))
+    assert list(other_seed) != first
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -179,34 +170,30 @@ def test_a_stream_shorter_than_the_number_of_processes_is_refused() -> None:
 
 NAMES = ["MolWt", "TPSA", "MolLogP"]
 CORPUS = [*TINY_SMILES, "CC(=O)Oc1ccccc1C(=O)O", "OCCN1CCCC1", "CCCCCC", "c1ccncc1Br"]
+PROCESSOR = RMatProcessor(geometry="bounds", molecule_descriptors=["TPSA", *NAMES[:1], "MolLogP"])
 
 
 @pytest.fixture(scope="module")
-def corpus_processor() -> RMatProcessor:
-    return RMatProcessor(geometry="bounds", molecule_descriptors=["TPSA", *NAMES[:1], "MolLogP"])
+def corpus() -> list[bytes]:
+    return [pack_features(PROCESSOR.featurize_compactly(smiles)) for smiles in CORPUS]
 
 
 @pytest.fixture(scope="module")
-def corpus(corpus_processor: RMatProcessor) -> list[bytes]:
-    return [pack_features(corpus_processor.featurize_compactly(smiles)) for smiles in CORPUS]
-
-
-@pytest.fixture(scope="module")
-def objectives(corpus: list[bytes], corpus_processor: RMatProcessor) -> dict[str, Objective]:
+def objectives(corpus: list[bytes]) -> dict[str, Objective]:
     """Both, fitted to the corpus; the descriptors in another order than there."""
     arguments = PretrainingArguments(corpus="c", output_dir="o", min_context_count=1)
     fitted = {
-        name: objective.fit(corpus, processor=corpus_processor, arguments=arguments)
+        name: objective.fit(corpus, processor=PROCESSOR, arguments=arguments)
         for name, objective in OBJECTIVES.items()
     }
     state = fitted["descriptors"].state
-    reordered = OBJECTIVES["descriptors"]({name: state[name] for name in NAMES})
-    return fitted | {"descriptors": reordered}
+    return fitted | {
+        "descriptors": OBJECTIVES["descriptors"]({name: state[name] for name in NAMES})
+    }
 
 
 def collate(
     corpus: list[bytes],
-    processor: RMatProcessor,
     objectives: dict[str, Objective],
     *,
     epoch: int = 0,
@@ -219,25 +206,24 @@ def collate(
     )
     names = next(iter(STAGES[learned].values()))
     collator = PretrainingCollator(
-        {name: objectives[name] for name in names}, processor=processor, arguments=arguments
+        {name: objectives[name] for name in names}, processor=PROCESSOR, arguments=arguments
     )
     return collator([PretrainingBatch(epoch, corpus)])
 
 
 def test_contexts_alone_mask_every_molecule(
-    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+    corpus: list[bytes], objectives: dict[str, Objective]
 ) -> None:
-    batch = collate(corpus, corpus_processor, objectives, learned="contexts")
-    assert "descriptor_labels" not in batch
-    assert "molecule_descriptors" not in batch
+    batch = collate(corpus, objectives, learned="contexts")
+    assert not {"descriptor_labels", "molecule_descriptors"} & set(batch)
     assert ((batch["context_labels"] >= 0).sum(1) > 0).all()
     assert (batch["node_features"][..., MASK_COLUMN].sum(1) > 0).all()
 
 
 def test_descriptors_alone_mask_nothing(
-    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+    corpus: list[bytes], objectives: dict[str, Objective]
 ) -> None:
-    batch = collate(corpus, corpus_processor, objectives, learned="descriptors")
+    batch = collate(corpus, objectives, learned="descriptors")
     assert "context_labels" not in batch
     whole = expand_features(corpus)
     del whole["molecule_descriptors"]
@@ -249,12 +235,12 @@ def test_descriptors_alone_mask_nothing(
     assert batch["descriptor_labels"][:, 0].argsort().tolist() == np.argsort(weights).tolist()
 
 
-def test_jointly_a_molecule_is_asked_for_contexts_or_descriptors(
-    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+def test_jointly_a_molecule_is_asked_for_contexts_or_descriptors_anew_in_every_epoch(
+    corpus: list[bytes], objectives: dict[str, Objective]
 ) -> None:
     seen = set()
     for epoch in range(8):
-        batch = collate(corpus, corpus_processor, objectives, epoch=epoch)
+        batch = collate(corpus, objectives, epoch=epoch)
         has_contexts = (batch["context_labels"] >= 0).any(1)
         is_masked = batch["node_features"][..., MASK_COLUMN].any(1)
         has_descriptors = ~batch["descriptor_labels"].isnan().any(1)
@@ -265,21 +251,18 @@ def test_jointly_a_molecule_is_asked_for_contexts_or_descriptors(
 
 
 def test_masks_follow_from_epoch_and_molecule(
-    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+    corpus: list[bytes], objectives: dict[str, Objective]
 ) -> None:
-    batch = collate(corpus, corpus_processor, objectives)
-    again = collate(corpus[::-1], corpus_processor, objectives)
+    batch, again = collate(corpus, objectives), collate(corpus[::-1], objectives)
     for name, values in batch.items():
         torch.testing.assert_close(again[name].flip(0), values, equal_nan=True, rtol=0, atol=0)
-    other = collate(corpus, corpus_processor, objectives, epoch=1)
-    assert not torch.equal(other["context_labels"], batch["context_labels"])
 
 
 def test_distances_are_hidden_only_if_asked(
-    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
+    corpus: list[bytes], objectives: dict[str, Objective]
 ) -> None:
-    visible = collate(corpus, corpus_processor, objectives)
-    hidden = collate(corpus, corpus_processor, objectives, masked_distances="hidden")
+    visible = collate(corpus, objectives)
+    hidden = collate(corpus, objectives, masked_distances="hidden")
     before, distances = (batch.pop("interatomic_distances") for batch in (visible, hidden))
     assert torch.equal(before, torch.from_numpy(expand_features(corpus)["interatomic_distances"]))
     assert (distances != before).any()
@@ -287,17 +270,11 @@ def test_distances_are_hidden_only_if_asked(
         torch.testing.assert_close(hidden[name], values, equal_nan=True, rtol=0, atol=0)
 
 
-def test_model_learns_from_the_batch(
-    corpus: list[bytes], corpus_processor: RMatProcessor, objectives: dict[str, Objective]
-) -> None:
+def test_model_learns_from_the_batch(corpus: list[bytes], objectives: dict[str, Objective]) -> None:
     heads = {objective.head: objective.describe_head() for objective in objectives.values()}
     model = RMatForPreTraining(RMatConfig(**TINY_ARCHITECTURE, pretraining_heads=heads))
-    output = model(**collate(corpus, corpus_processor, objectives))
+    output = model(**collate(corpus, objectives))
     assert output.context_loss.item() == pytest.approx(np.log(heads["context"]["size"]), rel=0.5)
     assert torch.equal(output.loss, output.context_loss + output.descriptor_loss)
-
-
-def test_a_batch_that_a_resumed_run_skips_is_empty(
-    corpus_processor: RMatProcessor, objectives: dict[str, Objective]
-) -> None:
-    assert collate([], corpus_processor, objectives) == {}
+    # a batch that a resumed run skips
+    assert collate([], objectives) == {}
