@@ -369,21 +369,22 @@ def compute_squared_distances(coordinates: np.ndarray) -> np.ndarray:
 
 
 def compute_interatomic_distances(
-    geometries: Sequence[np.ndarray], *, num_atoms: np.ndarray
+    geometries: Sequence[np.ndarray], *, num_atoms: np.ndarray, num_nodes: int
 ) -> np.ndarray:
     """Return the distances between the nodes of every molecule of a batch.
 
     Args:
         geometries (`Sequence[np.ndarray]`): As from [`compute_geometry`].
         num_atoms (`np.ndarray` of shape `(batch_size,)`): Of every molecule.
+        num_nodes (`int`): Of the batch, padding included.
 
     Returns:
         `np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`, float32, in Å: those to the
         dummy node are beyond every cutoff, those outside a molecule have no meaning.
     """
-    max_atoms = int(num_atoms.max())
+    max_atoms = num_nodes - 1
     atoms = np.arange(max_atoms)
-    distances = np.full((len(geometries),) + (max_atoms + 1,) * 2, BEYOND_CUTOFF, dtype=np.float32)
+    distances = np.full((len(geometries), num_nodes, num_nodes), BEYOND_CUTOFF, dtype=np.float32)
     for num_axes in (2, 1):
         rows = [row for row, geometry in enumerate(geometries) if geometry.ndim == num_axes]
         if not rows:

@@ -47,6 +47,8 @@ DESCRIPTOR_INPUT = "molecule_descriptors"
 WORD_BITS = 64
 
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
+UNPADDED = (False, "do_not_pad")
+PADDINGS = (*UNPADDED, True, "longest", "max_length")
 Errors = Literal["raise", "skip"]
 
 # Type, padding value and number of node axes of every model input that has nodes.
@@ -75,10 +77,8 @@ class RMatBatchFeature(BatchFeature):
             method, `"bounds"`, `"2d"`, or e.g. `"bounds (step down: <reason>)"`.
     """
 
-    def __init__(
-        self, data: Mapping[str, Any] | None = None, tensor_type: str | TensorType | None = None
-    ) -> None:
-        super().__init__(dict(data or {}), tensor_type)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.row_indices: list[int] = []
         self.skipped_rows: dict[int, str] = {}
         self.geometry_sources: list[str] = []
@@ -92,11 +92,10 @@ class RMatBatchFeature(BatchFeature):
 
     def to(self, *args: Any, **kwargs: Any) -> "RMatBatchFeature":
         """Move the tensors; a dtype casts no distances, half precision is too coarse for them."""
-        distances = self.data.get("interatomic_distances")
+        distances = self.get("interatomic_distances")
         super().to(*args, **kwargs)
         if isinstance(distances, torch.Tensor):
-            device = self.data["interatomic_distances"].device
-            self.data["interatomic_distances"] = distances.to(device)
+            self["interatomic_distances"] = distances.to(self["interatomic_distances"].device)
         return self
 
 
@@ -121,8 +120,10 @@ class RMatCompactFeatures(NamedTuple):
     molecule_descriptors: np.ndarray | None
 
 
-def build_batch(features: Sequence[RMatCompactFeatures]) -> dict[str, np.ndarray]:
-    """Return the padded model inputs of molecules, at least one.
+def build_batch(
+    features: Sequence[RMatCompactFeatures], *, num_nodes: int | None = None
+) -> dict[str, np.ndarray]:
+    """Return the model inputs of molecules, at least one, padded to the largest or `num_nodes`.
 
     Returns:
         `dict[str, np.ndarray]`: `node_features` `(batch_size, num_nodes, num_node_features)`,
@@ -132,7 +133,7 @@ def build_batch(features: Sequence[RMatCompactFeatures]) -> dict[str, np.ndarray
     """
     codes, bonds, geometries, sources, descriptors = zip(*features, strict=True)
     num_atoms, num_bonds = (np.array([len(array) for array in arrays]) for arrays in (codes, bonds))
-    batch_size, num_nodes = len(features), int(num_atoms.max()) + 1
+    batch_size, num_nodes = len(features), num_nodes or int(num_atoms.max()) + 1
     molecule_of_atom = np.repeat(np.arange(batch_size), num_atoms)
     first_atoms = np.cumsum(num_atoms) - num_atoms
     node_of_atom = np.arange(1, len(molecule_of_atom) + 1) - first_atoms[molecule_of_atom]
@@ -165,7 +166,9 @@ def build_batch(features: Sequence[RMatCompactFeatures]) -> dict[str, np.ndarray
     if is_given.any():
         is_inside = is_node[is_given]
         is_beyond[is_given] = ~(is_inside[:, :, None] & is_inside[:, None, :])
-    interatomic_distances = compute_interatomic_distances(geometries, num_atoms=num_atoms)
+    interatomic_distances = compute_interatomic_distances(
+        geometries, num_atoms=num_atoms, num_nodes=num_nodes
+    )
     np.copyto(interatomic_distances, BEYOND_CUTOFF, where=is_beyond)
     batch = {
         "node_features": node_features,
@@ -326,7 +329,8 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         *,
         errors: Errors = "raise",
         padding: Padding = True,
-        **padding_options: Any,
+        return_tensors: str | TensorType | None = None,
+        **limits: Any,
     ) -> RMatBatchFeature:
         """Featurize one molecule or several into one batch.
 
@@ -337,19 +341,19 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
                 `"raise"` stops at the first molecule without features. `"skip"` leaves such
                 molecules out; `row_indices` and `skipped_rows` of the result tell which. If none
                 is left, every array has zero rows.
-            padding, padding_options: As in [`~RMatProcessor.pad`].
+            padding, return_tensors, limits: As in [`~RMatProcessor.pad`].
 
         Returns:
             `RMatBatchFeature`: see [`~RMatProcessor.pad`].
         """
-        _validate_choices(errors=(errors, Errors), padding=(padding, Padding))
+        _validate_choice("errors", errors, choices=get_args(Errors))
+        _validate_choice("padding", padding, choices=PADDINGS)
         rows = list_molecules(molecules)
-        features: dict[int, dict[str, np.ndarray]] = {}
-        sources: list[str] = []
+        features: dict[int, RMatCompactFeatures] = {}
         skipped_rows: dict[int, str] = {}
         for row, molecule in enumerate(rows):
             try:
-                features[row], source = self.featurize(molecule)
+                features[row] = self.featurize_compactly(molecule)
             except (MoleculeError, ConformerError) as error:
                 if errors == "raise":
                     raise ValueError(
@@ -357,14 +361,18 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
                         f'{error.reason}. {error.way_out}, or pass errors="skip".'
                     ) from error
                 skipped_rows[row] = error.reason
-            else:
-                sources.append(source)
         if skipped_rows:
             logger.info("Skipped %d of %d molecules.", len(skipped_rows), len(rows))
-        batch = self.pad(list(features.values()), padding, **padding_options)
-        batch.row_indices = list(features)
-        batch.skipped_rows = skipped_rows
-        batch.geometry_sources = sources
+        known = list(features.values())
+        if known and padding not in UNPADDED:
+            sizes = [1 + len(molecule.atom_codes) for molecule in known]
+            num_nodes = choose_num_nodes(sizes, padding, **limits)
+            batch = RMatBatchFeature(build_batch(known, num_nodes=num_nodes), return_tensors)
+        else:
+            dense = [_expand(molecule) for molecule in known]
+            batch = self.pad(dense, padding, return_tensors=return_tensors, **limits)
+        batch.row_indices, batch.skipped_rows = list(features), skipped_rows
+        batch.geometry_sources = [molecule.geometry_source for molecule in known]
         return batch
 
     def featurize(
@@ -380,9 +388,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
             MoleculeError, ConformerError: It is no valid molecule, or has no geometry.
         """
         features = self.featurize_compactly(molecule)
-        batch = build_batch([features])
-        del batch[MASK_INPUT]
-        return {name: values[0] for name, values in batch.items()}, features.geometry_source
+        return _expand(features), features.geometry_source
 
     def featurize_compactly(self, molecule: Molecule | RMatParsedMolecule) -> RMatCompactFeatures:
         """Return what [`~RMatProcessor.featurize`] gives, in a form without pairs of nodes."""
@@ -428,32 +434,23 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         Returns:
             `RMatBatchFeature`: the features with a batch axis in front, and `attention_mask`.
         """
-        _validate_choices(padding=(padding, Padding))
-        if (padding == "max_length") != (max_length is not None):
-            raise ValueError(
-                f"max_length is {max_length!r} and padding is {padding!r}: 'max_length' needs one, "
-                "and nothing else reads it. Molecules are never cut."
-            )
+        _validate_choice("padding", padding, choices=PADDINGS)
         if isinstance(features, Mapping):
             lists = zip(*features.values(), strict=True)
             features = [dict(zip(features, values, strict=True)) for values in lists]
-        keys = features[0].keys() if features else ()
-        rows = [_build_row(row, idx=idx, keys=keys) for idx, row in enumerate(features)]
-        rows = rows or [self._build_empty_row()]
-        sizes = [len(row["node_features"]) for row in rows]
-        num_nodes = max(sizes) if max_length is None else max_length
-        if max(sizes) > num_nodes:
-            raise ValueError(
-                f"Row {sizes.index(max(sizes))} has {max(sizes)} nodes (one is the dummy node), "
-                f"more than max_length={max_length}. Raise max_length or drop the row."
-            )
-        multiple = pad_to_multiple_of or 1
-        num_nodes = -(-num_nodes // multiple) * multiple
+        given = features or [self._build_empty_row()]
+        rows = [_build_row(row, idx=idx, keys=given[0].keys()) for idx, row in enumerate(given)]
+        num_nodes = choose_num_nodes(
+            [len(row["node_features"]) for row in rows],
+            padding,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
         batch: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-        if padding not in (False, "do_not_pad"):
+        if padding not in UNPADDED:
             for name in batch.keys() & {*NODE_INPUTS, DESCRIPTOR_INPUT}:
                 batch[name] = _pad_and_stack(batch[name], name=name, num_nodes=num_nodes)
-        if not len(features):
+        if not features:
             batch = {name: values[:0] for name, values in batch.items()}
         return RMatBatchFeature(batch, return_tensors)
 
@@ -463,7 +460,35 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         if self.molecule_descriptors:
             descriptors = np.zeros(len(self.molecule_descriptors), dtype=np.float32)
         features = RMatCompactFeatures(nothing[:, 0], nothing, nothing, "", descriptors)
-        return {name: values[0] for name, values in build_batch([features]).items()}
+        return _expand(features)
+
+
+def _expand(features: RMatCompactFeatures) -> dict[str, np.ndarray]:
+    batch = build_batch([features])
+    del batch[MASK_INPUT]
+    return {name: values[0] for name, values in batch.items()}
+
+
+def choose_num_nodes(
+    sizes: Sequence[int],
+    padding: Padding,
+    *,
+    max_length: int | None = None,
+    pad_to_multiple_of: int | None = None,
+) -> int:
+    """Return the number of nodes of a batch, see [`~RMatProcessor.pad`]."""
+    if (padding == "max_length") != (max_length is not None):
+        raise ValueError(
+            f"max_length is {max_length!r} and padding is {padding!r}: 'max_length' needs one, "
+            "and nothing else reads it. Molecules are never cut."
+        )
+    largest, multiple = max(sizes), pad_to_multiple_of or 1
+    if max_length is not None and largest > max_length:
+        raise ValueError(
+            f"Row {sizes.index(largest)} has {largest} nodes (one is the dummy node), more than "
+            f"max_length={max_length}. Raise max_length or drop the row."
+        )
+    return -(-(max_length or largest) // multiple) * multiple
 
 
 def _build_row(row: Mapping[str, Any], *, idx: int, keys: Iterable[str]) -> dict[str, Any]:
@@ -496,8 +521,6 @@ def _pad_and_stack(arrays: Sequence[np.ndarray], *, name: str, num_nodes: int) -
     return padded
 
 
-def _validate_choices(**values_and_kinds: tuple[object, Any]) -> None:
-    for name, (value, kind) in values_and_kinds.items():
-        choices = [True, False, *get_args(get_args(kind)[1])] if kind is Padding else get_args(kind)
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}. Choose one of {choices}.")
+def _validate_choice(name: str, value: object, *, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}. Choose one of {choices}.")

@@ -485,7 +485,7 @@ def generate_coordinates(num_atoms: int, size: float) -> np.ndarray:
 def expand(*geometries: np.ndarray, num_atoms: int) -> np.ndarray:
     """The distances of molecules of as many atoms, without the dummy node."""
     sizes = np.full(len(geometries), num_atoms)
-    distances = compute_interatomic_distances(geometries, num_atoms=sizes)
+    distances = compute_interatomic_distances(geometries, num_atoms=sizes, num_nodes=num_atoms + 1)
     assert distances.dtype == np.float32
     assert (distances[:, 0] == BEYOND_CUTOFF).all() and (distances[:, :, 0] == BEYOND_CUTOFF).all()
     return distances[:, 1:, 1:]

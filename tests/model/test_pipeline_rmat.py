@@ -197,7 +197,7 @@ def test_a_mistake_in_the_code_is_no_bad_molecule(
     def fail(*args: object, **kwargs: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(RMatProcessor, "featurize", fail)
+    monkeypatch.setattr(RMatProcessor, "featurize_compactly", fail)
     with pytest.raises(ValueError, match="a bug"):
         pipe("CCO")
 
