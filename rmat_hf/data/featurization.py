@@ -21,7 +21,7 @@ from rmat_hf.data.stored_features import pack_features
 from rmat_hf.data.supervised_map import map_supervised
 from rmat_hf.flags import DEFAULT_CACHE, NO_CACHE
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_canonical
-from rmat_hf.model.geometry_rmat import TIME_LIMIT, ConformerError
+from rmat_hf.model.geometry_rmat import TIME_LIMIT
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def _featurize(molecule: Molecule | bytes, *, processor: RMatProcessor) -> Featu
         parsed = parse_canonical(given, max_atoms=processor.max_atoms)
         canonical_smiles = parsed.canonical_smiles or Chem.MolToSmiles(parsed.mol)
         features = processor.featurize_compactly(parsed)
-    except (MoleculeError, ConformerError) as error:
+    except MoleculeError as error:
         return _fail(error.reason, canonical_smiles)
     except MemoryError:
         return _fail(_TOO_LITTLE_MEMORY, canonical_smiles)

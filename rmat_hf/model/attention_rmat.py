@@ -213,7 +213,7 @@ class RMatRadialProjection(nn.Linear):
 class RMatPairEmbedding(nn.Module):
     """First layer of a pair network: from everything known about a pair to `z`, as wide as a head.
 
-    The part that reads integer codes runs once per code, not per pair.
+    What reads integer codes runs once per code, not per pair.
     """
 
     def __init__(self, config: RMatConfig) -> None:
@@ -275,14 +275,8 @@ class RMatSelfAttention(nn.Module):
     def compute_pair_scores(self, states: torch.Tensor, key_pairs: torch.Tensor) -> torch.Tensor:
         """Return `(W^T s_i) . z_ij / sqrt(d)` for every state `s_i` of a node and head.
 
-        Args:
-            states (`torch.Tensor`):
-                Of shape `(num_states, num_heads, batch_size, num_nodes, head_size)`.
-            key_pairs (`torch.Tensor`):
-                `z^K` of shape `(batch_size, num_nodes, num_nodes, head_size)`.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, num_nodes, num_states * num_heads, num_nodes)`.
+        `(num_states, num_heads, batch_size, num_nodes, head_size)` and the pairs' `z^K` become
+        `(batch_size, num_nodes, num_states * num_heads, num_nodes)`.
         """
         weight = self.key_pair_weight.to(states.dtype) / math.sqrt(self.head_size)
         states = torch.matmul(states.flatten(2, 3), weight).view(states.shape)
@@ -330,13 +324,7 @@ class RMatSelfAttention(nn.Module):
         padding: torch.Tensor,
         **pairs: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what all heads make of every node, side by side, and the probabilities.
-
-        Args:
-            query, key, value (`torch.Tensor`):
-                Views of shape `(num_heads, batch_size, num_nodes, head_size)`.
-            padding, pairs: See [`forward`].
-        """
+        """Return what all heads make of every node, side by side, and the probabilities."""
         scores = self.compute_scores(query, key, key_pairs=self.key_pairs(**pairs), padding=padding)
         attention_probs = nn.functional.softmax(scores, dim=-1).transpose(0, 1)
         probs = self.attention_dropout(attention_probs).transpose(0, 1)
@@ -392,12 +380,4 @@ class RMatSelfAttention(nn.Module):
         return self.o_proj(context.to(hidden_states.dtype)), attention_probs
 
 
-__all__ = [
-    "RMatPairEmbedding",
-    "RMatPairFeatures",
-    "RMatSelfAttention",
-    "build_activation",
-    "compute_plain_attention",
-    "compute_radial_basis",
-    "widen",
-]
+__all__ = ["RMatPairFeatures", "RMatSelfAttention", "compute_plain_attention"]

@@ -238,17 +238,10 @@ class RMatConfig(PreTrainedConfig):
         if self.pretraining_heads is not None:
             return self.pretraining_heads
         # CODEPATH: `rmat-small`, and what was pretrained when there were these two heads only.
+        size, num_labels = self.num_atom_contexts, self.num_descriptor_labels
         return {
-            "context": {
-                "level": "node",
-                "size": self.num_atom_contexts,
-                "loss": "single_label_classification",
-            },
-            "descriptor": {
-                "level": "molecule",
-                "size": self.num_descriptor_labels,
-                "loss": "regression",
-            },
+            "context": {"level": "node", "size": size, "loss": "single_label_classification"},
+            "descriptor": {"level": "molecule", "size": num_labels, "loss": "regression"},
         }
 
     @property
@@ -276,6 +269,3 @@ class RMatConfig(PreTrainedConfig):
     def label_columns(self) -> list[str]:
         """Names of the labels, in the order of the training table's columns."""
         return self.output_names if self.label_name is None else [self.label_name]
-
-
-__all__ = ["RMatConfig"]

@@ -129,6 +129,3 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
 def _get_fields(config: RMatConfig) -> dict[str, Any]:
     names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
     return {name: getattr(config, name) for name in names}
-
-
-__all__ = ["RMatEnsembleConfig", "RMatEnsembleForSequenceClassification", "RMatEnsembleOutput"]

@@ -46,7 +46,7 @@ _SMILES_TOKEN = re.compile(
 
 
 class MoleculeError(ValueError):
-    """A molecule that cannot be featurized; `reason` is in RDKit's words where RDKit refused it.
+    """A molecule without features; `reason` is in RDKit's words where RDKit refused it.
 
     A reader that cannot build a molecule may hand on the error in its place.
     """
@@ -126,9 +126,8 @@ def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
 def read_molecule(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
     """Return what [`parse_molecule`] does, with the text that its geometry needs."""
     mol = parse_molecule(molecule, max_atoms=max_atoms)
-    if not isinstance(molecule, str):
-        return RMatParsedMolecule(mol)
-    return RMatParsedMolecule(mol, molecule, Chem.MolToSmiles(mol))
+    texts = (molecule, Chem.MolToSmiles(mol)) if isinstance(molecule, str) else ()
+    return RMatParsedMolecule(mol, *texts)
 
 
 def parse_canonical(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
@@ -316,8 +315,6 @@ class RMatAtomFeatures:
         self.num_node_features = stop
         num_codes = math.prod(len(feature.classes) for feature in features)
         self.code_dtype = np.min_scalar_type(num_codes - 1)
-        if self.code_dtype.kind != "u":
-            raise OverflowError(f"{num_codes} kinds of atoms have no integer codes. Merge classes.")
 
     def _add_one_hots(self, one_hots: np.ndarray) -> None:
         # As many features as fit share a table, which has a row for every combination.

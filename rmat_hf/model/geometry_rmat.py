@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from huggingface_hub.dataclasses import strict
@@ -19,7 +19,7 @@ from rdkit.Chem import rdDepictor, rdDistGeom, rdForceFieldHelpers
 from transformers.utils.type_validators import interval
 
 from .configuration_rmat import BEYOND_CUTOFF
-from .features_rmat import RMatParsedMolecule
+from .features_rmat import MoleculeError, RMatParsedMolecule
 
 Geometry = Literal["conformer", "bounds", "2d", "given"]
 ConformerFailure = Literal["raise", "bounds", "2d"]
@@ -76,14 +76,10 @@ class RMatGeometryOptions:
             )
 
 
-class ConformerError(ValueError):
-    """A molecule without a usable geometry; `reason` says why."""
+class ConformerError(MoleculeError):
+    """A molecule without a usable geometry."""
 
     way_out = "Fix or drop the row, choose another geometry or set on_conformer_failure"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 # One order of atoms and bonds for every way of writing a molecule
@@ -145,9 +141,6 @@ def generate_conformer(parsed: RMatParsedMolecule, options: RMatGeometryOptions)
 
     Returns:
         `np.ndarray` of shape `(num_atoms, 3)`, float64: positions in Å, rounded to 0.001 Å.
-
-    Raises:
-        ConformerError: No conformer in these attempts or time, or no force field parameters.
     """
     with _explained_by_rdkit(f"RDKit's embedding with {options.conformer_method} stopped"):
         canonical_mol, atom_order = build_canonical_mol(parsed)
@@ -164,14 +157,11 @@ def generate_conformer(parsed: RMatParsedMolecule, options: RMatGeometryOptions)
 def _embed(mol: Chem.Mol, options: RMatGeometryOptions) -> str:
     """Add a conformer to a molecule; return why there is none, or nothing."""
     method, limit_s = options.conformer_method, options.conformer_time_limit_s
-    parameters = EMBED_PARAMETERS[method]()
-    for name, value in {
-        "randomSeed": options.conformer_seed + 1,
-        "maxIterations": options.max_conformer_attempts,
-        "timeout": limit_s,
-        "trackFailures": True,
-    }.items():
-        setattr(parameters, name, value)
+    parameters: Any = EMBED_PARAMETERS[method]()
+    parameters.randomSeed = options.conformer_seed + 1
+    parameters.maxIterations = options.max_conformer_attempts
+    parameters.timeout = limit_s
+    parameters.trackFailures = True
     if rdDistGeom.EmbedMolecule(mol, parameters) != -1:
         return ""
     causes = rdDistGeom.EmbedFailureCauses
@@ -214,12 +204,7 @@ def _relax(mol: Chem.Mol, options: RMatGeometryOptions) -> str:
 def compute_bounds_distances(parsed: RMatParsedMolecule) -> np.ndarray:
     """Return the midpoints of RDKit's distance bounds: a geometry from the bond graph alone.
 
-    Returns:
-        `np.ndarray` of shape `(num_atoms, num_atoms)`, float64: Å, rounded to 0.001 Å. Nothing
-        bounds the distance between fragments: the midpoint is about 500 Å there.
-
-    Raises:
-        ConformerError: RDKit has no bounds for the molecule.
+    In Å, rounded to 0.001 Å. Nothing bounds the distance between fragments: about 500 Å there.
     """
     canonical_mol, atom_order = build_canonical_mol(parsed)
     with _explained_by_rdkit("RDKit has no distance bounds"):
@@ -232,11 +217,7 @@ def compute_bounds_distances(parsed: RMatParsedMolecule) -> np.ndarray:
 
 
 def compute_2d_coordinates(parsed: RMatParsedMolecule) -> np.ndarray:
-    """Return the positions of the atoms in RDKit's drawing of the molecule.
-
-    Returns:
-        `np.ndarray` of shape `(num_atoms, 3)`, float64: Å, rounded to 0.001 Å; bonds of 1.5 Å.
-    """
+    """Return the positions in RDKit's drawing, in Å, rounded to 0.001 Å; bonds of 1.5 Å."""
     canonical_mol, atom_order = build_canonical_mol(parsed)
     flat_mol = Chem.Mol(canonical_mol)
     with rdBase.BlockLogs():
@@ -250,15 +231,9 @@ def validate_coordinates(mol: Chem.Mol, coordinates: np.ndarray) -> None:
         raise ConformerError("the conformer has positions that are not finite")
     distances = np.sqrt(compute_squared_distances(coordinates))
     np.fill_diagonal(distances, np.inf)
-    if distances.min() >= MIN_ATOM_SEPARATION:
-        return
-    for fragment in Chem.GetMolFrags(mol):
-        separations = distances[np.ix_(fragment, fragment)]
-        if separations.min() < MIN_ATOM_SEPARATION:
-            first, second = np.unravel_index(separations.argmin(), separations.shape)
-            raise ConformerError(
-                f"atoms {fragment[first]} and {fragment[second]} of the conformer coincide"
-            )
+    for first, second in np.argwhere(distances < MIN_ATOM_SEPARATION):
+        if any({first, second} <= {*fragment} for fragment in Chem.GetMolFrags(mol)):
+            raise ConformerError(f"atoms {first} and {second} of the conformer coincide")
 
 
 # The list of geometries: functions that return a geometry in its short form, and its origin
@@ -320,12 +295,7 @@ def compute_geometry(
 
 
 def quantize_coordinates(coordinates: np.ndarray) -> np.ndarray:
-    """Return generated coordinates as whole steps of 0.001 Å around their center.
-
-    Returns:
-        `np.ndarray` of shape `(num_atoms, 3)`: int16 steps; a molecule too large for them has
-        float32 Å.
-    """
+    """Return generated coordinates around their center: int16 steps of 0.001 Å, or float32 Å."""
     steps = np.rint(coordinates * STEPS_PER_ANGSTROM)
     steps -= np.rint((steps.min(axis=0) + steps.max(axis=0)) / 2)
     if np.abs(steps).max() <= np.iinfo(np.int16).max:
@@ -340,12 +310,7 @@ def center_coordinates(coordinates: np.ndarray) -> np.ndarray:
 
 
 def quantize_distances(distances: np.ndarray) -> np.ndarray:
-    """Return the distances above the diagonal, row by row, as whole steps of 0.001 Å.
-
-    Returns:
-        `np.ndarray` of shape `(num_atoms * (num_atoms - 1) / 2,)`: uint16 steps; float32 Å if one
-        is too large for them.
-    """
+    """Return the distances above the diagonal by rows: uint16 steps of 0.001 Å, or float32 Å."""
     num_atoms = len(distances)
     # several times faster than np.triu_indices
     values = distances[np.arange(num_atoms)[:, None] < np.arange(num_atoms)]

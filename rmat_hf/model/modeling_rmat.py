@@ -2,6 +2,7 @@
 
 import math
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,6 @@ from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
 IGNORED_LABEL = -100
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
 MAX_SCALED_DESCRIPTOR = 8.0
-
-# Where the Auto classes find the code in a saved folder.
-AUTO_MAP = {
-    "AutoConfig": "configuration_rmat.RMatConfig",
-    "AutoModel": "modeling_rmat.RMatModel",
-    "AutoModelForPreTraining": "modeling_rmat.RMatForPreTraining",
-    "AutoModelForSequenceClassification": "modeling_rmat.RMatForSequenceClassification",
-}
 
 
 @dataclass
@@ -166,7 +159,7 @@ POOLINGS: dict[str, type[RMatPooling]] = {
 # `LOSSES`.
 
 
-class RMatLoss:
+class RMatLoss(ABC):
     """Mean of a loss over the labels that are known; the others, NaN, cost nothing."""
 
     # Whether users read probabilities off the outputs, and not values in units of their own.
@@ -180,11 +173,11 @@ class RMatLoss:
         """Return True where there is a label."""
         return ~labels.isnan()
 
+    @abstractmethod
     def compute_elements(
         self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
     ) -> torch.Tensor:
         """Return the loss of every label, before any mean; `weights` has one for each output."""
-        raise NotImplementedError
 
     def compute_denominator(
         self, labels: torch.Tensor, weights: torch.Tensor | None = None
@@ -340,12 +333,7 @@ class RMatDescriptorScaler(nn.Module):
 
     @torch.no_grad()
     def fit(self, molecule_descriptors: torch.Tensor) -> None:
-        """Set mean and standard deviation to those of the training molecules.
-
-        Args:
-            molecule_descriptors (`torch.Tensor` of shape `(num_molecules, num_descriptors)`):
-                Raw descriptors, NaN where undefined.
-        """
+        """Set mean and standard deviation to those of the training molecules, a row for each."""
         descriptors = molecule_descriptors.double()
         known = descriptors.isfinite()
         num_known = known.sum(0).clamp(min=1)
@@ -403,7 +391,14 @@ class RMatPreTrainedModel(PreTrainedModel):
     # most of the error of half precision would come from these few weights
     _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs"]
     _can_compile_fullgraph = True
-    saved_auto_map = AUTO_MAP
+    _input_embed_layer = "node_proj"
+    # Where the Auto classes find the code in a saved folder.
+    saved_auto_map = {
+        "AutoConfig": "configuration_rmat.RMatConfig",
+        "AutoModel": "modeling_rmat.RMatModel",
+        "AutoModelForPreTraining": "modeling_rmat.RMatForPreTraining",
+        "AutoModelForSequenceClassification": "modeling_rmat.RMatForSequenceClassification",
+    }
     _can_record_outputs = {"hidden_states": RMatLayer, "attentions": RMatSelfAttention}
 
     def save_pretrained(
@@ -462,14 +457,6 @@ class RMatModel(RMatPreTrainedModel):
         self.pooler: Any = choose(POOLINGS, config.pooling)(config)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the linear layer that embeds the node features."""
-        return self.embeddings.node_proj
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the linear layer that embeds the node features."""
-        self.embeddings.node_proj = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -541,12 +528,9 @@ class RMatForPreTraining(RMatPreTrainedModel):
     def compute_loss(
         self, name: str, logits: torch.Tensor, *, labels: torch.Tensor
     ) -> torch.Tensor:
-        """Return the loss of a head, over all molecules and, of a head of nodes, all nodes.
+        """Return the loss of a head's outputs `(batch_size, [num_nodes,] size)`.
 
-        Args:
-            name (`str`): The head.
-            logits (`torch.Tensor` of shape `(batch_size, [num_nodes,] size)`): Its outputs.
-            labels (`torch.Tensor`): Of the same shape; class indices come without the last axis.
+        The labels have the same shape; class indices come without the last axis.
         """
         rows = labels.flatten() if labels.ndim < logits.ndim else widen(labels).flatten(0, -2)
         return choose(LOSSES, self.heads[name]["loss"])(widen(logits).flatten(0, -2), rows)

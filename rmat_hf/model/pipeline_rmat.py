@@ -187,6 +187,3 @@ def describe_pipeline(model_class: str) -> dict[str, dict[str, Any]]:
             "pt": [pipeline_class.auto_class.__name__],
         }
     }
-
-
-__all__ = ["RMatFeatureExtractionPipeline", "RMatPropertyPredictionPipeline"]

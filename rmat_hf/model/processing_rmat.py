@@ -34,7 +34,6 @@ from .features_rmat import (
     validate_molecule_descriptor_names,
 )
 from .geometry_rmat import (
-    ConformerError,
     RMatGeometryOptions,
     compute_geometry,
     compute_interatomic_distances,
@@ -44,7 +43,6 @@ logger = logging.get_logger(__name__)
 
 MASK_INPUT = "attention_mask"
 DESCRIPTOR_INPUT = "molecule_descriptors"
-WORD_BITS = 64
 
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 UNPADDED = (False, "do_not_pad")
@@ -187,8 +185,7 @@ def compute_graph_distances(
 ) -> np.ndarray:
     """Return the bonds on the shortest path between the atoms of every molecule of a batch.
 
-    All searches take their breadth-first steps together; the atoms that one has reached are the
-    bits of machine words.
+    All searches take their breadth-first steps together.
 
     Args:
         begins, ends (`np.ndarray` of shape `(num_bonds,)`): Bonds between atoms of the batch.
@@ -199,30 +196,19 @@ def compute_graph_distances(
         `np.ndarray` of shape `(num_atoms, max_size)`, uint8: to the atoms of the same molecule by
         position, clipped at 254; 255 where there is no path or no atom.
     """
-    num_atoms = len(positions)
+    num_atoms, num_bonds = len(positions), 0
     neighbors = _build_neighbor_table(begins, ends, num_atoms=num_atoms)
-    reached = np.zeros((num_atoms, -(-max_size // WORD_BITS)), dtype="<u8")
-    bits = np.left_shift(np.uint64(1), (positions % WORD_BITS).astype(np.uint64))
-    reached[np.arange(num_atoms), positions // WORD_BITS] = bits
-    # Bit planes of the distances: a path of 5 bonds sets its bit in the planes 0 and 2.
-    planes: list[np.ndarray] = []
-    num_bonds = 0
+    reached = np.zeros((num_atoms, max_size), dtype=bool)
+    reached[np.arange(num_atoms), positions] = True
+    distances = np.where(reached, np.uint8(0), np.uint8(UNREACHABLE_DISTANCE))
     while True:
         grown = np.bitwise_or.reduce(reached.take(neighbors, axis=0), axis=0)
         new = grown ^ reached
         if not np.count_nonzero(new):
-            break
+            return distances
         num_bonds = min(num_bonds + 1, UNREACHABLE_DISTANCE - 1)
-        if num_bonds.bit_length() > len(planes):
-            planes.append(np.zeros_like(reached))
-        for plane_idx, plane in enumerate(planes):
-            if num_bonds >> plane_idx & 1:
-                plane |= new
+        np.putmask(distances, new, np.uint8(num_bonds))
         reached = grown
-    distances = (1 - _unpack_bits(reached, max_size)) * np.uint8(UNREACHABLE_DISTANCE)
-    for plane_idx, plane in enumerate(planes):
-        distances |= _unpack_bits(plane, max_size) << plane_idx
-    return distances
 
 
 def _build_neighbor_table(begins: np.ndarray, ends: np.ndarray, *, num_atoms: int) -> np.ndarray:
@@ -235,12 +221,6 @@ def _build_neighbor_table(begins: np.ndarray, ends: np.ndarray, *, num_atoms: in
     table = np.tile(np.arange(num_atoms), (1 + int(degrees.max(initial=0)), 1))
     table[1 + np.arange(len(sources)) - first_bonds[sources], sources] = targets
     return table
-
-
-def _unpack_bits(words: np.ndarray, num_bits: int) -> np.ndarray:
-    """Return the first bits of every row, `(num_rows, num_bits)`, uint8."""
-    used_bytes = words.view(np.uint8)[:, : -(-num_bits // 8)]
-    return np.unpackbits(used_bytes, axis=1, count=num_bits, bitorder="little")
 
 
 @strict(accept_kwargs=True)
@@ -354,7 +334,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         for row, molecule in enumerate(rows):
             try:
                 features[row] = self.featurize_compactly(molecule)
-            except (MoleculeError, ConformerError) as error:
+            except MoleculeError as error:
                 if errors == "raise":
                     raise ValueError(
                         f"Row {row}: cannot featurize {describe_molecule(molecule)}: "
@@ -385,7 +365,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
             axis and the mask; the entry of `geometry_sources`.
 
         Raises:
-            MoleculeError, ConformerError: It is no valid molecule, or has no geometry.
+            MoleculeError: It is no valid molecule, or has no geometry.
         """
         features = self.featurize_compactly(molecule)
         return _expand(features), features.geometry_source

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rmat_hf.model.configuration_rmat import TASK_FIELDS, RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatModel
+from rmat_hf.model.modeling_rmat import RMatModel
 
 # Another value than the default for every field that can have one.
 OTHER_VALUES: dict[str, Any] = {
@@ -134,11 +134,6 @@ def test_what_trainers_and_other_releases_write_is_read(tmp_path: Path) -> None:
     }
     config = RMatConfig.from_pretrained(save_config(tmp_path, **written))
     assert config.hidden_size == TINY_ARCHITECTURE["hidden_size"]
-
-
-def test_options_of_loading_are_no_fields(tmp_path: Path) -> None:
-    config = RMatConfig.from_pretrained(save_config(tmp_path), num_labels=3, pooling="mean")
-    assert (config.num_labels, config.pooling) == (3, "mean")
 
 
 # Refused
@@ -289,13 +284,6 @@ def test_every_field_survives_saving_and_loading(name: str, tmp_path: Path) -> N
     assert type(value) is type(getattr(config, name))
 
 
-def test_label_fields_that_were_not_given_are_loaded_as_none(tmp_path: Path) -> None:
-    RMatConfig(**TINY_ARCHITECTURE).save_pretrained(tmp_path)
-    loaded = AutoConfig.from_pretrained(tmp_path)
-    names = [name for name in TASK_FIELDS if name != "num_molecule_descriptors"]
-    assert [getattr(loaded, name) for name in names] == [None] * len(names)
-
-
 # Architecture
 
 
@@ -317,28 +305,6 @@ def test_the_architecture_of_a_finetuned_model_builds_one_for_other_labels() -> 
     assert config.output_names == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(
-    ("pooling", "pooled_size"), [("attention", 3 * 32), ("mean", 32), ("dummy_node", 32)]
-)
-def test_output_size_of_a_pooling_is_the_width_of_the_pooler_output_and_of_the_head_input(
-    pooling: str, pooled_size: int, tiny_batch: dict[str, torch.Tensor]
-) -> None:
-    config = RMatConfig(**TINY_ARCHITECTURE, num_pooling_heads=3, pooling=pooling, num_labels=1)
-    model = RMatModel(config)
-    assert model.pooler.output_size == pooled_size
-    with torch.no_grad():
-        assert model(**tiny_batch).pooler_output.shape[1] == pooled_size
-    head = RMatForSequenceClassification(config).classifier.out_proj
-    assert head.in_features == pooled_size
-
-
-def test_pair_features_are_bonds_and_neighborhood_orders_and_radial_basis() -> None:
-    config = RMatConfig(max_neighborhood_order=6, num_radial_basis=9)
-    assert config.num_neighborhood_orders == 8
-    assert config.num_pair_features == 8 + 8 + 9
-    assert RMatConfig().num_pair_features == 46
-
-
 def test_the_defaults_are_the_published_48_million_parameters() -> None:
     with torch.device("meta"):
         model = RMatModel(RMatConfig(pooling="mean"))
@@ -347,12 +313,6 @@ def test_the_defaults_are_the_published_48_million_parameters() -> None:
 
 
 # Labels
-
-
-def test_output_names_follow_the_index_and_not_the_order_of_writing() -> None:
-    names = {idx: f"assay_{12 - idx}" for idx in range(12)}
-    backwards = dict(reversed(names.items()))
-    assert RMatConfig(id2label=backwards).output_names == [f"assay_{12 - i}" for i in range(12)]
 
 
 def test_output_names_of_twelve_labels_keep_their_order_when_saved(tmp_path: Path) -> None:

@@ -80,42 +80,6 @@ def test_atom_order_permutes_the_nodes_and_keeps_the_molecule_vector(
     torch.testing.assert_close(nodes, permuted.last_hidden_state[0, 1:], rtol=0, atol=1e-5)
 
 
-@given(
-    angles=st.tuples(*[st.floats(-3.0, 3.0)] * 3), shift=st.tuples(*[st.floats(-20.0, 20.0)] * 3)
-)
-def test_rotation_and_translation_of_the_conformer_do_not_matter(
-    angles: tuple[float, ...], shift: tuple[float, ...]
-) -> None:
-    torch.manual_seed(3)
-    model = RMatModel(RMatConfig(**TINY_ARCHITECTURE)).double().eval()
-    processor = RMatProcessor(geometry="given")
-    supplier = Chem.SDMolSupplier(str(GOLDEN / "grover_pool" / "molecules.sdf"))
-    mol = max(supplier, key=lambda mol: mol.GetNumAtoms())
-    moved = Chem.Mol(mol)
-    coordinates = mol.GetConformer().GetPositions() @ build_rotation(angles).T + np.array(shift)
-    for idx, position in enumerate(coordinates):
-        moved.GetConformer().SetAtomPosition(idx, position)
-    with torch.no_grad():
-        still = model(**processor(mol, return_tensors="pt")).pooler_output
-        turned = model(**processor(moved, return_tensors="pt")).pooler_output
-    torch.testing.assert_close(still, turned, rtol=0, atol=1e-4)
-
-
-def build_rotation(angles: tuple[float, ...]) -> np.ndarray:
-    """Return the rotation about x, then y, then z."""
-    rotation = np.eye(3)
-    for axis, angle in enumerate(angles):
-        turn = np.eye(3)
-        i, j = [k for k in range(3) if k != axis]
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        rotation = turn @ rotation
-    return rotation
-
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "reference"
-
-
 @pytest.mark.parametrize("pooling", ["attention", "mean", "dummy_node"])
 @pytest.mark.parametrize("num_head_layers", [1, 2])
 def test_a_model_overfits_eight_molecules(
@@ -159,16 +123,6 @@ def test_regression_logits_are_in_the_units_of_the_labels_and_the_loss_is_standa
     torch.testing.assert_close(output.loss, ((raw - 1) ** 2).mean())
 
 
-def test_bfloat16_weights_predict_close_to_float32(tiny_batch: Batch) -> None:
-    torch.manual_seed(0)
-    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=3, problem_type="regression")
-    model = RMatForSequenceClassification(config).eval()
-    expected = model(**tiny_batch).logits
-    predicted = model.to(torch.bfloat16)(**tiny_batch).logits
-    assert torch.isfinite(predicted).all()
-    assert (predicted - expected).abs().max() < 0.15 * expected.std()
-
-
 def test_gradient_checkpointing_gives_the_same_gradients(
     tiny_model: RMatForSequenceClassification, tiny_batch: Batch
 ) -> None:
@@ -185,22 +139,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(
     assert tiny_model.is_activation_checkpointing
     for ours, theirs in zip(compute_gradients(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
-
-
-def test_gradient_checkpointing_computes_every_layer_again_for_the_gradients(
-    tiny_model: RMatForSequenceClassification, tiny_batch: Batch
-) -> None:
-    calls: list[int] = []
-    for idx, layer in enumerate(tiny_model.rmat.layers):
-        layer.self_attention.register_forward_hook(lambda *_, idx=idx: calls.append(idx))
-    labels = torch.ones(len(TINY_SMILES), 1)
-    tiny_model.train()
-    tiny_model(**tiny_batch, labels=labels).loss.backward()
-    assert calls == [0, 1]
-    calls.clear()
-    tiny_model.activation_checkpointing_enable()
-    tiny_model(**tiny_batch, labels=labels).loss.backward()
-    assert calls == [0, 1, 1, 0]
 
 
 def test_a_model_spread_over_devices_has_every_layer_on_one() -> None:
@@ -357,17 +295,6 @@ def test_the_encoder_of_a_model_with_a_head_loads_without_a_complaint(
     head(config).save_pretrained(tmp_path)
     _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
-
-
-def test_every_parameter_and_buffer_is_initialized_when_weights_are_missing(
-    tiny_config: RMatConfig, tmp_path: Path
-) -> None:
-    RMatModel(tiny_config).save_pretrained(tmp_path)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
-    expected = model.rmat.pair_features.compute_code_features()
-    torch.testing.assert_close(model.rmat.pair_features.code_features, expected)
-    assert model.classifier.out_proj.weight.std() > 0.01
 
 
 @pytest.mark.parametrize("head", [RMatModel, RMatForPreTraining, RMatForSequenceClassification])
