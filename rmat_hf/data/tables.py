@@ -250,12 +250,11 @@ def open_file(path: str | Path) -> Table:
     with explained_reading(path):
         kind = find_kind(path)
         is_local = not path.startswith(HUB_PREFIX)
-        if is_local and not stat.S_ISREG(Path(path).stat().st_mode):  # it may never end
-            raise UserError(f"{path} is a folder, a pipe or a device. Name an ordinary file.")
-        if kind is None:
+        is_endless = is_local and not stat.S_ISREG(Path(path).stat().st_mode)
+        if is_endless or kind is None:
             raise UserError(
-                f"{path}: cannot read this kind of file. Use {', '.join(KINDS)}, all but .parquet "
-                "also with .gz."
+                f"{path} is a folder, a pipe or a device, or a file of another kind. Use "
+                f"{', '.join(KINDS)} files, all but .parquet also with .gz."
             )
         schema, num_rows, read = KINDS[kind](path)
     name, count = Counter(schema.names).most_common(1)[0]

@@ -124,7 +124,3 @@ def test_conflict_names_the_label_that_differs_and_all_rows_of_the_molecule() ->
     (conflict,) = find_label_conflicts(["a", "b", "a", "a"], labels, tolerance=0.0)
     assert (conflict.rows, conflict.label_idx) == ([0, 2, 3], 1)
     assert (conflict.low_row, conflict.high_row) == (2, 0)
-
-
-def test_no_rows_have_no_conflict() -> None:
-    assert find_label_conflicts([], np.empty((0, 2)), tolerance=0.1) == []

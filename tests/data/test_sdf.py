@@ -32,10 +32,6 @@ def test_records_keep_order_titles_and_exact_property_text(tmp_path: Path) -> No
     ]
 
 
-def test_last_record_needs_no_separator(tmp_path: Path) -> None:
-    assert len(read(tmp_path, f"{BLOCK}$$$$\n{BLOCK}")) == 2
-
-
 @pytest.mark.parametrize(("limit", "value"), [("RECORD_LINES", 20), ("LENGTH", 600)])
 def test_record_that_is_too_long_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int

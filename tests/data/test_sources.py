@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import os
 import pickle
@@ -6,9 +7,10 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,11 +37,11 @@ print(json.dumps([next(table.iterate_chunks(9)).table.to_pydict(), table.split_c
 """
 
 
-def write_folder(folder: Path, files: dict[str, str]) -> Path:
+def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> Path:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return folder
 
 
@@ -171,100 +173,48 @@ def read_all(table: Table) -> dict[str, list[object]]:
     return pa.concat_tables(chunk.table for chunk in table.iterate_chunks(4)).to_pydict()
 
 
-def write_csv(folder: Path) -> Path:
-    path = folder / "input.csv"
-    path.write_text("id,smiles\n" + "".join(f"{i},{s}\n" for i, s in enumerate(TINY_SMILES)))
-    return path
+CSV = "id,smiles\n" + "".join(f"{i},{text}\n" for i, text in enumerate(TINY_SMILES))
+SMI = "".join(f"{text}\tname {i}\n\n" for i, text in enumerate(TINY_SMILES))
+SDF = "".join(f"{Chem.MolToMolBlock(Chem.MolFromSmiles(text))}$$$$\n" for text in TINY_SMILES)
+ROWS = [f"id,smiles\n{i},{text}\n" for i, text in enumerate(TINY_SMILES)]
 
 
-def write_csv_gz(folder: Path) -> Path:
-    path = folder / "input.csv.gz"
-    path.write_bytes(gzip.compress(write_csv(folder).read_bytes()))
-    return path
+def build_parquet(columns: dict[str, list[Any]]) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.table(columns), stream, row_group_size=2)
+    return stream.getvalue()
 
 
-def write_smi(folder: Path) -> Path:
-    path = folder / "input.smi"
-    path.write_text("".join(f"{s}\tname {i}\n\n" for i, s in enumerate(TINY_SMILES)))
-    return path
+PARTS = {f"in/{i}.parquet": build_parquet({"smiles": [text]}) for i, text in enumerate(TINY_SMILES)}
+# what is opened → the files that there are
+INPUTS: dict[str, dict[str, str | bytes]] = {
+    "in.csv": {"in.csv": CSV},
+    "in.csv.gz": {"in.csv.gz": gzip.compress(CSV.encode())},
+    "in.smi": {"in.smi": SMI},
+    "in.smi.gz": {"in.smi.gz": gzip.compress(SMI.encode())},
+    "in.sdf.gz": {"in.sdf.gz": gzip.compress(SDF.encode())},
+    "in.parquet": {
+        "in.parquet": build_parquet({"id": [*range(len(TINY_SMILES))], "smiles": TINY_SMILES})
+    },
+    "in": {**PARTS},
+    "in/*.parquet": {**PARTS},
+    "tables": {
+        **{f"tables/{i}.csv": text for i, text in enumerate(ROWS) if i % 2},
+        **{
+            f"tables/{i}.csv.gz": gzip.compress(text.encode())
+            for i, text in enumerate(ROWS)
+            if i % 2 == 0
+        },
+        **{"tables/notes.txt": "no table", "tables/.6.csv": "half a table"},
+    },
+    "*.smi": {f"{i}.smi": f"{text}\n" for i, text in enumerate(TINY_SMILES)},
+    "copy": {"copy/data/train.csv": CSV},
+}
 
 
-def write_smi_gz(folder: Path) -> Path:
-    path = folder / "input.smi.gz"
-    path.write_bytes(gzip.compress(write_smi(folder).read_bytes()))
-    return path
-
-
-def write_parquet(folder: Path) -> Path:
-    path = folder / "input.parquet"
-    table = pa.table({"id": range(len(TINY_SMILES)), "smiles": TINY_SMILES})
-    pq.write_table(table, path, row_group_size=2)
-    return path
-
-
-def write_parquet_folder(folder: Path) -> Path:
-    (folder / "input").mkdir()
-    for i, smiles in enumerate(TINY_SMILES):
-        pq.write_table(pa.table({"smiles": [smiles]}), folder / "input" / f"{i}.parquet")
-    return folder / "input"
-
-
-def name_parquet_files(folder: Path) -> Path:
-    return write_parquet_folder(folder) / "*.parquet"
-
-
-def write_sdf_gz(folder: Path) -> Path:
-    path = folder / "input.sdf.gz"
-    blocks = [Chem.MolToMolBlock(Chem.MolFromSmiles(smiles)) for smiles in TINY_SMILES]
-    path.write_bytes(gzip.compress("$$$$\n".join([*blocks, ""]).encode()))
-    return path
-
-
-def write_csv_folder(folder: Path) -> Path:
-    (folder / "input").mkdir()
-    for i, smiles in enumerate(TINY_SMILES):
-        text = f"id,smiles\n{i},{smiles}\n"
-        if i % 2:
-            (folder / "input" / f"{i}.csv.gz").write_bytes(gzip.compress(text.encode()))
-        else:
-            (folder / "input" / f"{i}.csv").write_text(text)
-    (folder / "input" / "notes.txt").write_text("no table")
-    (folder / "input" / ".6.csv").write_text("half a table")
-    return folder / "input"
-
-
-def name_smi_files(folder: Path) -> Path:
-    for i, smiles in enumerate(TINY_SMILES):
-        (folder / f"{i}.smi").write_text(f"{smiles}\n")
-    return folder / "*.smi"
-
-
-def write_copy_of_hub_data(folder: Path) -> Path:
-    (folder / "copy" / "data").mkdir(parents=True)
-    write_csv(folder).rename(folder / "copy" / "data" / "train.csv")
-    return folder / "copy"
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        write_csv,
-        write_csv_gz,
-        write_smi,
-        write_smi_gz,
-        write_parquet,
-        write_parquet_folder,
-        name_parquet_files,
-        write_sdf_gz,
-        write_csv_folder,
-        name_smi_files,
-        write_copy_of_hub_data,
-    ],
-)
-def test_every_kind_of_input_gives_the_same_rows(
-    tmp_path: Path, write: Callable[[Path], Path]
-) -> None:
-    table = pickle.loads(pickle.dumps(open_table(write(tmp_path))))
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_kind_of_input_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    table = pickle.loads(pickle.dumps(open_table(write_folder(tmp_path, INPUTS[name]) / name)))
     assert table.num_rows == 6
     assert table.files
     found = read_all(table)
@@ -274,11 +224,9 @@ def test_every_kind_of_input_gives_the_same_rows(
 
 
 def test_sdf_files_go_together_with_the_properties_of_all(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    write_sdf_gz(tmp_path).rename(tmp_path / "in" / "1.sdf.gz")
     block = Chem.MolToMolBlock(Chem.MolFromSmiles("CCN"))
-    (tmp_path / "in" / "2.sdf").write_text(f"{block}>  <logS>\n-0.5\n\n$$$$\n")
-    table = open_table(tmp_path / "in")
+    other = f"{block}>  <logS>\n-0.5\n\n$$$$\n"
+    table = open_table(write_folder(tmp_path, {"1.sdf": SDF, "2.sdf": other}))
     assert (table.num_rows, table.column_names) == (7, ["smiles", "logS"])
     assert read_all(table)["logS"] == [None] * 6 + ["-0.5"]
     chunks = list(table.iterate_chunks(4))
@@ -286,10 +234,8 @@ def test_sdf_files_go_together_with_the_properties_of_all(tmp_path: Path) -> Non
 
 
 def test_files_of_several_kinds_do_not_go_together(tmp_path: Path) -> None:
-    write_csv(tmp_path)
-    (tmp_path / "input.smi").write_text("C\n")
     with pytest.raises(UserError, match=r"column .* need the same columns"):
-        open_table(tmp_path)
+        open_table(write_folder(tmp_path, {"in.csv": CSV, "in.smi": "C\n"}))
 
 
 def test_bundled_data_sets_are_listed_and_open_by_name() -> None:

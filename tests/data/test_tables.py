@@ -16,7 +16,6 @@ from rdkit.Chem import rdDistGeom
 from rmat_hf.data import tables
 from rmat_hf.data.tables import (
     Table,
-    build_table,
     find_kind,
     join_tables,
     open_file,
@@ -70,28 +69,10 @@ def test_csv_cells_are_the_exact_text(tmp_path: Path) -> None:
     }
 
 
-def test_csv_with_byte_order_mark_and_upper_case_extension(tmp_path: Path) -> None:
-    table = open_file(write_csv(tmp_path, b"\xef\xbb\xbfsmiles\nCCO\n", "T.CSV"))
-    assert table.column_names == ["smiles"]
-
-
-def test_csv_without_a_line_break_at_the_end_keeps_the_last_row(tmp_path: Path) -> None:
-    assert read_all(open_file(write_csv(tmp_path, "smiles,y\nC,1\nN,2"))) == {
-        "smiles": ["C", "N"],
-        "y": ["1", "2"],
-    }
-
-
 def test_blank_line_inside_a_one_column_csv_is_a_row(tmp_path: Path) -> None:
     table = open_file(write_csv(tmp_path, "smiles\nC\n\n\nN\n\n\n"))
     assert read_all(table) == {"smiles": ["C", "", "", "N"]}
     assert table.num_rows == 4
-
-
-def test_blank_lines_of_a_csv_with_more_columns_are_no_rows(tmp_path: Path) -> None:
-    table = open_file(write_csv(tmp_path, "smiles,y\nC,1\n\nN,2\n\n"))
-    assert read_all(table)["smiles"] == ["C", "N"]
-    assert table.num_rows == 2
 
 
 def test_csv_with_only_a_header_has_no_rows(tmp_path: Path) -> None:
@@ -173,12 +154,6 @@ def test_missing_column_lists_the_columns_there_are(tmp_path: Path) -> None:
         chunk.molecules("smiles")
 
 
-def test_another_separator_is_recognized_in_the_message(tmp_path: Path) -> None:
-    table = open_file(write_csv(tmp_path, "smiles;y\nC;1\n"))
-    with pytest.raises(UserError, match="another separator than the comma"):
-        validate_columns(table.column_names, ["smiles"], source=table.source)
-
-
 def test_each_iteration_starts_at_the_first_row(tmp_path: Path) -> None:
     table = open_file(write_csv(tmp_path, "smiles\nC\nN\nO\n"))
     next(table.iterate_chunks(1))
@@ -201,13 +176,6 @@ def test_parquet_keeps_its_types_and_missing_values(tmp_path: Path) -> None:
     assert (table.schema, table.num_rows) == (schema, 3)
     assert read_all(table) == columns
     assert next(table.iterate_chunks(3)).molecules("smiles") == ["C", None, "N"]
-
-
-def test_column_of_numbers_is_no_smiles_column(tmp_path: Path) -> None:
-    path = tmp_path / "table.parquet"
-    pq.write_table(pa.table({"smiles": ["C"], "y": [1.5]}), path)
-    with pytest.raises(UserError, match=r"column 'y' holds double, which is not text"):
-        next(open_file(path).iterate_chunks(1)).molecules("y")
 
 
 @pytest.mark.parametrize("content", [b"", b"smiles,y\nC,1\n", b"PAR1xxPAR1"])
@@ -292,26 +260,6 @@ def test_other_sdf_column_is_read_as_smiles_when_named(tmp_path: Path) -> None:
     assert next(table.iterate_chunks(1)).molecules("parent") == ["OCC"]
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"smiles,y\nC,1\n", "no record has an 'M  END' line"),
-        (b"", "no record"),
-        (b"\xff\xfe\n", "not UTF-8"),
-    ],
-)
-def test_file_that_is_no_sdf_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        open_file(write_csv(tmp_path, content, "mols.sdf"))
-
-
-def test_ambiguous_sdf_property_is_refused(tmp_path: Path) -> None:
-    block = Chem.MolToMolBlock(Chem.MolFromSmiles("C"))
-    content = f"{block}>  <y>\n1\n\n>  <y>\n2\n\n$$$$\n"
-    with pytest.raises(UserError, match=r"record 0 .*two properties are called 'y'"):
-        open_file(write_csv(tmp_path, content, "mols.sdf"))
-
-
 def test_memory_does_not_grow_with_a_csv(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     peaks = []
@@ -354,18 +302,6 @@ def test_columns_that_python_cannot_hold_pass_through(tmp_path: Path) -> None:
     (chunk,) = open_file(path).iterate_chunks(9)
     assert chunk.table.equals(rows)
     assert chunk.molecules("smiles") == ["C", "N"]
-
-
-def test_text_that_expands_beyond_memory_is_refused_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "table.parquet"
-    words = pa.DictionaryArray.from_arrays(pa.array([0] * 8192, pa.int32()), ["C" * 250_000])
-    rows = pa.table({"smiles": words})
-    pq.write_table(rows.replace_schema_metadata({}), path, store_schema=False)
-    assert path.stat().st_size < 20_000
-    table = open_file(path)
-    assert table.schema.field("smiles").type == pa.string()
-    with pytest.raises(UserError, match=r"table\.parquet .*'smiles' expand to .* Drop"):
-        next(table.iterate_chunks(1))
 
 
 def test_smiles_too_long_for_any_molecule_is_a_row_without_one(tmp_path: Path) -> None:
@@ -432,17 +368,6 @@ def test_column_with_two_types_is_named(tmp_path: Path) -> None:
         parts.append(open_file(tmp_path / f"{i}.parquet"))
     with pytest.raises(UserError, match=r"0\.parquet: column 'y' is int32, .* int64"):
         join_tables(parts, source="x")
-
-
-def test_joined_tables_can_say_which_one_a_row_is_of() -> None:
-    parts = [build_table(pa.table({"smiles": rows}), source="x") for rows in (["C", "N"], ["O"])]
-    joined = join_tables(parts, source="x", words={"split": ["train", "test"]})
-    assert read_all(joined) == {"smiles": ["C", "N", "O"], "split": ["train", "train", "test"]}
-
-
-def test_table_without_rows_has_no_chunks() -> None:
-    table = build_table(pa.table({"smiles": []}), source="--smiles")
-    assert list(table.iterate_chunks(9)) == []
 
 
 @pytest.mark.parametrize(

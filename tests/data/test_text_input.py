@@ -1,4 +1,3 @@
-import gzip
 import io
 import os
 import socket
@@ -19,13 +18,6 @@ def test_lines_come_with_their_own_ends(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfa\nb\r\nc\rd\n\ne")
     with open_text(path) as stream:
         assert list(iterate_lines(stream)) == ["a\n", "b\r\n", "c\r", "d\n", "\n", "e"]
-
-
-def test_compressed_text_is_read_by_its_name(tmp_path: Path) -> None:
-    path = tmp_path / "t.smi.gz"
-    path.write_bytes(gzip.compress(b"CCO\n"))
-    with open_text(path) as stream:
-        assert stream.read() == "CCO\n"
 
 
 def test_an_endless_line_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +61,6 @@ def test_what_may_never_end_is_refused_at_once(tmp_path: Path, suffix: str, kind
             server.bind(os.path.relpath(path))  # the absolute path may be too long
     with pytest.raises(UserError, match=r"x\.\S+ is a folder, a pipe"):
         open_table(path)
-    if not suffix.startswith("smi"):
-        with pytest.raises(UserError, match="a pipe or a device"):
-            open_table(path)
 
 
 @contextmanager

@@ -54,14 +54,6 @@ def test_empty_part_of_a_split_column_is_refused(values: list[str]) -> None:
         parse("fold", values)
 
 
-def test_molecules_in_two_parts_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    words = ["train", "train", "test", "test"]
-    parse_split_cells("fold", words, rows=range(4), groups=["a", "a", "b", "b"])
-    assert caplog.text == ""
-    parse_split_cells("fold", words, rows=range(4), groups=["a", "a", "b", "a"])
-    assert "1 molecules stand in more than one part" in caplog.text
-
-
 def test_cells_become_the_column_that_their_kind_says() -> None:
     assert parse("", [None, None]) == {}
     assert parse("fold", ["train", "test"]) == {"split": ["train", "test"]}
