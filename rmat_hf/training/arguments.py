@@ -210,11 +210,7 @@ class FinetuningArguments:
 
 
 def describe_arguments(arguments: Any) -> dict[str, Any]:
-    """Return what decides the result, without paths of this machine or what only starts it.
-
-    Args:
-        arguments: Instance of the dataclass of a finetuning or pretraining.
-    """
+    """Return what decides the result, without paths of this machine or what only starts it."""
     fields = asdict(arguments)
     for name in ("overwrite", "resume", "num_workers", "feature_cache"):
         fields.pop(name, None)
@@ -244,12 +240,8 @@ def name_split(arguments: FinetuningArguments) -> str:
 def load_json_fields(path: str | None, *, known: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the object in the JSON file of a flag; empty without a path.
 
-    Args:
-        path (`str`, *optional*): The file.
-        known (`Sequence[str]`, *optional*): Names that it may have.
-
     Raises:
-        UserError: If the file is missing, holds no JSON object or has an unknown name.
+        UserError: If the file is missing, holds no object, or has a name that is not `known`.
     """
     fields = {} if path is None else load_json(path)
     if known is not None and (unknown := sorted(set(fields) - set(known))):
@@ -258,13 +250,7 @@ def load_json_fields(path: str | None, *, known: Sequence[str] | None = None) ->
 
 
 def build_from_fields(built_class: type[Built], fields: dict[str, Any], *, source: Any) -> Built:
-    """Return an instance of a configuration class, or say which file has a field that it refuses.
-
-    Args:
-        built_class (`type`): That of a model's configuration or of training arguments.
-        fields (`dict`): Its arguments, with those of the file.
-        source (`str`, *optional*): The JSON file.
-    """
+    """Return an instance of a configuration class, or say which file has a field it refuses."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

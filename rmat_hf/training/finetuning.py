@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +14,17 @@ from transformers.trainer_utils import EvalPrediction, set_seed
 
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import UserError
+from rmat_hf.loading import load_predictor
+from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.output_folder import (
     find_last_complete_checkpoint,
+    load_json,
     name_work_dir,
     open_run,
+    save_json,
     train_from_checkpoint,
 )
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments
-from rmat_hf.training.members import train_members
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.recipe import (
     build_finetuning_config,
@@ -30,13 +33,15 @@ from rmat_hf.training.recipe import (
     resolve_defaults,
 )
 from rmat_hf.training.run_folder import TRIALS_FILE, build_finetuning_report, save_run_folder
-from rmat_hf.training.task import FinetuningTask, build_finetuning_task
+from rmat_hf.training.task import FinetuningTask, build_finetuning_task, split_for_members
 from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 logger = logging.getLogger(__name__)
 
 # Where `Trainer` lets TensorBoard write; the names of its files tell that of the machine.
 TENSORBOARD_DIR = "runs"
+MODEL_DIR = "model"
+MEMBER_FILE = "member.json"
 
 
 @dataclass(frozen=True)
@@ -63,14 +68,8 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
     `predictions.csv`, `dropped_rows.csv`, the training log and a model card with a plot. It appears
     when everything is done. Until then checkpoints lie beside it, in `<output_dir>.in_progress`.
 
-    Args:
-        arguments (`FinetuningArguments`): Data, model and training options.
-
-    Returns:
-        [`FinetuningResult`].
-
     Raises:
-        ValueError: If data, options or output folder do not allow the run.
+        UserError: If data, options or output folder do not allow the run.
     """
     shared = build_training_arguments(arguments, name_work_dir(arguments.output_dir))
     if arguments.hpo_trials:
@@ -84,7 +83,8 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
         # refuses what cannot be before anything is written
         config = build_finetuning_config(arguments, task)
         # before training: labels that no baseline can be fitted on should not cost a training
-        baselines = _fit_baselines(arguments, task) if is_main_process else {}
+        has_baselines = arguments.with_baselines and is_main_process
+        baselines = _fit_baselines(arguments, task) if has_baselines else {}
         with shared.main_process_first(local=False):
             run.prepare()
         if arguments.hpo_trials:
@@ -105,34 +105,44 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
             with run.publish() as folder:
                 model = cast(Any, trainer.model)
                 save_run_folder(folder, model=model, task=task, report=report, log_history=log)
-                _keep_files(run.work_dir, folder)
+                if (run.work_dir / TRIALS_FILE).is_file():
+                    shutil.copy(run.work_dir / TRIALS_FILE, folder)
+                if (run.work_dir / TENSORBOARD_DIR).is_dir():
+                    shutil.copytree(run.work_dir / TENSORBOARD_DIR, folder / TENSORBOARD_DIR)
     return FinetuningResult(run.output_dir, report.metrics, report.baselines, task.dropped)
-
-
-def _keep_files(work_dir: Path, folder: Path) -> None:
-    """Copy what a search and TensorBoard have written, if they have."""
-    if (work_dir / TRIALS_FILE).is_file():
-        shutil.copy(work_dir / TRIALS_FILE, folder)
-    if (work_dir / TENSORBOARD_DIR).is_dir():
-        shutil.copytree(work_dir / TENSORBOARD_DIR, folder / TENSORBOARD_DIR)
 
 
 def _train(
     arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
 ) -> tuple[Trainer, list[dict[str, Any]]]:
-    """Return a `Trainer` with the best model, or the ensemble, and the training log."""
+    """Return a `Trainer` with the best model, or the ensemble, and the training log.
 
-    def train_one(chosen: FinetuningArguments, parts: FinetuningTask, *, folder: Path) -> Trainer:
-        checkpoint = find_last_complete_checkpoint(folder)
-        # scaled as the whole task: the members of an ensemble share the scaling of the labels
-        trainer = _build_trainer(chosen, parts, folder=folder, scaled_as=task)
-        train_from_checkpoint(trainer, checkpoint)
-        return trainer
-
+    Member `i` is what a run of one model with the seed `seed + i` would give on its rows.
+    """
     if arguments.num_members == 1:
-        trainer = train_one(arguments, task, folder=work_dir)
+        trainer = _build_trainer(arguments, task, folder=work_dir)
+        train_from_checkpoint(trainer, find_last_complete_checkpoint(work_dir))
         return trainer, trainer.state.log_history
-    ensemble, log = train_members(arguments, task, work_dir=work_dir, train=train_one)
+    members, log = [], []
+    for idx, split in enumerate(split_for_members(arguments, task)):
+        folder = work_dir / f"stage-{idx}"
+        # written last, so a member that has it is finished
+        if not (folder / MEMBER_FILE).is_file():
+            logger.info("Training member %d of %d.", idx + 1, arguments.num_members)
+            chosen = replace(arguments, seed=arguments.seed + idx)
+            # scaled as the whole task: the members share the scaling of the labels
+            trainer = _build_trainer(
+                chosen, replace(task, split=split), folder=folder, scaled_as=task
+            )
+            train_from_checkpoint(trainer, find_last_complete_checkpoint(folder))
+            trainer.save_model(str(folder / MODEL_DIR))
+            if trainer.is_world_process_zero():
+                save_json(folder / MEMBER_FILE, {"log_history": trainer.state.log_history})
+            trainer.accelerator.wait_for_everyone()
+        history = load_json(folder / MEMBER_FILE)["log_history"]
+        log += [{"member": idx, **entry} for entry in history]
+        members.append(load_predictor(folder / MODEL_DIR, device="cpu")[0])
+    ensemble = RMatEnsembleForSequenceClassification.from_members(members)
     return _build_trainer(arguments, task, folder=work_dir, model=ensemble), log
 
 
@@ -180,9 +190,7 @@ def _build_trainer(
 def _fit_baselines(
     arguments: FinetuningArguments, task: FinetuningTask
 ) -> dict[str, dict[str, Any]]:
-    """Fit the baselines if they were asked for, on the molecules that the model sees."""
-    if not arguments.with_baselines:
-        return {}
+    """Fit the baselines on the molecules that the model sees."""
     from rmat_hf.training.baselines import fit_baselines
 
     logger.info("Fitting the baselines.")

@@ -36,8 +36,7 @@ class ScoredRows:
     """The rows of one label that have a value, at least one.
 
     Args:
-        labels (`np.ndarray` of shape `(num_rows,)`): Values, or indices of classes (int).
-        predictions (`np.ndarray` of shape `(num_rows,)`): The same, predicted.
+        labels, predictions (`np.ndarray` of shape `(num_rows,)`): Values, or indices of classes.
         probabilities (`np.ndarray` of shape `(num_rows, num_classes)`, *optional*):
             Of every class; a yes/no label has the classes 0 and 1. `None` for a regression.
     """
@@ -178,9 +177,9 @@ def compute_metrics(
     if len(label_names) == 1:
         return dict(per_label[label_names[0]])
     averages: dict[str, Any] = {}
-    for metric in metrics:
-        values = [it for found in per_label.values() if (it := found[metric.name]) is not None]
-        averages[metric.name] = float(np.mean(values)) if values else None
+    for name in per_label[label_names[0]]:
+        values = [it for found in per_label.values() if (it := found[name]) is not None]
+        averages[name] = float(np.mean(values)) if values else None
     return {**averages, "per_label": per_label}
 
 

@@ -36,13 +36,7 @@ PROBLEM_NAMES = {
 def build_card_metadata(
     *, tags: Sequence[str] = (), license_name: str | None = None, **fields: Any
 ) -> ModelCardData:
-    """Return the metadata block of a card.
-
-    Args:
-        tags (`Sequence[str]`): Beside those of every R-MAT model.
-        license_name (`str`, *optional*): Identifier as on the Hub, for example `"cc-by-4.0"`.
-        fields: Others of `ModelCardData`: ids on the Hub of data and of the model before, results.
-    """
+    """Return the metadata block of a card, with other `fields` of `ModelCardData`."""
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="graph-ml",
@@ -59,14 +53,6 @@ def describe_labels(config: RMatConfig) -> list[str]:
         f"{name} ({unit})" if unit else name
         for name, unit in zip(config.label_columns, units, strict=True)
     ]
-
-
-def build_usage(model_id: str) -> str:
-    """Return the two lines of Python that use a model."""
-    return (
-        "```python\nfrom transformers import pipeline\n"
-        f'pipeline(model="{model_id}", trust_remote_code=True)(["CCO", "c1ccccc1"])\n```'
-    )
 
 
 def describe_limits(max_atoms: int) -> str:
@@ -117,10 +103,6 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
     """Write `README.md` and, for regression, the parity plot into a model folder.
 
     The plot needs matplotlib (`pip install rmat-hf[viz]`); a card without one says so.
-
-    Args:
-        folder (`Path`): An existing folder.
-        report (`FinetuningReport`): What to tell.
     """
     is_regression = report.problem_type == "regression"
     has_plot = is_regression and save_parity_plot(folder / PARITY_PLOT, report)
@@ -130,12 +112,7 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
 def save_parity_plot(path: Path, report: FinetuningReport) -> bool:
     """Plot predicted against measured values of train and test, one panel per label.
 
-    Args:
-        path (`Path`): PNG file to write.
-        report (`FinetuningReport`): Labels and predictions.
-
-    Returns:
-        `bool`: False if matplotlib is not installed.
+    Returns False if matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         logger.warning("No parity plot: matplotlib is missing. Run: pip install rmat-hf[viz]")
@@ -188,8 +165,9 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
     data = build_card_metadata(
         tags=["molecule-property-prediction"],
         license_name=arguments.license,
-        datasets=_keep_hub_id(dataset),
-        base_model=_keep_hub_id(base_model),
+        # the metadata of a card link to what they name
+        datasets=dataset if "/" in dataset else None,
+        base_model=base_model if "/" in base_model else None,
         model_name=f"R-MAT {', '.join(report.config.label_columns)}",
         eval_results=results or None,
     )
@@ -206,7 +184,8 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
         "- chosen by the validation metric; the test part was scored once\n"
         "- every value: `metrics.json`, `predictions.csv`, `split.csv`",
         "## Use",
-        build_usage("path/to/this/folder"),
+        "```python\nfrom transformers import pipeline\n"
+        'pipeline(model="path/to/this/folder", trust_remote_code=True)(["CCO", "c1ccccc1"])\n```',
         "or `rmat predict --model path/to/this/folder --smiles CCO c1ccccc1 "
         "--output predictions.csv`. On the Hub, its id takes the place of the path.",
         "## Metrics",
@@ -250,16 +229,10 @@ def _describe_ensemble(report: FinetuningReport) -> str:
     )
 
 
-def _keep_hub_id(name: str) -> str | None:
-    # the metadata of a card link to what they name
-    return name if "/" in name else None
-
-
 def _build_metrics_table(report: FinetuningReport) -> str:
     columns = [metric.name for metric in list_metrics(report.problem_type)]
     rows = ["| model | part | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    models = {"R-MAT": report.metrics, **report.baselines}
-    for name, metrics in models.items():
+    for name, metrics in {"R-MAT": report.metrics, **report.baselines}.items():
         for part in report.metrics:
             cells = [_format(metrics[part].get(metric)) for metric in columns]
             rows.append(f"| {name} | {part} | " + " | ".join(cells) + " |")

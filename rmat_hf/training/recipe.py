@@ -41,12 +41,7 @@ LEAST_FINETUNING_STEPS = 500
 
 
 def resolve_defaults(arguments: FinetuningArguments, task: FinetuningTask) -> FinetuningArguments:
-    """Return the arguments with the learning rates and epochs that they leave to the recipe.
-
-    Args:
-        arguments (`FinetuningArguments`): Model to start from and kind of labels.
-        task (`FinetuningTask`): Its rows.
-    """
+    """Return the arguments with the learning rates and epochs that they leave to the recipe."""
     defaults: dict[str, Any] = {
         "learning_rate": DEFAULT_LEARNING_RATES[arguments.model == SCRATCH],
         "num_train_epochs": choose_num_epochs(arguments, num_train_rows=len(task.split.train)),
@@ -58,12 +53,7 @@ def resolve_defaults(arguments: FinetuningArguments, task: FinetuningTask) -> Fi
 
 
 def choose_num_epochs(arguments: FinetuningArguments, *, num_train_rows: int) -> float:
-    """Return the most epochs of a run: its own, or the default for the task.
-
-    Args:
-        arguments (`FinetuningArguments`): Model to start from and kind of labels.
-        num_train_rows (`int`): Size of the train part.
-    """
+    """Return the most epochs of a run: its own, or the default for so many rows of train."""
     if arguments.num_train_epochs is not None:
         return arguments.num_train_epochs
     if arguments.model == SCRATCH:
@@ -86,10 +76,6 @@ def build_finetuning_model(
     arguments: FinetuningArguments, task: FinetuningTask
 ) -> RMatForSequenceClassification:
     """Return the model to train, with the scaling of labels and descriptors fitted on train.
-
-    Args:
-        arguments (`FinetuningArguments`): Model to start from.
-        task (`FinetuningTask`): Labels and descriptors.
 
     Raises:
         UserError: If the model cannot be loaded or a configuration field is unknown.
@@ -170,13 +156,12 @@ def compute_balanced_weights(
 ) -> list[float]:
     """Return weights under which rare and frequent classes cost the same.
 
+    Negatives per positive for each label of a multi-label classification, else one for each class.
+
     Args:
         labels (`np.ndarray` of shape `(num_rows, num_labels)`): Train labels, NaN where missing.
         problem_type (`str`): One of the two classifications.
-        num_outputs (`int`): Labels of a multi-label, classes of a single-label classification.
-
-    Returns:
-        `list[float]`: negatives per positive for each label, or the weight of each class.
+        num_outputs (`int`): Labels, or classes.
 
     Raises:
         UserError: If a class has no row.
@@ -195,12 +180,7 @@ def compute_balanced_weights(
 def build_training_arguments(
     arguments: FinetuningArguments, checkpoint_dir: Path
 ) -> RMatTrainingArguments:
-    """Return the training arguments of a finetuning run, overridden by `--training-arguments`.
-
-    Args:
-        arguments (`FinetuningArguments`): Possibly before [`resolve_defaults`].
-        checkpoint_dir (`Path`): Gets the checkpoints.
-    """
+    """Return the training arguments of a finetuning run, overridden by `--training-arguments`."""
     overrides = load_json_fields(arguments.training_arguments)
     metrics = {metric.name: metric for metric in list_metrics(arguments.problem_type)}
     metric = str(overrides.get("metric_for_best_model", next(iter(metrics))))

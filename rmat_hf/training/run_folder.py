@@ -19,10 +19,9 @@ from rmat_hf.model.modeling_rmat import (
 )
 from rmat_hf.output_folder import save_json
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments
-from rmat_hf.training.members import predict_out_of_fold, split_for_members
 from rmat_hf.training.metrics import compute_metrics_for_problem, format_metric
 from rmat_hf.training.model_card import FinetuningReport, save_model_card
-from rmat_hf.training.task import PARTS, FinetuningTask
+from rmat_hf.training.task import PARTS, FinetuningTask, split_for_members
 
 ARGUMENTS_FILE = "finetuning_arguments.json"
 TRIALS_FILE = "hpo_trials.csv"
@@ -42,23 +41,23 @@ def build_finetuning_report(
     out of fold, each by the one member that did not, and a member is scored on its own fold.
 
     Args:
-        arguments (`FinetuningArguments`): Labels, and what the model card tells.
-        task (`FinetuningTask`): Rows and parts.
+        arguments, task: Of the run.
         trainer (`Trainer`): With the model, and without `compute_metrics`.
         baselines (`dict`): Metrics of every baseline, possibly empty.
     """
     labels = {part: task.labels(part) for part in PARTS}
-    outputs: dict[str, Any] = {
+    predictions: dict[str, Any] = {
         part: trainer.predict(task.select(part)).predictions for part in PARTS
     }
-    predictions, members, member_metrics = outputs, None, []
+    members, member_metrics = None, []
     if arguments.num_members > 1:
-        predictions = {part: output[0] for part, output in outputs.items()}
-        members = {part: np.asarray(output[1]) for part, output in outputs.items()}
+        members = {part: np.asarray(output[1]) for part, output in predictions.items()}
+        predictions = {part: output[0] for part, output in predictions.items()}
         splits = split_for_members(arguments, task)
         if arguments.member_folds:
-            held_out = predict_out_of_fold(members["valid"], task.split.valid, splits=splits)
-            predictions["valid"] = held_out
+            predictions["valid"] = predict_out_of_fold(
+                members["valid"], task.split.valid, splits=splits
+            )
         member_metrics = _score_members(arguments, task, members=members, splits=splits)
     return FinetuningReport(
         config=cast(Any, trainer.model).config,
@@ -72,6 +71,20 @@ def build_finetuning_report(
         num_dropped=len(task.dropped),
         max_atoms=task.processor.max_atoms,
     )
+
+
+def predict_out_of_fold(
+    member_outputs: np.ndarray, rows: np.ndarray, *, splits: Sequence[SplitIndices]
+) -> np.ndarray:
+    """Return for every row `(num_labels,)` the output of the member that it was held out of.
+
+    Args:
+        member_outputs (`np.ndarray` of shape `(num_rows, num_members, num_labels)`): All outputs.
+        rows (`np.ndarray` of shape `(num_rows,)`): Their positions in the data set.
+        splits (`Sequence[SplitIndices]`): The parts of every member, from `split_for_members`.
+    """
+    is_held_out = np.stack([np.isin(rows, split.valid) for split in splits], axis=1)
+    return member_outputs[np.arange(len(rows)), is_held_out.argmax(axis=1)]
 
 
 def _score(
@@ -108,12 +121,7 @@ def _score_members(
 def describe_metrics(
     metrics: dict[str, dict[str, Any]], baselines: dict[str, dict[str, Any]]
 ) -> str:
-    """Return a table for the screen: one row per model and part, one column per metric.
-
-    Args:
-        metrics (`dict`): Of train, valid and test.
-        baselines (`dict`): The same for every baseline.
-    """
+    """Return a table for the screen: one row per model and part, one column per metric."""
     names = [name for name, value in metrics["test"].items() if not isinstance(value, dict)]
     lines = [f"{'':34}" + "".join(f"{name:>12}" for name in names)]
     for model, scores in {"R-MAT": metrics, **baselines}.items():
@@ -137,8 +145,7 @@ def save_run_folder(
         folder (`Path`): An empty folder.
         model (`RMatForSequenceClassification` or ensemble): The best model.
         task (`FinetuningTask`): Rows, parts and processor.
-        report (`FinetuningReport`): Metrics and predictions; its arguments are saved without paths
-            of this machine.
+        report (`FinetuningReport`): Metrics and predictions.
         log_history (`list[dict]`): The training log.
     """
     model.save_pretrained(folder)
@@ -160,46 +167,41 @@ def save_run_folder(
 
 def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport) -> None:
     """Write each row's part, labels and predictions, and the rows that were not used."""
-    config = report.config
-    labels = dict.fromkeys(config.label_columns, "text" if config.label_name else "number")
-    added = {**ROW_COLUMNS, **labels, **describe_prediction_columns(config)}
-    del added["error"]
-    with (
-        TableWriter(folder / "split.csv", added_columns=ROW_COLUMNS) as split,
-        TableWriter(
-            folder / "predictions.csv", added_columns=cast("dict[str, ColumnKind]", added)
-        ) as predictions,
-    ):
-        for part in PARTS:
-            rows = task.select(part)
-            columns = {"row": rows["row"][:], "smiles": rows["smiles"][:]}
-            columns["split"] = [part] * len(rows)
-            split.write(columns)
-            columns |= _build_label_columns(report.labels[part], report)
-            predictions.write(columns | _build_prediction_columns(part, report))
-    names = {"row": "integer", "smiles": "text", "reason": "text"}
-    with TableWriter(
-        folder / "dropped_rows.csv", added_columns=cast("dict[str, ColumnKind]", names)
-    ) as writer:
-        writer.write({name: [getattr(row, name) for row in task.dropped] for name in names})
-
-
-def _build_label_columns(labels: np.ndarray, report: FinetuningReport) -> dict[str, list[Any]]:
-    config = report.config
+    rows = task.dataset.select(np.concatenate([getattr(task.split, part) for part in PARTS]))
+    columns: dict[str, Any] = {"row": rows["row"][:], "smiles": rows["smiles"][:]}
+    columns["split"] = [part for part in PARTS for _ in range(len(report.labels[part]))]
+    _write_table(folder / "split.csv", columns, kinds=ROW_COLUMNS)
+    config, labels = report.config, np.concatenate(list(report.labels.values()))
+    kinds: dict[str, ColumnKind] = dict.fromkeys(
+        config.label_columns, "text" if config.label_name else "number"
+    )
+    kinds = {**ROW_COLUMNS, **kinds, **describe_prediction_columns(config)}
+    del kinds["error"]
     if config.label_name is None:
-        return dict(zip(config.label_columns, labels.T.tolist(), strict=True))
-    names = [None if np.isnan(label) else config.output_names[int(label)] for label in labels[:, 0]]
-    return {config.label_name: names}
+        columns |= dict(zip(config.label_columns, labels.T.tolist(), strict=True))
+    else:
+        columns[config.label_name] = [
+            None if np.isnan(label) else config.output_names[int(label)] for label in labels[:, 0]
+        ]
+    columns |= _build_prediction_columns(report)
+    _write_table(folder / "predictions.csv", columns, kinds=kinds)
+    dropped: dict[str, ColumnKind] = {"row": "integer", "smiles": "text", "reason": "text"}
+    columns = {name: [getattr(row, name) for row in task.dropped] for name in dropped}
+    _write_table(folder / "dropped_rows.csv", columns, kinds=dropped)
 
 
-def _build_prediction_columns(part: str, report: FinetuningReport) -> dict[str, list[Any]]:
-    config = report.config
-    logits = torch.from_numpy(report.predictions[part])
+def _write_table(path: Path, columns: dict[str, Any], *, kinds: dict[str, ColumnKind]) -> None:
+    with TableWriter(path, added_columns=kinds) as writer:
+        writer.write(columns)
+
+
+def _build_prediction_columns(report: FinetuningReport) -> dict[str, list[Any]]:
+    config, spread = report.config, None
+    logits = torch.from_numpy(np.concatenate(list(report.predictions.values())))
     values = compute_probabilities(logits, config.problem_type).numpy()
-    spread = None
     if report.member_predictions is not None:
-        member_logits = torch.from_numpy(report.member_predictions[part])
-        spread = compute_spread(member_logits, config.problem_type).numpy()
+        logits = torch.from_numpy(np.concatenate(list(report.member_predictions.values())))
+        spread = compute_spread(logits, config.problem_type).numpy()
     columns = Predictions(values, [None] * len(values), config, spread).to_columns()
     del columns["error"]
     return columns

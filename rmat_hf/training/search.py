@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import pandas as pd
 from transformers.trainer import Trainer
 from transformers.trainer_utils import SaveStrategy
 
 from rmat_hf.errors import UserError
-from rmat_hf.output_folder import save_json
+from rmat_hf.output_folder import load_json, save_json
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments, load_json_fields
 from rmat_hf.training.run_folder import TRIALS_FILE
 
@@ -30,12 +29,7 @@ SEARCHED_FIELDS = {"learning_rate", "weight_decay", "per_device_train_batch_size
 
 
 def validate_search(arguments: FinetuningArguments, *, num_processes: int = 1) -> None:
-    """Raise a `UserError` if a search cannot run: before anything is computed.
-
-    Args:
-        arguments (`FinetuningArguments`): Of the run.
-        num_processes (`int`): That train together.
-    """
+    """Raise a `UserError` if a search cannot run: before anything is computed."""
     overrides = load_json_fields(arguments.training_arguments)
     fixed = sorted(SEARCHED_FIELDS & set(overrides))
     problem = None
@@ -74,7 +68,7 @@ def search_hyperparameters(
     import optuna
 
     progress_file, described = folder / PROGRESS_FILE, describe_arguments(arguments)
-    progress = load_json_fields(str(progress_file)) if progress_file.is_file() else {}
+    progress = load_json(progress_file) if progress_file.is_file() else {}
     # the sampler is asked again for finished trials, so that it goes on with the same numbers
     values: list[float] = progress["values"] if progress.get("arguments") == described else []
 
@@ -103,7 +97,12 @@ def search_hyperparameters(
         }
     )
     study.optimize(run_trial, n_trials=arguments.hpo_trials)
-    _save_trials(study, folder / TRIALS_FILE)
+    table = study.trials_dataframe(attrs=("number", "value", "params"))
+    table = table.rename(columns=lambda name: name.removeprefix("params_"))
+    table = table.rename(columns={"number": "trial", "value": "valid_metric"})
+    table.insert(1, "is_best", (table["trial"] == study.best_trial.number).astype(int))
+    columns = ["trial", "is_best", "valid_metric", *SEARCHED_FLAGS]
+    table[columns].to_csv(folder / TRIALS_FILE, index=False)
     return replace(arguments, **study.best_params)
 
 
@@ -117,15 +116,3 @@ def _suggest(trial: "optuna.Trial", arguments: FinetuningArguments) -> dict[str,
         "weight_decay": trial.suggest_float("weight_decay", *WEIGHT_DECAY_RANGE, log=True),
         "batch_size": trial.suggest_categorical("batch_size", sizes),
     }
-
-
-def _save_trials(study: "optuna.Study", path: Path) -> None:
-    """Write one row per trial: its number, values and best metric on valid."""
-    trials = study.get_trials(deepcopy=False)
-    columns: dict[str, list[Any]] = {
-        "trial": [trial.number for trial in trials],
-        "is_best": [int(trial.number == study.best_trial.number) for trial in trials],
-        "valid_metric": [trial.value for trial in trials],
-        **{name: [trial.params[name] for trial in trials] for name in SEARCHED_FLAGS},
-    }
-    pd.DataFrame(columns).to_csv(path, index=False)

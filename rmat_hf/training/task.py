@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -10,6 +9,7 @@ from datasets import Dataset
 from rmat_hf.data.featurization import choose_cache_dir
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.parts import SplitIndices
+from rmat_hf.data.splits.random_splits import assign_folds
 from rmat_hf.data.splits.registry import find_split_options, split_dataset
 from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.errors import UserError
@@ -61,11 +61,8 @@ class FinetuningTask:
 def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
     """Load, check, featurize and split the training table.
 
-    Args:
-        arguments (`FinetuningArguments`): Data, geometry, split and feature cache.
-
     Raises:
-        ValueError: If a column is missing, a label cannot be read or a part would be empty.
+        UserError: If a column is missing, a label cannot be read or a part would be empty.
     """
     checkpoint = None
     if arguments.model != SCRATCH:
@@ -98,6 +95,29 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
     return FinetuningTask(dataset, split, loaded.dropped, loaded.class_names, processor, checkpoint)
 
 
+def split_for_members(arguments: FinetuningArguments, task: FinetuningTask) -> list[SplitIndices]:
+    """Return the parts of every member: those of the task, or its own fold of them.
+
+    With `member_folds`, train and valid together are divided into as many folds as there are
+    members, equal molecules into one; a fold is the valid part of one member and train of the
+    others. Test is the same for all.
+
+    Raises:
+        UserError: If there are fewer molecules than folds.
+    """
+    if not arguments.member_folds:
+        return [task.split] * arguments.num_members
+    rows = np.sort(np.concatenate([task.split.train, task.split.valid]))
+    smiles = task.dataset["canonical_smiles"][:]
+    folds = assign_folds(
+        [smiles[row] for row in rows], num_folds=arguments.num_members, seed=arguments.seed
+    )
+    return [
+        SplitIndices(train=rows[folds != idx], valid=rows[folds == idx], test=task.split.test)
+        for idx in range(arguments.num_members)
+    ]
+
+
 def _warn_of_doubtful_labels(labels: np.ndarray, arguments: FinetuningArguments) -> None:
     """Warn of yes/no labels, and of those that the model cannot tell apart."""
     if set(labels[~np.isnan(labels)]) <= {0.0, 1.0}:
@@ -118,10 +138,8 @@ def _build_processor(
     arguments: FinetuningArguments, checkpoint: Checkpoint | None
 ) -> RMatProcessor:
     """Return the model's processor, or a new one, with the geometry that was asked for."""
-    options: dict[str, Any] = {}
-    for name in ("geometry", "on_conformer_failure"):
-        if getattr(arguments, name) is not None:
-            options[name] = getattr(arguments, name)
+    names = ("geometry", "on_conformer_failure")
+    options = {name: it for name in names if (it := getattr(arguments, name)) is not None}
     if arguments.molecule_descriptors == "rdkit_2d":
         options["molecule_descriptors"] = list_molecule_descriptor_names()
     elif arguments.molecule_descriptors == "none":

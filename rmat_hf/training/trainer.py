@@ -282,11 +282,8 @@ def _separate_head(
     optimizer: torch.optim.Optimizer, model: nn.Module, *, learning_rate: float
 ) -> None:
     """Move the weights of the prediction head to groups with another learning rate."""
-    head = {
-        id(parameter)
-        for name, parameter in model.named_parameters()
-        if "classifier" in name.split(".")
-    }
+    named = model.named_parameters()
+    head = {id(parameter) for name, parameter in named if "classifier" in name.split(".")}
     for group in list(optimizer.param_groups):
         parameters = [parameter for parameter in group["params"] if id(parameter) in head]
         if parameters:

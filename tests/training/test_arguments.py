@@ -41,22 +41,12 @@ def test_every_flag_has_a_help_sentence_of_its_own(arguments_class: type) -> Non
     [
         ({"split": "column"}, r"--split-column"),
         ({"split_column": "part"}, r"part needs --split column, not random"),
-        ({"split": "scaffold", "split_column": "part"}, r"needs --split column, not scaffold"),
         ({"label_units": ["nM"]}, r"1 entries for 2 label columns\. Give one per column"),
-        ({"label_units": ["nM"] * 3}, r"3 entries for 2 label columns\. Give one per column"),
         ({"overwrite": True, "resume": True}, r"choose one"),
         ({"problem_type": "classification"}, r"'classification'.*multi_label_classification"),
-        (
-            {"split": "umap"},
-            r"--split 'umap'.*'random', 'scaffold'",
-        ),
-        ({"split": "time"}, r"--split time needs --time-column"),
+        ({"split": "umap"}, r"--split 'umap'.*'random', 'scaffold'"),
         ({"time_column": "day"}, r"--time-column day needs --split time, not random"),
-        ({"split": "time", "time_column": "day", "split_column": "part"}, r"not time"),
-        ({"split": "kfold", "fold": 0}, r"--split kfold needs --num-folds"),
-        ({"split": "kfold", "num_folds": 5}, r"--split kfold needs --fold"),
         ({"fold": 0}, r"--fold 0 needs --split kfold, not random"),
-        ({"split": "scaffold", "num_folds": 5}, r"--num-folds 5 needs --split kfold, not scaff"),
         ({"split": "kfold", "num_folds": 5, "fold": 5}, r"Fold 5 of 5"),
         ({"split": "kfold", "num_folds": 5, "fold": -1}, r"--fold -1 is too small"),
         ({"split": "kfold", "num_folds": 2, "fold": 0}, r"--num-folds 2 is too small.* 3"),
@@ -69,6 +59,15 @@ def test_every_flag_has_a_help_sentence_of_its_own(arguments_class: type) -> Non
         ({"dropout": 1.0}, r"--dropout 1.0 .* below 1"),
         ({"ema_decay": 1.0}, r"--ema-decay 1.0 .* below 1"),
         ({"ema_decay": float("nan")}, r"--ema-decay nan "),
+        ({"feature_cache": ""}, r"Name a folder, 'default' or 'none'"),
+        ({"member_folds": True}, r"--member-folds needs --num-members 2 or more"),
+        ({"num_members": 0}, r"--num-members 0 is too small"),
+        ({"label_columns": ["split"]}, r"--label-columns split: .*column that the results"),
+        ({"label_columns": ["y", "z", "y"]}, r"--label-columns y z y: one is there twice"),
+        (
+            {"label_units": ["nM"] * 2, "problem_type": "multi_label_classification"},
+            r"--label-units is for regression",
+        ),
     ],
 )
 def test_contradictory_finetuning_flags_are_refused_with_the_way_out(
@@ -88,7 +87,6 @@ def test_contradictory_finetuning_flags_are_refused_with_the_way_out(
         {"split": "cluster"},
         {"split": "cluster", "cluster_cutoff": 0.4},
         {"label_units": ["nM", "kcal/mol"]},
-        {"label_units": []},
         {"overwrite": True},
         {"resume": True},
         {"class_weighting": "balanced", "problem_type": "multi_label_classification"},
@@ -99,60 +97,10 @@ def test_flags_that_agree_are_taken_as_they_are(options: dict[str, Any]) -> None
     assert {name: getattr(arguments, name) for name in options} == options
 
 
-def test_empty_name_of_a_cache_folder_is_refused() -> None:
-    with pytest.raises(ValueError, match="Name a folder, 'default' or 'none'"):
-        build(feature_cache="")
-
-
-def test_list_defaults_are_not_shared_between_runs() -> None:
-    build().report_to.append("tensorboard")
-    assert build().report_to == ["none"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"label_columns": ["split"]}, "--label-columns split: .*column that the results"),
-        ({"label_columns": ["y", "z", "y"]}, "--label-columns y z y: one is there twice"),
-        (
-            {
-                "label_columns": ["y"],
-                "label_units": ["nM"],
-                "problem_type": "multi_label_classification",
-            },
-            "--label-units is for regression",
-        ),
-    ],
-)
-def test_labels_that_the_results_cannot_hold_are_refused(
-    changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        FinetuningArguments(dataset="d.csv", output_dir="o", **changes)
-
-
-def test_no_json_file_means_no_fields() -> None:
-    assert load_json_fields(None) == {}
-
-
 def test_json_fields_are_the_object_in_the_file(tmp_path: Path) -> None:
     content = {"bf16": True, "max_steps": 3, "name": "é"}
     assert load_json_fields(write_json(tmp_path / "fields.json", content)) == content
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "no such file"), ("{a: 1}", "cannot be read"), ("[1, 2]", "no JSON object")],
-)
-def test_unusable_json_file_is_named_in_the_error(
-    tmp_path: Path, content: str | None, reason: str
-) -> None:
-    path = tmp_path / "fields.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ValueError, match=reason) as error:
-        load_json_fields(str(path))
-    assert str(path) in str(error.value)
+    assert load_json_fields(None) == {}
 
 
 def test_only_known_fields_can_be_overridden(tmp_path: Path) -> None:

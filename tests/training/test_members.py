@@ -13,11 +13,10 @@ from rmat_hf.errors import UserError
 from rmat_hf.evaluation.jobs import describe_choices
 from rmat_hf.inference.prediction import predict
 from rmat_hf.loading import load_predictor
-from rmat_hf.training import members as members_module
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.members import predict_out_of_fold, split_for_members
-from rmat_hf.training.task import FinetuningTask, build_finetuning_task
+from rmat_hf.training.run_folder import predict_out_of_fold
+from rmat_hf.training.task import build_finetuning_task, split_for_members
 
 SMILES = ["CCO", "c1ccccc1C", "C1CCNCC1"]
 # the columns of a table are rounded to float32
@@ -77,24 +76,16 @@ def test_the_table_of_the_run_agrees_with_predictions(ensemble: Path) -> None:
 def test_a_finished_member_is_not_trained_again(
     ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_members = members_module.train_members
+    train = Trainer.train
     trained: list[int] = []
 
-    def train_and_stop(
-        arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path, train: Any
-    ) -> Any:
-        def train_one(
-            chosen: FinetuningArguments, parts: FinetuningTask, *, folder: Path
-        ) -> Trainer:
-            if chosen.seed == 6 and not trained[1:]:
-                trained.append(chosen.seed)
-                raise KeyboardInterrupt
-            trained.append(chosen.seed)
-            return train(chosen, parts, folder=folder)
+    def train_or_stop(trainer: Trainer, **options: Any) -> Any:
+        trained.append(trainer.args.seed)
+        if trained == [5, 6]:
+            raise KeyboardInterrupt
+        return train(trainer, **options)
 
-        return train_members(arguments, task, work_dir=work_dir, train=train_one)
-
-    monkeypatch.setattr("rmat_hf.training.finetuning.train_members", train_and_stop)
+    monkeypatch.setattr(Trainer, "train", train_or_stop)
     with pytest.raises(KeyboardInterrupt):
         run_finetuning(build_arguments(tmp_path, num_members=2, seed=5))
     resumed = run_finetuning(build_arguments(tmp_path, num_members=2, seed=5, resume=True))
@@ -109,11 +100,6 @@ def test_a_search_chooses_the_setting_of_all_members(tmp_path: Path) -> None:
     run = run_finetuning(build_arguments(tmp_path, num_members=2, hpo_trials=2)).output_dir
     assert (run / "hpo_trials.csv").is_file()
     assert json.loads((run / "config.json").read_text())["num_members"] == 2
-
-
-def test_no_member_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--num-members 0 is too small"):
-        build_arguments(tmp_path, num_members=0)
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +167,6 @@ def test_a_member_is_scored_on_its_own_fold(folds: tuple[Path, FinetuningArgumen
         values = predict(ensemble.members[idx], held_out, processor=task.processor).values
         rmse = np.sqrt(np.mean((values - labels[split.valid]) ** 2))
         assert alone[idx]["valid"]["rmse"] == pytest.approx(rmse, abs=1e-5)
-
-
-def test_folds_without_members_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--member-folds needs --num-members 2 or more"):
-        build_arguments(tmp_path, member_folds=True)
 
 
 def test_more_folds_than_molecules_are_refused(tmp_path: Path) -> None:

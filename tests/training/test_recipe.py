@@ -309,36 +309,25 @@ def build_for_trainer(tmp_path: Path, **options: Any) -> RMatTrainingArguments:
 @pytest.mark.parametrize(
     ("problem_type", "metric", "is_greater_better"),
     [
-        ("regression", "rmse", False),
-        ("multi_label_classification", "roc_auc", True),
-        ("single_label_classification", "roc_auc", True),
-    ],
-)
-def test_best_model_is_chosen_by_the_metric_of_the_problem(
-    tmp_path: Path, problem_type: str, metric: str, is_greater_better: bool
-) -> None:
-    trainer = build_for_trainer(tmp_path, problem_type=problem_type)
-    assert trainer.metric_for_best_model == metric
-    assert trainer.greater_is_better is is_greater_better
-    assert trainer.load_best_model_at_end
-
-
-@pytest.mark.parametrize(
-    ("problem_type", "metric", "is_greater_better"),
-    [
+        ("regression", None, False),
+        ("single_label_classification", None, True),
         ("regression", "r2", True),
         ("regression", "eval_mae", False),
         ("multi_label_classification", "loss", False),
         ("multi_label_classification", "eval_pr_auc", True),
     ],
 )
-def test_direction_follows_an_overridden_metric(
-    tmp_path: Path, problem_type: str, metric: str, is_greater_better: bool
+def test_best_model_is_chosen_by_the_metric_of_the_problem_or_of_the_user(
+    tmp_path: Path, problem_type: str, metric: str | None, is_greater_better: bool
 ) -> None:
-    path = write_json(tmp_path / "trainer.json", {"metric_for_best_model": metric})
+    path = write_json(
+        tmp_path / "trainer.json", {"metric_for_best_model": metric} if metric else {}
+    )
     trainer = build_for_trainer(tmp_path, problem_type=problem_type, training_arguments=path)
-    assert trainer.metric_for_best_model == metric
+    default = "rmse" if problem_type == "regression" else "roc_auc"
+    assert trainer.metric_for_best_model == (metric or default)
     assert trainer.greater_is_better is is_greater_better
+    assert trainer.load_best_model_at_end
 
 
 def test_flags_reach_the_trainer(tmp_path: Path) -> None:
@@ -395,14 +384,7 @@ def test_json_key_that_cannot_be_overridden_is_an_error_that_names_file_and_key(
         ({"problem_type": "multi_label_classification"}, 1600, 10),
         ({"problem_type": "single_label_classification"}, 320, 50),
         ({"problem_type": "single_label_classification"}, 3, 60),
-        (
-            {
-                "problem_type": "multi_label_classification",
-                "num_train_epochs": 7,
-            },
-            320,
-            7,
-        ),
+        ({"problem_type": "multi_label_classification", "num_train_epochs": 7}, 320, 7),
     ],
 )
 def test_a_trained_model_takes_fewer_epochs_but_not_too_few_steps(

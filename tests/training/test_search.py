@@ -57,18 +57,6 @@ def test_the_run_after_a_search_repeats_its_best_trial(tmp_path: Path) -> None:
     ]
 
 
-def test_the_same_seed_tries_the_same_settings_and_ends_in_the_same_weights(
-    tmp_path: Path,
-) -> None:
-    pytest.importorskip("optuna")
-    for name in "ab":
-        run_finetuning(build_search(tmp_path / name, hpo_trials=3, num_train_epochs=1))
-    first, again = (tmp_path / name / "run" for name in "ab")
-    assert read_trials(first) == read_trials(again)
-    weights, weights_again = (load_file(run / "model.safetensors") for run in (first, again))
-    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
-
-
 def test_an_interrupted_search_goes_on_to_the_trials_of_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

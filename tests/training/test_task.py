@@ -41,22 +41,6 @@ def test_every_row_stands_in_exactly_one_part(tmp_path: Path, split: str) -> Non
     assert task.dropped == []
 
 
-def test_newest_rows_are_test_in_a_time_split(tmp_path: Path) -> None:
-    days = [f"2019-01-{day:02}" for day in (9, 12, 1, 2, 11, 3, 4, 5, 6, 7, 8, 10)]
-    columns = {"y": range(12), "day": days}
-    task = build(tmp_path, columns, label_columns=["y"], split="time", time_column="day")
-    rows = list_rows(task)
-    assert (rows["valid"], rows["test"]) == ([4], [1])
-    assert list_all_rows(task) == list(range(12))
-
-
-def test_each_row_is_in_test_of_one_fold(tmp_path: Path) -> None:
-    turns = [list_rows(build(tmp_path, split="kfold", num_folds=3, fold=fold)) for fold in range(3)]
-    assert sorted(row for turn in turns for row in turn["test"]) == list(range(12))
-    assert [turn["valid"] for turn in turns] == [turns[i]["test"] for i in (1, 2, 0)]
-    assert [len(turn["train"]) for turn in turns] == [4, 4, 4]
-
-
 def test_dropped_rows_have_reasons_and_stand_in_no_part(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,10 +142,11 @@ def test_classes_of_a_single_label_become_indices_of_their_names(tmp_path: Path)
     np.testing.assert_array_equal(task.labels("valid"), [[2.0], [1.0]])
 
 
-def test_conflict_tolerance_decides_which_duplicates_are_dropped(tmp_path: Path) -> None:
-    columns = {"smiles": ["OCC", *TABLE_SMILES[:1], *TABLE_SMILES[2:]], "y": range(12)}
-    assert [row.row for row in build(tmp_path, columns).dropped] == [0, 1]
-    assert build(tmp_path, columns, conflict_tolerance=1.0).dropped == []
+def test_yes_no_labels_in_a_regression_are_pointed_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(tmp_path, {"y": [0, 1] * 6})
+    assert "pass --problem-type multi_label_classification" in caplog.text
 
 
 def test_scratch_takes_geometry_and_descriptors_from_the_flags(tmp_path: Path) -> None:

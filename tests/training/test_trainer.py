@@ -25,21 +25,6 @@ def build_config(problem_type: str, **options: Any) -> RMatConfig:
 
 
 @pytest.mark.parametrize(
-    ("labels", "count"),
-    [([[1.0, NAN], [0.0, -100.0]], 3), ([[NAN, NAN]], 0), ([[2.0, 3.0]], 2)],
-)
-def test_every_known_label_counts_once(labels: list[list[float]], count: int) -> None:
-    config = build_config("regression", num_labels=2)
-    assert compute_loss_denominator(torch.tensor(labels), config) == count
-
-
-def test_weighted_classes_count_with_their_weight() -> None:
-    config = build_config("single_label_classification", num_labels=2, loss_weights=[0.5, 2.0])
-    labels = torch.tensor([[0.0], [1.0], [NAN], [1.0]])
-    assert compute_loss_denominator(labels, config) == 0.5 + 2.0 + 2.0
-
-
-@pytest.mark.parametrize(
     ("problem_type", "loss_weights"),
     [
         ("regression", None),
