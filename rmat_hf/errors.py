@@ -8,7 +8,6 @@ import re
 import reprlib
 import signal
 import sys
-import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,8 +19,6 @@ from typing import Any
 MAX_MESSAGE = 2000
 # Characters of a cell or a name in a message.
 MAX_VALUE = 80
-# A shell adds this to the number of the signal that ended a program.
-SIGNAL_EXIT_CODE = 128
 
 # A path of an address has one slash less.
 _CREDENTIALS = re.compile(r"(?<=:/)(/?)[^/\s@'\"]+@")
@@ -49,16 +46,12 @@ class UserError(ValueError):
 
 
 class Interruption(KeyboardInterrupt):
-    """A signal asked the command to end.
-
-    Args:
-        signal_number (`int`): Which one.
-    """
+    """A signal asked the command to end."""
 
     def __init__(self, signal_number: int) -> None:
         name = "" if signal_number == signal.SIGINT else f" by {signal.Signals(signal_number).name}"
         super().__init__(f"interrupted{name}")
-        self.exit_code = SIGNAL_EXIT_CODE + signal_number
+        self.exit_code = 128 + signal_number  # as a shell counts
 
 
 @contextmanager
@@ -113,10 +106,7 @@ def list_reading_errors() -> tuple[type[Exception], ...]:
 
 
 def list_user_errors() -> tuple[type[Exception], ...]:
-    """Return everything among which a user's errors are; [`describe_error`] tells them from bugs.
-
-    The libraries that define some of them are imported here: without an error none is needed.
-    """
+    """Return all among which a user's errors are; [`describe_error`] tells them from bugs."""
     from huggingface_hub.errors import HTTPError
     from safetensors import SafetensorError
 
@@ -124,19 +114,14 @@ def list_user_errors() -> tuple[type[Exception], ...]:
 
 
 def describe_error(error: BaseException) -> str | None:
-    """Return one line on what went wrong and what to do; `None` for a bug.
-
-    Args:
-        error (`BaseException`): One of [`list_user_errors`].
-    """
+    """Return one line on what went wrong and what to do; `None` for a bug."""
     from huggingface_hub.errors import HTTPError
 
     line = hide_credentials(" ".join(str(error).split()))
     if _is_rate_limit(error):
         return (
-            f"{line.rstrip('.')}. The Hub takes no more requests for now (HTTP 429, too many "
-            "requests), and several attempts did not help. Wait a few minutes and repeat the "
-            "command: what was downloaded is kept. Who is logged in may ask more often."
+            f"{line.rstrip('.')}. The Hub takes no more requests for now (HTTP 429). Wait a few "
+            "minutes and repeat the command: what was downloaded is kept."
         )
     # an answer of the Hub, which says what is wrong, is an OSError too
     if isinstance(error, HTTPError) and not isinstance(error, OSError):
@@ -158,11 +143,7 @@ def describe_error(error: BaseException) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that there was not enough memory.
-
-    Args:
-        error (`BaseException`): From Python, NumPy, RDKit or PyTorch, on any device.
-    """
+    """Return whether Python, NumPy, RDKit or PyTorch says that there was not enough memory."""
     is_bare = isinstance(error, RuntimeError) and bool(_MEMORY_WORDS.search(str(error)))
     return is_bare or isinstance(error, MemoryError)
 
@@ -227,9 +208,6 @@ def stopped_by_signals() -> Iterator[None]:
     A signal that the caller ignores, as `nohup` does, stays ignored. Processes that are forked in
     the block leave Ctrl-C, which goes to all of them, to this one, and end at SIGTERM as usual.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python hands signals to the main thread only
-        return
     usual: dict[int, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,

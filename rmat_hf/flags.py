@@ -56,12 +56,7 @@ def name_flag(name: str) -> str:
 
 
 def list_choices(flag: "Field[Any]", hint: Any) -> list[str]:
-    """Return the names that a field can be; none if it is free.
-
-    Args:
-        flag (`Field`): The field.
-        hint: Its type, which may be a `Literal`, one of several or one in a list.
-    """
+    """Return the names that a field with a type can be; none if it is free."""
     if "choices" in flag.metadata:
         return list(flag.metadata["choices"])
     if get_origin(hint) is Literal:
@@ -70,11 +65,7 @@ def list_choices(flag: "Field[Any]", hint: Any) -> list[str]:
 
 
 def validate_flags(arguments: Any) -> None:
-    """Raise a [`UserError`] for the first field whose value is none of its choices or bounds.
-
-    Args:
-        arguments: Instance of a dataclass whose fields [`declare_flag`] has made.
-    """
+    """Raise a [`UserError`] for the first field whose value is none of its choices or bounds."""
     for problem in _iterate_problems(arguments):
         raise UserError(problem)
 

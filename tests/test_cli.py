@@ -206,31 +206,10 @@ def test_convert_does_not_write_over_a_folder_with_files(tmp_path: Path, run_cli
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_help_names_every_flag_of_the_contract(run_cli: RunCli) -> None:
-    outcome = run_cli("finetune", "--help")
-    assert outcome.exit_code == 0
-    for flag in ("--model", "--dataset", "--smiles-column", "--label-columns", "--problem-type"):
-        assert flag in outcome.output
-    for flag in ("--split", "--split-column", "--seed", "--output-dir"):
-        assert flag in outcome.output
-
-
 def test_the_installed_command_reports_its_version() -> None:
     command = Path(sys.executable).with_name("rmat")
     result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == __version__
-
-
-def test_another_separator_than_the_comma_is_named(
-    tiny_model_folder: Path, tmp_path: Path, run_cli: RunCli
-) -> None:
-    (tmp_path / "in.csv").write_text("smiles;y\nCCO;1,5\n")
-    outcome = run_cli(
-        *["predict", "--model", tiny_model_folder, "--input", tmp_path / "in.csv"],
-        *["--output", tmp_path / "out.csv"],
-    )
-    assert outcome.exit_code == 2
-    assert "another separator than the comma" in outcome.error
 
 
 def test_a_list_flag_takes_an_equals_sign(

@@ -100,11 +100,6 @@ def test_error_that_a_signal_causes_is_the_interruption() -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_error_without_a_signal_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), stopped_by_signals():
-        raise RuntimeError("shapes")
-
-
 def test_ctrl_c_is_left_to_the_parent() -> None:
     with stopped_by_signals():
         child = os.fork()

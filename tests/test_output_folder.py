@@ -54,19 +54,26 @@ def fail_in_block(folder: Path, error: BaseException, *, overwrite: bool = False
         raise error
 
 
-def test_the_folder_appears_with_its_files_and_nothing_beside_it(tmp_path: Path) -> None:
-    write_folder(tmp_path / "run", "new")
-    assert list_tree(tmp_path) == ["run", "run/sub", "run/sub/file.txt"]
-    assert (tmp_path / "run" / "sub" / "file.txt").read_text() == "new"
-
-
-def test_the_folder_does_not_exist_before_the_block_ends(tmp_path: Path) -> None:
-    with create_folder_atomically(tmp_path / "run") as temporary:
+@pytest.mark.parametrize("before", ["nothing", "an empty folder", "a file"])
+@pytest.mark.parametrize("name", ["run", "missing/parents/run"])
+def test_the_folder_appears_whole_with_its_files_and_nothing_beside_it(
+    before: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    validate_output_folder(folder)
+    assert not folder.exists()
+    if before != "nothing":
+        folder.mkdir()
+    if before == "a file":
+        (folder / "stale.txt").write_text("old")
+    with create_folder_atomically(folder, overwrite=before == "a file") as temporary:
         (temporary / "file.txt").write_text("new")
-        assert not (tmp_path / "run").exists()
+        assert not (folder / "file.txt").exists()
         # on the same file system, so that the last step is a rename
-        assert temporary.parent == tmp_path
-    assert (tmp_path / "run" / "file.txt").is_file()
+        assert temporary.parent == folder.resolve().parent
+    assert list_tree(folder) == ["file.txt"]
+    assert os.listdir(folder.parent) == ["run"]
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)])
@@ -108,14 +115,6 @@ def test_a_failing_last_rename_brings_the_old_folder_back(
     assert (tmp_path / "run" / "sub" / "file.txt").read_text() == "old"
 
 
-def test_overwrite_replaces_the_folder_and_keeps_none_of_its_files(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "stale.txt").write_text("old")
-    write_folder(tmp_path / "run", "new", overwrite=True)
-    assert list_tree(tmp_path) == ["run", "run/sub", "run/sub/file.txt"]
-    assert (tmp_path / "run" / "sub" / "file.txt").read_text() == "new"
-
-
 def test_a_folder_with_files_is_refused_before_the_block_runs(tmp_path: Path) -> None:
     write_folder(tmp_path / "run", "old")
     has_run = False
@@ -126,12 +125,6 @@ def test_a_folder_with_files_is_refused_before_the_block_runs(tmp_path: Path) ->
         has_run = True
     assert not has_run
     assert (tmp_path / "run" / "sub" / "file.txt").read_text() == "old"
-    assert list_tree(tmp_path) == ["run", "run/sub", "run/sub/file.txt"]
-
-
-def test_an_empty_folder_is_filled_without_overwrite(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    write_folder(tmp_path / "run", "new")
     assert list_tree(tmp_path) == ["run", "run/sub", "run/sub/file.txt"]
 
 
@@ -158,11 +151,6 @@ def test_a_parent_that_is_not_writable_is_refused(
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     with pytest.raises(UserError, match="not writable"):
         validate_output_folder(tmp_path / "run")
-
-
-def test_missing_parents_are_created(tmp_path: Path) -> None:
-    write_folder(tmp_path / "a" / "b" / "run", "new")
-    assert list_tree(tmp_path)[-1] == "a/b/run/sub/file.txt"
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
@@ -200,19 +188,6 @@ def test_the_current_folder_and_those_above_are_refused_before_any_work(
     with pytest.raises(UserError, match="Choose one inside"):
         validate_output_folder(name, overwrite=True)
     assert list_tree(tmp_path) == ["work"]
-
-
-def test_a_relative_name_is_taken_from_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_folder(Path("run"), "new")
-    assert list_tree(tmp_path) == ["run", "run/sub", "run/sub/file.txt"]
-
-
-def test_validation_alone_changes_nothing_in_an_existing_parent(tmp_path: Path) -> None:
-    validate_output_folder(tmp_path / "run")
-    assert list_tree(tmp_path) == []
 
 
 def test_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -314,16 +289,6 @@ def test_one_folder_under_two_names_is_one_folder(tmp_path: Path) -> None:
         lock_output(tmp_path / "link"),
     ):
         raise AssertionError("both have it")
-
-
-def test_only_the_first_process_of_a_run_locks(tmp_path: Path) -> None:
-    with lock_output(tmp_path / "run"), lock_output(tmp_path / "run", is_needed=False):
-        assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_missing_parents_of_a_locked_output_are_created(tmp_path: Path) -> None:
-    with lock_output(tmp_path / "runs" / "run"):
-        assert (tmp_path / "runs" / ".run.lock").exists()
 
 
 def test_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
