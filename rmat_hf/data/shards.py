@@ -268,7 +268,9 @@ def find_difference(first: dict[str, Any], second: dict[str, Any]) -> str:
 
     What is nested is looked into first: the options of a processor tell more than a hash.
     """
-    pairs = {name: (first.get(name), second.get(name)) for name in sorted({*first, *second})}
+    pairs: dict[str, Any] = {
+        name: (first.get(name), second.get(name)) for name in sorted({*first, *second})
+    }
     nested = {name for name, pair in pairs.items() if all(isinstance(it, dict) for it in pair)}
     for name in sorted(nested):
         if difference := find_difference(*pairs[name]):

@@ -1,6 +1,5 @@
 """Weights of the authors' code (gmum/huggingmolecules) as a model of this package."""
 
-import json
 import re
 import struct
 from collections.abc import Mapping
@@ -14,18 +13,14 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rmat_hf.errors import UserError, explained_reading, explained_writing
+from rmat_hf.errors import UserError, explained_writing
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import POOLINGS, RMatForSequenceClassification, RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.output_folder import create_folder_atomically
+from rmat_hf.output_folder import create_folder_atomically, load_json
 
-_POOLINGS: dict[str, str] = {
-    "grover": "attention",
-    "mean": "mean",
-    "dummy_node": "dummy_node",
-}
+_POOLINGS = {"grover": "attention", "mean": "mean", "dummy_node": "dummy_node"}
 # the authors' name of a field → ours
 _FIELDS = {
     "d_atom": "num_node_features",
@@ -123,22 +118,18 @@ class Conversion(NamedTuple):
         Raises:
             UserError: If the folder has files in it, or cannot be written.
         """
-        target = Path(output_dir)
         way_out = "Make room on the disk, or choose another folder."
         with (
-            explained_writing(target, way_out=way_out),
-            create_folder_atomically(target) as folder,
+            explained_writing(output_dir, way_out=way_out),
+            create_folder_atomically(output_dir) as folder,
         ):
-            state_dict = self.model.state_dict()
-            for name in self.untrained:
-                del state_dict[name]
-            self.model.save_pretrained(folder, state_dict=state_dict)
-            build_authors_processor().save_pretrained(folder)
-
-
-def build_authors_processor() -> RMatProcessor:
-    """Return a processor with the geometry of the authors: with hydrogens, relaxed with UFF."""
-    return RMatProcessor(geometry="conformer", conformer_hydrogens=True, force_field="uff")
+            weights = self.model.state_dict()
+            trained = {name: it for name, it in weights.items() if name not in self.untrained}
+            self.model.save_pretrained(folder, state_dict=trained)
+            # the geometry of the authors
+            RMatProcessor(
+                geometry="conformer", conformer_hydrogens=True, force_field="uff"
+            ).save_pretrained(folder)
 
 
 def run_conversion(arguments: ConversionArguments) -> Conversion:
@@ -188,7 +179,7 @@ def convert_checkpoint(
         notes.append("The weights contain no prediction head: finetune the model before use.")
 
     model = RMatForSequenceClassification(convert_config(authors_config, pooling=pooling))
-    converted = convert_state_dict(state_dict, num_code_features=model.config.num_code_features)
+    converted = _convert_state_dict(state_dict, num_code_features=model.config.num_code_features)
     untrained = _load_converted(model.eval(), converted)
     if not any(name.startswith("classifier.") for name in untrained):
         return Conversion(model, untrained, notes)
@@ -242,26 +233,20 @@ def load_authors_config(config: str | Path) -> dict[str, Any]:
     Raises:
         UserError: If the file cannot be read, or is of another architecture.
     """
-    with explained_reading(config):
-        loaded = json.loads(Path(config).read_text(encoding="utf-8"))
-        fields: dict[str, Any] = loaded if isinstance(loaded, dict) else {str(loaded): None}
-        known = {"generator_aggregation": list(_POOLINGS), "ffn_activation": ["LeakyReLU"]}
-        unknown = sorted(set(fields) - set(_FIELDS) - _OTHER_FIELDS)
-        wrong = [name for name in known if fields.get(name, known[name][0]) not in known[name]]
-        if unknown or wrong:
-            raise UserError(
-                f"{config} does not describe an R-MAT of the authors: the fields "
-                f"{[*unknown, *wrong]} are not known, or not with this value ({known})."
-            )
+    fields = load_json(config)
+    known = {"generator_aggregation": list(_POOLINGS), "ffn_activation": ["LeakyReLU"]}
+    unknown = sorted(set(fields) - set(_FIELDS) - _OTHER_FIELDS)
+    wrong = [name for name in known if fields.get(name, known[name][0]) not in known[name]]
+    if unknown or wrong:
+        raise UserError(
+            f"{config} does not describe an R-MAT of the authors: the fields {[*unknown, *wrong]} "
+            f"are not known, or not with this value ({known})."
+        )
     return fields
 
 
 def convert_config(authors_config: Mapping[str, Any], *, pooling: str) -> RMatConfig:
-    """Return the `RMatConfig` of a configuration of the authors' code.
-
-    Args:
-        authors_config (`Mapping`): Fields as in the authors' JSON, for example `d_model`.
-        pooling (`str`): A name in `POOLINGS`.
+    """Return the `RMatConfig` of the authors' fields.
 
     Raises:
         UserError: If a field is missing or describes something R-MAT cannot be.
@@ -277,28 +262,18 @@ def convert_config(authors_config: Mapping[str, Any], *, pooling: str) -> RMatCo
             id2label={i: f"LABEL_{i}" for i in range(authors_config["generator_d_outputs"])},
             num_molecule_descriptors=authors_config.get("generator_d_generated_features") or 0,
         )
-        reason = f"d_edge is not {config.num_pair_features}"
+        if authors_config.get("d_edge") not in (None, config.num_pair_features):
+            raise ValueError(f"d_edge is not {config.num_pair_features}")
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        config, reason = None, f"{type(error).__name__} {' '.join(str(error).split())}"
-    if config is None or authors_config.get("d_edge", config.num_pair_features) not in (
-        None,
-        config.num_pair_features,
-    ):
-        raise UserError(f"The configuration does not describe an R-MAT: {reason}.")
+        reason = f"{type(error).__name__} {' '.join(str(error).split())}"
+        raise UserError(f"The configuration does not describe an R-MAT: {reason}.") from error
     return config
 
 
-def convert_state_dict(
+def _convert_state_dict(
     authors_state_dict: Mapping[str, torch.Tensor], *, num_code_features: int
 ) -> dict[str, torch.Tensor]:
-    """Return the authors' tensors under our names and in our shapes.
-
-    Names that are not the authors' keep theirs.
-
-    Args:
-        authors_state_dict (`Mapping[str, torch.Tensor]`): As from [`load_authors_weights`].
-        num_code_features (`int`): Pair features that come before the radial basis.
-    """
+    """Return the authors' tensors under our names and in our shapes; others keep their names."""
     converted = {}
     for authors_name, tensor in authors_state_dict.items():
         name = _rename(authors_name)

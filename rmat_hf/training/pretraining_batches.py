@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from rmat_hf.data.length_grouping import group_by_length
-from rmat_hf.data.stored_features import expand_features
+from rmat_hf.data.stored_features import expand_features, group_by_length
 from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.objectives.objective import Objective, ObjectiveBatch

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from rmat_hf.data.featurization import featurize_molecules
-from rmat_hf.data.length_grouping import group_by_length
 from rmat_hf.data.sources import open_table
-from rmat_hf.data.stored_features import count_nodes
+from rmat_hf.data.stored_features import count_nodes, group_by_length
 from rmat_hf.data.tables import validate_columns
 from rmat_hf.errors import UserError
 from rmat_hf.flags import declare_flag, validate_flags

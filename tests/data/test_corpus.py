@@ -21,7 +21,6 @@ from rmat_hf.data.corpus import (
     CorpusReport,
     FeaturizationArguments,
     describe_corpus,
-    encode_shard,
     load_corpus,
     run_featurization,
 )
@@ -301,21 +300,6 @@ def test_flags_decide_the_corpus(table: Path, tmp_path: Path) -> None:
     assert [row["features"] for row in corpus.dataset] == [expected]
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"geometry": "3d"},
-        {"molecule_descriptors": "all"},
-        {"on_conformer_failure": "skip"},
-        {"shard_size": 0},
-        {"task": "2/2"},
-    ],
-)
-def test_a_value_that_cannot_be_is_an_error(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"--{next(iter(values)).replace('_', '-')} "):
-        FeaturizationArguments(input="a.csv", output_dir="b", **values)
-
-
 def test_failures_are_counted_by_reason_and_listed_by_row(table: Path, tmp_path: Path) -> None:
     files = {"input": str(table), "output_dir": str(tmp_path / "corpus")}
     arguments = FeaturizationArguments(**files, shard_size=3, num_proc=0)
@@ -348,11 +332,3 @@ def test_description_has_the_counts_and_the_most_frequent_reasons() -> None:
     assert lines[0] == "200 rows: 26 molecules, 174 failed, 2 shards, 166.7 bytes per molecule."
     assert lines[1].split() == ["20", "reason", "0"]
     assert lines[-1].split() == ["19", "for", "2", "other", "reasons"]
-
-
-def test_equal_molecules_give_equal_bytes() -> None:
-    processor = RMatProcessor(geometry="bounds")
-    outcomes = featurize_molecules(TINY_SMILES, processor)
-    rows = list(zip(range(6), TINY_SMILES, outcomes, strict=True))
-    first, second = (encode_shard(rows, processor=processor) for _ in range(2))
-    assert first == second

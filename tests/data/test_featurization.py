@@ -4,9 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from rmat_hf.data.featurization import (
     iterate_featurized,
 )
 from rmat_hf.data.stored_features import pack_features
-from rmat_hf.data.supervised_map import CHUNKS_PER_WORKER
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 DESCRIPTORS = ["MolWt", "TPSA", "MaxPartialCharge"]
@@ -142,22 +139,6 @@ def test_equal_molecules_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert computed.count == 2
 
 
-def test_workers_give_the_same_features_for_given_conformers() -> None:
-    molecules, processor = build_mixed_molecules(), RMatProcessor(conformer_method="kdg")
-    alone = featurize_molecules(molecules, processor)
-    assert featurize_molecules(molecules, processor, num_workers=2) == alone
-
-
-def test_failure_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    processor = RMatProcessor(max_conformer_attempts=1)
-    impossible = "C12=C3C4=C1C5=C2C3=C45"
-    first = featurize_molecules([impossible], processor, cache_dir=tmp_path)
-    computed = Computed(monkeypatch)
-    assert featurize_molecules([impossible], processor, cache_dir=tmp_path) == first
-    assert computed.count == 0
-    assert "in 1 attempts" in first[0].failure
-
-
 def test_interrupted_run_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = RMatProcessor(geometry="2d")
     smiles = ["C" * (1 + row) for row in range(100)]
@@ -189,23 +170,6 @@ def test_molecule_that_kills_its_worker_fails_and_the_others_do_not(
             assert outcomes[2].failure.startswith("the process that featurizes it was killed")
     again = featurize_molecules(molecules, processor, cache_dir=cache_dir)
     assert again[2].failure == ""
-
-
-def test_few_molecules_are_taken_ahead() -> None:
-    taken = 0
-
-    def iterate_molecules() -> Iterator[str]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield "C" * (taken % 7 + 1)
-
-    processor = RMatProcessor(geometry="2d")
-    outcomes = iterate_featurized(iterate_molecules(), processor, num_workers=2)
-    with closing(outcomes):
-        for _ in range(3):
-            next(outcomes)
-    assert taken <= 64 * (1 + 2 * CHUNKS_PER_WORKER)
 
 
 def test_molecule_without_enough_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,12 +264,6 @@ def test_every_option_and_version_has_its_own_file(monkeypatch: pytest.MonkeyPat
     assert name_file(processor) not in hashes
 
 
-def test_saving_and_loading_a_processor_keeps_its_file(tmp_path: Path) -> None:
-    PROCESSOR.save_pretrained(tmp_path)
-    loaded = RMatProcessor.from_pretrained(tmp_path)
-    assert name_file(loaded) == name_file(PROCESSOR)
-
-
 def test_file_that_is_no_cache_is_reported_and_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -317,15 +275,6 @@ def test_file_that_is_no_cache_is_reported_and_not_used(
     assert len(caplog.records) == 1
     assert f"feature cache {path} cannot be used" in caplog.text
     assert path.read_bytes().startswith(b"not a database")
-
-
-def test_folder_that_cannot_be_made_is_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("")
-    with caplog.at_level(logging.WARNING), FeatureCache(tmp_path / "file", PROCESSOR) as cache:
-        assert cache.load(["CCO"]) == {}
-    assert "cannot be used" in caplog.text
 
 
 def test_disk_that_is_full_is_one_warning_and_no_wrong_features(

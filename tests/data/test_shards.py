@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -132,14 +131,6 @@ def test_damaged_shard_is_named_with_the_way_out(source: Path, tmp_path: Path) -
     assert path.read_bytes() == whole
 
 
-def test_finished_corpus_is_not_featurized_again(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = featurize(source, tmp_path / "corpus")
-    monkeypatch.setattr(RMatProcessor, "featurize_compactly", None)
-    assert featurize(source, tmp_path / "corpus") == report
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_killed_run_continues_to_the_same_bytes(tmp_path: Path, num_workers: int) -> None:
@@ -162,22 +153,6 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path: Path, num_workers: int
     assert not (tmp_path / "killed" / "corpus.json").exists()
     assert start(tmp_path / "killed").wait() == 0
     assert read_files(tmp_path / "killed") == read_files(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    source = tmp_path / "input.parquet"
-    pq.write_table(pa.table({"smiles": ["CCO"] * 100_000}), source)
-    command = [sys.executable, "-c", RUN, str(source), str(tmp_path / "corpus"), "2"]
-    process = subprocess.Popen(command)
-    while not list((tmp_path / "corpus").glob("part-*.parquet")):
-        time.sleep(0.01)
-    children = psutil.Process(process.pid).children()
-    assert len(children) == 2
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert alive == []
 
 
 @pytest.mark.parametrize(
@@ -225,12 +200,6 @@ def test_too_many_shards_are_refused_with_the_size_to_choose(
     monkeypatch.setattr(shards, "MAX_SHARDS", 2)
     with pytest.raises(UserError, match="--shard-size 5 or more"):
         featurize(source, tmp_path / "corpus")
-
-
-def test_first_rows_only(source: Path, tmp_path: Path) -> None:
-    report = featurize(source, tmp_path / "corpus", max_rows=2)
-    assert (report.num_shards, report.num_rows, report.num_molecules) == (1, 2, 2)
-    assert len(load_corpus(tmp_path / "corpus").dataset) == 2
 
 
 def test_no_file_names_a_folder_of_this_machine(source: Path, tmp_path: Path) -> None:
@@ -320,13 +289,6 @@ def test_output_folder_must_be_one(source: Path, tmp_path: Path) -> None:
         featurize(source, tmp_path / "file")
     with pytest.raises(UserError, match="Choose another output folder"):
         featurize(source, tmp_path / "file" / "corpus")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_folder_without_permission_is_one_error(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "corpus").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="cannot be written"):
-        featurize(source, tmp_path / "corpus")
 
 
 # The best rows

@@ -257,9 +257,3 @@ def test_ctrl_c_is_left_to_the_parent(tmp_path: Path) -> None:
     process.join()
     assert process.exitcode == 0
     assert (tmp_path / "received").exists()
-
-
-def test_a_process_that_multiprocessing_did_not_start_follows_nobody() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    follow_parent()
-    assert signal.getsignal(signal.SIGINT) == before

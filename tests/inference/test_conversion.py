@@ -19,14 +19,12 @@ from rmat_hf.errors import UserError
 from rmat_hf.inference.conversion import (
     convert_checkpoint,
     convert_config,
-    convert_state_dict,
     load_authors_config,
     load_authors_weights,
 )
 from rmat_hf.inference.prediction import embed
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import UNREACHABLE_DISTANCE
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "reference"
@@ -181,15 +179,6 @@ def test_a_configuration_that_does_not_fit_is_refused(
         convert_checkpoint(folder / "reference_state_dict.safetensors", tmp_path / "config.json")
 
 
-def test_a_configuration_without_a_size_is_refused(tmp_path: Path) -> None:
-    folder = GOLDEN / "grover_pool"
-    fields = json.loads((folder / "reference_config.json").read_text())
-    del fields["d_model"]
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="KeyError 'd_model'"):
-        convert_checkpoint(folder / "reference_state_dict.safetensors", tmp_path / "config.json")
-
-
 # Disks
 
 
@@ -330,16 +319,6 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [10, 300, 900])
-def test_a_truncated_pt_file_is_refused(size: int, tmp_path: Path) -> None:
-    torch.save(WEIGHTS, tmp_path / "whole.pt")
-    whole = (tmp_path / "whole.pt").read_bytes()
-    assert len(whole) > size
-    (tmp_path / "weights.pt").write_bytes(whole[:size])
-    with pytest.raises(ValueError, match="Cannot read"):
-        load_authors_weights(tmp_path / "weights.pt")
-
-
 @pytest.mark.parametrize(
     "content", [[torch.ones(1)], torch.ones(1), {"lr": 0.1}, {1: torch.ones(1)}, {"a": None}]
 )
@@ -360,11 +339,6 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 # Configuration files
 
 
-def test_a_configuration_file_gives_its_fields(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(AUTHORS_CONFIG))
-    assert load_authors_config(tmp_path / "config.json") == AUTHORS_CONFIG
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -378,7 +352,7 @@ def test_a_configuration_file_that_cannot_be_used_is_refused(
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json"):
         load_authors_config(tmp_path / "config.json")
-    with pytest.raises(UserError, match=r"missing\.json: no such file"):
+    with pytest.raises(UserError, match=r"missing\.json is not there"):
         load_authors_config(tmp_path / "missing.json")
 
 
@@ -407,19 +381,6 @@ def test_each_field_of_the_authors_becomes_ours(name: str, value: object) -> Non
     assert getattr(convert_config(AUTHORS_CONFIG, pooling="dummy_node"), name) == value
 
 
-def test_converting_a_configuration_leaves_the_callers_fields_alone() -> None:
-    fields = dict(AUTHORS_CONFIG)
-    convert_config(fields, pooling="mean")
-    assert fields == AUTHORS_CONFIG
-
-
-def test_no_generated_features_means_no_molecule_descriptors() -> None:
-    without = {k: v for k, v in AUTHORS_CONFIG.items() if k != "generator_d_generated_features"}
-    null = {**without, "generator_d_generated_features": None}
-    for fields in (without, null):
-        assert convert_config(fields, pooling="mean").num_molecule_descriptors == 0
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -442,118 +403,3 @@ def test_a_field_that_cannot_be_is_refused_in_one_line(
 
 
 # Names and shapes of the tensors
-
-
-@pytest.mark.parametrize(
-    ("authors_name", "name"),
-    [
-        ("src_embed.lut.weight", "rmat.embeddings.node_proj.weight"),
-        ("encoder.norm.bias", "rmat.final_norm.bias"),
-        ("generator.att_net.0.weight", "rmat.pooler.hidden_proj.weight"),
-        ("generator.att_net.2.weight", "rmat.pooler.score_proj.weight"),
-        ("generator.proj.weight", "classifier.out_proj.weight"),
-        ("generator.proj.0.bias", "classifier.dense.bias"),
-        ("generator.proj.2.weight", "classifier.norm.weight"),
-        ("generator.proj.4.bias", "classifier.out_proj.bias"),
-        ("encoder.layers.0.sublayer.0.norm.bias", "rmat.layers.0.attention_norm.bias"),
-        ("encoder.layers.1.sublayer.1.norm.weight", "rmat.layers.1.feed_forward_norm.weight"),
-        (
-            "encoder.layers.12.feed_forward.linears.0.weight",
-            "rmat.layers.12.feed_forward.up_proj.weight",
-        ),
-        (
-            "encoder.layers.2.feed_forward.linears.1.bias",
-            "rmat.layers.2.feed_forward.down_proj.bias",
-        ),
-        *(
-            (
-                f"encoder.layers.2.self_attn.{authors_module}.weight",
-                f"rmat.layers.2.self_attention.{module}.weight",
-            )
-            for authors_module, module in [
-                ("linear_layers.0", "q_proj"),
-                ("linear_layers.1", "k_proj"),
-                ("linear_layers.2", "v_proj"),
-                ("output_linear", "o_proj"),
-            ]
-        ),
-    ],
-)
-def test_a_tensor_of_the_authors_gets_our_name_and_keeps_its_values(
-    authors_name: str, name: str
-) -> None:
-    tensor = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
-    converted = convert_state_dict({authors_name: tensor}, num_code_features=14)
-    assert list(converted) == [name]
-    assert torch.equal(converted[name], tensor)
-
-
-@pytest.mark.parametrize(
-    ("authors_name", "name", "shape"),
-    [
-        ("relative_u", "content_bias", (1, 4, 1, 3)),
-        ("relative_v", "pair_bias", (1, 4, 1, 3, 1)),
-        ("relative_v", "pair_bias", (1, 4, 1, 1, 3)),
-    ],
-)
-def test_an_attention_bias_becomes_one_row_per_head(
-    authors_name: str, name: str, shape: tuple[int, ...]
-) -> None:
-    rows = torch.arange(12.0).view(4, 3)
-    converted = convert_state_dict(
-        {f"encoder.layers.1.self_attn.attention.{authors_name}": rows.view(shape)},
-        num_code_features=14,
-    )
-    assert list(converted) == [f"rmat.layers.1.self_attention.{name}"]
-    assert torch.equal(converted[f"rmat.layers.1.self_attention.{name}"], rows)
-
-
-def build_authors_pair_networks() -> dict[str, torch.Tensor]:
-    """Pair networks of 4 heads of size 3 on 5 pair features, 2 of them from the code."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"nn.0.weight": (3, 5), "nn.0.bias": (3,), "nn.3.weight": (12, 3), "nn.3.bias": (12,)}
-    return {
-        f"encoder.layers.1.self_attn.attention.relative_{side}.{name}": torch.randn(
-            shape, generator=generator
-        )
-        for side in "KV"
-        for name, shape in shapes.items()
-    }
-
-
-def test_the_pair_networks_of_keys_and_values_give_what_they_gave() -> None:
-    authors = build_authors_pair_networks()
-    converted = convert_state_dict(authors, num_code_features=2)
-    prefix = "rmat.layers.1.self_attention."
-    ours = {name.removeprefix(prefix): tensor for name, tensor in converted.items()}
-    code, radial = torch.randn(2), torch.randn(3)
-    for side, name in (("K", "key_pair"), ("V", "value_pair")):
-        hidden = ours[f"{name}s.code_proj.weight"] @ code + ours[f"{name}s.code_proj.bias"]
-        hidden = (hidden + ours[f"{name}s.radial_proj.weight"] @ radial).tanh()
-        result = torch.einsum("hed,d->he", ours[f"{name}_weight"], hidden)
-        result = result + ours[f"{name}_constant"]
-        network = f"encoder.layers.1.self_attn.attention.relative_{side}.nn"
-        expected = authors[f"{network}.0.weight"] @ torch.cat((code, radial))
-        expected = (expected + authors[f"{network}.0.bias"]).tanh()
-        expected = authors[f"{network}.3.weight"] @ expected + authors[f"{network}.3.bias"]
-        torch.testing.assert_close(result.flatten(), expected, rtol=0, atol=1e-6)
-    assert len(ours) == 10
-
-
-def test_converted_tensors_are_parameters_of_a_model_built_from_the_configuration() -> None:
-    model = RMatForSequenceClassification(convert_config(AUTHORS_CONFIG, pooling="attention"))
-    config = model.config
-    size = config.hidden_size // config.num_attention_heads
-    network = "encoder.layers.2.self_attn.attention.relative_"
-    shapes: dict[str, tuple[int, ...]] = {"generator.proj.4.bias": (5,)}
-    for side in "KV":
-        shapes[f"{network}{side}.nn.0.weight"] = (size, config.num_pair_features)
-        shapes[f"{network}{side}.nn.0.bias"] = (size,)
-        shapes[f"{network}{side}.nn.3.weight"] = (config.hidden_size, size)
-        shapes[f"{network}{side}.nn.3.bias"] = (config.hidden_size,)
-    converted = convert_state_dict(
-        {name: torch.zeros(shape) for name, shape in shapes.items()},
-        num_code_features=config.num_code_features,
-    )
-    expected = model.state_dict()
-    assert all(expected[name].shape == tensor.shape for name, tensor in converted.items())

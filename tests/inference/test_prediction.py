@@ -1,9 +1,6 @@
 """Inference: a row for every molecule, in order, whatever stands beside it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -119,16 +116,6 @@ def test_molecules_of_one_batch_have_predictions_far_apart(
     assert gaps.max(1).min() > 1e-2
 
 
-def test_an_error_says_what_is_wrong_with_its_own_molecule(processor: RMatProcessor) -> None:
-    molecules = ["CCO", "CN(C)(C)(C)C", "C", "C1CC", None]
-    errors = predict(build_regression_model(), molecules, processor=processor).errors
-    assert errors[0] is None
-    assert errors[2] is None
-    expected = [predict(build_regression_model(), [m], processor=processor) for m in molecules]
-    assert errors == [predictions.errors[0] for predictions in expected]
-    assert len({errors[1], errors[3], errors[4]}) == 3
-
-
 @pytest.mark.parametrize("run", [predict, embed])
 def test_batch_size_and_workers_do_not_matter(run: Any, processor: RMatProcessor) -> None:
     model = build_regression_model()
@@ -171,16 +158,6 @@ def test_two_writings_of_a_molecule_predict_the_same(
     label_std = [2.0, 40.0]
     expected = alone_predictor.expected[smiles]
     np.testing.assert_allclose(values[0] / label_std, expected / label_std, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("run", [predict, embed])
-def test_if_all_rows_are_bad_every_row_has_nan_and_an_error(
-    run: Any, processor: RMatProcessor
-) -> None:
-    result = run(build_regression_model(), BAD_MOLECULES, processor=processor, batch_size=2)
-    assert result.values.shape[0] == len(BAD_MOLECULES)
-    assert np.isnan(result.values).all()
-    assert all(isinstance(error, str) and error for error in result.errors)
 
 
 @pytest.mark.parametrize(("run", "num_columns"), [(predict, 2), (embed, 4 * 32)])
@@ -364,18 +341,6 @@ def test_more_classes_have_the_best_one_by_name_and_every_probability() -> None:
     assert next(iter(columns)) == "prediction_tox"
 
 
-def test_class_probabilities_of_a_molecule_sum_to_one_in_the_order_of_the_classes(
-    processor: RMatProcessor, tiny_batch: dict[str, torch.Tensor]
-) -> None:
-    names = ["low", "mid", "high"]
-    model = build_model("single_label_classification", names, label_name="tox")
-    predictions = predict(model, TINY_SMILES, processor=processor)
-    np.testing.assert_allclose(predictions.values.sum(1), 1.0, rtol=0, atol=1e-12)
-    with torch.no_grad():
-        best = model(**tiny_batch).logits.argmax(-1).tolist()
-    assert predictions.to_columns()["prediction_tox"] == [names[idx] for idx in best]
-
-
 def test_columns_are_plain_numbers_with_the_digits_of_float32() -> None:
     value = float(np.float32(0.1))
     assert value != 0.1
@@ -393,50 +358,6 @@ def test_embedding_columns_have_a_list_or_none() -> None:
 
 
 # Processes
-
-PREDICT_IN_A_PROCESS = """
-import json, sys
-from rmat_hf.inference.prediction import predict
-predictions = predict(sys.argv[1], json.loads(sys.argv[2]), device="cpu")
-print("RESULT" + json.dumps([predictions.values.tolist(), predictions.errors]))
-"""
-
-
-def test_two_processes_predict_the_same(repo_root: Path, tmp_path: Path) -> None:
-    build_regression_model().save_pretrained(tmp_path)
-    # with generated conformers, where a hidden source of randomness would show
-    RMatProcessor(geometry="conformer", conformer_hydrogens=True).save_pretrained(tmp_path)
-    molecules = ["CC(C)Cc1ccc(cc1)C(C)C(=O)O", "not a molecule", "C[C@H](O)CCCCN"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PREDICT_IN_A_PROCESS, str(tmp_path), json.dumps(molecules)],
-            cwd=repo_root,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for hash_seed in ("1", "2")
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    results = [json.loads(output.split("RESULT")[1]) for output in outputs]
-    values = [np.array(result[0]) for result in results]
-    assert np.isnan(values[0]).all(1).tolist() == [False, True, False]
-    assert_close(values[0], values[1], relative=RELATIVE_TOLERANCE)
-    assert results[0][1] == results[1][1]
-
-
-def test_two_named_classes_have_the_name_and_both_probabilities(processor: RMatProcessor) -> None:
-    model = build_model("single_label_classification", ["active", "inactive"], label_name="hit")
-    columns = predict(model, ["CCO", "C1CC"], processor=processor).to_columns()
-    assert list(columns) == [
-        "prediction_hit",
-        "probability_hit_active",
-        "probability_hit_inactive",
-        "error",
-    ]
-    active, inactive = (columns[f"probability_hit_{name}"][0] for name in ("active", "inactive"))
-    assert active + inactive == pytest.approx(1.0)
-    assert columns["prediction_hit"] == ["active" if active > inactive else "inactive", None]
 
 
 def test_an_output_that_is_not_finite_is_an_error_and_no_value(
@@ -481,20 +402,6 @@ def record_batches(model: RMatForSequenceClassification) -> list[tuple[int, ...]
     return shapes
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_every_row_gets_its_own_output_whatever_it_is_grouped_with(
-    processor: RMatProcessor, batch_size: int
-) -> None:
-    model = build_small_model().eval()
-    shapes = record_batches(model)
-    values, errors = run_small(model, processor, batch_size=batch_size)
-    alone = [run_small(model, processor, [smiles]) for smiles in SMILES]
-    np.testing.assert_allclose(values, np.concatenate([row for row, _ in alone]), atol=5e-6)
-    assert errors == [error for _, (error,) in alone]
-    assert [error is not None for error in errors] == [smiles == "C1CC" for smiles in SMILES]
-    assert max(size for size, *_ in shapes) == batch_size
-
-
 def test_molecules_of_similar_size_share_a_batch(processor: RMatProcessor) -> None:
     model = build_small_model().eval()
     shapes = record_batches(model)
@@ -514,27 +421,6 @@ def test_any_collection_of_molecules_is_taken(
     values, _ = run_small(build_small_model(), processor, kind(TINY_SMILES))
     expected, _ = run_small(build_small_model(), processor, TINY_SMILES)
     assert np.array_equal(values, expected)
-
-
-def test_a_second_model_featurizes_nothing(
-    tmp_path: Path, processor: RMatProcessor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values, errors = run_small(build_small_model(), processor, cache_dir=tmp_path)
-    monkeypatch.setattr(RMatProcessor, "featurize_compactly", None)
-    second = build_small_model(hidden_dropout_prob=0.5)
-    again, errors_again = run_small(second, processor, cache_dir=tmp_path)
-    assert np.array_equal(values, again, equal_nan=True)
-    assert errors_again == errors
-
-
-def test_a_broken_model_gives_errors_and_no_values(processor: RMatProcessor) -> None:
-    model = build_small_model()
-    with torch.no_grad():
-        model.classifier.out_proj.bias[1] = torch.inf
-    values, errors = run_small(model, processor, ["CCO", "C1CC"])
-    assert np.isnan(values).all()
-    assert errors[0] == "the model's output is not a finite number"
-    assert "unclosed ring" in str(errors[1])
 
 
 # Memory and processes

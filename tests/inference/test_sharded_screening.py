@@ -131,16 +131,6 @@ def test_error_halfway_keeps_the_shards_before_it(
     assert read_files(tmp_path / "screen") == read_files(tmp_path / "whole")
 
 
-def test_shards_of_several_tasks_are_those_of_one_run(screen: Any, tmp_path: Path) -> None:
-    screen("whole")
-    for rank in (1, 0):
-        result = screen("parts", task=f"{rank}/2")
-        written = sorted(path.name for path in (tmp_path / "parts").glob("part-*"))
-        assert written == (SHARDS if rank == 0 else SHARDS[1::2])
-        assert (result.num_rows, result.is_complete) == ((23, True) if rank == 0 else (11, False))
-    assert read_files(tmp_path / "parts") == read_files(tmp_path / "whole")
-
-
 def test_two_processes_write_the_bytes_of_one(screen: Any, tmp_path: Path) -> None:
     screen("whole")
     (tmp_path / "parts").mkdir()
@@ -214,23 +204,6 @@ def test_another_model_or_input_is_refused(
         screen()
 
 
-def test_folder_of_something_else_is_refused(screen: Any, tmp_path: Path) -> None:
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "todo.txt").write_text("buy milk")
-    with pytest.raises(UserError, match=r"has files but no manifest\.json"):
-        screen("notes")
-    assert sorted(read_files(tmp_path / "notes")) == ["todo.txt"]
-
-
-def test_input_without_rows_is_refused_before_there_is_a_folder(
-    screen: Any, tmp_path: Path
-) -> None:
-    pq.write_table(pa.table({"smiles": pa.array([], pa.string())}), tmp_path / "no.parquet")
-    with pytest.raises(UserError, match="has 0 rows"):
-        screen(input=str(tmp_path / "no.parquet"))
-    assert not (tmp_path / "screen").exists()
-
-
 def test_damaged_shard_is_named_with_the_way_out(screen: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"output_format": "csv"}
     screen(**options)
@@ -244,22 +217,6 @@ def test_damaged_shard_is_named_with_the_way_out(screen: Any, tmp_path: Path) ->
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match=r"part-00001\.csv has 5 rows instead of 6\. Delete it"):
         screen(**options)
-
-
-@pytest.mark.parametrize("top_k", [None, 3])
-def test_truncated_shard_is_named_with_the_way_out(
-    screen: Any, tmp_path: Path, top_k: int | None
-) -> None:
-    screen(top_k=top_k)
-    path = tmp_path / "screen" / SHARDS[1]
-    whole = path.read_bytes()
-    (tmp_path / "screen" / SHARDS[2]).unlink()
-    path.write_bytes(whole[:-20])
-    with pytest.raises(UserError, match=r"part-00001\.parquet.*Delete it and repeat the command"):
-        screen(top_k=top_k)
-    path.unlink()
-    assert screen(top_k=top_k).is_complete
-    assert path.read_bytes() == whole
 
 
 def test_one_file_is_written_by_one_process(screen: Any, tmp_path: Path) -> None:
@@ -304,17 +261,6 @@ def test_best_rows_are_those_of_the_sorted_whole(
         assert [int(row["id"]) for row in best] == [int(row["row"]) for row in best]
         found = [sign * float(row[PREDICTION]) for row in best]
         assert found == sorted(found)
-
-
-def test_best_rows_of_a_continued_screen_have_the_same_bytes(screen: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"top_k": 3}
-    screen(**options)
-    whole = read_files(tmp_path / "screen")
-    assert sorted(whole) == ["manifest.json", *SHARDS, "summary.json", "top.parquet"]
-    for name in (SHARDS[2], "top.parquet", "summary.json"):
-        (tmp_path / "screen" / name).unlink()
-    assert screen(**options).num_failed == 3
-    assert read_files(tmp_path / "screen") == whole
 
 
 def test_best_rows_need_a_label_that_is_there(screen: Any, tmp_path: Path) -> None:
