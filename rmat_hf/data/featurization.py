@@ -200,7 +200,6 @@ class FeatureCache:
         text = json.dumps({**facts, "cache_version": CACHE_VERSION}, sort_keys=True)
         self.path = Path(cache_dir) / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.sqlite"
         self._connection: sqlite3.Connection | None = None
-        self._num_found = self._num_computed = 0
 
     def __enter__(self) -> "FeatureCache":
         try:
@@ -216,9 +215,6 @@ class FeatureCache:
         return self
 
     def __exit__(self, *exception_info: object) -> None:
-        logger.info(
-            "Feature cache: %d molecules found, %d computed.", self._num_found, self._num_computed
-        )
         self._close()
 
     def _close(self) -> None:
@@ -231,12 +227,10 @@ class FeatureCache:
         places = ", ".join("?" * len(keys))
         query = f"SELECT * FROM molecules WHERE key IN ({places})"  # noqa: S608 - places only
         rows = self._execute(query, [tuple(keys)])
-        self._num_found += len(rows)
         return {key: FeaturizedMolecule(*outcome) for key, *outcome in rows}
 
     def save(self, outcomes: Mapping[str, FeaturizedMolecule]) -> None:
         """Store the outcomes in one transaction, without those that time or memory decided."""
-        self._num_computed += len(outcomes)
         rows = [(key, *outcome) for key, outcome in outcomes.items() if outcome.is_repeatable]
         self._execute("INSERT OR REPLACE INTO molecules VALUES (?, ?, ?, ?, ?)", rows)
 

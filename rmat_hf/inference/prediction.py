@@ -86,14 +86,13 @@ def predict(
     Raises:
         ValueError: If a loaded model comes without its processor, or with a revision.
     """
-    if isinstance(model, str | Path):
-        model, processor = load_predictor(model, revision=revision, device=device)
-        processor, revision = limit_processor(processor), None
-    processor = _validate_loaded(processor, revision=revision)
+    model, processor = _open(
+        load_predictor, model, processor=processor, revision=revision, device=device
+    )
     config = model.config
     num_outputs = len(config.output_names)
     values, errors = _run_batches(
-        model if device is None else model.to(device),  # type: ignore[arg-type]  # typed as a model
+        model,
         molecules,
         processor=processor,
         read_output=lambda output: _read_predictions(output, config.problem_type),
@@ -130,13 +129,12 @@ def embed(
     Raises:
         ValueError: As in [`predict`].
     """
-    if isinstance(model, str | Path):
-        model, processor = load_embedder(model, revision=revision, device=device)
-        processor, revision = limit_processor(processor), None
-    processor = _validate_loaded(processor, revision=revision)
+    model, processor = _open(
+        load_embedder, model, processor=processor, revision=revision, device=device
+    )
     encoder: Any = model.base_model
     values, errors = _run_batches(
-        encoder if device is None else encoder.to(device),
+        encoder,
         molecules,
         processor=processor,
         read_output=lambda output: output.pooler_output,
@@ -146,6 +144,25 @@ def embed(
         cache_dir=cache_dir,
     )
     return Embeddings(values.astype(np.float32), errors)
+
+
+def _open(
+    load: Callable[..., tuple[Any, RMatProcessor]],
+    model: Any,
+    *,
+    processor: RMatProcessor | None,
+    revision: str | None,
+    device: str | torch.device | None,
+) -> tuple[Any, RMatProcessor]:
+    if isinstance(model, str | Path):
+        model, processor = load(model, revision=revision, device=device)
+        return model, limit_processor(processor)
+    if processor is None or revision is not None:
+        raise ValueError(
+            "A loaded model needs its processor, processor=AutoProcessor.from_pretrained(...), "
+            f"and takes no revision, but revision is {revision!r}. Or pass the model's name."
+        )
+    return model if device is None else model.to(device), processor
 
 
 def limit_processor(processor: RMatProcessor, *, max_atoms: int | None = None) -> RMatProcessor:
@@ -267,13 +284,3 @@ def _read_predictions(output: Any, problem_type: str | None) -> torch.Tensor:
         return values
     spread = compute_spread(output.member_logits, problem_type)
     return torch.cat((values, spread), dim=1)
-
-
-def _validate_loaded(processor: RMatProcessor | None, *, revision: str | None) -> RMatProcessor:
-    """Return the processor of a model that was given as an object."""
-    if processor is None or revision is not None:
-        raise ValueError(
-            "A loaded model needs its processor, processor=AutoProcessor.from_pretrained(...), "
-            f"and takes no revision, but revision is {revision!r}. Or pass the model's name."
-        )
-    return processor

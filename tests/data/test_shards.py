@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from full_disks import mounted_disk, resize_disk, small_files
+from full_disks import small_files
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import run_python
@@ -258,29 +258,6 @@ def test_file_that_cannot_grow_is_one_error_and_no_half_shard(source: Path, tmp_
     assert sorted(read_files(tmp_path / "corpus")) == ["manifest.json"]
     featurize(source, tmp_path / "corpus")
     assert read_files(tmp_path / "corpus") == read_files(tmp_path / "whole")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 12 KB, where mounting one is permitted."""
-    with mounted_disk(tmp_path / "disk", "size=12k") as folder:
-        yield folder
-
-
-def test_full_disk_is_one_error_and_keeps_what_was_written(
-    source: Path, small_disk: Path, tmp_path: Path
-) -> None:
-    featurize(source, tmp_path / "whole")
-    folder = small_disk / "corpus"
-    with pytest.raises(UserError, match=r"cannot be written: No space left on device"):
-        featurize(source, folder)
-    shards = sorted(path.name for path in folder.iterdir() if path.name != "manifest.json")
-    assert 0 < len(shards) < len(SHARDS)
-    assert shards == SHARDS[: len(shards)]
-    assert len(load_corpus(folder).dataset) == 3 * len(shards)
-    resize_disk(small_disk, "1m")
-    featurize(source, folder)
-    assert read_files(folder) == read_files(tmp_path / "whole")
 
 
 def test_output_folder_must_be_one(source: Path, tmp_path: Path) -> None:
