@@ -1,6 +1,5 @@
 """run_pretraining(...): a featurized corpus → a model to finetune."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import (
     TrainingRun,
     find_last_complete_checkpoint,
+    load_json,
     load_num_steps,
     name_work_dir,
     open_run,
@@ -107,7 +107,7 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
                     arguments, task, model=model, learned=learned, folder=folder
                 )
                 _run_stage(trainer, folder)
-            reports[stage] = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
+            reports[stage] = load_json(folder / STAGE_FILE)
         # the others have read the stages that are removed now
         PartialState().wait_for_everyone()
         if is_main_process:
@@ -142,18 +142,16 @@ def _build_trainer(
         train = StreamedBatches(task.train, num_skipped=num_skipped, **options)
     else:
         train = CorpusBatches(task.train, **options)
+    collator = PretrainingCollator(objectives, processor=task.processor, arguments=arguments)
+    # finetuning decides for itself whether descriptors help
+    processor = RMatProcessor(**task.processor.to_dict() | {"molecule_descriptors": None})
     return PretrainingTrainer(
         model=model,
         args=training_arguments,
-        data_collator=PretrainingCollator(
-            objectives, processor=task.processor, arguments=arguments
-        ),
+        data_collator=collator,
         train_dataset=train,
         eval_dataset=CorpusBatches(task.valid, **options),
-        # finetuning decides for itself whether descriptors help
-        processing_class=RMatProcessor(
-            **{**task.processor.to_dict(), "molecule_descriptors": None}
-        ),
+        processing_class=processor,
         objectives=objectives,
     )
 

@@ -45,9 +45,8 @@ def form_batches(
 ) -> list[np.ndarray]:
     """Divide molecules into batches of equal or similar sizes in a random order.
 
-    Which molecules of one size come together is random. The number of batches follows from the
-    sizes alone. Batches beside each other have similar sizes, `multiple` of them at a time, so that
-    processes that take turns are busy for equally long.
+    The number of batches follows from the sizes alone. Batches beside each other have similar
+    sizes, `multiple` of them at a time, so that processes that take turns are busy equally long.
 
     Args:
         num_nodes (`Sequence[int]`): Nodes of every molecule.
@@ -262,7 +261,7 @@ class PretrainingCollator:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _draw_roles(self, packed: list[bytes], *, seed: tuple[int, ...]) -> np.ndarray:
-        """Return which molecules are masked; one's draw depends on the seed and itself alone."""
+        # a molecule's draw depends on the seed and itself alone
         kinds = {objective.hides_input for objective in self.objectives.values()}
         if len(kinds) == 1:
             return np.full(len(packed), kinds.pop())

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rmat_hf.errors import UserError
+from rmat_hf.errors import explained_reading
 from rmat_hf.output_folder import load_json, save_json
 from rmat_hf.training.objectives.contexts import ContextObjective
 from rmat_hf.training.objectives.descriptors import DescriptorObjective
@@ -44,15 +44,11 @@ def load_objectives(folder: str | Path) -> dict[str, Objective]:
         UserError: If it is missing or damaged.
     """
     path = Path(folder) / TARGETS_FILE
-    content = load_json(path)
-    try:
+    way_out = "Restore the file of rmat pretrain; without it pretraining starts from scratch."
+    with explained_reading(path, way_out=way_out, also=(TypeError, AttributeError)):
+        content = load_json(path)
         return {
             name: objective(content[objective.state_key])
             for name, objective in OBJECTIVES.items()
             if objective.state_key in content
         }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}. Restore the file that rmat pretrain has written; without "
-            "it pretraining starts from scratch."
-        ) from error
