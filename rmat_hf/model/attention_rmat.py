@@ -346,16 +346,11 @@ class RMatSelfAttention(nn.Module):
         """Return new hidden states and the attention probabilities.
 
         Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_nodes, hidden_size)`):
-                Normed states of the nodes.
-            padding (`torch.Tensor` of shape `(batch_size, 1, 1, num_nodes)`):
-                True where a node is padding.
-            pair_codes (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
-                Integer code of bond and neighborhood order.
-            radial_basis (`torch.Tensor`):
-                Of shape `(batch_size, num_nodes, num_nodes, num_radial_basis)`.
-            code_features (`torch.Tensor` of shape `(num_codes, num_code_features)`):
-                What each code stands for.
+            hidden_states (`(batch_size, num_nodes, hidden_size)`): Normed states of the nodes.
+            padding (`(batch_size, 1, 1, num_nodes)`): True where a node is padding.
+            pair_codes, radial_basis (`(batch_size, num_nodes, num_nodes, …)`):
+                As from [`RMatPairFeatures`].
+            code_features (`(num_codes, num_code_features)`): What each code stands for.
         """
         dtype = self.key_pairs.radial_proj.weight.dtype
         per_head = (self.num_heads, self.head_size)

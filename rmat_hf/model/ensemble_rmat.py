@@ -116,14 +116,9 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
         inputs = (node_features, *pairs, attention_mask, molecule_descriptors, labels)
         outputs = [member(*inputs, return_dict=True, **kwargs) for member in self.members]
         member_logits = torch.stack([output.logits for output in outputs], dim=1)
-        loss = None
-        if labels is not None:
-            loss = torch.stack([output.loss for output in outputs]).mean()
-        return RMatEnsembleOutput(
-            loss=loss,
-            logits=self.meaning.average_logits(member_logits),
-            member_logits=member_logits,
-        )
+        losses = [output.loss for output in outputs if output.loss is not None]
+        loss = torch.stack(losses).mean() if losses else None
+        return RMatEnsembleOutput(loss, self.meaning.average_logits(member_logits), member_logits)
 
 
 def _get_fields(config: RMatConfig) -> dict[str, Any]:

@@ -131,16 +131,11 @@ def read_molecule(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
 
 
 def parse_canonical(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
-    """Return a molecule whose atoms have the same order however its SMILES is written.
+    """Return what [`parse_molecule`] does, in one order however the SMILES is written.
 
     A canonical SMILES is parsed once; of any other one, RDKit reads the canonical SMILES too: the
-    order of bonds decides its distance bounds and conformers, and renumbering atoms keeps it.
-
-    Args:
-        molecule, max_atoms: As in [`parse_molecule`]; an RDKit molecule keeps its order.
-
-    Raises:
-        MoleculeError: As [`parse_molecule`].
+    order of bonds decides its distance bounds and conformers, and renumbering atoms keeps it. An
+    RDKit molecule keeps its order.
     """
     parsed = read_molecule(molecule, max_atoms=max_atoms)
     canonical_smiles = parsed.written_smiles

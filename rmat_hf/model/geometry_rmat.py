@@ -280,13 +280,9 @@ def compute_geometry(
 ) -> tuple[np.ndarray, str]:
     """Return the geometry that the options name, in the short form that is stored, and its origin.
 
-    Returns:
-        `tuple[np.ndarray, str]`: coordinates `(num_atoms, 3)`, int16 or float32, or the distances
-        above the diagonal, `(num_atoms * (num_atoms - 1) / 2,)`, uint16 or float32: integers are
-        steps of 0.001 Å, floating-point numbers Å. The origin as in `geometry_sources`.
-
-    Raises:
-        ConformerError: The molecule has no such geometry.
+    Coordinates `(num_atoms, 3)`, int16 or float32, or the distances above the diagonal,
+    `(num_atoms * (num_atoms - 1) / 2,)`, uint16 or float32: integers are steps of 0.001 Å,
+    floating-point numbers Å. A molecule without this geometry raises a [`ConformerError`].
     """
     return GEOMETRIES[options.geometry](parsed, options)
 

@@ -298,11 +298,14 @@ def choose_loss(config: RMatConfig, labels: torch.Tensor) -> RMatLoss:
 
 def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.Tensor:
     """Return what a model's loss of these labels is divided by, 0 if none is known."""
-    weights = None
-    # CODEPATH: models finetuned with `--class-weighting balanced`.
-    if config.loss_weights is not None:
-        weights = torch.tensor(config.loss_weights, device=labels.device)
+    weights = build_loss_weights(config, labels.float())
     return choose_loss(config, labels).compute_denominator(labels, weights)
+
+
+def build_loss_weights(config: RMatConfig, like: torch.Tensor) -> torch.Tensor | None:
+    """Return the weights of the loss as a tensor like the given one, if there are any."""
+    # CODEPATH: models finetuned with `--class-weighting balanced`.
+    return None if config.loss_weights is None else like.new_tensor(config.loss_weights)
 
 
 def compute_probabilities(logits: torch.Tensor, problem_type: str | None) -> torch.Tensor:
@@ -623,16 +626,13 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
 
     def compute_loss(self, head_output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of the head's output, before it is brought to the user's units."""
-        loss, weights = choose_loss(self.config, labels), None
+        loss = choose_loss(self.config, labels)
         labels = loss.arrange_labels(labels, head_output)
-        # CODEPATH: models finetuned with `--class-weighting balanced`.
-        if self.config.loss_weights is not None:
-            weights = head_output.new_tensor(self.config.loss_weights)
         # CODEPATH: every regression finetuned here; not the authors' converted checkpoints.
         if self.config.label_mean is not None:
             mean, std = self.build_label_scaling(head_output)
             labels = (labels - mean) / std
-        return loss(head_output, labels, weights)
+        return loss(head_output, labels, build_loss_weights(self.config, head_output))
 
     def build_label_scaling(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of the labels as tensors like the given one."""

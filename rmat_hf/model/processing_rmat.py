@@ -103,12 +103,8 @@ class RMatBatchFeature(BatchFeature):
 class RMatCompactFeatures(NamedTuple):
     """Everything the model sees of a molecule, before it becomes one value per pair of nodes.
 
-    Args:
-        atom_codes (`np.ndarray` of shape `(num_atoms,)`): As from `ATOM_FEATURES`.
-        bonds (`np.ndarray` of shape `(num_bonds, 3)`): see [`compute_bonds`].
-        geometry (`np.ndarray`): see [`compute_geometry`].
-        geometry_source (`str`): Entry of `geometry_sources`.
-        molecule_descriptors (`np.ndarray`, *optional*): `(num_descriptors,)`, float32.
+    In the form of `ATOM_FEATURES`, [`compute_bonds`], [`compute_geometry`] and its origin, and
+    [`compute_molecule_descriptors`] if there are any.
     """
 
     atom_codes: np.ndarray
@@ -193,8 +189,7 @@ def compute_graph_distances(
         max_size (`int`): Number of atoms of the largest molecule.
 
     Returns:
-        `np.ndarray` of shape `(num_atoms, max_size)`, uint8: to the atoms of the same molecule by
-        position, clipped at 254; 255 where there is no path or no atom.
+        `np.ndarray` of shape `(num_atoms, max_size)`, uint8: by position, at most 254; or 255.
     """
     num_atoms, num_bonds = len(positions), 0
     neighbors = _build_neighbor_table(begins, ends, num_atoms=num_atoms)
@@ -218,7 +213,8 @@ def _build_neighbor_table(begins: np.ndarray, ends: np.ndarray, *, num_atoms: in
     sources, targets = sources[order], targets[order]
     degrees = np.bincount(sources, minlength=num_atoms)
     first_bonds = np.cumsum(degrees) - degrees
-    table = np.tile(np.arange(num_atoms), (1 + int(degrees.max(initial=0)), 1))
+    table = np.empty((1 + int(degrees.max(initial=0)), num_atoms), dtype=np.int64)
+    table[:] = np.arange(num_atoms)
     table[1 + np.arange(len(sources)) - first_bonds[sources], sources] = targets
     return table
 
@@ -290,8 +286,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         return [*NODE_INPUTS, *([DESCRIPTOR_INPUT] if self.molecule_descriptors else [])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a saved processor holds: its options."""
-        # the name lets a processor be found without a model if the package is installed
+        """Return the options. The name of the class lets a processor be found without a model."""
         return {**super().to_dict(), "processor_class": type(self).__name__}
 
     def save_pretrained(
