@@ -79,10 +79,9 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
     """Return the label in a cell: a number, or the name of a class; NaN where missing.
 
     Args:
-        value (`object`): The cell: text or a number; empty, `None` and NaN are a missing label.
-        problem_type (`str`): A key of `LABEL_PARSERS`.
-        row (`int`): Position in the source, counted from 0.
-        column (`str`): Name of the label column.
+        value: The cell: text or a number; empty, `None` and NaN are a missing label.
+        problem_type: A key of `LABEL_PARSERS`.
+        row, column: Its place, for messages.
 
     Raises:
         UserError: It is no label; names row, column and value.

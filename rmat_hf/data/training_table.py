@@ -2,9 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, NamedTuple
 
 import datasets
@@ -16,7 +15,7 @@ from rmat_hf.data.labels import find_label_conflicts, is_missing, list_class_nam
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_split_cells
 from rmat_hf.data.stored_features import count_nodes
-from rmat_hf.data.tables import Table, validate_smiles_column
+from rmat_hf.data.tables import validate_smiles_column
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -119,15 +118,17 @@ def load_training_table(
     split_column = split_column or table.split_column
     table = table.select([smiles_column, *label_columns, *filter(None, [split_column])])
     validate_smiles_column(table.schema, smiles_column, source=table.source)
-    rows = list(
-        _iterate_rows(
-            table,
-            smiles_column=smiles_column,
-            label_columns=label_columns,
-            split_column=split_column,
-            problem_type=problem_type,
-        )
-    )
+    rows: list[_Row] = []
+    for chunk in table.iterate_chunks(CHUNK_SIZE):
+        molecules = chunk.molecules(smiles_column)
+        for cells, molecule in zip(chunk.table.to_pylist(), molecules, strict=True):
+            row = len(rows)
+            labels = [
+                parse_label(cells[name], problem_type=problem_type, row=row, column=name)
+                for name in label_columns
+            ]
+            split_cell = cells[split_column] if split_column else None
+            rows.append(_Row(row, cells[smiles_column] or "", molecule, labels, split_cell))
     rows = _featurize(rows, processor, **options)
     kept = [row for row in rows if row.outcome.canonical_smiles]
     tolerance = conflict_tolerance if problem_type == "regression" else 0.0
@@ -150,29 +151,9 @@ def load_training_table(
         rows=[row.row for row in kept],
         groups=[row.outcome.canonical_smiles for row in kept],
     )
-    labels = _build_label_matrix(kept, class_names=class_names)
-    built = _build_dataset(kept, labels=labels, split=split)
+    matrix = _build_label_matrix(kept, class_names=class_names)
+    built = _build_dataset(kept, labels=matrix, split=split)
     return LoadedData(built, dropped, class_names if is_single else None)
-
-
-def _iterate_rows(
-    table: Table,
-    *,
-    smiles_column: str,
-    label_columns: list[str],
-    split_column: str | None,
-    problem_type: str,
-) -> Iterator[_Row]:
-    position = count()
-    for chunk in table.iterate_chunks(CHUNK_SIZE):
-        molecules = chunk.molecules(smiles_column)
-        for row, cells, molecule in zip(position, chunk.table.to_pylist(), molecules, strict=False):
-            labels = [
-                parse_label(cells[name], problem_type=problem_type, row=row, column=name)
-                for name in label_columns
-            ]
-            split = cells[split_column] if split_column else None
-            yield _Row(row, cells[smiles_column] or "", molecule, labels, split)
 
 
 def _featurize(rows: list[_Row], processor: RMatProcessor, **options: Any) -> list[_Row]:
