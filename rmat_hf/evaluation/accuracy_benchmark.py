@@ -64,12 +64,7 @@ class EvaluationArguments:
 
 @dataclass(frozen=True)
 class AccuracyBenchmarkResult:
-    """What `run_accuracy_benchmark` did.
-
-    Args:
-        output_dir (`Path`): Folder with `report.md`, `results.json`, `plots` and all runs.
-        results (`dict[str, Any]`): The content of `results.json`.
-    """
+    """What `run_accuracy_benchmark` did."""
 
     output_dir: Path
     results: dict[str, Any]

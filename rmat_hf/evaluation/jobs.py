@@ -57,14 +57,7 @@ class BaselineTask:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A run: a model or baseline on one fold.
-
-    Args:
-        fold (`Fold`): Data set, split and seed.
-        method (`str`): Name of the model or baseline.
-        folder (`Path`): Where its result appears, whole or not at all.
-        task (`FinetuningArguments` or `BaselineTask`): What to compute.
-    """
+    """A run: a model or baseline on one fold."""
 
     fold: Fold
     method: str
@@ -97,14 +90,6 @@ def build_finetuning_jobs(
 
     The name of its folder ends with a hash of everything that decides the result: all arguments,
     the data file and the weights to start from. Other arguments therefore are another run.
-
-    Args:
-        protocol (`Protocol`): What to compare.
-        output_dir (`Path`): Folder of the benchmark.
-        feature_cache (`str`, *optional*): As in `FinetuningArguments`.
-
-    Raises:
-        ValueError: If fields of a model contradict each other or the data set.
     """
     checksums = {
         name: compute_model_checksum(options.get("model", DEFAULT_MODEL))
@@ -132,13 +117,7 @@ def build_finetuning_jobs(
 def build_baseline_jobs(
     protocol: Protocol, rows: dict[Fold, pd.DataFrame], *, output_dir: Path
 ) -> list[Job]:
-    """Return one run per fold and baseline, on the rows that every model has used.
-
-    Args:
-        protocol (`Protocol`): What to compare.
-        rows (`dict[Fold, pd.DataFrame]`): Those rows, for folds with a finished model.
-        output_dir (`Path`): Folder of the benchmark.
-    """
+    """Return one run per fold and baseline, on the rows that every model has used."""
     grids = [baselines.GRIDS, baselines.MAX_SVM_ROWS]
     jobs = []
     for fold, common in rows.items():
@@ -175,13 +154,6 @@ def run_jobs(
     run: Callable[[Job], None] | None = None,
 ) -> dict[Job, str]:
     """Run the jobs that are not finished, several at a time; one that fails stops no other.
-
-    Args:
-        jobs (`Sequence[Job]`): In the order to start them.
-        num_proc (`int`):
-            Processes at a time, each with one thread; 0 is this process, one job after the other.
-        report_progress (`Callable`): Called with a line whenever a job ends.
-        run (`Callable`, *optional*): What a job does; a function of a module.
 
     Returns:
         `dict[Job, str]`: why a job failed, for those that did.
@@ -237,11 +209,7 @@ def _run_logged(run: Callable[[Job], None], job: Job) -> None:
 
 
 def run_job(job: Job) -> None:
-    """Compute the result of a run; write down what it took.
-
-    Raises:
-        ValueError: If data or options do not allow the run.
-    """
+    """Compute the result of a run; write down what it took."""
     start, cpu_start = time.perf_counter(), _compute_cpu_seconds()
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(job.task, FinetuningArguments):
@@ -298,9 +266,6 @@ def _compute_cpu_seconds() -> float:
 
 def describe_choices(folder: Path) -> dict[str, Any]:
     """Return what was chosen in a finished run: an epoch and searched values, or a grid's setting.
-
-    Args:
-        folder (`Path`): Of a finetuned model or a fitted baseline.
 
     Returns:
         `dict` with `part` (where it was chosen; `None` if it was fixed) and, for a model, `metric`,

@@ -38,12 +38,6 @@ def save_plots(
     Classification: ROC curves and calibration. Both: the error against the Tanimoto distance
     (ECFP4) to the nearest molecule of train.
 
-    Args:
-        folder (`Path`): Where the PNG files go.
-        name (`str`): Data set, the start of their names.
-        outcomes (`Sequence[FoldOutcome]`): At least one.
-        dataset (`DatasetProtocol`): Labels and problem type.
-
     Returns:
         `list[str]`: names of the files; none if matplotlib is not installed.
     """
@@ -67,10 +61,6 @@ def save_plots(
 def collect_points(outcomes: Sequence[FoldOutcome], *, label_names: Sequence[str]) -> pd.DataFrame:
     """Return the known labels of test rows, one in a row.
 
-    Args:
-        outcomes (`Sequence[FoldOutcome]`): Of the folds of one data set.
-        label_names (`Sequence[str]`): Names of the labels.
-
     Returns:
         `pd.DataFrame` with `method`, `label`, `prediction`, `spread` (NaN where there is one model)
         and `distance` to train.
@@ -90,9 +80,6 @@ def collect_points(outcomes: Sequence[FoldOutcome], *, label_names: Sequence[str
 
 def compute_distances_to_train(rows: pd.DataFrame) -> np.ndarray:
     """Return for each test row 1 - the largest Tanimoto similarity (ECFP4) to a molecule of train.
-
-    Args:
-        rows (`pd.DataFrame`): With `smiles` and `split`, at least one in train.
 
     Returns:
         `np.ndarray` of shape `(num_test_rows,)`, 0 to 1.
@@ -156,10 +143,6 @@ def draw_spread(axes: Any, points: pd.DataFrame) -> None:
 
     On the diagonal a spread is the size of the error to expect (doi 10.3390/s22155540); an ensemble
     of few members lies above it, as they share their mistakes, but should rise along it.
-
-    Args:
-        axes (`matplotlib.axes.Axes`): Where to draw.
-        points (`pd.DataFrame`): From [`collect_points`].
     """
     error = points["prediction"] - points["label"]
     squares = pd.DataFrame({"spread": points["spread"] ** 2, "error": error**2})

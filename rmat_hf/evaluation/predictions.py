@@ -27,38 +27,21 @@ FOLD_COLUMNS = ["dataset", "split", "seed"]
 
 
 def load_predictions(folder: Path) -> pd.DataFrame:
-    """Load the frame that a finished run left.
-
-    Args:
-        folder (`Path`): Of a finetuned model or a fitted baseline, with `predictions.csv`.
-    """
+    """Load the frame that a finished run left."""
     cells = pd.read_csv(folder / PREDICTIONS_FILE, dtype=str, keep_default_na=False)
-    numbers = [name for name in cells if name not in ("row", "smiles", "split")]
-    cells[numbers] = cells[numbers].map(_parse_number)
+    numbers = cells.columns.difference(["row", "smiles", "split"])
+    cells[numbers] = cells[numbers].replace("", "nan").astype(float)
     return cells.astype({"row": int}).set_index("row").sort_index()
 
 
 def count_table_rows(folder: Path, frame: pd.DataFrame) -> int:
-    """Return how many rows the table of a run has, those that the run dropped among them.
-
-    Args:
-        folder (`Path`): Of the run.
-        frame (`pd.DataFrame`): Its predictions.
-    """
+    """Return how many rows the table of a run has, those that the run dropped among them."""
     path = folder / DROPPED_FILE
     return len(frame) + (len(pd.read_csv(path)) if path.is_file() else 0)
 
 
 def find_common_rows(found: Mapping[str, pd.DataFrame], *, where: str) -> pd.DataFrame:
-    """Return the rows that every method has, with the predictions of the first.
-
-    Args:
-        found (`Mapping[str, pd.DataFrame]`): Of at least one method, by name.
-        where (`str`): The fold, for the message.
-
-    Raises:
-        UserError: If a row stands in different parts.
-    """
+    """Return the rows that every method has, with the predictions of the first."""
     parts = pd.concat({name: frame["split"] for name, frame in found.items()}, axis=1, join="inner")
     differing = parts[parts.nunique(axis=1) > 1]
     if len(differing):
@@ -162,16 +145,7 @@ def _parse_smiles(cell: str) -> str | None:
 
 
 def align_tool_predictions(tool: pd.DataFrame, rows: pd.DataFrame, *, where: str) -> pd.DataFrame:
-    """Return the rows with the predictions of a tool; NaN where it has none outside of test.
-
-    Args:
-        tool (`pd.DataFrame`): Its predictions for the fold.
-        rows (`pd.DataFrame`): The rows that all methods share.
-        where (`str`): Tool and fold, for the message.
-
-    Raises:
-        UserError: If a test row, or some but not all of valid, has no prediction; names the row.
-    """
+    """Return the rows with the predictions of a tool; NaN where it has none outside of test."""
     is_by_row = tool.index.name == "row"
     keys = rows.index if is_by_row else rows["smiles"].map(compute_canonical_smiles)
     aligned = rows.drop(columns=[name for name in rows if name.startswith(SPREAD_PREFIX)])

@@ -1,18 +1,20 @@
 """The protocol of an accuracy benchmark: a JSON file, checked before anything is computed."""
 
 import hashlib
-import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
+
+from huggingface_hub.dataclasses import type_validator
 
 from rmat_hf.data.sources import list_bundled_datasets, open_table
 from rmat_hf.data.splits.registry import SPLITS
 from rmat_hf.data.tables import find_kind, validate_columns
 from rmat_hf.errors import UserError
 from rmat_hf.loading import find_checkpoint
-from rmat_hf.training.arguments import FinetuningArguments, load_json_fields
+from rmat_hf.output_folder import load_json
+from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.baselines import BASELINES
 
 PROBLEM_TYPES = ("regression", "multi_label_classification")
@@ -44,16 +46,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class DatasetProtocol:
-    """A data set of the benchmark.
-
-    Args:
-        options (`dict[str, Any]`): Fields of `FinetuningArguments` that describe it.
-        splits (`list[str]`): Columns of the words train, valid and test; or one name of a split,
-            `fold_0` and so on for `"kfold"`.
-        has_split_columns (`bool`): Which of the two.
-        seeds (`list[int]`): Seeds to repeat every split with.
-        checksum (`str`): SHA-256 of the file; id and revision of a data set on the Hub.
-    """
+    """A data set of the benchmark."""
 
     options: dict[str, Any]
     splits: list[str]
@@ -77,15 +70,7 @@ class DatasetProtocol:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What to compare, and on what.
-
-    Args:
-        datasets (`dict[str, DatasetProtocol]`): Data sets by name.
-        models (`dict[str, dict[str, Any]]`): Fields of `FinetuningArguments` by name of a model.
-        baselines (`list[str]`): Of `rmat_hf.training.baselines.BASELINES`.
-        predictions (`dict[str, Path]`): Files of other tools by name of the tool.
-        content (`dict[str, Any]`): The JSON file.
-    """
+    """What to compare, and on what."""
 
     datasets: dict[str, DatasetProtocol]
     models: dict[str, dict[str, Any]]
@@ -116,15 +101,8 @@ def load_protocol(path: str | Path, *, data: str | Path) -> Protocol:
     - `predictions`: by name of a tool the file with its predictions.
 
     Paths in `models` and `predictions` count from the current folder, as flags do.
-
-    Args:
-        path (`str` or `Path`): The JSON file.
-        data (`str` or `Path`): Folder of the tables.
-
-    Raises:
-        UserError: If a field is unknown or of the wrong kind, or a file or column is missing.
     """
-    content = load_json_fields(str(path))
+    content = load_json(path)
     for problem in _iterate_problems(content, folder=Path(data)):
         raise UserError(f"{Path(path).name}: {problem}")
     datasets = {
@@ -177,8 +155,7 @@ def _build_dataset(options: dict[str, Any], *, folder: Path, where: str) -> Data
 
 def _iterate_problems(content: dict[str, Any], *, folder: Path) -> Iterator[str]:
     """Yield sentences on what is wrong; each may rely on what the ones before it have checked."""
-    hints = get_type_hints(FinetuningArguments)
-    model = {field.name: hints[field.name] for field in fields(FinetuningArguments)}
+    model = {name: _allow_int(hint) for name, hint in get_type_hints(FinetuningArguments).items()}
     dataset = {name: model.pop(name) for name in DATASET_FIELDS}
     dataset |= {"splits": list[str] | str, "seeds": list[int]}
     for name in MANAGED_FIELDS:
@@ -199,6 +176,11 @@ def _iterate_problems(content: dict[str, Any], *, folder: Path) -> Iterator[str]
         if not Path(file).is_file():
             yield f"predictions: {name!r}: there is no file {file!r}."
     yield from _find_repeated([*content["models"], *baselines, *predictions])
+
+
+def _allow_int(hint: Any) -> Any:
+    """JSON writes 1.0 as 1."""
+    return hint | int if float in (hint, *get_args(hint)) else hint
 
 
 def _find_contradictions(options: Mapping[str, Any], *, folder: Path) -> Iterator[str]:
@@ -241,9 +223,10 @@ def _find_repeated(names: Sequence[object]) -> Iterator[str]:
 def _find_kinds(value: Any, kind: Any, *, where: str) -> Iterator[str]:
     """Yield what is of another kind: a type, or for an object the kinds of its fields by name."""
     if not isinstance(kind, dict):
-        if not _is_of_kind(value, kind):
-            name = str(kind) if get_args(kind) else kind.__name__
-            yield f"{where}is {value!r}, which is no {name}."
+        try:
+            type_validator(where.removesuffix(": "), value, kind)
+        except TypeError as error:
+            yield f"{error.__cause__ or error}."
         return
     if not isinstance(value, dict):
         yield f"{where}must be an object of fields."
@@ -252,18 +235,5 @@ def _find_kinds(value: Any, kind: Any, *, where: str) -> Iterator[str]:
         if name not in kind and ANY_NAME not in kind:
             yield f"{where}unknown field {name!r}. Known: {', '.join(kind)}."
         else:
-            yield from _find_kinds(
-                item, kind.get(name, kind.get(ANY_NAME)), where=f"{where}{name}: "
-            )
-
-
-def _is_of_kind(value: object, kind: Any) -> bool:
-    if isinstance(kind, types.UnionType) or get_origin(kind) not in (None, list, Literal):
-        return any(_is_of_kind(value, option) for option in get_args(kind))
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_of_kind(it, get_args(kind)[0]) for it in value)
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+            item_kind = kind.get(name, kind.get(ANY_NAME))
+            yield from _find_kinds(item, item_kind, where=f"{where}{name}: ")

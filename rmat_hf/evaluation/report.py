@@ -31,11 +31,7 @@ NOTE_ON_HASHES = "SHA-256 of the sorted canonical SMILES of a part; in full in `
 
 
 def build_report(results: Mapping[str, Any]) -> str:
-    """Return the Markdown report.
-
-    Args:
-        results (`Mapping[str, Any]`): As written to `results.json`.
-    """
+    """Return the Markdown report."""
     sections = ["# Accuracy benchmark"]
     if not results["is_complete"]:
         failures = "\n".join(f"- {item['run']}: {item['reason']}" for item in results["failures"])

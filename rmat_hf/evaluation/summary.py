@@ -19,13 +19,7 @@ Scores = dict[Fold, dict[str, Any]]
 
 @dataclass(frozen=True)
 class FoldOutcome:
-    """What the methods predict on one fold.
-
-    Args:
-        fold (`Fold`): Data set, split and seed.
-        methods (`dict[str, pd.DataFrame]`): Predictions of the rows that all share, at least one.
-        num_dropped (`int`): Rows of the table that they do not share.
-    """
+    """What the methods predict on one fold."""
 
     fold: Fold
     methods: dict[str, pd.DataFrame]
@@ -46,13 +40,6 @@ def summarize_dataset(
     num_resamples: int,
 ) -> dict[str, Any]:
     """Score all methods on a data set, and compare the models with every other method.
-
-    Args:
-        dataset (`DatasetProtocol`): Labels and problem type.
-        outcomes (`Sequence[FoldOutcome]`): Of its folds.
-        models (`Sequence[str]`): Methods to compare with the references and with later models.
-        references (`Sequence[str]`): Baselines and other tools.
-        num_resamples (`int`): Bootstrap resamples behind the standard error of an area.
 
     Returns:
         `dict` with `problem_type`, `metric`, `lower_is_better`, `folds`, `methods` and
@@ -93,11 +80,8 @@ def summarize_dataset(
                 for name in (method, reference)
             )
             shared = [fold for fold in own if fold in other]
-            difference = compute_paired_difference(
-                [own[fold] for fold in shared],
-                [other[fold] for fold in shared],
-                lower_is_better=dataset.is_regression,
-            )
+            metrics = ([values[fold] for fold in shared] for values in (own, other))
+            difference = compute_paired_difference(*metrics, lower_is_better=dataset.is_regression)
             if not dataset.is_regression:
                 pairs = [resamples[method][fold] - resamples[reference][fold] for fold in shared]
                 difference["bootstrap_standard_error"] = compute_bootstrap_error(pairs)
@@ -115,13 +99,7 @@ def summarize_dataset(
 def select_part(
     frame: pd.DataFrame, part: str, *, label_names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return predictions and labels of a part, both `(num_rows, num_labels)`.
-
-    Args:
-        frame (`pd.DataFrame`): Predictions.
-        part (`str`): train, valid or test.
-        label_names (`Sequence[str]`): Of the columns.
-    """
+    """Return predictions and labels of a part, both `(num_rows, num_labels)`."""
     rows = frame[frame["split"] == part]
     predictions = rows[[f"{PREDICTION_PREFIX}{name}" for name in label_names]]
     return predictions.to_numpy(dtype=float), rows[list(label_names)].to_numpy(dtype=float)
@@ -130,13 +108,7 @@ def select_part(
 def compute_part_metrics(
     dataset: DatasetProtocol, frame: pd.DataFrame, *, part: str
 ) -> dict[str, Any] | None:
-    """Return the metrics of a part, as in `rmat_hf.training.metrics`; `None` without predictions.
-
-    Args:
-        dataset (`DatasetProtocol`): Labels and problem type.
-        frame (`pd.DataFrame`): Predictions.
-        part (`str`): valid or test.
-    """
+    """Return the metrics of a part; `None` without predictions."""
     label_names = dataset.options["label_columns"]
     predictions, labels = select_part(frame, part, label_names=label_names)
     if not len(labels) or np.isnan(predictions).any():
@@ -219,11 +191,6 @@ def resample_roc_auc(
 
 def compute_bootstrap_error(resamples: Sequence[np.ndarray]) -> float | None:
     """Return the standard error of a mean over splits that the choice of test rows causes.
-
-    Args:
-        resamples (`Sequence[np.ndarray]`):
-            For each split `(num_resamples,)`: an area or a difference of two areas. Splits with the
-            same test rows were resampled with the same seed, so that they do not count as many.
 
     Returns:
         `float`; `None` if fewer than two resamples are defined.

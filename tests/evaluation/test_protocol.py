@@ -50,13 +50,6 @@ def test_every_fold_of_a_kfold_split_is_test_once(tmp_path: Path) -> None:
     assert dataset.build_split_fields("fold_2") == {"split": "kfold", "fold": 2}
 
 
-def test_a_kfold_split_needs_the_number_of_folds(tmp_path: Path) -> None:
-    content = build_tiny_protocol(tmp_path)
-    content["datasets"]["numbers"]["splits"] = "kfold"
-    with pytest.raises(ValueError, match="kfold needs num_folds"):
-        load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
-
-
 def test_bundled_data_set_needs_no_file(tmp_path: Path) -> None:
     dataset = {
         "dataset": "freesolv",
@@ -77,25 +70,22 @@ def test_bundled_data_set_needs_no_file(tmp_path: Path) -> None:
         ((*TINY, "lr"), 1e-3, "models: tiny: unknown field 'lr'. Known: .*learning_rate"),
         ((*TINY, "seed"), 1, "models: tiny: unknown field 'seed'"),
         ((*TINY, "label_columns"), ["y"], "models: tiny: unknown field 'label_columns'"),
-        (
-            (*TINY, "learning_rate"),
-            "high",
-            "learning_rate: is 'high', which is no float | None",
-        ),
-        ((*TINY, "batch_size"), True, "batch_size: is True, which is no int"),
-        ((*TINY, "geometry"), "4d", "geometry: is '4d'"),
+        ((*TINY, "learning_rate"), "high", "models: tiny: learning_rate.*'high'"),
+        ((*TINY, "batch_size"), True, "models: tiny: batch_size.*int.*True"),
+        ((*TINY, "geometry"), "4d", "models: tiny: geometry.*'4d'"),
         ((*NUMBERS, "file"), "x.csv", "datasets: numbers: unknown field 'file'. Known: .*dataset"),
         ((*NUMBERS, "dataset"), "none.csv", "there is no file 'none.csv' in the data folder"),
         ((*NUMBERS, "dataset"), "me/solubility", "set dataset_revision to a commit"),
         ((*NUMBERS, "label_columns"), ["z"], "table.csv has no column 'z'. Its columns are"),
-        ((*NUMBERS, "label_columns"), "y", "label_columns: is 'y', which is no list"),
+        ((*NUMBERS, "label_columns"), "y", "numbers: label_columns.*list"),
         ((*NUMBERS, "label_columns"), [], "label_columns is empty"),
         ((*NUMBERS, "smiles_column"), "S", "has no column 'S'"),
         ((*NUMBERS, "splits"), ["part_7"], "has no column 'part_7'"),
         ((*NUMBERS, "splits"), "magic", "splits is 'magic'. Give a list of columns, or one of"),
         ((*NUMBERS, "splits"), [], "splits is empty"),
+        ((*NUMBERS, "splits"), "kfold", "kfold needs num_folds"),
         ((*NUMBERS, "seeds"), [0, 0], "numbers.*: 0 is there twice"),
-        ((*NUMBERS, "seeds"), [0.5], "seeds: is .0.5., which is no list.int"),
+        ((*NUMBERS, "seeds"), [0.5], "numbers: seeds.*int.*0.5"),
         ((*NUMBERS, "problem_type"), "single_label_classification", "cannot be benchmarked"),
         (("baselines",), ["magic"], "baselines: 'magic' is unknown. Known: random_forest"),
         (("predictions",), {"tool": "none.csv"}, "'tool': there is no file 'none.csv'"),
@@ -109,7 +99,7 @@ def test_mistake_is_one_line_that_names_the_field(
     for name in place[:-1]:
         section = section[name]
     section[place[-1]] = value
-    with pytest.raises(ValueError, match=message.replace(" | ", r" \| ")) as error:
+    with pytest.raises(ValueError, match=message) as error:
         load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
     assert "\n" not in str(error.value)
 
