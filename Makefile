@@ -88,7 +88,7 @@ bench-learning-curve: $(INSTALLED) ## Test error against train labels, beside ba
 	  runs/learning_curve 2
 
 bench-machine: $(INSTALLED) ## Molecules per second, memory and TFLOP/s of MODEL on this machine
-	$(BIN)/python tests/benchmarks/benchmarking.py --model $(MODEL) $(BENCH_FLAGS)
+	$(BIN)/python tests/benchmarks/machine.py --model $(MODEL) $(BENCH_FLAGS)
 
 # A git revision, or the folder of a checkout, to stand beside the working tree
 BASE ?= c7be95f

@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from benchmark_workload import BenchmarkArguments
-from benchmarking import run_benchmark
+from machine import BenchmarkArguments, run_benchmark
 from tiny import TINY_SMILES
 from tiny_evaluation import build_tiny_evaluation, build_tiny_protocol
 from tiny_finetuning import TABLE_SMILES, build_tiny_arguments, write_table
