@@ -5,6 +5,7 @@ import difflib
 import importlib
 import logging
 import os
+import re
 import sys
 from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
@@ -58,16 +59,16 @@ def finetune(arguments: Any) -> None:
 
 def predict(arguments: Any) -> None:
     """Predict the molecules of a file, or a few SMILES, with a finetuned model."""
-    from rmat_hf.inference.screening import run_prediction
+    from rmat_hf.inference.screening import describe_screening, run_prediction
 
-    _screen(run_prediction, arguments, noun="predictions")
+    print(describe_screening(run_prediction(arguments, show_progress=True), noun="predictions"))
 
 
 def embed(arguments: Any) -> None:
     """Compute one vector per molecule of a file, or of a few SMILES."""
-    from rmat_hf.inference.screening import run_embedding
+    from rmat_hf.inference.screening import describe_screening, run_embedding
 
-    _screen(run_embedding, arguments, noun="embeddings")
+    print(describe_screening(run_embedding(arguments, show_progress=True), noun="embeddings"))
 
 
 def convert(arguments: Any) -> None:
@@ -118,9 +119,14 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a [`UserError`], with the flag that was probably meant."""
-        unknown = next((word for word in message.split() if word.startswith("--")), "")
-        similar = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
-        hint = f" Did you mean {similar[0]}?" if similar and "unrecognized" in message else ""
+        hint, unknown = (
+            "",
+            re.search(r"unrecognized arguments: (\S+)|There is no verb '(.*)'", message),
+        )
+        if unknown is not None:
+            known = [*self._option_string_actions, *VERBS]
+            similar = difflib.get_close_matches(unknown[1] or unknown[2], known, n=1)
+            hint = f" Did you mean {similar[0]}?" if similar else ""
         raise UserError(f"{message}.{hint} See {self.prog} --help.")
 
 
@@ -201,16 +207,17 @@ def _run(words: list[str]) -> int:
         print(__version__ if verb == "--version" else HELP)
         return 0 if verb else 2
     if verb not in VERBS:
-        similar = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f" Did you mean {similar[0]}?" if similar else ""
-        raise UserError(f"There is no verb {verb!r}.{hint} Known: {', '.join(VERBS)}.")
+        FlagParser(prog="rmat").error(f"There is no verb {verb!r}. Known: {', '.join(VERBS)}")
     handler = logging.StreamHandler()
     handler.setFormatter(MessageFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     arguments = parse_flags(verb, words[1:])
+    from transformers.utils.logging import disable_progress_bar
+
     try:
         with stopped_by_signals():
-            _hide_progress_of_weights()
+            # bars of weights would break up those of training and prediction
+            disable_progress_bar()
             VERBS[verb][2](arguments)
     except KeyboardInterrupt as interruption:
         way_out = _find_way_out(verb, arguments)
@@ -226,19 +233,6 @@ def _find_way_out(verb: str, arguments: Any) -> str:
     if getattr(arguments, "is_folder", False) or verb in ("featurize", "benchmark"):
         return " Repeat the command to continue."
     return ""
-
-
-def _screen(run: Any, arguments: Any, *, noun: str) -> None:
-    from rmat_hf.inference.screening import describe_screening
-
-    print(describe_screening(run(arguments, show_progress=True), noun=noun))
-
-
-def _hide_progress_of_weights() -> None:
-    # bars for reading and writing weights would break up those of training and prediction
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
 
 
 def _is_main_process() -> bool:
