@@ -86,15 +86,15 @@ def predict(
     Raises:
         ValueError: If a loaded model comes without its processor, or with a revision.
     """
-    model, processor = _open(
+    predictor, used_processor = _open(
         load_predictor, model, processor=processor, revision=revision, device=device
     )
-    config = model.config
+    config = predictor.config
     num_outputs = len(config.output_names)
     values, errors = _run_batches(
-        model,
+        predictor,
         molecules,
-        processor=processor,
+        processor=used_processor,
         read_output=lambda output: _read_predictions(output, config.problem_type),
         num_columns=num_outputs * (2 if is_ensemble(config) else 1),
         batch_size=batch_size,
@@ -129,14 +129,14 @@ def embed(
     Raises:
         ValueError: As in [`predict`].
     """
-    model, processor = _open(
+    embedder, used_processor = _open(
         load_embedder, model, processor=processor, revision=revision, device=device
     )
-    encoder: Any = model.base_model
+    encoder = embedder.base_model
     values, errors = _run_batches(
         encoder,
         molecules,
-        processor=processor,
+        processor=used_processor,
         read_output=lambda output: output.pooler_output,
         num_columns=encoder.pooler.output_size,
         batch_size=batch_size,
