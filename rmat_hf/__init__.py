@@ -44,7 +44,8 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
