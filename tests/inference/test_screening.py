@@ -177,8 +177,8 @@ def test_an_error_halfway_leaves_no_output_and_keeps_the_old_one(
     ("change", "message"),
     [
         ({"smiles_column": "SMILES"}, "has no column 'SMILES'. Its columns are: id, smiles"),
-        ({"output": "missing/out.csv"}, "missing does not exist"),
-        ({"output": "out.xlsx"}, "cannot write this kind of file"),
+        ({"output": "missing/out.csv"}, "folder that does not exist"),
+        ({"output": "out.xlsx"}, "Use .csv or .parquet"),
         ({"input": "nowhere.csv"}, "nowhere.csv"),
     ],
 )
