@@ -10,13 +10,15 @@ from mlinter import DEFAULT_ENABLED_TRF_RULES, analyze_file
 LEFT_OUT = {"TRF028", "TRF057"}
 # The rules of a file go by its name; our other files hold parts of the model or of the processor.
 KNOWN_KINDS = ("configuration_", "modeling_", "processing_")
+CHEMISTRY = ("features_", "geometry_")
 
 
 def main() -> None:
     """Print every finding; exit with 1 if there is one."""
     num_findings = 0
     for path in sorted(Path("rmat_hf/model").glob("*_rmat.py")):
-        name = path.name if path.name.startswith(KNOWN_KINDS) else f"modeling_{path.name}"
+        kind = "processing" if path.name.startswith(CHEMISTRY) else "modeling"
+        name = path.name if path.name.startswith(KNOWN_KINDS) else f"{kind}_{path.name}"
         findings = analyze_file(
             path.with_name(name),
             path.read_text(),

@@ -268,7 +268,7 @@ def find_difference(first: dict[str, Any], second: dict[str, Any]) -> str:
 
     What is nested is looked into first: the options of a processor tell more than a hash.
     """
-    pairs: dict[str, Any] = {
+    pairs: dict[str, tuple[Any, Any]] = {
         name: (first.get(name), second.get(name)) for name in sorted({*first, *second})
     }
     nested = {name for name, pair in pairs.items() if all(isinstance(it, dict) for it in pair)}
