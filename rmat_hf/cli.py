@@ -119,13 +119,10 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a [`UserError`], with the flag that was probably meant."""
-        hint, unknown = (
-            "",
-            re.search(r"unrecognized arguments: (\S+)|There is no verb '(.*)'", message),
-        )
+        hint, unknown = "", re.search(r"(?:arguments:|no verb) '?([\w-]+)", message)
         if unknown is not None:
             known = [*self._option_string_actions, *VERBS]
-            similar = difflib.get_close_matches(unknown[1] or unknown[2], known, n=1)
+            similar = difflib.get_close_matches(unknown[1], known, n=1)
             hint = f" Did you mean {similar[0]}?" if similar else ""
         raise UserError(f"{message}.{hint} See {self.prog} --help.")
 

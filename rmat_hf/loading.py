@@ -159,8 +159,7 @@ def load_processor(
     """Load the processor saved with a model.
 
     Args:
-        model (`str` or `Path`): Folder or Hub id.
-        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
+        model, revision: As in [`read_checkpoint`].
         options: Options of [`RMatProcessor`] that replace the saved ones.
 
     Raises:

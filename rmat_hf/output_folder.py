@@ -58,11 +58,7 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
     After an error the temporary folder is gone, and what was at `folder` before is untouched.
 
     Args:
-        folder (`str` or `Path`): The folder to create.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace a folder that has files.
-
-    Raises:
-        UserError: If `folder` has files and `overwrite` is false, or cannot be created.
+        folder, overwrite: As in [`validate_output_folder`], which refuses what cannot be.
     """
     folder = Path(folder).resolve()  # a link stays, what it points to is replaced
     validate_output_folder(folder, overwrite=overwrite)
@@ -250,7 +246,7 @@ def rotated_by_step(trainer: "Trainer", *, trial: Any = None) -> Iterator[None]:
 
     Args:
         trainer (`Trainer`): `save_total_limit` of its arguments says how many stay.
-        trial (*optional*): Trial of a search, as `Trainer` passes it.
+        trial (*optional*): Trial of a search.
     """
     from transformers.trainer_utils import rotate_checkpoints
 
