@@ -71,7 +71,8 @@ def explained_reading(
         raise
     except (*list_reading_errors(), *also) as error:
         reason = f"cannot be read: {get_first_line(error)}"
-        if isinstance(error, FileNotFoundError):
+        # not what inherits from it: the Hub's errors say which repository or revision is missing
+        if type(error) is FileNotFoundError:
             reason = "is not there: no such file. Check the path"
         elif isinstance(error, UnicodeDecodeError):
             reason = f"is not UTF-8 text ({error.reason}). Save it as UTF-8"
