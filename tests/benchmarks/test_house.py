@@ -13,7 +13,7 @@ def test_one_smiles_walks_through_few_modules_and_is_parsed_once(tmp_path: Path)
     found = walk.describe()
     assert "model/modeling_rmat.py" in found["which"]
     assert found["modules"] == len(found["which"]) <= 14
-    assert (found["config.json opened"], found["parses"]) == (0, 1)
+    assert (found["config.json read"], found["parses"]) == (0, 1)
 
 
 def test_a_house_is_counted(tmp_path: Path) -> None:
