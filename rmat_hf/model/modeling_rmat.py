@@ -33,24 +33,24 @@ class RMatForPreTrainingOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Sum of the losses of the heads whose labels were given.
-        losses (`dict[str, torch.FloatTensor]`, *optional*): The loss of each of them, by its name.
-        logits (`dict[str, torch.FloatTensor]`, *optional*):
-            Outputs of every head: `(batch_size, num_nodes, size)` or `(batch_size, size)`.
         context_loss, descriptor_loss, context_logits, descriptor_logits:
             Those of the heads `"context"` and `"descriptor"`, if the model has them.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the layers and outputs.
         attentions (`tuple(torch.FloatTensor)`, *optional*): Attention probabilities.
+        losses (`dict[str, torch.FloatTensor]`, *optional*): The loss of each head, by its name.
+        logits (`dict[str, torch.FloatTensor]`, *optional*):
+            Outputs of every head: `(batch_size, num_nodes, size)` or `(batch_size, size)`.
     """
 
     loss: torch.Tensor | None = None
-    losses: dict[str, torch.Tensor] | None = None
-    logits: dict[str, torch.Tensor] | None = None
     context_loss: torch.Tensor | None = None
     descriptor_loss: torch.Tensor | None = None
     context_logits: torch.Tensor | None = None
     descriptor_logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    logits: dict[str, torch.Tensor] | None = None
 
 
 class RMatEmbeddings(nn.Module):
