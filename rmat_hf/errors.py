@@ -229,11 +229,21 @@ def stopped_by_signals() -> Iterator[None]:
         received.append(number)
         raise Interruption(number)
 
+    def interrupt_again(unraisable: Any) -> None:
+        # Python drops what is raised in a finalizer or while it forks a process
+        if not isinstance(unraisable.exc_value, Interruption):
+            sys.__unraisablehook__(unraisable)
+            return
+        signal.signal(signal.SIGALRM, lambda _, frame: interrupt(received[0], frame))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+
     for number in caught:
         signal.signal(number, interrupt)
+    hook, sys.unraisablehook = sys.unraisablehook, interrupt_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number in caught:
             signal.signal(number, usual[number])
         error = sys.exc_info()[1]

@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
 
 from rmat_hf import embed, predict
-from rmat_hf.model.modeling_rmat import RMatModel
 
 READERS: dict[str, Callable[[str], Any]] = {
     "predict": lambda repo_id: predict(repo_id, ["CCO"], device="cpu"),
     "embed": lambda repo_id: embed(repo_id, ["CCO"], device="cpu"),
-    "AutoModel": AutoModel.from_pretrained,
-    "AutoModelForSequenceClassification": AutoModelForSequenceClassification.from_pretrained,
-    "RMatModel": RMatModel.from_pretrained,
 }
 
 
