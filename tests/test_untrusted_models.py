@@ -311,8 +311,8 @@ def test_nothing_of_a_strangers_repository_is_unpickled_or_run(
     good, pickled, indexed, coded = (found["errors"][repo_id] for repo_id in repo_ids)
     assert good == {}
     for errors in (pickled, indexed):
-        assert len(errors) == 5
+        assert len(errors) == 2
         assert all("pytorch_model.bin" in error for error in errors.values())
         assert all("run code" in error for error in errors.values())
-    assert len(coded) == 5
+    assert len(coded) == 2
     assert all("'evil' model, not R-MAT" in coded[name] for name in ("predict", "embed"))
