@@ -1,13 +1,10 @@
-"""Read text files line by line, and the records of an SDF file without losing unreadable ones."""
+"""Read the records of an SDF file without losing those that RDKit cannot read."""
 
-import gzip
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
 
 from rdkit import Chem, rdBase
 
@@ -20,42 +17,6 @@ MAX_RECORD_LINES = 2**20
 # Characters of a record, or of a line: a small file can decompress to one endless line.
 MAX_LENGTH = 2**26
 PROPERTY_HEADER = re.compile(r"^>.*?<(.*)>")
-# How other files start, and what to do with them.
-_SIGNATURES = {
-    b"PK\x03\x04": "it is a ZIP archive or an Excel workbook. Save the table as CSV",
-    b"\xd0\xcf\x11\xe0": "it is an old Excel workbook. Save the table as CSV",
-    b"\x1f\x8b": "it is compressed with gzip. Name it .csv.gz or decompress it",
-    b"PAR1": "it is a Parquet file. Name it .parquet",
-    b"\xff\xfe": "it is UTF-16 and not UTF-8 text. Save it as UTF-8",
-    b"\xfe\xff": "it is UTF-16 and not UTF-8 text. Save it as UTF-8",
-}
-
-
-def open_text(path: str | Path) -> TextIO:
-    """Open a file of UTF-8 text, compressed if its name ends in .gz.
-
-    Raises:
-        ValueError: It starts like a file of another kind.
-    """
-    path = Path(path)
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    with path.open("rb") as stream:
-        start = stream.read(4)
-    for signature, explanation in _SIGNATURES.items():
-        if start.startswith(signature):
-            raise ValueError(explanation)
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def iterate_lines(stream: TextIO) -> Iterator[str]:
-    """Yield the lines with their ends; a `ValueError` names one that is endless."""
-    number = 0
-    while line := stream.readline(MAX_LENGTH):
-        number += 1
-        if len(line) == MAX_LENGTH:
-            raise ValueError(f"line {number} has more than {MAX_LENGTH} characters")
-        yield line
 
 
 @dataclass(frozen=True)
@@ -67,29 +28,28 @@ class SdfRecord:
     properties: dict[str, str]
 
 
-def iterate_sdf_records(path: str | Path) -> Iterator[SdfRecord]:
-    """Yield the records of a UTF-8 file in order; a `ValueError` names a record that is ambiguous.
+def iterate_sdf_records(lines: Iterable[str]) -> Iterator[SdfRecord]:
+    """Yield the records of a file's lines; a `ValueError` names a record that is ambiguous.
 
     The text of a property is exact, without the line break at its end.
     """
-    lines: list[str] = []
+    waiting: list[str] = []
     num_records = length = 0
-    with open_text(path) as stream:
-        for line in iterate_lines(stream):
-            if line.startswith("$$$$"):
-                yield _parse_record(lines, num_records)
-                num_records += 1
-                lines, length = [], 0
-                continue
-            length += len(line)
-            if len(lines) == MAX_RECORD_LINES or length > MAX_LENGTH:
-                raise ValueError(
-                    f"record {num_records} (counted from 0) has more than {MAX_RECORD_LINES} lines "
-                    f"or {MAX_LENGTH} characters. End it with a line $$$$, or drop it"
-                )
-            lines.append(line.rstrip("\r\n"))
-    if any(line.strip() for line in lines):
-        yield _parse_record(lines, num_records)
+    for line in lines:
+        if line.startswith("$$$$"):
+            yield _parse_record(waiting, num_records)
+            num_records += 1
+            waiting, length = [], 0
+            continue
+        length += len(line)
+        if len(waiting) == MAX_RECORD_LINES or length > MAX_LENGTH:
+            raise ValueError(
+                f"record {num_records} (counted from 0) has more than {MAX_RECORD_LINES} lines "
+                f"or {MAX_LENGTH} characters. End it with a line $$$$, or drop it"
+            )
+        waiting.append(line.rstrip("\r\n"))
+    if any(line.strip() for line in waiting):
+        yield _parse_record(waiting, num_records)
 
 
 def _parse_record(lines: list[str], idx: int) -> SdfRecord:

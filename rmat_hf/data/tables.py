@@ -5,6 +5,7 @@ cell, without a word.
 """
 
 import csv
+import gzip
 import re
 import stat
 from collections import Counter
@@ -19,10 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rmat_hf.data.sdf import (
+    MAX_LENGTH,
     compute_record_smiles,
-    iterate_lines,
     iterate_sdf_records,
-    open_text,
     parse_mol_block,
 )
 from rmat_hf.errors import MAX_VALUE, UserError, describe_value, explained_reading
@@ -43,6 +43,15 @@ _BATCH_ROWS = 1024
 _SDF_BATCH_ROWS = 64
 # Bytes of a column of Parquet that wait to be decoded; without a limit all of a row group.
 _BUFFER_SIZE = 2**20
+# How files of other kinds start, and what to do with them.
+_SIGNATURES = {
+    b"PK\x03\x04": "it is a ZIP archive or an Excel workbook. Save the table as CSV",
+    b"\xd0\xcf\x11\xe0": "it is an old Excel workbook. Save the table as CSV",
+    b"\x1f\x8b": "it is compressed with gzip. Name it .csv.gz or decompress it",
+    b"PAR1": "it is a Parquet file. Name it .parquet",
+    b"\xff\xfe": "it is UTF-16 and not UTF-8 text. Save it as UTF-8",
+    b"\xfe\xff": "it is UTF-16 and not UTF-8 text. Save it as UTF-8",
+}
 
 
 @dataclass(frozen=True)
@@ -276,39 +285,59 @@ def _read_file(path: str, schema: pa.Schema, *, read: _ReadFile) -> Iterator[Tab
         yield from read(path, schema)
 
 
+def iterate_lines(path: str | Path) -> Iterator[str]:
+    """Yield the lines of a file of UTF-8 text, also one that ends in .gz, with their ends.
+
+    Raises:
+        ValueError: The file starts like one of another kind, or a line is endless.
+    """
+    is_compressed = str(path).lower().endswith(".gz")
+    with open(path, "rb") as stream:
+        start = b"" if is_compressed else stream.read(4)
+    for signature, explanation in _SIGNATURES.items():
+        if start.startswith(signature):
+            raise ValueError(explanation)
+    open_text = gzip.open if is_compressed else open
+    with open_text(path, "rt", encoding="utf-8-sig", newline="") as text:
+        number = 0
+        while line := text.readline(MAX_LENGTH):
+            number += 1
+            if len(line) == MAX_LENGTH:
+                raise ValueError(f"line {number} has more than {MAX_LENGTH} characters")
+            yield line
+
+
 def _iterate_csv_rows(path: str) -> Iterator[list[str]]:
     """Yield the header, then the rows. Blank lines count in the middle of one-column files only."""
-    with open_text(path) as stream:
-        reader = csv.reader(iterate_lines(stream), strict=True)
-        try:
-            header = next(reader, [])
-            yield header
+    reader = csv.reader(iterate_lines(path), strict=True)
+    try:
+        header = next(reader, [])
+        yield header
+        num_blank = 0
+        for cells in reader:
+            if not cells:
+                num_blank += 1
+                continue
+            if len(header) == 1:
+                yield from ([""] for _ in range(num_blank))
             num_blank = 0
-            for cells in reader:
-                if not cells:
-                    num_blank += 1
-                    continue
-                if len(header) == 1:
-                    yield from ([""] for _ in range(num_blank))
-                num_blank = 0
-                if len(cells) != len(header):
-                    raise csv.Error(
-                        f"{len(cells)} cells, but the header has {len(header)}. Quote cells that "
-                        f"contain commas.{_describe_separator(header)}"
-                    )
-                yield cells
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, line {reader.line_num}: {error} Correct or drop the row."
-            ) from error
+            if len(cells) != len(header):
+                raise csv.Error(
+                    f"{len(cells)} cells, but the header has {len(header)}. Quote cells that "
+                    f"contain commas.{_describe_separator(header)}"
+                )
+            yield cells
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error} Correct or drop the row."
+        ) from error
 
 
 def _iterate_smi_rows(path: str) -> Iterator[list[str | None]]:
     yield [SMILES_COLUMN, SMI_NAME_COLUMN]
-    with open_text(path) as stream:
-        for line in iterate_lines(stream):
-            if parts := line.split(maxsplit=1):
-                yield [parts[0], parts[1].rstrip() if len(parts) > 1 else None]
+    for line in iterate_lines(path):
+        if parts := line.split(maxsplit=1):
+            yield [parts[0], parts[1].rstrip() if len(parts) > 1 else None]
 
 
 def _open_csv(path: str) -> _Opened:
@@ -346,7 +375,7 @@ def _read_rows(
 def _open_sdf(path: str) -> _Opened:
     names: dict[str, None] = {}
     num_rows = num_blocks = num_titles = 0
-    for record in iterate_sdf_records(path):
+    for record in iterate_sdf_records(iterate_lines(path)):
         names.update(dict.fromkeys(record.properties))
         num_rows += 1
         num_blocks += bool(record.mol_block)
@@ -365,7 +394,7 @@ def _open_sdf(path: str) -> _Opened:
 
 
 def _read_sdf(path: str, schema: pa.Schema, *, properties: frozenset[str]) -> Iterator[TableChunk]:
-    records = iterate_sdf_records(path)
+    records = iterate_sdf_records(iterate_lines(path))
     while batch := list(islice(records, _SDF_BATCH_ROWS)):
         mols = [parse_mol_block(record.mol_block) for record in batch]
         columns = {name: [record.properties.get(name) for record in batch] for name in schema.names}

@@ -1,5 +1,5 @@
 import tracemalloc
-from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
@@ -8,23 +8,22 @@ from rdkit.Chem import rdDepictor
 
 from rmat_hf.data import sdf
 from rmat_hf.data.sdf import SdfRecord, compute_record_smiles, iterate_sdf_records, parse_mol_block
+from rmat_hf.data.tables import iterate_lines
 from rmat_hf.model.features_rmat import MoleculeError
 
 BLOCK = Chem.MolToMolBlock(Chem.MolFromSmiles("CCO"))
 
 
-def read(tmp_path: Path, content: str) -> list[SdfRecord]:
-    path = tmp_path / "mols.sdf"
-    path.write_bytes(content.encode())
-    return list(iterate_sdf_records(path))
+def read(content: str) -> list[SdfRecord]:
+    return list(iterate_sdf_records(content.splitlines(keepends=True)))
 
 
-def test_records_keep_order_titles_and_exact_property_text(tmp_path: Path) -> None:
+def test_records_keep_order_titles_and_exact_property_text() -> None:
     content = (
         f"first{BLOCK}>  <id>  (1)\n007\n\n>  25 <melting point>\n 1.5 \n\n$$$$\n"
         f"second{BLOCK}$$$$\n"
     )
-    records = read(tmp_path, content)
+    records = read(content)
     assert [record.title for record in records] == ["first", "second"]
     assert [record.properties for record in records] == [
         {"id": "007", "melting point": " 1.5 "},
@@ -34,53 +33,47 @@ def test_records_keep_order_titles_and_exact_property_text(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("limit", "value"), [("RECORD_LINES", 20), ("LENGTH", 600)])
 def test_record_that_is_too_long_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     record = f"{BLOCK}>  <y>\n1\n\n$$$$\n"
     assert len(record.splitlines()) < 20
     assert len(record) < 600
     monkeypatch.setattr(sdf, f"MAX_{limit}", value)
-    assert len(read(tmp_path, record * 9)) == 9
+    assert len(read(record * 9)) == 9
     too_long = record.replace("1\n\n", "1\n" * 10 + "x" * 500 + "\n\n")
     with pytest.raises(ValueError, match=rf"^record 7 \(counted from 0\) has more than .*{value}"):
-        read(tmp_path, record * 7 + too_long + record)
+        read(record * 7 + too_long + record)
 
 
 @pytest.mark.parametrize("line", ["", "a b", "x" * 1000])
-def test_record_that_never_ends_does_not_fill_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
-) -> None:
-    def repeat(stream: object) -> Iterator[str]:
-        while True:
-            yield line + "\n"  # a new text each time, as from a file
-
-    monkeypatch.setattr(sdf, "iterate_lines", repeat)
+def test_record_that_never_ends_does_not_fill_the_memory(line: str) -> None:
+    endless = chain(BLOCK.splitlines(), (line + "\n" for _ in count()))  # new texts, as of a file
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=r"End it with a line \$\$\$\$, or drop it$"):
-            read(tmp_path, BLOCK)
+            list(iterate_sdf_records(endless))
         assert tracemalloc.get_traced_memory()[1] < 2**28
     finally:
         tracemalloc.stop()
 
 
-def test_windows_line_ends_make_no_difference(tmp_path: Path) -> None:
+def test_windows_line_ends_make_no_difference() -> None:
     content = f"{BLOCK}>  <y>\n1\n\n$$$$\n"
-    assert read(tmp_path, content.replace("\n", "\r\n")) == read(tmp_path, content)
+    assert read(content.replace("\n", "\r\n")) == read(content)
 
 
-def test_property_value_may_start_like_a_header(tmp_path: Path) -> None:
-    records = read(tmp_path, f"{BLOCK}>  <activity>\n>10\n\n>  <unit>\nnM\n\n$$$$\n")
+def test_property_value_may_start_like_a_header() -> None:
+    records = read(f"{BLOCK}>  <activity>\n>10\n\n>  <unit>\nnM\n\n$$$$\n")
     assert records[0].properties == {"activity": ">10", "unit": "nM"}
 
 
-def test_header_without_a_name_is_left_out(tmp_path: Path) -> None:
-    records = read(tmp_path, f"{BLOCK}>  DT12\n5\n\n>  <y>\n1\n\n$$$$\n")
+def test_header_without_a_name_is_left_out() -> None:
+    records = read(f"{BLOCK}>  DT12\n5\n\n>  <y>\n1\n\n$$$$\n")
     assert records[0].properties == {"y": "1"}
 
 
-def test_record_without_a_mol_block_keeps_its_properties(tmp_path: Path) -> None:
-    record = read(tmp_path, ">  <y>\n1\n\n$$$$\n")[0]
+def test_record_without_a_mol_block_keeps_its_properties() -> None:
+    record = read(">  <y>\n1\n\n$$$$\n")[0]
     assert (record.mol_block, record.properties) == ("", {"y": "1"})
 
 
@@ -95,7 +88,7 @@ def test_same_records_as_rdkit(tmp_path: Path) -> None:
             mol.SetProp("label", f"{i}.50")
             writer.write(mol)
     supplied = list(Chem.SDMolSupplier(str(path), removeHs=False))
-    records = list(iterate_sdf_records(path))
+    records = list(iterate_sdf_records(iterate_lines(path)))
     mols = [parse_mol_block(record.mol_block) for record in records]
     assert [Chem.MolToSmiles(mol) for mol in mols] == [Chem.MolToSmiles(mol) for mol in supplied]
     assert [record.properties for record in records] == [

@@ -1,4 +1,3 @@
-import io
 import os
 import socket
 from collections.abc import Iterator
@@ -7,24 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from rmat_hf.data import sdf
-from rmat_hf.data.sdf import iterate_lines, open_text
+from rmat_hf.data import tables
 from rmat_hf.data.sources import open_table
+from rmat_hf.data.tables import iterate_lines
 from rmat_hf.errors import UserError
 
 
 def test_lines_come_with_their_own_ends(tmp_path: Path) -> None:
     path = tmp_path / "lines.csv"
     path.write_bytes(b"\xef\xbb\xbfa\nb\r\nc\rd\n\ne")
-    with open_text(path) as stream:
-        assert list(iterate_lines(stream)) == ["a\n", "b\r\n", "c\r", "d\n", "\n", "e"]
+    assert list(iterate_lines(path)) == ["a\n", "b\r\n", "c\r", "d\n", "\n", "e"]
 
 
-def test_an_endless_line_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdf, "MAX_LENGTH", 1000)
-    assert len(list(iterate_lines(io.StringIO("C" * 998 + "\n" + "N" * 998)))) == 2
+def test_an_endless_line_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MAX_LENGTH", 1000)
+    path = tmp_path / "lines.csv"
+    path.write_text("C" * 998 + "\n" + "N" * 998)
+    assert len(list(iterate_lines(path))) == 2
+    path.write_text("\n" + "C" * 10_000)
     with pytest.raises(ValueError, match="line 2 has more than 1000 characters"):
-        list(iterate_lines(io.StringIO("\n" + "C" * 10_000)))
+        list(iterate_lines(path))
 
 
 @pytest.mark.parametrize(
