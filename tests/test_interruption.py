@@ -285,7 +285,6 @@ def test_training_that_is_stopped_resumes_from_its_last_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.skip(reason="known defect: the runs of a benchmark do not end at its interruption")
 @pytest.mark.parametrize(
     ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)]
 )

@@ -28,6 +28,7 @@ Outcome = TypeVar("Outcome")
 # Chunks of a worker that are on their way: enough to go on while another item takes long.
 CHUNKS_PER_WORKER = 16
 _POLL_INTERVAL_S = 0.2
+_BEGUN = "begun"
 # A process that was itself spawned would spawn its workers, which takes seconds for each.
 _FORK: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 _SPAWN: Any = multiprocessing.get_context("spawn")
@@ -70,6 +71,7 @@ def run_in_processes(
     """
     waiting = deque(items)
     running: dict[Any, tuple[BaseProcess, Item]] = {}
+    begun = set()
     try:
         while waiting or running:
             while waiting and len(running) < num_proc:
@@ -80,9 +82,24 @@ def run_in_processes(
                 theirs.close()
                 running[ours] = (process, waiting.popleft())
             for connection in wait(list(running)):
-                process, item = running.pop(connection)
-                answer = _receive(connection, process)
-                yield item, *answer
+                process, item = running[connection]
+                try:
+                    message = connection.recv()
+                except EOFError:
+                    process.join()
+                    message = (None, _describe_exit(process.exitcode))
+                if message == _BEGUN:
+                    begun.add(connection)
+                    continue
+                if connection not in begun:
+                    raise WorkerError(
+                        "A worker process ended before it began. There is too little memory for so "
+                        "many: use fewer."
+                    )
+                process.join()
+                connection.close()
+                del running[connection]
+                yield item, *message
     finally:
         for process, _ in running.values():
             process.terminate()
@@ -230,26 +247,6 @@ def _explained_start() -> Iterator[None]:
         ) from error
 
 
-def _receive(connection: Any, process: BaseProcess) -> tuple[Any, str | None]:
-    """Return the answer of a process, or what its end says."""
-    has_begun = False
-    try:
-        has_begun = connection.recv()
-        answer: tuple[Any, str | None] = connection.recv()
-        return answer
-    except EOFError as error:
-        process.join()
-        if not has_begun:
-            raise WorkerError(
-                "A worker process ended before it began. There is too little memory for so many: "
-                "use fewer."
-            ) from error
-        return None, _describe_exit(process.exitcode)
-    finally:
-        process.join()
-        connection.close()
-
-
 def _describe_exit(exit_code: int | None) -> str:
     if exit_code == -signal.SIGALRM:
         return "took more than its time limit"
@@ -279,7 +276,7 @@ def _answer(  # noqa: PLR0917 - processes call it by position
     work: Callable[[Any], Any], item: Any, connection: Connection
 ) -> None:
     follow_parent()
-    connection.send(True)
+    connection.send(_BEGUN)
     answer: tuple[Any, str | None]
     try:
         with one_thread():
