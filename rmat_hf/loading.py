@@ -44,7 +44,7 @@ MAX_UNTRAINED_VALUES = 10_000_000
 # of a file beside the index that names it
 _SHARD = re.compile(r"[\w.-]+\.safetensors")
 _BUNDLED = Path(__file__).parent / "checkpoints"
-_RESTORE = f"Restore the {CONFIG_NAME} that was saved with the weights"
+_RESTORE = f"Restore the saved {CONFIG_NAME}, or use the release of rmat_hf that saved it"
 _ENCODER = f".{RMatPreTrainedModel.base_model_prefix}."
 # Where a model came from and how it was saved: nothing that it computes depends on it.
 _IRRELEVANT_FIELDS = ("_name_or_path", "architectures", "auto_map", "transformers_version")
@@ -71,10 +71,6 @@ class Checkpoint:
     revision: str | None
     config: RMatConfig
     shapes: Mapping[str, tuple[int, ...]]
-
-    def load_processor(self, **options: Any) -> RMatProcessor:
-        """Load the processor saved with the model, as [`load_processor`]."""
-        return load_processor(self.name, revision=self.revision, **options)
 
     def load_model(self, model_class: type[ModelT], *, config: RMatConfig | None = None) -> ModelT:
         """Load a model; head and pooling that do not fit the configuration start untrained.
@@ -117,8 +113,7 @@ class Checkpoint:
                 weights = model_class(config or self.config).state_dict()
             expected = _name_in_full({name: tuple(it.shape) for name, it in weights.items()})
             found = _name_in_full(self.shapes)
-            for problem in _iterate_misfits(expected, found):
-                raise ValueError(f"weights and {CONFIG_NAME} do not fit: {problem}. {_RESTORE}.")
+            _validate_fit(expected, found)
         return sorted(name for name in expected if found.get(name) != expected[name])
 
 
@@ -143,12 +138,15 @@ def read_checkpoint(
         path = cached_file(name, CONFIG_NAME, revision=revision) or Path(name, CONFIG_NAME)
     with _explained(model):
         fields = load_json(path)
-        for problem in _iterate_kind_problems(fields, allows_ensemble=allows_ensemble):
-            raise ValueError(problem)
+        config_class = _CONFIG_CLASSES.get(str(fields.get("model_type")))
+        if config_class is None:
+            raise ValueError(f"it is a {fields.get('model_type')!r} model, not R-MAT.")
+        if config_class is RMatEnsembleConfig and not allows_ensemble:
+            raise ValueError("it is an ensemble, which only predicts. Give the model it began as.")
         headers = _read_headers(_list_weight_files(name, revision=revision))
-        for problem in _iterate_size_problems(fields, headers):
-            raise ValueError(problem)
-        config = _CONFIG_CLASSES[fields["model_type"]].from_dict(fields)
+        for problem in _iterate_config_problems(fields, headers):
+            raise ValueError(f"{CONFIG_NAME} does not fit: {problem}. {_RESTORE}.")
+        config = config_class.from_dict(fields)
     shapes = {name: shape for name, (shape, _) in headers.items()}
     return Checkpoint(name=name, revision=revision, config=config, shapes=shapes)
 
@@ -211,7 +209,7 @@ def load_embedder(
 def _load_trained(
     checkpoint: Checkpoint, model_class: type[ModelT], *, device: str | torch.device | None
 ) -> tuple[ModelT, RMatProcessor]:
-    processor = checkpoint.load_processor()
+    processor = load_processor(checkpoint.name, revision=checkpoint.revision)
     if untrained := checkpoint.find_untrained(model_class):
         raise UserError(
             f"The model {str(checkpoint.name)!r} has no trained {untrained[0]}: the output would "
@@ -229,9 +227,9 @@ def _list_weight_files(model: str | Path, *, revision: str | None) -> list[str]:
         missing = {"_raise_exceptions_for_missing_entries": False}
         return cached_file(model, name, revision=revision, **missing)
 
-    wanted, problem = SAFE_WEIGHTS_NAME, "is not there"
+    wanted = f"{SAFE_WEIGHTS_NAME} is not there"
     if find(ADAPTER_CONFIG_NAME) and not find(ADAPTER_SAFE_WEIGHTS_NAME):
-        wanted = ADAPTER_SAFE_WEIGHTS_NAME
+        wanted = f"{ADAPTER_SAFE_WEIGHTS_NAME} is not there"
     elif single := find(SAFE_WEIGHTS_NAME):
         return [single]
     elif index := find(SAFE_WEIGHTS_INDEX_NAME):
@@ -241,12 +239,9 @@ def _list_weight_files(model: str | Path, *, revision: str | None) -> list[str]:
         # transformers needs the metadata; a path could lead out of the folder
         if shards and "metadata" in content and all(map(_SHARD.fullmatch, shards)):
             return [str(cached_file(model, name, revision=revision)) for name in sorted(shards)]
-        wanted, problem = (
-            SAFE_WEIGHTS_INDEX_NAME,
-            "is damaged or names no .safetensors file beside it",
-        )
+        wanted = f"{SAFE_WEIGHTS_INDEX_NAME} is damaged or names no .safetensors file beside it"
     raise OSError(
-        f"{wanted} {problem}. Copy or download the model again. A pickle ({WEIGHTS_NAME}, "
+        f"{wanted}. Copy or download the model again. A pickle ({WEIGHTS_NAME}, "
         f"{ADAPTER_WEIGHTS_NAME}) can run code and is not loaded; write one that you trust with "
         "safetensors.torch.save_file."
     )
@@ -263,36 +258,22 @@ def _read_headers(paths: list[str]) -> dict[str, tuple[tuple[int, ...], str]]:
     return headers
 
 
-def _iterate_kind_problems(fields: dict[str, Any], *, allows_ensemble: bool) -> Iterator[str]:
-    """Say why a configuration is none that this release can use."""
-    model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _CONFIG_CLASSES:
-        yield f"it is a {model_type!r} model, not R-MAT."
-    if model_type == RMatEnsembleConfig.model_type and not allows_ensemble:
-        yield "it is an ensemble, which predicts only. Give the model that its members come from."
-    own = ATOM_FEATURES.num_node_features
-    num_features = fields.get("num_node_features", own)
-    if num_features != own:
-        yield (
-            f"it takes {num_features} features of an atom, this release of rmat_hf makes {own}. "
-            "Use the release that saved it."
-        )
-
-
-def _iterate_size_problems(
+def _iterate_config_problems(
     fields: dict[str, Any], headers: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> Iterator[str]:
-    """Say what the weights cannot be, before anything is built."""
-    for name, (_, dtype) in headers.items():
-        if dtype not in FLOAT_TYPES:
-            yield f"{name} is stored as {dtype}, which is no floating-point type."
+    """Say what cannot be used with these weights and this release, before anything is built."""
+    num_features, own = fields.get("num_node_features"), ATOM_FEATURES.num_node_features
+    if num_features not in (None, own):
+        yield f"it has {num_features} features of an atom, this release of rmat_hf makes {own}"
+    if others := {dtype for _, dtype in headers.values()}.difference(FLOAT_TYPES):
+        yield f"weights are stored as {min(others)}, which is no floating-point type"
     # each layer, member and label has a row of some weight at least
     num_rows = sum(shape[0] for shape, _ in headers.values() if shape)
     for name in ("num_hidden_layers", "num_members", "num_labels", "id2label"):
         value = fields.get(name)
         count = len(value) if isinstance(value, dict) else value
         if isinstance(count, int) and count > num_rows:
-            yield f"{CONFIG_NAME} has {name} {count}, too many for its weights. {_RESTORE}."
+            yield f"{name} {count} are too many for its weights"
 
 
 def _name_in_full(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -302,30 +283,20 @@ def _name_in_full(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int,
     return {f"{_ENCODER[1:]}{name}": shape for name, shape in shapes.items()}
 
 
-def _is_of_layers(name: str) -> bool:
-    """Tell the weights of the encoder's layers; the others depend on what a model is for."""
-    return _ENCODER in f".{name}" and f"{_ENCODER}pooler." not in f".{name}"
-
-
-def _iterate_misfits(
+def _validate_fit(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> Iterator[str]:
-    different = {name for name in expected.keys() & found if expected[name] != found[name]}
-    misfits = {
-        "missing": expected.keys() - found.keys(),
-        "left over": found.keys() - expected.keys(),
-        "of another shape": different,
+) -> None:
+    """Raise a `ValueError` if more than pooling and head of a model would start untrained."""
+    names = {name for name in {*expected, *found} if expected.get(name) != found.get(name)}
+    of_layers = {
+        it for it in names if _ENCODER in f".{it}" and f"{_ENCODER}pooler." not in f".{it}"
     }
-    for kind, names in misfits.items():
-        if of_layers := sorted(name for name in names if _is_of_layers(name)):
-            yield f"{of_layers[0]} and {len(of_layers) - 1} more are {kind}"
-    untrained = misfits["missing"] | different
-    num_untrained = sum(torch.Size(expected[name]).numel() for name in untrained)
+    sizes = {name: torch.Size(expected.get(name, ())).numel() for name in names & expected.keys()}
     num_found = sum(torch.Size(shape).numel() for shape in found.values())
-    if num_untrained > max(num_found, MAX_UNTRAINED_VALUES):
-        yield (
-            f"{min(untrained)} and {len(untrained) - 1} more would start untrained, "
-            f"{num_untrained} values beside {num_found}"
+    if of_layers or sum(sizes.values()) > max(num_found, MAX_UNTRAINED_VALUES):
+        raise ValueError(
+            f"weights and {CONFIG_NAME} do not fit: {min(of_layers or sizes)} and {len(names) - 1} "
+            f"more are missing, left over or of another shape. {_RESTORE}."
         )
 
 

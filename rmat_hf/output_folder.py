@@ -1,16 +1,16 @@
 """Outputs that appear whole or not at all, have one writer, and can be resumed."""
 
+import glob
 import json
 import logging
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -24,8 +24,7 @@ logger = logging.getLogger(__name__)
 WORK_ARGUMENTS_FILE = "arguments.json"
 CHECKPOINT = "checkpoint-[0-9]*"
 ANY_CHECKPOINT = f"**/{CHECKPOINT}"
-# Trainer writes it last, so a checkpoint that has it is complete.
-TRAINER_STATE_FILE = "trainer_state.json"
+_HEX = "[0-9a-f]" * 32
 
 
 def validate_output_folder(folder: str | Path, *, overwrite: bool = False) -> None:
@@ -36,19 +35,19 @@ def validate_output_folder(folder: str | Path, *, overwrite: bool = False) -> No
         overwrite (`bool`, *optional*, defaults to `False`): Whether files in it may go.
     """
     folder = Path(folder)
-    with explained_writing(folder, way_out="Choose another output folder."):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    obstacle = None
-    if folder.exists() and not folder.is_dir():
-        obstacle = "is a file. Choose another output folder"
-    elif folder.is_dir() and (folder.is_mount() or Path.cwd().is_relative_to(folder.resolve())):
-        obstacle = "is the current folder, one above it or a mounted one. Choose one inside it"
-    elif folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        obstacle = "is not empty. Choose another folder, or pass --overwrite to replace it"
-    elif not os.access(folder.parent, os.W_OK):
-        obstacle = "lies in a folder that is not writable. Choose another output folder"
-    if obstacle is not None:
-        raise UserError(f"{str(folder)!r} {obstacle}.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and (
+        not folder.is_dir() or folder.is_mount() or Path.cwd().is_relative_to(folder.resolve())
+    ):
+        raise UserError(
+            f"{str(folder)!r} is a file, the current folder, one above it or a mounted one. Choose "
+            "another output folder."
+        )
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise UserError(
+            f"{str(folder)!r} is not empty. Choose another folder, or pass --overwrite to replace "
+            "it."
+        )
 
 
 @contextmanager
@@ -131,27 +130,22 @@ def load_json(path: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def lock_output(output: str | Path, *, is_needed: bool = True) -> Iterator[None]:
+def lock_output(output: str | Path) -> Iterator[None]:
     """Keep a second run from writing a folder or file until the block ends.
 
     Whoever gets the lock, as from [`hold_lock`], removes what a killed run left half written.
 
     Args:
         output (`str` or `Path`): The output folder or file, which need not exist.
-        is_needed (`bool`, *optional*, defaults to `True`):
-            False does nothing: of the processes of one run, the first one locks.
 
     Raises:
         UserError: Another run is writing it, or the lock cannot be made.
     """
-    if not is_needed:
-        yield
-        return
     output = Path(output).resolve()
-    with explained_writing(output, way_out="Choose another output folder."):
-        output.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(output):
-        _remove_leftovers(output)
+        for leftover in output.parent.glob(f".{glob.escape(output.name)}.{_HEX}.tmp"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
 
 
@@ -188,15 +182,6 @@ def hold_lock(output: Path, *, waits: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def _remove_leftovers(output: Path) -> None:
-    pattern = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{32}}\.tmp")
-    for path in output.parent.iterdir():
-        if pattern.fullmatch(path.name) and path.is_dir():
-            shutil.rmtree(path)
-        elif pattern.fullmatch(path.name):
-            path.unlink()
-
-
 def name_work_dir(output_dir: str | Path) -> Path:
     """Return the folder beside the output folder that holds the checkpoints of a run."""
     output_dir = Path(output_dir)
@@ -205,7 +190,8 @@ def name_work_dir(output_dir: str | Path) -> Path:
 
 def find_last_complete_checkpoint(folder: Path) -> Path | None:
     """Return the complete checkpoint of `Trainer` with the most steps; `None` if there is none."""
-    return max(_list_complete(folder, pattern=CHECKPOINT), key=load_num_steps, default=None)
+    complete = [path for path in folder.glob(CHECKPOINT) if _is_complete(path)]
+    return max(complete, key=load_num_steps, default=None)
 
 
 def load_num_steps(checkpoint: Path) -> int:
@@ -213,21 +199,22 @@ def load_num_steps(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def _list_complete(folder: Path, *, pattern: str) -> list[Path]:
-    complete = []
-    for path in folder.glob(f"{pattern}/{TRAINER_STATE_FILE}"):
-        with suppress(UserError):  # cut off by the end of the process that wrote it
-            load_json(path)
-            complete.append(path.parent)
-    return complete
+def _is_complete(checkpoint: Path) -> bool:
+    # Trainer writes this file last
+    try:
+        load_json(checkpoint / "trainer_state.json")
+    except UserError:
+        return False
+    return True
 
 
-def train_from_checkpoint(trainer: "Trainer", checkpoint: Path | None) -> None:
-    """Train, from a checkpoint if there is one; `Trainer` reads its pickles as numbers only.
+def train_from_last_checkpoint(trainer: "Trainer") -> None:
+    """Train, from the last checkpoint if there is one; its pickles are read as numbers only.
 
     Raises:
         UserError: A file of the checkpoint holds more than numbers, so no run has written it.
     """
+    checkpoint = find_last_complete_checkpoint(Path(str(trainer.args.output_dir)))
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except UnpicklingError as error:
@@ -264,74 +251,57 @@ def rotated_by_step(trainer: "Trainer", *, trial: Any = None) -> Iterator[None]:
         )
 
 
-class RunArguments(Protocol):
-    """The flags that every training has."""
-
-    output_dir: str
-    overwrite: bool
-    resume: bool
-
-
 class TrainingRun:
-    """The folders of one training; [`open_run`] makes it.
+    """The folders of one training; [`open_run`] makes it."""
 
-    Args:
-        arguments (`RunArguments`): Flags of the run.
-        description (`Mapping[str, Any]`): What decides its result: a resumed run has the same.
-        is_main_process (`bool`): Whether this is the process of the run that writes.
-    """
-
-    def __init__(
-        self, arguments: RunArguments, *, description: Mapping[str, Any], is_main_process: bool
-    ) -> None:
+    def __init__(self, arguments: Any, *, description: Mapping[str, Any], is_main: bool) -> None:
         self.output_dir = Path(arguments.output_dir)
         self.work_dir = name_work_dir(arguments.output_dir)
         self.arguments = arguments
-        self.description = description
-        self.is_main_process = is_main_process
-        # an interrupted run that was to replace the folder still is when it is resumed
-        was_overwriting = arguments.resume and self.load_earlier().get("overwrite", False)
-        self.overwrite = arguments.overwrite or bool(was_overwriting)
-
-    def load_earlier(self) -> dict[str, Any]:
-        """Return the description of the run that began the folder of checkpoints; none if empty."""
+        self.is_main = is_main
         path = self.work_dir / WORK_ARGUMENTS_FILE
-        return load_json(path) if path.is_file() else {}
+        earlier = load_json(path) if path.is_file() else {}
+        # an interrupted run that was to replace the folder still is when it is resumed
+        self.overwrite = bool(
+            arguments.overwrite or (arguments.resume and earlier.get("overwrite"))
+        )
+        self.description = {**description, "overwrite": self.overwrite}
+        if is_main:
+            self._validate(earlier)
 
-    def validate(self) -> None:
+    def _validate(self, earlier: Mapping[str, Any]) -> None:
         """Raise a [`UserError`] if other files, or another run, are in the way."""
         validate_output_folder(self.output_dir, overwrite=self.overwrite)
-        obstacle, earlier = None, self.load_earlier()
-        if not earlier and self.work_dir.exists():
-            if not self.work_dir.is_dir() or any(self.work_dir.iterdir()):
-                obstacle = "is no run of rmat. Move it away"
-        elif not self.arguments.overwrite and _list_complete(self.work_dir, pattern=ANY_CHECKPOINT):
-            changed = sorted(
-                it for it in self.description if self.description[it] != earlier.get(it)
+        place = str(self.work_dir)
+        if not earlier and (self.work_dir.is_file() or any(self.work_dir.glob("*"))):
+            raise UserError(f"{place!r} is no run of rmat. Move it away.")
+        if self.arguments.overwrite or not any(
+            map(_is_complete, self.work_dir.glob(ANY_CHECKPOINT))
+        ):
+            return
+        if not self.arguments.resume:
+            raise UserError(
+                f"{place!r} is an interrupted run. Pass --resume to continue it, or --overwrite."
             )
-            if not self.arguments.resume:
-                obstacle = "is an interrupted run. Pass --resume to continue it, or --overwrite"
-            elif changed:
-                obstacle = (
-                    f"cannot be resumed: {', '.join(changed)} differ. Repeat the arguments of the "
-                    "interrupted run, or pass --overwrite to start anew"
-                )
-        if obstacle is not None:
-            raise UserError(f"{str(self.work_dir)!r} {obstacle}.")
+        changed = [it for it in self.description if self.description[it] != earlier.get(it)]
+        if changed:
+            raise UserError(
+                f"{place!r} cannot be resumed: {', '.join(sorted(changed))} differ. Repeat the "
+                "arguments of the interrupted run, or pass --overwrite to start anew."
+            )
 
     def prepare(self) -> None:
         """Create the folder of the checkpoints, empty unless a run is resumed."""
-        if not self.is_main_process:
+        if not self.is_main:
             return
         if not self.arguments.resume:
             shutil.rmtree(self.work_dir, ignore_errors=True)
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        content = {**self.description, "overwrite": self.overwrite}
-        save_json(self.work_dir / WORK_ARGUMENTS_FILE, content)
-        complete = _list_complete(self.work_dir, pattern=ANY_CHECKPOINT)
-        for checkpoint in set(self.work_dir.glob(ANY_CHECKPOINT)) - set(complete):
-            logger.warning("Removed the cut-off checkpoint %s. An older one is used.", checkpoint)
-            shutil.rmtree(checkpoint)
+        save_json(self.work_dir / WORK_ARGUMENTS_FILE, self.description)
+        for checkpoint in list(self.work_dir.glob(ANY_CHECKPOINT)):
+            if not _is_complete(checkpoint):
+                logger.warning("Removed the cut-off %s. An older one is used.", checkpoint)
+                shutil.rmtree(checkpoint)
 
     @contextmanager
     def publish(self) -> Iterator[Path]:
@@ -343,22 +313,21 @@ class TrainingRun:
 
 @contextmanager
 def open_run(
-    arguments: RunArguments, *, description: Mapping[str, Any], is_main_process: bool
+    arguments: Any, *, description: Mapping[str, Any], is_main_process: bool
 ) -> Iterator[TrainingRun]:
     """Yield the run that has the output folder to itself for the block.
 
     Args:
-        arguments, description, is_main_process: As in [`TrainingRun`].
+        arguments: Flags of the run: `output_dir`, `overwrite` and `resume` are read.
+        description (`Mapping[str, Any]`): What decides its result: a resumed run has the same.
+        is_main_process (`bool`): Whether this is the process of the run that writes.
 
     Raises:
         UserError: Another run writes the folder, something is in the way, or the disk is full.
     """
     way_out = "Make room there and repeat the command with --resume, or choose another folder."
     with (
-        lock_output(arguments.output_dir, is_needed=is_main_process),
+        lock_output(arguments.output_dir) if is_main_process else nullcontext(),
         explained_writing(name_work_dir(arguments.output_dir), way_out=way_out),
     ):
-        run = TrainingRun(arguments, description=description, is_main_process=is_main_process)
-        if is_main_process:
-            run.validate()
-        yield run
+        yield TrainingRun(arguments, description=description, is_main=is_main_process)

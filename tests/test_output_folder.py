@@ -31,7 +31,7 @@ from rmat_hf.output_folder import (
     open_atomically,
     open_run,
     save_json,
-    train_from_checkpoint,
+    train_from_last_checkpoint,
     validate_output_folder,
 )
 from rmat_hf.training.finetuning import run_finetuning
@@ -131,26 +131,10 @@ def test_a_folder_with_files_is_refused_before_the_block_runs(tmp_path: Path) ->
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_in_the_way_is_refused_and_kept(overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(UserError, match="run' is a file"):
+    with pytest.raises(UserError, match="run' is a file.*Choose another"):
         write_folder(tmp_path / "run", "new", overwrite=overwrite)
     assert (tmp_path / "run").read_text() == "a file"
     assert list_tree(tmp_path) == ["run"]
-
-
-def test_a_file_in_place_of_a_parent_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("a file")
-    with pytest.raises(UserError, match=r"runs.first cannot be written: .*Choose another"):
-        write_folder(tmp_path / "runs" / "first", "new")
-    assert list_tree(tmp_path) == ["runs"]
-
-
-def test_a_parent_that_is_not_writable_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # the superuser may write anywhere, so the answer of the system is set
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(UserError, match="not writable"):
-        validate_output_folder(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
@@ -185,7 +169,7 @@ def test_the_current_folder_and_those_above_are_refused_before_any_work(
 ) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    with pytest.raises(UserError, match="Choose one inside"):
+    with pytest.raises(UserError, match="current folder.*Choose another"):
         validate_output_folder(name, overwrite=True)
     assert list_tree(tmp_path) == ["work"]
 
@@ -289,15 +273,6 @@ def test_one_folder_under_two_names_is_one_folder(tmp_path: Path) -> None:
         lock_output(tmp_path / "link"),
     ):
         raise AssertionError("both have it")
-
-
-def test_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(UserError, match="Choose another output folder"),
-        lock_output(tmp_path / "file" / "run"),
-    ):
-        raise AssertionError("nothing is locked")
 
 
 @pytest.mark.parametrize("name", ["run", "table.csv"])
@@ -421,13 +396,13 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
 def test_code_in_a_checkpoint_is_refused_and_not_run(name: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"train_dataset": build_rows(4), "save_strategy": "steps"}
     options |= {"save_steps": 1, "max_steps": 1}
-    train_from_checkpoint(build_trainer(tmp_path / "work", **options), None)
+    train_from_last_checkpoint(build_trainer(tmp_path / "work", **options))
     checkpoint = find_last_complete_checkpoint(tmp_path / "work")
     assert checkpoint is not None
     write_pickle(checkpoint / name, tmp_path / "executed")
     trainer = build_trainer(tmp_path / "work", **{**options, "max_steps": 2})
     with pytest.raises(UserError, match=r"could run code.*Pass --overwrite"):
-        train_from_checkpoint(trainer, checkpoint)
+        train_from_last_checkpoint(trainer)
     assert not (tmp_path / "executed").exists()
 
 

@@ -185,7 +185,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "config of a number": (write("config.json", b"3"), "config.json holds no JSON object"),
     "another model": (change_config(model_type="bert"), "'bert' model, not R-MAT"),
     "another size": (change_config(hidden_size=64), "of another shape"),
-    "more layers": (change_config(num_hidden_layers=3), "are missing"),
+    "more layers": (change_config(num_hidden_layers=3), "more are missing"),
     "a billion layers": (change_config(num_hidden_layers=10**9), "too many for its weights"),
     "other atoms": (change_config(num_node_features=40), "40 features of an atom"),
     "other labels": (change_config(id2label={"0": "a", "1": "b"}), "has no trained classifier"),
@@ -209,12 +209,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "infinite": (change_weights(lambda found: found[NORM].fill_(torch.inf)), f"{NORM} has a"),
     "integers": (
         change_weights(lambda found: found.update({NORM: found[NORM].to(torch.int8)})),
-        f"{NORM} is stored as I8",
+        "stored as I8",
     ),
     "missing weight": (change_weights(lambda found: found.pop(NORM)), f"{NORM} and 0 more are mis"),
     "more weights": (
         change_weights(lambda found: found.update({"rmat.x": torch.zeros(1)})),
-        "rmat.x and 0 more are left over",
+        "rmat.x and 0 more are missing, left over",
     ),
 }
 

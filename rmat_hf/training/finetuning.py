@@ -17,12 +17,11 @@ from rmat_hf.errors import UserError
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.output_folder import (
-    find_last_complete_checkpoint,
     load_json,
     name_work_dir,
     open_run,
     save_json,
-    train_from_checkpoint,
+    train_from_last_checkpoint,
 )
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments
 from rmat_hf.training.metrics import compute_metrics_for_problem
@@ -121,7 +120,7 @@ def _train(
     """
     if arguments.num_members == 1:
         trainer = _build_trainer(arguments, task, folder=work_dir)
-        train_from_checkpoint(trainer, find_last_complete_checkpoint(work_dir))
+        train_from_last_checkpoint(trainer)
         return trainer, trainer.state.log_history
     members, log = [], []
     for idx, split in enumerate(split_for_members(arguments, task)):
@@ -134,7 +133,7 @@ def _train(
             trainer = _build_trainer(
                 chosen, replace(task, split=split), folder=folder, scaled_as=task
             )
-            train_from_checkpoint(trainer, find_last_complete_checkpoint(folder))
+            train_from_last_checkpoint(trainer)
             trainer.save_model(str(folder / MODEL_DIR))
             if trainer.is_world_process_zero():
                 save_json(folder / MEMBER_FILE, {"log_history": trainer.state.log_history})

@@ -20,7 +20,7 @@ from rmat_hf.output_folder import (
     name_work_dir,
     open_run,
     save_json,
-    train_from_checkpoint,
+    train_from_last_checkpoint,
 )
 from rmat_hf.training.arguments import SCRATCH, describe_arguments
 from rmat_hf.training.objectives import save_objectives
@@ -158,7 +158,7 @@ def _build_trainer(
 
 def _run_stage(trainer: PretrainingTrainer, folder: Path) -> None:
     """Train a stage, from the last checkpoint if there is one, and write its model and log."""
-    train_from_checkpoint(trainer, find_last_complete_checkpoint(folder))
+    train_from_last_checkpoint(trainer)
     trainer.evaluate()
     trainer.save_model(str(folder / MODEL_DIR))
     if trainer.is_world_process_zero():

@@ -13,7 +13,7 @@ from rmat_hf.data.splits.random_splits import assign_folds
 from rmat_hf.data.splits.registry import find_split_options, split_dataset
 from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.errors import UserError
-from rmat_hf.loading import Checkpoint, read_checkpoint
+from rmat_hf.loading import Checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import (
@@ -144,4 +144,6 @@ def _build_processor(
         options["molecule_descriptors"] = list_molecule_descriptor_names()
     elif arguments.molecule_descriptors == "none":
         options["molecule_descriptors"] = None
-    return RMatProcessor(**options) if checkpoint is None else checkpoint.load_processor(**options)
+    if checkpoint is None:
+        return RMatProcessor(**options)
+    return load_processor(checkpoint.name, revision=checkpoint.revision, **options)
