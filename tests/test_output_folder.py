@@ -131,7 +131,7 @@ def test_a_folder_with_files_is_refused_before_the_block_runs(tmp_path: Path) ->
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_in_the_way_is_refused_and_kept(overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(UserError, match="run' is a file.*Choose another"):
+    with pytest.raises(UserError, match=r"run' is a file.*Choose another"):
         write_folder(tmp_path / "run", "new", overwrite=overwrite)
     assert (tmp_path / "run").read_text() == "a file"
     assert list_tree(tmp_path) == ["run"]
@@ -169,7 +169,7 @@ def test_the_current_folder_and_those_above_are_refused_before_any_work(
 ) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    with pytest.raises(UserError, match="current folder.*Choose another"):
+    with pytest.raises(UserError, match=r"current folder.*Choose another"):
         validate_output_folder(name, overwrite=True)
     assert list_tree(tmp_path) == ["work"]
 
