@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rmat_hf.data.splits.random_splits import validate_fold
+from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.errors import UserError, hide_credentials
 from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags

@@ -8,8 +8,8 @@ from datasets import Dataset
 
 from rmat_hf.data.featurization import choose_cache_dir
 from rmat_hf.data.splits.column_splits import TimeColumn
+from rmat_hf.data.splits.molecule_splits import assign_folds
 from rmat_hf.data.splits.parts import SplitIndices
-from rmat_hf.data.splits.random_splits import assign_folds
 from rmat_hf.data.splits.registry import find_split_options, split_dataset
 from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.errors import UserError

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rdkit import Chem
 
 from rmat_hf.errors import UserError
 
@@ -53,14 +52,6 @@ def compute_part_sizes(num_rows: int, fractions: tuple[float, float, float]) -> 
             "each part takes at least one row."
         )
     return np.array([num_train, num_valid, num_test])
-
-
-def parse_row(smiles: str, *, row: int) -> Chem.Mol:
-    """Return the molecule of a row, or raise a `UserError` that names the row."""
-    mol = Chem.MolFromSmiles(smiles)
-    if mol is None:
-        raise UserError(f"Row {row}: RDKit cannot parse the SMILES {smiles!r}. Drop the row.")
-    return mol
 
 
 def group_rows(groups: Iterable[str]) -> dict[str, list[int]]:

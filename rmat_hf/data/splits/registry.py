@@ -1,14 +1,18 @@
 """The ways to divide a table. To add one, write its function and give it a name in `SPLITS`."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rmat_hf.data.splits.cluster_splits import split_by_cluster
 from rmat_hf.data.splits.column_splits import split_by_column, split_by_time
+from rmat_hf.data.splits.molecule_splits import (
+    split_by_balanced_scaffold,
+    split_by_cluster,
+    split_by_fold,
+    split_by_scaffold,
+    split_randomly,
+)
 from rmat_hf.data.splits.parts import SplitIndices
-from rmat_hf.data.splits.random_splits import split_by_fold, split_randomly
-from rmat_hf.data.splits.scaffold_splits import split_by_balanced_scaffold, split_by_scaffold
 from rmat_hf.errors import UserError
 from rmat_hf.flags import name_flag
 
@@ -51,33 +55,29 @@ def split_dataset(
 
 def find_split_options(arguments: Any) -> dict[str, Any]:
     """Return the fields of a dataclass of flags that are options of a split and are given."""
-    names = {name for split in SPLITS for name, _ in _iterate_options(split)}
-    values = {name: getattr(arguments, name, None) for name in sorted(names)}
+    names = sorted({name for split in SPLITS for name in _find_options(split)})
+    values = {name: getattr(arguments, name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def validate_split(split: str, options: Mapping[str, Any]) -> None:
     """Raise a `UserError` if a split is unknown, lacks an option, or has one of another split."""
-    for problem in _find_problems(split, options):
-        raise UserError(problem)
-
-
-def _find_problems(split: str, options: Mapping[str, Any]) -> Iterator[str]:
     if split not in SPLITS:
-        yield f"--split {split!r} is unknown. Known: {list(SPLITS)}."
-    own = dict(_iterate_options(split))
+        raise UserError(f"--split {split!r} is unknown. Known: {list(SPLITS)}.")
+    own = _find_options(split)
     for name, is_needed in own.items():
         if is_needed and name not in options:
-            yield f"--split {split} needs {name_flag(name)}."
+            raise UserError(f"--split {split} needs {name_flag(name)}.")
     for name in options.keys() - own.keys():
-        owners = [other for other in SPLITS if name in dict(_iterate_options(other))]
-        yield (
-            f"{name_flag(name)} {options[name]} needs --split {' or '.join(owners)}, not {split}."
-        )
+        owners = " or ".join(other for other in SPLITS if name in _find_options(other))
+        raise UserError(f"{name_flag(name)} {options[name]} needs --split {owners}, not {split}.")
 
 
-def _iterate_options(split: str) -> Iterator[tuple[str, bool]]:
-    """Yield the options of a split, and whether they have to be given."""
-    for name, parameter in inspect.signature(SPLITS[split]).parameters.items():
-        if name != "seed" and name not in COLUMNS:
-            yield name, parameter.default is parameter.empty
+def _find_options(split: str) -> dict[str, bool]:
+    """Return the options of a split, and whether they have to be given."""
+    parameters = inspect.signature(SPLITS[split]).parameters
+    return {
+        name: parameter.default is parameter.empty
+        for name, parameter in parameters.items()
+        if name != "seed" and name not in COLUMNS
+    }
