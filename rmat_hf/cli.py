@@ -85,12 +85,12 @@ def benchmark(arguments: Any) -> None:
     from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
     from rmat_hf.evaluation.report import build_overview
 
-    result = run_accuracy_benchmark(
+    results = run_accuracy_benchmark(
         arguments, report_progress=lambda line: print(line, file=sys.stderr)
     )
-    print(build_overview(result.results))
+    print(build_overview(results))
     print(f"\nWrote {arguments.output_dir}: report.md, results.json, plots and all runs.")
-    if not result.is_complete:
+    if not results["is_complete"]:
         sys.exit(1)
 
 

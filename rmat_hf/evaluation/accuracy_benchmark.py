@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +63,11 @@ class EvaluationArguments:
         validate_flags(self)
 
 
-@dataclass(frozen=True)
-class AccuracyBenchmarkResult:
-    """What `run_accuracy_benchmark` did."""
-
-    output_dir: Path
-    results: dict[str, Any]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every run has a result."""
-        return bool(self.results["is_complete"])
-
-
 def run_accuracy_benchmark(
     arguments: EvaluationArguments,
     *,
     report_progress: Callable[[str], None] = lambda line: None,
-) -> AccuracyBenchmarkResult:
+) -> dict[str, Any]:
     """Compare models, baselines and other tools on the same rows and splits.
 
     Every data set, split, seed and model is one `run_finetuning`. Runs that are there already, with
@@ -92,53 +80,43 @@ def run_accuracy_benchmark(
         report_progress (`Callable`, *optional*): Called with a line whenever a run ends.
 
     Returns:
-        [`AccuracyBenchmarkResult`].
+        `dict`, the content of `results.json`: `is_complete`, `datasets` and more.
 
     Raises:
         ValueError: If protocol, data or another tool's predictions are not what they should be.
     """
     with lock_output(arguments.output_dir):
-        return _run(arguments, report_progress=report_progress)
-
-
-def _run(
-    arguments: EvaluationArguments, *, report_progress: Callable[[str], None]
-) -> AccuracyBenchmarkResult:
-    output_dir = Path(arguments.output_dir)
-    protocol = load_protocol(arguments.protocol, data=arguments.data)
-    tools = {
-        name: load_tool_predictions(path, protocol=protocol)
-        for name, path in protocol.predictions.items()
-    }
-    _validate_output_dir(output_dir)
-    options: dict[str, Any] = {"num_proc": arguments.num_proc, "report_progress": report_progress}
-    jobs = build_finetuning_jobs(
-        protocol, output_dir=output_dir, feature_cache=arguments.feature_cache
-    )
-    failures = run_jobs(jobs, **options)
-    methods = _load_finished(jobs)
-    common = {fold: find_common_rows(found, where=str(fold)) for fold, found in methods.items()}
-    baseline_jobs = build_baseline_jobs(protocol, common, output_dir=output_dir)
-    failures |= run_jobs(baseline_jobs, **options)
-    baselines = _load_finished(baseline_jobs)
-    outcomes = []
-    for fold, rows in common.items():
-        found = methods[fold] | baselines.get(fold, {})
-        for name, tool in tools.items():
-            if fold in tool:
-                where = f"{name}, {fold}"
-                found[name] = align_tool_predictions(tool[fold], rows, where=where)
-        first = next(job for job in jobs if job.fold == fold and job.is_finished)
-        num_dropped = count_table_rows(first.folder, methods[fold][first.method]) - len(rows)
-        shared = {name: frame.loc[rows.index] for name, frame in found.items()}
-        outcomes.append(FoldOutcome(fold, shared, num_dropped))
-    results = _summarize(protocol, outcomes, num_resamples=arguments.num_resamples)
-    results |= _describe_runs([*jobs, *baseline_jobs], failures, output_dir=output_dir)
-    results["plots"] = _save_plots(protocol, outcomes, folder=output_dir / "plots")
-    save_json(output_dir / RESULTS_FILE, results)
-    with open_atomically(output_dir / REPORT_FILE) as stream:
-        stream.write(build_report(results).encode("utf-8"))
-    return AccuracyBenchmarkResult(output_dir, results)
+        protocol = load_protocol(arguments.protocol, data=arguments.data)
+        tools = {
+            name: load_tool_predictions(path, protocol=protocol)
+            for name, path in protocol.predictions.items()
+        }
+        output_dir = Path(arguments.output_dir)
+        _validate_output_dir(output_dir)
+        run = partial(run_jobs, num_proc=arguments.num_proc, report_progress=report_progress)
+        jobs = build_finetuning_jobs(
+            protocol, output_dir=output_dir, feature_cache=arguments.feature_cache
+        )
+        failures = run(jobs)
+        rows = {
+            fold: find_common_rows(found, where=str(fold))
+            for fold, found in _load_finished(jobs).items()
+        }
+        jobs += build_baseline_jobs(protocol, rows, output_dir=output_dir)
+        failures |= run([job for job in jobs if job.method in protocol.baselines])
+        outcomes = [
+            _collect_outcome(fold, common, jobs=jobs, tools=tools) for fold, common in rows.items()
+        ]
+        results = {
+            "protocol": _hide_folders(protocol.content),
+            "num_resamples": arguments.num_resamples,
+            **_summarize(protocol, outcomes, arguments=arguments),
+            **_describe_runs(jobs, failures, output_dir=output_dir),
+        }
+        save_json(output_dir / RESULTS_FILE, results)
+        with open_atomically(output_dir / REPORT_FILE) as stream:
+            stream.write(build_report(results).encode("utf-8"))
+        return results
 
 
 def _validate_output_dir(output_dir: Path) -> None:
@@ -157,21 +135,42 @@ def _load_finished(jobs: Sequence[Job]) -> dict[Fold, dict[str, pd.DataFrame]]:
     return found
 
 
+def _collect_outcome(
+    fold: Fold,
+    rows: pd.DataFrame,
+    *,
+    jobs: Sequence[Job],
+    tools: Mapping[str, Mapping[Fold, pd.DataFrame]],
+) -> FoldOutcome:
+    """Return what every method predicts for the rows that all models could use."""
+    own = [job for job in jobs if job.fold == fold and job.is_finished]
+    methods = _load_finished(own)[fold]
+    num_dropped = count_table_rows(own[0].folder, methods[own[0].method]) - len(rows)
+    for name, tool in tools.items():
+        if fold in tool:
+            methods[name] = align_tool_predictions(tool[fold], rows, where=f"{name}, {fold}")
+    shared = {name: frame.loc[rows.index] for name, frame in methods.items()}
+    return FoldOutcome(fold, shared, num_dropped)
+
+
 def _summarize(
-    protocol: Protocol, outcomes: Sequence[FoldOutcome], *, num_resamples: int
-) -> dict[str, Any]:
-    datasets = {
-        name: summarize_dataset(
+    protocol: Protocol, outcomes: Sequence[FoldOutcome], *, arguments: EvaluationArguments
+) -> dict[str, dict[str, Any]]:
+    summaries, plots = {}, {}
+    for name, dataset in protocol.datasets.items():
+        own = [outcome for outcome in outcomes if outcome.fold.dataset == name]
+        summaries[name] = summarize_dataset(
             dataset,
-            [outcome for outcome in outcomes if outcome.fold.dataset == name],
+            own,
             models=list(protocol.models),
             references=[*protocol.baselines, *protocol.predictions],
-            num_resamples=num_resamples,
+            num_resamples=arguments.num_resamples,
         )
-        for name, dataset in protocol.datasets.items()
-    }
-    content = _hide_folders(protocol.content)
-    return {"protocol": content, "datasets": datasets, "num_resamples": num_resamples}
+        if own:
+            folder = Path(arguments.output_dir) / "plots"
+            file_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+            plots[name] = save_plots(folder, file_name, outcomes=own, dataset=dataset)
+    return {"datasets": summaries, "plots": plots}
 
 
 def _hide_folders(value: Any) -> Any:
@@ -190,16 +189,13 @@ def _describe_runs(
     runs = []
     versions: list[dict[str, str]] = []
     for job in jobs:
-        record: dict[str, Any] = {}
-        if job.is_finished and job.record_file.is_file():
-            record = load_json(job.record_file)
-            if record["versions"] not in versions:
-                versions.append(record["versions"])
+        is_told = job.is_finished and job.record_file.is_file()
+        record = load_json(job.record_file) if is_told else {}
+        if is_told and record["versions"] not in versions:
+            versions.append(record["versions"])
         runs.append(
             {
-                "dataset": job.fold.dataset,
-                "split": job.fold.split,
-                "seed": job.fold.seed,
+                **asdict(job.fold),
                 "method": job.method,
                 "folder": job.folder.relative_to(output_dir).as_posix(),
                 "seconds": record.get("seconds"),
@@ -214,19 +210,3 @@ def _describe_runs(
         "core_seconds": sum(run["core_seconds"] or 0.0 for run in runs),
         "versions": versions,
     }
-
-
-def _save_plots(
-    protocol: Protocol, outcomes: Sequence[FoldOutcome], *, folder: Path
-) -> dict[str, list[str]]:
-    plots = {}
-    for name, dataset in protocol.datasets.items():
-        selected = [outcome for outcome in outcomes if outcome.fold.dataset == name]
-        if selected:
-            plots[name] = save_plots(
-                folder,
-                re.sub(r"[^A-Za-z0-9_.-]+", "_", name),
-                outcomes=selected,
-                dataset=dataset,
-            )
-    return plots

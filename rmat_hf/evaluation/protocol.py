@@ -4,20 +4,19 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from huggingface_hub.dataclasses import type_validator
 
 from rmat_hf.data.sources import list_bundled_datasets, open_table
 from rmat_hf.data.splits.registry import SPLITS
-from rmat_hf.data.tables import find_kind, validate_columns
+from rmat_hf.data.tables import validate_columns
 from rmat_hf.errors import UserError
 from rmat_hf.loading import find_checkpoint
 from rmat_hf.output_folder import load_json
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.baselines import BASELINES
 
-PROBLEM_TYPES = ("regression", "multi_label_classification")
 # What the benchmark itself decides for each run.
 MANAGED_FIELDS = {
     *("output_dir", "split", "split_column", "fold", "seed", "overwrite", "resume"),
@@ -29,7 +28,14 @@ DATASET_FIELDS = (
 )
 REQUIRED = ("dataset", "label_columns", "problem_type", "splits", "seeds")
 KFOLD_PREFIX = "fold_"
-ANY_NAME = "*"
+PROBLEM_TYPES = Literal["regression", "multi_label_classification"]
+SPLIT_NAMES: Any = Literal[tuple(name for name in SPLITS if name != "column")]
+SECTIONS: dict[str, Any] = {
+    "datasets": dict[str, dict[str, Any]],
+    "models": dict[str, dict[str, Any]],
+    "baselines": list[Literal[BASELINES]],  # type: ignore[valid-type]  # known when it runs
+    "predictions": dict[str, str],
+}
 
 
 @dataclass(frozen=True)
@@ -157,25 +163,23 @@ def _iterate_problems(content: dict[str, Any], *, folder: Path) -> Iterator[str]
     """Yield sentences on what is wrong; each may rely on what the ones before it have checked."""
     model = {name: _allow_int(hint) for name, hint in get_type_hints(FinetuningArguments).items()}
     dataset = {name: model.pop(name) for name in DATASET_FIELDS}
-    dataset |= {"splits": list[str] | str, "seeds": list[int]}
-    for name in MANAGED_FIELDS:
-        del model[name]
-    known = {"datasets": {ANY_NAME: dataset}, "models": {ANY_NAME: model}}
-    known |= {"baselines": list[str], "predictions": {ANY_NAME: str}}  # type: ignore[dict-item]  # kinds
-    yield from _find_kinds(content, known, where="")
-    for name in ("datasets", "models"):
-        if not content.get(name):
-            yield f"{name!r} must be an object with one entry per name."
+    dataset |= {
+        "problem_type": PROBLEM_TYPES,
+        "splits": list[str] | SPLIT_NAMES,
+        "seeds": list[int],
+    }
+    model = {name: hint for name, hint in model.items() if name not in MANAGED_FIELDS}
+    yield from _find_wrong(content, SECTIONS, required=("datasets", "models"))
     for name, options in content["datasets"].items():
+        for problem in _find_wrong(options, dataset, required=REQUIRED):
+            yield f"data set {name!r}: {problem}"
         for problem in _find_contradictions(options, folder=folder):
             yield f"data set {name!r}: {problem}"
-    baselines, predictions = content.get("baselines", []), content.get("predictions", {})
-    if unknown := [name for name in baselines if name not in BASELINES]:
-        yield f"baselines: {unknown[0]!r} is unknown. Known: {', '.join(BASELINES)}."
-    for name, file in predictions.items():
-        if not Path(file).is_file():
-            yield f"predictions: {name!r}: there is no file {file!r}."
-    yield from _find_repeated([*content["models"], *baselines, *predictions])
+    for name, options in content["models"].items():
+        for problem in _find_wrong(options, model):
+            yield f"model {name!r}: {problem}"
+    methods = [content["models"], content.get("baselines", []), content.get("predictions", {})]
+    yield from _find_repeated([name for names in methods for name in names])
 
 
 def _allow_int(hint: Any) -> Any:
@@ -183,31 +187,30 @@ def _allow_int(hint: Any) -> Any:
     return hint | int if float in (hint, *get_args(hint)) else hint
 
 
+def _find_wrong(
+    options: Mapping[str, Any], kinds: Mapping[str, Any], *, required: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield what is missing, unknown or of another kind."""
+    for name in required:
+        if not options.get(name):
+            yield f"the field {name!r} is missing or empty. Fill it in."
+    for name, value in options.items():
+        if name not in kinds:
+            yield f"unknown field {name!r}. Known: {', '.join(kinds)}."
+        try:
+            type_validator(name, value, kinds[name])
+        except TypeError as error:
+            yield f"{error.__cause__ or error}."
+
+
 def _find_contradictions(options: Mapping[str, Any], *, folder: Path) -> Iterator[str]:
-    for name in REQUIRED:
-        if name not in options:
-            yield f"the field {name!r} is missing. Add it."
-        if options[name] in ([], ""):
-            yield f"{name} is empty. Name at least one."
-    if options["problem_type"] not in PROBLEM_TYPES:
-        yield (
-            f"problem_type {options['problem_type']!r} cannot be benchmarked. Choose one of "
-            f"{', '.join(PROBLEM_TYPES)}; classes become one 0/1 column each."
-        )
-    splits = options["splits"]
-    names = [name for name in SPLITS if name != "column"]
-    if isinstance(splits, str) and splits not in names:
-        yield f"splits is {splits!r}. Give a list of columns, or one of {', '.join(names)}."
+    name, splits = options["dataset"], options["splits"]
     if splits == "kfold" and not options.get("num_folds"):
         yield "splits: kfold needs num_folds."
     yield from _find_repeated([] if isinstance(splits, str) else splits)
     yield from _find_repeated(options["seeds"])
-    name = options["dataset"]
-    if (folder / name).is_file() or name in list_bundled_datasets():
-        return
-    if find_kind(name):
-        yield f"there is no file {name!r} in the data folder {folder.name!r}."
-    if options.get("dataset_revision") is None:
+    is_here = (folder / name).is_file() or name in list_bundled_datasets()
+    if not is_here and options.get("dataset_revision") is None:
         yield (
             f"{name!r} is no file in the data folder {folder.name!r}. If it is a data set on the "
             "Hub, set dataset_revision to a commit, so that everybody has the same rows."
@@ -218,22 +221,3 @@ def _find_repeated(names: Sequence[object]) -> Iterator[str]:
     for name in names:
         if names.count(name) > 1:
             yield f"{name!r} is there twice. Every entry needs its own name."
-
-
-def _find_kinds(value: Any, kind: Any, *, where: str) -> Iterator[str]:
-    """Yield what is of another kind: a type, or for an object the kinds of its fields by name."""
-    if not isinstance(kind, dict):
-        try:
-            type_validator(where.removesuffix(": "), value, kind)
-        except TypeError as error:
-            yield f"{error.__cause__ or error}."
-        return
-    if not isinstance(value, dict):
-        yield f"{where}must be an object of fields."
-        return
-    for name, item in value.items():
-        if name not in kind and ANY_NAME not in kind:
-            yield f"{where}unknown field {name!r}. Known: {', '.join(kind)}."
-        else:
-            item_kind = kind.get(name, kind.get(ANY_NAME))
-            yield from _find_kinds(item, item_kind, where=f"{where}{name}: ")

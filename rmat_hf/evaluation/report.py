@@ -1,9 +1,10 @@
 """The report of a benchmark as Markdown, from the content of `results.json`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rmat_hf.training.metrics import METRICS
+from rmat_hf.training.search import SEARCHED_FLAGS
 
 HASH_LENGTH = 12
 HOW_TO_READ = """
@@ -11,21 +12,19 @@ HOW_TO_READ = """
 - All methods are scored on the same rows: those that every model could use. The rows that one of
   them drops are dropped for all, baselines and other tools too, and counted below.
 - Test was looked at once per run, after everything had been chosen on valid. What was chosen is
-  under "Choices".
+  under "Runs".
+- "± rows" is the standard error that the choice of test rows causes: a bootstrap over rows
+  ({num_resamples} resamples, fixed seed), the same rows for both methods, and the same for all
+  seeds of one split. Splits with the same hash are repetitions of one split: their spread is that
+  of the seeds. The probabilities of an SVM rank the molecules, but are not calibrated.
 """.strip()
 HOW_TO_READ_DIFFERENCES = """
 Method minus reference on the same splits of test, with the standard error of the mean over the
 splits (sample standard deviation / √n); a negative {metric} difference is {verdict} for the method.
 """.strip()
-HOW_TO_READ_BOOTSTRAP = """
-"± rows" is the standard error that the choice of test rows causes: a bootstrap over rows
-({num_resamples} resamples, fixed seed), the same rows for both methods, and the same for all seeds
-of one split. Splits with the same hash are repetitions of one split: their spread is that of the
-seeds. The probabilities of an SVM rank the molecules, but are not calibrated.
-""".strip()
-HOW_TO_READ_CHOICES = """
-Everything else was given by the protocol. How other tools chose is for them to say. The trials of a
-search are in `hpo_trials.csv` of the run.
+HOW_TO_READ_RUNS = """
+What is no setting here was given by the protocol. How other tools chose is for them to say. The
+trials of a search are in `hpo_trials.csv` of the run.
 """.strip()
 NOTE_ON_HASHES = "SHA-256 of the sorted canonical SMILES of a part; in full in `results.json`."
 
@@ -39,31 +38,19 @@ def build_report(results: Mapping[str, Any]) -> str:
             f"**Incomplete: {len(results['failures'])} runs failed.** Their cells are empty; "
             f"repeat the command to compute them.\n\n{failures}"
         )
-    sections.append(HOW_TO_READ)
+    sections.append(HOW_TO_READ.format(num_resamples=results["num_resamples"]))
     for name, summary in results["datasets"].items():
-        sections += _build_dataset_sections(name, summary, results=results)
-    runs = [(run, _name_run(run)) for run in results["runs"]]
-    chosen = [{**names, **_describe(run["choices"])} for run, names in runs if run["choices"]]
-    sections += ["## Choices", HOW_TO_READ_CHOICES, _build_table(chosen)]
-    costs = [
-        {
-            **names,
-            "seconds": _format(run["seconds"], ".1f"),
-            "core seconds": _format(run["core_seconds"], ".1f"),
-            "folder": f"`{run['folder']}`",
-        }
-        for run, names in runs
-    ]
-    versions = (
+        sections += _build_dataset_sections(name, summary)
+        sections += [f"![{file}](plots/{file})" for file in results["plots"].get(name, [])]
+    versions = [
         ", ".join(f"{name} {number}" for name, number in found.items())
         for found in results["versions"]
-    )
+    ]
     sections += [
-        "## Time and versions",
+        *("## Runs", HOW_TO_READ_RUNS, _build_table(map(_describe_run, results["runs"]))),
         f"{results['core_seconds'] / 3600:.2f} core hours in all. Of an interrupted run only the "
         "time since it was resumed counts.",
         "\n".join(f"- {line}" for line in versions),
-        _build_table(costs),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -78,25 +65,19 @@ def build_overview(results: Mapping[str, Any]) -> str:
     )
 
 
-def _build_dataset_sections(
-    name: str, summary: Mapping[str, Any], *, results: Mapping[str, Any]
-) -> list[str]:
+def _build_dataset_sections(name: str, summary: Mapping[str, Any]) -> list[str]:
     metric, is_error = METRICS[summary["metric"]].title, summary["lower_is_better"]
     direction, verdict = ("lower", "better") if is_error else ("higher", "worse")
-    differences = [HOW_TO_READ_DIFFERENCES.format(metric=metric, verdict=verdict)]
-    if not is_error:
-        differences.append(HOW_TO_READ_BOOTSTRAP.format(num_resamples=results["num_resamples"]))
     return [
         f"## {name}",
         f"{summary['problem_type'].replace('_', ' ')}, {metric}, {direction} is better",
         *("### test", _build_table(_list_scores(summary, "test"))),
         *("### valid", _build_table(_list_scores(summary, "valid"))),
-        *("### Paired differences", *differences, _build_table(_list_differences(summary))),
-        *(
-            "### Splits",
-            f"{_build_table(map(_describe_fold, summary['folds']))}\n\n{NOTE_ON_HASHES}",
-        ),
-        *(f"![{file}](plots/{file})" for file in results["plots"].get(name, [])),
+        "### Paired differences",
+        HOW_TO_READ_DIFFERENCES.format(metric=metric, verdict=verdict),
+        _build_table(map(_describe_difference, summary["comparisons"])),
+        "### Splits",
+        f"{_build_table(map(_describe_fold, summary['folds']))}\n\n{NOTE_ON_HASHES}",
     ]
 
 
@@ -107,27 +88,23 @@ def _list_scores(summary: Mapping[str, Any], part: str) -> Iterable[dict[str, st
             f"{entry['split']}, seed {entry['seed']}": (entry[part] or {}).get(summary["metric"])
             for entry in scores["metrics"]
         }
-        num_values = scores[part]["num_values"]
-        is_whole = num_values == len(folds)
         cells = {"method": method, **{fold: _format(values.get(fold)) for fold in folds}}
         cells["mean ± std"] = _format_spread(scores[part])
-        cells["mean ± std"] += "" if is_whole else f" (of {num_values}, incomplete)"
-        if part == "test":
-            cells |= _describe_bootstrap(scores)
-        yield cells
+        if scores[part]["num_values"] < len(folds):
+            cells["mean ± std"] += f" (of {scores[part]['num_values']}, incomplete)"
+        yield cells | (_describe_bootstrap(scores) if part == "test" else {})
 
 
-def _list_differences(summary: Mapping[str, Any]) -> Iterable[dict[str, str]]:
-    for found in summary["comparisons"]:
-        yield {
-            "method": found["method"],
-            "reference": found["reference"],
-            "mean difference": _format(found["mean_difference"], "+.3f"),
-            "standard error": _format(found["standard_error"]),
-            **{name: str(found[f"num_{name}"]) for name in ("wins", "ties")},
-            "splits": str(found["num_values"]),
-            **_describe_bootstrap(found),
-        }
+def _describe_difference(found: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "method": found["method"],
+        "reference": found["reference"],
+        "mean difference": _format(found["mean_difference"], "+.3f"),
+        "standard error": _format(found["standard_error"]),
+        **{name: str(found[f"num_{name}"]) for name in ("wins", "ties")},
+        "splits": str(found["num_values"]),
+        **_describe_bootstrap(found),
+    }
 
 
 def _describe_bootstrap(found: Mapping[str, Any]) -> dict[str, str]:
@@ -145,12 +122,20 @@ def _describe_fold(fold: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _name_run(run: Mapping[str, Any]) -> dict[str, str]:
+def _describe_run(run: Mapping[str, Any]) -> dict[str, str]:
     names = {"data set": "dataset", "split": "split", "seed": "seed", "method": "method"}
-    return {name: str(run[field]) for name, field in names.items()}
+    choices = run["choices"]
+    return {
+        **{name: str(run[field]) for name, field in names.items()},
+        "setting": _describe_setting(choices) if choices else "–",
+        "chosen on": choices["part"] or "fixed" if choices else "–",
+        "seconds": _format(run["seconds"], ".1f"),
+        "core seconds": _format(run["core_seconds"], ".1f"),
+        "folder": f"`{run['folder']}`",
+    }
 
 
-def _describe(choices: Mapping[str, Any]) -> dict[str, str]:
+def _describe_setting(choices: Mapping[str, Any]) -> str:
     if "setting" in choices:
         texts = [
             f"{label}: " + ", ".join(f"{name} {value}" for name, value in setting.items())
@@ -163,16 +148,15 @@ def _describe(choices: Mapping[str, Any]) -> dict[str, str]:
     else:
         texts = [f"checkpoint with the best {choices['metric']}"]
     if "hpo_trials" in choices:
-        searched = ("learning_rate", "dropout", "weight_decay", "batch_size")
-        chosen = ", ".join(f"{name} {choices[name]:.3g}" for name in searched)
+        chosen = ", ".join(f"{name} {choices[name]:.3g}" for name in SEARCHED_FLAGS)
         texts.append(f"best of {choices['hpo_trials']} settings: {chosen}")
-    return {"setting": "; ".join(texts), "chosen on": choices["part"] or "fixed"}
+    return "; ".join(texts)
 
 
 def _build_table(rows: Iterable[Mapping[str, str]]) -> str:
     """Return rows of texts by column as Markdown."""
     rows = list(rows)
-    header: Sequence[str] = list(rows[0]) if rows else ["nothing"]
+    header = list(rows[0]) if rows else ["nothing"]
     lines = [header, ["---"] * len(header), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
@@ -182,6 +166,4 @@ def _format(value: float | None, style: str = ".3f") -> str:
 
 
 def _format_spread(spread: Mapping[str, Any]) -> str:
-    if spread["mean"] is None:
-        return "–"
-    return f"{spread['mean']:.3f} ± {spread['std']:.3f}"
+    return "–" if spread["mean"] is None else f"{spread['mean']:.3f} ± {spread['std']:.3f}"

@@ -124,10 +124,10 @@ def run_task(task: Task, *, folder: Path, out: Path, num_proc: int) -> Curves:
         output_dir=str(out / "benchmark"),
         num_proc=num_proc,
     )
-    result = run_accuracy_benchmark(arguments, report_progress=show)
-    if not result.is_complete:
+    results = run_accuracy_benchmark(arguments, report_progress=show)
+    if not results["is_complete"]:
         sys.exit("Some runs failed; see the report.")
-    curves = collect(result.results, metric=task.metric)
+    curves = collect(results, metric=task.metric)
     draw(curves, out / "learning_curve.png", metric=task.metric)
     return curves
 

@@ -48,8 +48,8 @@ def test_second_call_recomputes_nothing_and_a_changed_argument_only_its_model(
     content = build_tiny_protocol(tmp_path)
     arguments = build_tiny_evaluation(tmp_path, content)
     lines: list[str] = []
-    result = run_accuracy_benchmark(arguments, report_progress=lines.append)
-    assert result.is_complete
+    results = run_accuracy_benchmark(arguments, report_progress=lines.append)
+    assert results["is_complete"]
     assert len(lines) == 6
     out = tmp_path / "out"
     states, outputs = list_states(out), read_outputs(out)
@@ -92,13 +92,11 @@ def test_scores_are_those_of_the_runs_and_a_tool_stands_beside_them(tmp_path: Pa
     content = build_tiny_protocol(tmp_path, predictions={"oracle": str(tool)}, baselines=[])
     content["datasets"] = {"classes": build_class_dataset()}
     del content["models"]["tiny fast"]
-    result = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
-    summary = result.results["datasets"]["classes"]
+    results = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
+    summary = results["datasets"]["classes"]
     assert summary["methods"]["oracle"]["test"] == {"mean": 1.0, "std": 0.0, "num_values": 2}
     assert summary["methods"]["oracle"]["valid"]["mean"] is None
-    for run, scored in zip(
-        result.results["runs"], summary["methods"]["tiny"]["metrics"], strict=True
-    ):
+    for run, scored in zip(results["runs"], summary["methods"]["tiny"]["metrics"], strict=True):
         metrics = json.loads((tmp_path / "out" / run["folder"] / "metrics.json").read_text())
         assert scored["test"]["roc_auc"] == metrics["test"]["roc_auc"]
     (comparison,) = summary["comparisons"]
@@ -109,8 +107,8 @@ def test_scores_are_those_of_the_runs_and_a_tool_stands_beside_them(tmp_path: Pa
         "classes_calibration.png",
         "classes_distance.png",
     }
-    assert "tool.csv" in json.dumps(result.results["protocol"])
-    assert str(tmp_path) not in json.dumps(result.results)
+    assert "tool.csv" in json.dumps(results["protocol"])
+    assert str(tmp_path) not in json.dumps(results)
 
 
 def test_failed_run_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
@@ -118,15 +116,15 @@ def test_failed_run_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     del content["datasets"]["numbers"]["splits"][1]
     overrides = write_json(tmp_path / "overrides.json", {"optim": "no_such_optimizer"})
     content["models"]["tiny fast"]["training_arguments"] = overrides
-    result = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
-    assert not result.is_complete
-    (failure,) = result.results["failures"]
+    results = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
+    assert not results["is_complete"]
+    (failure,) = results["failures"]
     assert failure["run"] == "tiny fast, numbers, part_0, seed 0"
     assert "no_such_optimizer" in failure["reason"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "Incomplete: 1 runs failed" in report
     assert "(of 0, incomplete)" in report
-    assert result.results["datasets"]["numbers"]["methods"]["tiny"]["test"]["num_values"] == 1
+    assert results["datasets"]["numbers"]["methods"]["tiny"]["test"]["num_values"] == 1
     assert str(tmp_path) not in report
 
 
@@ -136,8 +134,8 @@ def test_rows_that_one_model_drops_are_dropped_for_all(tmp_path: Path) -> None:
     smiles = [*TABLE_SMILES[:3], "not a molecule", *TABLE_SMILES[4:]]
     table = (tmp_path / "data" / "table.csv").read_text().replace(TABLE_SMILES[3], smiles[3])
     (tmp_path / "data" / "table.csv").write_text(table)
-    result = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
-    (fold,) = result.results["datasets"]["numbers"]["folds"]
+    results = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
+    (fold,) = results["datasets"]["numbers"]["folds"]
     assert fold["num_rows"] == {"train": 7, "valid": 2, "test": 2}
     assert fold["num_dropped"] == 1
 

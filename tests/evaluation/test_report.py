@@ -69,7 +69,7 @@ def test_report_says(results: dict[str, Any], expected: str) -> None:
 
 def test_rows_of_a_table_have_as_many_cells_as_its_header(results: dict[str, Any]) -> None:
     tables = [block for block in build_report(results).split("\n\n") if block.startswith("|")]
-    assert len(tables) == 6
+    assert len(tables) == 5
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
