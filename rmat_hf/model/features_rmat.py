@@ -24,7 +24,6 @@ FEATURIZER_VERSION = 2
 
 # Columns of `node_features` before those of an atom: the mask and the dummy flag.
 FIRST_ATOM_COLUMN = DUMMY_COLUMN + 1
-MAX_TABLE_ROWS = 2**14
 
 # RDKit recurses once per atom where it writes a SMILES; a chain of 20,000 ends the process.
 MAX_WRITTEN_ATOMS = 3000
@@ -40,7 +39,7 @@ _LOG_TIMESTAMP = re.compile(r"^\[\d\d:\d\d:\d\d\]\s*")
 # RDKit reads the atomic number primitive [#6] of SMARTS as a bare atom without hydrogens.
 _SMARTS_ATOM = re.compile(r"\[\d*#\d+[^\]]*\]")
 _SMILES_TOKEN = re.compile(
-    r"(?P<hydrogen>\[\d*H(?![a-z])[^\]]*\])|(?P<heavy>\[[^\]]*\]|Cl|Br|[BCNOPSFIbcnops])"
+    r"(?P<hydrogen>\[\d*H(?![a-z])[^\]]*\])|(?P<heavy>\*|\[[^\]]*\]|Cl|Br|[BCNOPSFIbcnops])"
     r"|(?P<closure>%\(\d+\)|%\d\d|\d)|(?P<dot>\.)"
 )
 
@@ -123,13 +122,6 @@ def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
             raise MoleculeError(_find_reason(str(error).splitlines())) from error
 
 
-def read_molecule(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
-    """Return what [`parse_molecule`] does, with the text that its geometry needs."""
-    mol = parse_molecule(molecule, max_atoms=max_atoms)
-    texts = (molecule, Chem.MolToSmiles(mol)) if isinstance(molecule, str) else ()
-    return RMatParsedMolecule(mol, *texts)
-
-
 def parse_canonical(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
     """Return what [`parse_molecule`] does, in one order however the SMILES is written.
 
@@ -137,21 +129,26 @@ def parse_canonical(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule
     order of bonds decides its distance bounds and conformers, and renumbering atoms keeps it. An
     RDKit molecule keeps its order.
     """
-    parsed = read_molecule(molecule, max_atoms=max_atoms)
-    canonical_smiles = parsed.written_smiles
-    if canonical_smiles not in (None, parsed.smiles):
+    mol = parse_molecule(molecule, max_atoms=max_atoms)
+    if not isinstance(molecule, str):
+        return RMatParsedMolecule(mol)
+    canonical_smiles = Chem.MolToSmiles(mol)
+    if canonical_smiles != molecule:
         # RDKit does not read back what it writes for some metal complexes: they keep their order.
         with suppress(MoleculeError):
-            parsed = read_molecule(canonical_smiles, max_atoms=max_atoms)
-    return parsed._replace(canonical_smiles=canonical_smiles)
+            mol = parse_molecule(canonical_smiles, max_atoms=max_atoms)
+            return RMatParsedMolecule(mol, canonical_smiles, canonical_smiles=canonical_smiles)
+    return RMatParsedMolecule(mol, molecule, canonical_smiles, canonical_smiles)
 
 
-def _build_mol(molecule: object, *, max_atoms: int) -> Chem.Mol | str:
+def _build_mol(molecule: Molecule, *, max_atoms: int) -> Chem.Mol | str:
     """Return a copy of an RDKit molecule, what RDKit reads of a SMILES, or why there is nothing."""
     if isinstance(molecule, Chem.Mol):
         return Chem.Mol(molecule)
+    if isinstance(molecule, MoleculeError):
+        return molecule.reason
     if not isinstance(molecule, str):
-        return _describe_missing(molecule)
+        return f"the molecule is missing: no SMILES or Chem.Mol but {molecule!r}"
     smiles = molecule.strip()
     if fault := _find_fault_of_text(smiles, max_atoms=max_atoms):
         return fault
@@ -166,16 +163,8 @@ def _find_reason(lines: Iterable[str]) -> str:
     return next(reasons, "RDKit cannot parse the SMILES")
 
 
-def _describe_missing(molecule: object) -> str:
-    if isinstance(molecule, MoleculeError):
-        return molecule.reason
-    if molecule is None or (isinstance(molecule, (float, np.floating)) and math.isnan(molecule)):
-        return f"the molecule is missing ({'None' if molecule is None else 'NaN'})"
-    return f"expected a SMILES (str) or a Chem.Mol, got {type(molecule).__name__}"
-
-
 def _find_fault_of_text(smiles: str, *, max_atoms: int) -> str:
-    """Return why a SMILES is not worth RDKit's time, or nothing."""
+    """Return why RDKit would misread a text or need too long for it, or nothing."""
     if len(smiles) > (limit := MAX_CHARACTERS_PER_ATOM * max_atoms):
         return (
             f"{len(smiles)} characters are too long a SMILES: max_atoms={max_atoms} allows {limit}"
@@ -190,8 +179,6 @@ def _find_fault_of_text(smiles: str, *, max_atoms: int) -> str:
         return f"the SMILES has the character U+{code:04X}, which SMILES do not have"
     if pattern := _SMARTS_ATOM.search(text):
         return f"{pattern.group()} is a query atom (SMARTS), not an atom"
-    if "*" in text:
-        return "the SMILES has a dummy atom (*), not an element"
     if len(text) <= _QUICK_LENGTH:
         return ""
     counts = Counter(match.lastgroup for match in _SMILES_TOKEN.finditer(text))
@@ -212,8 +199,7 @@ def _find_fault(mol: Chem.Mol, *, max_atoms: int) -> str:
         if mol.HasQuery():
             return "one of its bonds is a query bond (SMARTS), not a bond"
     if num_heavy == 0:
-        what = "only hydrogen atoms" if num_atoms else "no atoms"
-        return f"the molecule has {what}; heavy atoms are needed"
+        return "the molecule has no heavy atoms"
     return _find_excess(num_heavy, num_atoms, num_bonds=mol.GetNumBonds(), max_atoms=max_atoms)
 
 
@@ -253,12 +239,9 @@ def list_molecules(molecules: Molecule | Iterable[Molecule]) -> list[Molecule]:
 
 def describe_molecule(molecule: Molecule) -> str:
     """Return the molecule in the short form of an error message."""
-    text = repr(molecule)
     if isinstance(molecule, Chem.Mol):
-        text = f"an RDKit molecule of {molecule.GetNumAtoms()} atoms without a SMILES"
-        if is_tractable(molecule):
-            with rdBase.BlockLogs(), suppress(RuntimeError, ValueError):
-                text = repr(Chem.MolToSmiles(molecule))
+        return f"an RDKit molecule of {molecule.GetNumAtoms()} atoms"
+    text = repr(molecule)
     return text if len(text) <= MAX_DESCRIPTION else text[:MAX_DESCRIPTION] + "...'"
 
 
@@ -299,25 +282,17 @@ class RMatAtomFeatures:
         self._class_of_value = [
             {value: idx for idx, value in enumerate(feature.classes)} for feature in features
         ]
-        self._tables: list[np.ndarray] = []
+        self._one_hots: list[np.ndarray] = []
         stop = FIRST_ATOM_COLUMN
         for feature in features:
             one_hots = np.eye(len(feature.classes), dtype=np.uint8)
             if feature.classes == (False, True):
                 one_hots = one_hots[:, 1:]
             self.columns[feature.name] = slice(stop, stop := stop + one_hots.shape[1])
-            self._add_one_hots(one_hots)
+            self._one_hots.append(one_hots)
         self.num_node_features = stop
         num_codes = math.prod(len(feature.classes) for feature in features)
         self.code_dtype = np.min_scalar_type(num_codes - 1)
-
-    def _add_one_hots(self, one_hots: np.ndarray) -> None:
-        # As many features as fit share a table, which has a row for every combination.
-        if self._tables and len(self._tables[-1]) * len(one_hots) <= MAX_TABLE_ROWS:
-            table = self._tables.pop()
-            left = np.repeat(table, len(one_hots), axis=0)
-            one_hots = np.hstack([left, np.tile(one_hots, (len(table), 1))])
-        self._tables.append(one_hots)
 
     def get_classes(self, name: str) -> tuple[Any, ...]:
         """Return the classes of a feature."""
@@ -339,9 +314,9 @@ class RMatAtomFeatures:
     def expand_codes(self, codes: np.ndarray) -> np.ndarray:
         """Return the columns of atoms, `(num_atoms, num_node_features - 2)`, uint8."""
         blocks = []
-        for table in reversed(self._tables):
-            codes, rows = np.divmod(codes, len(table))
-            blocks.append(table[rows])
+        for one_hots in reversed(self._one_hots):
+            codes, classes = np.divmod(codes, len(one_hots))
+            blocks.append(one_hots[classes])
         return np.concatenate(blocks[::-1], axis=1)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from types import GeneratorType
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
@@ -18,8 +17,9 @@ class RMatPipeline(Pipeline):
     A molecule that cannot be featurized gives an entry with an error; the others go on.
     """
 
-    # Name of the pipeline in `pipeline(...)`, and the Auto class that loads its model.
+    # Name in `pipeline(...)`, key of a result, and the Auto class that loads the model.
     task_name: str
+    result_name: str
     auto_class: Any
 
     # transformers declares these for its own classes only
@@ -70,28 +70,31 @@ class RMatPipeline(Pipeline):
         if not isinstance(features, list):  # without a batch the collator makes no lists
             features, errors = [features], [errors]
         known = [row for row, row_features in enumerate(features) if row_features is not None]
-        rows = torch.full((len(features), self.count_columns()), torch.nan, device=self.device)
+        rows = torch.zeros(len(features), 1)
         if known:
             batch = self.feature_extractor.pad(
                 [features[row] for row in known], return_tensors="pt"
             )
             inputs = self._ensure_tensor_on_device(dict(batch), device=self.device)
-            rows[known] = self.compute_rows(inputs).to(rows.dtype)
+            computed = self.compute_rows(inputs).float()
+            rows = computed.new_zeros(len(features), computed.shape[1])
+            rows[known] = computed
         return {"rows": rows, "error": errors}
-
-    @abstractmethod
-    def count_columns(self) -> int:
-        """Return how many numbers one molecule gets."""
 
     @abstractmethod
     def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the numbers of every molecule of a batch, `(batch_size, num_columns)`."""
 
-    @staticmethod
-    def read_row(model_outputs: dict[str, Any]) -> tuple[np.ndarray, str | None]:
-        """Return the numbers of one molecule and its error."""
-        row, error = model_outputs["rows"][0].float().numpy(), model_outputs["error"]
-        return row, error[0] if isinstance(error, list) else error
+    @abstractmethod
+    def describe_row(self, row: list[float]) -> Any:
+        """Return the numbers of one molecule as users see them."""
+
+    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
+        """Return what is known of one molecule, or its error."""
+        error = model_outputs["error"]
+        error = error[0] if isinstance(error, list) else error
+        row = model_outputs["rows"][0].tolist()
+        return {self.result_name: None if error else self.describe_row(row), "error": error}
 
 
 class RMatPropertyPredictionPipeline(RMatPipeline):
@@ -110,41 +113,32 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
     """
 
     task_name = "molecule-property-prediction"
+    result_name = "predictions"
     auto_class = AutoModelForSequenceClassification
-
-    def count_columns(self) -> int:
-        """Return the number of labels or classes, and of spreads if there are any."""
-        # CODEPATH: ensembles, the only models with members.
-        kinds = 2 if hasattr(self.model.config, "num_members") else 1
-        return kinds * len(self.model.config.output_names)
 
     def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return values or probabilities, followed by the spreads of an ensemble."""
-        output = self.model(**inputs, return_dict=True)
-        rows = [self.model.meaning.compute_values(output.logits.double())]
+        output, meaning = self.model(**inputs, return_dict=True), self.model.meaning
+        rows = [meaning.compute_values(output.logits.double())]
         if "member_logits" in output:
-            values = self.model.meaning.compute_values(output.member_logits.double())
+            values = meaning.compute_values(output.member_logits.double())
             rows.append(values.std(1, correction=0))
         return torch.cat(rows, dim=1)
 
-    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
-        """Return the predictions of one molecule, or its error."""
-        row, error = self.read_row(model_outputs)
-        if error is not None:
-            return {"predictions": None, "error": error}
-        config = self.model.config
-        is_probability = self.model.meaning.is_probability
+    def describe_row(self, row: list[float]) -> list[dict[str, Any]]:
+        """Return the predictions of one molecule, one for each label or class."""
+        config, is_probability = self.model.config, self.model.meaning.is_probability
         num_labels = len(config.output_names)
         units = config.label_units or [None] * num_labels
         predictions = []
         for idx, label in enumerate(config.output_names):
-            prediction = {"label": label, ("score" if is_probability else "value"): float(row[idx])}
+            prediction = {"label": label, ("score" if is_probability else "value"): row[idx]}
             if not is_probability:
                 prediction["unit"] = units[idx]
             if len(row) > num_labels:
-                prediction["spread"] = float(row[num_labels + idx])
+                prediction["spread"] = row[num_labels + idx]
             predictions.append(prediction)
-        return {"predictions": predictions, "error": None}
+        return predictions
 
 
 class RMatFeatureExtractionPipeline(RMatPipeline):
@@ -159,20 +153,16 @@ class RMatFeatureExtractionPipeline(RMatPipeline):
     """
 
     task_name = "molecule-feature-extraction"
+    result_name = "embedding"
     auto_class = AutoModel
-
-    def count_columns(self) -> int:
-        """Return the width of the molecule vector."""
-        return self.model.base_model.pooler.output_size
 
     def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the molecule vectors."""
         return self.model.base_model(**inputs, return_dict=True).pooler_output
 
-    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
-        """Return the vector of one molecule, or its error."""
-        row, error = self.read_row(model_outputs)
-        return {"embedding": None if error is not None else row.tolist(), "error": error}
+    def describe_row(self, row: list[float]) -> list[float]:
+        """Return the vector of one molecule."""
+        return row
 
 
 def describe_pipeline(model_class: str) -> dict[str, dict[str, Any]]:

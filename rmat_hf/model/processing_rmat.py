@@ -30,7 +30,7 @@ from .features_rmat import (
     compute_molecule_descriptors,
     describe_molecule,
     list_molecules,
-    read_molecule,
+    parse_molecule,
     validate_molecule_descriptor_names,
 )
 from .geometry_rmat import (
@@ -368,7 +368,8 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
     def featurize_compactly(self, molecule: Molecule | RMatParsedMolecule) -> RMatCompactFeatures:
         """Return what [`~RMatProcessor.featurize`] gives, in a form without pairs of nodes."""
         if not isinstance(molecule, RMatParsedMolecule):
-            molecule = read_molecule(molecule, max_atoms=self.max_atoms)
+            mol = parse_molecule(molecule, max_atoms=self.max_atoms)
+            molecule = RMatParsedMolecule(mol, molecule if isinstance(molecule, str) else None)
         geometry, geometry_source = compute_geometry(molecule, self)
         descriptors = None
         if self.molecule_descriptors:

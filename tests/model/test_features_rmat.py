@@ -31,7 +31,6 @@ from rmat_hf.model.features_rmat import (
     list_molecule_descriptor_names,
     parse_canonical,
     parse_molecule,
-    read_molecule,
 )
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -175,11 +174,10 @@ def test_bond_type_code(smiles: str, code: int) -> None:
     [
         ("", "the SMILES is empty"),
         ("  \t", "the SMILES is empty"),
-        (None, "missing (None)"),
-        (float("nan"), "missing (NaN)"),
-        (np.float32("nan"), "missing (NaN)"),
-        (7, "expected a SMILES (str) or a Chem.Mol, got int"),
-        (b"CCO", "got bytes"),
+        (None, "missing: no SMILES or Chem.Mol but None"),
+        (float("nan"), "but nan"),
+        (7, "but 7"),
+        (b"CCO", "but b'CCO'"),
         ("CCO ethanol", "text after the SMILES"),
         ("CCO\tethanol", "text after the SMILES"),
         ("C C", "text after the SMILES"),
@@ -194,9 +192,9 @@ def test_bond_type_code(smiles: str, code: int) -> None:
         ("[#6]CC", "[#6] is a query atom (SMARTS)"),
         ("[C,N]CC", "syntax error while parsing"),
         ("C~C", "query bond (SMARTS)"),
-        ("[H][H]", "only hydrogen atoms"),
-        ("[H+]", "only hydrogen atoms"),
-        ("[2H]", "only hydrogen atoms"),
+        ("[H][H]", "no heavy atoms"),
+        ("[H+]", "no heavy atoms"),
+        ("[2H]", "no heavy atoms"),
         ("C" * 257, "257 heavy atoms are more than max_atoms=256; a larger max_atoms accepts it"),
         (PEPTIDE, "450 heavy atoms are more than max_atoms=256"),
     ],
@@ -211,8 +209,8 @@ def test_molecule_is_refused_with_a_reason(molecule: str, reason: str) -> None:
 
 def build_refused_mols() -> dict[str, tuple[Chem.Mol, str]]:
     return {
-        "no atoms": (Chem.Mol(), "no atoms"),
-        "hydrogen": (Chem.AddHs(Chem.MolFromSmiles("[H][H]")), "only hydrogen atoms"),
+        "no atoms": (Chem.Mol(), "no heavy atoms"),
+        "hydrogen": (Chem.AddHs(Chem.MolFromSmiles("[H][H]")), "no heavy atoms"),
         "pattern": (Chem.MolFromSmarts("[C,N]c1ccccc1"), "atom 0 is a query atom"),
         "plain pattern": (Chem.MolFromSmarts("CC"), "is a query atom"),
         "fragment": (Chem.MolFromSmiles("*CC"), "atom 0 is a dummy atom"),
@@ -359,7 +357,7 @@ def test_wrong_descriptor_names_are_refused(names: list[str]) -> None:
         ("C\x1b[31mC", "the SMILES has the character U+001B"),
         ("C(" * 300_000, "600000 characters are too long a SMILES: max_atoms=256 allows 25600"),
         ("C1" + "C" * 20_000 + "C1", "20002 heavy atoms are more than max_atoms=256"),
-        ("*" * 5_000, "the SMILES has a dummy atom"),
+        ("*" * 200, "atom 0 is a dummy atom (*)"),
         ("[CH999999999]", "Pre-condition Violation"),
     ],
 )
@@ -381,7 +379,7 @@ def test_a_long_smiles_of_a_small_molecule_is_read() -> None:
 )
 def test_a_huge_smiles_is_refused_before_rdkit_reads_it(text: str) -> None:
     start = time.perf_counter()
-    with pytest.raises(MoleculeError, match=r"max_atoms=256|dummy atom"):
+    with pytest.raises(MoleculeError, match="max_atoms=256"):
         parse_molecule(text, max_atoms=256)
     assert time.perf_counter() - start < 1.0  # RDKit alone takes 7 to 15 s for the first
 
@@ -428,14 +426,14 @@ def test_a_chain_that_would_end_the_process_is_not_written() -> None:
     chain = Chem.MolFromSmiles("C" * 100_000, sanitize=False)
     assert chain.GetNumAtoms() > MAX_WRITTEN_ATOMS
     assert not is_tractable(chain)
-    assert describe_molecule(chain) == "an RDKit molecule of 100000 atoms without a SMILES"
+    assert describe_molecule(chain) == "an RDKit molecule of 100000 atoms"
     with pytest.raises(MoleculeError, match="100000 heavy atoms are more than max_atoms=256"):
         parse_molecule(chain, max_atoms=256)
 
 
 def test_a_reader_hands_on_why_there_is_no_molecule() -> None:
     error = pickle.loads(pickle.dumps(MoleculeError("the counts line is wrong")))
-    for function in (parse_molecule, read_molecule, parse_canonical):
+    for function in (parse_molecule, parse_canonical):
         with pytest.raises(MoleculeError, match="the counts line is wrong"):
             function(error, max_atoms=256)
     batch = RMatProcessor(geometry="2d")(["C", error], errors="skip")

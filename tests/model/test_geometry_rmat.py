@@ -20,7 +20,6 @@ from rmat_hf.model.features_rmat import (
     RMatParsedMolecule,
     compute_bonds,
     parse_molecule,
-    read_molecule,
 )
 from rmat_hf.model.geometry_rmat import (
     EMBED_PARAMETERS,
@@ -74,7 +73,7 @@ IMPOSSIBLE = "C12=C3C4=C1C5=C2C3=C45"
 
 
 def parse(smiles: str) -> RMatParsedMolecule:
-    return read_molecule(smiles, max_atoms=512)
+    return RMatParsedMolecule(parse_molecule(smiles, max_atoms=512), smiles)
 
 
 def measure(coordinates: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ BAD_MOLECULES = {
     None: "missing",
     "C*": "dummy atom",
     "C" * 300: "max_atoms",
-    7: "got int",
+    7: "but 7",
 }
 # Of values around 1; batches of another size sum in another order in float32.
 TOLERANCE = 1e-6
@@ -218,7 +218,7 @@ def test_no_molecules_give_no_results(molecules: Any, pipe: RMatPropertyPredicti
 
 
 def test_a_mapping_is_no_molecule(pipe: RMatPropertyPredictionPipeline) -> None:
-    assert "got dict" in pipe({"C": "CCO"})["error"]
+    assert "but {'C': 'CCO'}" in pipe({"C": "CCO"})["error"]
 
 
 def test_an_unknown_option_is_refused(pipe: RMatPropertyPredictionPipeline) -> None:
