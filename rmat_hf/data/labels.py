@@ -3,24 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from rmat_hf.errors import UserError, describe_value
 
 MISSING_NUMBERS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 MISSING_CLASSES = frozenset({"", "nan"})
 LARGEST_LABEL = float(np.finfo(np.float32).max)
-
-
-class LabelConflict(NamedTuple):
-    """Rows of one molecule with contradictory labels, and the two that lie farthest apart."""
-
-    rows: list[int]
-    label_idx: int
-    low_row: int
-    high_row: int
 
 
 def parse_number(value: object) -> float | None:
@@ -112,7 +103,7 @@ def list_class_names(labels: Sequence[object]) -> list[str]:
 
 def find_label_conflicts(
     groups: Sequence[str], labels: np.ndarray, *, tolerance: float
-) -> list[LabelConflict]:
+) -> dict[int, tuple[int, int, int]]:
     """Find the molecules whose labels contradict each other.
 
     Args:
@@ -122,22 +113,16 @@ def find_label_conflicts(
             Largest difference that is no contradiction, in standard deviations of the label column.
 
     Returns:
-        `list[LabelConflict]`, at most one per molecule, by first appearance.
+        `dict[int, tuple[int, int, int]]`: for every row of such a molecule the column of labels and
+        the rows of its smallest and its largest label.
     """
-    rows_by_group: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows_by_group.setdefault(group, []).append(row)
-    conflicts: list[LabelConflict] = []
-    known = ~np.isnan(labels)
-    for rows in rows_by_group.values():
-        for label_idx in range(labels.shape[1]):
-            known_rows = [row for row in rows if known[row, label_idx]]
-            if len(known_rows) < 2:
-                continue
-            values = labels[known_rows, label_idx]
-            limit = tolerance * labels[known[:, label_idx], label_idx].std() if tolerance else 0.0
-            if np.ptp(values) > limit:
-                low, high = known_rows[int(values.argmin())], known_rows[int(values.argmax())]
-                conflicts.append(LabelConflict(rows, label_idx, low, high))
-                break
+    frame = pd.DataFrame(labels)
+    molecules = frame.groupby(np.asarray(groups, dtype=object), sort=False)
+    is_beyond = molecules.max() - molecules.min() > tolerance * frame.std(ddof=0)
+    conflicts: dict[int, tuple[int, int, int]] = {}
+    for name, label_idx in is_beyond[is_beyond.any(axis=1)].idxmax(axis=1).items():
+        rows = molecules.indices[name]
+        values = frame.loc[rows, label_idx]
+        conflict = (int(label_idx), int(values.idxmin()), int(values.idxmax()))
+        conflicts |= dict.fromkeys(rows.tolist(), conflict)
     return conflicts

@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pandas as pd
 from rdkit import Chem
 
 from rmat_hf.data.featurization import LENGTH_COLUMN, FeaturizedMolecule, featurize_molecules
@@ -15,9 +16,9 @@ from rmat_hf.data.labels import find_label_conflicts, is_missing, list_class_nam
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_split_cells
 from rmat_hf.data.stored_features import count_nodes
-from rmat_hf.data.tables import validate_smiles_column
+from rmat_hf.data.tables import Table, validate_smiles_column
 from rmat_hf.errors import UserError
-from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
+from rmat_hf.model.features_rmat import Molecule, MoleculeError
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)
@@ -54,18 +55,6 @@ class LoadedData:
     dataset: datasets.Dataset
     dropped: list[DroppedRow]
     class_names: list[str] | None
-
-
-class _Row(NamedTuple):
-    row: int
-    smiles: str
-    molecule: Molecule
-    labels: list[float | str]
-    split: object
-    outcome: FeaturizedMolecule = FeaturizedMolecule(b"", "", "", "")
-
-    def drop(self, reason: str) -> DroppedRow:
-        return DroppedRow(self.row, self.smiles, reason)
 
 
 def load_training_table(
@@ -118,24 +107,23 @@ def load_training_table(
     split_column = split_column or table.split_column
     table = table.select([smiles_column, *label_columns, *filter(None, [split_column])])
     validate_smiles_column(table.schema, smiles_column, source=table.source)
-    rows: list[_Row] = []
-    for chunk in table.iterate_chunks(CHUNK_SIZE):
-        molecules = chunk.molecules(smiles_column)
-        for cells, molecule in zip(chunk.table.to_pylist(), molecules, strict=True):
-            row = len(rows)
-            labels = [
-                parse_label(cells[name], problem_type=problem_type, row=row, column=name)
-                for name in label_columns
-            ]
-            split_cell = cells[split_column] if split_column else None
-            rows.append(_Row(row, cells[smiles_column] or "", molecule, labels, split_cell))
-    rows = _featurize(rows, processor, **options)
-    kept = [row for row in rows if row.outcome.canonical_smiles]
+    rows = pd.DataFrame(
+        _iterate_rows(
+            table,
+            smiles_column=smiles_column,
+            label_columns=label_columns,
+            problem_type=problem_type,
+        ),
+        columns=["smiles", "molecule", "labels", "cells"],
+        dtype=object,
+    )
+    outcomes = featurize_molecules(rows["molecule"].to_list(), processor, **options)
+    rows = rows.join(pd.DataFrame(outcomes, columns=FeaturizedMolecule._fields, dtype=object))
     tolerance = conflict_tolerance if problem_type == "regression" else 0.0
-    reasons = {row.row: row.outcome.failure for row in rows if row.outcome.failure}
-    reasons |= _find_conflicts(kept, label_columns=label_columns, tolerance=tolerance)
-    kept = [row for row in kept if row.row not in reasons]
-    dropped = [row.drop(reasons[row.row]) for row in rows if row.row in reasons]
+    reasons = {row: reason for row, reason in rows["failure"].items() if reason}
+    known = rows[rows["canonical_smiles"] != ""]
+    reasons |= _find_conflicts(known, label_columns=label_columns, tolerance=tolerance)
+    dropped = [DroppedRow(row, rows["smiles"][row], reasons[row]) for row in sorted(reasons)]
     if dropped:
         logger.warning(
             "Dropped %d of %d rows of %s: see dropped_rows.csv.",
@@ -143,72 +131,71 @@ def load_training_table(
             len(rows),
             table.source,
         )
+    kept = rows.drop(index=list(reasons))
     _validate_labels(kept, dropped, label_columns=label_columns, source=table.source)
-    class_names = list_class_names([label for row in kept for label in row.labels])
     split = parse_split_cells(
         split_column,
-        [row.split for row in kept],
-        rows=[row.row for row in kept],
-        groups=[row.outcome.canonical_smiles for row in kept],
+        [cells[split_column] for cells in kept["cells"]] if split_column else [],
+        rows=kept.index,
+        groups=kept["canonical_smiles"],
     )
-    matrix = _build_label_matrix(kept, class_names=class_names)
-    built = _build_dataset(kept, labels=matrix, split=split)
+    labels, class_names = _encode_labels(kept["labels"])
+    built = _build_dataset(kept, labels=labels, split=split)
     return LoadedData(built, dropped, class_names if is_single else None)
 
 
-def _featurize(rows: list[_Row], processor: RMatProcessor, **options: Any) -> list[_Row]:
-    """Return the rows with their outcomes; one without any label fails, and is parsed only."""
-    is_labeled = [not all(map(is_missing, row.labels)) for row in rows]
-    molecules = [row.molecule for row, labeled in zip(rows, is_labeled, strict=True) if labeled]
-    outcomes = iter(featurize_molecules(molecules, processor, **options))
-    featurized = []
-    for row, labeled in zip(rows, is_labeled, strict=True):
-        if labeled:
-            featurized.append(row._replace(outcome=next(outcomes)))
-            continue
-        reason = "no label"
-        try:
-            parse_molecule(row.molecule, max_atoms=processor.max_atoms)
-        except MoleculeError as error:
-            reason = error.reason
-        featurized.append(row._replace(outcome=FeaturizedMolecule(b"", "", reason, "")))
-    return featurized
+def _iterate_rows(
+    table: Table, *, smiles_column: str, label_columns: list[str], problem_type: str
+) -> Iterator[tuple[str, Molecule, list[float | str], dict[str, Any]]]:
+    """Yield SMILES, molecule, labels and all cells of every row; none without a label is built."""
+    row = 0
+    for chunk in table.iterate_chunks(CHUNK_SIZE):
+        molecules = chunk.molecules(smiles_column)
+        for cells, molecule in zip(chunk.table.to_pylist(), molecules, strict=True):
+            labels = [
+                parse_label(cells[name], problem_type=problem_type, row=row, column=name)
+                for name in label_columns
+            ]
+            is_labeled = not all(map(is_missing, labels))
+            given = molecule if is_labeled else MoleculeError("no label")
+            yield cells[smiles_column] or "", given, labels, cells
+            row += 1
 
 
 def _find_conflicts(
-    rows: list[_Row], *, label_columns: list[str], tolerance: float
+    rows: pd.DataFrame, *, label_columns: list[str], tolerance: float
 ) -> dict[int, str]:
     """Return why rows of one molecule contradict each other, by row."""
-    class_names = list_class_names([label for row in rows for label in row.labels])
-    labels = _build_label_matrix(rows, class_names=class_names)
-    groups = [row.outcome.canonical_smiles for row in rows]
-    reasons: dict[int, str] = {}
-    for conflict in find_label_conflicts(groups, labels, tolerance=tolerance):
-        low, high = rows[conflict.low_row], rows[conflict.high_row]
-        reason = (
-            f"rows {low.row} and {high.row} hold the same molecule with contradictory labels: "
-            f"{label_columns[conflict.label_idx]} is {low.labels[conflict.label_idx]} and "
-            f"{high.labels[conflict.label_idx]}"
+    if rows.empty:
+        return {}
+    labels, _ = _encode_labels(rows["labels"])
+    conflicts = find_label_conflicts(rows["canonical_smiles"], labels, tolerance=tolerance)
+    reasons = {}
+    for position, (label_idx, *extremes) in conflicts.items():
+        low, high = (rows["labels"].iloc[idx][label_idx] for idx in extremes)
+        first, second = rows.index[extremes]
+        reasons[int(rows.index[position])] = (
+            f"rows {first} and {second} hold the same molecule with contradictory labels: "
+            f"{label_columns[label_idx]} is {low} and {high}"
         )
-        reasons |= {rows[i].row: reason for i in conflict.rows}
     return reasons
 
 
-def _build_label_matrix(rows: list[_Row], *, class_names: list[str]) -> np.ndarray:
-    """Return labels of shape `(num_rows, num_labels)`: a class is its index, NaN is missing."""
-    idx_of_class = {name: float(idx) for idx, name in enumerate(class_names)}
-    labels = [
-        [idx_of_class[label] if isinstance(label, str) else label for label in row.labels]
-        for row in rows
-    ]
-    return np.array(labels, dtype=np.float64, ndmin=2)
+def _encode_labels(rows: Iterable[list[float | str]]) -> tuple[np.ndarray, list[str]]:
+    """Return labels, `(num_rows, num_labels)`, a class as its index, and the classes there are."""
+    labels = [list(row) for row in rows]
+    class_names = list_class_names([label for row in labels for label in row])
+    idx_of_class: dict[Any, Any] = {name: float(idx) for idx, name in enumerate(class_names)}
+    encoded = [[idx_of_class.get(label, label) for label in row] for row in labels]
+    return np.array(encoded, dtype=np.float64, ndmin=2), class_names
 
 
 def _validate_labels(
-    rows: list[_Row], dropped: list[DroppedRow], *, label_columns: list[str], source: str
+    rows: pd.DataFrame, dropped: list[DroppedRow], *, label_columns: list[str], source: str
 ) -> None:
     for label_idx, column in enumerate(label_columns):
-        values = {row.labels[label_idx] for row in rows if not is_missing(row.labels[label_idx])}
+        values = {labels[label_idx] for labels in rows["labels"]}
+        values = {label for label in values if not is_missing(label)}
         if len(values) < 2:
             found = f"is {values.pop()} in every usable row" if values else "has no usable value"
             first = f" Row {dropped[0].row}: {dropped[0].reason}." if dropped else ""
@@ -219,28 +206,25 @@ def _validate_labels(
 
 
 def _build_dataset(
-    rows: list[_Row], *, labels: np.ndarray, split: dict[str, list[object]]
+    rows: pd.DataFrame, *, labels: np.ndarray, split: dict[str, list[Any]]
 ) -> datasets.Dataset:
-    outcomes = [row.outcome for row in rows]
-    sources = [outcome.geometry_source for outcome in outcomes]
-    num_step_downs = sum("step down" in source for source in sources)
+    num_step_downs = rows["geometry_source"].str.contains("step down").sum()
     if num_step_downs:
         logger.warning("%d molecules stepped down to another geometry.", num_step_downs)
-    features = [outcome.features for outcome in outcomes]
     columns: dict[str, tuple[Sequence[Any], str]] = {
-        "row": ([row.row for row in rows], "int64"),
-        "smiles": ([row.smiles for row in rows], "string"),
-        "canonical_smiles": ([outcome.canonical_smiles for outcome in outcomes], "string"),
-        "features": (features, "large_binary"),
-        LENGTH_COLUMN: (count_nodes(features), "int64"),
-        "geometry_source": (sources, "string"),
+        "row": (rows.index, "int64"),
+        "smiles": (rows["smiles"], "string"),
+        "canonical_smiles": (rows["canonical_smiles"], "string"),
+        "features": (rows["features"], "large_binary"),
+        LENGTH_COLUMN: (count_nodes(rows["features"]), "int64"),
+        "geometry_source": (rows["geometry_source"], "string"),
         **{name: (cells, SPLIT_DTYPES[name]) for name, cells in split.items()},
     }
-    mols = [row.molecule if isinstance(row.molecule, Chem.Mol) else None for row in rows]
+    mols = [mol.ToBinary() if isinstance(mol, Chem.Mol) else None for mol in rows["molecule"]]
     if any(mols):
-        columns["mol"] = ([mol and mol.ToBinary() for mol in mols], "binary")
+        columns["mol"] = (mols, "binary")
     kinds: dict[str, Any] = {name: datasets.Value(kind) for name, (_, kind) in columns.items()}
-    values = {name: values for name, (values, _) in columns.items()}
+    values = {name: list(values) for name, (values, _) in columns.items()}
     return datasets.Dataset.from_dict(
         {**values, "labels": labels.tolist()},
         features=datasets.Features(kinds | {"labels": datasets.List(datasets.Value("float64"))}),

@@ -109,18 +109,17 @@ def test_conflict_is_a_difference_beyond_the_tolerance() -> None:
     groups = ["a", "b", "c", "c", "d", "d"]
     std = labels.std()
     conflicts = find_label_conflicts(groups, labels, tolerance=0.5 / std)
-    assert [(c.rows, c.low_row, c.high_row) for c in conflicts] == [([4, 5], 4, 5)]
-    assert find_label_conflicts(groups, labels, tolerance=np.inf) == []
-    assert len(find_label_conflicts(groups, labels, tolerance=0.0)) == 2
+    assert conflicts == {4: (0, 4, 5), 5: (0, 4, 5)}
+    assert find_label_conflicts(groups, labels, tolerance=np.inf) == {}
+    assert list(find_label_conflicts(groups, labels, tolerance=0.0)) == [2, 3, 4, 5]
 
 
 def test_missing_labels_contradict_nothing() -> None:
     labels = np.array([[1.0, np.nan], [np.nan, 1.0], [1.0, np.nan]])
-    assert find_label_conflicts(["a", "a", "a"], labels, tolerance=0.0) == []
+    assert find_label_conflicts(["a", "a", "a"], labels, tolerance=0.0) == {}
 
 
 def test_conflict_names_the_label_that_differs_and_all_rows_of_the_molecule() -> None:
     labels = np.array([[1.0, 1.0], [0.0, 0.0], [np.nan, 0.0], [1.0, np.nan]])
-    (conflict,) = find_label_conflicts(["a", "b", "a", "a"], labels, tolerance=0.0)
-    assert (conflict.rows, conflict.label_idx) == ([0, 2, 3], 1)
-    assert (conflict.low_row, conflict.high_row) == (2, 0)
+    conflicts = find_label_conflicts(["a", "b", "a", "a"], labels, tolerance=0.0)
+    assert conflicts == dict.fromkeys([0, 2, 3], (1, 2, 0))
