@@ -5,20 +5,18 @@ import errno
 import logging
 import os
 import re
-import reprlib
 import signal
 import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 # Characters of a message on the screen; its end tells the way out, so the middle is left out.
 MAX_MESSAGE = 2000
-# Characters of a cell or a name in a message.
-MAX_VALUE = 80
 
 # A path of an address has one slash less.
 _CREDENTIALS = re.compile(r"(?<=:/)(/?)[^/\s@'\"]+@")
@@ -31,7 +29,6 @@ _WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.EEXIST, errno.ENOTDIR),
 )
-_TOO_MANY_REQUESTS = 429
 
 
 class UserError(ValueError):
@@ -70,7 +67,7 @@ def explained_reading(
     except UserError:
         raise
     except (*list_reading_errors(), *also) as error:
-        reason = f"cannot be read: {get_first_line(error)}"
+        reason = f"cannot be read: {get_reason(error)}"
         # not what inherits from it: the Hub's errors say which repository or revision is missing
         if type(error) is FileNotFoundError:
             reason = "is not there: no such file. Check the path"
@@ -118,29 +115,25 @@ def describe_error(error: BaseException) -> str | None:
     """Return one line on what went wrong and what to do; `None` for a bug."""
     from huggingface_hub.errors import HTTPError
 
-    line = hide_credentials(" ".join(str(error).split()))
+    line, way_out = get_reason(error), None
     if _is_rate_limit(error):
-        return (
-            f"{line.rstrip('.')}. The Hub takes no more requests for now (HTTP 429). Wait a few "
-            "minutes and repeat the command: what was downloaded is kept."
+        way_out = (
+            "The Hub takes no more requests for now (HTTP 429). Wait a few minutes and repeat the "
+            "command: what was downloaded is kept."
         )
     # an answer of the Hub, which says what is wrong, is an OSError too
-    if isinstance(error, HTTPError) and not isinstance(error, OSError):
-        return (
-            f"The connection to the Hub failed: {line.rstrip('.') or type(error).__name__}. "
-            "Repeat the command: what was downloaded is kept."
+    elif isinstance(error, HTTPError) and not isinstance(error, OSError):
+        way_out = "The connection broke. Repeat the command: what was downloaded is kept."
+    elif is_out_of_memory(error):
+        way_out = (
+            "There is not enough memory. Use a smaller --batch-size (rmat pretrain: --max-pairs), "
+            "or leave out the largest molecules."
         )
-    if is_out_of_memory(error):
-        return (
-            f"There is not enough memory: {line.rstrip('.') or 'the allocation failed'}. Use a "
-            "smaller --batch-size (rmat pretrain: --max-pairs), or leave out the largest molecules."
-        )
-    if isinstance(error, ValueError | OSError):
-        return line or type(error).__name__
-    failure = _find_write_failure(error)
-    if failure is not None:
-        return f"A file cannot be written: {failure}. Make room on the disk, or choose another."
-    return None
+    elif not isinstance(error, OSError) and _find_write_failure(error):
+        way_out = "A file cannot be written. Make room on the disk, or choose another."
+    elif not isinstance(error, ValueError | OSError):
+        return None
+    return line if way_out is None else f"{line.rstrip('.')}. {way_out}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -149,31 +142,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_bare or isinstance(error, MemoryError)
 
 
-def get_first_line(error: BaseException) -> str:
-    """Return the line of an error's message that tells the reason, or its type without one."""
-    from huggingface_hub.errors import HTTPError, StrictDataclassError
+def get_reason(error: BaseException) -> str:
+    """Return the message of an error on one line, or its type without one, without credentials."""
+    from huggingface_hub.errors import HTTPError
 
-    cause: BaseException | None = error
-    # why a connection broke, which transformers leaves out; answers of the Hub are OSErrors too
-    while cause is not None and (isinstance(cause, OSError) or not isinstance(cause, HTTPError)):
+    name = type(error).__name__
+    text = f"{name} {error}" if isinstance(error, KeyError) else str(error)
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        # why a connection broke, which transformers leaves out; answers of the Hub are OSErrors too
+        if isinstance(cause, HTTPError) and not isinstance(cause, OSError):
+            text = f"{text} ({cause})"
         cause = cause.__cause__ or cause.__context__
-    lines = str(cause or error).strip().splitlines() or [type(error).__name__]
-    # the first line of these names the field only, the next one what is wrong with it
-    lines = lines[:2] if isinstance(error, StrictDataclassError) else lines[:1]
-    name = f"{type(error).__name__} " if isinstance(error, KeyError) else ""
-    return name + " ".join(line.strip() for line in lines)
+    return hide_credentials(" ".join(text.split())) or name
 
 
 def hide_credentials(text: str) -> str:
     """Return a text without the user and password of an address, and without tokens of the Hub."""
     return _HUB_TOKEN.sub("hf_***", _CREDENTIALS.sub(r"\1***@", text))
-
-
-def describe_value(value: object) -> str:
-    """Return the `repr` of a cell or a name, in 80 characters if it is text."""
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = MAX_VALUE
-    return shortener.repr(value)
 
 
 def escape_message(text: str) -> str:
@@ -282,6 +268,6 @@ def _is_rate_limit(error: BaseException | None) -> bool:
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None:
-            return bool(status == _TOO_MANY_REQUESTS)
+            return bool(status == HTTPStatus.TOO_MANY_REQUESTS)
         error = error.__cause__ or error.__context__
     return False

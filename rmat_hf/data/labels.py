@@ -1,13 +1,14 @@
 """Turn the label cells of a table into numbers and find contradictions between them."""
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 
-from rmat_hf.errors import UserError, describe_value
+from rmat_hf.errors import UserError
 
 MISSING_NUMBERS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 MISSING_CLASSES = frozenset({"", "nan"})
@@ -81,7 +82,7 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
     label = parse(value)
     if label is None:
         raise UserError(
-            f"Row {row} (counted from 0): label {column!r} is {describe_value(value)}, {fault}. "
+            f"Row {row} (counted from 0): label {column!r} is {reprlib.repr(value)}, {fault}. "
             "Fix the cell, or leave it empty when the value is not known."
         )
     return label

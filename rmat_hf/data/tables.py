@@ -7,6 +7,7 @@ cell, without a word.
 import csv
 import gzip
 import re
+import reprlib
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from rmat_hf.data.sdf import (
     iterate_sdf_records,
     parse_mol_block,
 )
-from rmat_hf.errors import MAX_VALUE, UserError, describe_value, explained_reading
+from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.model.features_rmat import Molecule, MoleculeError
 
 HUB_PREFIX = "hf://"
@@ -204,7 +205,7 @@ def validate_columns(columns: Iterable[str], required: Iterable[str], *, source:
     missing = [name for name in required if name not in columns]
     if not missing:
         return
-    shown = ", ".join(name[:MAX_VALUE] for name in columns[:MAX_COLUMNS_SHOWN])
+    shown = ", ".join(columns[:MAX_COLUMNS_SHOWN])
     shown += f" and {len(columns) - MAX_COLUMNS_SHOWN} more" * (len(columns) > MAX_COLUMNS_SHOWN)
     message = f"{source} has no column {missing[0]!r}. Its columns are: {shown}."
     for name in columns:
@@ -268,9 +269,7 @@ def open_file(path: str | Path) -> Table:
         schema, num_rows, read = KINDS[kind](path)
     name, count = Counter(schema.names).most_common(1)[0]
     if count > 1:
-        raise UserError(
-            f"{path}: two columns are called {describe_value(name)}. Rename one of them."
-        )
+        raise UserError(f"{path}: two columns are called {reprlib.repr(name)}. Rename one of them.")
     return Table(path, schema, num_rows, partial(_read_file, path, read=read), (path,))
 
 
