@@ -62,19 +62,18 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
     folder = Path(folder).resolve()  # a link stays, what it points to is replaced
     validate_output_folder(folder, overwrite=overwrite)
     temporary = name_temporary(folder)
-    temporary.mkdir()
+    replaced = temporary.with_suffix(".replaced")
     try:
-        yield temporary
-        replaced = temporary.with_suffix(".replaced")
-        if folder.exists():
-            os.replace(folder, replaced)
-        try:
+        with explained_writing(folder, way_out="Make room there, or choose another folder."):
+            temporary.mkdir()
+            yield temporary
+            if folder.exists():
+                os.replace(folder, replaced)
             os.replace(temporary, folder)
-        finally:
-            if replaced.exists() and not folder.exists():
-                os.replace(replaced, folder)
-        shutil.rmtree(replaced, ignore_errors=True)
     finally:
+        if replaced.exists() and not folder.exists():
+            os.replace(replaced, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

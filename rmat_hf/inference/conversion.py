@@ -1,6 +1,5 @@
 """Weights of the authors' code (gmum/huggingmolecules) as a model of this package."""
 
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +8,9 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rmat_hf.errors import UserError, explained_writing
+from rmat_hf.errors import UserError, explained_reading, list_reading_errors
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import POOLINGS, RMatForSequenceClassification, RMatModel
@@ -39,40 +36,37 @@ _OTHER_FIELDS = {
     *("init_type", "generator_features_generators", "ffn_d_output", "ffn_n_layers"),
     *("ffn_activation", "generator_aggregation"),
 }
-_MODULES = {
+# part of the authors' name of a weight → ours, one after the other
+_NAMES = {
     "src_embed.lut": "rmat.embeddings.node_proj",
     "encoder.norm": "rmat.final_norm",
+    "encoder.layers": "rmat.layers",
     "generator.att_net.0": "rmat.pooler.hidden_proj",
     "generator.att_net.2": "rmat.pooler.score_proj",
-    "generator.proj.0": "classifier.dense",
-    "generator.proj.2": "classifier.norm",
-    "generator.proj.4": "classifier.out_proj",
-    "generator.proj": "classifier.out_proj",
-}
-_LAYER_MODULES = {
+    "generator.proj.0.": "classifier.dense.",
+    "generator.proj.2.": "classifier.norm.",
+    "generator.proj.4.": "classifier.out_proj.",
+    "generator.proj.": "classifier.out_proj.",
     "sublayer.0.norm": "attention_norm",
     "sublayer.1.norm": "feed_forward_norm",
     "feed_forward.linears.0": "feed_forward.up_proj",
     "feed_forward.linears.1": "feed_forward.down_proj",
-    "self_attn.linear_layers.0": "self_attention.q_proj",
-    "self_attn.linear_layers.1": "self_attention.k_proj",
-    "self_attn.linear_layers.2": "self_attention.v_proj",
-    "self_attn.output_linear": "self_attention.o_proj",
-    # the first two are divided afterwards
-    "self_attn.attention.relative_K.nn.0": "self_attention.key_pair_proj",
-    "self_attn.attention.relative_V.nn.0": "self_attention.value_pair_proj",
-    "self_attn.attention.relative_K.nn.3.weight": "self_attention.key_pair_weight",
-    "self_attn.attention.relative_K.nn.3.bias": "self_attention.key_pair_constant",
-    "self_attn.attention.relative_V.nn.3.weight": "self_attention.value_pair_weight",
-    "self_attn.attention.relative_V.nn.3.bias": "self_attention.value_pair_constant",
-    "self_attn.attention.relative_u": "self_attention.content_bias",
-    "self_attn.attention.relative_v": "self_attention.pair_bias",
+    "self_attn": "self_attention",
+    "linear_layers.0": "q_proj",
+    "linear_layers.1": "k_proj",
+    "linear_layers.2": "v_proj",
+    "output_linear": "o_proj",
+    "attention.relative_u": "content_bias",
+    "attention.relative_v": "pair_bias",
+    "attention.relative_K.nn.": "key_pair_",
+    "attention.relative_V.nn.": "value_pair_",
+    # the first is divided afterwards
+    "pair_0.": "pair_proj.",
+    "pair_3.weight": "pair_weight",
+    "pair_3.bias": "pair_constant",
 }
-# What torch and safetensors raise for a file that is damaged, no weights at all, or unsafe.
-_UNREADABLE = (
-    *(OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError),
-    *(SafetensorError, UnpicklingError, struct.error),
-)
+# What torch raises, beside errors of reading, for a file that is damaged, no weights, or unsafe.
+_UNREADABLE = (RuntimeError, TypeError, LookupError, AttributeError, UnpicklingError, struct.error)
 # May be missing from the weights: the published file has no pooling and no head.
 _OPTIONAL_PARTS = ("classifier.", "rmat.pooler.", "descriptor_scaler.")
 
@@ -118,18 +112,12 @@ class Conversion(NamedTuple):
         Raises:
             UserError: If the folder has files in it, or cannot be written.
         """
-        way_out = "Make room on the disk, or choose another folder."
-        with (
-            explained_writing(output_dir, way_out=way_out),
-            create_folder_atomically(output_dir) as folder,
-        ):
+        with create_folder_atomically(output_dir) as folder:
             weights = self.model.state_dict()
             trained = {name: it for name, it in weights.items() if name not in self.untrained}
             self.model.save_pretrained(folder, state_dict=trained)
-            # the geometry of the authors
-            RMatProcessor(
-                geometry="conformer", conformer_hydrogens=True, force_field="uff"
-            ).save_pretrained(folder)
+            geometry = {"geometry": "conformer", "conformer_hydrogens": True, "force_field": "uff"}
+            RMatProcessor(**geometry).save_pretrained(folder)
 
 
 def run_conversion(arguments: ConversionArguments) -> Conversion:
@@ -159,28 +147,29 @@ def convert_checkpoint(
     Raises:
         UserError: If a file cannot be read or the two do not belong together.
     """
-    state_dict = load_authors_weights(weights)
-    authors_config = load_authors_config(config)
-    trained_pooling = _POOLINGS[authors_config.get("generator_aggregation", "grover")]
-    has_pooling = trained_pooling != "attention" or any("att_net" in name for name in state_dict)
+    state_dict = _load_authors_weights(weights)
+    with explained_reading(config, also=(KeyError, TypeError)):
+        fields = load_json(config)
+        trained_pooling = _POOLINGS[fields.get("generator_aggregation", "grover")]
+        has_pooling = trained_pooling != "attention" or any("att_net" in it for it in state_dict)
+        used_pooling = pooling or (trained_pooling if has_pooling else "mean")
+        converted_config = _convert_config(fields, pooling=used_pooling)
     notes = []
-    if pooling is None and not has_pooling:
-        notes.append("The weights contain no pooling: the model uses mean pooling.")
-    elif pooling == "attention" and not has_pooling:
-        notes.append("The weights contain no pooling: the attention pooling starts untrained.")
-    pooling = pooling or (trained_pooling if has_pooling else "mean")
-    has_head = any(name.startswith("generator.proj.") for name in state_dict)
-    if has_head and pooling != trained_pooling:
+    if not has_pooling:
+        state = "starts untrained" if used_pooling == "attention" else "is used"
+        notes.append(f"The weights contain no pooling: {used_pooling} pooling {state}.")
+    if not any(name.startswith("generator.proj.") for name in state_dict):
+        notes.append("The weights contain no prediction head: finetune the model before use.")
+    elif used_pooling != trained_pooling:
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith("generator.")}
         notes.append(
             "The head was trained on another pooling and was left out: finetune the model."
         )
-    elif not has_head:
-        notes.append("The weights contain no prediction head: finetune the model before use.")
-
-    model = RMatForSequenceClassification(convert_config(authors_config, pooling=pooling))
-    converted = _convert_state_dict(state_dict, num_code_features=model.config.num_code_features)
-    untrained = _load_converted(model.eval(), converted)
+    model = RMatForSequenceClassification(converted_config).eval()
+    converted = _convert_state_dict(
+        state_dict, num_code_features=converted_config.num_code_features
+    )
+    untrained = _load_converted(model, converted)
     if not any(name.startswith("classifier.") for name in untrained):
         return Conversion(model, untrained, notes)
     encoder = [name.removeprefix("rmat.") for name in untrained if name.startswith("rmat.")]
@@ -204,14 +193,7 @@ def _load_converted(
     return untrained
 
 
-def load_authors_weights(weights: str | Path) -> dict[str, torch.Tensor]:
-    """Load a state dict of the authors' code from `.safetensors` or a file of torch.
-
-    The latter is read with `weights_only=True`: tensors only, nothing in it is executed.
-
-    Raises:
-        UserError: If the file is missing, unreadable or holds something else than tensors.
-    """
+def _load_authors_weights(weights: str | Path) -> dict[str, torch.Tensor]:
     try:
         if Path(weights).suffix == ".safetensors":
             loaded: Any = load_file(weights)
@@ -219,54 +201,32 @@ def load_authors_weights(weights: str | Path) -> dict[str, torch.Tensor]:
             loaded = torch.load(weights, map_location="cpu", weights_only=True)
         state_dict = loaded.get("state_dict", loaded)
         return {name.removeprefix("model."): it.contiguous() for name, it in state_dict.items()}
-    except _UNREADABLE as error:
+    # torch's own words ask for a reading that could run code
+    except (*list_reading_errors(), *_UNREADABLE) as error:
         raise UserError(
-            f"Cannot read {str(weights)!r}: there is no such file, it is damaged, or it holds more "
-            "than named tensors, which is not loaded because it could run code. Check the path, or "
-            "download it again."
+            f"{weights} cannot be read: it is not there, is damaged, or holds more than named "
+            "tensors, which could run code. Check the path, or download it again."
         ) from error
 
 
-def load_authors_config(config: str | Path) -> dict[str, Any]:
-    """Load a configuration of the authors' code.
-
-    Raises:
-        UserError: If the file cannot be read, or is of another architecture.
-    """
-    fields = load_json(config)
-    known = {"generator_aggregation": list(_POOLINGS), "ffn_activation": ["LeakyReLU"]}
-    unknown = sorted(set(fields) - set(_FIELDS) - _OTHER_FIELDS)
-    wrong = [name for name in known if fields.get(name, known[name][0]) not in known[name]]
-    if unknown or wrong:
-        raise UserError(
-            f"{config} does not describe an R-MAT of the authors: the fields {[*unknown, *wrong]} "
-            f"are not known, or not with this value ({known})."
-        )
-    return fields
-
-
-def convert_config(authors_config: Mapping[str, Any], *, pooling: str) -> RMatConfig:
-    """Return the `RMatConfig` of the authors' fields.
-
-    Raises:
-        UserError: If a field is missing or describes something R-MAT cannot be.
-    """
-    try:
-        config = RMatConfig(
-            **{ours: authors_config[theirs] for theirs, ours in _FIELDS.items()},
-            attention_probs_dropout_prob=authors_config["dropout"],
-            radial_envelope_exponent=int(authors_config["envelope_exponent"]),
-            attention_form="reference",
-            pooling=pooling,
-            # as transformers names labels without names
-            id2label={i: f"LABEL_{i}" for i in range(authors_config["generator_d_outputs"])},
-            num_molecule_descriptors=authors_config.get("generator_d_generated_features") or 0,
-        )
-        if authors_config.get("d_edge") not in (None, config.num_pair_features):
-            raise ValueError(f"d_edge is not {config.num_pair_features}")
-    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        reason = f"{type(error).__name__} {' '.join(str(error).split())}"
-        raise UserError(f"The configuration does not describe an R-MAT: {reason}.") from error
+def _convert_config(fields: Mapping[str, Any], *, pooling: str) -> RMatConfig:
+    """Return the `RMatConfig` of the authors' fields; raise for what R-MAT cannot be."""
+    if unknown := sorted(set(fields) - set(_FIELDS) - _OTHER_FIELDS):
+        raise ValueError(f"the fields {unknown} are not known")
+    if fields.get("ffn_activation", "LeakyReLU") != "LeakyReLU":
+        raise ValueError("'ffn_activation' is not LeakyReLU")
+    config = RMatConfig(
+        **{ours: fields[theirs] for theirs, ours in _FIELDS.items()},
+        attention_probs_dropout_prob=fields["dropout"],
+        radial_envelope_exponent=int(fields["envelope_exponent"]),
+        attention_form="reference",
+        pooling=pooling,
+        # as transformers names labels without names
+        id2label={i: f"LABEL_{i}" for i in range(fields["generator_d_outputs"])},
+        num_molecule_descriptors=fields.get("generator_d_generated_features") or 0,
+    )
+    if fields.get("d_edge") not in (None, config.num_pair_features):
+        raise ValueError(f"d_edge is not {config.num_pair_features}")
     return config
 
 
@@ -276,7 +236,9 @@ def _convert_state_dict(
     """Return the authors' tensors under our names and in our shapes; others keep their names."""
     converted = {}
     for authors_name, tensor in authors_state_dict.items():
-        name = _rename(authors_name)
+        name = authors_name
+        for theirs, ours in _NAMES.items():
+            name = name.replace(theirs, ours)
         if name.endswith(("content_bias", "pair_bias")):
             # (1, num_heads, 1, head_size), with one more axis in relative_v
             tensor = tensor.flatten(3)[0, :, 0].contiguous()
@@ -292,13 +254,3 @@ def _convert_state_dict(
         converted[f"{prefix}weight"] = second.view(-1, head_size, head_size)
         converted[f"{prefix}constant"] = converted[f"{prefix}constant"].view(-1, head_size)
     return converted
-
-
-def _rename(authors_name: str) -> str:
-    modules, prefix, path = _MODULES, "", authors_name
-    if in_layer := re.match(r"encoder\.layers\.(\d+)\.(.+)", authors_name):
-        modules, prefix, path = _LAYER_MODULES, f"rmat.layers.{in_layer[1]}.", in_layer[2]
-    for module, renamed in modules.items():
-        if path == module or path.startswith(f"{module}."):
-            return prefix + renamed + path.removeprefix(module)
-    return authors_name
