@@ -118,7 +118,8 @@ def write_shards(
     with hold_lock(folder / MANIFEST_FILE, waits=True):
         counts = _count(work, range(layout.num_shards), layout=layout)
         work.complete(folder, shards, counts=counts)
-        for leftover in folder.glob(".*.tmp"):
+        # of runs that were killed, also just after a shard was there and before its lock ended
+        for leftover in [*folder.glob(".*.tmp"), *folder.glob(".part-*.lock")]:
             leftover.unlink(missing_ok=True)
     return counts, True
 

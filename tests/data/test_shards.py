@@ -115,6 +115,7 @@ def test_run_that_continues_ends_with_the_same_bytes(
         for name in lost:
             (folder / name).unlink()
         (folder / f".{SHARDS[0]}.123.tmp").write_bytes(b"half")
+        (folder / f".{SHARDS[1]}.lock").touch()
         featurize(source, folder, num_proc=num_workers)
         assert read_files(folder) == whole
 
