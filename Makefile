@@ -53,14 +53,12 @@ notebooks: $(INSTALLED) ## Run the notebooks
 # The second run has an allocator that keeps large blocks: it spares the plain model page faults.
 DATA ?= ../shared/data
 MODEL ?= rmat-small
-BENCH := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p no:cacheprovider -q -m benchmark --data $(DATA)
+BENCH := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/bench_plain.py $(DATA)
 TUNED := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
 
 bench: $(INSTALLED) ## Measure speed and memory against a plain model; DATA is the folder with the molecules
-	mkdir -p .cache/benchmarks
-	$(BENCH) --benchmark-json .cache/benchmarks/default.json tests/benchmarks/bench_*.py
-	$(TUNED) $(BENCH) --benchmark-json .cache/benchmarks/tuned.json -k "speed or peak" tests/benchmarks/bench_*.py
-	$(BIN)/python tests/benchmarks/summarize.py .cache/benchmarks/default.json .cache/benchmarks/tuned.json
+	$(BENCH)
+	$(TUNED) $(BENCH) speed
 
 bench-featurization: $(INSTALLED) ## Measure featurization against the protocol of the 2021 publication
 	mkdir -p .cache/benchmarks

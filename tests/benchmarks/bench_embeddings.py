@@ -14,41 +14,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rdkit import Chem
-from rdkit.Chem import rdFingerprintGenerator
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import roc_auc_score, root_mean_squared_error
-from sklearn.preprocessing import StandardScaler
+from sklearn.metrics import get_scorer
 from sklearn.svm import SVC, SVR
 
 from rmat_hf import embed
-from rmat_hf.model.features_rmat import (
-    compute_molecule_descriptors,
-    list_molecule_descriptor_names,
+from rmat_hf.training.baselines import (
+    GRIDS,
+    SVM,
+    compute_descriptors,
+    compute_fingerprints,
+    standardize_descriptors,
 )
 
 CLASSIFICATIONS = {"bbbp", "estrogen-beta"}
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
-GAMMA_FACTORS = (0.1, 0.3, 1.0, 3.0)
 STRENGTHS = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
-LARGEST_FEATURE = 8.0  # standard deviations
 
 
 def compute_features(smiles: list[str], model: str) -> dict[str, np.ndarray]:
     mols = [Chem.MolFromSmiles(text) for text in smiles]
-    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
-    names = list_molecule_descriptor_names()
     return {
         "frozen R-MAT": embed(model, smiles).values,
-        "ECFP4 counts": np.array([generator.GetCountFingerprintAsNumPy(mol) for mol in mols]),
-        "RDKit descriptors": np.array([compute_molecule_descriptors(mol, names) for mol in mols]),
+        "ECFP4 counts": compute_fingerprints(mols),
+        "RDKit descriptors": compute_descriptors(mols),
     }
-
-
-def prepare(features: np.ndarray, train: np.ndarray) -> np.ndarray:
-    known = features[:, ~np.isnan(features[train]).all(axis=0)].astype(np.float64)
-    filled = np.where(np.isnan(known), np.nanmedian(known[train], axis=0), known)
-    scaled = StandardScaler().fit(filled[train]).transform(filled)
-    return np.clip(scaled, -LARGEST_FEATURE, LARGEST_FEATURE)
 
 
 def build_models(family: str, *, features: np.ndarray, is_classification: bool) -> list[Any]:
@@ -58,20 +47,15 @@ def build_models(family: str, *, features: np.ndarray, is_classification: bool) 
         return [Ridge(alpha=strength) for strength in STRENGTHS]
     scale = 1.0 / (features.shape[1] * features.var())
     kind = SVC if is_classification else SVR
-    return [kind(C=c, gamma=factor * scale) for c in PENALTIES for factor in GAMMA_FACTORS]
-
-
-def score(model: Any, features: np.ndarray, labels: np.ndarray) -> float:
-    """RMSE, or minus the ROC AUC: less is better."""
-    if hasattr(model, "decision_function"):
-        return -float(roc_auc_score(labels, model.decision_function(features)))
-    return float(root_mean_squared_error(labels, model.predict(features)))
+    grid = GRIDS[SVM]
+    return [kind(C=c, gamma=it * scale) for c in grid["penalty"] for it in grid["gamma_factor"]]
 
 
 def run(path: Path, model: str) -> dict[str, Any]:
     table = pd.read_csv(path)
     is_classification = path.stem in CLASSIFICATIONS
     labels = table["y"].to_numpy(dtype=np.float64)
+    score = get_scorer("roc_auc" if is_classification else "neg_root_mean_squared_error")
     results: dict[str, Any] = {}
     splits = [column for column in table if column.startswith("split_")]
     # the splits of these are one and the same
@@ -81,16 +65,18 @@ def run(path: Path, model: str) -> dict[str, Any]:
             chosen = []
             for split in splits:
                 rows = {p: np.flatnonzero(table[split] == p) for p in ("train", "valid", "test")}
-                features = prepare(raw, rows["train"])
+                features = standardize_descriptors(raw.astype(np.float64), train=rows["train"])
                 train = features[rows["train"]]
                 trials = []
                 for candidate in build_models(
                     family, features=train, is_classification=is_classification
                 ):
                     candidate.fit(train, labels[rows["train"]])
-                    scores = {p: score(candidate, features[r], labels[r]) for p, r in rows.items()}
-                    trials.append(scores)
-                chosen.append(min(trials, key=lambda scores: scores["valid"]))
+                    found = {
+                        p: score(candidate, features[it], labels[it]) for p, it in rows.items()
+                    }
+                    trials.append(found)
+                chosen.append(max(trials, key=lambda scores: scores["valid"]))
             results[f"{name}, {family}"] = {
                 part: [abs(scores[part]) for scores in chosen] for part in ("valid", "test")
             }
@@ -102,11 +88,8 @@ def main(model: str, folder: str, output: str) -> None:
     Path(output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for name, methods in results.items():
         for method, parts in methods.items():
-            text = ", ".join(
-                f"{part} {np.mean(values):.3f} ± {np.std(values):.3f}"
-                for part, values in parts.items()
-            )
-            sys.stdout.write(f"{name:15}{method:26}{text}\n")
+            texts = [f"{p} {np.mean(it):.3f} ± {np.std(it):.3f}" for p, it in parts.items()]
+            sys.stdout.write(f"{name:15}{method:26}{', '.join(texts)}\n")
 
 
 if __name__ == "__main__":

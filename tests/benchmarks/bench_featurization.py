@@ -22,6 +22,7 @@ from datasets import Dataset
 from featurization_protocol import featurize_by_protocol
 from rdkit import Chem, RDLogger
 from rdkit.Chem import rdDistGeom
+from versions import write_rows
 
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -132,12 +133,6 @@ def measure_bytes(smiles: list[str]) -> dict[str, float]:
     return sizes
 
 
-def write(*cells: object) -> None:
-    """Write a row of a Markdown table."""
-    texts = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
-    sys.stdout.write("| " + " | ".join(texts) + " |\n")
-
-
 def main() -> None:
     """Print Markdown tables and write the figures as JSON."""
     RDLogger.DisableLog("rdApp.*")
@@ -149,27 +144,26 @@ def main() -> None:
         processor.featurize("CCO")
     times = time_featurization(smiles)
     figures: dict[str, Any] = {"ms": {}, "ratio": {}, "median_ratio": {}}
-    write("variant", "ms per molecule", "times the protocol", "median of blocks", "target")
-    write(*["---"] * 5)
     for name, values in times.items():
         figures["ms"][name] = float(values.sum()) / len(smiles) * 1e3
         figures["ratio"][name] = float(times["protocol"].sum() / values.sum())
         figures["median_ratio"][name] = float(np.median(times["protocol"] / values))
-        cells = [figures[key][name] for key in ("ms", "ratio", "median_ratio")]
-        write(name, *cells, TARGETS.get(name, ""))
     figures["seconds"] = time_cache(smiles)
     for geometry in ("2d", "bounds"):
         figures["seconds"] |= time_second_epoch(smiles, geometry=geometry)
-    write("step", "µs per molecule")
-    write(*["---"] * 2)
-    for name, seconds in figures["seconds"].items():
-        write(name, seconds * 1e6)
     figures["bytes"] = measure_bytes(smiles)
-    write("store", "bytes per molecule")
-    write(*["---"] * 2)
-    for name, size in figures["bytes"].items():
-        write(name, size)
     Path(output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    rows = [["variant", "ms per molecule", "times the protocol", "median of blocks", "target"]]
+    for name in times:
+        cells = [f"{figures[key][name]:.2f}" for key in ("ms", "ratio", "median_ratio")]
+        rows.append([name, *cells, str(TARGETS.get(name, ""))])
+    write_rows(rows)
+    sys.stdout.write("\n")
+    microseconds = [(name, f"{it * 1e6:.2f}") for name, it in figures["seconds"].items()]
+    write_rows([("step", "µs per molecule"), *microseconds])
+    sys.stdout.write("\n")
+    sizes = [(name, f"{size:.1f}") for name, size in figures["bytes"].items()]
+    write_rows([("store", "bytes per molecule"), *sizes])
 
 
 if __name__ == "__main__":

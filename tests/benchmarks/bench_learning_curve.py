@@ -11,12 +11,14 @@ gets the runs, `learning_curve.json` and a plot for the numbers and one for the 
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from versions import write_rows
 
 from rmat_hf.evaluation.accuracy_benchmark import EvaluationArguments, run_accuracy_benchmark
 
@@ -91,26 +93,16 @@ def collect(results: dict[str, Any], *, metric: str) -> Curves:
 
 
 def draw(curves: Curves, path: Path, *, metric: str) -> None:
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, all_axes = plt.subplots(1, len(curves), figsize=(5 * len(curves), 4), squeeze=False)
-    for axes, (name, methods) in zip(all_axes[0], curves.items(), strict=True):
+    figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
+    for idx, (name, methods) in enumerate(curves.items(), 1):
+        axes = figure.add_subplot(1, len(curves), idx)
         for method, by_size in methods.items():
             means = [np.mean(values) for values in by_size.values()]
             axes.plot(list(by_size), means, "o-", label=method)
-        sizes = next(iter(methods.values()))
-        axes.set_xscale("log")
-        axes.set_xticks(list(sizes), [str(size) for size in sizes])
-        if metric == "rmse":
-            axes.set_yscale("log")
-            ticks = [0.25, 0.35, 0.5, 0.7, 1.0]
-            axes.set_yticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
-        label = {"rmse": "test RMSE, standardized", "roc_auc": "test ROC AUC"}[metric]
-        axes.set(title=name, xlabel="train labels", ylabel=label)
-    all_axes[0][-1].legend(fontsize="small")
-    figure.savefig(path, bbox_inches="tight", dpi=120)
+        axes.set(title=name, xlabel="train labels", ylabel=f"test {metric}", xscale="log")
+        axes.set_yscale("log" if metric == "rmse" else "linear")
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 def run_task(task: Task, *, folder: Path, out: Path, num_proc: int) -> Curves:
@@ -124,17 +116,12 @@ def run_task(task: Task, *, folder: Path, out: Path, num_proc: int) -> Curves:
         output_dir=str(out / "benchmark"),
         num_proc=num_proc,
     )
-    results = run_accuracy_benchmark(arguments, report_progress=show)
+    results = run_accuracy_benchmark(arguments, report_progress=partial(print, flush=True))
     if not results["is_complete"]:
         sys.exit("Some runs failed; see the report.")
     curves = collect(results, metric=task.metric)
     draw(curves, out / "learning_curve.png", metric=task.metric)
     return curves
-
-
-def show(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def main() -> None:
@@ -145,11 +132,12 @@ def main() -> None:
     (out / "learning_curve.json").write_text(json.dumps(curves, indent=2))
     for name, methods in curves.items():
         sizes = next(iter(methods.values()))
-        show(f"\n| {name}, train labels | " + " | ".join(map(str, sizes)) + " |")
-        show("|---" * (len(sizes) + 1) + "|")
+        rows = [[f"{name}, train labels", *map(str, sizes)]]
         for method, by_size in methods.items():
-            cells = [f"{np.mean(v):.3f} ± {np.std(v):.3f}" for v in by_size.values()]
-            show(f"| {method} | " + " | ".join(cells) + " |")
+            rows.append(
+                [method, *(f"{np.mean(v):.3f} ± {np.std(v):.3f}" for v in by_size.values())]
+            )
+        write_rows(rows)
 
 
 if __name__ == "__main__":

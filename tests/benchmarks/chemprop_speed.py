@@ -9,6 +9,7 @@ process of their own each, with one thread, on the same molecules, in batches of
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from measuring import (
     build_batches,
     build_model,
     count_molecules,
+    describe_ratios,
     featurize,
-    format_tables,
-    measure_seconds,
     one_thread,
     read_smiles,
+    take_turns,
 )
+from versions import write_rows
 
 from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE
 
@@ -57,7 +59,8 @@ def measure_ours(size: str) -> None:
         predictor = Predictor(model, precision=options["precision"])
         for task in ("train", "inference"):
             predictor.run(batches[:5], task=task)
-            seconds = measure_seconds(lambda: predictor.run(batches, task=task))  # noqa: B023 - now
+            run = partial(predictor.run, batches, task=task)
+            (seconds,) = take_turns({"ours": run}, rounds=1)["ours"]
             speeds[f"{task}, {name}"] = count_molecules(batches) / seconds
     sys.stdout.write(json.dumps(speeds))
 
@@ -81,27 +84,16 @@ def main() -> None:
         theirs.append(run(chemprop_python, partner, smiles=smiles))
         for size, found in ours.items():
             found.append(run(sys.executable, __file__, "--ours", size, smiles=smiles))
-    rows = []
+    rows = [["task", "ours", "ours, molecules/s", "chemprop, molecules/s", "times chemprop", ""]]
     for found in ours.values():
         for task in ("train", "inference"):
             their_speeds = np.array([speeds[task] for speeds in theirs])
             for name in VARIANTS:
                 our_speeds = np.array([speeds[f"{task}, {name}"] for speeds in found])
-                ratios = our_speeds / their_speeds
-                rows.append(
-                    {
-                        "task": task,
-                        "ours": f"{found[0]['parameters'] / 1e6:.2f} M, {name}",
-                        "ours, molecules/s": f"{np.median(our_speeds):.0f}",
-                        f"chemprop ({theirs[0]['parameters'] / 1e6:.2f} M), molecules/s": (
-                            f"{np.median(their_speeds):.0f}"
-                        ),
-                        "times chemprop": f"{np.median(ratios):.2f}",
-                        "lowest to highest": f"{ratios.min():.2f} to {ratios.max():.2f}",
-                    }
-                )
-    for line in format_tables([{"title": "Speed beside chemprop 2.3.1", "rows": rows}]):
-        sys.stdout.write(f"{line}\n")
+                cells = [task, f"{found[0]['parameters'] / 1e6:.2f} M, {name}"]
+                cells += [f"{np.median(speeds):.0f}" for speeds in (our_speeds, their_speeds)]
+                rows.append([*cells, *describe_ratios(our_speeds / their_speeds)])
+    write_rows(rows)
 
 
 if __name__ == "__main__":

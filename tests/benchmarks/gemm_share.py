@@ -17,8 +17,9 @@ from statistics import median
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from measuring import ARCHITECTURES, one_thread
+from measuring import ARCHITECTURES, describe_ratios, one_thread, take_turns
 from torch.utils.flop_counter import FlopCounterMode
 from versions import build_parser, unpack_versions, write_rows
 
@@ -31,7 +32,6 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 SMILES = ["CC(C)(C)c1ccc(cc1)C(=O)Nc1ccccc1CCO"] * 32
 GEMM_SIZE = 1024
-Steps = dict[str, Callable[[], object]]
 
 
 def import_network(root: Path, name: str) -> tuple[Any, Any]:
@@ -75,17 +75,6 @@ def build_step(model: Any, batch: dict[str, torch.Tensor], *, task: str) -> Call
     return train if task == "train" else infer
 
 
-def measure(steps: Steps, *, num_rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of every step in every round; the order turns round by round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(num_rounds):
-        for name in list(steps)[:: 1 if number % 2 else -1]:
-            start = time.thread_time()
-            steps[name]()
-            seconds[name].append(time.thread_time() - start)
-    return seconds
-
-
 def main() -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=20)
@@ -106,18 +95,15 @@ def main() -> None:
                     with FlopCounterMode(display=False) as counter:
                         step()
                     flops[tree] = counter.get_total_flops()
-                seconds = measure(
-                    {"GEMM": lambda: matrix @ matrix, **steps}, num_rounds=arguments.rounds
-                )
+                turns = {"GEMM": lambda: matrix @ matrix, **steps}
+                seconds = take_turns(turns, rounds=arguments.rounds, clock=time.thread_time)
                 rate = 2 * GEMM_SIZE**3 / median(seconds["GEMM"])
                 first = seconds[next(iter(steps))]
                 for tree in steps:
-                    pairs = zip(first, seconds[tree], strict=True)
-                    ratios = [before / now for before, now in pairs]
+                    ratios = describe_ratios(np.divide(first, seconds[tree]))
                     cost = median(seconds[tree])
                     cells = [size, task, tree, f"{cost * 1e3:.2f}"]
-                    cells += [f"{flops[tree] / cost / rate:.2f}", f"{median(ratios):.3f}"]
-                    rows.append([*cells, f"{min(ratios):.2f} to {max(ratios):.2f}"])
+                    rows.append([*cells, f"{flops[tree] / cost / rate:.2f}", *ratios])
     write_rows(rows)
 
 

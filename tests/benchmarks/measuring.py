@@ -1,24 +1,28 @@
-"""What the benchmarks share: models, batches, turns against the plain model, rows of the report.
+"""What the benchmarks share: models, batches, and turns against the plain form of the attention.
 
-One thread, one process. In every round each variant runs once after the plain model; a speedup is
+One thread, one process. In every round each variant runs once, the plain model too; a speedup is
 the median over the rounds of their ratios, by the molecule.
 """
 
+import copy
 import csv
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 import torch
-from plain_model import PlainPredictor, build_dense_inputs
 from rdkit import RDLogger
 
+from rmat_hf.model.attention_rmat import (
+    RMatPairFeatures,
+    RMatSelfAttention,
+    compute_plain_attention,
+)
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -63,8 +67,6 @@ def build_model(
 
 def read_smiles(data_dir: Path, data_set: str) -> list[str]:
     path = data_dir / DATA_SETS[data_set]
-    if not path.is_file():
-        pytest.skip(f"needs {DATA_SETS[data_set]} in the data folder: make bench DATA=FOLDER")
     if path.suffix == ".parquet":
         return pq.read_table(path).slice(0, 1000).column("smiles").to_pylist()
     with path.open(encoding="utf-8") as file:
@@ -115,8 +117,43 @@ def autocast(precision: str) -> Any:
     return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+class PlainPairFeatures(RMatPairFeatures):
+    """Gives all features of every pair side by side in the place of its code."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pair_codes, radial_basis = super().forward(*inputs)
+        return torch.cat((self.code_features[pair_codes], radial_basis), dim=-1), radial_basis
+
+
+class PlainSelfAttention(RMatSelfAttention):
+    """Pair by pair, with every pair bias a tensor of nodes x nodes x hidden size."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        padding: torch.Tensor,
+        pair_codes: torch.Tensor,
+        **_: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return compute_plain_attention(
+            self, hidden_states, padding=padding, pair_features=pair_codes
+        )
+
+
+def build_plain(model: RMatForSequenceClassification) -> RMatForSequenceClassification:
+    """Return a copy of a model, with its weights, that computes attention as the equations read."""
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if isinstance(module, RMatSelfAttention):
+            module.__class__ = PlainSelfAttention
+        elif isinstance(module, RMatPairFeatures):
+            module.__class__ = PlainPairFeatures
+    return plain
+
+
 class Predictor:
-    """A model with its optimizer and a common way to call it; for the plain model dense inputs."""
+    """A model with its optimizer and a common way to call it."""
 
     def __init__(self, model: torch.nn.Module, *, precision: str = "float32") -> None:
         self.model = model
@@ -124,14 +161,11 @@ class Predictor:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def predict(self, inputs: Batch) -> torch.Tensor:
-        inputs = {name: values for name, values in inputs.items() if name != "labels"}
         with autocast(self.precision):
-            output = self.model(**inputs)
-        return output if isinstance(output, torch.Tensor) else output.logits
+            return self.model(**{key: it for key, it in inputs.items() if key != "labels"}).logits
 
     def compute_gradients(self, inputs: Batch) -> None:
-        loss = torch.nn.functional.mse_loss(self.predict(inputs), inputs["labels"])
-        loss.backward()
+        torch.nn.functional.mse_loss(self.predict(inputs), inputs["labels"]).backward()
 
     def run(self, batches: Sequence[Batch], *, task: str) -> None:
         if task == "train":
@@ -149,88 +183,44 @@ class Predictor:
 def build_pair(size: str, form: str, **options: Any) -> tuple[Predictor, Predictor]:
     """Return the plain model and ours with the same weights."""
     model = build_model(size, form, **options)
-    return Predictor(PlainPredictor.from_model(model)), Predictor(model)
+    return Predictor(build_plain(model)), Predictor(model)
 
 
-def build_plain_batches(ours: Predictor, batches: Sequence[Batch]) -> list[Batch]:
-    model: Any = ours.model
-    with torch.no_grad():
-        return [build_dense_inputs(model, batch) | {"labels": batch["labels"]} for batch in batches]
-
-
-def check_equal(plain: Predictor, ours: Predictor, batch: Batch, *, task: str) -> float:
+def check_equal(plain: Predictor, ours: Predictor, batch: Batch) -> float:
     """Return the largest difference of the outputs; raise if they, or gradients, differ."""
-    dense = build_plain_batches(ours, [batch])[0]
     with torch.no_grad():
-        expected, outputs = plain.predict(dense), ours.predict(batch)
+        expected, outputs = plain.predict(batch), ours.predict(batch)
     torch.testing.assert_close(outputs, expected, atol=TOLERANCE, rtol=TOLERANCE)
-    if task == "train":
-        gradients = []
-        for predictor, inputs in ((plain, dense), (ours, batch)):
-            predictor.compute_gradients(inputs)
-            gradients.append(predictor.model.get_parameter("rmat.embeddings.node_proj.weight").grad)
-            predictor.model.zero_grad()
-        scale = gradients[0].abs().max()
-        torch.testing.assert_close(gradients[1] / scale, gradients[0] / scale, atol=1e-3, rtol=1e-3)
+    gradients = []
+    for predictor in (plain, ours):
+        predictor.compute_gradients(batch)
+        gradients.append(predictor.model.get_parameter("rmat.embeddings.node_proj.weight").grad)
+        predictor.model.zero_grad()
+    scale = gradients[0].abs().max()
+    torch.testing.assert_close(gradients[1] / scale, gradients[0] / scale, atol=1e-3, rtol=1e-3)
     return float((outputs - expected).abs().max())
 
 
-def measure_seconds(function: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def take_turns(
-    benchmark: Any, functions: dict[str, Callable[[], None]], *, rounds: int
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Return the seconds of every function in every round; pytest-benchmark times the last one."""
-    *first, last = functions
+    """Return the seconds of every function in every round; the order turns round by round."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-
-    def run_others() -> None:
-        for name in first:
-            seconds[name].append(measure_seconds(functions[name]))
-
-    def run_last() -> None:
-        seconds[last].append(measure_seconds(functions[last]))
-
     gc.collect()
-    benchmark.pedantic(run_last, setup=run_others, rounds=rounds)
+    for number in range(rounds):
+        for name in list(functions)[:: -1 if number % 2 else 1]:
+            start = clock()
+            functions[name]()
+            seconds[name].append(clock() - start)
     return seconds
 
 
-def describe_speed(
-    plain_seconds: Sequence[float], our_seconds: Sequence[float], *, counts: tuple[int, int]
-) -> dict[str, str]:
-    """Return the cells of a row; `counts` are the molecules of a plain round and of ours."""
-    plain_times = np.array(plain_seconds) / counts[0]
-    our_times = np.array(our_seconds) / counts[1]
-    ratios = plain_times / our_times
-    return {
-        "times plain": f"{np.median(ratios):.2f}",
-        "lowest to highest": f"{ratios.min():.2f} to {ratios.max():.2f}",
-        "plain, molecules/s": f"{1 / np.median(plain_times):.1f}",
-        "ours, molecules/s": f"{1 / np.median(our_times):.1f}",
-    }
-
-
-def report(benchmark: Any, title: str, rows: Sequence[dict[str, str]]) -> None:
-    """Keep rows for the tables at the end and for the JSON file."""
-    benchmark.extra_info["title"] = title
-    benchmark.extra_info["rows"] = list(rows)
-
-
-def format_tables(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of one Markdown table per title."""
-    titles = dict.fromkeys(entry["title"] for entry in entries)
-    for title in titles:
-        rows = [row for entry in entries if entry["title"] == title for row in entry["rows"]]
-        yield from ("", f"### {title}", "")
-        yield "| " + " | ".join(rows[0]) + " |"
-        yield "|" + " --- |" * len(rows[0])
-        for row in rows:
-            yield "| " + " | ".join(row.values()) + " |"
+def describe_ratios(ratios: np.ndarray) -> list[str]:
+    """Return the median, and the lowest to the highest, as cells of a table."""
+    return [f"{np.median(ratios):.3f}", f"{ratios.min():.2f} to {ratios.max():.2f}"]
 
 
 @contextmanager
