@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tiny import TINY_SMILES
 
-from rmat_hf.data.corpus import PROCESSOR_FILE, encode_shard
+from rmat_hf.data import corpus
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -20,7 +20,7 @@ def write_shard(
     processor = processor or RMatProcessor(geometry="bounds")
     outcomes = featurize_molecules(smiles, processor)
     rows = list(zip(range(first_row, first_row + len(smiles)), smiles, outcomes, strict=True))
-    path.write_bytes(encode_shard(rows, processor=processor))
+    corpus.write_shard(path, rows, processor=processor)
 
 
 def write_corpus(
@@ -38,5 +38,5 @@ def write_corpus(
         path = folder / f"part-{idx:05}.parquet"
         chunk = smiles[start : start + shard_size]
         write_shard(path, chunk, first_row=start, processor=processor)
-    processor.to_json_file(folder / PROCESSOR_FILE)
+    processor.to_json_file(folder / corpus.PROCESSOR_FILE)
     return folder

@@ -5,7 +5,6 @@ rows that have no features.
 """
 
 import glob
-import io
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import rdkit
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfFileSystem, snapshot_download
+from huggingface_hub import HfFileSystem
 
 from rmat_hf import __version__
 from rmat_hf.data.featurization import FeaturizedMolecule, describe_processor, iterate_featurized
@@ -36,7 +35,7 @@ from rmat_hf.data.shards import (
     summarize,
     write_shards,
 )
-from rmat_hf.data.sources import open_table
+from rmat_hf.data.sources import find_hub_files, open_table
 from rmat_hf.data.stored_features import count_nodes
 from rmat_hf.data.table_writer import ColumnKind, TableWriter
 from rmat_hf.data.tables import HUB_PREFIX, validate_smiles_column
@@ -73,7 +72,7 @@ _ROW_GROUP_SIZE = 8192
 _CHUNK_SIZE = 1024
 # Reasons of failures on the screen; corpus.json has them all.
 _MAX_REASONS = 10
-# Footers of a corpus on the Hub that are asked for at a time.
+# Shards of a corpus on the Hub that are asked for at a time.
 _NUM_CONNECTIONS = 16
 # Keeps the Hub from taking the other files of the folder for the data.
 _CARD = """---
@@ -248,12 +247,10 @@ class _FeaturizedShards:
         self, path: Path, results: Iterable[list[tuple[str, FeaturizedMolecule]]], *, rows: range
     ) -> None:
         numbered = zip(rows, chain.from_iterable(results), strict=True)
-        outcomes = [(row, smiles, outcome) for row, (smiles, outcome) in numbered]
-        with open_atomically(path) as stream:
-            stream.write(encode_shard(outcomes, processor=self.processor))
+        write_shard(path, [(row, *result) for row, result in numbered], processor=self.processor)
 
     def count(self, path: Path) -> Counter[str]:
-        header = _read_header(path)
+        header = _read_header(str(path))
         reasons = count_failures(reason for _, _, reason in header.failures)
         return reasons + Counter({"": header.num_rows})
 
@@ -261,7 +258,7 @@ class _FeaturizedShards:
         columns: dict[str, ColumnKind] = {"row": "integer", "smiles": "text", "reason": "text"}
         with TableWriter(folder / FAILED_ROWS_FILE, added_columns=columns) as writer:
             for path in shards:
-                if failures := _read_header(path).failures:
+                if failures := _read_header(str(path)).failures:
                     writer.write(dict(zip(columns, zip(*failures, strict=True), strict=True)))
         if not (folder / _README_FILE).exists():
             with open_atomically(folder / _README_FILE) as stream:
@@ -272,12 +269,13 @@ class _FeaturizedShards:
         save_json(folder / CORPUS_FILE, {**report, "versions": versions})
 
 
-def encode_shard(
-    rows: Sequence[tuple[int, str, FeaturizedMolecule]], *, processor: RMatProcessor
-) -> bytes:
-    """Return the bytes of a shard; equal arguments give equal bytes.
+def write_shard(
+    path: Path, rows: Sequence[tuple[int, str, FeaturizedMolecule]], *, processor: RMatProcessor
+) -> None:
+    """Write a shard, the whole of it or nothing; equal rows give equal bytes.
 
     Args:
+        path (`Path`): The file to write.
         rows (`Sequence[tuple[int, str, FeaturizedMolecule]]`):
             Position in the input, SMILES and outcome of every molecule.
         processor (`RMatProcessor`): Has made the features.
@@ -296,19 +294,12 @@ def encode_shard(
     schema = SHARD_SCHEMA.with_metadata(
         {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
     )
-    stream = io.BytesIO()
-    with pq.ParquetWriter(
-        stream,
-        schema,
-        compression="zstd",
-        compression_level=_COMPRESSION_LEVEL,
-        use_dictionary=["geometry_source"],
-        write_statistics=["row", "num_nodes"],
-    ) as writer:
+    options: dict[str, Any] = {"compression": "zstd", "compression_level": _COMPRESSION_LEVEL}
+    options |= {"use_dictionary": ["geometry_source"], "write_statistics": ["row", "num_nodes"]}
+    with open_atomically(path) as stream, pq.ParquetWriter(stream, schema, **options) as writer:
         # datasets cannot read an empty row group, but a file without any
         if kept:
             writer.write_table(pa.table(columns, schema=schema), row_group_size=_ROW_GROUP_SIZE)
-    return stream.getvalue()
 
 
 # Reading
@@ -367,26 +358,24 @@ def load_corpus(
     if path.exists() or path.is_absolute() or glob.has_magic(name) or path.suffix:
         if revision is not None or split != "train":
             raise UserError(f"{name} is not on the Hub: leave out the revision and the split.")
-        paths, folder = _find_local_shards(name)
+        paths, processor_file = _find_local_shards(name), str(path / PROCESSOR_FILE)
     else:
-        paths, folder = _find_hub_shards(
-            name, revision=revision, split=split, with_download=not streaming
-        )
+        found = find_hub_files(name, revision=revision, with_download=not streaming)
+        names = found.splits.get(split, found.splits.get("", []) if split == "train" else [])
+        if not names:
+            raise UserError(f"{name} has no split {split!r}, it has {list(found.splits)}.")
+        with explained_reading(name), ThreadPoolExecutor(_NUM_CONNECTIONS) as executor:
+            paths = list(executor.map(found.locate, names))
+            processor_file = found.locate(PROCESSOR_FILE) if PROCESSOR_FILE in found.files else ""
     with ThreadPoolExecutor(_NUM_CONNECTIONS) as executor:
         headers = list(executor.map(_read_header, paths))
-    made_by = [(header.name, header.processor or {}) for header in headers]
-    if folder is not None and (folder / PROCESSOR_FILE).is_file():
-        saved = load_json(folder / PROCESSOR_FILE)
-        known = {key: saved.get(key) for key in made_by[0][1] or saved}
-        is_named = any(options for _, options in made_by)
-        made_by = [*(made_by if is_named else []), (str(folder / PROCESSOR_FILE), known)]
-    for problem in _list_problems(name, headers, made_by=made_by):
-        raise UserError(problem)
+    if not any(header.num_rows for header in headers):
+        raise UserError(f"{name} has no molecule. {FAILED_ROWS_FILE} tells why.")
     columns = [it for it in SHARD_SCHEMA.names if all(it in its.schema.names for its in headers)]
     filled = [path for path, header in zip(paths, headers, strict=True) if header.num_rows]
     way_out = "If a shard is damaged, delete it and repeat the command that made it."
     with explained_reading(name, way_out=way_out, also=(DatasetsError, TypeError)):
-        processor = RMatProcessor(**made_by[0][1])
+        processor = RMatProcessor(**_find_options(headers, processor_file=processor_file))
         dataset = datasets.load_dataset(
             "parquet",
             data_files={"train": filled},
@@ -400,92 +389,58 @@ def load_corpus(
     return Corpus(dataset, processor)
 
 
-def _list_problems(
-    name: str, headers: Sequence[_Header], *, made_by: Sequence[tuple[str, dict[str, Any]]]
-) -> Iterator[str]:
-    """Yield what keeps shards from being one corpus."""
-    for header in headers:
-        for column in _REQUIRED_COLUMNS:
-            if column not in header.schema.names:
-                yield f"{header.name} has no column {column!r}. {_NOT_FEATURIZED}"
-        found = header.schema.field("features").type
-        if not (pa.types.is_binary(found) or pa.types.is_large_binary(found)):
-            yield f"{header.name}: the column 'features' holds {found}. {_NOT_FEATURIZED}"
-    first, options = made_by[0]
-    if not options:
-        yield f"{first} does not say which processor made it. {_NOT_FEATURIZED}"
-    for other, its_options in made_by[1:]:
-        if difference := find_difference(options, its_options):
-            yield (
-                f"{first} and {other} were made by different processors: {difference}. Load them "
-                "as two corpora, or featurize one of them anew."
-            )
-    if not any(header.num_rows for header in headers):
-        yield f"{name} has no molecule. {FAILED_ROWS_FILE} tells why."
-
-
-def _read_header(path: str | Path) -> _Header:
-    name = str(path)
-    way_out = (
-        f"If it is a damaged shard, delete it and repeat the command. If not: {_NOT_FEATURIZED}"
-    )
-    with (
-        explained_reading(name, way_out=way_out),
-        HfFileSystem().open(name) if name.startswith(HUB_PREFIX) else open(name, "rb") as file,
-        pq.ParquetFile(file) as parquet,
-    ):
-        schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
-        metadata = schema.metadata or {}
-        processor = json.loads(metadata.get(_PROCESSOR_KEY, b"null"))
-        failures = [tuple(row) for row in json.loads(metadata.get(_FAILURES_KEY, b"[]"))]
-    return _Header(name, schema, num_rows, processor, failures)
-
-
-def _find_local_shards(name: str) -> tuple[list[str], Path | None]:
-    """Return the files, and the folder that they are the shards of."""
+def _find_local_shards(name: str) -> list[str]:
     folder = Path(name)
     if not folder.is_dir():
-        return sorted(glob.glob(name, recursive=True)) or [name], None
+        return sorted(glob.glob(name, recursive=True)) or [name]
     paths = sorted(str(path) for path in folder.glob("*.parquet"))
-    num_shards = None
-    if (folder / CORPUS_FILE).is_file():
-        num_shards = load_json(folder / CORPUS_FILE).get("num_shards")
-    elif paths:
-        logger.warning(
-            "%s is not finished: it has %d shards so far. Repeat the `rmat featurize` command "
-            "that made it for the others.",
-            folder,
-            len(paths),
-        )
+    is_finished = (folder / CORPUS_FILE).is_file()
+    num_shards = load_json(folder / CORPUS_FILE).get("num_shards") if is_finished else None
     if not paths or num_shards not in (None, len(paths)):
         raise UserError(
             f"{folder} has {len(paths)} shards (part-*.parquet), {CORPUS_FILE} counts "
             f"{num_shards or 'none'}. Repeat the `rmat featurize` command that made it, or name "
             "another folder."
         )
-    return paths, folder
-
-
-def _find_hub_shards(
-    name: str, *, revision: str | None, split: str, with_download: bool
-) -> tuple[list[str], Path]:
-    """Return local paths after a download, else addresses for streaming."""
-    place = f"{name!r} on the Hub (there is no such file or folder here)"
-    with explained_reading(place, also=(DatasetsError, RuntimeError)):
-        builder = datasets.load_dataset_builder(name, revision=revision)
-        addresses = list(map(str, (builder.config.data_files or {}).get(split, [])))
-        # hf://datasets/USER/NAME@COMMIT/PATH
-        places = [it for it in addresses if it.startswith(HUB_PREFIX) and it.endswith(".parquet")]
-        if not places or places != addresses:
-            raise ValueError(f"no shards of a corpus in the split {split!r}. {_NOT_FEATURIZED}")
-        repo_id, _, commit = places[0].removeprefix(f"{HUB_PREFIX}datasets/").partition("@")
-        shards = [address.partition("@")[2].partition("/")[2] for address in places]
-        folder = Path(
-            snapshot_download(
-                repo_id,
-                repo_type="dataset",
-                revision=commit.partition("/")[0],
-                allow_patterns=[PROCESSOR_FILE, *(shards if with_download else [])],
-            )
+    if not is_finished:
+        logger.warning(
+            "%s is not finished: it has %d shards so far. Repeat the `rmat featurize` command "
+            "that made it for the others.",
+            folder,
+            len(paths),
         )
-    return [str(folder / shard) for shard in shards] if with_download else addresses, folder
+    return paths
+
+
+def _find_options(headers: Sequence[_Header], *, processor_file: str) -> dict[str, Any]:
+    """Return the options of the one processor that has made all shards."""
+    first = headers[0]
+    for header in headers:
+        if missing := [it for it in _REQUIRED_COLUMNS if it not in header.schema.names]:
+            raise UserError(f"{header.name} has no column {missing[0]!r}. {_NOT_FEATURIZED}")
+        if difference := find_difference(first.processor or {}, header.processor or {}):
+            raise UserError(
+                f"{first.name} and {header.name} were made by different processors: {difference}. "
+                "Load them as two corpora, or featurize one of them anew."
+            )
+    if first.processor is not None:
+        return first.processor
+    if not Path(processor_file).is_file():
+        raise UserError(f"{first.name} does not say which processor made it. {_NOT_FEATURIZED}")
+    return load_json(Path(processor_file))
+
+
+def _read_header(path: str) -> _Header:
+    way_out = (
+        f"If it is a damaged shard, delete it and repeat the command. If not: {_NOT_FEATURIZED}"
+    )
+    with (
+        explained_reading(path, way_out=way_out),
+        HfFileSystem().open(path) if path.startswith(HUB_PREFIX) else open(path, "rb") as file,
+        pq.ParquetFile(file) as parquet,
+    ):
+        schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        metadata = schema.metadata or {}
+        processor = json.loads(metadata.get(_PROCESSOR_KEY, b"null"))
+        failures = [tuple(row) for row in json.loads(metadata.get(_FAILURES_KEY, b"[]"))]
+    return _Header(path, schema, num_rows, processor, failures)

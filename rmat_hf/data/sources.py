@@ -8,7 +8,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -31,11 +31,12 @@ _SPLIT_WORDS = {
 
 
 @dataclass(frozen=True)
-class _Source:
-    """The files behind a name by split, without splits under an empty name; how to get at one."""
+class Source:
+    """Tables by split, without splits under an empty name; path or address of a file; all files."""
 
     splits: dict[str, list[str]]
     locate: Callable[[str], str] = str
+    files: Sequence[str] = ()
 
 
 def list_bundled_datasets() -> list[str]:
@@ -71,10 +72,7 @@ def open_table(
     with explained_reading(name):
         found = _find_local_files(name)
     if found is None:
-        bundled = ", ".join(list_bundled_datasets())
-        way_out = f"It is neither a file, a folder nor a bundled data set ({bundled})."
-        with explained_reading(name, way_out=way_out):
-            found = _find_hub_files(name, revision=revision)
+        found = find_hub_files(name, revision=revision)
     elif revision is not None:
         raise UserError(f"{name} is not on the Hub, so it has no revision {revision!r}.")
     splits = list(found.splits)
@@ -89,12 +87,12 @@ def open_table(
     return _open_files(found, split or splits[0], source=name)
 
 
-def _open_files(found: _Source, split: str, *, source: str) -> Table:
+def _open_files(found: Source, split: str, *, source: str) -> Table:
     tables = [open_file(found.locate(file)) for file in found.splits[split]]
     return tables[0] if len(tables) == 1 else join_tables(tables, source=source)
 
 
-def _join_splits(found: _Source, *, source: str) -> Table:
+def _join_splits(found: Source, *, source: str) -> Table:
     names = list(found.splits)
     tables = [_open_files(found, split, source=source) for split in names]
     if len(tables) == 1:
@@ -107,22 +105,22 @@ def _join_splits(found: _Source, *, source: str) -> Table:
     return replace(table, split_column=SPLIT_COLUMN if is_complete else None)
 
 
-def _find_local_files(name: str) -> _Source | None:
+def _find_local_files(name: str) -> Source | None:
     """Return the files behind a name, `None` if it is to be found on the Hub."""
     path = Path(name)
     if name in list_bundled_datasets():
-        return _Source({"": [str(Path(__file__).parent / name / f"{name}.csv")]})
+        return Source({"": [str(Path(__file__).parent / name / f"{name}.csv")]})
     if path.is_dir():
         return _find_files_of_folder(path)
     if path.exists():
-        return _Source({"": [name]})
+        return Source({"": [name]})
     if found := sorted(glob.glob(name, recursive=True)):
-        return _Source({"": found})
+        return Source({"": found})
     is_path = glob.has_magic(name) or find_kind(name) or path.is_absolute()
-    return _Source({"": [name]}) if is_path else None
+    return Source({"": [name]}) if is_path else None
 
 
-def _find_files_of_folder(folder: Path) -> _Source:
+def _find_files_of_folder(folder: Path) -> Source:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in files:
         is_read = find_kind(path.name) or path.name == README_FILE
@@ -132,27 +130,40 @@ def _find_files_of_folder(folder: Path) -> _Source:
     return _group_files(names, lambda file: str(folder / file), source=str(folder))
 
 
-def _find_hub_files(name: str, *, revision: str | None) -> _Source:
+def find_hub_files(name: str, *, revision: str | None, with_download: bool = False) -> Source:
+    """Find the tables of a data set on the Hub.
+
+    Args:
+        name (`str`): Its id.
+        revision (`str`, *optional*): Branch, tag or commit.
+        with_download (`bool`, *optional*, defaults to `False`): Parquet files are downloaded too.
+
+    Raises:
+        UserError: There is no such data set or revision, or it has no tables.
+    """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     def locate(file: str) -> str:
-        if find_kind(file) == ".parquet":
+        if find_kind(file) == ".parquet" and not with_download:
             return f"{HUB_PREFIX}datasets/{name}@{info.sha}/{file}"
         return hf_hub_download(name, file, repo_type="dataset", revision=info.sha)
 
-    try:
-        info = HfApi().dataset_info(name, revision=revision)
-    except OfflineModeIsEnabled:
-        options: dict[str, Any] = {"repo_type": "dataset", "local_files_only": True}
-        folder = Path(snapshot_download(name, revision=revision, **options))
-        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))]
-        return _group_files(names, lambda file: str(folder / file), source=name)
-    files = [file.rfilename for file in info.siblings or []]
-    return _group_files(sorted(files), locate, source=name)
+    bundled = ", ".join(list_bundled_datasets())
+    way_out = f"It is neither a file, a folder nor a bundled data set ({bundled})."
+    with explained_reading(name, way_out=way_out):
+        try:
+            info = HfApi().dataset_info(name, revision=revision)
+        except OfflineModeIsEnabled:
+            options: dict[str, Any] = {"repo_type": "dataset", "local_files_only": True}
+            folder = Path(snapshot_download(name, revision=revision, **options))
+            names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))]
+            return _group_files(names, lambda file: str(folder / file), source=name)
+        files = [file.rfilename for file in info.siblings or []]
+        return _group_files(sorted(files), locate, source=name)
 
 
-def _group_files(files: list[str], locate: Callable[[str], str], *, source: str) -> _Source:
+def _group_files(files: list[str], locate: Callable[[str], str], *, source: str) -> Source:
     """Divide the names of a folder's files, from the folder on, into splits."""
     tables = [file for file in files if find_kind(file) and not re.search(r"(^|/)\.", file)]
     if any(find_kind(file) == ".parquet" for file in tables):
@@ -179,7 +190,7 @@ def _group_files(files: list[str], locate: Callable[[str], str], *, source: str)
             "of its own."
         )
     order = sorted(splits, key=lambda split: [*SPLIT_NAMES, split].index(split))
-    return _Source({split: splits[split] for split in order}, locate)
+    return Source({split: splits[split] for split in order}, locate, files)
 
 
 def _find_split_word(file: str) -> str:
