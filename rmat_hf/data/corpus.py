@@ -225,13 +225,13 @@ class _FeaturizedShards:
 
     def compute(self, pieces: Iterable[Piece]) -> Generator[Result, None, None]:
         """Yield text and outcome of each row."""
-        texts: deque[tuple[int, list[str]]] = deque()
+        texts: deque[tuple[Any, list[str]]] = deque()
         smiles_column = self.arguments.smiles_column
 
         def list_molecules() -> Iterator[Molecule]:
-            for idx, chunk in pieces:
+            for shard, chunk in pieces:
                 column = chunk.columns[smiles_column].to_pylist()
-                texts.append((idx, [text or "" for text in column]))
+                texts.append((shard, [text or "" for text in column]))
                 yield from chunk.molecules(smiles_column)
 
         outcomes = iterate_featurized(
@@ -239,9 +239,9 @@ class _FeaturizedShards:
         )
         with closing(outcomes):
             for first in outcomes:  # its piece has been taken by now
-                idx, smiles = texts.popleft()
+                shard, smiles = texts.popleft()
                 rest = islice(outcomes, len(smiles) - 1)
-                yield idx, list(zip(smiles, (first, *rest), strict=True))
+                yield shard, list(zip(smiles, (first, *rest), strict=True))
 
     def write(
         self, path: Path, results: Iterable[list[tuple[str, FeaturizedMolecule]]], *, rows: range

@@ -6,15 +6,15 @@ The bytes are the same after kills at any moment and whatever the number of proc
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence, Sized
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,9 +36,16 @@ Executor = Literal["local", "slurm", "ray"]
 Order = Literal["descending", "ascending"]
 
 
-# Rows of a shard with its number, and what was computed of them.
-Piece = tuple[int, TableChunk]
-Result = tuple[int, Any]
+class Shard(NamedTuple):
+    """A file of the folder and the rows of the input that it is about."""
+
+    path: Path
+    rows: range
+
+
+# Rows of a shard, and what was computed of them; the shard is handed on as it is.
+Piece = tuple[Any, TableChunk]
+Result = tuple[Any, Any]
 
 
 class ShardedWork(Protocol):
@@ -98,59 +105,43 @@ def write_shards(
             be read, or a shard is damaged.
     """
     num_rows = min(table.num_rows, max_rows or table.num_rows)
-    layout = _Layout(folder, num_rows, shard_size, work.extension)
     rank, num_tasks = parse_task(task or "0/1")
+    shards = [
+        Shard(folder / f"part-{idx:05}.{work.extension}", range(num_rows)[start:][:shard_size])
+        for idx, start in enumerate(range(0, num_rows, shard_size))
+    ]
     sizes = {"num_rows": num_rows, "shard_size": shard_size}
-    _prepare(layout, {**work.description, **describe_input(table), **sizes})
-    own = range(rank, layout.num_shards, num_tasks)
-    missing = [idx for idx in own if not layout.get_path(idx).is_file()]
+    _prepare(folder, {**work.description, **describe_input(table), **sizes}, num_shards=len(shards))
+    own = shards[rank::num_tasks]
+    missing = [shard for shard in own if not shard.path.is_file()]
     if missing:
-        num_missing, total = (sum(len(layout.get_rows(i)) for i in part) for part in (missing, own))
+        num_missing, total = (sum(len(shard.rows) for shard in part) for part in (missing, own))
         with tqdm(
             total=total, initial=total - num_missing, unit="molecule", disable=not show_progress
         ) as progress:
-            pieces = _iterate_pieces(table.iterate_chunks(chunk_size), layout, wanted=missing)
-            _write_missing(work, pieces, layout=layout, report=progress.update)
-    shards = [layout.get_path(idx) for idx in range(layout.num_shards)]
-    if not all(path.is_file() for path in shards):
-        return _count(work, own, layout=layout), False
+            pieces = _iterate_pieces(table.iterate_chunks(chunk_size), missing)
+            _write_missing(work, pieces, report=progress.update)
+    if not all(shard.path.is_file() for shard in shards):
+        return _count(work, own), False
     # of tasks that end together one after the other completes the folder
     with hold_lock(folder / MANIFEST_FILE, waits=True):
-        counts = _count(work, range(layout.num_shards), layout=layout)
-        work.complete(folder, shards, counts=counts)
+        counts = _count(work, shards)
+        work.complete(folder, [shard.path for shard in shards], counts=counts)
         # of runs that were killed, also just after a shard was there and before its lock ended
         for leftover in [*folder.glob(".*.tmp"), *folder.glob(".part-*.lock")]:
             leftover.unlink(missing_ok=True)
     return counts, True
 
 
-@dataclass(frozen=True)
-class _Layout:
-    folder: Path
-    num_rows: int
-    shard_size: int
-    extension: str
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_rows // self.shard_size)
-
-    def get_rows(self, idx: int) -> range:
-        start = idx * self.shard_size
-        return range(start, min(start + self.shard_size, self.num_rows))
-
-    def get_path(self, idx: int) -> Path:
-        return self.folder / f"part-{idx:05}.{self.extension}"
-
-
-def _prepare(layout: _Layout, description: dict[str, Any]) -> None:
+def _prepare(folder: Path, description: dict[str, Any], *, num_shards: int) -> None:
     """Create the folder, or check that it belongs to the same work."""
-    folder, manifest = layout.folder, layout.folder / MANIFEST_FILE
-    if not 0 < layout.num_shards <= MAX_SHARDS:
+    manifest = folder / MANIFEST_FILE
+    if not 0 < num_shards <= MAX_SHARDS:
+        num_rows = description["num_rows"]
         raise UserError(
-            f"{description['input']} has {layout.num_rows} rows: no shard or more than "
-            f"{MAX_SHARDS}. Name an input with molecules, or choose --shard-size "
-            f"{-(-layout.num_rows // MAX_SHARDS) or 1} or more."
+            f"{description['input']} has {num_rows} rows: no shard or more than {MAX_SHARDS}. Name "
+            f"an input with molecules, or choose --shard-size {-(-num_rows // MAX_SHARDS) or 1} or "
+            "more."
         )
     with explained_writing(folder, way_out="Choose another output folder."):
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,39 +162,35 @@ def _prepare(layout: _Layout, description: dict[str, Any]) -> None:
         save_json(manifest, description)
 
 
-def _iterate_pieces(
-    chunks: Iterable[TableChunk], layout: _Layout, *, wanted: Collection[int]
-) -> Iterator[Piece]:
-    """Yield the rows of the wanted shards."""
-    row, end = 0, layout.get_rows(max(wanted)).stop
+def _iterate_pieces(chunks: Iterable[TableChunk], shards: Iterable[Shard]) -> Iterator[Piece]:
+    """Yield the rows of some shards, which are in order."""
+    waiting = deque(shards)
+    first = 0
     for chunk in chunks:
-        start = 0
-        while start < chunk.num_rows and row < end:
-            idx = row // layout.shard_size
-            stop = min(chunk.num_rows, start + layout.get_rows(idx).stop - row)
-            if idx in wanted:
-                yield idx, chunk.slice(start, stop - start)
-            row += stop - start
-            start = stop
-        if row == end:
+        last = first + chunk.num_rows
+        while waiting and waiting[0].rows.start < last:
+            rows = waiting[0].rows
+            start, stop = max(rows.start, first), min(rows.stop, last)
+            yield waiting[0], chunk.slice(start - first, stop - start)
+            if rows.stop > last:
+                break
+            waiting.popleft()
+        if not waiting:
             return
+        first = last
 
 
 def _write_missing(
-    work: ShardedWork,
-    pieces: Iterable[Piece],
-    *,
-    layout: _Layout,
-    report: Callable[[int], Any],
+    work: ShardedWork, pieces: Iterable[Piece], *, report: Callable[[int], Any]
 ) -> None:
     """Write shards; pieces are computed ahead, beyond the end of a shard too."""
-    locks: dict[int, ExitStack] = {}
+    locks: dict[Shard, ExitStack] = {}
 
     def take() -> Iterator[Piece]:
-        for idx, its_pieces in groupby(pieces, key=itemgetter(0)):
-            locks[idx] = ExitStack()
-            locks[idx].enter_context(hold_lock(layout.get_path(idx)))
-            if not layout.get_path(idx).is_file():  # else another run has written it meanwhile
+        for shard, its_pieces in groupby(pieces, key=itemgetter(0)):
+            locks[shard] = ExitStack()
+            locks[shard].enter_context(hold_lock(shard.path))
+            if not shard.path.is_file():  # else another run has written it meanwhile
                 yield from its_pieces
 
     def report_each(results: Iterable[Result]) -> Iterator[Sized]:
@@ -213,28 +200,25 @@ def _write_missing(
 
     computed = work.compute(take())
     try:
-        for idx, results in groupby(computed, key=itemgetter(0)):
-            work.write(layout.get_path(idx), report_each(results), rows=layout.get_rows(idx))
-            locks.pop(idx).close()
+        for shard, results in groupby(computed, key=itemgetter(0)):
+            work.write(shard.path, report_each(results), rows=shard.rows)
+            locks.pop(shard).close()
     finally:
         computed.close()
         for lock in locks.values():
             lock.close()
 
 
-def _count(work: ShardedWork, indices: Iterable[int], *, layout: _Layout) -> Counter[str]:
+def _count(work: ShardedWork, shards: Iterable[Shard]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for idx in indices:
-        path, num_rows = layout.get_path(idx), len(layout.get_rows(idx))
-        found: Counter[str] = Counter()
+    for path, rows in shards:
         try:
             with explained_reading(path):
                 found = work.count(path)
-            damage = f"{path} has {found.total()} rows instead of {num_rows}"
+                if found.total() != len(rows):
+                    raise ValueError(f"it has {found.total()} rows instead of {len(rows)}")
         except UserError as error:
-            damage = str(error).rstrip(".")
-        if found.total() != num_rows:
-            raise UserError(f"{damage}. Delete it and repeat the command.")
+            raise UserError(f"{error} Delete it and repeat the command.") from error
         counts += found
     return counts
 
@@ -269,16 +253,14 @@ def find_difference(first: dict[str, Any], second: dict[str, Any]) -> str:
 
     What is nested is looked into first: the options of a processor tell more than a hash.
     """
-    pairs: dict[str, tuple[Any, Any]] = {
-        name: (first.get(name), second.get(name)) for name in sorted({*first, *second})
-    }
-    nested = {name for name, pair in pairs.items() if all(isinstance(it, dict) for it in pair)}
-    for name in sorted(nested):
-        if difference := find_difference(*pairs[name]):
-            return difference
-    for name in [name for name in pairs if name not in nested]:
-        texts = [json.dumps(value) for value in pairs[name]]
-        if texts[0] != texts[1]:
+    names = {*first, *second}
+    for name in sorted(names, key=lambda name: (not isinstance(first.get(name), dict), name)):
+        pair = [first.get(name), second.get(name)]
+        if isinstance(pair[0], dict) and isinstance(pair[1], dict):
+            if difference := find_difference(pair[0], pair[1]):
+                return difference
+        elif pair[0] != pair[1]:
+            texts = [json.dumps(value) for value in pair]
             short = [text if len(text) < 60 else f"{text[:57]}..." for text in texts]
             return f"{name} is {short[0]} in one and {short[1]} in the other"
     return ""
