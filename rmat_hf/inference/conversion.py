@@ -116,8 +116,8 @@ class Conversion(NamedTuple):
             weights = self.model.state_dict()
             trained = {name: it for name, it in weights.items() if name not in self.untrained}
             self.model.save_pretrained(folder, state_dict=trained)
-            geometry = {"geometry": "conformer", "conformer_hydrogens": True, "force_field": "uff"}
-            RMatProcessor(**geometry).save_pretrained(folder)
+            processor = RMatProcessor(conformer_hydrogens=True, force_field="uff")
+            processor.save_pretrained(folder)
 
 
 def run_conversion(arguments: ConversionArguments) -> Conversion:
@@ -202,7 +202,7 @@ def _load_authors_weights(weights: str | Path) -> dict[str, torch.Tensor]:
         state_dict = loaded.get("state_dict", loaded)
         return {name.removeprefix("model."): it.contiguous() for name, it in state_dict.items()}
     # torch's own words ask for a reading that could run code
-    except (*list_reading_errors(), *_UNREADABLE) as error:
+    except list_reading_errors() + _UNREADABLE as error:
         raise UserError(
             f"{weights} cannot be read: it is not there, is damaged, or holds more than named "
             "tensors, which could run code. Check the path, or download it again."

@@ -4,7 +4,6 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,7 +210,6 @@ def _run_batches(
         processor = copy.copy(processor)
         processor.molecule_descriptors = None
     model.eval()
-    run = partial(_run_batch, model, read_output=read_output)
     rows = list(molecules)
     values = np.full((len(rows), num_columns), np.nan)
     errors: list[str | None] = []
@@ -222,13 +220,18 @@ def _run_batches(
             if not outcome.failure:
                 waiting[len(errors)] = outcome.features
             errors.append(outcome.failure or None)
-            if len(waiting) == _BATCHES_GROUPED * batch_size or len(errors) == len(rows):
-                for row, output in _run_grouped(run, waiting, batch_size=batch_size):
+            if len(waiting) < _BATCHES_GROUPED * batch_size and len(errors) < len(rows):
+                continue
+            indices = np.array(list(waiting))
+            num_nodes = count_nodes(list(waiting.values()))
+            for batch in group_by_length(num_nodes, batch_size=batch_size):
+                features = {row: waiting[row] for row in indices[batch].tolist()}
+                for row, output in _run_batch(model, features, read_output=read_output):
                     if isinstance(output, str):
                         errors[row] = output
                     else:
                         values[row] = output
-                waiting.clear()
+            waiting.clear()
     failed = ~np.isfinite(values).all(axis=1)
     values[failed] = np.nan
     for row in np.flatnonzero(failed).tolist():
@@ -236,45 +239,35 @@ def _run_batches(
     return values, errors
 
 
-def _run_grouped(
-    run: Callable[[list[bytes]], np.ndarray | None], waiting: dict[int, bytes], *, batch_size: int
-) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Yield the numbers of every molecule that waits, or why it has none."""
-    rows, features = list(waiting), list(waiting.values())
-    num_nodes = count_nodes(features)
-    for batch in group_by_length(num_nodes, batch_size=batch_size):
-        outputs = run([features[idx] for idx in batch])
-        if outputs is not None:
-            yield from zip([rows[idx] for idx in batch], outputs, strict=True)
-            continue
-        logger.warning(
-            "A batch of %d molecules needs more memory than there is: they go one by one.",
-            len(batch),
-        )
-        for idx in batch.tolist():
-            outputs = run([features[idx]])
-            reason = f"{TOO_LARGE_FOR_MODEL} ({num_nodes[idx] - 1} atoms)"
-            yield rows[idx], reason if outputs is None else outputs[0]
-
-
 def _run_batch(
     model: RMatPreTrainedModel,
-    features: list[bytes],
+    features: dict[int, bytes],
     *,
     read_output: Callable[[Any], torch.Tensor],
-) -> np.ndarray | None:
-    """Return the model's output of a batch, float64; None if there is too little memory."""
+) -> Iterator[tuple[int, np.ndarray | str]]:
+    """Yield the numbers of every row, or why it has none; a batch too large in two halves."""
+    packed = list(features.values())
     try:
         inputs = {
             name: torch.from_numpy(array).to(model.device)
-            for name, array in expand_features(features).items()
+            for name, array in expand_features(packed).items()
         }
         with torch.inference_mode():
-            return read_output(model(**inputs, return_dict=True)).double().cpu().numpy()
+            outputs = read_output(model(**inputs, return_dict=True)).double().cpu().numpy()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    return None
+    else:
+        yield from zip(features, outputs, strict=True)
+        return
+    rows, half = list(features), len(features) // 2
+    if half == 0:
+        yield rows[0], f"{TOO_LARGE_FOR_MODEL} ({count_nodes(packed)[0] - 1} atoms)"
+        return
+    logger.warning("%d molecules at a time need more memory than there is.", len(rows))
+    for part in (rows[:half], rows[half:]):
+        features_of_part = {row: features[row] for row in part}
+        yield from _run_batch(model, features_of_part, read_output=read_output)
 
 
 def _read_predictions(output: Any, problem_type: str | None) -> torch.Tensor:

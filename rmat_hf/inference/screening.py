@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -127,23 +127,13 @@ class PredictionArguments:
         validate_flags(self)
         if self.task is not None:
             parse_task(self.task)
-        path = Path(self.output)
-        is_shared = self.num_proc > 1 or self.task is not None
-        problems = {
-            "Give the molecules either with --smiles or with --input.": bool(self.smiles)
-            == (self.input is not None),
-            "--input-revision and --input-split need --input.": self.input is None
-            and bool(self.input_revision or self.input_split),
-            "--top-k-label needs --top-k.": self.top_k is None and self.top_k_label is not None,
-            f"{path} is one file, which one process writes. For several processes or tasks name "
-            "a folder, without an extension.": is_shared and not self.is_folder,
-            f"--output-format {self.output_format} contradicts {path}. Leave it out, or name a "
-            "folder, without an extension.": not self.is_folder
-            and self.output_format not in (None, path.suffix.lower()[1:]),
-        }
-        for problem, is_there in problems.items():
-            if is_there:
-                raise UserError(problem)
+        if bool(self.smiles) == (self.input is not None):
+            raise UserError("Give the molecules either with --smiles or with --input.")
+        if (self.num_proc > 1 or self.task is not None) and not self.is_folder:
+            raise UserError(
+                f"{self.output} is one file, which one process writes. For several processes or "
+                "tasks name a folder, without an extension."
+            )
 
     @property
     def is_folder(self) -> bool:
@@ -201,9 +191,8 @@ def run_embedding(
         arguments (`PredictionArguments`): Model with trained pooling, molecules, output and how.
         show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
     """
-    path = Path(arguments.output)
-    if path.suffix.lower() not in ("", ".parquet") or arguments.output_format == "csv":
-        raise UserError(f"{path}: embeddings are lists of numbers. Write a .parquet file.")
+    if "csv" in (Path(arguments.output).suffix.lower()[1:], arguments.output_format):
+        raise UserError("Embeddings are lists of numbers. Write a .parquet file.")
     return _run(arguments, "embed", show_progress=show_progress)
 
 
@@ -232,25 +221,8 @@ class _Screen:
     arguments: PredictionArguments
     compute_rows: Callable[[list[Any]], Predictions | Embeddings]
     added_columns: dict[str, ColumnKind]
-    model: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        """Find a column that cannot be added, or decide, before there is a folder."""
-        build_output_schema(self.table.schema, self.written_columns)
-        if self.arguments.top_k is not None:
-            _ = self.deciding_column
-
-    @property
-    def description(self) -> dict[str, Any]:
-        names = ["smiles_column", "csv_formulas", "top_k", "top_k_label", "top_k_order"]
-        names += ["batch_size", "chunk_size"]  # they decide the last digits
-        packages = {"rmat_hf": __version__, "rdkit": rdkit.__version__, "torch": torch.__version__}
-        return {
-            **self.model,
-            **{name: getattr(self.arguments, name) for name in names},
-            "output_format": self.output_format,
-            "versions": packages,
-        }
+    deciding_column: str
+    description: dict[str, Any]
 
     @property
     def output_format(self) -> str:
@@ -265,19 +237,6 @@ class _Screen:
         number: dict[str, ColumnKind] = {ROW_COLUMN: "integer"}
         return {**self.added_columns, **({} if self.arguments.top_k is None else number)}
 
-    @property
-    def deciding_column(self) -> str:
-        numbers = [name for name, kind in self.added_columns.items() if kind == "number"]
-        label = self.arguments.top_k_label
-        wanted = numbers if label is None else (label, f"prediction_{label}")
-        found = [name for name in numbers if name in wanted]
-        if len(found) != 1:
-            raise UserError(
-                f"--top-k needs one column of predicted numbers, and --top-k-label is {label!r}. "
-                f"Choose one of: {', '.join(numbers) or 'there are none, leave --top-k out'}."
-            )
-        return found[0]
-
     def compute(self, pieces: Iterable[Piece]) -> Generator[tuple[int, pa.Table], None, None]:
         schema = build_output_schema(self.table.schema, self.added_columns)
         for idx, chunk in pieces:
@@ -290,30 +249,24 @@ class _Screen:
             self.write_table(path, results)
             return
         counts: Counter[str] = Counter()
-        best = self.find_best(_number_rows(_count_rows(results, counts), start=rows.start))
+        best = self.find_best(_count_rows(results, counts, is_numbered=True, start=rows.start))
         encoded = json.dumps(counts, sort_keys=True)
         with open_atomically(path) as stream:
             pq.write_table(best.replace_schema_metadata({_COUNTS_KEY: encoded}), stream)
 
-    def write_file(self, path: Path, *, show_progress: bool) -> tuple[int, int]:
-        """Return how many rows there are and how many of them failed."""
-        num_rows = num_failed = 0
-
-        def report_each() -> Iterator[pa.Table]:
-            nonlocal num_rows, num_failed
-            chunks = self.table.iterate_chunks(self.arguments.chunk_size)
-            with tqdm(total=self.table.num_rows, unit="molecule", disable=not show_progress) as bar:
-                for _, rows in self.compute((0, chunk) for chunk in chunks):
-                    yield rows
-                    num_rows += len(rows)
-                    num_failed += len(rows) - rows[ERROR_COLUMN].null_count
-                    bar.update(len(rows))
-
-        results: Iterable[pa.Table] = report_each()
-        if self.arguments.top_k is not None:
-            results = [self.find_best(_number_rows(results, start=0))]
-        self.write_table(path, results)
-        return num_rows, num_failed
+    def write_file(self, path: Path, *, show_progress: bool) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        is_best, num_rows = self.arguments.top_k is not None, self.table.num_rows
+        pieces = ((0, chunk) for chunk in self.table.iterate_chunks(self.arguments.chunk_size))
+        with tqdm(total=num_rows, unit="molecule", disable=not show_progress) as bar:
+            results: Iterable[pa.Table] = _count_rows(
+                (rows for _, rows in self.compute(pieces)),
+                counts,
+                is_numbered=is_best,
+                report=bar.update,
+            )
+            self.write_table(path, [self.find_best(results)] if is_best else results)
+        return counts
 
     def write_table(self, path: Path, results: Iterable[pa.Table]) -> None:
         with TableWriter(
@@ -342,30 +295,33 @@ class _Screen:
             counts += count_failures(chunk.columns[ERROR_COLUMN].to_pylist())
         return counts
 
-    def count_written(self, num_rows: int, *, num_failed: int) -> int:
+    def count_written(self, counts: Counter[str]) -> int:
         top_k = self.arguments.top_k
-        return num_rows if top_k is None else min(top_k, num_rows - num_failed)
+        return counts.total() if top_k is None else min(top_k, counts[""])
 
     def complete(self, folder: Path, shards: Sequence[Path], *, counts: Counter[str]) -> None:
         if self.arguments.top_k is not None:
             best = self.find_best(pq.read_table(it).replace_schema_metadata() for it in shards)
             self.write_table(folder / f"{TOP_FILE_STEM}.{self.output_format}", [best])
-        num_written = self.count_written(counts.total(), num_failed=counts.total() - counts[""])
-        summary = {"num_shards": len(shards), "num_written": num_written, **summarize(counts)}
-        save_json(folder / SUMMARY_FILE, summary)
+        numbers = {"num_shards": len(shards), "num_written": self.count_written(counts)}
+        save_json(folder / SUMMARY_FILE, {**numbers, **summarize(counts)})
 
 
-def _count_rows(results: Iterable[pa.Table], counts: Counter[str]) -> Iterator[pa.Table]:
+def _count_rows(
+    results: Iterable[pa.Table],
+    counts: Counter[str],
+    *,
+    is_numbered: bool,
+    start: int = 0,
+    report: Callable[[int], Any] = int,
+) -> Iterator[pa.Table]:
+    """Yield the rows, perhaps with their positions, and count them by the reason of a failure."""
     for rows in results:
         counts += count_failures(rows[ERROR_COLUMN].to_pylist())
-        yield rows
-
-
-def _number_rows(results: Iterable[pa.Table], *, start: int) -> Iterator[pa.Table]:
-    for rows in results:
-        stop = start + len(rows)
-        yield rows.append_column(ROW_COLUMN, pa.array(range(start, stop), pa.int64()))
-        start = stop
+        numbers = pa.array(range(start, start + len(rows)), pa.int64())
+        start += len(rows)
+        yield rows.append_column(ROW_COLUMN, numbers) if is_numbered else rows
+        report(len(rows))
 
 
 def _run(arguments: PredictionArguments, verb: _Verb, *, show_progress: bool) -> ScreeningResult:
@@ -377,24 +333,23 @@ def _run(arguments: PredictionArguments, verb: _Verb, *, show_progress: bool) ->
         arguments, show_progress = replace(arguments, num_proc=1), False
     if not arguments.is_folder:
         validate_output_path(output)
-    screen = _load_screen(arguments, _open_input(arguments), verb=verb)
-    if not arguments.is_folder:
+    screen, is_complete = _load_screen(arguments, _open_input(arguments), verb=verb), True
+    if arguments.is_folder:
+        with one_thread():
+            counts, is_complete = write_shards(
+                screen,
+                screen.table,
+                folder=output,
+                shard_size=arguments.shard_size,
+                chunk_size=arguments.chunk_size,
+                task=arguments.task,
+                show_progress=show_progress,
+            )
+    else:
         with lock_output(output):
-            num_rows, num_failed = screen.write_file(output, show_progress=show_progress)
-        num_written = screen.count_written(num_rows, num_failed=num_failed)
-        return ScreeningResult(output, num_rows, num_failed, num_written)
-    with one_thread():
-        counts, is_complete = write_shards(
-            screen,
-            screen.table,
-            folder=output,
-            shard_size=arguments.shard_size,
-            chunk_size=arguments.chunk_size,
-            task=arguments.task,
-            show_progress=show_progress,
-        )
+            counts = screen.write_file(output, show_progress=show_progress)
     num_rows, num_failed = counts.total(), counts.total() - counts[""]
-    num_written = screen.count_written(num_rows, num_failed=num_failed)
+    num_written = screen.count_written(counts)
     return ScreeningResult(output, num_rows, num_failed, num_written, is_complete)
 
 
@@ -447,11 +402,24 @@ def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -
     added: dict[str, ColumnKind] = {"embedding": "vector", ERROR_COLUMN: "text"}
     if verb == "predict":
         added = describe_prediction_columns(model.config)
+    # a column that cannot be added or decide is found before there is a folder
+    build_output_schema(
+        table.schema, {**added, ROW_COLUMN: "integer"} if arguments.top_k else added
+    )
+    names = ["smiles_column", "csv_formulas", "top_k", "top_k_label", "top_k_order"]
+    names += ["batch_size", "chunk_size"]  # they decide the last digits
     description = {
         "command": verb,
         "model_sha256": compute_model_hash(model) if arguments.is_folder else None,
         "processor": describe_processor(processor),
         "device": model.device.type,
+        **{name: getattr(arguments, name) for name in names},
+        "output_format": arguments.output_format or "parquet",
+        "versions": {
+            "rmat_hf": __version__,
+            "rdkit": rdkit.__version__,
+            "torch": torch.__version__,
+        },
     }
     compute_rows = partial(
         run,
@@ -461,4 +429,17 @@ def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -
         num_workers=arguments.num_workers,
         cache_dir=choose_cache_dir(arguments.feature_cache),
     )
-    return _Screen(table, arguments, compute_rows, added, description)
+    deciding = "" if arguments.top_k is None else _find_deciding(added, arguments.top_k_label)
+    return _Screen(table, arguments, compute_rows, added, deciding, description)
+
+
+def _find_deciding(columns: Mapping[str, ColumnKind], label: str | None) -> str:
+    """Return the column that says which rows are the best."""
+    numbers = [name for name, kind in columns.items() if kind == "number"]
+    found = [name for name in numbers if label is None or name in (label, f"prediction_{label}")]
+    if len(found) != 1:
+        raise UserError(
+            f"--top-k needs one column of predicted numbers, and --top-k-label is {label!r}. "
+            f"Choose one of: {', '.join(numbers) or 'there are none, leave --top-k out'}."
+        )
+    return found[0]

@@ -28,7 +28,7 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 
 PREDICTION = "prediction_LABEL_0"
 NUM_ROWS = 23
-OPTIONS: dict[str, Any] = {"shard_size": 6, "chunk_size": 4, "batch_size": 3}
+OPTIONS: dict[str, Any] = {"shard_size": 6, "chunk_size": 4, "batch_size": 3, "num_workers": 0}
 SHARDS = [f"part-{idx:05}.parquet" for idx in range(4)]
 
 
@@ -217,14 +217,6 @@ def test_damaged_shard_is_named_with_the_way_out(screen: Any, tmp_path: Path) ->
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match=r"part-00001\.csv .*has 5 rows instead of 6\. Delete it"):
         screen(**options)
-
-
-def test_one_file_is_written_by_one_process(screen: Any, tmp_path: Path) -> None:
-    for changes in ({"num_proc": 2}, {"task": "0/2"}):
-        with pytest.raises(UserError, match="name a folder, without an extension"):
-            screen("out.csv", **changes)
-    with pytest.raises(UserError, match="--output-format csv contradicts"):
-        screen("out.parquet", output_format="csv")
 
 
 # The best rows
