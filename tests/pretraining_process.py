@@ -20,8 +20,11 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from rmat_hf.training.pretraining import run_pretraining
-from rmat_hf.training.pretraining_batches import PretrainingBatch, PretrainingCollator
-from rmat_hf.training.pretraining_trainer import PretrainingTrainer
+from rmat_hf.training.pretraining_trainer import (
+    PretrainingBatch,
+    PretrainingTrainer,
+    RMatDataCollatorForPreTraining,
+)
 
 # Epoch and checksum of every molecule of a batch; a worker of the dataloader collates in a process
 # of its own, so they travel with the batch.
@@ -44,7 +47,7 @@ class DieLater(TrainerCallback):
             kill.start()
 
 
-class RecordingCollator(PretrainingCollator):
+class RecordingCollator(RMatDataCollatorForPreTraining):
     """Adds the checksums of the molecules to the batch."""
 
     def __call__(self, batches: list[PretrainingBatch]) -> dict[str, torch.Tensor]:
@@ -110,7 +113,7 @@ def main(corpus_folder: Path, name: str, options: dict[str, Any]) -> None:
     shard_on_cpu()
     module = sys.modules["rmat_hf.training.pretraining"]
     for attribute, replacement in (
-        ("PretrainingCollator", RecordingCollator),
+        ("RMatDataCollatorForPreTraining", RecordingCollator),
         ("PretrainingTrainer", RecordingTrainer),
     ):
         setattr(module, attribute, replacement)

@@ -253,18 +253,15 @@ def list_pretraining_flags(folder: Path) -> list[Any]:
 @pytest.mark.parametrize(
     ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)]
 )
-@pytest.mark.parametrize(
-    ("list_flags", "place"), [(list_finetuning_flags, "."), (list_pretraining_flags, "stage-0")]
-)
+@pytest.mark.parametrize("list_flags", [list_finetuning_flags, list_pretraining_flags])
 def test_training_that_is_stopped_resumes_from_its_last_checkpoint(
     tmp_path: Path,
     number: int,
     whole_group: bool,
     list_flags: Callable[[Path], list[Any]],
-    place: str,
 ) -> None:
     flags = list_flags(tmp_path)
-    work_dir = tmp_path / "run.in_progress" / place
+    work_dir = tmp_path / "run.in_progress" / "stage-0"
     with start(flags, folder=tmp_path) as run:
         run.wait_until(lambda: find_last_complete_checkpoint(work_dir) is not None)
         errors = end(run, number, whole_group=whole_group)
@@ -298,7 +295,7 @@ def test_a_benchmark_that_is_stopped_ends_its_runs(
     flags = ["--data", tmp_path / "data", "--protocol", tmp_path / "protocol.json"]
     flags += ["--num-proc", 2, "--output-dir", tmp_path / "benchmark", "--feature-cache", "none"]
     with start(["benchmark", *flags], folder=tmp_path) as run:
-        run.wait_until(lambda: bool(list(tmp_path.glob("benchmark/runs/*/checkpoint-*"))))
+        run.wait_until(lambda: bool(list(tmp_path.glob("benchmark/runs/*/stage-*/checkpoint-*"))))
         errors = end(run, number, whole_group=whole_group)
     assert errors.endswith("Repeat the command to continue.\n")
     names = [path.name for path in (tmp_path / "benchmark" / "runs").iterdir()]

@@ -512,7 +512,7 @@ def test_checkpoint_that_cannot_be_written_is_one_error_and_resuming_works(
         run(tmp_path)
     assert "\n" not in str(caught.value)
     assert list_files(tmp_path / "run") == {}
-    assert find_last_complete_checkpoint(tmp_path / "run.in_progress") is None
+    assert find_last_complete_checkpoint(tmp_path / "run.in_progress" / "stage-0") is None
     run(tmp_path, resume=True)
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert not (tmp_path / "run.in_progress").exists()

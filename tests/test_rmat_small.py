@@ -17,7 +17,7 @@ from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.objectives import load_objectives
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
-from rmat_hf.training.pretraining_batches import PretrainingBatch, PretrainingCollator
+from rmat_hf.training.pretraining_trainer import PretrainingBatch, RMatDataCollatorForPreTraining
 
 NAME = "rmat-small"
 MAX_BYTES = 20_000_000
@@ -71,16 +71,15 @@ def test_it_solves_both_tasks_on_molecules_it_has_never_seen(freesolv: pd.DataFr
     smiles = freesolv["smiles"][::5]
     packed = [pack_features(processor.featurize_compactly(text)) for text in smiles]
     arguments = PretrainingArguments(corpus="freesolv", output_dir="none")
-    collator = PretrainingCollator(objectives, processor=processor, arguments=arguments)
+    collator = RMatDataCollatorForPreTraining(objectives, processor=processor, arguments=arguments)
     batch = collator([PretrainingBatch(0, packed)])
     model = AutoModelForPreTraining.from_pretrained(path).eval()
     with torch.no_grad():
         logits = model(**batch).logits
     report = {}
     for objective in objectives.values():
-        sums = objective.build_sums()
         labels = batch[f"{objective.head}_labels"]
-        objective.add_to_sums(sums, logits[objective.head], labels=labels)
+        sums = objective.compute_sums(logits[objective.head], labels=labels)
         report |= objective.compute_metrics(sums)
     # much smaller molecules than those of the corpus; guessing the most frequent context gives .2
     assert report["context_accuracy"] > 0.8

@@ -17,11 +17,8 @@ from rmat_hf.errors import UserError
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.output_folder import (
-    load_json,
     name_work_dir,
     open_run,
-    save_json,
-    train_from_last_checkpoint,
 )
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments
 from rmat_hf.training.metrics import compute_metrics_for_problem
@@ -33,14 +30,12 @@ from rmat_hf.training.recipe import (
 )
 from rmat_hf.training.run_folder import TRIALS_FILE, build_finetuning_report, save_run_folder
 from rmat_hf.training.task import FinetuningTask, build_finetuning_task, split_for_members
-from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
+from rmat_hf.training.trainer import MODEL_DIR, RMatDataCollator, RMatTrainer, train_stage
 
 logger = logging.getLogger(__name__)
 
 # Where `Trainer` lets TensorBoard write; the names of its files tell that of the machine.
 TENSORBOARD_DIR = "runs"
-MODEL_DIR = "model"
-MEMBER_FILE = "member.json"
 
 
 @dataclass(frozen=True)
@@ -106,8 +101,8 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
                 save_run_folder(folder, model=model, task=task, report=report, log_history=log)
                 if (run.work_dir / TRIALS_FILE).is_file():
                     shutil.copy(run.work_dir / TRIALS_FILE, folder)
-                if (run.work_dir / TENSORBOARD_DIR).is_dir():
-                    shutil.copytree(run.work_dir / TENSORBOARD_DIR, folder / TENSORBOARD_DIR)
+                for logs in run.work_dir.glob(f"stage-*/{TENSORBOARD_DIR}"):
+                    shutil.copytree(logs, folder / TENSORBOARD_DIR, dirs_exist_ok=True)
     return FinetuningResult(run.output_dir, report.metrics, report.baselines, task.dropped)
 
 
@@ -118,31 +113,20 @@ def _train(
 
     Member `i` is what a run of one model with the seed `seed + i` would give on its rows.
     """
-    if arguments.num_members == 1:
-        trainer = _build_trainer(arguments, task, folder=work_dir)
-        train_from_last_checkpoint(trainer)
-        return trainer, trainer.state.log_history
-    members, log = [], []
+    members: list[Any] = []
+    log: list[dict[str, Any]] = []
     for idx, split in enumerate(split_for_members(arguments, task)):
         folder = work_dir / f"stage-{idx}"
-        # written last, so a member that has it is finished
-        if not (folder / MEMBER_FILE).is_file():
-            logger.info("Training member %d of %d.", idx + 1, arguments.num_members)
-            chosen = replace(arguments, seed=arguments.seed + idx)
-            # scaled as the whole task: the members share the scaling of the labels
-            trainer = _build_trainer(
-                chosen, replace(task, split=split), folder=folder, scaled_as=task
-            )
-            train_from_last_checkpoint(trainer)
-            trainer.save_model(str(folder / MODEL_DIR))
-            if trainer.is_world_process_zero():
-                save_json(folder / MEMBER_FILE, {"log_history": trainer.state.log_history})
-            trainer.accelerator.wait_for_everyone()
-        history = load_json(folder / MEMBER_FILE)["log_history"]
-        log += [{"member": idx, **entry} for entry in history]
+        chosen = replace(arguments, seed=arguments.seed + idx)
+        # scaled as the whole task: the members share the scaling of the labels
+        trainer = _build_trainer(chosen, replace(task, split=split), folder=folder, scaled_as=task)
+        member = {"member": idx} if arguments.num_members > 1 else {}
+        log += [{**member, **entry} for entry in train_stage(trainer, folder)["log_history"]]
         members.append(load_predictor(folder / MODEL_DIR, device="cpu")[0])
-    ensemble = RMatEnsembleForSequenceClassification.from_members(members)
-    return _build_trainer(arguments, task, folder=work_dir, model=ensemble), log
+    model = members[0]
+    if len(members) > 1:
+        model = RMatEnsembleForSequenceClassification.from_members(members)
+    return _build_trainer(arguments, task, folder=work_dir, model=model), log
 
 
 def _build_trainer(

@@ -1,21 +1,32 @@
-"""The model card of a finetuned model: what it predicts, how well, and beside what."""
+"""The cards of finetuned and pretrained models: learned from what, how well, and for what."""
 
 import importlib.util
+import json
 import logging
-from collections.abc import Sequence
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from accelerate import PartialState
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import FinetuningArguments, name_source, name_split
 from rmat_hf.training.metrics import format_metric, list_metrics
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from rmat_hf.training.pretraining import PretrainingTask
+
 logger = logging.getLogger(__name__)
 
+LOSS_PLOT = "loss_curves.png"
 PARITY_PLOT = "parity.png"
 PARITY_STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#9aa5b1", "s": 10, "alpha": 0.5},
@@ -33,19 +44,6 @@ PROBLEM_NAMES = {
 }
 
 
-def build_card_metadata(
-    *, tags: Sequence[str] = (), license_name: str | None = None, **fields: Any
-) -> ModelCardData:
-    """Return the metadata block of a card, with other `fields` of `ModelCardData`."""
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag="graph-ml",
-        license=license_name or UNKNOWN_LICENSE,
-        tags=[*TAGS, *tags],
-        **fields,
-    )
-
-
 def describe_labels(config: RMatConfig) -> list[str]:
     """Return the name of every label, with its unit if it has one."""
     units = config.label_units or [""] * len(config.label_columns)
@@ -53,15 +51,6 @@ def describe_labels(config: RMatConfig) -> list[str]:
         f"{name} ({unit})" if unit else name
         for name, unit in zip(config.label_columns, units, strict=True)
     ]
-
-
-def describe_limits(max_atoms: int) -> str:
-    """Return the limits of every R-MAT model, with the processor's `max_atoms`."""
-    return (
-        "- Heavy atoms only, no stereo feature: enantiomers differ only through the conformer.\n"
-        f"- Molecules with more heavy atoms than the processor's `max_atoms` (here {max_atoms}) "
-        "are refused."
-    )
 
 
 @dataclass(frozen=True)
@@ -93,62 +82,15 @@ class FinetuningReport:
     member_predictions: dict[str, np.ndarray] | None = None
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
 
-    @property
-    def problem_type(self) -> str:
-        """Problem type of the model."""
-        return str(self.config.problem_type)
-
 
 def save_model_card(folder: Path, report: FinetuningReport) -> None:
-    """Write `README.md` and, for regression, the parity plot into a model folder.
+    """Write `README.md` and, for regression, the parity plot of a finetuned model into its folder.
 
     The plot needs matplotlib (`pip install rmat-hf[viz]`); a card without one says so.
     """
-    is_regression = report.problem_type == "regression"
-    has_plot = is_regression and save_parity_plot(folder / PARITY_PLOT, report)
-    ModelCard(_build_card_text(report, has_plot=has_plot)).save(folder / CARD_FILE)
-
-
-def save_parity_plot(path: Path, report: FinetuningReport) -> bool:
-    """Plot predicted against measured values of train and test, one panel per label.
-
-    Returns False if matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        logger.warning("No parity plot: matplotlib is missing. Run: pip install rmat-hf[viz]")
-        return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    labels = describe_labels(report.config)
-    figure = Figure(figsize=(4.8 * len(labels), 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(labels), squeeze=False)[0]
-    for idx, (axes, name) in enumerate(zip(panels, labels, strict=True)):
-        shown = []
-        for part, style in PARITY_STYLES.items():
-            measured, predicted = report.labels[part][:, idx], report.predictions[part][:, idx]
-            # one label has its metrics at the top
-            metrics = report.metrics[part]
-            metrics = metrics.get("per_label", {}).get(report.config.label_columns[idx], metrics)
-            legend = f"{part}: RMSE {_format(metrics['rmse'])}, R² {_format(metrics['r2'])}"
-            axes.scatter(measured, predicted, linewidths=0, label=legend, **style)
-            shown += [measured[~np.isnan(measured)], predicted]
-        low, high = np.min(np.concatenate(shown)), np.max(np.concatenate(shown))
-        margin = 0.04 * (high - low) or 1.0
-        limits = (low - margin, high + margin)
-        axes.plot(limits, limits, color="#333333", linewidth=0.8, zorder=0)
-        axes.set(xlim=limits, ylim=limits, aspect="equal")
-        axes.set(xlabel=f"measured {name}", ylabel=f"predicted {name}")
-        axes.legend(frameon=False, loc="upper left", fontsize=9)
-    figure.savefig(path, dpi=150)
-    return True
-
-
-def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
     arguments, names = report.arguments, describe_labels(report.config)
-    dataset, base_model = name_source(arguments.dataset), name_source(arguments.model)
-    split = name_split(arguments)
+    dataset, split = name_source(arguments.dataset), name_split(arguments)
+    base_model = name_source(arguments.model)
     results = [
         EvalResult(
             task_type="graph-ml",
@@ -159,25 +101,14 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
             metric_type=metric.name,
             metric_value=float(format_metric(value)),
         )
-        for metric in list_metrics(report.problem_type)
+        for metric in list_metrics(report.arguments.problem_type)
         if (value := report.metrics["test"][metric.name]) is not None
     ]
-    data = build_card_metadata(
-        tags=["molecule-property-prediction"],
-        license_name=arguments.license,
-        # the metadata of a card link to what they name
-        datasets=dataset if "/" in dataset else None,
-        base_model=base_model if "/" in base_model else None,
-        model_name=f"R-MAT {', '.join(report.config.label_columns)}",
-        eval_results=results or None,
-    )
-    parts = report.metrics
-    sizes = ", ".join(f"{len(report.labels[part])} {part}" for part in parts)
+    sizes = ", ".join(f"{len(labels)} {part}" for part, labels in report.labels.items())
     sections = [
-        f"---\n{data.to_yaml()}\n---",
         f"# R-MAT for {', '.join(names)}",
         "A Relative Molecule Attention Transformer (arXiv 2110.05841), finetuned with rmat-hf.",
-        f"- predicts: {', '.join(names)} ({PROBLEM_NAMES[report.problem_type]})\n"
+        f"- predicts: {', '.join(names)} ({PROBLEM_NAMES[report.arguments.problem_type]})\n"
         f"- data: {dataset}; {sizes} molecules, {split} split; "
         f"{report.num_dropped} rows dropped (`dropped_rows.csv`)\n"
         f"- started from: {base_model}\n{_describe_ensemble(report)}"
@@ -191,26 +122,191 @@ def _build_card_text(report: FinetuningReport, *, has_plot: bool) -> str:
         "## Metrics",
         _build_metrics_table(report),
     ]
-    if has_plot:
-        sections.append(f"![Predicted against measured values]({PARITY_PLOT})")
-    elif report.problem_type == "regression":
-        sections.append("(No parity plot: matplotlib was not installed.)")
+    if report.arguments.problem_type == "regression":
+        draw = [partial(_draw_parity, report=report, label_idx=idx) for idx in range(len(names))]
+        sections.append(_save_plot(folder / PARITY_PLOT, draw, panel_size=(4.8, 4.8)))
     sections += [
-        "## Limits",
-        f"{describe_limits(report.max_atoms)}\n"
+        _describe_limits(report.max_atoms) + "\n"
         "- Trust it for molecules like those in the training table; metrics of a random split "
         "are optimistic for new chemical series.\n"
         "- Compare metrics only with those of the same kind of split: `scaffold` and "
         "`scaffold_balanced`, for example, are two.",
     ]
-    return "\n\n".join(sections) + "\n"
+    _save_card(
+        folder,
+        sections,
+        tag="molecule-property-prediction",
+        license_name=arguments.license,
+        dataset=dataset,
+        base_model=base_model,
+        model_name=f"R-MAT {', '.join(report.config.label_columns)}",
+        eval_results=results or None,
+    )
+
+
+def save_pretraining_card(
+    folder: Path,
+    task: "PretrainingTask",
+    *,
+    arguments: Mapping[str, Any],
+    reports: Mapping[str, dict[str, Any]],
+) -> None:
+    """Write `README.md` and the plot of the losses of a pretrained model into its folder.
+
+    Args:
+        folder (`Path`): As in [`save_model_card`].
+        task (`PretrainingTask`): Molecules and objectives.
+        arguments (`Mapping[str, Any]`): Of the run, names instead of paths of this machine.
+        reports (`Mapping[str, dict]`):
+            `metrics` of valid and `log_history` of `Trainer`, by stage.
+    """
+    num_molecules = f"{len(task.train):,}" if hasattr(task.train, "__len__") else "a stream of"
+    draw = [
+        partial(_draw_losses, log=it["log_history"], title=name) for name, it in reports.items()
+    ]
+    metrics = [
+        f"| {stage} | {name} | {_format_cell(value)} |"
+        for stage, report in reports.items()
+        for name, value in report["metrics"].items()
+    ]
+    sections = [
+        "# Pretrained R-MAT",
+        "A Relative Molecule Attention Transformer (arXiv 2110.05841), pretrained with rmat-hf. "
+        "Finetune it, or take its vectors: it predicts no property by itself.",
+        f"- learned: {', then '.join(reports)}\n"
+        f"- corpus: {arguments['corpus']}; {num_molecules} molecules, "
+        f"{len(task.valid):,} held out\n"
+        f"- distances: geometry {task.processor.geometry!r}\n"
+        f"- started from: {arguments['model']}",
+        "## Use",
+        "```bash\nrmat finetune --model path/to/this/folder --dataset my.csv --label-columns y "
+        "--output-dir my_model\nrmat embed --model path/to/this/folder --input my.csv "
+        "--output vectors.parquet\n```",
+        "## On the molecules held out",
+        "\n".join(["| stage | metric | value |\n|---|---|---|", *metrics]),
+        _save_plot(folder / LOSS_PLOT, draw, panel_size=(6.0, 4.2)),
+        "## Run",
+        f"{_describe_cost(reports)} The arguments of `rmat pretrain`:",
+        f"```json\n{json.dumps(arguments, indent=2)}\n```",
+        _describe_limits(task.processor.max_atoms),
+    ]
+    _save_card(
+        folder,
+        sections,
+        tag="pretrained",
+        license_name=arguments["license"],
+        dataset=arguments["corpus"],
+        base_model=arguments["model"],
+    )
+
+
+def _save_card(
+    folder: Path,
+    sections: Sequence[str],
+    *,
+    tag: str,
+    license_name: str | None,
+    dataset: str,
+    base_model: str,
+    **fields: Any,
+) -> None:
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="graph-ml",
+        license=license_name or UNKNOWN_LICENSE,
+        tags=[*TAGS, tag],
+        # the metadata of a card link to what they name
+        datasets=dataset if "/" in dataset else None,
+        base_model=base_model if "/" in base_model else None,
+        **fields,
+    )
+    text = "\n\n".join([f"---\n{data.to_yaml()}\n---", *sections])
+    ModelCard(text + "\n").save(folder / CARD_FILE)
+
+
+def _save_plot(
+    path: Path, draw: Sequence[Callable[["Axes"], None]], *, panel_size: tuple[float, float]
+) -> str:
+    """Write a figure with what each function draws, and return what the card shows of it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        logger.warning("The card has no plot: matplotlib is missing. pip install rmat-hf[viz]")
+        return "(No plot: matplotlib was not installed.)"
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(panel_size[0] * len(draw), panel_size[1]), layout="constrained")
+    for axes, fill in zip(figure.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
+        fill(axes)
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+    return f"![{path.stem}]({path.name})"
+
+
+def _draw_parity(axes: "Axes", *, report: FinetuningReport, label_idx: int) -> None:
+    """Draw predicted against measured values of train and test."""
+    name = describe_labels(report.config)[label_idx]
+    shown = []
+    for part, style in PARITY_STYLES.items():
+        measured = report.labels[part][:, label_idx]
+        predicted = report.predictions[part][:, label_idx]
+        # one label has its metrics at the top
+        metrics = report.metrics[part]
+        metrics = metrics.get("per_label", {}).get(report.config.label_columns[label_idx], metrics)
+        legend = f"{part}: RMSE {_format(metrics['rmse'])}, R² {_format(metrics['r2'])}"
+        axes.scatter(measured, predicted, linewidths=0, label=legend, **style)
+        shown += [measured[~np.isnan(measured)], predicted]
+    low, high = np.min(np.concatenate(shown)), np.max(np.concatenate(shown))
+    margin = 0.04 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    axes.plot(limits, limits, color="#333333", linewidth=0.8, zorder=0)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.set(xlabel=f"measured {name}", ylabel=f"predicted {name}")
+
+
+def _draw_losses(axes: "Axes", *, log: list[dict[str, Any]], title: str) -> None:
+    """Draw the loss of every head on train and valid against the steps."""
+    names = {name for row in log for name in row if name.endswith("_loss") and name != "eval_loss"}
+    heads = sorted({name.removeprefix("eval_") for name in names} - {"train_loss"})
+    for idx, head in enumerate(heads):
+        for name, style, part in ((head, "-", "train"), (f"eval_{head}", "o--", "valid")):
+            steps = [row["step"] for row in log if name in row]
+            losses = [row[name] for row in log if name in row]
+            label = f"{head.removesuffix('_loss')}, {part}"
+            axes.plot(steps, losses, style, color=f"C{idx}", markersize=3.5, label=label)
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=title)
+    axes.grid(visible=True, which="both", color="#e4e7eb", linewidth=0.6)
+
+
+def _describe_limits(max_atoms: int) -> str:
+    """Return the limits of every R-MAT model, with the processor's `max_atoms`."""
+    return (
+        "## Limits\n\n"
+        "- Heavy atoms only, no stereo feature: enantiomers differ only through the conformer.\n"
+        f"- Molecules with more heavy atoms than the processor's `max_atoms` (here {max_atoms}) "
+        "are refused."
+    )
+
+
+def _describe_cost(reports: Mapping[str, dict[str, Any]]) -> str:
+    """Return steps, hours and hardware."""
+    rows = [row for report in reports.values() for row in report["log_history"]]
+    summaries = [row for row in rows if "train_runtime" in row]
+    hours = sum(row["train_runtime"] for row in summaries) / 3600
+    steps = sum(row["step"] for row in summaries)
+    state = PartialState()
+    device = state.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(state.device)
+    return (
+        f"{steps:,} steps in {hours:.2f} hours on {state.num_processes} processes, {device} "
+        f"({platform.machine()}); the hours count from the last resumption."
+    )
 
 
 def _describe_ensemble(report: FinetuningReport) -> str:
     """Return a line about the members and what one of them alone is worth; empty for one model."""
     if not report.member_metrics:
         return ""
-    metric = list_metrics(report.problem_type)[0].name
+    metric = list_metrics(report.arguments.problem_type)[0].name
     values = [metrics["test"][metric] for metrics in report.member_metrics]
     known = [value for value in values if value is not None]
     alone = ""
@@ -230,7 +326,7 @@ def _describe_ensemble(report: FinetuningReport) -> str:
 
 
 def _build_metrics_table(report: FinetuningReport) -> str:
-    columns = [metric.name for metric in list_metrics(report.problem_type)]
+    columns = [metric.name for metric in list_metrics(report.arguments.problem_type)]
     rows = ["| model | part | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name, metrics in {"R-MAT": report.metrics, **report.baselines}.items():
         for part in report.metrics:
@@ -241,3 +337,9 @@ def _build_metrics_table(report: FinetuningReport) -> str:
 
 def _format(value: float | None) -> str:
     return format_metric(value, decimals=3, undefined="–")
+
+
+def _format_cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_format(it)}" for name, it in value.items())
+    return f"{value:,}" if isinstance(value, int) else _format(value)

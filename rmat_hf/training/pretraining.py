@@ -1,47 +1,62 @@
 """run_pretraining(...): a featurized corpus → a model to finetune."""
 
+import logging
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from accelerate import PartialState
 from transformers.trainer_utils import set_seed
+from transformers.utils.hub import cached_file
 
-from rmat_hf.loading import load_processor, read_checkpoint
+from rmat_hf.data.corpus import load_corpus
+from rmat_hf.errors import UserError
+from rmat_hf.loading import find_checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import (
     TrainingRun,
     find_last_complete_checkpoint,
-    load_json,
     load_num_steps,
     name_work_dir,
     open_run,
     save_json,
-    train_from_last_checkpoint,
 )
 from rmat_hf.training.arguments import SCRATCH, describe_arguments
-from rmat_hf.training.objectives import save_objectives
+from rmat_hf.training.model_card import save_pretraining_card
+from rmat_hf.training.objectives import (
+    OBJECTIVES,
+    TARGETS_FILE,
+    load_objectives,
+    save_objectives,
+)
+from rmat_hf.training.objectives.objective import Objective
 from rmat_hf.training.pretraining_arguments import (
     PretrainingArguments,
     build_pretraining_config,
     build_stage_arguments,
     choose_precision,
 )
-from rmat_hf.training.pretraining_batches import (
+from rmat_hf.training.pretraining_trainer import (
     CorpusBatches,
-    PretrainingCollator,
+    PretrainingTrainer,
+    RMatDataCollatorForPreTraining,
     StreamedBatches,
 )
-from rmat_hf.training.pretraining_card import save_pretraining_card
-from rmat_hf.training.pretraining_task import PretrainingTask, build_pretraining_task
-from rmat_hf.training.pretraining_trainer import PretrainingTrainer
+from rmat_hf.training.trainer import MODEL_DIR, train_stage
+
+logger = logging.getLogger(__name__)
 
 ARGUMENTS_FILE = "pretraining_arguments.json"
-STAGE_FILE = "stage.json"
-MODEL_DIR = "model"
+# Molecules to which objectives are fitted, evenly spaced over a table, the first ones of a stream.
+MAX_MOLECULES_COUNTED = 100_000
+# Held out of a stream: as many of its first molecules as this times 1 / valid_fraction hold.
+MAX_STREAMED_VALID = 2048
+_CHUNK_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,24 @@ class PretrainingResult:
 
     output_dir: Path
     metrics: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PretrainingTask:
+    """What there is to learn.
+
+    Args:
+        train (`datasets.Dataset` or `datasets.IterableDataset`): With `features`, `num_nodes`.
+        valid (`datasets.Dataset`): Molecules held out.
+        processor (`RMatProcessor`): Featurized both.
+        objectives (`dict[str, Objective]`):
+            By name, in the order of the registry: those of the run and of the model before it.
+    """
+
+    train: datasets.Dataset | datasets.IterableDataset
+    valid: datasets.Dataset
+    processor: RMatProcessor
+    objectives: dict[str, Objective]
 
 
 def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
@@ -94,20 +127,15 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
         reports: dict[str, dict[str, Any]] = {}
         for idx, (stage, learned) in enumerate(arguments.stages.items()):
             folder = run.work_dir / f"stage-{idx}"
-            # written last, so a stage that has it is finished
-            if not (folder / STAGE_FILE).is_file():
-                if idx > 0:
-                    checkpoint = read_checkpoint(run.work_dir / f"stage-{idx - 1}" / MODEL_DIR)
-                set_seed(arguments.seed)
-                if checkpoint is None:
-                    model = RMatForPreTraining(config)
-                else:
-                    model = checkpoint.load_model(RMatForPreTraining, config=config)
-                trainer = _build_trainer(
-                    arguments, task, model=model, learned=learned, folder=folder
-                )
-                _run_stage(trainer, folder)
-            reports[stage] = load_json(folder / STAGE_FILE)
+            if idx > 0:
+                checkpoint = read_checkpoint(run.work_dir / f"stage-{idx - 1}" / MODEL_DIR)
+            set_seed(arguments.seed)
+            if checkpoint is None:
+                model = RMatForPreTraining(config)
+            else:
+                model = checkpoint.load_model(RMatForPreTraining, config=config)
+            trainer = _build_trainer(arguments, task, model=model, learned=learned, folder=folder)
+            reports[stage] = train_stage(trainer, folder, score=trainer.compute_report)
         # the others have read the stages that are removed now
         PartialState().wait_for_everyone()
         if is_main_process:
@@ -142,7 +170,9 @@ def _build_trainer(
         train = StreamedBatches(task.train, num_skipped=num_skipped, **options)
     else:
         train = CorpusBatches(task.train, **options)
-    collator = PretrainingCollator(objectives, processor=task.processor, arguments=arguments)
+    collator = RMatDataCollatorForPreTraining(
+        objectives, processor=task.processor, arguments=arguments
+    )
     # finetuning decides for itself whether descriptors help
     processor = RMatProcessor(**task.processor.to_dict() | {"molecule_descriptors": None})
     return PretrainingTrainer(
@@ -154,17 +184,6 @@ def _build_trainer(
         processing_class=processor,
         objectives=objectives,
     )
-
-
-def _run_stage(trainer: PretrainingTrainer, folder: Path) -> None:
-    """Train a stage, from the last checkpoint if there is one, and write its model and log."""
-    train_from_last_checkpoint(trainer)
-    trainer.evaluate()
-    trainer.save_model(str(folder / MODEL_DIR))
-    if trainer.is_world_process_zero():
-        content = {"metrics": trainer.last_report, "log_history": trainer.state.log_history}
-        save_json(folder / STAGE_FILE, content)
-    trainer.accelerator.wait_for_everyone()
 
 
 def _save_results(
@@ -179,3 +198,70 @@ def _save_results(
         for name, part in (("metrics", "metrics"), ("training_log", "log_history")):
             save_json(folder / f"{name}.json", {stage: reports[stage][part] for stage in reports})
         save_pretraining_card(folder, task, arguments=run.description, reports=reports)
+
+
+def build_pretraining_task(arguments: PretrainingArguments) -> PretrainingTask:
+    """Load and divide the corpus; fit objectives, or take those of the model to continue from.
+
+    A molecule is held out by a checksum of its features: whatever stands beside it, in a table and
+    in a stream.
+    """
+    corpus = load_corpus(
+        arguments.corpus, revision=arguments.corpus_revision, streaming=arguments.streaming
+    )
+    fraction = arguments.valid_fraction
+    dataset: Any = corpus.dataset.select_columns(["features", "num_nodes"])
+    if arguments.streaming:
+        options = {"expected": False, "fraction": fraction}
+        train = dataset.filter(is_held_out, input_columns=["features"], fn_kwargs=options)
+        beginning = dataset.take(int(MAX_STREAMED_VALID / fraction))
+        rows = [row for row in beginning if is_held_out(row["features"], fraction)]
+        valid = datasets.Dataset.from_list(rows)
+        sample = [row["features"] for row in train.take(MAX_MOLECULES_COUNTED)]
+    else:
+        chunks = dataset.iter(batch_size=_CHUNK_SIZE)
+        held_out = [is_held_out(it, fraction) for chunk in chunks for it in chunk["features"]]
+        valid = dataset.select(np.flatnonzero(held_out))
+        train = dataset.select(np.flatnonzero(~np.array(held_out)))
+        places = np.linspace(0, len(train) - 1, min(len(train), MAX_MOLECULES_COUNTED))
+        sample = train[np.unique(places.astype(int))]["features"]
+    for part, is_empty in (("train", not sample), ("valid", not len(valid))):
+        if is_empty:
+            raise UserError(
+                f"No molecule of {arguments.corpus!r} (of a stream: of its beginning) is in the "
+                f"{part} part with --valid-fraction {arguments.valid_fraction}. Choose another "
+                "one, for example 0.1, or give more molecules."
+            )
+    objectives = _load_objectives(arguments)
+    for name in {name for stage in arguments.stages.values() for name in stage}:
+        if name in objectives:
+            objectives[name].validate_corpus(corpus.processor)
+        else:
+            objectives[name] = OBJECTIVES[name].fit(
+                sample, processor=corpus.processor, arguments=arguments
+            )
+    ordered = {name: objectives[name] for name in OBJECTIVES if name in objectives}
+    return PretrainingTask(train, valid, corpus.processor, ordered)
+
+
+def is_held_out(features: bytes, fraction: float, *, expected: bool = True) -> bool:
+    """Return whether a packed molecule is, as expected, of the share of molecules in valid."""
+    return (zlib.crc32(features) < fraction * 2**32) == expected
+
+
+def _load_objectives(arguments: PretrainingArguments) -> dict[str, Objective]:
+    """Return the objectives of the model to continue from; none if it has none."""
+    if arguments.model == SCRATCH:
+        return {}
+    path = cached_file(
+        find_checkpoint(arguments.model),
+        TARGETS_FILE,
+        revision=arguments.model_revision,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if path is not None:
+        return load_objectives(Path(path).parent)
+    logger.warning(
+        "%s has no %s: its heads start untrained, for this corpus.", arguments.model, TARGETS_FILE
+    )
+    return {}

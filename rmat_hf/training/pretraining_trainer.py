@@ -1,19 +1,278 @@
-"""A Trainer that takes whole batches of a corpus and reports on every objective."""
+"""A Trainer that takes whole batches of a featurized corpus, from a table or a stream.
+
+To `Trainer` and accelerate a batch is one item, so that every process gets whole batches, each has
+its own number of molecules, and no molecule comes twice in an epoch.
+"""
 
 import time
-from collections.abc import Mapping
-from typing import Any, cast
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import chain, count
+from typing import Any, NamedTuple, cast
 
+import datasets
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from transformers.trainer import Trainer
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from rmat_hf.data.stored_features import expand_features, group_by_length
+from rmat_hf.errors import UserError
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import rotated_by_step
-from rmat_hf.training.objectives.objective import Objective
-from rmat_hf.training.pretraining_batches import CorpusBatchSampler
+from rmat_hf.training.objectives.objective import Objective, ObjectiveBatch
+from rmat_hf.training.pretraining_arguments import PretrainingArguments
+
+# Rows of a stream that are shuffled and grouped together.
+STREAM_BUFFER_SIZE = 8192
+STREAM_CHUNK_SIZE = 1024
+# Keeps the draw of the roles apart from others of the same molecule and epoch.
+ROLE_DRAW = 1
+
+
+class PretrainingBatch(NamedTuple):
+    """The packed molecules of one batch, and the epoch: masks are drawn anew in every one."""
+
+    epoch: int
+    features: list[bytes]
+
+
+def form_batches(
+    num_nodes: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int,
+    max_pairs: int,
+    multiple: int,
+    generator: np.random.Generator,
+) -> list[np.ndarray]:
+    """Divide molecules into batches of equal or similar sizes in a random order.
+
+    The number of batches follows from the sizes alone. Batches beside each other have similar
+    sizes, `multiple` of them at a time, so that processes that take turns are busy equally long.
+
+    Args:
+        num_nodes (`Sequence[int]`): Nodes of every molecule.
+        batch_size (`int`): Most molecules of a batch.
+        max_pairs (`int`): Most pairs of nodes of a batch, padding included, unless a single
+            molecule has more.
+        multiple (`int`): The number of batches is a multiple of it. Where there are too
+            few molecules for that, the smallest come together, whatever the limits.
+        generator (`np.random.Generator`): Source of the order.
+
+    Raises:
+        UserError: If there are fewer than `multiple` molecules.
+    """
+    sizes = np.asarray(num_nodes)
+    if len(sizes) < multiple:
+        raise UserError(
+            f"{len(sizes)} molecules are too few for {multiple} processes with a batch each. "
+            "Use fewer processes and workers, or a larger corpus."
+        )
+    order = generator.permutation(len(sizes))
+    groups = group_by_length(sizes[order], batch_size=batch_size, max_pairs=max_pairs)
+    batches = [order[group] for group in groups]
+    num_batches = -(-len(batches) // multiple) * multiple
+    if num_batches > len(sizes):
+        num_batches -= multiple
+    while len(batches) < num_batches:
+        largest = max(range(len(batches)), key=lambda idx: len(batches[idx]))
+        batches[largest : largest + 1] = np.array_split(batches[largest], 2)
+    while len(batches) > num_batches:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    rounds = generator.permutation(len(batches) // multiple)
+    return [batches[turn * multiple + idx] for turn in rounds for idx in range(multiple)]
+
+
+class CorpusBatches(Dataset[PretrainingBatch]):
+    """A table of molecules that is asked for whole batches, see [`CorpusBatchSampler`].
+
+    Args:
+        dataset (`datasets.Dataset`): With the columns `features` and `num_nodes`.
+        seed (`int`): The order follows from it and the epoch, so that a resumed run repeats it.
+        limits (`int`): `batch_size`, `max_pairs` and `multiple` of [`form_batches`].
+    """
+
+    def __init__(self, dataset: datasets.Dataset, *, seed: int, **limits: int) -> None:
+        self.dataset = dataset.select_columns(["features"])
+        self.num_nodes = np.asarray(dataset["num_nodes"][:])
+        self.seed = seed
+        self.limits = limits
+
+    def __len__(self) -> int:
+        """Return the number of molecules."""
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, list[int]]) -> PretrainingBatch:
+        """Return the molecules of an epoch and rows."""
+        epoch, rows = key
+        return PretrainingBatch(epoch, self.dataset[rows]["features"])
+
+    def form_epoch(self, epoch: int) -> list[np.ndarray]:
+        """Return the rows of every batch of an epoch, equally many in all of them."""
+        generator = np.random.default_rng((self.seed, epoch))
+        return form_batches(self.num_nodes, generator=generator, **self.limits)
+
+
+class CorpusBatchSampler(Sampler[tuple[int, list[int]]]):
+    """The batches of an epoch, each of which is one item of a dataloader."""
+
+    def __init__(self, corpus: CorpusBatches) -> None:
+        self.corpus = corpus
+        self.epoch = 0
+        self.num_batches = len(corpus.form_epoch(0))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; accelerate calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        for rows in self.corpus.form_epoch(self.epoch):
+            yield self.epoch, rows.tolist()
+
+
+class StreamedBatches(IterableDataset[PretrainingBatch]):
+    """The batches of a stream, epoch after epoch without an end, grouped by size within a buffer.
+
+    Every process, and every worker of a dataloader, reads the whole stream and keeps its share of
+    the batches. So all have equally many, and each molecule comes once, without a word between
+    them. An epoch takes the shards in another order and mixes the rows of a buffer, not those of
+    distant shards: shuffle a sorted table before it is featurized.
+
+    It repeats itself because `Trainer` does not know how many batches a stream has: it would resume
+    in the first epoch wherever a run was interrupted, and lose the gradients of batches that make
+    no whole step.
+
+    Args:
+        dataset (`datasets.IterableDataset`): With the columns `features` and `num_nodes`.
+        multiple (`int`): Processes that share the batches.
+        seed (`int`): Order of the shards, and of the molecules within a buffer.
+        num_skipped (`int`, *optional*, defaults to 0):
+            Batches of every process that come without molecules, because `Trainer` drops them when
+            it resumes.
+        buffer_size (`int`, *optional*, defaults to 8192): Rows of the buffer.
+        limits (`int`): `batch_size` and `max_pairs` of [`form_batches`].
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        *,
+        multiple: int,
+        seed: int,
+        num_skipped: int = 0,
+        buffer_size: int = STREAM_BUFFER_SIZE,
+        **limits: int,
+    ) -> None:
+        self.dataset = dataset.select_columns(["features", "num_nodes"])
+        self.limits = limits
+        self.multiple = multiple
+        self.seed = seed
+        self.num_skipped = num_skipped
+        self.buffer_size = buffer_size
+
+    def __iter__(self) -> Iterator[PretrainingBatch]:
+        worker_idx, num_workers = _find_worker()
+        num_dropped = -(-(self.num_skipped - worker_idx) // num_workers) * self.multiple
+        batches = chain.from_iterable(map(self.iterate_epoch, count()))
+        for position, batch in enumerate(batches):
+            yield batch if position >= num_dropped else PretrainingBatch(batch.epoch, [])
+
+    def iterate_epoch(self, epoch: int) -> Iterator[PretrainingBatch]:
+        """Yield the share of this worker in the batches of an epoch."""
+        worker_idx, num_workers = _find_worker()
+        multiple = num_workers * self.multiple
+        generator = np.random.default_rng((self.seed, epoch))
+        position = 0
+        for num_nodes, features in self._iterate_buffers(epoch, min_rows=multiple):
+            batches = form_batches(num_nodes, multiple=multiple, generator=generator, **self.limits)
+            for batch in batches:
+                # a dataloader takes one batch of every worker in turn
+                if position % num_workers == worker_idx:
+                    yield PretrainingBatch(epoch, [features[row] for row in batch])
+                position += 1
+
+    def _iterate_buffers(
+        self, epoch: int, *, min_rows: int
+    ) -> Iterator[tuple[list[int], list[bytes]]]:
+        """Yield sizes and features in buffers; the last has at least `min_rows` if there are."""
+        num_nodes: list[int] = []
+        features: list[bytes] = []
+        size = self.buffer_size
+        # The buffer shuffles the rows. Mixing those of several shards takes thrice as long, and a
+        # pause of 5 seconds in every epoch.
+        # A data set keeps its epoch in memory that it shares with the workers, each of which may
+        # be in another epoch: so everyone shuffles its own.
+        dataset = self.dataset.shuffle(seed=self.seed, buffer_size=1, max_buffer_input_shards=1)
+        dataset.set_epoch(epoch)
+        # unlike the iterator over rows, this one does not divide the shards between the workers
+        for chunk in dataset.iter(batch_size=STREAM_CHUNK_SIZE):
+            num_nodes += chunk["num_nodes"]
+            features += chunk["features"]
+            while len(features) >= size + min_rows:
+                yield num_nodes[:size], features[:size]
+                num_nodes, features = num_nodes[size:], features[size:]
+        if features:
+            yield num_nodes, features
+
+
+def _find_worker() -> tuple[int, int]:
+    worker = get_worker_info()
+    return (worker.id, worker.num_workers) if worker else (0, 1)
+
+
+@dataclass
+class RMatDataCollatorForPreTraining:
+    """Expands the packed features of a batch, hides what is to be found, and adds the labels.
+
+    Where some objectives hide a part of the molecules and others do not, a molecule is masked with
+    a chance of one half and asked for the ones, else it is whole, as it is in finetuning, and asked
+    for the others.
+
+    Args:
+        objectives (`Mapping[str, Objective]`): What is learned at once, by name.
+        processor (`RMatProcessor`): Featurized the corpus.
+        arguments (`PretrainingArguments`): Seed and options of the objectives.
+    """
+
+    objectives: Mapping[str, Objective]
+    _: KW_ONLY
+    processor: RMatProcessor
+    arguments: PretrainingArguments
+
+    def __call__(self, batches: list[PretrainingBatch]) -> dict[str, torch.Tensor]:
+        """Return model inputs, and the labels of every head, see [`RMatForPreTraining`]."""
+        packed = [molecule for batch in batches for molecule in batch.features]
+        if not packed:  # a batch that a resumed run skips
+            return {}
+        seed = (self.arguments.seed, *{batch.epoch for batch in batches})
+        is_masked = self._draw_roles(packed, seed=(*seed, ROLE_DRAW))
+        inputs = expand_features(packed)
+        labels: dict[str, np.ndarray] = {}
+        hidden: dict[str, np.ndarray] = {}
+        for objective in self.objectives.values():
+            is_asked = is_masked if objective.hides_input else ~is_masked
+            labels[f"{objective.head}_labels"], changed = objective.prepare(
+                ObjectiveBatch(packed, inputs, is_asked, seed, self.processor, self.arguments)
+            )
+            hidden |= changed
+        inputs.pop("molecule_descriptors", None)
+        arrays = {**inputs, **hidden, **labels}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _draw_roles(self, packed: list[bytes], *, seed: tuple[int, ...]) -> np.ndarray:
+        # a molecule's draw depends on the seed and itself alone
+        kinds = {objective.hides_input for objective in self.objectives.values()}
+        if len(kinds) == 1:
+            return np.full(len(packed), kinds.pop())
+        generators = [np.random.default_rng([*seed, zlib.crc32(molecule)]) for molecule in packed]
+        return np.array([generator.random() < 0.5 for generator in generators])
 
 
 class EpochCallback(TrainerCallback):
@@ -89,6 +348,11 @@ class PretrainingTrainer(Trainer):
             self._logged_at = now
         super().log(logs, start_time)
 
+    def compute_report(self) -> dict[str, Any]:
+        """Return the metrics of valid, also those that are tables."""
+        self.evaluate()
+        return self.last_report
+
     def evaluation_loop(
         self, dataloader: DataLoader[Any], *args: Any, **options: Any
     ) -> EvalLoopOutput:
@@ -96,14 +360,15 @@ class PretrainingTrainer(Trainer):
         model = cast(nn.Module, self.model)
         was_training = model.training
         model.eval()
-        sums = {name: objective.build_sums() for name, objective in self.objectives.items()}
+        sums: dict[str, torch.Tensor] = {}
         for inputs in dataloader:
             prepared = cast("dict[str, Any]", self._prepare_inputs(inputs))
             with torch.no_grad(), self.compute_loss_context_manager():
                 logits = model(**prepared)["logits"]
             for name, objective in self.objectives.items():
                 labels = prepared[f"{objective.head}_labels"]
-                objective.add_to_sums(sums[name], logits[objective.head], labels=labels)
+                added = objective.compute_sums(logits[objective.head], labels=labels)
+                sums[name] = added + sums.get(name, 0)
         model.train(was_training)
         self.last_report = {"loss": 0.0}
         for name, objective in self.objectives.items():

@@ -1,7 +1,8 @@
 """A Trainer for molecules: missing labels, similar sizes, a rate of the head, averaged weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -17,7 +18,15 @@ from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.stored_features import LengthGroupedSampler, compute_length_order, expand_features
 from rmat_hf.model.modeling_rmat import compute_loss_denominator
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.output_folder import rotated_by_step
+from rmat_hf.output_folder import (
+    load_json,
+    rotated_by_step,
+    save_json,
+    train_from_last_checkpoint,
+)
+
+STAGE_FILE = "stage.json"
+MODEL_DIR = "model"
 
 # In the state of a parameter: whichever of the two, average or weight, the model does not hold.
 OTHER_VALUE = "moving_average_or_weight"
@@ -275,6 +284,31 @@ class RMatTrainer(Trainer):
 
     def _compute_denominator(self, batch: dict[str, Any]) -> torch.Tensor:
         return compute_loss_denominator(batch["labels"], cast(Any, self.model).config)
+
+
+def train_stage(
+    trainer: Trainer, folder: Path, *, score: Callable[[], dict[str, Any]] = dict
+) -> dict[str, Any]:
+    """Train and write the model of a stage, unless an interrupted run has, and return its log.
+
+    Args:
+        trainer (`Trainer`): Its checkpoints are in the folder; the last complete one is resumed.
+        folder (`Path`): Gets the model, in `model`, and `stage.json`.
+        score (`Callable`, *optional*): Returns the metrics of the trained model.
+
+    Returns:
+        `dict`: `log_history` of `Trainer`, and `metrics`.
+    """
+    # written last, so a stage that has it is finished
+    if not (folder / STAGE_FILE).is_file():
+        train_from_last_checkpoint(trainer)
+        metrics = score()
+        trainer.save_model(str(folder / MODEL_DIR))
+        if trainer.is_world_process_zero():
+            content = {"metrics": metrics, "log_history": trainer.state.log_history}
+            save_json(folder / STAGE_FILE, content)
+        trainer.accelerator.wait_for_everyone()
+    return load_json(folder / STAGE_FILE)
 
 
 def _separate_head(

@@ -206,7 +206,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
         run_finetuning(build_arguments(work, **arguments))
     with pytest.raises(UserError, match="cannot be resumed: learning_rate differ"):
         run_finetuning(build_arguments(work, resume=True, **arguments, learning_rate=1.0))
-    assert (work / "run.in_progress" / "checkpoint-6").is_dir()
+    assert (work / "run.in_progress" / "stage-0" / "checkpoint-6").is_dir()
     steps = []
     train_step = Trainer.training_step
     monkeypatch.setattr(

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
@@ -10,14 +11,17 @@ from matplotlib.axes import Axes
 from tiny import TINY_ARCHITECTURE
 
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import (
+    LOSS_PLOT,
     PARITY_PLOT,
     FinetuningReport,
     save_model_card,
-    save_parity_plot,
+    save_pretraining_card,
 )
+from rmat_hf.training.pretraining import PretrainingTask
 
 SIZES = {"train": 8, "valid": 4, "test": 5}
 PIXELS_PER_LABEL = 720
@@ -53,6 +57,7 @@ def build_report(
     }
     baselines = fields.pop("baselines", {})
     run = {"dataset": "table.csv", "split": "scaffold", "model": "scratch", "output_dir": "run"}
+    run["problem_type"] = problem_type
     return FinetuningReport(
         config=RMatConfig(**TINY_ARCHITECTURE, **options),
         arguments=FinetuningArguments(label_columns=list(names), **{**run, **fields}),
@@ -172,7 +177,7 @@ def test_parity_plot_shows_train_and_test_of_each_label_with_its_own_metrics(
     tmp_path: Path, drawn: list[tuple[np.ndarray, np.ndarray, str]]
 ) -> None:
     report = build_report(names=("a", "b"))
-    assert save_parity_plot(tmp_path / "plot.png", report)
+    save_card(tmp_path, report)
     assert len(drawn) == 4
     panels = [(0, "train"), (0, "test"), (1, "train"), (1, "test")]
     for (idx, part), (measured, predicted, legend) in zip(panels, drawn, strict=True):
@@ -238,3 +243,77 @@ def test_card_states_limits_license_and_where_the_model_started(tmp_path: Path) 
     report = build_report(license="cc-by-4.0", dataset="me/data", model="me/model")
     data = save_card(tmp_path, report).data
     assert (data.license, data.datasets, data.base_model) == ("cc-by-4.0", "me/data", "me/model")
+
+
+# Pretraining
+
+PRETRAINED = {
+    "contexts": {
+        "context_loss": 1.5,
+        "context_accuracy": 0.612,
+        "context_accuracy_by_element": {"C": 0.7, "O": 0.25},
+        "num_centers": 12345,
+    },
+    "descriptors": {"descriptor_loss": 0.25, "worst_descriptors": {"TPSA": 0.1, "qed": 0.5}},
+}
+MOLECULES = datasets.Dataset.from_dict({"num_nodes": range(1500)})
+
+
+def build_log(loss: str) -> list[dict[str, Any]]:
+    """Losses that fall from 4 on train and from 2 on valid, over 100 steps."""
+    train = [{"step": step, "loss": 4.0, loss: 4.0 / step} for step in range(10, 101, 10)]
+    valid = [{"step": step, "eval_loss": 2.0, f"eval_{loss}": 2.0 / step} for step in (50, 100)]
+    return [*train, *valid, {"step": 100, "train_runtime": 1800.0, "train_loss": 1.0}]
+
+
+def save_pretrained_card(
+    folder: Path, *stages: str, train: Any = MOLECULES, **options: Any
+) -> ModelCard:
+    processor = RMatProcessor(geometry="bounds", max_atoms=64)
+    task = PretrainingTask(train, MOLECULES.select(range(20)), processor, {})
+    arguments = {"corpus": "me/molecules", "model": "scratch", "license": "mit", "seed": 7}
+    reports = {
+        stage: {"metrics": PRETRAINED[stage], "log_history": build_log(f"{stage[:-1]}_loss")}
+        for stage in stages
+    }
+    save_pretraining_card(folder, task, arguments={**arguments, **options}, reports=reports)
+    return ModelCard.load(folder / "README.md")
+
+
+def test_a_pretrained_card_tells_what_was_learned_of_what_and_how_well(tmp_path: Path) -> None:
+    card = save_pretrained_card(tmp_path, "contexts", "descriptors")
+    assert (card.data.license, card.data.datasets) == ("mit", "me/molecules")
+    assert {"rmat", "pretrained"} <= set(card.data.tags)
+    for text in (
+        "contexts, then descriptors",
+        "me/molecules; 1,500 molecules, 20 held out",
+        "geometry 'bounds'",
+        "started from: scratch",
+        "| contexts | context_accuracy | 0.612 |",
+        "| contexts | context_accuracy_by_element | C 0.700, O 0.250 |",
+        "| contexts | num_centers | 12,345 |",
+        "| descriptors | worst_descriptors | TPSA 0.100, qed 0.500 |",
+        "200 steps in 1.00 hours on 1 processes",
+        '"seed": 7',
+        "`max_atoms` (here 64)",
+        f"]({LOSS_PLOT})",
+    ):
+        assert text in card.text, text
+
+
+def test_a_card_names_what_is_on_the_hub_and_is_silent_about_what_was_not_learned(
+    tmp_path: Path,
+) -> None:
+    stream = MOLECULES.to_iterable_dataset()
+    options = {"corpus": "corpus", "license": None, "model": "me/rmat"}
+    card = save_pretrained_card(tmp_path, "descriptors", train=stream, **options)
+    assert (card.data.datasets, card.data.base_model) == (None, "me/rmat")
+    assert "corpus; a stream of molecules, 20 held out" in card.text
+    assert "context_accuracy" not in card.text
+
+
+def test_the_plot_of_the_losses_has_a_panel_for_every_stage(tmp_path: Path) -> None:
+    save_pretrained_card(tmp_path, "contexts", "descriptors")
+    width, _ = read_png_size(tmp_path / LOSS_PLOT)
+    save_pretrained_card(tmp_path, "contexts")
+    assert width == 2 * read_png_size(tmp_path / LOSS_PLOT)[0]

@@ -21,11 +21,11 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.objectives import OBJECTIVES, STAGES
 from rmat_hf.training.objectives.objective import Objective
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
-from rmat_hf.training.pretraining_batches import (
+from rmat_hf.training.pretraining_trainer import (
     CorpusBatches,
     CorpusBatchSampler,
     PretrainingBatch,
-    PretrainingCollator,
+    RMatDataCollatorForPreTraining,
     StreamedBatches,
     form_batches,
 )
@@ -205,7 +205,7 @@ def collate(
         corpus="c", output_dir="o", mask_ratio=0.3, masked_distances=masked_distances
     )
     names = next(iter(STAGES[learned].values()))
-    collator = PretrainingCollator(
+    collator = RMatDataCollatorForPreTraining(
         {name: objectives[name] for name in names}, processor=PROCESSOR, arguments=arguments
     )
     return collator([PretrainingBatch(epoch, corpus)])

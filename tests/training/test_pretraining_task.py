@@ -14,10 +14,10 @@ from tiny_pretraining import (
 )
 
 from rmat_hf.data.stored_features import read_molecule_descriptors
-from rmat_hf.training import pretraining_task
+from rmat_hf.training import pretraining
 from rmat_hf.training.objectives import save_objectives
 from rmat_hf.training.objectives.objective import Objective
-from rmat_hf.training.pretraining_task import (
+from rmat_hf.training.pretraining import (
     PretrainingTask,
     build_pretraining_task,
     is_held_out,
@@ -74,7 +74,7 @@ def test_a_stream_holds_out_molecules_of_its_beginning_and_never_trains_on_the_o
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = build_task(tmp_path)
-    monkeypatch.setattr(pretraining_task, "MAX_STREAMED_VALID", 8)
+    monkeypatch.setattr(pretraining, "MAX_STREAMED_VALID", 8)
     stream = build_task(tmp_path, streaming=True)
     valid = list_molecules(stream.valid)
     assert 0 < len(valid) < len(table.valid)

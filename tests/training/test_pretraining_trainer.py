@@ -9,14 +9,14 @@ from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
+from rmat_hf.training.pretraining import PretrainingTask, build_pretraining_task
 from rmat_hf.training.pretraining_arguments import build_pretraining_config
-from rmat_hf.training.pretraining_batches import (
+from rmat_hf.training.pretraining_trainer import (
     CorpusBatches,
     PretrainingBatch,
-    PretrainingCollator,
+    PretrainingTrainer,
+    RMatDataCollatorForPreTraining,
 )
-from rmat_hf.training.pretraining_task import PretrainingTask, build_pretraining_task
-from rmat_hf.training.pretraining_trainer import PretrainingTrainer
 
 LIMITS = {"batch_size": 8, "max_pairs": 1500}
 ORDER = {"multiple": 1, "seed": 42}
@@ -29,7 +29,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretrainingTask:
     return build_pretraining_task(build_pretraining_arguments(tmp_path))
 
 
-class RecordingCollator(PretrainingCollator):
+class RecordingCollator(RMatDataCollatorForPreTraining):
     """Notes down the batches it is given."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -122,12 +122,13 @@ def test_an_evaluation_gives_the_metrics_of_all_molecules_held_out_and_repeats_i
     collate = trainer.data_collator
     expected: dict[str, Any] = {}
     for objective in task.objectives.values():
-        sums = objective.build_sums()
+        sums = torch.zeros(())
         for molecule in task.valid["features"][:]:
             inputs = collate([PretrainingBatch(0, [molecule])])
             with torch.no_grad():
                 logits = trainer.model.eval()(**inputs).logits[objective.head]
-            objective.add_to_sums(sums, logits, labels=inputs[f"{objective.head}_labels"])
+            labels = inputs[f"{objective.head}_labels"]
+            sums = sums + objective.compute_sums(logits, labels=labels)
         expected |= objective.compute_metrics(sums)
     expected["loss"] = expected["context_loss"] + expected["descriptor_loss"]
     for name, value in expected.items():

@@ -233,7 +233,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
     command = [sys.executable, "-c", KILLED_RUN, path, str(tmp_path / "killed")]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    work_dir = tmp_path / "killed" / "run.in_progress"
+    work_dir = tmp_path / "killed" / "run.in_progress" / "stage-0"
     assert {entry.name for entry in work_dir.glob("checkpoint-*")} == {
         *["checkpoint-3", "checkpoint-6"]
     }

@@ -182,7 +182,6 @@ class ContextObjective(Objective):
     """
 
     head = "context"
-    title = "atom contexts"
     state_key = "atom_contexts"
     hides_input = True
 
@@ -237,20 +236,14 @@ class ContextObjective(Objective):
         hides_distances = batch.arguments.masked_distances == "hidden"
         return labels, mask_contexts(batch.inputs, centers, hides_distances=hides_distances)
 
-    def build_sums(self) -> torch.Tensor:
-        """Return rows for centers, correct ones, and the sum of the cross-entropies."""
-        return torch.zeros(3, len(self._elements), dtype=torch.float64)
-
-    def add_to_sums(
-        self, sums: torch.Tensor, logits: torch.Tensor, *, labels: torch.Tensor
-    ) -> None:
-        """Add the centers of a batch."""
+    def compute_sums(self, logits: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:
+        """Return rows for centers, correct ones, and the sum of the cross-entropies, by class."""
         is_center = labels != IGNORED_LABEL
         classes, scores = labels[is_center], logits[is_center].float()
         losses = nn.functional.cross_entropy(scores, classes, reduction="none")
         parts = (torch.ones_like(losses), (scores.argmax(-1) == classes).float(), losses)
-        for row, values in enumerate(parts):
-            sums[row].index_add_(0, classes.cpu(), values.double().cpu())
+        sums = torch.zeros(3, len(self._elements), dtype=torch.float64)
+        return sums.index_add_(1, classes.cpu(), torch.stack(parts).double().cpu())
 
     def compute_metrics(self, sums: torch.Tensor) -> dict[str, Any]:
         """Return cross-entropy, accuracy (also by element) and the number of centers."""
@@ -269,14 +262,3 @@ class ContextObjective(Objective):
             "context_accuracy_by_element": accuracies,
             "num_centers": int(num_centers),
         }
-
-    def describe_metrics(self, metrics: dict[str, Any]) -> str:
-        """Return a sentence, and a table of the accuracy by element."""
-        elements = metrics["context_accuracy_by_element"]
-        shares = [f"{value:.3f}" for value in elements.values()]
-        return (
-            f"Contexts: accuracy {metrics['context_accuracy']:.3f}, cross-entropy "
-            f"{metrics['context_loss']:.3f}, {metrics['num_centers']:,} masked atoms.\n\n"
-            f"| element | {' | '.join(elements)} |\n{'|---' * (len(elements) + 1)}|\n"
-            f"| accuracy | {' | '.join(shares)} |"
-        )

@@ -37,7 +37,6 @@ class DescriptorObjective(Objective):
     """
 
     head = "descriptor"
-    title = "molecule descriptors"
     state_key = "descriptor_quantiles"
 
     def __init__(self, state: dict[str, list[float]]) -> None:
@@ -99,19 +98,13 @@ class DescriptorObjective(Objective):
         labels[~batch.is_asked] = np.nan
         return labels, {}
 
-    def build_sums(self) -> torch.Tensor:
+    def compute_sums(self, logits: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:
         """Return rows for molecules, sum of the labels, of their squares, of the errors."""
-        return torch.zeros(4, len(self.names), dtype=torch.float64)
-
-    def add_to_sums(
-        self, sums: torch.Tensor, logits: torch.Tensor, *, labels: torch.Tensor
-    ) -> None:
-        """Add the molecules of a batch."""
         known = ~labels.isnan()
         values = labels.nan_to_num(0.0).double()
         errors = (logits.double() - values).masked_fill(~known, 0.0)
         parts = (known.double(), values, values**2, errors**2)
-        sums += torch.stack([part.sum(0) for part in parts]).cpu()
+        return torch.stack([part.sum(0) for part in parts]).cpu()
 
     def compute_metrics(self, sums: torch.Tensor) -> dict[str, Any]:
         """Return the squared error, R² (mean, median, the worst) and the number of molecules."""
@@ -131,17 +124,6 @@ class DescriptorObjective(Objective):
             metrics["worst_descriptors"] = {str(names[idx]): float(r2[idx]) for idx in worst}
         metrics["num_described_molecules"] = int(known.max())
         return metrics
-
-    def describe_metrics(self, metrics: dict[str, Any]) -> str:
-        """Return a sentence with the squared error and R²."""
-        text = f"Descriptors: squared error {metrics['descriptor_loss']:.4f}"
-        if "descriptor_r2" in metrics:
-            worst = [f"{name} {value:.2f}" for name, value in metrics["worst_descriptors"].items()]
-            text += (
-                f", R² {metrics['descriptor_r2']:.3f} on average, median "
-                f"{metrics['descriptor_r2_median']:.3f}. The worst: {', '.join(worst)}"
-            )
-        return f"{text}."
 
 
 def _list_columns(wanted: Sequence[str], *, processor: RMatProcessor) -> list[int]:

@@ -37,15 +37,14 @@ class Objective(ABC):
     """Something to learn from molecules that nobody has labeled.
 
     Class attributes: `head`, the name of its head, of which `<head>_head` are the weights,
-    `<head>_labels` the labels and `<head>_loss` the loss; `title`, its name in cards; `state_key`,
-    its place in `pretraining_targets.json`; `hides_input`, whether molecules are masked for it.
+    `<head>_labels` the labels and `<head>_loss` the loss; `state_key`, its place in
+    `pretraining_targets.json`; `hides_input`, whether molecules are masked for it.
 
     Args:
         state: What the outputs mean, as JSON can hold it.
     """
 
     head: ClassVar[str]
-    title: ClassVar[str]
     state_key: ClassVar[str]
     hides_input: ClassVar[bool] = False
 
@@ -69,22 +68,15 @@ class Objective(ABC):
         """Return the labels of a batch, and the inputs that differ because something is hidden."""
 
     @abstractmethod
-    def build_sums(self) -> torch.Tensor:
-        """Return zeros, float64, to which [`add_to_sums`] adds; processes add theirs up."""
+    def compute_sums(self, logits: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:
+        """Return what the metrics need of a batch, float64, on the CPU.
 
-    @abstractmethod
-    def add_to_sums(
-        self, sums: torch.Tensor, logits: torch.Tensor, *, labels: torch.Tensor
-    ) -> None:
-        """Add to `sums` what the metrics need of a batch: memory does not grow with the corpus."""
+        Those of all batches and processes are added up, so memory does not grow with the corpus.
+        """
 
     @abstractmethod
     def compute_metrics(self, sums: torch.Tensor) -> dict[str, Any]:
         """Return the metrics of all batches, `<head>_loss` among them; empty if nothing was asked.
 
-        Numbers appear in the log, everything in `metrics.json`.
+        Numbers appear in the log, everything in `metrics.json` and in the card of the model.
         """
-
-    @abstractmethod
-    def describe_metrics(self, metrics: dict[str, Any]) -> str:
-        """Return the metrics in Markdown, for the card of the model."""

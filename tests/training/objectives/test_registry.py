@@ -39,7 +39,7 @@ def test_missing_or_damaged_files_are_refused(tmp_path: Path, content: str | Non
 
 
 def test_objectives_have_names_of_their_own_and_heads_that_the_configuration_knows() -> None:
-    for attribute in ("head", "title", "state_key"):
+    for attribute in ("head", "state_key"):
         names = {getattr(objective, attribute) for objective in OBJECTIVES.values()}
         assert len(names) == len(OBJECTIVES)
     objectives = [OBJECTIVES[name](state) for name, state in STATES.items()]
