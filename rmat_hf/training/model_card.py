@@ -22,8 +22,6 @@ from rmat_hf.training.metrics import format_metric, list_metrics
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rmat_hf.training.pretraining import PretrainingTask
-
 logger = logging.getLogger(__name__)
 
 LOSS_PLOT = "loss_curves.png"
@@ -146,7 +144,7 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
 
 def save_pretraining_card(
     folder: Path,
-    task: "PretrainingTask",
+    task: Any,
     *,
     arguments: Mapping[str, Any],
     reports: Mapping[str, dict[str, Any]],
