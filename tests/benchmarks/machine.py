@@ -8,6 +8,7 @@ import platform
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ import psutil
 import rdkit
 import torch
 import transformers
+from measuring import ARCHITECTURES
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HfArgumentParser
 from versions import write_rows
@@ -30,7 +32,7 @@ from rmat_hf.data.tables import validate_columns
 from rmat_hf.errors import UserError
 from rmat_hf.flags import declare_flag, validate_flags
 from rmat_hf.inference.prediction import Molecule, embed, predict
-from rmat_hf.loading import find_device, read_checkpoint
+from rmat_hf.loading import find_device, load_processor, read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -42,16 +44,7 @@ SAMPLING_INTERVAL_S = 0.02
 BYTES_PER_MIB = 2**20
 SIZE_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Sizes that `--model` knows by name; their weights are random.
-MODEL_SIZES: dict[str, dict[str, Any]] = {
-    SCRATCH: SCRATCH_ARCHITECTURE,
-    "small": {
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-    },
-    "published": {},
-}
+MODEL_SIZES: dict[str, dict[str, Any]] = {SCRATCH: SCRATCH_ARCHITECTURE, **ARCHITECTURES}
 EXPLANATION = """
 The median of the timed passes, with the slowest and the fastest. predict and embed start from the
 molecules, as `rmat predict` does; forward and train (with AdamW) from batches that are ready.
@@ -94,17 +87,12 @@ class BenchmarkArguments:
     )
 
     def __post_init__(self) -> None:
-        """Raise a `ValueError` for an unknown choice or a count that is too small."""
-        if not self.what:
-            raise ValueError(f"--what is empty. Known: {list(get_args(BenchmarkStep))}.")
+        """Raise a `UserError` for an unknown choice."""
         validate_flags(self)
 
 
 class MemorySampler:
-    """Samples the memory of this process and its children while a `with` block runs.
-
-    `peak_mib` is the most that was seen, in MiB.
-    """
+    """Samples the memory of this process and its children while a `with` block runs."""
 
     def __init__(self) -> None:
         self.peak_mib = 0.0
@@ -127,39 +115,28 @@ class MemorySampler:
             self.peak_mib = max(self.peak_mib, compute_memory_mib())
 
 
-def compute_memory_mib() -> float:
-    """Return the memory of this process and its children in MiB.
+def compute_memory_mib(pid: int | None = None) -> float:
+    """Return the memory of a process, by default this one, and its children in MiB.
 
     Pages that several of them share count once (on Linux: the proportional set size).
     """
-    this = psutil.Process()
     total = 0
-    for process in (this, *this.children(recursive=True)):
-        try:
-            info = process.memory_full_info()
-        except psutil.Error:
-            # it ended between the list and the question
-            continue
-        total += getattr(info, "pss", info.uss)
+    # one of them may end between the list and the question
+    with suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.Error):
+                info = process.memory_full_info()
+                total += getattr(info, "pss", info.uss)
     return total / BYTES_PER_MIB
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return what decides how fast a computation is.
-
-    Args:
-        device (`torch.device`): Where the model computes.
-
-    Returns:
-        `dict[str, Any]`: names of device and CPU, the cores that this process may use, the threads
-        of torch, and versions.
-    """
-    cpu = _read_cpu_name()
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    """Return what decides how fast a computation is, without the name of the machine."""
+    is_cuda = device.type == "cuda"
     return {
-        "device": str(device),
-        "device_name": device_name if device.type in ("cpu", "cuda") else device.type,
-        "cpu": cpu,
+        "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
+        "cpu": read_cpu_name(),
         "num_cores": len(os.sched_getaffinity(0)),
         "num_threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -170,51 +147,34 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _read_cpu_name() -> str:
+def read_cpu_name() -> str:
     path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def load_molecules(arguments: BenchmarkArguments) -> list[Molecule]:
-    """Return different molecules of the table, evenly spaced over its rows.
-
-    Raises:
-        UserError: If the table cannot be read or has too few rows.
-    """
+    """Return different molecules of the table, evenly spaced over its rows."""
     table = open_table(arguments.input)
     validate_columns(table.column_names, [arguments.smiles_column], source=table.source)
-    if table.num_rows < arguments.num_molecules:
-        raise UserError(
-            f"{table.source} has {table.num_rows} rows, fewer than --num-molecules "
-            f"{arguments.num_molecules}. Ask for at most that many."
-        )
-    positions = np.linspace(0, table.num_rows - 1, arguments.num_molecules).round().astype(int)
+    count = min(arguments.num_molecules, table.num_rows)
     (chunk,) = table.iterate_chunks(table.num_rows)
     rows = chunk.molecules(arguments.smiles_column)
+    positions = np.linspace(0, table.num_rows - 1, count).round().astype(int)
     return list(dict.fromkeys(rows[position] for position in positions))
 
 
 def build_benchmark_model(
     arguments: BenchmarkArguments,
 ) -> tuple[RMatForSequenceClassification, RMatProcessor]:
-    """Return a model, saved or of a named size, and its processor.
-
-    Raises:
-        UserError: If there is no such model.
-    """
-    options: dict[str, Any] = {}
-    if arguments.geometry is not None:
-        options["geometry"] = arguments.geometry
+    """Return a model, saved or of a named size, and its processor."""
+    options: Any = {} if arguments.geometry is None else {"geometry": arguments.geometry}
     if arguments.model in MODEL_SIZES:
         fields = {**MODEL_SIZES[arguments.model], "num_labels": 1, "problem_type": "regression"}
         return RMatForSequenceClassification(RMatConfig(**fields)), RMatProcessor(**options)
+    processor = load_processor(arguments.model, revision=arguments.revision, **options)
     checkpoint = read_checkpoint(arguments.model, revision=arguments.revision)
-    processor = checkpoint.load_processor(**options)
     model = checkpoint.load_model(RMatForSequenceClassification)
     if model.descriptor_scaler is None:
         processor.molecule_descriptors = None
@@ -303,13 +263,6 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
 
     Every step passes over all molecules untimed, while memory is sampled, and then `repeats` times
     on the clock.
-
-    Returns:
-        `dict` with `rows`, `settings` and `machine`, also written to `output_json`, without paths
-        of this machine.
-
-    Raises:
-        ValueError: If the model or the molecules cannot be loaded, or there is no such device.
     """
     if arguments.output_json is not None:
         validate_output_path(arguments.output_json, extensions=(".json",))

@@ -14,15 +14,12 @@ from machine import (
     BenchmarkArguments,
     MemorySampler,
     Workload,
-    build_benchmark_model,
     compute_memory_mib,
     describe_machine,
     load_molecules,
     run_benchmark,
 )
 from tiny_finetuning import TABLE_SMILES, write_table
-
-from rmat_hf.errors import UserError
 
 STEPS = ["featurize", "predict", "embed", "forward", "train"]
 SIZE_MIB = 200
@@ -75,12 +72,6 @@ def test_molecules_are_different_ones_evenly_spaced_over_the_table(tmp_path: Pat
     assert workload.num_nodes.tolist() == [4, 4, 2]
 
 
-def test_named_sizes_have_random_weights_and_their_architecture() -> None:
-    small, processor = build_benchmark_model(BenchmarkArguments(model="small", geometry="2d"))
-    assert processor.geometry == "2d"
-    assert (small.config.hidden_size, small.config.num_hidden_layers) == (256, 4)
-
-
 def test_only_training_changes_the_weights(tiny_model_folder: Path, tmp_path: Path) -> None:
     workload = Workload(build_arguments(tiny_model_folder, tmp_path, dtype="bfloat16"))
     before = {name: weight.clone() for name, weight in workload.model.state_dict().items()}
@@ -90,25 +81,6 @@ def test_only_training_changes_the_weights(tiny_model_folder: Path, tmp_path: Pa
         is_same = all(torch.equal(after[name], weight) for name, weight in before.items())
         assert is_same == (what != "train"), what
         assert all(weight.isfinite().all() for weight in after.values())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"output_json": "no/such/folder/b.json"}, "does not exist"),
-        ({"output_json": "benchmark.csv"}, r"\.json"),
-        ({"device": "abacus"}, "abacus"),
-        ({"model": "no/such/model"}, "no/such/model"),
-        ({"input": "missing.csv"}, "missing.csv"),
-        ({"smiles_column": "SMILES"}, "no column 'SMILES'"),
-        ({"num_molecules": 13}, "fewer than --num-molecules 13"),
-    ],
-)
-def test_what_cannot_be_measured_is_an_error(
-    tiny_model_folder: Path, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        run_benchmark(build_arguments(tiny_model_folder, tmp_path, **options))
 
 
 @pytest.mark.gpu
@@ -151,16 +123,8 @@ def test_memory_of_a_child_counts_and_shared_pages_count_once() -> None:
     assert shared.nbytes == SIZE_MIB * 2**20
 
 
-def test_block_without_a_moment_is_sampled_once() -> None:
-    with MemorySampler() as memory:
-        pass
-    assert memory.peak_mib > 0
-
-
 def test_machine_is_described_in_json_without_its_name() -> None:
     machine = describe_machine(torch.device("cpu"))
-    assert machine["device"] == "cpu"
-    assert machine["device_name"] == machine["cpu"] != ""
+    assert machine["device"] == "cpu" and machine["cpu"]
     assert machine["num_threads"] == torch.get_num_threads()
-    assert {"torch", "rdkit", "transformers", "python", "rmat_hf"} <= set(machine)
     assert platform.node() not in json.dumps(machine) or not platform.node()
