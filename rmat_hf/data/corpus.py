@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import rdkit
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfFileSystem
 
 from rmat_hf import __version__
 from rmat_hf.data.featurization import FeaturizedMolecule, describe_processor, iterate_featurized
@@ -38,7 +37,7 @@ from rmat_hf.data.shards import (
 from rmat_hf.data.sources import find_hub_files, open_table
 from rmat_hf.data.stored_features import count_nodes
 from rmat_hf.data.table_writer import ColumnKind, TableWriter
-from rmat_hf.data.tables import HUB_PREFIX, validate_smiles_column
+from rmat_hf.data.tables import open_parquet, validate_smiles_column
 from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.features_rmat import Molecule, list_molecule_descriptor_names
@@ -434,11 +433,7 @@ def _read_header(path: str) -> _Header:
     way_out = (
         f"If it is a damaged shard, delete it and repeat the command. If not: {_NOT_FEATURIZED}"
     )
-    with (
-        explained_reading(path, way_out=way_out),
-        HfFileSystem().open(path) if path.startswith(HUB_PREFIX) else open(path, "rb") as file,
-        pq.ParquetFile(file) as parquet,
-    ):
+    with explained_reading(path, way_out=way_out), open_parquet(path) as parquet:
         schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
         metadata = schema.metadata or {}
         processor = json.loads(metadata.get(_PROCESSOR_KEY, b"null"))

@@ -6,6 +6,7 @@ cell, without a word.
 
 import csv
 import gzip
+import os
 import re
 import reprlib
 import stat
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,9 +35,6 @@ HUB_PREFIX = "hf://"
 SMILES_COLUMN = "smiles"
 SDF_TITLE_COLUMN = "sdf_title"
 SMI_NAME_COLUMN = "smi_name"
-MAX_COLUMNS_SHOWN = 30
-# Columns of an SDF file, in which every record may bring some of its own.
-MAX_COLUMNS = 10_000
 # Bytes of a SMILES, and of a column of text in a batch; a small Parquet file can expand to more
 # than any memory.
 MAX_SMILES_BYTES = 2**17
@@ -117,11 +116,8 @@ class Table:
         source (`str`): Name of the file or data set, for messages.
         schema (`pa.Schema`): Columns and their types; those that are read.
         num_rows (`int`): Exact number of rows.
-        read (`Callable`):
-            Takes the schema and yields all rows, some at a time. A function of a module, or a
-            partial of one, so that a table can be sent to another process.
-        files (`tuple[str, ...]`, *optional*):
-            Paths, or addresses on the Hub with their commit, that decide the rows.
+        read (`Callable`): Takes the schema, yields all rows, some at a time. It can be pickled.
+        files (`tuple[str, ...]`, *optional*): Paths, or addresses on the Hub with their commit.
         split_column (`str`, *optional*): Column with the data set's own train and test.
     """
 
@@ -168,26 +164,17 @@ class Table:
 
 def _resize(chunks: Iterator[TableChunk], size: int) -> Iterator[TableChunk]:
     """Yield the same rows, `size` at a time, whatever the sizes they come in."""
-    waiting: list[TableChunk] = []
-    num_waiting = 0
+    rest = TableChunk("", pa.table({}))
     for chunk in chunks:
-        start = 0
-        while chunk.num_rows - start >= size - num_waiting:
-            waiting.append(chunk.slice(start, size - num_waiting))
-            yield _concatenate(waiting)
-            start += size - num_waiting
-            waiting, num_waiting = [], 0
-        waiting.append(chunk.slice(start, size))
-        num_waiting += chunk.num_rows - start
-    if num_waiting:
-        yield _concatenate(waiting)
-
-
-def _concatenate(parts: list[TableChunk]) -> TableChunk:
-    mols = None
-    if any(part.mols is not None for part in parts):
-        mols = [molecule for part in parts for molecule in part.molecules(SMILES_COLUMN)]
-    return TableChunk(parts[0].source, pa.concat_tables(part.table for part in parts), mols)
+        if rest.num_rows:
+            rows = pa.concat_tables([rest.table, chunk.table])
+            mols = [*(rest.mols or []), *(chunk.mols or [])]
+            chunk = TableChunk(rest.source, rows, mols or None)
+        for start in range(0, chunk.num_rows - size + 1, size):
+            yield chunk.slice(start, size)
+        rest = chunk.slice(chunk.num_rows // size * size, size)
+    if rest.num_rows:
+        yield rest
 
 
 def build_table(rows: pa.Table, *, source: str) -> Table:
@@ -202,16 +189,14 @@ def _read_memory(rows: pa.Table, schema: pa.Schema, *, source: str) -> Iterator[
 def validate_columns(columns: Iterable[str], required: Iterable[str], *, source: str) -> None:
     """Raise a `UserError` that lists the columns there are when a required one is missing."""
     columns = list(columns)
-    missing = [name for name in required if name not in columns]
-    if not missing:
-        return
-    shown = ", ".join(columns[:MAX_COLUMNS_SHOWN])
-    shown += f" and {len(columns) - MAX_COLUMNS_SHOWN} more" * (len(columns) > MAX_COLUMNS_SHOWN)
-    message = f"{source} has no column {missing[0]!r}. Its columns are: {shown}."
-    for name in columns:
-        if name.strip().lower() == missing[0].strip().lower():
-            message += f" Did you mean {name!r}?"
-    raise UserError(message + _describe_separator(columns))
+    for name in required:
+        if name not in columns:
+            meant = [other for other in columns if other.strip().lower() == name.strip().lower()]
+            raise UserError(
+                f"{source} has no column {name!r}. Its columns are: {', '.join(columns)}."
+                + "".join(f" Did you mean {other!r}?" for other in meant)
+                + _describe_separator(columns)
+            )
 
 
 def validate_smiles_column(schema: pa.Schema, smiles_column: str, *, source: str) -> None:
@@ -232,12 +217,11 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _describe_separator(columns: Sequence[str]) -> str:
     """Return a hint if a header looks like one with another separator than the comma."""
-    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
-        return (
-            " It seems to have another separator than the comma: save it with commas between "
-            "cells and points in numbers."
-        )
-    return ""
+    hint = (
+        " It seems to have another separator than the comma: save it with commas between cells and "
+        "points in numbers."
+    )
+    return hint if len(columns) == 1 and re.search(r"[;\t|]", columns[0]) else ""
 
 
 def open_file(path: str | Path) -> Table:
@@ -250,8 +234,7 @@ def open_file(path: str | Path) -> Table:
 
     Args:
         path (`str` or `Path`):
-            A .csv, .smi, .sdf, .csv.gz, .smi.gz, .sdf.gz or .parquet file; Parquet also at an
-            `hf://` address.
+            A .csv, .smi, .sdf (each also .gz) or .parquet file; Parquet also at an `hf://` address.
 
     Raises:
         UserError: It cannot be read; names the file, and the line or record if there is one.
@@ -259,8 +242,7 @@ def open_file(path: str | Path) -> Table:
     path = str(path)
     with explained_reading(path):
         kind = find_kind(path)
-        is_local = not path.startswith(HUB_PREFIX)
-        is_endless = is_local and not stat.S_ISREG(Path(path).stat().st_mode)
+        is_endless = not path.startswith(HUB_PREFIX) and not stat.S_ISREG(os.stat(path).st_mode)
         if is_endless or kind is None:
             raise UserError(
                 f"{path} is a folder, a pipe or a device, or a file of another kind. Use "
@@ -352,13 +334,10 @@ def _open_csv(path: str) -> _Opened:
 
 
 def _open_smi(path: str) -> _Opened:
-    num_rows = num_names = 0
-    for _, name in islice(_iterate_smi_rows(path), 1, None):
-        num_rows += 1
-        num_names += name is not None
-    names = [SMILES_COLUMN] + [SMI_NAME_COLUMN] * (num_names > 0)
+    counts = Counter(name is not None for _, name in islice(_iterate_smi_rows(path), 1, None))
+    names = [SMILES_COLUMN, SMI_NAME_COLUMN][: 1 + (counts[True] > 0)]
     schema = pa.schema([(name, pa.string()) for name in names])
-    return schema, num_rows, partial(_read_rows, iterate_rows=_iterate_smi_rows)
+    return schema, counts.total(), partial(_read_rows, iterate_rows=_iterate_smi_rows)
 
 
 def _read_rows(
@@ -379,11 +358,6 @@ def _open_sdf(path: str) -> _Opened:
         num_rows += 1
         num_blocks += bool(record.mol_block)
         num_titles += bool(record.title.strip())
-        if len(names) > MAX_COLUMNS:
-            raise UserError(
-                f"{path}: record {num_rows - 1} (counted from 0): the records have more than "
-                f"{MAX_COLUMNS} different properties. Drop those that you do not need."
-            )
     if num_blocks == 0:
         raise UserError(f"{path} is not an SDF file: no record has an 'M  END' line.")
     generated = [SMILES_COLUMN] + [SDF_TITLE_COLUMN] * (num_titles > 0)
@@ -404,27 +378,25 @@ def _read_sdf(path: str, schema: pa.Schema, *, properties: frozenset[str]) -> It
         yield TableChunk(path, pa.table(columns, schema=schema), mols)
 
 
-def _open_parquet_file(path: str, text_columns: Sequence[str] = ()) -> pq.ParquetFile:
+def open_parquet(path: str, *, text_columns: Sequence[str] = ()) -> pq.ParquetFile:
     """Open a file, on the disk or on the Hub; text stays as the words of its dictionary."""
-    filesystem = None
+    options: dict[str, Any] = {"read_dictionary": text_columns, "buffer_size": _BUFFER_SIZE}
     if path.startswith(HUB_PREFIX):
         from huggingface_hub import HfFileSystem
 
-        filesystem = HfFileSystem()
-    return pq.ParquetFile(
-        path, buffer_size=_BUFFER_SIZE, read_dictionary=list(text_columns), filesystem=filesystem
-    )
+        options["filesystem"] = HfFileSystem()
+    return pq.ParquetFile(path, **options)
 
 
 def _open_parquet(path: str) -> _Opened:
-    with _open_parquet_file(path) as file:
+    with open_parquet(path) as file:
         # metadata of the schema describe the old set of columns, wrong as soon as one is added
         return file.schema_arrow.remove_metadata(), file.metadata.num_rows, _read_parquet
 
 
 def _read_parquet(path: str, schema: pa.Schema) -> Iterator[TableChunk]:
     text_columns = [field.name for field in schema if _is_text(field.type)]
-    with _open_parquet_file(path, text_columns) as file:
+    with open_parquet(path, text_columns=text_columns) as file:
         for batch in file.iter_batches(_BATCH_ROWS, columns=schema.names):
             columns = [_expand(batch.column(field.name), field) for field in schema]
             yield TableChunk(path, pa.Table.from_arrays(columns, schema=schema))
@@ -473,11 +445,11 @@ def join_tables(
     for table in tables:
         own = {field.name: field.type for field in table.schema}
         for name, field in fields.items():
-            found = own.get(name, field.type if may_lack else None)
+            found = own.get(name, field.type if may_lack else "missing")
             if found != field.type:
                 raise UserError(
-                    f"{table.source}: column {name!r} is {found or 'missing'}, but {field.type} in "
-                    f"other files of {source}. Files that are read together need the same columns."
+                    f"{table.source}: column {name!r} is {found}, but {field.type} in other files "
+                    f"of {source}. Files that are read together need the same columns."
                 )
     words = dict(words or {})
     schema = pa.schema([*fields.values(), *(pa.field(name, pa.string()) for name in words)])

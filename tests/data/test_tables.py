@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
-from rmat_hf.data import tables
 from rmat_hf.data.tables import (
     Table,
     find_kind,
@@ -311,17 +310,6 @@ def test_smiles_too_long_for_any_molecule_is_a_row_without_one(tmp_path: Path) -
     short, long = chunk.molecules("smiles")
     assert short == "C"
     assert isinstance(long, MoleculeError) and "bytes" in long.reason
-
-
-def test_sdf_with_endless_properties_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "MAX_COLUMNS", 10)
-    block = Chem.MolToMolBlock(Chem.MolFromSmiles("C"))
-    records = [f"{block}>  <p{i}>\n1\n\n>  <q{i}>\n1\n\n$$$$\n" for i in range(9)]
-    path = write_csv(tmp_path, "".join(records), "mols.sdf")
-    with pytest.raises(UserError, match=r"mols\.sdf: record 5 .*10 different properties\. Drop"):
-        open_file(path)
 
 
 def test_what_follows_a_smiles_in_a_smi_file_is_a_column(tmp_path: Path) -> None:
