@@ -6,8 +6,7 @@ atoms of a molecule are numbered or its SMILES is written.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal
@@ -48,7 +47,6 @@ MIN_ATOM_SEPARATION = 0.01
 
 # Generated geometries are whole numbers of 0.001 Å: conformer noise is a hundred times larger.
 STEPS_PER_ANGSTROM = 1000
-DECIMALS = 3
 
 _ISOTOPE_OR_MAP = re.compile(r"\[\d|:\d+\]")
 
@@ -114,43 +112,9 @@ def build_canonical_mol(parsed: RMatParsedMolecule) -> tuple[Chem.Mol, np.ndarra
 
 
 def _read_positions(canonical_mol: Chem.Mol, atom_order: np.ndarray) -> np.ndarray:
-    """Return the rounded positions of the heavy atoms, which come first, in the order before."""
+    """Return the positions of the heavy atoms, which come first, in the order before."""
     coordinates = np.empty((len(atom_order), 3))
     coordinates[atom_order] = canonical_mol.GetConformer().GetPositions()[: len(atom_order)]
-    return np.round(coordinates, DECIMALS)
-
-
-# Geometries
-
-
-@contextmanager
-def _explained_by_rdkit(what: str) -> Iterator[None]:
-    """Keep RDKit's log off the terminal, and turn what it raises into a `ConformerError`."""
-    with rdBase.BlockLogs():
-        try:
-            yield
-        except (RuntimeError, ValueError) as error:
-            raise ConformerError(f"{what}: {error}") from error
-
-
-def generate_conformer(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> np.ndarray:
-    """Embed a molecule in three dimensions (RDKit; ETKDG: doi 10.1021/acs.jcim.5b00654).
-
-    The same molecule and options give the same conformer, whatever its atom order. Fragments are
-    embedded each for itself: their positions relative to each other mean nothing.
-
-    Returns:
-        `np.ndarray` of shape `(num_atoms, 3)`, float64: positions in Å, rounded to 0.001 Å.
-    """
-    with _explained_by_rdkit(f"RDKit's embedding with {options.conformer_method} stopped"):
-        canonical_mol, atom_order = build_canonical_mol(parsed)
-        add_hydrogens = Chem.AddHs if options.conformer_hydrogens else Chem.Mol
-        work_mol = add_hydrogens(canonical_mol)
-        fault = _embed(work_mol, options) or _relax(work_mol, options)
-    if fault:
-        raise ConformerError(fault)
-    coordinates = _read_positions(work_mol, atom_order)
-    validate_coordinates(parsed.mol, coordinates)
     return coordinates
 
 
@@ -164,16 +128,10 @@ def _embed(mol: Chem.Mol, options: RMatGeometryOptions) -> str:
     parameters.trackFailures = True
     if rdDistGeom.EmbedMolecule(mol, parameters) != -1:
         return ""
-    causes = rdDistGeom.EmbedFailureCauses
-    counts = dict(zip(causes.names, parameters.GetFailureCounts(), strict=False))
-    if counts["EXCEEDED_TIMEOUT"]:
+    if parameters.GetFailureCounts()[rdDistGeom.EmbedFailureCauses.EXCEEDED_TIMEOUT]:
         limit = f"{TIME_LIMIT} {limit_s} s (geometry bounds needs no conformer)"
         return f"no conformer with {method} within {limit}"
-    reason = f"no conformer with {method} in {options.max_conformer_attempts} attempts"
-    most_frequent = max(counts, key=lambda cause: counts[cause])
-    if counts[most_frequent]:
-        reason += f" (most frequent failure: {most_frequent.lower().replace('_', ' ')})"
-    return reason
+    return f"no conformer with {method} in {options.max_conformer_attempts} attempts"
 
 
 def _relax(mol: Chem.Mol, options: RMatGeometryOptions) -> str:
@@ -201,30 +159,6 @@ def _relax(mol: Chem.Mol, options: RMatGeometryOptions) -> str:
     return ""  # a relaxation that does not converge is no failure
 
 
-def compute_bounds_distances(parsed: RMatParsedMolecule) -> np.ndarray:
-    """Return the midpoints of RDKit's distance bounds: a geometry from the bond graph alone.
-
-    In Å, rounded to 0.001 Å. Nothing bounds the distance between fragments: about 500 Å there.
-    """
-    canonical_mol, atom_order = build_canonical_mol(parsed)
-    with _explained_by_rdkit("RDKit has no distance bounds"):
-        bounds = rdDistGeom.GetMoleculeBoundsMatrix(canonical_mol)
-    # Upper bounds stand above the diagonal, lower bounds below it.
-    midpoints = (bounds + bounds.T) / 2
-    distances = np.empty_like(midpoints)
-    distances[np.ix_(atom_order, atom_order)] = midpoints
-    return np.round(distances, DECIMALS)
-
-
-def compute_2d_coordinates(parsed: RMatParsedMolecule) -> np.ndarray:
-    """Return the positions in RDKit's drawing, in Å, rounded to 0.001 Å; bonds of 1.5 Å."""
-    canonical_mol, atom_order = build_canonical_mol(parsed)
-    flat_mol = Chem.Mol(canonical_mol)
-    with rdBase.BlockLogs():
-        rdDepictor.Compute2DCoords(flat_mol)
-    return _read_positions(flat_mol, atom_order)
-
-
 def validate_coordinates(mol: Chem.Mol, coordinates: np.ndarray) -> None:
     """Raise `ConformerError` if a position is not finite or atoms of one fragment coincide."""
     if not np.isfinite(coordinates).all():
@@ -239,21 +173,6 @@ def validate_coordinates(mol: Chem.Mol, coordinates: np.ndarray) -> None:
 # The list of geometries: functions that return a geometry in its short form, and its origin
 
 
-def find_or_generate_conformer(
-    parsed: RMatParsedMolecule, options: RMatGeometryOptions
-) -> tuple[np.ndarray, str]:
-    """Return the conformer that the molecule brings along, else a generated one or a step down."""
-    if any(conformer.Is3D() for conformer in parsed.mol.GetConformers()):
-        return find_given_conformer(parsed, options)
-    try:
-        return quantize_coordinates(generate_conformer(parsed, options)), options.conformer_method
-    except ConformerError as error:
-        if options.on_conformer_failure == "raise":
-            raise
-        geometry, source = GEOMETRIES[options.on_conformer_failure](parsed, options)
-        return geometry, f"{source} (step down: {error.reason})"
-
-
 def find_given_conformer(
     parsed: RMatParsedMolecule, options: RMatGeometryOptions
 ) -> tuple[np.ndarray, str]:
@@ -265,12 +184,81 @@ def find_given_conformer(
     raise ConformerError(f"it brings no 3D conformer, which geometry={options.geometry!r} needs")
 
 
+def find_or_generate_conformer(
+    parsed: RMatParsedMolecule, options: RMatGeometryOptions
+) -> tuple[np.ndarray, str]:
+    """Return the conformer that the molecule brings along, else a generated one or a step down."""
+    if any(conformer.Is3D() for conformer in parsed.mol.GetConformers()):
+        return find_given_conformer(parsed, options)
+    try:
+        return generate_conformer(parsed, options)
+    except ConformerError as error:
+        if options.on_conformer_failure == "raise":
+            raise
+        geometry, source = GEOMETRIES[options.on_conformer_failure](parsed, options)
+        return geometry, f"{source} (step down: {error.reason})"
+
+
+def generate_conformer(
+    parsed: RMatParsedMolecule, options: RMatGeometryOptions
+) -> tuple[np.ndarray, str]:
+    """Embed a molecule in three dimensions (RDKit; ETKDG: doi 10.1021/acs.jcim.5b00654).
+
+    The same molecule and options give the same conformer, whatever its atom order. Fragments are
+    embedded each for itself: their positions relative to each other mean nothing.
+    """
+    with rdBase.BlockLogs():
+        try:
+            canonical_mol, atom_order = build_canonical_mol(parsed)
+            add_hydrogens = Chem.AddHs if options.conformer_hydrogens else Chem.Mol
+            work_mol = add_hydrogens(canonical_mol)
+            fault = _embed(work_mol, options) or _relax(work_mol, options)
+        except (RuntimeError, ValueError) as error:
+            fault = f"RDKit's embedding with {options.conformer_method} stopped: {error}"
+    if fault:
+        raise ConformerError(fault)
+    coordinates = _read_positions(work_mol, atom_order)
+    validate_coordinates(parsed.mol, coordinates)
+    return quantize_coordinates(coordinates), options.conformer_method
+
+
+def compute_bounds(
+    parsed: RMatParsedMolecule, options: RMatGeometryOptions
+) -> tuple[np.ndarray, str]:
+    """Return the midpoints of RDKit's distance bounds: a geometry from the bond graph alone.
+
+    Nothing bounds the distance between fragments: about 500 Å there.
+    """
+    canonical_mol, atom_order = build_canonical_mol(parsed)
+    with rdBase.BlockLogs():
+        try:
+            bounds = rdDistGeom.GetMoleculeBoundsMatrix(canonical_mol)
+        except (RuntimeError, ValueError) as error:
+            raise ConformerError(f"RDKit has no distance bounds: {error}") from error
+    # Upper bounds stand above the diagonal, lower bounds below it.
+    midpoints = (bounds + bounds.T) / 2
+    distances = np.empty_like(midpoints)
+    distances[np.ix_(atom_order, atom_order)] = midpoints
+    return quantize_distances(distances), "bounds"
+
+
+def compute_drawing(
+    parsed: RMatParsedMolecule, options: RMatGeometryOptions
+) -> tuple[np.ndarray, str]:
+    """Return the positions in RDKit's drawing; bonds of 1.5 Å."""
+    canonical_mol, atom_order = build_canonical_mol(parsed)
+    flat_mol = Chem.Mol(canonical_mol)
+    with rdBase.BlockLogs():
+        rdDepictor.Compute2DCoords(flat_mol)
+    return quantize_coordinates(_read_positions(flat_mol, atom_order)), "2d"
+
+
 GEOMETRIES: dict[
     str, Callable[[RMatParsedMolecule, RMatGeometryOptions], tuple[np.ndarray, str]]
 ] = {
     "conformer": find_or_generate_conformer,
-    "bounds": lambda parsed, _: (quantize_distances(compute_bounds_distances(parsed)), "bounds"),
-    "2d": lambda parsed, _: (quantize_coordinates(compute_2d_coordinates(parsed)), "2d"),
+    "bounds": compute_bounds,
+    "2d": compute_drawing,
     "given": find_given_conformer,
 }
 

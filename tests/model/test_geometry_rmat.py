@@ -31,14 +31,11 @@ from rmat_hf.model.geometry_rmat import (
     RMatGeometryOptions,
     build_canonical_mol,
     center_coordinates,
-    compute_2d_coordinates,
-    compute_bounds_distances,
     compute_geometry,
     compute_interatomic_distances,
     compute_squared_distances,
     find_given_conformer,
     find_or_generate_conformer,
-    generate_conformer,
     quantize_coordinates,
     quantize_distances,
     validate_coordinates,
@@ -81,13 +78,19 @@ def measure(coordinates: np.ndarray) -> np.ndarray:
     return np.sqrt(compute_squared_distances(coordinates))
 
 
-def generate(molecule: str | RMatParsedMolecule, **options: Any) -> np.ndarray:
-    parsed = parse(molecule) if isinstance(molecule, str) else molecule
-    return generate_conformer(parsed, RMatGeometryOptions(**options))
-
-
 def compute_distances(molecule: str | RMatParsedMolecule, **options: Any) -> np.ndarray:
-    return measure(generate(molecule, **options))
+    parsed = parse(molecule) if isinstance(molecule, str) else molecule
+    geometry, _ = compute_geometry(parsed, RMatGeometryOptions(**options))
+    return expand(geometry, num_atoms=parsed.mol.GetNumAtoms())[0]
+
+
+def expand(*geometries: np.ndarray, num_atoms: int) -> np.ndarray:
+    """The distances of molecules of as many atoms, without the dummy node."""
+    sizes = np.full(len(geometries), num_atoms)
+    distances = compute_interatomic_distances(geometries, num_atoms=sizes, num_nodes=num_atoms + 1)
+    assert distances.dtype == np.float32
+    assert (distances[:, 0] == BEYOND_CUTOFF).all() and (distances[:, :, 0] == BEYOND_CUTOFF).all()
+    return distances[:, 1:, 1:]
 
 
 # Real geometry
@@ -115,32 +118,29 @@ def test_stereo_decides_the_geometry() -> None:
 
 
 def test_seed_decides_the_conformer() -> None:
-    mol = parse("CCCCCCO")
-    first, again = generate(mol, conformer_seed=0), generate(mol)
+    first, again = (compute_distances("CCCCCCO", **seed) for seed in ({}, {"conformer_seed": 0}))
     np.testing.assert_array_equal(first, again)
     for seed in (1, 2, 2**31 - 3):
-        assert np.abs(first - generate(mol, conformer_seed=seed)).max() > 1e-3
+        assert np.abs(first - compute_distances("CCCCCCO", conformer_seed=seed)).max() > 1e-3
 
 
 def test_bounds_are_near_the_conformer_and_2d_is_flat() -> None:
     mol = parse("CC(C)Cc1ccc([C@@H](C)C(=O)O)cc1")
-    conformer, bounds = compute_distances(mol), compute_bounds_distances(mol)
+    conformer, bounds = compute_distances(mol), compute_distances(mol, geometry="bounds")
     is_bonded = Chem.GetAdjacencyMatrix(mol.mol).astype(bool)
     np.testing.assert_allclose(bounds[is_bonded], conformer[is_bonded], atol=0.1)
     assert np.abs(bounds - conformer).mean() < 1.0
-    np.testing.assert_array_equal(bounds, bounds.T)
-    coordinates = compute_2d_coordinates(mol)
+    coordinates, source = compute_geometry(mol, RMatGeometryOptions(geometry="2d"))
+    assert source == "2d"
     assert not coordinates[:, 2].any()
-    drawing = measure(coordinates)
+    drawing = compute_distances(mol, geometry="2d")
     np.testing.assert_allclose(drawing[is_bonded], 1.5, atol=0.05)
 
 
 @pytest.mark.parametrize("smiles", [*VARIED_SMILES, IMPOSSIBLE, "[U]", "C$C", "[O][O]"])
 def test_graph_geometries_never_fail(smiles: str) -> None:
-    mol = parse(smiles)
-    shape = (mol.mol.GetNumAtoms(),) * 2
-    assert compute_bounds_distances(mol).shape == shape
-    assert measure(compute_2d_coordinates(mol)).shape == shape
+    for geometry in ("bounds", "2d"):
+        assert np.isfinite(compute_distances(smiles, geometry=geometry)).all()
 
 
 # The way a molecule is written
@@ -185,13 +185,10 @@ def have_equal_distances(
 @pytest.mark.parametrize("smiles", VARIED_SMILES)
 def test_atom_order_does_not_change_the_distances(smiles: str) -> None:
     mol = parse(smiles)
-    conformer, bounds = compute_distances(mol), compute_bounds_distances(mol)
-    drawing = measure(compute_2d_coordinates(mol))
     for other in list_rewritten_mols(mol, 6):
-        assert have_equal_distances(mol, conformer, other, compute_distances(other))
-        assert have_equal_distances(mol, bounds, other, compute_bounds_distances(other))
-        other_drawing = measure(compute_2d_coordinates(other))
-        assert have_equal_distances(mol, drawing, other, other_drawing)
+        for geometry in ("conformer", "bounds", "2d"):
+            distances, others = (compute_distances(it, geometry=geometry) for it in (mol, other))
+            assert have_equal_distances(mol, distances, other, others)
 
 
 @pytest.mark.slow
@@ -203,9 +200,11 @@ def test_atom_order_does_not_change_the_bounds_of_benchmark_molecules(
         rows = [row["smiles"] for row in csv.DictReader(file)]
     for smiles in random.Random(0).sample(rows, 100):
         mol = parse(smiles)
-        expected = np.sort(np.sort(compute_bounds_distances(mol), axis=1), axis=0)
-        for other in list_rewritten_mols(mol, 30):
-            found = np.sort(np.sort(compute_bounds_distances(other), axis=1), axis=0)
+        expected, *others = (
+            np.sort(np.sort(compute_distances(it, geometry="bounds"), axis=1), axis=0)
+            for it in (mol, *list_rewritten_mols(mol, 30))
+        )
+        for found in others:
             np.testing.assert_array_equal(found, expected, err_msg=smiles)
 
 
@@ -213,9 +212,9 @@ def test_molecule_without_a_readable_smiles_keeps_its_geometry(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mol = parse("CC(=O)Nc1ccc(O)cc1")
-    expected = compute_bounds_distances(mol)
+    expected = compute_distances(mol, geometry="bounds")
     monkeypatch.setattr(Chem, "MolFromSmiles", lambda smiles: None)
-    np.testing.assert_allclose(compute_bounds_distances(mol), expected, atol=1e-9)
+    np.testing.assert_array_equal(compute_distances(mol, geometry="bounds"), expected)
     assert compute_distances(mol)[0, 1] == pytest.approx(1.5, abs=0.1)
 
 
@@ -224,10 +223,8 @@ def test_molecule_without_a_readable_smiles_keeps_its_geometry(
 
 def test_impossible_molecule_is_a_failure() -> None:
     with pytest.raises(ConformerError) as caught:
-        generate(IMPOSSIBLE, max_conformer_attempts=20)
-    assert caught.value.reason == (
-        "no conformer with etkdg_v3 in 20 attempts (most frequent failure: etk minimization)"
-    )
+        compute_distances(IMPOSSIBLE, max_conformer_attempts=20)
+    assert caught.value.reason == "no conformer with etkdg_v3 in 20 attempts"
 
 
 HELICENE = "c1ccc2c(c1)ccc1c2c2c(cc1)ccc1c2c2c(cc1)ccc1c2c2ccccc2cc1"
@@ -245,7 +242,7 @@ NATURAL_PEPTIDE = Chem.MolToSmiles(Chem.MolFromSequence("ACDEFGHIKLMNPQRSTVWY" *
 def test_nasty_molecule_ends_near_its_limit_with_the_way_out(smiles: str, most_s: float) -> None:
     start = time.monotonic()
     with pytest.raises(ConformerError) as caught:
-        generate(smiles, max_conformer_attempts=1_000_000, conformer_time_limit_s=1)
+        compute_distances(smiles, max_conformer_attempts=1_000_000, conformer_time_limit_s=1)
     assert time.monotonic() - start < most_s
     assert caught.value.reason.endswith(
         "within the time limit of 1 s (geometry bounds needs no conformer)"
@@ -265,23 +262,16 @@ def test_time_of_the_force_field_is_bounded(
 
 
 @pytest.mark.parametrize("smiles", ["CC(=O)Nc1ccc(O)cc1", "[NH4+].[O-]C(=O)C"])
-def test_relaxed_conformer_is_the_one_of_rdkit(smiles: str) -> None:
+@pytest.mark.parametrize("force_field", ["uff", "mmff"])
+def test_relaxed_conformer_is_the_one_of_rdkit(smiles: str, force_field: str) -> None:
     mol = parse(Chem.CanonSmiles(smiles))
     work_mol = Chem.AddHs(mol.mol)
     parameters = EMBED_PARAMETERS["etkdg_v3"]()
     parameters.randomSeed = 1
     AllChem.EmbedMolecule(work_mol, parameters)
-    for force_field, optimize in (
-        ("uff", AllChem.UFFOptimizeMolecule),
-        ("mmff", AllChem.MMFFOptimizeMolecule),
-    ):
-        expected = Chem.Mol(work_mol)
-        optimize(expected)
-        np.testing.assert_allclose(
-            generate(mol, force_field=force_field),
-            expected.GetConformer().GetPositions()[: mol.mol.GetNumAtoms()],
-            atol=1e-3,
-        )
+    getattr(AllChem, f"{force_field.upper()}OptimizeMolecule")(work_mol)
+    expected = measure(work_mol.GetConformer().GetPositions()[: mol.mol.GetNumAtoms()])
+    np.testing.assert_allclose(compute_distances(mol, force_field=force_field), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("force_field", ["uff", "mmff"])
@@ -297,8 +287,8 @@ def test_relaxation_that_does_not_converge_is_no_failure(monkeypatch: pytest.Mon
 
 def test_rdkit_writes_nothing_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     for smiles in ("[Fe+2]", "CC[Pt](N)(N)Cl"):
-        generate(smiles, conformer_hydrogens=False)
-        compute_bounds_distances(parse(smiles))
+        compute_distances(smiles, conformer_hydrogens=False)
+        compute_distances(smiles, geometry="bounds")
     with pytest.raises(ConformerError):
         compute_distances("CC[Pt](N)(N)Cl", force_field="uff")
     assert capfd.readouterr() == ("", "")
@@ -315,7 +305,6 @@ def test_input_molecule_does_not_change() -> None:
     before = parsed.mol.ToBinary()
     for geometry in get_args(Geometry):
         compute_geometry(parsed, RMatGeometryOptions(geometry=geometry))
-    generate(parsed)
     assert parsed.mol.ToBinary() == before
 
 
@@ -385,15 +374,6 @@ def test_isotopes_and_atom_maps_take_no_part() -> None:
 
 def generate_coordinates(num_atoms: int, size: float) -> np.ndarray:
     return np.random.default_rng(num_atoms).uniform(-size, size, size=(num_atoms, 3))
-
-
-def expand(*geometries: np.ndarray, num_atoms: int) -> np.ndarray:
-    """The distances of molecules of as many atoms, without the dummy node."""
-    sizes = np.full(len(geometries), num_atoms)
-    distances = compute_interatomic_distances(geometries, num_atoms=sizes, num_nodes=num_atoms + 1)
-    assert distances.dtype == np.float32
-    assert (distances[:, 0] == BEYOND_CUTOFF).all() and (distances[:, :, 0] == BEYOND_CUTOFF).all()
-    return distances[:, 1:, 1:]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(10.0, np.int16), (32.0, np.int16), (40, np.float32)])
