@@ -33,11 +33,7 @@ from .features_rmat import (
     parse_molecule,
     validate_molecule_descriptor_names,
 )
-from .geometry_rmat import (
-    RMatGeometryOptions,
-    compute_geometry,
-    compute_interatomic_distances,
-)
+from .geometry_rmat import RMatGeometryOptions, compute_geometry, compute_interatomic_distances
 
 logger = logging.get_logger(__name__)
 
@@ -321,8 +317,8 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         Returns:
             `RMatBatchFeature`: see [`~RMatProcessor.pad`].
         """
-        _validate_choice("errors", errors, choices=get_args(Errors))
-        _validate_choice("padding", padding, choices=PADDINGS)
+        if errors not in get_args(Errors):
+            raise ValueError(f"errors is {errors!r}. Choose one of {get_args(Errors)}.")
         rows = list_molecules(molecules)
         features: dict[int, RMatCompactFeatures] = {}
         skipped_rows: dict[int, str] = {}
@@ -353,11 +349,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
     def featurize(
         self, molecule: Molecule | RMatParsedMolecule
     ) -> tuple[dict[str, np.ndarray], str]:
-        """Return the features of one molecule, without padding, and the origin of its distances.
-
-        Returns:
-            `tuple[dict[str, np.ndarray], str]`: what [`build_batch`] returns, without the batch
-            axis and the mask; the entry of `geometry_sources`.
+        """Return a molecule's part of [`build_batch`], without mask, and its geometry's origin.
 
         Raises:
             MoleculeError: It is no valid molecule, or has no geometry.
@@ -410,11 +402,12 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         Returns:
             `RMatBatchFeature`: the features with a batch axis in front, and `attention_mask`.
         """
-        _validate_choice("padding", padding, choices=PADDINGS)
         if isinstance(features, Mapping):
             lists = zip(*features.values(), strict=True)
             features = [dict(zip(features, values, strict=True)) for values in lists]
-        given = features or [self._build_empty_row()]
+        # without molecules, the keys and sizes are those of any molecule
+        other = type(self)(geometry="2d", molecule_descriptors=self.molecule_descriptors)
+        given = features or [other.featurize("C")[0]]
         rows = [_build_row(row, idx=idx, keys=given[0].keys()) for idx, row in enumerate(given)]
         num_nodes = choose_num_nodes(
             [len(row["node_features"]) for row in rows],
@@ -429,14 +422,6 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         if not features:
             batch = {name: values[:0] for name, values in batch.items()}
         return RMatBatchFeature(batch, return_tensors)
-
-    def _build_empty_row(self) -> dict[str, Any]:
-        """Return the features of a molecule of no atoms, which has the keys of all others."""
-        nothing, descriptors = np.zeros((0, 3), dtype=np.uint16), None
-        if self.molecule_descriptors:
-            descriptors = np.zeros(len(self.molecule_descriptors), dtype=np.float32)
-        features = RMatCompactFeatures(nothing[:, 0], nothing, nothing, "", descriptors)
-        return _expand(features)
 
 
 def _expand(features: RMatCompactFeatures) -> dict[str, np.ndarray]:
@@ -453,6 +438,8 @@ def choose_num_nodes(
     pad_to_multiple_of: int | None = None,
 ) -> int:
     """Return the number of nodes of a batch, see [`~RMatProcessor.pad`]."""
+    if padding not in PADDINGS:
+        raise ValueError(f"padding is {padding!r}. Choose one of {PADDINGS}.")
     if (padding == "max_length") != (max_length is not None):
         raise ValueError(
             f"max_length is {max_length!r} and padding is {padding!r}: 'max_length' needs one, "
@@ -469,20 +456,16 @@ def choose_num_nodes(
 
 def _build_row(row: Mapping[str, Any], *, idx: int, keys: Iterable[str]) -> dict[str, Any]:
     """Return the features of a molecule: known inputs as arrays, other keys as they are."""
-    way_out = "Pass what RMatProcessor.featurize returns, of one processor."
-    if row.keys() != keys or not NODE_INPUTS.keys() <= {*row, MASK_INPUT}:
-        raise ValueError(f"Row {idx} has the keys {sorted(row)}, row 0 {sorted(keys)}. {way_out}")
-    num_nodes, built = len(row["node_features"]), dict(row)
-    built.setdefault(MASK_INPUT, np.ones(num_nodes))
-    for name, (dtype, _, num_node_axes) in NODE_INPUTS.items():
-        built[name] = np.asarray(built[name], dtype=dtype)
-        shape = built[name].shape
-        num_axes = 1 if name == MASK_INPUT else 2
-        if len(shape) != num_axes or {num_nodes} != {*shape[:num_node_axes]}:
-            raise ValueError(
-                f"{name} of row {idx} has the shape {shape}, which does not fit one molecule of "
-                f"{num_nodes} nodes. {way_out}"
-            )
+    built, fits = dict(row), row.keys() == keys and NODE_INPUTS.keys() <= {*row, MASK_INPUT}
+    for name, (dtype, _, num_node_axes) in NODE_INPUTS.items() if fits else ():
+        num_nodes = len(row["node_features"])
+        built[name] = np.asarray(row.get(name, np.ones(num_nodes)), dtype=dtype)
+        fits = fits and built[name].shape[:num_node_axes] == (num_nodes,) * num_node_axes
+    if not fits:
+        raise ValueError(
+            f"Row {idx} is not one molecule with the keys of row 0, {sorted(keys)}. Pass what "
+            "RMatProcessor.featurize returns, of one processor."
+        )
     return built
 
 
@@ -495,8 +478,3 @@ def _pad_and_stack(arrays: Sequence[np.ndarray], *, name: str, num_nodes: int) -
     for row, array in zip(padded, arrays, strict=True):
         row[tuple(slice(size) for size in array.shape)] = array
     return padded
-
-
-def _validate_choice(name: str, value: object, *, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}. Choose one of {choices}.")
