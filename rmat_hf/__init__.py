@@ -58,11 +58,8 @@ if Path(sys.argv[0]).name not in ("rmat", "rmat.exe"):
     from transformers.models.auto import modeling_auto
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from rmat_hf.model.configuration_rmat import RMatConfig
-    from rmat_hf.model.ensemble_rmat import (
-        RMatEnsembleConfig,
-        RMatEnsembleForSequenceClassification,
-    )
+    from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig
+    from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
     from rmat_hf.model.modeling_rmat import (
         RMatForPreTraining,
         RMatForSequenceClassification,

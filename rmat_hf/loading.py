@@ -25,8 +25,8 @@ from transformers.utils import (
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 
 from rmat_hf.errors import UserError, explained_reading
-from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig, RMatEnsembleForSequenceClassification
+from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig
+from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.modeling_rmat import (
     RMatForSequenceClassification,

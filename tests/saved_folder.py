@@ -14,7 +14,7 @@ AUTO_CLASSES = {
     "AutoModelForSequenceClassification": "modeling_rmat.RMatForSequenceClassification",
 }
 ENSEMBLE_CLASSES = {
-    "AutoConfig": "ensemble_rmat.RMatEnsembleConfig",
+    "AutoConfig": "configuration_rmat.RMatEnsembleConfig",
     "AutoModelForSequenceClassification": "ensemble_rmat.RMatEnsembleForSequenceClassification",
 }
 PROCESSOR_CLASSES = {

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmat_hf.data.table_writer import ColumnKind
-from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig
+from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig
 
 ERROR_COLUMN = "error"
 

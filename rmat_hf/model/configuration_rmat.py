@@ -1,6 +1,5 @@
 """RMatConfig: every architecture choice of R-MAT, and the codes that model and featurizer share."""
 
-import difflib
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -71,64 +70,54 @@ def bounded(
 class RMatConfig(PreTrainedConfig):
     r"""Configuration of the Relative Molecule Attention Transformer (arXiv 2110.05841).
 
-    The defaults are the sizes of the published model (48 million parameters).
+    Types, limits and defaults, the sizes of the published model (48 million parameters), stand with
+    the fields below.
 
     Args:
-        num_node_features (`int`, *optional*, defaults to 37):
-            Columns of `node_features`: mask flag, dummy flag, 35 atom features.
-        num_bond_features (`int`, *optional*, defaults to 8): Mask flag and 7 bond features.
-        max_neighborhood_order (`int`, *optional*, defaults to 4):
-            Shortest paths of this many bonds and more share one class. One more class stands for
-            unreachable, so there are `max_neighborhood_order + 2`.
-        num_radial_basis (`int`, *optional*, defaults to 32): Radial basis functions.
-        distance_cutoff (`float`, *optional*, defaults to 20.0):
-            Distance in Å from which on the radial basis is zero.
-        radial_envelope_exponent (`int`, *optional*, defaults to 5): arXiv 2003.03123, eq. 8.
-        hidden_size (`int`, *optional*, defaults to 768): Width of the nodes.
-        intermediate_size (`int`, *optional*, defaults to 1536): Width of the feed-forward networks.
-        num_hidden_layers (`int`, *optional*, defaults to 10): Number of layers.
-        num_attention_heads (`int`, *optional*, defaults to 12):
-            Divides `hidden_size`. The hidden layer of the pair networks is as wide as one head.
-        hidden_act (`str`, *optional*, defaults to `"leaky_relu"`):
-            Activation of feed-forward, pair and two-layer head networks.
-        leaky_relu_slope (`float`, *optional*, defaults to 0.1): Negative slope of `"leaky_relu"`.
-        hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout in feed-forward and pair networks and on residual branches.
-        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Of the attention.
-        classifier_dropout (`float`, *optional*): Of the head; by default `hidden_dropout_prob`.
-        initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the initial relative attention biases; matrices start from
-            Xavier's uniform distribution.
-        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Epsilon of the layer normalizations.
-        attention_form (`str`, *optional*, defaults to `"paper"`): The score of the publication, or
-            `"reference"`: that of the authors' code, which their published weights need.
-        recompute_pairs (`bool`, *optional*, defaults to `False`): Compute the pairs again for the
-            gradient instead of keeping them: less memory.
-        pooling (`str`, *optional*, defaults to `"attention"`):
-            How nodes become one vector, a name in `POOLINGS`: `"attention"` (GROVER's
+        num_node_features: Columns of `node_features`: mask flag, dummy flag, 35 atom features.
+        num_bond_features: Mask flag and 7 bond features.
+        max_neighborhood_order: Shortest paths of this many bonds and more share one class. One
+            more class stands for unreachable, so there are `max_neighborhood_order + 2`.
+        num_radial_basis: Radial basis functions.
+        distance_cutoff: Distance in Å from which on the radial basis is zero.
+        radial_envelope_exponent: arXiv 2003.03123, eq. 8.
+        hidden_size: Width of the nodes.
+        intermediate_size: Width of the feed-forward networks.
+        num_hidden_layers: Number of layers.
+        num_attention_heads: Divides `hidden_size`. The hidden layer of the pair networks is as wide
+            as one head.
+        hidden_act: Activation of feed-forward, pair and two-layer head networks.
+        leaky_relu_slope: Negative slope of `"leaky_relu"`.
+        hidden_dropout_prob: Dropout in feed-forward and pair networks and on residual branches.
+        attention_probs_dropout_prob: Dropout of the attention.
+        classifier_dropout: Dropout of the head; by default `hidden_dropout_prob`.
+        initializer_range: Standard deviation of the initial relative attention biases; matrices
+            start from Xavier's uniform distribution.
+        layer_norm_eps: Epsilon of the layer normalizations.
+        attention_form: `"paper"`, the score of the publication, or `"reference"`, that of the
+            authors' code, which their published weights need.
+        recompute_pairs: Compute the pairs again for the gradient instead of keeping them: less
+            memory.
+        pooling: How nodes become one vector, a name in `POOLINGS`: `"attention"` (GROVER's
             self-attentive readout), `"mean"` over the nodes without padding, or `"dummy_node"`.
-        num_pooling_heads (`int`, *optional*, defaults to 4): Distributions of `"attention"`.
-        pooling_hidden_size (`int`, *optional*, defaults to 128): Hidden width of that pooling.
-        num_head_layers (`int`, *optional*, defaults to 1): Layers of the prediction head, 1 or 2.
-        head_hidden_size (`int`, *optional*, defaults to 128): Hidden width of a two-layer head.
-        head_norm (`bool`, *optional*, defaults to `True`): Layer norm in a two-layer head.
-        num_molecule_descriptors (`int`, *optional*, defaults to 0):
-            Molecule descriptors concatenated to the molecule vector before the head.
-        num_atom_contexts (`int`, *optional*, defaults to 2048):
-            Outputs of the head `"context"` of models without `pretraining_heads`.
-        num_descriptor_labels (`int`, *optional*, defaults to 200): Of their head `"descriptor"`.
-        pretraining_heads (`dict[str, dict]`, *optional*):
-            Heads of `RMatForPreTraining` by name. Each has a `"level"` (`"node"` or `"molecule"`),
-            a `"size"` (number of outputs) and a `"loss"` (a name in `LOSSES`).
-        label_mean (`list[float]`, *optional*): Mean of each label on the training rows.
-        label_std (`list[float]`, *optional*): Its standard deviation there.
-        label_units (`list[str]`, *optional*): Units of regression labels, as `["kcal/mol"]`.
-        label_name (`str`, *optional*): The one label whose classes `id2label` lists.
-        loss (`str`, *optional*): A name in `LOSSES`; by default that of the problem type.
-        loss_weights (`list[float]`, *optional*):
-            Multi-label: weight of the positive rows of each label. Single-label: weight of each
-            class. Regression: weight of each label.
+        num_pooling_heads: Distributions of `"attention"`.
+        pooling_hidden_size: Hidden width of that pooling.
+        num_head_layers: Layers of the prediction head.
+        head_hidden_size: Hidden width of a two-layer head.
+        head_norm: Whether a two-layer head has a layer norm.
+        num_molecule_descriptors: Molecule descriptors concatenated to the molecule vector before
+            the head.
+        num_atom_contexts: Outputs of the head `"context"` of models without `pretraining_heads`.
+        num_descriptor_labels: Outputs of their head `"descriptor"`.
+        pretraining_heads: Heads of `RMatForPreTraining` by name. Each has a `"level"` (`"node"` or
+            `"molecule"`), a `"size"` (number of outputs) and a `"loss"` (a name in `LOSSES`).
+        label_mean: Mean of each label on the training rows.
+        label_std: Its standard deviation there.
+        label_units: Units of regression labels, as `["kcal/mol"]`.
+        label_name: The one label whose classes `id2label` lists.
+        loss: A name in `LOSSES`; by default that of the problem type.
+        loss_weights: Multi-label: weight of the positive rows of each label. Single-label: weight
+            of each class. Regression: weight of each label.
     """
 
     model_type = "rmat"
@@ -209,9 +198,7 @@ class RMatConfig(PreTrainedConfig):
         """
         known = [*(field.name for field in fields(cls)), *SAVED_KEYS]
         for name in config_dict.keys() - set(known):
-            similar = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
-            hint = f"Did you mean {similar[0]!r}?" if similar else "A later release may know it."
-            logger.warning("The field %r of a configuration is unknown and ignored. %s", name, hint)
+            logger.warning("The field %r of a configuration is unknown and ignored.", name)
         saved = {name: value for name, value in config_dict.items() if name in known}
         for name in ("dtype", "torch_dtype"):
             # an object, not a name, when a configuration that was never saved is copied
@@ -269,3 +256,17 @@ class RMatConfig(PreTrainedConfig):
     def label_columns(self) -> list[str]:
         """Names of the labels, in the order of the training table's columns."""
         return self.output_names if self.label_name is None else [self.label_name]
+
+
+@strict
+class RMatEnsembleConfig(RMatConfig):
+    r"""Configuration of an ensemble: that of one member, all being alike, and their number.
+
+    Args:
+        num_members: Models in the ensemble.
+        kwargs: Fields of [`RMatConfig`].
+    """
+
+    model_type = "rmat_ensemble"
+
+    num_members: int = interval(min=1)(default=1)

@@ -4,29 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.type_validators import interval
 
-from .configuration_rmat import RMatConfig
+from .configuration_rmat import RMatConfig, RMatEnsembleConfig
 from .modeling_rmat import LOSSES, RMatForSequenceClassification, RMatPreTrainedModel, choose
-
-
-@strict
-class RMatEnsembleConfig(RMatConfig):
-    r"""Configuration of an ensemble: that of one member, all being alike, and their number.
-
-    Args:
-        num_members (`int`, *optional*, defaults to 1): Models in the ensemble.
-        kwargs: Fields of [`RMatConfig`].
-    """
-
-    model_type = "rmat_ensemble"
-
-    num_members: int = interval(min=1)(default=1)
 
 
 @dataclass
@@ -34,12 +17,10 @@ class RMatEnsembleOutput(ModelOutput):
     """Output of [`RMatEnsembleForSequenceClassification`].
 
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*): Mean of the members' losses.
-        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
-            Regression: mean of the members' predictions, in the user's units. Classification: the
-            logits of the mean of their probabilities.
-        member_logits (`torch.Tensor` of shape `(batch_size, num_members, num_labels)`):
-            Logits of every member.
+        loss: Mean of the members' losses.
+        logits: `(batch_size, num_labels)`. Regression: mean of the members' predictions, in the
+            user's units. Classification: the logits of the mean of their probabilities.
+        member_logits: `(batch_size, num_members, num_labels)`.
     """
 
     loss: torch.Tensor | None = None
@@ -55,10 +36,8 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
     base_model_prefix = "rmat_ensemble"
     _auto_class = "AutoModelForSequenceClassification"
     saved_auto_map = {
-        "AutoConfig": "ensemble_rmat.RMatEnsembleConfig",
-        "AutoModelForSequenceClassification": (
-            "ensemble_rmat.RMatEnsembleForSequenceClassification"
-        ),
+        "AutoConfig": "configuration_rmat.RMatEnsembleConfig",
+        "AutoModelForSequenceClassification": "ensemble_rmat.RMatEnsembleForSequenceClassification",
     }
 
     def __init__(self, config: RMatEnsembleConfig) -> None:
@@ -95,26 +74,13 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
         return ensemble.train(members[0].training)
 
     @can_return_tuple
-    def forward(
-        self,
-        node_features: torch.Tensor,
-        bond_types: torch.Tensor,
-        topological_distances: torch.Tensor,
-        interatomic_distances: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        molecule_descriptors: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> RMatEnsembleOutput:
-        r"""Predict the properties of a padded batch of molecules with every member.
+    def forward(self, *args: torch.Tensor, **kwargs: Any) -> RMatEnsembleOutput:
+        """Predict the properties of a padded batch of molecules with every member.
 
         Args:
-            node_features, bond_types, topological_distances, interatomic_distances, attention_mask,
-                molecule_descriptors, labels: See [`RMatForSequenceClassification`].
+            args, kwargs: As in [`RMatForSequenceClassification`].
         """
-        pairs = (bond_types, topological_distances, interatomic_distances)
-        inputs = (node_features, *pairs, attention_mask, molecule_descriptors, labels)
-        outputs = [member(*inputs, return_dict=True, **kwargs) for member in self.members]
+        outputs = [member(*args, return_dict=True, **kwargs) for member in self.members]
         member_logits = torch.stack([output.logits for output in outputs], dim=1)
         losses = [output.loss for output in outputs if output.loss is not None]
         loss = torch.stack(losses).mean() if losses else None

@@ -31,15 +31,13 @@ class RMatForPreTrainingOutput(ModelOutput):
     """Output of [`RMatForPreTraining`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-            Sum of the losses of the heads whose labels were given.
+        loss: Sum of the losses of the heads whose labels were given.
         context_loss, descriptor_loss, context_logits, descriptor_logits:
             Those of the heads `"context"` and `"descriptor"`, if the model has them.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the layers and outputs.
-        attentions (`tuple(torch.FloatTensor)`, *optional*): Attention probabilities.
-        losses (`dict[str, torch.FloatTensor]`, *optional*): The loss of each head, by its name.
-        logits (`dict[str, torch.FloatTensor]`, *optional*):
-            Outputs of every head: `(batch_size, num_nodes, size)` or `(batch_size, size)`.
+        hidden_states: Input and output of every layer.
+        attentions: Attention probabilities of every layer.
+        losses: The loss of each head, by its name.
+        logits: Outputs of every head, `(batch_size, num_nodes, size)` or `(batch_size, size)`.
     """
 
     loss: torch.Tensor | None = None
@@ -311,9 +309,7 @@ def build_loss_weights(config: RMatConfig, like: torch.Tensor) -> torch.Tensor |
 def compute_probabilities(logits: torch.Tensor, problem_type: str | None) -> torch.Tensor:
     """Return probabilities, or values in the labels' units, of the same shape, in float64.
 
-    Args:
-        logits (`torch.Tensor` of shape `(..., num_labels)`): Output of the head.
-        problem_type (`str`, *optional*): That of the config; `None` is a regression.
+    A problem type of `None` is a regression.
     """
     return LOSSES[problem_type or "regression"].compute_values(logits.double())
 
@@ -542,10 +538,7 @@ class RMatForPreTraining(RMatPreTrainedModel):
     def forward(
         self,
         node_features: torch.Tensor,
-        bond_types: torch.Tensor,
-        topological_distances: torch.Tensor,
-        interatomic_distances: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        *inputs: torch.Tensor,
         labels: torch.Tensor | None = None,
         descriptor_labels: torch.Tensor | None = None,
         **kwargs: Any,
@@ -553,19 +546,17 @@ class RMatForPreTraining(RMatPreTrainedModel):
         r"""Predict what the heads have learned of a padded batch of molecules.
 
         Args:
-            node_features, bond_types, topological_distances, interatomic_distances, attention_mask:
-                See [`RMatModel`].
+            node_features, inputs: As in [`RMatModel`].
             labels (`torch.Tensor` of shape `(batch_size, num_nodes)`, *optional*):
                 Of the head `"context"`: class of each masked center, -100 for every other node.
             descriptor_labels (`torch.Tensor` of shape `(batch_size, num_descriptor_labels)`):
                 Of the head `"descriptor"`: normalized descriptors, NaN where missing. Optional.
-            kwargs: `<name>_labels` of any other head, and the options of [`RMatModel`].
+            kwargs: `<name>_labels` of any other head, and inputs and options of [`RMatModel`].
         """
         labels_by_head = {"context": labels, "descriptor": descriptor_labels}
         for name in self.heads:
             labels_by_head[name] = kwargs.pop(f"{name}_labels", labels_by_head.get(name))
-        inputs = (node_features, bond_types, topological_distances, interatomic_distances)
-        outputs = self.rmat(*inputs, attention_mask, return_dict=True, **kwargs)
+        outputs = self.rmat(node_features, *inputs, return_dict=True, **kwargs)
         states = {"node": outputs.last_hidden_state, "molecule": outputs.pooler_output}
         logits = {
             name: getattr(self, f"{name}_head")(states[head["level"]])
@@ -611,19 +602,6 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
         )
         self.post_init()
 
-    def append_descriptors(
-        self, pooled_output: torch.Tensor, molecule_descriptors: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the molecule vector followed by the scaled descriptors, if the model has any."""
-        if self.descriptor_scaler is None:
-            return pooled_output
-        if molecule_descriptors is None:
-            raise ValueError(
-                f"This model was trained with {self.config.num_molecule_descriptors} molecule "
-                "descriptors, and the batch has none. Use the processor saved with the model."
-            )
-        return torch.cat((pooled_output, self.descriptor_scaler(molecule_descriptors)), dim=-1)
-
     def compute_loss(self, head_output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of the head's output, before it is brought to the user's units."""
         loss = choose_loss(self.config, labels)
@@ -650,11 +628,9 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
-        r"""Predict the properties of a padded batch of molecules.
+        r"""Predict the properties of a padded batch of molecules; other inputs: [`RMatModel`].
 
         Args:
-            node_features, bond_types, topological_distances, interatomic_distances, attention_mask:
-                See [`RMatModel`].
             molecule_descriptors (`torch.Tensor` of shape `(batch_size, num_molecule_descriptors)`):
                 Raw descriptors, NaN where undefined. Only for models trained with them.
             labels (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*):
@@ -667,7 +643,12 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
         """
         inputs = (node_features, bond_types, topological_distances, interatomic_distances)
         outputs = self.rmat(*inputs, attention_mask, return_dict=True, **kwargs)
-        pooled_output = self.append_descriptors(outputs.pooler_output, molecule_descriptors)
+        pooled_output = outputs.pooler_output
+        if self.descriptor_scaler is not None:
+            if molecule_descriptors is None:
+                raise ValueError("molecule_descriptors are missing. Use the model's own processor.")
+            descriptors = self.descriptor_scaler(molecule_descriptors)
+            pooled_output = torch.cat((pooled_output, descriptors), dim=-1)
         # as the pooling
         with torch.autocast(pooled_output.device.type, enabled=False):
             head_output = widen(self.classifier(pooled_output))

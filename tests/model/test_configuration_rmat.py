@@ -11,8 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tiny import TINY_ARCHITECTURE
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rmat_hf.model.configuration_rmat import TASK_FIELDS, RMatConfig
-from rmat_hf.model.ensemble_rmat import RMatEnsembleConfig
+from rmat_hf.model.configuration_rmat import TASK_FIELDS, RMatConfig, RMatEnsembleConfig
 from rmat_hf.model.modeling_rmat import RMatModel
 
 # Another value than the default for every field that can have one.
@@ -70,24 +69,13 @@ def save_config(folder: Path, **changes: Any) -> Path:
 # Fields that nobody knows
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("hidden_siz", "hidden_size"),
-        ("num_layers_hidden", None),
-        ("num_hidden_layer", "num_hidden_layers"),
-        ("Pooling", "pooling"),
-    ],
-)
 @pytest.mark.parametrize("read", [RMatConfig.from_pretrained, AutoConfig.from_pretrained])
-def test_an_unknown_field_is_ignored_with_a_warning_that_says_what_was_meant(
-    read: Any, name: str, meant: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_an_unknown_field_is_ignored_with_a_warning(
+    read: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = read(save_config(tmp_path, **{name: 1}))
-    (message,) = [record.getMessage() for record in caplog.records if name in record.getMessage()]
-    assert ("Did you mean" in message) == (meant is not None)
-    assert meant is None or repr(meant) in message
-    assert not hasattr(config, name)
+    config = read(save_config(tmp_path, hidden_siz=1))
+    assert [record for record in caplog.records if "'hidden_siz'" in record.getMessage()]
+    assert not hasattr(config, "hidden_siz")
     assert config.hidden_size == TINY_ARCHITECTURE["hidden_size"]
 
 
@@ -175,18 +163,10 @@ def test_a_value_that_cannot_be_is_refused_with_its_name(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("hidden_size", "32"),
-        ("hidden_size", 32.0),
-        ("hidden_size", True),
-        ("hidden_size", None),
-        ("distance_cutoff", "20"),
-        ("layer_norm_eps", "1e-5"),
-        ("attention_form", "authors"),
-        ("num_head_layers", 3),
-        ("label_mean", 1.0),
-        ("label_std", ["1.0"]),
-        ("label_units", "kcal/mol"),
-        ("label_name", 3),
+        *(("hidden_size", "32"), ("hidden_size", 32.0), ("hidden_size", True)),
+        *(("hidden_size", None), ("distance_cutoff", "20"), ("layer_norm_eps", "1e-5")),
+        *(("attention_form", "authors"), ("num_head_layers", 3), ("label_mean", 1.0)),
+        *(("label_std", ["1.0"]), ("label_units", "kcal/mol"), ("label_name", 3)),
         ("loss_weights", "balanced"),
     ],
 )
@@ -198,20 +178,13 @@ def test_a_value_of_another_type_is_refused_by_field_name(name: str, value: obje
 @pytest.mark.parametrize(
     ("name", "last_good", "value"),
     [
-        ("num_node_features", 3, 2),
-        ("num_bond_features", 8, 9),
-        ("max_neighborhood_order", 1, 0),
-        ("max_neighborhood_order", 254, 255),
-        ("num_radial_basis", 1, 0),
-        ("distance_cutoff", 0.1, 0.0),
-        ("radial_envelope_exponent", 1, 0),
-        ("num_hidden_layers", 1, 0),
-        ("hidden_dropout_prob", 1.0, 1.01),
-        ("hidden_dropout_prob", 0.0, -0.01),
-        ("attention_probs_dropout_prob", 1, 2),
-        ("initializer_range", 0.0, -0.1),
-        ("num_pooling_heads", 1, 0),
-        ("num_molecule_descriptors", 0, -1),
+        *(("num_node_features", 3, 2), ("num_bond_features", 8, 9)),
+        *(("max_neighborhood_order", 1, 0), ("max_neighborhood_order", 254, 255)),
+        *(("num_radial_basis", 1, 0), ("distance_cutoff", 0.1, 0.0)),
+        *(("radial_envelope_exponent", 1, 0), ("num_hidden_layers", 1, 0)),
+        *(("hidden_dropout_prob", 1.0, 1.01), ("hidden_dropout_prob", 0.0, -0.01)),
+        *(("attention_probs_dropout_prob", 1, 2), ("initializer_range", 0.0, -0.1)),
+        *(("num_pooling_heads", 1, 0), ("num_molecule_descriptors", 0, -1)),
     ],
 )
 def test_a_value_out_of_range_is_refused_and_the_last_one_in_range_is_not(
@@ -225,18 +198,9 @@ def test_a_value_out_of_range_is_refused_and_the_last_one_in_range_is_not(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"hidden_size": 32, "num_attention_heads": 5},
-            "hidden_size=32 is not a multiple of num_attention_heads=5",
-        ),
-        (
-            {"num_labels": 2, "label_mean": [0.0], "label_std": [1.0, 1.0]},
-            "do not fit 2 labels",
-        ),
-        (
-            {"num_labels": 2, "label_mean": [0.0, 0.0], "label_std": [1.0, 1.0, 1.0]},
-            "do not fit 2 labels",
-        ),
+        ({"hidden_size": 32, "num_attention_heads": 5}, "32 is not a multiple of .*=5"),
+        ({"num_labels": 2, "label_mean": [0.0], "label_std": [1.0, 1.0]}, "do not fit 2 labels"),
+        ({"num_labels": 2, "label_mean": [0.0] * 2, "label_std": [1.0] * 3}, "do not fit 2 labels"),
         ({"num_labels": 2, "label_units": ["Å"]}, "do not fit 2 labels"),
         (
             {"pretraining_heads": {"charge": {"level": "bond", "size": 1, "loss": "regression"}}},
@@ -272,35 +236,29 @@ def test_the_other_values_cover_every_field_with_another_value() -> None:
     assert same == []
 
 
-@pytest.mark.parametrize("name", [*OTHER_VALUES, "id2label", "problem_type", "num_labels"])
-def test_every_field_survives_saving_and_loading(name: str, tmp_path: Path) -> None:
+def test_every_field_survives_saving_and_loading(tmp_path: Path) -> None:
     config = build_other_config()
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is RMatConfig
-    expected = {"id2label": LABELS, "problem_type": "regression", "num_labels": 2}
-    value = getattr(loaded, name)
-    assert value == (expected | OTHER_VALUES)[name]
-    assert type(value) is type(getattr(config, name))
+    expected = {"id2label": LABELS, "problem_type": "regression", "num_labels": 2} | OTHER_VALUES
+    for name, value in expected.items():
+        assert getattr(loaded, name) == value, name
+        assert type(getattr(loaded, name)) is type(getattr(config, name)), name
 
 
 # Architecture
-
-
-def test_architecture_and_task_fields_are_all_fields_and_share_none() -> None:
-    architecture = RMatConfig.list_architecture_fields()
-    assert sorted([*architecture, *TASK_FIELDS]) == sorted(RMatConfig.__annotations__)
-    assert {"hidden_size", "pooling", "attention_form", "num_head_layers"} <= set(architecture)
 
 
 def test_the_architecture_of_a_finetuned_model_builds_one_for_other_labels() -> None:
     finetuned = build_other_config()
     labels = {0: "a", 1: "b", 2: "c"}
     config = RMatConfig(**finetuned.get_architecture(), id2label=labels)
-    for name in config.list_architecture_fields():
+    architecture = RMatConfig.list_architecture_fields()
+    assert sorted([*architecture, *TASK_FIELDS]) == sorted(RMatConfig.__annotations__)
+    for name in architecture:
         assert getattr(config, name) == getattr(finetuned, name), name
-    task = {"label_mean", "label_std", "label_units", "label_name", "loss", "loss_weights"}
-    for name in task | {"num_molecule_descriptors"}:
+    for name in TASK_FIELDS:
         assert getattr(config, name) == getattr(RMatConfig(), name), name
     assert config.output_names == ["a", "b", "c"]
 
