@@ -6,7 +6,7 @@ import logging
 import sqlite3
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -116,7 +116,9 @@ def iterate_featurized(
     """
     compute = partial(_featurize, processor=processor)
     waiting: deque[tuple[list[str], dict[str, FeaturizedMolecule]]] = deque()
-    with nullcontext() if cache_dir is None else FeatureCache(cache_dir, processor) as cache:
+    with (
+        nullcontext() if cache_dir is None else closing(FeatureCache(cache_dir, processor)) as cache
+    ):
 
         def list_missing() -> Iterator[list[Molecule | bytes]]:
             rest = iter(molecules)
@@ -131,18 +133,15 @@ def iterate_featurized(
                     if key not in found
                 ]
 
-        computed: Generator[list[FeaturizedMolecule], None, None]
-        if num_workers == 0:
-            computed = ([compute(molecule) for molecule in chunk] for chunk in list_missing())
-        else:
+        computed = ([compute(molecule) for molecule in chunk] for chunk in list_missing())
+        if num_workers > 0:
+            time_limit_s = max(_MIN_ITEM_TIME_LIMIT_S, 20 * processor.conformer_time_limit_s)
             computed = map_supervised(
                 compute,
                 list_missing(),
                 describe_death=lambda cause: _fail(f"{_DEAD_PROCESS} {cause}"),
                 num_workers=num_workers,
-                item_time_limit_s=max(
-                    _MIN_ITEM_TIME_LIMIT_S, 20 * processor.conformer_time_limit_s
-                ),
+                item_time_limit_s=time_limit_s,
             )
         with closing(computed):
             for outcomes in computed:
@@ -185,7 +184,7 @@ def _fail(reason: str, canonical_smiles: str = "") -> FeaturizedMolecule:
 
 
 class FeatureCache:
-    """Outcomes of molecules by key, in one SQLite file per processor; use it in a `with` block.
+    """Outcomes of molecules by key, in one SQLite file per processor; close it after use.
 
     Several runs may share a folder. A file that cannot be read or written is reported in a warning
     and not used.
@@ -200,24 +199,17 @@ class FeatureCache:
         text = json.dumps({**facts, "cache_version": CACHE_VERSION}, sort_keys=True)
         self.path = Path(cache_dir) / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.sqlite"
         self._connection: sqlite3.Connection | None = None
-
-    def __enter__(self) -> "FeatureCache":
-        try:
+        with self._tolerated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S)
-        except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
-        self._execute(
-            "CREATE TABLE IF NOT EXISTS molecules (key TEXT PRIMARY KEY, features BLOB NOT NULL, "
-            "geometry_source TEXT NOT NULL, failure TEXT NOT NULL, canonical_smiles TEXT NOT NULL"
-            ") WITHOUT ROWID"
-        )
-        return self
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS molecules (key TEXT PRIMARY KEY, features BLOB NOT "
+                "NULL, geometry_source TEXT NOT NULL, failure TEXT NOT NULL, canonical_smiles TEXT "
+                "NOT NULL) WITHOUT ROWID"
+            )
 
-    def __exit__(self, *exception_info: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the file."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -226,36 +218,36 @@ class FeatureCache:
         """Return the outcomes that are known, by key; of a few hundred keys at most."""
         places = ", ".join("?" * len(keys))
         query = f"SELECT * FROM molecules WHERE key IN ({places})"  # noqa: S608 - places only
-        rows = self._execute(query, [tuple(keys)])
+        rows: list[Any] = []
+        with self._tolerated():
+            if self._connection is not None:
+                rows = self._connection.execute(query, tuple(keys)).fetchall()
         return {key: FeaturizedMolecule(*outcome) for key, *outcome in rows}
 
     def save(self, outcomes: Mapping[str, FeaturizedMolecule]) -> None:
         """Store the outcomes in one transaction, without those that time or memory decided."""
         rows = [(key, *outcome) for key, outcome in outcomes.items() if outcome.is_repeatable]
-        self._execute("INSERT OR REPLACE INTO molecules VALUES (?, ?, ?, ?, ?)", rows)
+        with self._tolerated():
+            if self._connection is not None:
+                with self._connection as transaction:
+                    transaction.executemany(
+                        "INSERT OR REPLACE INTO molecules VALUES (?, ?, ?, ?, ?)", rows
+                    )
 
-    def _execute(self, query: str, rows: Sequence[tuple[Any, ...]] = ((),)) -> list[Any]:
-        if self._connection is None:
-            return []
+    @contextmanager
+    def _tolerated(self) -> Iterator[None]:
         try:
-            with self._connection:
-                if len(rows) == 1:
-                    return self._connection.execute(query, rows[0]).fetchall()
-                self._connection.executemany(query, rows)
-        except (sqlite3.Error, UnicodeError) as error:
-            self._give_up(error)
-        return []
-
-    def _give_up(self, error: Exception) -> None:
-        # a screen opens the cache for every few molecules
-        warning_once(
-            logger,
-            "The feature cache %s cannot be used (%s): features are computed. Delete the file if "
-            "it is damaged, or choose another folder.",
-            self.path,
-            str(error),
-        )
-        self._close()
+            yield
+        except (OSError, sqlite3.Error, UnicodeError) as error:
+            # a screen opens the cache for every few molecules
+            warning_once(
+                logger,
+                "The feature cache %s cannot be used (%s): features are computed. Delete the file "
+                "if it is damaged, or choose another folder.",
+                self.path,
+                str(error),
+            )
+            self.close()
 
 
 def describe_processor(processor: RMatProcessor) -> dict[str, Any]:

@@ -46,32 +46,22 @@ class Predictions(NamedTuple):
         `probability_<label>_<class>` for each. An ensemble adds `spread_<label>`, or
         `spread_<label>_<class>` for several classes.
         """
-        errors: list[Any] = list(self.errors)
-        if self.config.label_name is None:
-            names = [f"prediction_{name}" for name in self.output_names]
-            columns = dict(zip(names, _list_columns(self.values), strict=True))
-        elif self.is_binary:
-            columns = {f"prediction_{self.config.label_name}": _list_columns(self.values)[1]}
-        else:
-            label = self.config.label_name
-            best = [
-                None if error is not None else self.output_names[int(np.argmax(row))]
+        label, names = self.config.label_name, self.output_names
+        values = _list_columns(self.values)
+        spreads = [] if self.spread is None else _list_columns(self.spread)
+        columns: dict[str, list[Any]] = {}
+        kind = "prediction"
+        if self.is_binary:
+            names, values, spreads = [str(label)], values[1:], spreads[1:]
+        elif label is not None:
+            columns[f"prediction_{label}"] = [
+                None if error is not None else names[int(np.argmax(row))]
                 for row, error in zip(self.values, self.errors, strict=True)
             ]
-            names = [f"probability_{label}_{name}" for name in self.output_names]
-            columns = {f"prediction_{label}": best}
-            columns |= dict(zip(names, _list_columns(self.values), strict=True))
-        return {**columns, **self._build_spread_columns(), "error": errors}
-
-    def _build_spread_columns(self) -> dict[str, list[Any]]:
-        if self.spread is None:
-            return {}
-        spreads = _list_columns(self.spread)
-        if self.is_binary:
-            return {f"spread_{self.config.label_name}": spreads[1]}
-        prefix = "" if self.config.label_name is None else f"{self.config.label_name}_"
-        names = [f"spread_{prefix}{name}" for name in self.output_names]
-        return dict(zip(names, spreads, strict=True))
+            kind, names = "probability", [f"{label}_{name}" for name in names]
+        columns |= {f"{kind}_{name}": cells for name, cells in zip(names, values, strict=True)}
+        columns |= {f"spread_{name}": cells for name, cells in zip(names, spreads, strict=False)}
+        return {**columns, ERROR_COLUMN: list(self.errors)}
 
 
 def describe_prediction_columns(config: RMatConfig) -> dict[str, ColumnKind]:

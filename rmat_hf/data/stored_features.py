@@ -50,8 +50,7 @@ def pack_features(features: RMatCompactFeatures) -> bytes:
         features.bonds.T.astype(_get_bond_type(num_atoms)),
         geometry.astype(geometry.dtype.newbyteorder("<")),
     ]
-    if descriptors is not None:
-        parts.append(descriptors.astype("<f4"))
+    parts += [] if descriptors is None else [descriptors.astype("<f4")]
     return b"".join(part.tobytes() for part in parts)
 
 
@@ -66,14 +65,13 @@ def unpack_features(packed: bytes) -> RMatCompactFeatures:
     dtype, num_axes = _GEOMETRIES[kind % _GIVEN]
     size = 3 * num_atoms if num_axes == 2 else num_atoms * (num_atoms - 1) // 2
     geometry = np.frombuffer(packed, "<" + dtype, size, start)
+    descriptors = np.frombuffer(packed, "<f4", num_descriptors, start + geometry.nbytes)
     return RMatCompactFeatures(
         codes,
         bonds.reshape(3, -1).T,
         geometry.reshape(-1, 3) if num_axes == 2 else geometry,
         "given" if kind >= _GIVEN else "",
-        np.frombuffer(packed, "<f4", num_descriptors, start + geometry.nbytes)
-        if num_descriptors
-        else None,
+        descriptors if num_descriptors else None,
     )
 
 
@@ -116,14 +114,7 @@ def _read_headers(packed: Sequence[bytes]) -> np.ndarray:
 
 
 def compute_length_order(num_nodes: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return the positions of molecules from the largest to the smallest.
-
-    Args:
-        num_nodes (`Sequence[int]`): Nodes of every molecule.
-
-    Returns:
-        `np.ndarray` of shape `(num_molecules,)`, int64. Equal sizes keep their order.
-    """
+    """Return the positions of molecules from the largest to the smallest, equal ones in order."""
     return np.argsort(-np.asarray(num_nodes, dtype=np.int64), kind="stable")
 
 

@@ -117,9 +117,9 @@ def map_supervised(
     """Compute chunks of items in worker processes, a few ahead, and yield outcomes in their order.
 
     A process may be killed by a crash, by the kernel for want of memory, or because an item takes
-    longer than the limit. The chunks that may have been in hand then are computed once more, each
-    in a process of its own, and a chunk that dies there item by item: only what dies alone has
-    failed. Everything else is as if nothing had happened.
+    longer than the limit. The chunks that were on their way are then computed each in a process of
+    its own, and a chunk that dies there item by item: only what dies alone has failed. Everything
+    else is as if nothing had happened.
 
     Close the iterator, by `contextlib.closing`, if it is not used up: the workers end then.
 
@@ -142,12 +142,8 @@ def map_supervised(
         if waiting[0].is_broken:
             workers.end()
             broken = [task for task in waiting if task.is_broken]
-            # the executor hands out a few chunks more than it has processes
-            num_suspects = 2 * num_workers + 1
-            _settle(work, broken[:num_suspects], num_workers, describe_death=describe_death)
+            _settle(work, broken, num_workers, describe_death=describe_death)
             workers = _Workers(num_workers)
-            for task in broken[num_suspects:]:
-                workers.begin(work, task)
         return waiting.popleft().future.result()
 
     try:

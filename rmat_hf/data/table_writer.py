@@ -38,18 +38,16 @@ _NUMBER = re.compile(
 )
 
 
-def validate_output_path(
-    path: str | os.PathLike[str], *, extensions: Sequence[str] = OUTPUT_EXTENSIONS
-) -> None:
+def validate_output_path(path: str | os.PathLike[str]) -> None:
     """Raise a `UserError` when a table cannot be written there, before any work is done."""
-    path, obstacle = Path(path), None
-    if path.suffix.lower() not in extensions:
-        obstacle = f"cannot be written as this kind of file. Use {' or '.join(extensions)}"
+    path, obstacle = Path(path), ""
+    if path.suffix.lower() not in OUTPUT_EXTENSIONS:
+        obstacle = f"cannot be written as this kind of file. Use {' or '.join(OUTPUT_EXTENSIONS)}"
     elif path.is_dir():
         obstacle = "is a folder. Name a file"
     elif not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         obstacle = "lies in a folder that does not exist or is not writable. Create it first"
-    if obstacle is not None:
+    if obstacle:
         raise UserError(f"{path} {obstacle}.")
 
 
@@ -61,15 +59,15 @@ def build_output_schema(
     Raises:
         UserError: The input has a column that is to be added.
     """
-    fields = list(input_schema or [])
+    schema = input_schema or pa.schema([])
     for name, kind in added_columns.items():
-        if any(field.name == name for field in fields):
+        if name in schema.names:
             raise UserError(
                 f"The input already has a column {name!r}, which the output adds. "
                 "Rename or drop it in the input."
             )
-        fields.append(pa.field(name, ARROW_TYPES[kind]))
-    return pa.schema(fields)
+        schema = schema.append(pa.field(name, ARROW_TYPES[kind]))
+    return schema
 
 
 class TableWriter:
