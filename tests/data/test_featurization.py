@@ -213,8 +213,9 @@ def open_cache(folder: str | Path) -> closing[FeatureCache]:
     return closing(FeatureCache(folder, PROCESSOR))
 
 
-def name_file(processor: RMatProcessor) -> str:
-    return FeatureCache("cache", processor).path.name
+def name_file(processor: RMatProcessor, folder: Path) -> str:
+    with closing(FeatureCache(folder, processor)) as cache:
+        return cache.path.name
 
 
 def save_range(cache_dir: str, start: int) -> None:
@@ -246,7 +247,9 @@ def test_what_a_time_limit_decided_is_not_kept(tmp_path: Path, outcome: Any) -> 
         assert cache.load(["CCO"]) == {}
 
 
-def test_every_option_and_version_has_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_and_version_has_its_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options: list[dict[str, Any]] = [
         {},
         {"geometry": "bounds"},
@@ -259,21 +262,21 @@ def test_every_option_and_version_has_its_own_file(monkeypatch: pytest.MonkeyPat
         {"molecule_descriptors": ["MolWt", "TPSA"]},
         {"molecule_descriptors": ["TPSA", "MolWt"]},
     ]
-    hashes = [name_file(RMatProcessor(**option)) for option in options]
+    hashes = [name_file(RMatProcessor(**option), tmp_path) for option in options]
     assert len(set(hashes)) == len(hashes)
-    assert name_file(RMatProcessor()) == hashes[0]
+    assert name_file(RMatProcessor(), tmp_path) == hashes[0]
     monkeypatch.setattr(rdkit, "__version__", "1.0")
-    assert name_file(RMatProcessor()) not in hashes
+    assert name_file(RMatProcessor(), tmp_path) not in hashes
     monkeypatch.undo()
     processor = RMatProcessor()
     processor.featurizer_version += 1
-    assert name_file(processor) not in hashes
+    assert name_file(processor, tmp_path) not in hashes
 
 
 def test_file_that_is_no_cache_is_reported_and_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = FeatureCache(tmp_path, PROCESSOR).path
+    path = tmp_path / name_file(PROCESSOR, tmp_path)
     path.write_bytes(b"not a database " * 500)
     with caplog.at_level(logging.WARNING), open_cache(tmp_path) as cache:
         cache.save(OUTCOMES)
