@@ -164,20 +164,12 @@ def parse_flags(verb: str, words: list[str]) -> Any:
 
     Args:
         verb (`str`): One of [`VERBS`].
-        words (`list[str]`): Flags and values: `--smiles CCO CCN`, `--smiles=C=C CCO`, `--seed 1`.
+        words (`list[str]`): Flags and values: `--smiles CCO CCN`, `--smiles=C=C`, `--seed 1`.
 
     Raises:
         UserError: A flag is unknown, missing or has a wrong value.
     """
-    parser = build_parser(verb)
-    lists = {name for name, it in parser._option_string_actions.items() if it.nargs == "+"}
-    # after an equals sign argparse takes one value only
-    parts = [
-        part
-        for word in words
-        for part in (word.split("=", 1) if word.split("=", 1)[0] in lists else [word])
-    ]
-    values = vars(parser.parse_args(parts))
+    values = vars(build_parser(verb).parse_args(words))
     arguments = values.pop("arguments_class")(**values)
     cache_home = os.environ.get("XDG_CACHE_HOME")
     if cache_home and getattr(arguments, "feature_cache", None) == "default":
@@ -217,19 +209,14 @@ def _run(words: list[str]) -> int:
             disable_progress_bar()
             VERBS[verb][2](arguments)
     except KeyboardInterrupt as interruption:
-        way_out = _find_way_out(verb, arguments)
+        way_out = ""
+        if hasattr(arguments, "resume"):
+            way_out = " Repeat the command with --resume to continue."
+        elif getattr(arguments, "is_folder", False) or verb in ("featurize", "benchmark"):
+            way_out = " Repeat the command to continue."
         print(f"rmat: {str(interruption) or 'interrupted'}.{way_out}", file=sys.stderr)
         return getattr(interruption, "exit_code", 130)
     return 0
-
-
-def _find_way_out(verb: str, arguments: Any) -> str:
-    """Say how a command goes on after an interruption, if it does."""
-    if hasattr(arguments, "resume"):
-        return " Repeat the command with --resume to continue."
-    if getattr(arguments, "is_folder", False) or verb in ("featurize", "benchmark"):
-        return " Repeat the command to continue."
-    return ""
 
 
 def _is_main_process() -> bool:

@@ -1,7 +1,7 @@
 """The fields of the argument classes, which become flags of the command line."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import Field, field, fields
 from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -66,23 +66,18 @@ def list_choices(flag: "Field[Any]", hint: Any) -> list[str]:
 
 def validate_flags(arguments: Any) -> None:
     """Raise a [`UserError`] for the first field whose value is none of its choices or bounds."""
-    for problem in _iterate_problems(arguments):
-        raise UserError(problem)
-
-
-def _iterate_problems(arguments: Any) -> Iterator[str]:
     hints = get_type_hints(type(arguments))
     for flag in fields(arguments):
-        given = getattr(arguments, flag.name)
+        given, name = getattr(arguments, flag.name), name_flag(flag.name)
         choices = list_choices(flag, hints[flag.name])
+        bounds = _BOUNDS.keys() & flag.metadata.keys()
         for value in given if isinstance(given, list) else [given]:
             if value is None:
                 continue
             if choices and value not in choices:
-                yield f"{name_flag(flag.name)} {value!r} is unknown. Known: {choices}."
-            for name in _BOUNDS.keys() & flag.metadata.keys():
-                (is_within, text), bound = _BOUNDS[name], flag.metadata[name]
-                if not isinstance(value, Real):
-                    yield f"{name_flag(flag.name)} {value!r} is no number."
-                elif not is_within(value, bound):
-                    yield f"{name_flag(flag.name)} {value} {text.format(bound)}"
+                raise UserError(f"{name} {value!r} is unknown. Known: {choices}.")
+            if bounds and not isinstance(value, Real):
+                raise UserError(f"{name} {value!r} is no number.")
+            for (is_within, text), bound in ((_BOUNDS[it], flag.metadata[it]) for it in bounds):
+                if not is_within(value, bound):
+                    raise UserError(f"{name} {value} {text.format(bound)}")

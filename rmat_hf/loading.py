@@ -143,12 +143,10 @@ def read_checkpoint(
             raise ValueError(f"it is a {fields.get('model_type')!r} model, not R-MAT.")
         if config_class is RMatEnsembleConfig and not allows_ensemble:
             raise ValueError("it is an ensemble, which only predicts. Give the model it began as.")
-        headers = _read_headers(_list_weight_files(name, revision=revision))
-        for problem in _iterate_config_problems(fields, headers):
+        shapes = _read_shapes(_list_weight_files(name, revision=revision))
+        for problem in _iterate_config_problems(fields, shapes):
             raise ValueError(f"{CONFIG_NAME} does not fit: {problem}. {_RESTORE}.")
-        config = config_class.from_dict(fields)
-    shapes = {name: shape for name, (shape, _) in headers.items()}
-    return Checkpoint(name=name, revision=revision, config=config, shapes=shapes)
+        return Checkpoint(name, revision, config_class.from_dict(fields), shapes)
 
 
 def load_processor(
@@ -247,28 +245,27 @@ def _list_weight_files(model: str | Path, *, revision: str | None) -> list[str]:
     )
 
 
-def _read_headers(paths: list[str]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and type of each weight."""
-    headers = {}
+def _read_shapes(paths: list[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
     for path in paths:
         with explained_reading(path), safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - no mapping
                 weight = weights.get_slice(name)
-                headers[name] = (tuple(weight.get_shape()), weight.get_dtype())
-    return headers
+                if weight.get_dtype() not in FLOAT_TYPES:
+                    raise ValueError(f"{name} is stored as {weight.get_dtype()}, not as floats.")
+                shapes[name] = tuple(weight.get_shape())
+    return shapes
 
 
 def _iterate_config_problems(
-    fields: dict[str, Any], headers: Mapping[str, tuple[tuple[int, ...], str]]
+    fields: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[str]:
     """Say what cannot be used with these weights and this release, before anything is built."""
     num_features, own = fields.get("num_node_features"), ATOM_FEATURES.num_node_features
     if num_features not in (None, own):
         yield f"it has {num_features} features of an atom, this release of rmat_hf makes {own}"
-    if others := {dtype for _, dtype in headers.values()}.difference(FLOAT_TYPES):
-        yield f"weights are stored as {min(others)}, which is no floating-point type"
     # each layer, member and label has a row of some weight at least
-    num_rows = sum(shape[0] for shape, _ in headers.values() if shape)
+    num_rows = sum(shape[0] for shape in shapes.values() if shape)
     for name in ("num_hidden_layers", "num_members", "num_labels", "id2label"):
         value = fields.get(name)
         count = len(value) if isinstance(value, dict) else value

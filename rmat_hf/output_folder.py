@@ -227,12 +227,7 @@ def train_from_last_checkpoint(trainer: "Trainer") -> None:
 def rotated_by_step(trainer: "Trainer", *, trial: Any = None) -> Iterator[None]:
     """Remove the checkpoints with the fewest steps after the block, which saves one.
 
-    `Trainer` itself sorts them by the time of their last change: after a correction of the clock
-    it takes the new checkpoint for the oldest one and removes it.
-
-    Args:
-        trainer (`Trainer`): `save_total_limit` of its arguments says how many stay.
-        trial (*optional*): Trial of a search.
+    `Trainer` itself takes the new one for the oldest after a correction of the clock.
     """
     from transformers.trainer_utils import rotate_checkpoints
 

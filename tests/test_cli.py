@@ -217,7 +217,14 @@ def test_a_list_flag_takes_an_equals_sign(
 ) -> None:
     output = tmp_path / "out.csv"
     outcome = run_cli(
-        "predict", "--model", tiny_model_folder, "--smiles=C=C", "CCO", "--output", output
+        "predict",
+        "--model",
+        tiny_model_folder,
+        "--smiles=C=C",
+        "--smiles",
+        "CCO",
+        "--output",
+        output,
     )
     assert outcome.exit_code == 0, outcome.error
     assert [row["smiles"] for row in csv.DictReader(output.open())] == ["C=C", "CCO"]

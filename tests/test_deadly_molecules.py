@@ -74,12 +74,11 @@ def list_processes() -> list[str]:
     return [command for command in commands if "resource_tracker" not in command]
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
 def test_deadly_rows_of_a_folder_have_a_reason_and_the_others_their_bytes(
-    deadly: pytest.MonkeyPatch, tiny_model_folder: Path, tmp_path: Path, num_workers: int
+    deadly: pytest.MonkeyPatch, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     library = write_library(tmp_path / "library.parquet", deadly_rows=ROWS)
-    result = screen(tiny_model_folder, library, tmp_path / "screen", num_workers=num_workers)
+    result = screen(tiny_model_folder, library, tmp_path / "screen", num_workers=2)
     assert list_processes() == []
     assert multiprocessing.active_children() == []
     assert (result.num_rows, result.num_failed, result.is_complete) == (NUM_ROWS, 4, True)

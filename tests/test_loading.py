@@ -18,7 +18,6 @@ from malicious import (
 )
 from safetensors.torch import load_file, save_file
 from tiny import TINY_ARCHITECTURE
-from transformers import BertConfig
 from transformers import logging as transformers_logging
 
 from rmat_hf.errors import UserError
@@ -165,44 +164,6 @@ def test_a_missing_folder_is_named(load: Loader, tmp_path: Path) -> None:
     assert "Give a folder written by rmat finetune, or a Hub id" in message
 
 
-@each_loader
-def test_a_folder_without_a_model_is_named(load: Loader, tmp_path: Path) -> None:
-    assert "config.json" in read_error(load, tmp_path)
-
-
-@each_loader
-def test_a_file_in_place_of_a_folder_is_named(load: Loader, tiny_model_folder: Path) -> None:
-    message = read_error(load, tiny_model_folder / "config.json")
-    assert "Give a folder" in message
-
-
-@pytest.mark.parametrize("load", [read_checkpoint, load_predictor, load_embedder])
-def test_another_architecture_is_named(load: Loader, tmp_path: Path) -> None:
-    BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
-    assert read_error(load, tmp_path).endswith("is a 'bert' model, not R-MAT.")
-
-
-@pytest.mark.parametrize("load", [load_processor, load_predictor, load_embedder])
-def test_a_missing_processor_is_named(load: Loader, tiny_model_folder: Path) -> None:
-    (tiny_model_folder / "preprocessor_config.json").unlink()
-    assert "preprocessor_config.json" in read_error(load, tiny_model_folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"geometry": "3d"}, "got 3d"),
-        ({"featurizer_version": 99}, "featurizer version 99"),
-        ({"scale": 2}, "no option 'scale'"),
-    ],
-)
-def test_a_saved_processor_that_cannot_be_used_says_why(
-    changes: dict[str, object], reason: str, tiny_model_folder: Path
-) -> None:
-    change_json(tiny_model_folder / "preprocessor_config.json", **changes)
-    assert reason in read_error(load_processor, tiny_model_folder)
-
-
 @pytest.mark.parametrize("model_class", [RMatModel, RMatForPreTraining])
 def test_a_missing_head_is_named_and_embeddings_work_without_it(
     model_class: type[RMatModel] | type[RMatForPreTraining],
@@ -227,38 +188,6 @@ def test_missing_pooling_weights_are_named(
     assert "has no trained rmat.pooler.hidden_proj" in read_error(load_embedder, tmp_path)
 
 
-@each_loader
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.99])
-def test_truncated_weights_are_named(
-    load: Loader, fraction: float, tiny_model_folder: Path
-) -> None:
-    path = tiny_model_folder / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(fraction * len(whole))])
-    assert "model.safetensors" in read_error(load, tiny_model_folder)
-
-
-@each_loader
-def test_missing_weights_are_named(load: Loader, tiny_model_folder: Path) -> None:
-    (tiny_model_folder / "model.safetensors").unlink()
-    assert "model.safetensors is not there" in read_error(load, tiny_model_folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"hidden_size": "32"}, "expected int, got str"),
-        ({"hidden_size": 33}, "hidden_size=33 is not a multiple of num_attention_heads=4"),
-        ({"attention_form": "mine"}, "got mine"),
-    ],
-)
-def test_a_configuration_that_cannot_be_says_which_field(
-    changes: dict[str, object], reason: str, tiny_model_folder: Path
-) -> None:
-    change_json(tiny_model_folder / "config.json", **changes)
-    assert reason in read_error(read_checkpoint, tiny_model_folder)
-
-
 # Weights and configuration that do not belong together
 
 
@@ -268,9 +197,6 @@ def test_finetuning_refuses_an_encoder_of_another_size_instead_of_starting_untra
     config = RMatConfig(**(TINY_ARCHITECTURE | {"hidden_size": 16}))
     message = read_error(load_for_finetuning, tiny_model_folder, config=config)
     assert "of another shape" in message
-
-
-# What is stored
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -301,14 +227,11 @@ MAX_SECONDS = 20
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pooling_hidden_size": 5_000_000},
         {"pooling_hidden_size": 20_000_000},
         {"intermediate_size": 3_000_000},
-        {"num_hidden_layers": 1000},
         {"num_hidden_layers": 10**9},
         {"id2label": {str(idx): f"y{idx}" for idx in range(100_000)}},
         {"num_labels": 10**9, "id2label": None},
-        {"model_type": "rmat_ensemble", "num_members": 3000},
         {"model_type": "rmat_ensemble", "num_members": 10**7},
         {"hidden_size": 10**9},
         {"num_radial_basis": 10**8},
@@ -327,13 +250,11 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_anything_is_built
     assert time.process_time() - start < MAX_SECONDS
 
 
-@pytest.mark.parametrize("name", ["pooling_hidden_size", "head_hidden_size"])
-def test_what_starts_untrained_is_no_larger_than_a_head(name: str, tiny_model_folder: Path) -> None:
-    large = {"num_head_layers": 2, name: 5_000_000}
+def test_what_starts_untrained_is_no_larger_than_a_head(tiny_model_folder: Path) -> None:
+    large = {"num_head_layers": 2, "head_hidden_size": 5_000_000}
     config = RMatConfig(**(TINY_ARCHITECTURE | large), num_labels=1)
-    assert "or of another shape" in read_error(
-        load_for_finetuning, tiny_model_folder, config=config
-    )
+    message = read_error(load_for_finetuning, tiny_model_folder, config=config)
+    assert "of another shape" in message
 
 
 # A stranger's files choose no class

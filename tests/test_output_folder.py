@@ -44,14 +44,16 @@ def write_folder(folder: Path, text: str, *, overwrite: bool = False) -> None:
         (temporary / "sub" / "file.txt").write_text(text)
 
 
+def list_files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 def list_tree(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-
-
-def fail_in_block(folder: Path, error: BaseException, *, overwrite: bool = False) -> None:
-    with create_folder_atomically(folder, overwrite=overwrite) as temporary:
-        (temporary / "half.txt").write_text("half")
-        raise error
 
 
 @pytest.mark.parametrize("before", ["nothing", "an empty folder", "a file"])
@@ -76,22 +78,22 @@ def test_the_folder_appears_whole_with_its_files_and_nothing_beside_it(
     assert os.listdir(folder.parent) == ["run"]
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)])
-def test_an_exception_passes_through_and_leaves_nothing(
-    error: BaseException, tmp_path: Path
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+def test_an_exception_passes_through_and_leaves_what_was_there(
+    error: BaseException, is_there: bool, tmp_path: Path
 ) -> None:
-    with pytest.raises(type(error)) as caught:
-        fail_in_block(tmp_path / "run", error)
+    if is_there:
+        write_folder(tmp_path / "run", "old")
+    before = list_files(tmp_path)
+    with (
+        pytest.raises(type(error)) as caught,
+        create_folder_atomically(tmp_path / "run", overwrite=True) as temporary,
+    ):
+        (temporary / "half.txt").write_text("half")
+        raise error
     assert caught.value is error
-    assert list_tree(tmp_path) == []
-
-
-def test_an_exception_while_overwriting_leaves_the_old_folder_untouched(tmp_path: Path) -> None:
-    write_folder(tmp_path / "run", "old")
-    with pytest.raises(ValueError, match="mistake"):
-        fail_in_block(tmp_path / "run", ValueError("mistake"), overwrite=True)
-    assert list_tree(tmp_path) == ["run", "run/sub", "run/sub/file.txt"]
-    assert (tmp_path / "run" / "sub" / "file.txt").read_text() == "old"
+    assert list_files(tmp_path) == before
 
 
 def test_a_failing_last_rename_brings_the_old_folder_back(
@@ -115,26 +117,28 @@ def test_a_failing_last_rename_brings_the_old_folder_back(
     assert (tmp_path / "run" / "sub" / "file.txt").read_text() == "old"
 
 
-def test_a_folder_with_files_is_refused_before_the_block_runs(tmp_path: Path) -> None:
-    write_folder(tmp_path / "run", "old")
-    has_run = False
+@pytest.mark.parametrize(
+    ("kind", "overwrite", "reason"),
+    [
+        ("folder", False, r"run' is not empty\. .*--overwrite"),
+        ("file", False, r"run' is a file.*Choose another"),
+        ("file", True, r"run' is a file.*Choose another"),
+    ],
+)
+def test_what_is_in_the_way_is_refused_before_the_block_runs_and_kept(
+    tmp_path: Path, kind: str, overwrite: bool, reason: str
+) -> None:
+    if kind == "file":
+        (tmp_path / "run").write_text("a file")
+    else:
+        write_folder(tmp_path / "run", "old")
+    before = list_files(tmp_path)
     with (
-        pytest.raises(UserError, match=r"run' is not empty\. .*--overwrite"),
-        create_folder_atomically(tmp_path / "run"),
+        pytest.raises(UserError, match=reason),
+        create_folder_atomically(tmp_path / "run", overwrite=overwrite),
     ):
-        has_run = True
-    assert not has_run
-    assert (tmp_path / "run" / "sub" / "file.txt").read_text() == "old"
-    assert list_tree(tmp_path) == ["run", "run/sub", "run/sub/file.txt"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_in_the_way_is_refused_and_kept(overwrite: bool, tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("a file")
-    with pytest.raises(UserError, match=r"run' is a file.*Choose another"):
-        write_folder(tmp_path / "run", "new", overwrite=overwrite)
-    assert (tmp_path / "run").read_text() == "a file"
-    assert list_tree(tmp_path) == ["run"]
+        raise AssertionError("the block has run")
+    assert list_files(tmp_path) == before
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
@@ -184,20 +188,13 @@ def test_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     assert list_tree(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize(
-    ("raised", "expected"),
-    [(OSError(errno.ENOSPC, "No space left on device"), UserError), (KeyboardInterrupt(), None)],
-)
-def test_file_stays_as_it_was_after_an_error(
-    tmp_path: Path, raised: BaseException, expected: type[BaseException] | None
-) -> None:
+def test_file_stays_as_it_was_after_an_interruption(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(expected or type(raised)), open_atomically(path) as stream:
+    with pytest.raises(KeyboardInterrupt), open_atomically(path) as stream:
         stream.write(b"new")
-        raise raised
-    assert path.read_text() == "old"
-    assert list_tree(tmp_path) == ["file"]
+        raise KeyboardInterrupt
+    assert list_files(tmp_path) == {"file": b"old"}
 
 
 def test_json_that_cannot_be_written_leaves_the_older_file_alone(tmp_path: Path) -> None:
@@ -252,18 +249,6 @@ def test_second_process_is_refused_until_the_first_one_ends(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lock_of_a_killed_process_is_none(tmp_path: Path) -> None:
-    def lock_and_die() -> None:
-        with lock_output(tmp_path / "run"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert in_child(lock_and_die) == -signal.SIGKILL
-    assert (tmp_path / ".run.lock").exists()
-    with lock_output(tmp_path / "run"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_one_folder_under_two_names_is_one_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "run")
@@ -284,6 +269,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next_one(tmp_path: Path, name:
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(write_and_die) == -signal.SIGKILL
+    assert (tmp_path / f".{name}.lock").exists()
     half = name_temporary(output)
     (half / "sub").mkdir(parents=True)
     kept = [name_temporary(tmp_path / f"{name}.gz"), tmp_path / f".{name}.notes", output]
@@ -392,7 +378,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
         raise AssertionError("it is somebody's")
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
 def test_code_in_a_checkpoint_is_refused_and_not_run(name: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"train_dataset": build_rows(4), "save_strategy": "steps"}
     options |= {"save_steps": 1, "max_steps": 1}
@@ -421,8 +407,7 @@ class SetClock(TrainerCallback):
 
 
 @pytest.mark.parametrize("year", YEARS_S)
-@pytest.mark.parametrize("limit", [1, 2])
-def test_checkpoints_with_the_most_steps_stay(tmp_path: Path, year: int, limit: int) -> None:
+def test_checkpoints_with_the_most_steps_stay(tmp_path: Path, year: int) -> None:
     trainer = build_trainer(
         tmp_path,
         train_dataset=build_rows(8),
@@ -430,15 +415,11 @@ def test_checkpoints_with_the_most_steps_stay(tmp_path: Path, year: int, limit: 
         save_strategy="steps",
         save_steps=1,
         max_steps=5,
-        save_total_limit=limit,
+        save_total_limit=2,
     )
     trainer.train()
-    left = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
-    assert left == ["checkpoint-4", "checkpoint-5"][2 - limit :]
-    assert trainer.args.save_total_limit == limit
-    last = find_last_complete_checkpoint(tmp_path)
-    assert last is not None
-    assert load_num_steps(last) == 5
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-5"}
+    assert trainer.args.save_total_limit == 2
 
 
 def test_best_checkpoint_stays_although_its_time_is_the_oldest(tmp_path: Path) -> None:
@@ -476,14 +457,6 @@ def pretrain(folder: Path, **options: Any) -> None:
 
 
 RUNS = [pytest.param(finetune, id="finetune"), pytest.param(pretrain, id="pretrain")]
-
-
-def list_files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -96,7 +96,9 @@ def send_outsider(work: Path, name: str, *, blocked: list[str], **job: Any) -> d
     job |= {"report": str(folder / "report.json")}
     done = run_python([TESTS / "outsider.py", json.dumps(job)], folder=folder, blocked=blocked)
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert all(report["import_errors"][name] for name in blocked)
+    return report
 
 
 @pytest.fixture(scope="module")
@@ -232,14 +234,6 @@ def test_with_the_package_no_trust_is_needed(name: str, saved: dict[str, Saved])
 
 
 @pytest.mark.slow
-def test_the_package_cannot_be_imported_where_these_tests_say_so(
-    first_visit: dict[str, Any], second_visit: dict[str, Any]
-) -> None:
-    for report in (first_visit, second_visit):
-        assert report["import_errors"] == {"rmat_hf": "No module named 'rmat_hf'", "rdkit": None}
-
-
-@pytest.mark.slow
 @each_head_name
 def test_every_auto_class_opens_every_head_without_the_package(
     name: str, first_visit: dict[str, Any], saved: dict[str, Saved]
@@ -297,7 +291,6 @@ def test_without_rdkit_models_load_and_the_rest_says_what_to_install(
         models={name: str(head.folder) for name, head in saved.items()},
         features=str(work / "features.pt"),
     )
-    assert all(report["import_errors"].values())
     for name, visit in report["visits"].items():
         for class_name, outputs in saved[name].outputs.items():
             assert_close(visit["models"][class_name]["outputs"], outputs)

@@ -169,6 +169,15 @@ def write(name: str, content: bytes) -> Damage:
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def remove(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut_off(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
 def change_weights(function: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
     def damage(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -188,6 +197,9 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "more layers": (change_config(num_hidden_layers=3), "more are missing"),
     "a billion layers": (change_config(num_hidden_layers=10**9), "too many for its weights"),
     "other atoms": (change_config(num_node_features=40), "40 features of an atom"),
+    "a text": (change_config(hidden_size="32"), "expected int, got str"),
+    "an odd number": (change_config(hidden_size=33), "hidden_size=33"),
+    "another form": (change_config(attention_form="mine"), "got mine"),
     "other labels": (change_config(id2label={"0": "a", "1": "b"}), "has no trained classifier"),
     "empty processor": (
         write("preprocessor_config.json", b""),
@@ -202,9 +214,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         change_processor(feature_extractor_type="ViTFeatureExtractor"),
         "that of a ViTFeatureExtractor",
     ),
+    "another geometry": (change_processor(geometry="3d"), "got 3d"),
+    "another option": (change_processor(scale=2), "no option 'scale'"),
     "later features": (change_processor(featurizer_version=99), "featurizer version 99"),
     "descriptors": (change_processor(molecule_descriptors=["MolWt"]), "with 1 molecule desc"),
     "empty weights": (write("model.safetensors", b""), "model.safetensors cannot be read"),
+    "cut-off weights": (cut_off, "model.safetensors cannot be read"),
+    "no weights": (remove("model.safetensors"), "model.safetensors is not there"),
+    "no processor": (remove("preprocessor_config.json"), "preprocessor_config.json"),
+    "no config": (remove("config.json"), "config.json"),
     "NaN": (change_weights(lambda found: found[NORM].fill_(torch.nan)), f"{NORM} has a value"),
     "infinite": (change_weights(lambda found: found[NORM].fill_(torch.inf)), f"{NORM} has a"),
     "integers": (
@@ -233,7 +251,7 @@ def test_damage_is_one_line_that_names_it(
 
 
 @pytest.mark.parametrize("verb", ["finetune", "pretrain"])
-@pytest.mark.parametrize("name", ["NaN", "integers", "other atoms", "processor {}"])
+@pytest.mark.parametrize("name", ["NaN", "other atoms"])
 def test_training_does_not_start_from_a_damaged_model(
     verb: str,
     name: str,
@@ -241,8 +259,6 @@ def test_training_does_not_start_from_a_damaged_model(
     tmp_path: Path,
     run_cli: Callable[..., Outcome],
 ) -> None:
-    if (verb, name) == ("pretrain", "processor {}"):
-        pytest.skip("the corpus brings the processor")
     damage, reason = DAMAGES[name]
     damage(tiny_model_folder)
     write_corpus(tmp_path / "corpus", TABLE_SMILES)
@@ -261,11 +277,10 @@ def test_credentials_in_the_name_of_a_model_are_not_repeated(
     assert "https://***@host/model" in outcome.error
 
 
-@pytest.mark.parametrize("name", ["table.csv", "data"])
 def test_credentials_in_the_name_of_a_table_are_not_repeated(
-    name: str, tmp_path: Path, run_cli: Callable[..., Outcome]
+    tmp_path: Path, run_cli: Callable[..., Outcome]
 ) -> None:
-    flags = ["--dataset", f"https://me:s3cr3t@host/{name}", "--label-columns", "y"]
+    flags = ["--dataset", "https://me:s3cr3t@host/table.csv", "--label-columns", "y"]
     outcome = run_cli("finetune", *flags, "--output-dir", tmp_path / "output")
     assert outcome.exit_code == 2
     assert "s3cr3t" not in outcome.error

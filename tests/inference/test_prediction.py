@@ -75,6 +75,10 @@ class AlonePredictor:
             smiles: predict(self.model, [smiles], processor=self.processor).values[0]
             for smiles in TINY_SMILES
         }
+        # far apart, so that a swapped row is seen
+        values = np.array(list(self.expected.values())) / [2.0, 40.0]
+        gaps = np.abs(values[:, None] - values[None])[np.triu_indices(len(values), 1)]
+        assert gaps.max(1).min() > 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,7 @@ def alone_predictor() -> AlonePredictor:
     molecules=st.lists(st.sampled_from([*TINY_SMILES, *BAD_MOLECULES]), max_size=12),
     batch_size=st.integers(1, 5),
 )
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_every_row_is_its_molecules_own_prediction_or_its_own_error(
     molecules: list[str | None], batch_size: int, alone_predictor: AlonePredictor
 ) -> None:
@@ -107,26 +111,12 @@ def test_every_row_is_its_molecules_own_prediction_or_its_own_error(
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=RELATIVE_TOLERANCE)
 
 
-def test_molecules_of_one_batch_have_predictions_far_apart(
-    alone_predictor: AlonePredictor,
-) -> None:
-    """What makes a swapped row visible in the other tests."""
-    values = np.array(list(alone_predictor.expected.values())) / [2.0, 40.0]
-    gaps = np.abs(values[:, None] - values[None])[np.triu_indices(len(values), 1)]
-    assert gaps.max(1).min() > 1e-2
-
-
 @pytest.mark.parametrize("run", [predict, embed])
 def test_batch_size_and_workers_do_not_matter(run: Any, processor: RMatProcessor) -> None:
     model = build_regression_model()
     reference = run(model, MIXED, processor=processor, batch_size=len(MIXED))
     assert [error is not None for error in reference.errors] == MIXED_IS_BAD
-    for options in (
-        {"batch_size": 1},
-        {"batch_size": 3},
-        {"batch_size": 100},
-        {"batch_size": 2, "num_workers": 2},
-    ):
+    for options in ({"batch_size": 1}, {"batch_size": 3}, {"batch_size": 2, "num_workers": 2}):
         result = run(model, MIXED, processor=processor, **options)
         assert_close(result.values, reference.values, relative=FLOAT32_TOLERANCE)
         assert result.errors == reference.errors
@@ -142,24 +132,6 @@ def test_smiles_and_molecules_give_the_same(run: Any, processor: RMatProcessor) 
     assert from_mols.errors == [None] * len(mols)
 
 
-@given(
-    smiles=st.sampled_from([smiles for smiles in TINY_SMILES if smiles != "C"]),
-    root=st.integers(0, 100),
-)
-@settings(max_examples=40)
-def test_two_writings_of_a_molecule_predict_the_same(
-    smiles: str, root: int, alone_predictor: AlonePredictor
-) -> None:
-    mol = Chem.MolFromSmiles(smiles)
-    other = Chem.MolToSmiles(
-        mol, rootedAtAtom=root % mol.GetNumAtoms(), canonical=False, kekuleSmiles=False
-    )
-    values = predict(alone_predictor.model, [other], processor=alone_predictor.processor).values
-    label_std = [2.0, 40.0]
-    expected = alone_predictor.expected[smiles]
-    np.testing.assert_allclose(values[0] / label_std, expected / label_std, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize(("run", "num_columns"), [(predict, 2), (embed, 4 * 32)])
 def test_an_empty_list_gives_no_rows(run: Any, num_columns: int, processor: RMatProcessor) -> None:
     result = run(build_regression_model(), [], processor=processor)
@@ -172,24 +144,15 @@ def test_an_empty_list_gives_no_rows(run: Any, num_columns: int, processor: RMat
 
 
 @pytest.mark.parametrize("run", [predict, embed])
-@pytest.mark.parametrize("molecules", ["CCO", Chem.MolFromSmiles("CCO")], ids=["smiles", "mol"])
-def test_one_molecule_in_place_of_a_list_is_refused(
-    run: Any, molecules: str | Chem.Mol, processor: RMatProcessor
-) -> None:
-    with pytest.raises(TypeError, match=r"Pass a list of molecules, for example \['CCO'\]"):
-        run(build_regression_model(), molecules, processor=processor)
-
-
-@pytest.mark.parametrize("run", [predict, embed])
-def test_a_loaded_model_without_its_processor_is_refused(run: Any) -> None:
+def test_arguments_that_cannot_be_are_refused(run: Any, processor: RMatProcessor) -> None:
+    model = build_regression_model()
+    for molecules in ("CCO", Chem.MolFromSmiles("CCO")):
+        with pytest.raises(TypeError, match=r"Pass a list of molecules, for example \['CCO'\]"):
+            run(model, molecules, processor=processor)
     with pytest.raises(ValueError, match="needs its processor, processor="):
-        run(build_regression_model(), ["CCO"])
-
-
-@pytest.mark.parametrize("run", [predict, embed])
-def test_a_loaded_model_with_a_revision_is_refused(run: Any, processor: RMatProcessor) -> None:
+        run(model, ["CCO"])
     with pytest.raises(ValueError, match="takes no revision, but revision is 'v1'"):
-        run(build_regression_model(), ["CCO"], processor=processor, revision="v1")
+        run(model, ["CCO"], processor=processor, revision="v1")
 
 
 @pytest.mark.parametrize("run", [predict, embed])
@@ -282,14 +245,15 @@ def build_predictions(
 NAN = float("nan")
 
 
-def test_a_regression_has_one_column_per_label() -> None:
-    predictions = build_predictions([[1.5, -20.0], [NAN, NAN], [2.5, 30.0]], ["logS", "mp"])
-    assert predictions.output_names == ["logS", "mp"]
+def test_a_regression_has_one_column_per_label_with_the_digits_of_float32() -> None:
+    tenth = float(np.float32(0.1))
+    predictions = build_predictions([[tenth, -20.0], [NAN, NAN]], ["logS", "mp"])
+    assert tenth != 0.1
     columns = predictions.to_columns()
     assert columns == {
-        "prediction_logS": [1.5, None, 2.5],
-        "prediction_mp": [-20.0, None, 30.0],
-        "error": [None, "no molecule", None],
+        "prediction_logS": [0.1, None],
+        "prediction_mp": [-20.0, None],
+        "error": [None, "no molecule"],
     }
     assert list(columns) == ["prediction_logS", "prediction_mp", "error"]
 
@@ -298,34 +262,24 @@ def test_a_multi_label_classification_has_one_probability_per_label(
     processor: RMatProcessor,
 ) -> None:
     model = build_model("multi_label_classification", ["a", "b", "c"])
-    predictions = predict(model, MIXED, processor=processor)
-    columns = predictions.to_columns()
+    columns = predict(model, TINY_SMILES, processor=processor).to_columns()
     assert list(columns) == ["prediction_a", "prediction_b", "prediction_c", "error"]
-    known = ~np.array(MIXED_IS_BAD)
     with torch.no_grad():
-        good = [m for m, is_bad in zip(MIXED, MIXED_IS_BAD, strict=True) if not is_bad]
-        logits = model(**processor(good, return_tensors="pt")).logits
-    expected = 1 / (1 + np.exp(-logits.double().numpy()))
+        logits = model(**processor(TINY_SMILES, return_tensors="pt")).logits
+    expected = torch.sigmoid(logits.double()).numpy()
     for idx, name in enumerate("abc"):
         column = columns[f"prediction_{name}"]
-        assert [value is None for value in column] == MIXED_IS_BAD
-        np.testing.assert_allclose(
-            np.array(column, dtype=float)[known], expected[:, idx], rtol=0, atol=1e-6
-        )
+        np.testing.assert_allclose(column, expected[:, idx], rtol=0, atol=1e-6)
 
 
 def test_classes_0_and_1_have_the_probability_of_1(processor: RMatProcessor) -> None:
-    classes = ["0", "1"]
-    model = build_model("single_label_classification", classes, label_name="hit")
-    columns = predict(model, MIXED, processor=processor).to_columns()
+    model = build_model("single_label_classification", ["0", "1"], label_name="hit")
+    columns = predict(model, TINY_SMILES, processor=processor).to_columns()
     assert list(columns) == ["prediction_hit", "error"]
-    good = [m for m, is_bad in zip(MIXED, MIXED_IS_BAD, strict=True) if not is_bad]
     with torch.no_grad():
-        logits = model(**processor(good, return_tensors="pt")).logits.double().numpy()
-    expected = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
-    column = [value for value in columns["prediction_hit"] if value is not None]
-    np.testing.assert_allclose(column, expected, rtol=0, atol=1e-6)
-    assert np.abs(expected - 0.5).min() > 1e-4
+        logits = model(**processor(TINY_SMILES, return_tensors="pt")).logits.double()
+    expected = torch.softmax(logits, dim=1)[:, 1].numpy()
+    np.testing.assert_allclose(columns["prediction_hit"], expected, rtol=0, atol=1e-6)
 
 
 def test_more_classes_have_the_best_one_by_name_and_every_probability() -> None:
@@ -339,14 +293,6 @@ def test_more_classes_have_the_best_one_by_name_and_every_probability() -> None:
         "error": [None, "no molecule", None, None],
     }
     assert next(iter(columns)) == "prediction_tox"
-
-
-def test_columns_are_plain_numbers_with_the_digits_of_float32() -> None:
-    value = float(np.float32(0.1))
-    assert value != 0.1
-    column = build_predictions([[value]], ["y"]).to_columns()["prediction_y"]
-    assert column == [0.1]
-    assert type(column[0]) is float
 
 
 def test_embedding_columns_have_a_list_or_none() -> None:
@@ -453,11 +399,7 @@ def test_a_batch_without_enough_memory_goes_one_by_one(processor: RMatProcessor)
 
 def test_another_error_of_the_model_passes_through(processor: RMatProcessor) -> None:
     model = build_small_model()
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    model.register_forward_pre_hook(fail)
+    model.register_forward_pre_hook(lambda *_: torch.ones(1, 2) @ torch.ones(3, 1))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run_small(model, processor)
 
