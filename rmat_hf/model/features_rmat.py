@@ -69,10 +69,10 @@ class RMatParsedMolecule(NamedTuple):
     """A molecule, and what is known of its text, so that nothing is parsed or written twice.
 
     Args:
-        mol (`Chem.Mol`): Sanitized, without hydrogen atoms.
-        smiles (`str`, *optional*): What `mol` was parsed from; nothing for an RDKit molecule.
-        written_smiles (`str`, *optional*): What RDKit writes for `mol`, if it was asked.
-        canonical_smiles (`str`, *optional*): Of the SMILES that [`parse_canonical`] was given.
+        mol: Sanitized, without hydrogen atoms.
+        smiles: What `mol` was parsed from; nothing for an RDKit molecule.
+        written_smiles: What RDKit writes for `mol`, if it was asked.
+        canonical_smiles: Of the SMILES that [`parse_canonical`] was given.
     """
 
     mol: Chem.Mol
@@ -97,10 +97,9 @@ def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
     copied first, so the caller's one does not change.
 
     Args:
-        molecule (`str` or `Chem.Mol`):
-            SMILES, with a CXSMILES extension at most, or RDKit molecule. `None` and NaN, the
+        molecule: SMILES, with a CXSMILES extension at most, or RDKit molecule. `None` and NaN, the
             marks of an empty table cell, are refused like every other type.
-        max_atoms (`int`): Largest number of heavy atoms that is accepted.
+        max_atoms: Largest number of heavy atoms that is accepted.
 
     Raises:
         MoleculeError: The molecule is missing, empty, a pattern, too large or invalid.
@@ -252,11 +251,10 @@ class RMatAtomFeature(NamedTuple):
     """One property of an atom.
 
     Args:
-        name (`str`): Its key in `ATOM_FEATURES.columns`.
-        classes (`tuple`):
-            The values that have a class; any other value takes the last one, which may be called
-            `None`. `(False, True)` is one column of `node_features`, otherwise a class is one.
-        read (`Callable`): Atom → value.
+        name: Its key in `ATOM_FEATURES.columns`.
+        classes: The values that have a class; any other value takes the last one, which may be
+            called `None`. `(False, True)` is one column of `node_features`, else a class is one.
+        read: Atom → value.
     """
 
     name: str
@@ -267,13 +265,11 @@ class RMatAtomFeature(NamedTuple):
 class RMatAtomFeatures:
     """Atoms as integers, one for every combination of classes, and the columns these stand for.
 
-    Args:
-        features (`Sequence[RMatAtomFeature]`): In the order of their columns.
-
     Attributes:
-        columns (`dict[str, slice]`): Columns of `node_features` of every feature.
-        num_node_features (`int`): Number of columns, with the mask and the dummy flag before them.
-        code_dtype (`np.dtype`): Smallest unsigned integer that holds every code.
+        features: In the order of their columns.
+        columns: Columns of `node_features` of every feature.
+        num_node_features: Number of columns, with the mask and the dummy flag before them.
+        code_dtype: Smallest unsigned integer that holds every code.
     """
 
     def __init__(self, features: Sequence[RMatAtomFeature]) -> None:

@@ -24,6 +24,8 @@ Geometry = Literal["conformer", "bounds", "2d", "given"]
 ConformerFailure = Literal["raise", "bounds", "2d"]
 ConformerMethod = Literal["etkdg_v3", "etkdg_v2", "sr_etkdg_v3", "etdg", "kdg", "distance_geometry"]
 ForceField = Literal["none", "uff", "mmff"]
+# A geometry in its short form, and its origin.
+Found = tuple[np.ndarray, str]
 
 EMBED_PARAMETERS = {
     "etkdg_v3": rdDistGeom.ETKDGv3,
@@ -170,12 +172,10 @@ def validate_coordinates(mol: Chem.Mol, coordinates: np.ndarray) -> None:
             raise ConformerError(f"atoms {first} and {second} of the conformer coincide")
 
 
-# The list of geometries: functions that return a geometry in its short form, and its origin
+# The list of geometries
 
 
-def find_given_conformer(
-    parsed: RMatParsedMolecule, options: RMatGeometryOptions
-) -> tuple[np.ndarray, str]:
+def find_given_conformer(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> Found:
     """Return the first 3D conformer that the molecule brings along."""
     for conformer in parsed.mol.GetConformers():
         if conformer.Is3D():
@@ -184,9 +184,7 @@ def find_given_conformer(
     raise ConformerError(f"it brings no 3D conformer, which geometry={options.geometry!r} needs")
 
 
-def find_or_generate_conformer(
-    parsed: RMatParsedMolecule, options: RMatGeometryOptions
-) -> tuple[np.ndarray, str]:
+def find_or_generate_conformer(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> Found:
     """Return the conformer that the molecule brings along, else a generated one or a step down."""
     if any(conformer.Is3D() for conformer in parsed.mol.GetConformers()):
         return find_given_conformer(parsed, options)
@@ -199,9 +197,7 @@ def find_or_generate_conformer(
         return geometry, f"{source} (step down: {error.reason})"
 
 
-def generate_conformer(
-    parsed: RMatParsedMolecule, options: RMatGeometryOptions
-) -> tuple[np.ndarray, str]:
+def generate_conformer(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> Found:
     """Embed a molecule in three dimensions (RDKit; ETKDG: doi 10.1021/acs.jcim.5b00654).
 
     The same molecule and options give the same conformer, whatever its atom order. Fragments are
@@ -222,9 +218,7 @@ def generate_conformer(
     return quantize_coordinates(coordinates), options.conformer_method
 
 
-def compute_bounds(
-    parsed: RMatParsedMolecule, options: RMatGeometryOptions
-) -> tuple[np.ndarray, str]:
+def compute_bounds(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> Found:
     """Return the midpoints of RDKit's distance bounds: a geometry from the bond graph alone.
 
     Nothing bounds the distance between fragments: about 500 Å there.
@@ -242,9 +236,7 @@ def compute_bounds(
     return quantize_distances(distances), "bounds"
 
 
-def compute_drawing(
-    parsed: RMatParsedMolecule, options: RMatGeometryOptions
-) -> tuple[np.ndarray, str]:
+def compute_drawing(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> Found:
     """Return the positions in RDKit's drawing; bonds of 1.5 Å."""
     canonical_mol, atom_order = build_canonical_mol(parsed)
     flat_mol = Chem.Mol(canonical_mol)
@@ -253,9 +245,7 @@ def compute_drawing(
     return quantize_coordinates(_read_positions(flat_mol, atom_order)), "2d"
 
 
-GEOMETRIES: dict[
-    str, Callable[[RMatParsedMolecule, RMatGeometryOptions], tuple[np.ndarray, str]]
-] = {
+GEOMETRIES: dict[str, Callable[[RMatParsedMolecule, RMatGeometryOptions], Found]] = {
     "conformer": find_or_generate_conformer,
     "bounds": compute_bounds,
     "2d": compute_drawing,
@@ -263,9 +253,7 @@ GEOMETRIES: dict[
 }
 
 
-def compute_geometry(
-    parsed: RMatParsedMolecule, options: RMatGeometryOptions
-) -> tuple[np.ndarray, str]:
+def compute_geometry(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> Found:
     """Return the geometry that the options name, in the short form that is stored, and its origin.
 
     Coordinates `(num_atoms, 3)`, int16 or float32, or the distances above the diagonal,

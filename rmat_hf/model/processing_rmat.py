@@ -64,11 +64,10 @@ class RMatBatchFeature(BatchFeature):
     The keys are model inputs only, so `model(**batch)` works. The rest are attributes.
 
     Attributes:
-        row_indices (`list[int]`): Position in the call's input of every molecule in the batch.
-        skipped_rows (`dict[int, str]`): Position and reason of every molecule left out.
-        geometry_sources (`list[str]`):
-            Origin of the distances of every molecule in the batch: `"given"`, the conformer
-            method, `"bounds"`, `"2d"`, or e.g. `"bounds (step down: <reason>)"`.
+        row_indices: Position in the call's input of every molecule in the batch.
+        skipped_rows: Position and reason of every molecule left out.
+        geometry_sources: Origin of the distances of every molecule in the batch: `"given"`, the
+            conformer method, `"bounds"`, `"2d"`, or e.g. `"bounds (step down: <reason>)"`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -220,39 +219,29 @@ def _build_neighbor_table(begins: np.ndarray, ends: np.ndarray, *, num_atoms: in
 class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
     r"""Turns SMILES and RDKit molecules into the inputs of [`RMatModel`].
 
-    A molecule gets the same features whatever stands beside or before it, in every process.
+    A molecule gets the same features whatever stands beside or before it, in every process. Types,
+    limits and defaults stand with the fields.
 
     Args:
-        geometry (`str`, *optional*, defaults to `"conformer"`):
-            Where interatomic distances come from. `"conformer"`: the first 3D conformer that the
-            molecule brings along, else a generated one. `"given"`: the former only, a molecule
+        geometry: Where interatomic distances come from. `"conformer"`: the first 3D conformer that
+            the molecule brings along, else a generated one. `"given"`: the former only, a molecule
             without one is an error. `"bounds"`: midpoints of RDKit's distance bounds. `"2d"`:
             RDKit's drawing. The last two come from the bond graph, even if there is a conformer.
             Only a given conformer has distances between fragments (salts); elsewhere these are
             beyond every cutoff.
-        conformer_method (`str`, *optional*, defaults to `"etkdg_v3"`):
-            `"etkdg_v3"`, `"etkdg_v2"`, `"sr_etkdg_v3"` (small rings), `"etdg"`, `"kdg"` or
-            `"distance_geometry"` (neither torsion preferences nor basic knowledge).
-        conformer_hydrogens (`bool`, *optional*, defaults to `True`):
-            Whether hydrogen atoms take part in the embedding.
-        force_field (`str`, *optional*, defaults to `"none"`):
-            `"none"`, `"uff"` or `"mmff"`: what relaxes generated conformers, in at most 200 steps,
-            converged or not.
-        conformer_seed (`int`, *optional*, defaults to 0):
-            Seed of every embedding.
-        max_conformer_attempts (`int`, *optional*, defaults to 1000):
-            Number of embeddings tried per fragment.
-        conformer_time_limit_s (`int`, *optional*, defaults to 30):
-            Time limit in seconds of each fragment's embedding and of the relaxation.
-        on_conformer_failure (`str`, *optional*, defaults to `"raise"`):
-            What follows if no conformer can be generated: `"raise"`, or a step down to
-            `"bounds"` or `"2d"`, which the batch records in `geometry_sources`.
-        max_atoms (`int`, *optional*, defaults to 256):
-            Largest number of heavy atoms of a molecule.
-        molecule_descriptors (`list[str]`, *optional*):
-            Names of the RDKit descriptors to compute as `molecule_descriptors`.
-        featurizer_version (`int`, *optional*):
-            Version of the features in saved processors; one that is not the code's is refused.
+        conformer_method: `"etkdg_v3"`, `"etkdg_v2"`, `"sr_etkdg_v3"` (small rings), `"etdg"`,
+            `"kdg"` or `"distance_geometry"` (neither torsion preferences nor basic knowledge).
+        conformer_hydrogens: Whether hydrogen atoms take part in the embedding.
+        force_field: `"none"`, `"uff"` or `"mmff"`: what relaxes generated conformers, in at most
+            200 steps, converged or not.
+        conformer_seed: Seed of every embedding.
+        max_conformer_attempts: Number of embeddings tried per fragment.
+        conformer_time_limit_s: Limit in seconds of each fragment's embedding and of the relaxation.
+        on_conformer_failure: What follows if no conformer can be generated: `"raise"`, or a step
+            down to `"bounds"` or `"2d"`, which the batch records in `geometry_sources`.
+        max_atoms: Largest number of heavy atoms of a molecule.
+        molecule_descriptors: Names of the RDKit descriptors to compute.
+        featurizer_version: Of saved processors; one that is not the code's is refused.
     """
 
     _auto_class = "AutoProcessor"
@@ -306,16 +295,11 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         """Featurize one molecule or several into one batch.
 
         Args:
-            molecules (`str`, `Chem.Mol` or an iterable of them):
-                SMILES and RDKit molecules. One molecule makes a batch of one.
-            errors (`str`, *optional*, defaults to `"raise"`):
-                `"raise"` stops at the first molecule without features. `"skip"` leaves such
+            molecules: SMILES and RDKit molecules. One molecule makes a batch of one.
+            errors: `"raise"` stops at the first molecule without features. `"skip"` leaves such
                 molecules out; `row_indices` and `skipped_rows` of the result tell which. If none
                 is left, every array has zero rows.
             padding, return_tensors, limits: As in [`~RMatProcessor.pad`].
-
-        Returns:
-            `RMatBatchFeature`: see [`~RMatProcessor.pad`].
         """
         if errors not in get_args(Errors):
             raise ValueError(f"errors is {errors!r}. Choose one of {get_args(Errors)}.")
@@ -386,21 +370,16 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         """Stack the features of molecules into one batch.
 
         Args:
-            features (`Sequence[Mapping[str, np.ndarray]]`):
-                One entry per molecule, as [`~RMatProcessor.featurize`] returns them, or the result
-                of a call with `padding=False`. An empty list gives arrays with zero rows.
-            padding (`bool` or `str`, *optional*, defaults to `True`):
-                `True` or `"longest"`: to the largest molecule. `"max_length"`: to `max_length`
+            features: One entry per molecule, as [`~RMatProcessor.featurize`] returns them, or the
+                result of a call with `padding=False`. An empty list gives arrays with zero rows.
+            padding: `True` or `"longest"`: to the largest molecule. `"max_length"`: to `max_length`
                 nodes. `False` or `"do_not_pad"`: lists of arrays of every molecule's own size.
-            max_length (`int`, *optional*):
-                Number of nodes, dummy node included, read with `padding="max_length"`.
-            pad_to_multiple_of (`int`, *optional*):
-                Number of which the number of nodes is a multiple.
-            return_tensors (`str`, *optional*):
-                `"pt"` for tensors, `"np"` for arrays; by default arrays too.
+            max_length: Number of nodes, dummy node included, read with `padding="max_length"`.
+            pad_to_multiple_of: Number of which the number of nodes is a multiple.
+            return_tensors: `"pt"` for tensors, `"np"` for arrays; by default arrays too.
 
         Returns:
-            `RMatBatchFeature`: the features with a batch axis in front, and `attention_mask`.
+            The features with a batch axis in front, and `attention_mask`.
         """
         if isinstance(features, Mapping):
             lists = zip(*features.values(), strict=True)
