@@ -76,14 +76,11 @@ def compute_radial_basis(
     """Return the enveloped Bessel basis of every distance (arXiv 2003.03123, eq. 7 and 8).
 
     Args:
-        interatomic_distances (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
-            Distances in Å. Computed in float32 at least: the polynomial overflows below that.
-        num_radial_basis (`int`): Number of functions.
-        cutoff (`float`): Distance in Å from which on every function is zero.
-        exponent (`int`): Envelope exponent.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_nodes, num_nodes, num_radial_basis)`.
+        interatomic_distances: `(batch_size, num_nodes, num_nodes)`, in Å. Computed in float32 at
+            least: the polynomial overflows below that.
+        num_radial_basis: Number of functions, the last axis of the result.
+        cutoff: Distance in Å from which on every function is zero.
+        exponent: Envelope exponent.
     """
     distances = widen(interatomic_distances)
     # At 1, and so everywhere beyond the cutoff, the envelope is zero.
@@ -165,11 +162,9 @@ def compute_plain_attention(
     """Return what a layer returns, computed pair by pair as the equations read.
 
     Args:
-        layer (`RMatSelfAttention`): Whose weights to use.
-        hidden_states (`torch.Tensor` of shape `(batch_size, num_nodes, hidden_size)`): Nodes.
-        padding (`torch.Tensor` of shape `(batch_size, 1, 1, num_nodes)`): True for padding.
-        pair_features (`torch.Tensor`):
-            `r` of shape `(batch_size, num_nodes, num_nodes, num_pair_features)`: bond,
+        layer: Whose weights to use.
+        hidden_states, padding: As of [`RMatSelfAttention`].
+        pair_features: `r` of shape `(batch_size, num_nodes, num_nodes, num_pair_features)`: bond,
             neighborhood order and radial basis side by side.
     """
     projections, root = (layer.q_proj, layer.k_proj, layer.v_proj), math.sqrt(layer.head_size)
@@ -346,11 +341,10 @@ class RMatSelfAttention(nn.Module):
         """Return new hidden states and the attention probabilities.
 
         Args:
-            hidden_states (`(batch_size, num_nodes, hidden_size)`): Normed states of the nodes.
-            padding (`(batch_size, 1, 1, num_nodes)`): True where a node is padding.
-            pair_codes, radial_basis (`(batch_size, num_nodes, num_nodes, …)`):
-                As from [`RMatPairFeatures`].
-            code_features (`(num_codes, num_code_features)`): What each code stands for.
+            hidden_states: Normed states of the nodes, `(batch_size, num_nodes, hidden_size)`.
+            padding: True where a node is padding, `(batch_size, 1, 1, num_nodes)`.
+            pair_codes, radial_basis: As from [`RMatPairFeatures`].
+            code_features: What each code stands for, `(num_codes, num_code_features)`.
         """
         dtype = self.key_pairs.radial_proj.weight.dtype
         per_head = (self.num_heads, self.head_size)

@@ -31,9 +31,6 @@ UNREACHABLE_DISTANCE = 255
 # Å; outside every cutoff, so that the radial basis of the pair is zero.
 BEYOND_CUTOFF = 1.0e6
 
-# What a head of pretraining says something about.
-HEAD_LEVELS = ("node", "molecule")
-
 # Fields that belong to the labels a model was finetuned on.
 TASK_FIELDS = (
     "num_molecule_descriptors",
@@ -169,11 +166,11 @@ class RMatConfig(PreTrainedConfig):
                 f"num_attention_heads={self.num_attention_heads}. Choose sizes that divide."
             )
         for name, head in self.list_pretraining_heads().items():
-            is_known = head.get("level") in HEAD_LEVELS and "loss" in head
+            is_known = head.get("level") in ("node", "molecule") and "loss" in head
             if not (name.isidentifier() and is_known and head.get("size", 0) >= 1):
                 raise ValueError(
-                    f"pretraining_heads[{name!r}]={head} is no head. It has a level of "
-                    f"{HEAD_LEVELS}, a size and a loss."
+                    f"pretraining_heads[{name!r}]={head} is no head. It has a level, node or "
+                    "molecule, a size and a loss."
                 )
 
     def validate_labels(self) -> None:

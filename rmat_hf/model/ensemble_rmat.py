@@ -53,10 +53,7 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
     def from_members(
         cls, members: list[RMatForSequenceClassification]
     ) -> "RMatEnsembleForSequenceClassification":
-        """Build an ensemble of models that have the same architecture and labels.
-
-        Args:
-            members (`list[RMatForSequenceClassification]`): They become parts of it, not copies.
+        """Build an ensemble of models, not copies, that have the same architecture and labels.
 
         Raises:
             ValueError: If there is none, or the configurations differ.

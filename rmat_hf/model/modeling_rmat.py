@@ -315,10 +315,7 @@ def compute_probabilities(logits: torch.Tensor, problem_type: str | None) -> tor
 
 
 def compute_spread(member_logits: torch.Tensor, problem_type: str | None) -> torch.Tensor:
-    """Return the population standard deviation over axis 1, the members of an ensemble.
-
-    Of values or probabilities, as [`compute_probabilities`] gives them.
-    """
+    """Return the population standard deviation of probabilities or values over axis 1, members."""
     return compute_probabilities(member_logits, problem_type).std(1, correction=0)
 
 
@@ -332,16 +329,13 @@ class RMatDescriptorScaler(nn.Module):
 
     @torch.no_grad()
     def fit(self, molecule_descriptors: torch.Tensor) -> None:
-        """Set mean and standard deviation to those of the training molecules, a row for each."""
+        """Set mean and standard deviation to those of the training molecules; NaN is unknown."""
         descriptors = molecule_descriptors.double()
-        known = descriptors.isfinite()
-        num_known = known.sum(0).clamp(min=1)
-        mean = descriptors.masked_fill(~known, 0.0).sum(0) / num_known
-        variance = ((descriptors - mean) ** 2).masked_fill(~known, 0.0).sum(0) / num_known
-        # a constant descriptor says nothing and keeps its scale
-        std = torch.where(variance > 0, variance.sqrt(), 1.0)
-        self.mean.copy_(mean)
-        self.std.copy_(std)
+        mean = descriptors.nanmean(0)
+        variance = ((descriptors - mean) ** 2).nanmean(0)
+        self.mean.copy_(mean.nan_to_num(0.0))
+        # a constant descriptor, or one that is never known, says nothing and keeps its scale
+        self.std.copy_(torch.where(variance > 0, variance.sqrt(), 1.0))
 
     def forward(self, molecule_descriptors: torch.Tensor) -> torch.Tensor:
         scaled = (molecule_descriptors.to(self.mean.dtype) - self.mean) / self.std
@@ -473,20 +467,17 @@ class RMatModel(RMatPreTrainedModel):
         What is known about a pair must not depend on the order of its two nodes.
 
         Args:
-            node_features (`torch.Tensor` of shape `(batch_size, num_nodes, num_node_features)`):
-                Dummy node at index 0, then the heavy atoms.
-            bond_types (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
-                Integer code of the bond between two nodes, 0 where there is none.
-            topological_distances (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
-                Shortest path in bonds, 255 where there is none.
-            interatomic_distances (`torch.Tensor` of shape `(batch_size, num_nodes, num_nodes)`):
-                3D distance in Å, 1e6 to the dummy node.
-            attention_mask (`torch.Tensor` of shape `(batch_size, num_nodes)`, *optional*):
-                1 for a node, 0 for padding. All ones if not given.
+            node_features: `(batch_size, num_nodes, num_node_features)`; the dummy node at index 0,
+                then the heavy atoms.
+            bond_types: `(batch_size, num_nodes, num_nodes)`; integer code of the bond between two
+                nodes, 0 where there is none.
+            topological_distances: Of the same shape; shortest path in bonds, 255 where none is.
+            interatomic_distances: Of the same shape; 3D distance in Å, 1e6 to the dummy node.
+            attention_mask: `(batch_size, num_nodes)`; 1 for a node, 0 for padding. By default ones.
 
         Returns:
-            [`BaseModelOutputWithPooling`] with `last_hidden_state` of shape
-            `(batch_size, num_nodes, hidden_size)` and `pooler_output` `(batch_size, output_size)`.
+            `last_hidden_state` of shape `(batch_size, num_nodes, hidden_size)` and `pooler_output`
+            of shape `(batch_size, output_size)`.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(node_features[..., 0], dtype=torch.long)
@@ -547,10 +538,10 @@ class RMatForPreTraining(RMatPreTrainedModel):
 
         Args:
             node_features, inputs: As in [`RMatModel`].
-            labels (`torch.Tensor` of shape `(batch_size, num_nodes)`, *optional*):
-                Of the head `"context"`: class of each masked center, -100 for every other node.
-            descriptor_labels (`torch.Tensor` of shape `(batch_size, num_descriptor_labels)`):
-                Of the head `"descriptor"`: normalized descriptors, NaN where missing. Optional.
+            labels: `(batch_size, num_nodes)`, of the head `"context"`: class of each masked
+                center, -100 for every other node.
+            descriptor_labels: `(batch_size, num_descriptor_labels)`, of the head `"descriptor"`:
+                normalized descriptors, NaN where missing.
             kwargs: `<name>_labels` of any other head, and inputs and options of [`RMatModel`].
         """
         labels_by_head = {"context": labels, "descriptor": descriptor_labels}
@@ -631,22 +622,22 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
         r"""Predict the properties of a padded batch of molecules; other inputs: [`RMatModel`].
 
         Args:
-            molecule_descriptors (`torch.Tensor` of shape `(batch_size, num_molecule_descriptors)`):
-                Raw descriptors, NaN where undefined. Only for models trained with them.
-            labels (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*):
-                In the user's units, NaN where missing; class indices `(batch_size,)` for
-                single-label classification, NaN or -100 where missing.
+            molecule_descriptors: `(batch_size, num_molecule_descriptors)`; raw, NaN where
+                undefined. Only for models trained with them.
+            labels: `(batch_size, num_labels)`; in the user's units, NaN where missing. Of a
+                single-label classification class indices `(batch_size,)`, NaN or -100 if missing.
 
         Returns:
-            [`SequenceClassifierOutput`] with `logits` `(batch_size, num_labels)`: of a regression
-            in the user's units.
+            `logits` of shape `(batch_size, num_labels)`, of a regression in the user's units.
         """
         inputs = (node_features, bond_types, topological_distances, interatomic_distances)
         outputs = self.rmat(*inputs, attention_mask, return_dict=True, **kwargs)
         pooled_output = outputs.pooler_output
         if self.descriptor_scaler is not None:
             if molecule_descriptors is None:
-                raise ValueError("molecule_descriptors are missing. Use the model's own processor.")
+                raise ValueError(
+                    "molecule_descriptors are missing. Use the processor saved with the model."
+                )
             descriptors = self.descriptor_scaler(molecule_descriptors)
             pooled_output = torch.cat((pooled_output, descriptors), dim=-1)
         # as the pooling
@@ -658,8 +649,7 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
         if self.config.label_mean is not None:
             mean, std = self.build_label_scaling(head_output)
             logits = head_output * std + mean
-        recorded = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
-        return SequenceClassifierOutput(loss=loss, logits=logits, **recorded)
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 __all__ = ["RMatForPreTraining", "RMatForSequenceClassification", "RMatModel"]

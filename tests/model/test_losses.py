@@ -16,7 +16,6 @@ from rmat_hf.model.modeling_rmat import (
     LOSSES,
     PROBLEM_TYPES,
     RMatForSequenceClassification,
-    RMatLoss,
     RMatSquaredErrorLoss,
     choose,
     choose_loss,
@@ -25,40 +24,20 @@ from rmat_hf.model.modeling_rmat import (
     compute_spread,
 )
 
-compute_regression_loss = LOSSES["regression"]
-compute_multi_label_loss = LOSSES["multi_label_classification"]
-compute_single_label_loss = LOSSES["single_label_classification"]
-
 NUM_ROWS, NUM_COLUMNS = 8, 3
 # far apart and in no symmetric order, so that a swap or a wrong normalization shows
 WEIGHTS = torch.tensor([0.2, 5.0, 1.5], dtype=torch.float64)
 EXACT = {"rtol": 0, "atol": 1e-12}
+CLASSES = torch.tensor([0, 2, 1, 1, 0, 2, 0, 1])
 
 
-def draw_predictions(seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    predictions = 3 * torch.randn(NUM_ROWS, NUM_COLUMNS, generator=generator, dtype=torch.float64)
-    return predictions.requires_grad_()
-
-
-def draw_values(seed: int = 1) -> torch.Tensor:
+def draw_values(seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(NUM_ROWS, NUM_COLUMNS, generator=generator, dtype=torch.float64)
 
 
-def draw_binary_labels(seed: int = 1) -> torch.Tensor:
-    return (draw_values(seed) > 0).double()
-
-
-def draw_classes() -> torch.Tensor:
-    return torch.tensor([0, 2, 1, 1, 0, 2, 0, 1])
-
-
-def draw_missing(seed: int = 2) -> torch.Tensor:
-    """Half of the labels, a different number in every column."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(NUM_ROWS * NUM_COLUMNS, generator=generator)
-    return (order < NUM_ROWS * NUM_COLUMNS // 2).view(NUM_ROWS, NUM_COLUMNS)
+def draw_predictions() -> torch.Tensor:
+    return (3 * draw_values(0)).requires_grad_()
 
 
 def compute_gradient(loss: torch.Tensor, predictions: torch.Tensor) -> torch.Tensor:
@@ -74,129 +53,72 @@ def assert_same_loss_and_gradient(
     )
 
 
-@pytest.mark.parametrize(
-    ("loss", "draw_labels", "of_torch"),
-    [
-        (compute_regression_loss, draw_values, F.mse_loss),
-        (compute_multi_label_loss, draw_binary_labels, F.binary_cross_entropy_with_logits),
-        (compute_single_label_loss, draw_classes, F.cross_entropy),
-    ],
-)
-def test_loss_of_dense_labels_is_that_of_torch(
-    loss: RMatLoss, draw_labels: Any, of_torch: Any
+def compute_with_torch(
+    problem_type: str, predictions: torch.Tensor, labels: torch.Tensor, weights: Any
+) -> torch.Tensor:
+    """The loss of torch over the labels that are known."""
+    known = ~labels.isnan()
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(predictions[known], labels[known].long(), weight=weights)
+    weights = None if weights is None else weights.expand_as(labels)[known]
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(
+            predictions[known], labels[known], pos_weight=weights
+        )
+    errors = F.mse_loss(predictions[known], labels[known], reduction="none")
+    return (errors if weights is None else errors * weights).mean()
+
+
+each_problem = pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+each_weighting = pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+
+
+@each_problem
+@each_weighting
+@pytest.mark.parametrize("share_known", [1.0, 0.5])
+def test_loss_is_that_of_torch_on_the_labels_that_are_known(
+    problem_type: str, weights: torch.Tensor | None, share_known: float
 ) -> None:
-    predictions, labels = draw_predictions(), draw_labels()
-    ours = loss(predictions, labels)
-    assert_same_loss_and_gradient(ours, of_torch(predictions, labels), predictions)
-
-
-def test_regression_loss_weighs_each_column_by_its_own_weight() -> None:
-    predictions, labels = draw_predictions(), draw_values()
-    ours = compute_regression_loss(predictions, labels, weights=WEIGHTS)
-    columns = [F.mse_loss(predictions[:, i], labels[:, i]) * WEIGHTS[i] for i in range(NUM_COLUMNS)]
-    assert_same_loss_and_gradient(ours, torch.stack(columns).mean(), predictions)
-
-
-def test_multi_label_loss_weighs_the_positive_rows_only() -> None:
-    predictions, labels = draw_predictions(), draw_binary_labels()
-    ours = compute_multi_label_loss(predictions, labels, weights=WEIGHTS)
-    theirs = F.binary_cross_entropy_with_logits(predictions, labels, pos_weight=WEIGHTS)
-    assert_same_loss_and_gradient(ours, theirs, predictions)
-    negatives = torch.zeros_like(labels)
-    torch.testing.assert_close(
-        compute_multi_label_loss(predictions, negatives, weights=WEIGHTS),
-        compute_multi_label_loss(predictions, negatives),
-        **EXACT,
-    )
-
-
-def test_single_label_loss_weighs_each_row_by_its_class() -> None:
-    predictions, labels = draw_predictions(), draw_classes()
-    ours = compute_single_label_loss(predictions, labels, weights=WEIGHTS)
-    theirs = F.cross_entropy(predictions, labels, weight=WEIGHTS)
-    assert_same_loss_and_gradient(ours, theirs, predictions)
-
-
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
-def test_regression_loss_with_half_of_the_labels_is_that_of_the_known_ones(
-    weights: torch.Tensor | None,
-) -> None:
-    predictions, is_missing = draw_predictions(), draw_missing()
-    labels = draw_values().masked_fill(is_missing, torch.nan)
-    ours = compute_regression_loss(predictions, labels, weights=weights)
-    errors = (predictions[~is_missing] - labels[~is_missing]) ** 2
-    if weights is not None:
-        errors = errors * weights.expand_as(labels)[~is_missing]
-    assert_same_loss_and_gradient(ours, errors.mean(), predictions)
-    assert (compute_gradient_again(compute_regression_loss, labels)[is_missing] == 0).all()
-
-
-def compute_gradient_again(loss: RMatLoss, labels: torch.Tensor) -> torch.Tensor:
+    labels = {
+        "regression": draw_values(1),
+        "multi_label_classification": (draw_values(1) > 0).double(),
+        "single_label_classification": CLASSES.double(),
+    }[problem_type]
+    generator = torch.Generator().manual_seed(2)
+    order = torch.randperm(labels.numel(), generator=generator).view(labels.shape)
+    labels[order >= share_known * labels.numel()] = torch.nan
     predictions = draw_predictions()
-    return compute_gradient(loss(predictions, labels), predictions)
-
-
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
-def test_multi_label_loss_with_half_of_the_labels_is_that_of_the_known_ones(
-    weights: torch.Tensor | None,
-) -> None:
-    predictions, is_missing = draw_predictions(), draw_missing()
-    labels = draw_binary_labels().masked_fill(is_missing, torch.nan)
-    ours = compute_multi_label_loss(predictions, labels, weights=weights)
-    theirs = F.binary_cross_entropy_with_logits(
-        predictions[~is_missing],
-        labels[~is_missing],
-        pos_weight=None if weights is None else weights.expand_as(labels)[~is_missing],
-    )
+    ours = LOSSES[problem_type](predictions, labels, weights)
+    theirs = compute_with_torch(problem_type, predictions, labels, weights)
     assert_same_loss_and_gradient(ours, theirs, predictions)
-    assert (compute_gradient_again(compute_multi_label_loss, labels)[is_missing] == 0).all()
 
 
-@pytest.mark.parametrize("missing", [torch.nan, float(IGNORED_LABEL)], ids=["nan", "-100"])
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
-def test_single_label_loss_with_half_of_the_labels_is_that_of_the_known_rows(
-    weights: torch.Tensor | None, missing: float
-) -> None:
-    predictions = draw_predictions()
-    is_missing = torch.tensor([True, False, False, True, True, False, False, True])
-    labels = draw_classes().double().masked_fill(is_missing, missing)
-    ours = compute_single_label_loss(predictions, labels, weights=weights)
-    theirs = F.cross_entropy(predictions[~is_missing], draw_classes()[~is_missing], weight=weights)
-    assert_same_loss_and_gradient(ours, theirs, predictions)
-    assert (compute_gradient_again(compute_single_label_loss, labels)[is_missing] == 0).all()
-
-
-def test_single_label_loss_takes_minus_100_among_integer_labels_as_missing() -> None:
-    predictions, labels = draw_predictions(), draw_classes()
+@pytest.mark.parametrize("dtype", [torch.long, torch.double])
+def test_single_label_loss_takes_minus_100_as_missing(dtype: torch.dtype) -> None:
+    predictions, labels = draw_predictions(), CLASSES.clone()
     labels[[1, 6]] = IGNORED_LABEL
-    ours = compute_single_label_loss(predictions, labels, weights=WEIGHTS)
+    ours = LOSSES["single_label_classification"](predictions, labels.to(dtype), weights=WEIGHTS)
     theirs = F.cross_entropy(predictions, labels, weight=WEIGHTS, ignore_index=-100)
     assert_same_loss_and_gradient(ours, theirs, predictions)
 
 
-@pytest.mark.parametrize(
-    ("loss", "shape"),
-    [
-        (compute_regression_loss, (NUM_ROWS, NUM_COLUMNS)),
-        (compute_multi_label_loss, (NUM_ROWS, NUM_COLUMNS)),
-        (compute_single_label_loss, (NUM_ROWS,)),
-    ],
-)
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
+@each_problem
+@each_weighting
 def test_a_batch_without_any_label_costs_zero_and_moves_nothing(
-    loss: RMatLoss, shape: tuple[int, ...], weights: torch.Tensor | None
+    problem_type: str, weights: torch.Tensor | None
 ) -> None:
+    is_class = problem_type == "single_label_classification"
     predictions = draw_predictions()
-    labels = torch.full(shape, torch.nan, dtype=torch.float64)
-    value = loss(predictions, labels, weights)
+    labels = torch.full((NUM_ROWS,) if is_class else predictions.shape, torch.nan).double()
+    value = LOSSES[problem_type](predictions, labels, weights)
     assert value.shape == ()
     assert value.item() == 0.0
     assert (compute_gradient(value, predictions) == 0).all()
 
 
-@pytest.mark.parametrize("loss", [compute_regression_loss, compute_multi_label_loss])
-def test_a_huge_prediction_for_a_missing_label_costs_nothing(loss: RMatLoss) -> None:
-    predictions = torch.zeros(2, 1)
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+def test_a_huge_prediction_for_a_missing_label_costs_nothing(problem_type: str) -> None:
+    loss, predictions = LOSSES[problem_type], torch.zeros(2, 1)
     predictions[0] = 1e30  # its square is infinite in float32
     predictions.requires_grad_()
     value = loss(predictions, torch.tensor([[torch.nan], [1.0]]))
@@ -260,9 +182,6 @@ def test_a_loss_that_nobody_registered_is_named_with_those_that_are(
 # What outputs mean
 
 
-each_problem = pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
-
-
 def draw_member_logits() -> torch.Tensor:
     """Five molecules, four members, three labels."""
     generator = torch.Generator().manual_seed(0)
@@ -286,20 +205,16 @@ def test_probabilities_of_bfloat16_logits_still_sum_to_one() -> None:
 
 
 @each_problem
-def test_an_average_has_the_mean_prediction_of_the_members(problem_type: str) -> None:
-    logits = draw_member_logits()
+@pytest.mark.parametrize("num_members", [1, 4])
+def test_an_average_has_the_mean_prediction_of_the_members(
+    problem_type: str, num_members: int
+) -> None:
+    logits = draw_member_logits()[:, :num_members]
     average = compute_probabilities(LOSSES[problem_type].average_logits(logits), problem_type)
-    expected = compute_probabilities(logits, problem_type).mean(1)
-    torch.testing.assert_close(average, expected, **EXACT)
-
-
-@each_problem
-def test_a_single_member_predicts_alone_and_has_no_spread(problem_type: str) -> None:
-    logits = draw_member_logits()[:, :1]
-    average = compute_probabilities(LOSSES[problem_type].average_logits(logits), problem_type)
-    alone = compute_probabilities(logits[:, 0], problem_type)
-    torch.testing.assert_close(average, alone, **EXACT)
-    assert torch.equal(compute_spread(logits, problem_type), torch.zeros(5, 3).double())
+    expected = compute_probabilities(logits, problem_type)
+    torch.testing.assert_close(average, expected.mean(1), **EXACT)
+    spread = compute_spread(logits, problem_type)
+    torch.testing.assert_close(spread, expected.std(1, correction=0), **EXACT)
 
 
 def test_members_that_are_sure_do_not_overflow() -> None:
@@ -307,11 +222,3 @@ def test_members_that_are_sure_do_not_overflow() -> None:
     average = LOSSES["multi_label_classification"].average_logits(logits)
     # half of the probability of the first: log(exp(-200) / 2)
     torch.testing.assert_close(average, torch.tensor([[-200.0 - np.log(2.0)]]).float())
-
-
-def test_a_spread_is_the_standard_deviation_in_the_units_of_the_prediction() -> None:
-    values = torch.tensor([[[1.0], [3.0]]])
-    torch.testing.assert_close(compute_spread(values, "regression"), torch.ones(1, 1).double())
-    logits = torch.tensor([[[0.0], [np.log(3.0)]]])
-    spread = compute_spread(logits, "multi_label_classification")
-    torch.testing.assert_close(spread, torch.tensor([[0.125]]).double())

@@ -187,13 +187,6 @@ def test_compiles_without_graph_breaks(
     torch.testing.assert_close(compiled(**tiny_batch).logits, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_with_descriptors_refuses_a_batch_without_them(tiny_batch: Batch) -> None:
-    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, num_molecule_descriptors=3)
-    model = RMatForSequenceClassification(config).eval()
-    with pytest.raises(ValueError, match=r"molecule_descriptors are missing.*own processor"):
-        model(**tiny_batch)
-
-
 def test_descriptor_scaler_ignores_missing_values_and_clips_outliers() -> None:
     config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, num_molecule_descriptors=3)
     scaler = RMatForSequenceClassification(config).descriptor_scaler
