@@ -1,14 +1,13 @@
 """Classical models, fitted on the same split as the finetuned one to stand beside it."""
 
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
-from scipy.special import expit, softmax
+from scipy.special import softmax
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import (
@@ -17,8 +16,10 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
-from sklearn.metrics import roc_auc_score
+from sklearn.impute import SimpleImputer
+from sklearn.metrics import roc_auc_score, root_mean_squared_error
 from sklearn.model_selection import ParameterGrid
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 FOREST = "random_forest_ecfp4_counts"
 SVM = "svm_rdkit_descriptors"
 BOOSTING = "gradient_boosting_rdkit_descriptors"
+INSENSITIVITY = "insensitivity"
 # What is tried on valid; gamma in units of one over the variance of all features, insensitivity (of
 # a regression only) in standard deviations of the labels.
 GRIDS: dict[str, dict[str, Sequence[float]]] = {
@@ -43,7 +45,7 @@ GRIDS: dict[str, dict[str, Sequence[float]]] = {
     SVM: {
         "penalty": (1.0, 3.0, 10.0, 30.0, 100.0),
         "gamma_factor": (0.1, 0.3, 1.0, 3.0),
-        "insensitivity": (0.01, 0.1),
+        INSENSITIVITY: (0.01, 0.1),
     },
     BOOSTING: {"learning_rate": (0.03, 0.1), "max_iter": (100, 300), "max_leaf_nodes": (8, 31)},
 }
@@ -137,13 +139,15 @@ def fit_baseline(
         if name == SVM and len(train) > MAX_SVM_ROWS:
             logger.warning("The SVM baseline sees %d of %d train rows.", MAX_SVM_ROWS, len(train))
             train = np.random.default_rng(seed).choice(train, MAX_SVM_ROWS, replace=False)
+        grid = {it: GRIDS[name][it] for it in GRIDS[name] if not num_classes or it != INSENSITIVITY}
+        if num_classes and len(np.unique(column[train])) == 1:
+            grid = {}  # the estimators refuse a single class
+        variance = features[train].var() * features.shape[1] or 1.0
+        options: Any = {"variance": variance, "is_class": num_classes > 0, "seed": seed}
         # `GridSearchCV` would fit the best one again on train and valid together
         trials = []
-        for model, choice in _list_candidates(
-            name, features[train], num_classes=num_classes, seed=seed
-        ):
-            if num_classes and len(np.unique(column[train])) == 1:
-                model, choice = DummyClassifier(), {}  # others refuse a single class
+        for choice in ParameterGrid(grid):
+            model = _build_estimator(name, choice, **options) if grid else DummyClassifier()
             model.fit(features[train], column[train])
             output = _predict(model, features, num_classes=num_classes)
             trials.append((_compute_score(output[valid], column[valid]), output, choice))
@@ -172,38 +176,30 @@ def standardize_descriptors(descriptors: np.ndarray, *, train: np.ndarray) -> np
 
     Descriptors that are undefined, NaN, on all of these are left out.
     """
-    known = descriptors[:, ~np.isnan(descriptors[train]).all(axis=0)]
-    filled = np.where(np.isnan(known), np.nanmedian(known[train], axis=0), known)
-    standardized = StandardScaler().fit(filled[train]).transform(filled)
+    prepare = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    standardized = prepare.fit(descriptors[train]).transform(descriptors)
     return np.clip(standardized, -LARGEST_DESCRIPTOR, LARGEST_DESCRIPTOR)
 
 
-def _list_candidates(
-    name: str, features: np.ndarray, *, num_classes: int, seed: int
-) -> list[tuple[Any, dict[str, Any]]]:
-    """Return the estimators of a grid with their settings."""
-    grid = dict(GRIDS[name])
-    if num_classes:
-        grid.pop("insensitivity", None)
-    variance = features.var() * features.shape[1] or 1.0
-    candidates = []
-    for choice in ParameterGrid(grid):
-        options = {"random_state": seed}
-        if name == FOREST:
-            kinds: tuple[Any, Any] = (RandomForestRegressor, RandomForestClassifier)
-            options |= {"n_estimators": choice["num_trees"]}
-        elif name == BOOSTING:
-            kinds = (HistGradientBoostingRegressor, HistGradientBoostingClassifier)
-            options |= {**choice, "early_stopping": False}
-        else:
-            kinds = (SVR, SVC)
-            options = {"C": choice["penalty"], "gamma": choice["gamma_factor"] / variance}
-            options |= {} if num_classes else {"epsilon": choice["insensitivity"]}
-        model = kinds[num_classes > 0](**options)
-        if name != FOREST and not num_classes:  # so that one grid fits every unit
-            model = TransformedTargetRegressor(model, transformer=StandardScaler())
-        candidates.append((model, choice))
-    return candidates
+def _build_estimator(
+    name: str, choice: Mapping[str, Any], *, variance: float, is_class: bool, seed: int
+) -> Any:
+    options: dict[str, Any] = {"random_state": seed}
+    if name == FOREST:
+        kinds: tuple[Any, Any] = (RandomForestRegressor, RandomForestClassifier)
+        options |= {"n_estimators": choice["num_trees"]}
+    elif name == BOOSTING:
+        kinds = (HistGradientBoostingRegressor, HistGradientBoostingClassifier)
+        options |= {**choice, "early_stopping": False}
+    else:
+        kinds = (SVR, SVC)
+        options = {"C": choice["penalty"], "gamma": choice["gamma_factor"] / variance}
+        options |= {} if is_class else {"epsilon": choice[INSENSITIVITY]}
+    model = kinds[is_class](**options)
+    if name == FOREST or is_class:
+        return model
+    # so that one grid fits every unit
+    return TransformedTargetRegressor(model, transformer=StandardScaler())
 
 
 def _predict(model: Any, features: np.ndarray, *, num_classes: int) -> np.ndarray:
@@ -218,9 +214,8 @@ def _predict(model: Any, features: np.ndarray, *, num_classes: int) -> np.ndarra
     else:
         scores = model.decision_function(features)
         if scores.ndim == 1:
-            scores = np.stack([1 - expit(scores), expit(scores)], axis=1)
-        else:
-            scores = softmax(scores, axis=1)
+            scores = np.stack([np.zeros_like(scores), scores], axis=1)
+        scores = softmax(scores, axis=1)
     probabilities = np.zeros((len(features), num_classes))
     probabilities[:, model.classes_.astype(np.int64)] = scores
     return probabilities
@@ -229,7 +224,7 @@ def _predict(model: Any, features: np.ndarray, *, num_classes: int) -> np.ndarra
 def _compute_score(outputs: np.ndarray, labels: np.ndarray) -> float:
     """Return -RMSE or ROC AUC (the accuracy where there is one class), largest for the best."""
     if outputs.ndim == 1:
-        return -math.sqrt(np.mean((outputs - labels) ** 2))
+        return -float(root_mean_squared_error(labels, outputs))
     present = np.unique(labels).astype(np.int64)
     if len(present) == 1:
         return float(np.mean(outputs.argmax(axis=1) == labels))
