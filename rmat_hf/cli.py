@@ -47,7 +47,7 @@ def pretrain(arguments: Any) -> None:
 def finetune(arguments: Any) -> None:
     """Finetune on a table of SMILES and labels; write a folder that predicts."""
     from rmat_hf.training.finetuning import run_finetuning
-    from rmat_hf.training.run_folder import describe_metrics
+    from rmat_hf.training.model_card import describe_metrics
 
     result = run_finetuning(arguments)
     if _is_main_process():

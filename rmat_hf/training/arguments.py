@@ -1,6 +1,6 @@
 """The dataclasses behind every CLI flag: a field is a flag, its `help` is the flag's help."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,7 +33,40 @@ SCRATCH_ARCHITECTURE: dict[str, Any] = {
 
 
 @dataclass(kw_only=True)
-class FinetuningArguments:
+class RunArguments:
+    """The flags that `rmat finetune` and `rmat pretrain` have in common."""
+
+    output_dir: str = declare_required("Folder to write, with all that a model needs.")
+    model_revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
+    model_config: str | None = declare_flag(None, "JSON file with RMatConfig fields to override.")
+    weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.", least=0)
+    seed: int = declare_flag(0, "Seed of split, weights, order and masks.", least=0)
+    overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
+    resume: bool = declare_flag(False, "Continue an interrupted run of the same output folder.")
+    license: str | None = declare_flag(
+        None, "License of the model for its card, for example cc-by-4.0."
+    )
+    report_to: list[str] = declare_flag(
+        ["none"], "Experiment trackers: tensorboard, trackio and so on."
+    )
+    training_arguments: str | None = declare_flag(
+        None, "JSON file with transformers.TrainingArguments to override, for example bf16, fsdp."
+    )
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for values that are out of bounds or contradict each other."""
+        validate_flags(self)
+        for problem in self.list_contradictions():
+            raise UserError(problem)
+
+    def list_contradictions(self) -> Iterator[str]:
+        """Say which flags do not go together."""
+        if self.overwrite and self.resume:
+            yield "--overwrite starts anew and --resume continues: choose one."
+
+
+@dataclass(kw_only=True)
+class FinetuningArguments(RunArguments):
     """Everything `run_finetuning` needs to know; each field is a flag of `rmat finetune`."""
 
     dataset: str = declare_required(
@@ -42,12 +75,9 @@ class FinetuningArguments:
     label_columns: list[str] = declare_required(
         "Columns with the labels; several make it multi-task."
     )
-    output_dir: str = declare_required("Folder to write; it becomes the whole predictor.")
     model: str = declare_flag(
         DEFAULT_MODEL, "Bundled name, model folder, Hub id, or 'scratch' for random weights."
     )
-    model_revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
-    model_config: str | None = declare_flag(None, "JSON file with RMatConfig fields to override.")
     dataset_revision: str | None = declare_flag(
         None, "Branch, tag or commit of a data set on the Hub."
     )
@@ -73,9 +103,6 @@ class FinetuningArguments:
     fold: int | None = declare_flag(
         None, "Fold that is test, from 0, for --split kfold; the next one is valid.", least=0
     )
-    seed: int = declare_flag(0, "Seed of split, weights and training.", least=0)
-    overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
-    resume: bool = declare_flag(False, "Continue an interrupted run of the same output folder.")
     geometry: Geometry | None = declare_flag(
         None, "Where distances come from. Default: the model's."
     )
@@ -112,7 +139,6 @@ class FinetuningArguments:
         least=1e-6,
     )
     batch_size: int = declare_flag(32, "Molecules in a batch.", least=1)
-    weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.", least=0)
     dropout: float | None = declare_flag(
         None, "Dropout of the hidden layers. Default: the model's.", least=0, below=1
     )
@@ -148,65 +174,35 @@ class FinetuningArguments:
         "Folder that keeps features for later runs: 'default' is ~/.cache/rmat-hf/features, "
         "'none' keeps nothing.",
     )
-    license: str | None = declare_flag(
-        None, "License of the model for its card, for example cc-by-4.0."
-    )
     with_baselines: bool = declare_flag(
         False, "Fit random forest and SVM on the same split to compare."
     )
-    report_to: list[str] = declare_flag(
-        ["none"], "Experiment trackers: tensorboard, trackio and so on."
-    )
-    training_arguments: str | None = declare_flag(
-        None, "JSON file with transformers.TrainingArguments to override, for example bf16."
-    )
 
-    def __post_init__(self) -> None:
-        """Raise a `UserError` for values that are out of bounds or contradict each other."""
-        validate_flags(self)
+    def list_contradictions(self) -> Iterator[str]:
+        """Say which flags do not go together."""
+        yield from super().list_contradictions()
         validate_split(self.split, find_split_options(self))
         if self.fold is not None and self.num_folds is not None:
             validate_fold(self.fold, num_folds=self.num_folds)
-        for is_wrong, message in self._list_contradictions():
-            if is_wrong:
-                raise UserError(message)
-
-    def _list_contradictions(self) -> list[tuple[bool, str]]:
         labels, units = self.label_columns, self.label_units
-        reserved = {f"{kind}_{name}" for kind in ("prediction", "spread") for name in labels}
-        reserved |= set(RESERVED_COLUMNS)
-        return [
-            (
-                bool(units) and len(units) != len(labels),
+        added = {f"{kind}_{name}" for kind in ("prediction", "spread") for name in labels}
+        reserved = sorted({*RESERVED_COLUMNS, *added})
+        if units and len(units) != len(labels):
+            yield (
                 f"--label-units has {len(units)} entries for {len(labels)} label columns. Give one "
-                "per column.",
-            ),
-            (
-                bool(units) and self.problem_type != "regression",
-                "--label-units is for regression: a class has no unit. Leave it out.",
-            ),
-            (
-                bool(reserved & set(labels)) or len(set(labels)) < len(labels),
+                "per column."
+            )
+        if set(reserved) & set(labels) or len(set(labels)) < len(labels):
+            yield (
                 f"--label-columns {' '.join(labels)}: one is there twice, or is a column that the "
-                f"results add ({', '.join(sorted(reserved))}). Rename it in the table.",
-            ),
-            (
-                self.class_weighting == "balanced" and self.problem_type == "regression",
-                "--class-weighting balanced is for classification. Leave it out.",
-            ),
-            (
-                self.member_folds and self.num_members < 2,
-                "--member-folds needs --num-members 2 or more: one fold for each.",
-            ),
-            (
-                self.feature_cache == "",
-                "--feature-cache is empty. Name a folder, 'default' or 'none'.",
-            ),
-            (
-                self.overwrite and self.resume,
-                "--overwrite starts anew and --resume continues: choose one.",
-            ),
-        ]
+                f"results add ({', '.join(reserved)}). Rename it in the table."
+            )
+        if self.class_weighting == "balanced" and self.problem_type == "regression":
+            yield "--class-weighting balanced is for classification. Leave it out."
+        if self.member_folds and self.num_members < 2:
+            yield "--member-folds needs --num-members 2 or more: one fold for each."
+        if self.feature_cache == "":
+            yield "--feature-cache is empty. Name a folder, 'default' or 'none'."
 
 
 def describe_arguments(arguments: Any) -> dict[str, Any]:

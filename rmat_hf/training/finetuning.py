@@ -10,10 +10,9 @@ import numpy as np
 from rdkit import Chem
 from transformers.trainer import Trainer
 from transformers.trainer_callback import EarlyStoppingCallback
-from transformers.trainer_utils import EvalPrediction, set_seed
+from transformers.trainer_utils import set_seed
 
 from rmat_hf.data.training_table import DroppedRow
-from rmat_hf.errors import UserError
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.output_folder import (
@@ -21,15 +20,17 @@ from rmat_hf.output_folder import (
     open_run,
 )
 from rmat_hf.training.arguments import FinetuningArguments, describe_arguments
-from rmat_hf.training.metrics import compute_metrics_for_problem
+from rmat_hf.training.metrics import build_compute_metrics
 from rmat_hf.training.recipe import (
+    FinetuningTask,
     build_finetuning_config,
     build_finetuning_model,
+    build_finetuning_task,
     build_training_arguments,
     resolve_defaults,
+    split_for_members,
 )
 from rmat_hf.training.run_folder import TRIALS_FILE, build_finetuning_report, save_run_folder
-from rmat_hf.training.task import FinetuningTask, build_finetuning_task, split_for_members
 from rmat_hf.training.trainer import MODEL_DIR, RMatDataCollator, RMatTrainer, train_stage
 
 logger = logging.getLogger(__name__)
@@ -142,22 +143,6 @@ def _build_trainer(
         set_seed(arguments.seed)
         model = build_finetuning_model(arguments, scaled_as or task)
     training_arguments = build_training_arguments(arguments, folder)
-    best_metric = str(training_arguments.metric_for_best_model).removeprefix("eval_")
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        metrics = compute_metrics_for_problem(
-            arguments.problem_type,
-            np.asarray(prediction.predictions),
-            labels=np.asarray(prediction.label_ids),
-            label_names=arguments.label_columns,
-        )
-        if metrics.get(best_metric, 0.0) is None:
-            raise UserError(
-                f"{best_metric} is undefined on the valid part, which has too few rows or only one "
-                "class, so no checkpoint can be chosen. Use another split."
-            )
-        return {name: value for name, value in metrics.items() if isinstance(value, float)}
-
     return RMatTrainer(
         model=model,
         args=training_arguments,
@@ -165,7 +150,11 @@ def _build_trainer(
         train_dataset=task.select("train"),
         eval_dataset=task.select("valid"),
         processing_class=task.processor,
-        compute_metrics=compute_metrics,
+        compute_metrics=build_compute_metrics(
+            arguments.problem_type,
+            label_names=arguments.label_columns,
+            best_metric=str(training_arguments.metric_for_best_model).removeprefix("eval_"),
+        ),
         callbacks=[EarlyStoppingCallback(arguments.early_stopping_patience)],
     )
 

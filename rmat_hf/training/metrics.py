@@ -21,7 +21,9 @@ from sklearn.metrics import (
     roc_auc_score,
     root_mean_squared_error,
 )
+from transformers.trainer_utils import EvalPrediction
 
+from rmat_hf.errors import UserError
 from rmat_hf.model.modeling_rmat import compute_probabilities
 
 logger = logging.getLogger(__name__)
@@ -197,10 +199,37 @@ def compute_metrics_for_problem(
     return compute_metrics(problem_type, outputs.numpy(), labels=labels, label_names=label_names)
 
 
-def format_metric(value: float | None, *, decimals: int = 4, undefined: str = "undefined") -> str:
+def build_compute_metrics(
+    problem_type: str, *, label_names: Sequence[str], best_metric: str
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return the `compute_metrics` of a `Trainer`: the metrics that are defined.
+
+    Args:
+        problem_type, label_names: As in [`compute_metrics`].
+        best_metric (`str`): Chooses the checkpoint; a [`UserError`] says where it is undefined.
+    """
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        metrics = compute_metrics_for_problem(
+            problem_type,
+            np.asarray(prediction.predictions),
+            labels=np.asarray(prediction.label_ids),
+            label_names=label_names,
+        )
+        if metrics.get(best_metric, 0.0) is None:
+            raise UserError(
+                f"{best_metric} is undefined on the valid part, which has too few rows or only one "
+                "class, so no checkpoint can be chosen. Use another split."
+            )
+        return {name: value for name, value in metrics.items() if isinstance(value, float)}
+
+    return compute
+
+
+def format_metric(value: float | None, *, decimals: int = 3) -> str:
     """Return a metric as text: with so many decimals, or digits where decimals would hide it."""
     if value is None:
-        return undefined
+        return "–"
     is_hidden = value != 0 and not 10.0 ** (1 - decimals) <= abs(value) < 1e6
     return f"{value:.{decimals}{'g' if is_hidden else 'f'}}"
 

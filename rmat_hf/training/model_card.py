@@ -55,18 +55,8 @@ def describe_labels(config: RMatConfig) -> list[str]:
 class FinetuningReport:
     """What a finetuning run found out, and its card tells.
 
-    Args:
-        config (`RMatConfig`): Configuration of the finetuned model.
-        arguments (`FinetuningArguments`): Of the run, with what a search has chosen.
-        metrics (`dict`): Metrics of train, valid and test.
-        baselines (`dict`): The same for every baseline, possibly empty.
-        labels (`dict[str, np.ndarray]`): Labels of every part, `(num_rows, num_labels)`.
-        predictions (`dict[str, np.ndarray]`): Model output of every part, in the labels' units.
-        num_dropped (`int`): Rows of the data set that were not used.
-        max_atoms (`int`): Largest number of heavy atoms that the processor accepts.
-        member_predictions (`dict[str, np.ndarray]`, *optional*):
-            Output of an ensemble's members, `(num_rows, num_members, num_labels)`.
-        member_metrics (`list[dict]`): Metrics of each of them alone; empty for a single model.
+    Metrics, labels and predictions, in the labels' units, are by part. Those of an ensemble's
+    members have the shape `(num_rows, num_members, num_labels)`.
     """
 
     config: RMatConfig
@@ -79,6 +69,21 @@ class FinetuningReport:
     max_atoms: int
     member_predictions: dict[str, np.ndarray] | None = None
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+
+
+def describe_metrics(
+    metrics: dict[str, dict[str, Any]], baselines: dict[str, dict[str, Any]]
+) -> str:
+    """Return a table, in Markdown: one row per model and part, one column per metric."""
+    names = [name for name, value in metrics["test"].items() if not isinstance(value, dict)]
+    rows = [["model", "part", *names], ["---"] * (len(names) + 2)]
+    for model, scores in {"R-MAT": metrics, **baselines}.items():
+        for part in metrics:
+            cells = [format_metric(scores[part][name]) for name in names]
+            rows.append([model, part, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
 def save_model_card(folder: Path, report: FinetuningReport) -> None:
@@ -97,7 +102,7 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
             dataset_name=dataset,
             dataset_split=f"test ({split} split)",
             metric_type=metric.name,
-            metric_value=float(format_metric(value)),
+            metric_value=float(format_metric(value, decimals=4)),
         )
         for metric in list_metrics(report.arguments.problem_type)
         if (value := report.metrics["test"][metric.name]) is not None
@@ -118,7 +123,7 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         "or `rmat predict --model path/to/this/folder --smiles CCO c1ccccc1 "
         "--output predictions.csv`. On the Hub, its id takes the place of the path.",
         "## Metrics",
-        _build_metrics_table(report),
+        describe_metrics(report.metrics, report.baselines),
     ]
     if report.arguments.problem_type == "regression":
         draw = [partial(_draw_parity, report=report, label_idx=idx) for idx in range(len(names))]
@@ -249,7 +254,7 @@ def _draw_parity(axes: "Axes", *, report: FinetuningReport, label_idx: int) -> N
         # one label has its metrics at the top
         metrics = report.metrics[part]
         metrics = metrics.get("per_label", {}).get(report.config.label_columns[label_idx], metrics)
-        legend = f"{part}: RMSE {_format(metrics['rmse'])}, R² {_format(metrics['r2'])}"
+        legend = f"{part}: RMSE {format_metric(metrics['rmse'])}, R² {format_metric(metrics['r2'])}"
         axes.scatter(measured, predicted, linewidths=0, label=legend, **style)
         shown += [measured[~np.isnan(measured)], predicted]
     low, high = np.min(np.concatenate(shown)), np.max(np.concatenate(shown))
@@ -291,12 +296,11 @@ def _describe_cost(reports: Mapping[str, dict[str, Any]]) -> str:
     hours = sum(row["train_runtime"] for row in summaries) / 3600
     steps = sum(row["step"] for row in summaries)
     state = PartialState()
-    device = state.device.type
-    if device == "cuda":
-        device = torch.cuda.get_device_name(state.device)
+    is_gpu = state.device.type == "cuda"
+    device = torch.cuda.get_device_name(state.device) if is_gpu else platform.machine()
     return (
-        f"{steps:,} steps in {hours:.2f} hours on {state.num_processes} processes, {device} "
-        f"({platform.machine()}); the hours count from the last resumption."
+        f"{steps:,} steps in {hours:.2f} hours (of the last resumption) on {state.num_processes} "
+        f"processes, {device}."
     )
 
 
@@ -306,11 +310,8 @@ def _describe_ensemble(report: FinetuningReport) -> str:
         return ""
     metric = list_metrics(report.arguments.problem_type)[0].name
     values = [metrics["test"][metric] for metrics in report.member_metrics]
-    known = [value for value in values if value is not None]
-    alone = ""
-    if known:
-        mean, deviation = _format(float(np.mean(known))), _format(float(np.std(known)))
-        alone = f"; one alone has a test {metric} of {mean} ± {deviation}"
+    known = [value for value in values if value is not None] or [np.nan]
+    mean, deviation = format_metric(float(np.mean(known))), format_metric(float(np.std(known)))
     folds = ""
     if report.arguments.member_folds:
         folds = (
@@ -318,26 +319,13 @@ def _describe_ensemble(report: FinetuningReport) -> str:
             "row is predicted by the one member that did not learn from it\n"
         )
     return (
-        f"- an ensemble of {len(report.member_metrics)} models with different seeds{alone} "
-        "(`member_metrics.json`); the spread of a prediction is their standard deviation\n" + folds
+        f"- an ensemble of {len(values)} models with different seeds; one alone has a test "
+        f"{metric} of {mean} ± {deviation} (`member_metrics.json`); the spread of a prediction is "
+        f"their standard deviation\n{folds}"
     )
-
-
-def _build_metrics_table(report: FinetuningReport) -> str:
-    columns = [metric.name for metric in list_metrics(report.arguments.problem_type)]
-    rows = ["| model | part | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for name, metrics in {"R-MAT": report.metrics, **report.baselines}.items():
-        for part in report.metrics:
-            cells = [_format(metrics[part].get(metric)) for metric in columns]
-            rows.append(f"| {name} | {part} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def _format(value: float | None) -> str:
-    return format_metric(value, decimals=3, undefined="–")
 
 
 def _format_cell(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_format(it)}" for name, it in value.items())
-    return f"{value:,}" if isinstance(value, int) else _format(value)
+        return ", ".join(f"{name} {format_metric(it)}" for name, it in value.items())
+    return f"{value:,}" if isinstance(value, int) else format_metric(value)

@@ -1,5 +1,6 @@
 """The flags of `rmat pretrain`, and what they mean to the model and to `Trainer`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -7,11 +8,16 @@ from typing import Any, Literal
 import torch
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.flags import declare_flag, declare_required, validate_flags
+from rmat_hf.flags import declare_flag, declare_required
 from rmat_hf.loading import Checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES
-from rmat_hf.training.arguments import SCRATCH, build_from_fields, load_json_fields
+from rmat_hf.training.arguments import (
+    SCRATCH,
+    RunArguments,
+    build_from_fields,
+    load_json_fields,
+)
 from rmat_hf.training.objectives import STAGES
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -29,18 +35,15 @@ PRETRAINING_ARCHITECTURE: dict[str, Any] = {
 
 
 @dataclass(kw_only=True)
-class PretrainingArguments:
+class PretrainingArguments(RunArguments):
     """Everything `run_pretraining` needs to know; each field is a flag of `rmat pretrain`."""
 
     corpus: str = declare_required(
         "Folder written by rmat featurize, its shards, or such a data set on the Hub."
     )
-    output_dir: str = declare_required("Folder to write: a model to finetune.")
     corpus_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub corpus.")
     streaming: bool = declare_flag(False, "Read the corpus while training; needs --max-steps.")
     model: str = declare_flag(SCRATCH, "Model to continue from, or 'scratch' for random weights.")
-    model_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub model.")
-    model_config: str | None = declare_flag(None, "JSON file with RMatConfig fields to override.")
     objective: str = declare_flag(
         "joint",
         "contexts of masked atoms, molecule descriptors, both one after the other (sequential), "
@@ -72,7 +75,6 @@ class PretrainingArguments:
     gradient_accumulation_steps: int = declare_flag(
         1, "Batches of one step of each process.", least=1
     )
-    weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.", least=0)
     warmup_ratio: float = declare_flag(
         0.05, "Share of the steps with a rising learning rate.", least=0
     )
@@ -85,22 +87,12 @@ class PretrainingArguments:
     num_workers: int = declare_flag(
         0, "Processes that prepare batches beside the one that trains.", least=0
     )
-    seed: int = declare_flag(0, "Seed of weights, order, masks and the valid part.", least=0)
-    overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
-    resume: bool = declare_flag(False, "Continue an interrupted run of the same output folder.")
-    license: str | None = declare_flag(None, "License of the model for its card.")
-    report_to: list[str] = declare_flag(["none"], "Experiment trackers, for example tensorboard.")
-    training_arguments: str | None = declare_flag(
-        None, "JSON file with transformers.TrainingArguments to override, for example fsdp."
-    )
 
-    def __post_init__(self) -> None:
-        """Raise a `ValueError` for values that contradict each other."""
-        validate_flags(self)
+    def list_contradictions(self) -> Iterator[str]:
+        """Say which flags do not go together."""
+        yield from super().list_contradictions()
         if self.streaming and self.max_steps is None:
-            raise ValueError("--streaming needs --max-steps: a stream does not tell its length.")
-        if self.overwrite and self.resume:
-            raise ValueError("--overwrite starts anew and --resume continues: choose one.")
+            yield "--streaming needs --max-steps: a stream does not tell its length."
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:

@@ -9,9 +9,9 @@ import datasets
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 from transformers.trainer import Trainer
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.featurization import LENGTH_COLUMN
@@ -176,10 +176,23 @@ class RMatTrainer(Trainer):
             self._average.show_weights()
         return super().training_step(*args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate the average of the weights if there is one, as [`Trainer.evaluation_loop`]."""
+    def evaluation_loop(
+        self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Evaluate the average of the weights if there is one, as [`Trainer.evaluation_loop`].
+
+        Predictions and labels come in the order of the rows.
+        """
         self._show_average()
-        return super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        order = self._compute_length_order(dataloader.dataset)
+        if order is None:
+            return output
+        place = np.argsort(order)
+        return output._replace(
+            predictions=_select_rows(output.predictions, place),
+            label_ids=_select_rows(output.label_ids, place),
+        )
 
     def get_batch_samples(  # noqa: PLR0917 - the signature of Trainer
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -223,34 +236,13 @@ class RMatTrainer(Trainer):
         if self._average is not None:
             self._average.show_average()
 
-    def get_eval_dataloader(
-        self, eval_dataset: str | Dataset[Any] | None = None
-    ) -> DataLoader[Any]:
-        """Return the dataloader of an evaluation, in which every row counts once."""
-        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = cast(Any, self.eval_dataset)[dataset]
-        order = self._compute_length_order(dataset)
-        if order is not None:
-            dataset = dataset.select(order)
-        return super().get_eval_dataloader(self._collect_stream(dataset))
-
-    def get_test_dataloader(self, test_dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Return the dataloader of a prediction, in which every row counts once."""
-        return super().get_test_dataloader(self._collect_stream(test_dataset))
-
-    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """Return predictions and labels in the order of the rows, as [`Trainer.predict`]."""
-        order = self._compute_length_order(test_dataset)
-        if order is None:
-            return super().predict(test_dataset, *args, **kwargs)
-        output = super().predict(test_dataset.select(order), *args, **kwargs)
-        place = np.argsort(order)
-        return PredictionOutput(
-            predictions=_select_rows(output.predictions, place),
-            label_ids=_select_rows(output.label_ids, place),
-            metrics=output.metrics,
-        )
+    def _get_dataloader(self, dataset: Any, *args: Any, **options: Any) -> DataLoader[Any]:
+        # Processes cannot share a stream whose length nobody knows without waiting for each other
+        # or counting rows twice; one process reads it row by row.
+        is_training = options.get("is_training", False)
+        if self.args.world_size > 1 and isinstance(dataset, IterableDataset) and not is_training:
+            dataset = list(dataset)
+        return super()._get_dataloader(dataset, *args, **options)
 
     def _compute_length_order(self, dataset: Any) -> np.ndarray | None:
         """Return the rows from the largest molecule to the smallest, if they are to be grouped."""
@@ -271,16 +263,12 @@ class RMatTrainer(Trainer):
             seed=seed,
         )
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         # the one of transformers permutes the rows if those of training are grouped
+        order = self._compute_length_order(eval_dataset)
+        if order is not None:
+            return order.tolist()
         return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
-
-    def _collect_stream(self, dataset: Any) -> Any:
-        # Processes cannot share a stream whose length nobody knows without waiting for each other
-        # or counting rows twice; one process reads it row by row.
-        if self.args.world_size > 1 and isinstance(dataset, IterableDataset):
-            return list(dataset)
-        return dataset
 
     def _compute_denominator(self, batch: dict[str, Any]) -> torch.Tensor:
         return compute_loss_denominator(batch["labels"], cast(Any, self.model).config)

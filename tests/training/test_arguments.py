@@ -64,10 +64,6 @@ def test_every_flag_has_a_help_sentence_of_its_own(arguments_class: type) -> Non
         ({"num_members": 0}, r"--num-members 0 is too small"),
         ({"label_columns": ["split"]}, r"--label-columns split: .*column that the results"),
         ({"label_columns": ["y", "z", "y"]}, r"--label-columns y z y: one is there twice"),
-        (
-            {"label_units": ["nM"] * 2, "problem_type": "multi_label_classification"},
-            r"--label-units is for regression",
-        ),
     ],
 )
 def test_contradictory_finetuning_flags_are_refused_with_the_way_out(

@@ -96,17 +96,6 @@ def test_missing_labels_are_fitted_per_label(masses: np.ndarray) -> None:
     assert results[NAMES[1]]["test"]["per_label"]["label 0"] == alone[NAMES[1]]["test"]
 
 
-@pytest.mark.parametrize(
-    "problem_type", ["multi_label_classification", "single_label_classification"]
-)
-def test_yes_no_labels_are_learned(masses: np.ndarray, problem_type: str) -> None:
-    results = fit((masses > np.median(masses)).astype(float), problem_type)
-    for model in results.values():
-        assert list(model["test"]) == ["roc_auc", "pr_auc", "accuracy", "mcc"]
-        assert model["test"]["roc_auc"] > 0.9
-    assert results[NAMES[1]]["test"]["accuracy"] > 0.8
-
-
 def test_three_classes_are_learned(masses: np.ndarray) -> None:
     classes = np.digitize(masses, np.quantile(masses, [0.33, 0.66])).astype(float)
     results = fit(classes, "single_label_classification")
@@ -166,19 +155,6 @@ def test_gradient_boosting_learns_a_descriptor_and_chooses_on_valid(
     one_class = np.where(np.arange(len(labels)) == split.valid[0], 0.0, 1.0)
     (output,), _ = fit_boosting(one_class, "multi_label_classification")
     assert (output[:, 1] == 1).all()
-
-
-def test_molecules_may_be_rdkit_objects(masses: np.ndarray) -> None:
-    mols = [Chem.MolFromSmiles(smiles) for smiles in SMILES]
-    results = fit_baselines(
-        mols,
-        masses[:, None],
-        split=SPLIT,
-        problem_type="regression",
-        label_names=["label 0"],
-        seed=0,
-    )
-    assert results == fit(masses, "regression")
 
 
 def test_fingerprints_count_and_descriptors_are_finite_or_nan() -> None:

@@ -222,17 +222,6 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
     assert result.metrics == json.loads((work / "undisturbed" / "metrics.json").read_text())
 
 
-def test_a_folder_with_files_is_kept_unless_overwriting_was_asked_for(work: Path) -> None:
-    (work / "run").mkdir()
-    (work / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
-        run_finetuning(build_arguments(work))
-    assert (work / "run" / "notes.txt").read_text() == "mine"
-    run_finetuning(build_arguments(work, overwrite=True))
-    assert not (work / "run" / "notes.txt").exists()
-    assert (work / "run" / "model.safetensors").exists()
-
-
 def test_a_valid_part_with_one_class_is_refused_because_nothing_can_be_chosen_on_it(
     work: Path,
 ) -> None:
@@ -271,32 +260,6 @@ def test_a_baseline_that_cannot_be_fitted_is_refused_before_training(
     monkeypatch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("it trained"))
     with pytest.raises(ValueError, match=r"'weight' is not known .* valid"):
         run_finetuning(build_arguments(work, label_columns=["logp", "weight"], with_baselines=True))
-
-
-def test_a_run_that_never_got_to_a_checkpoint_does_not_block_the_next_one(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train", fail)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            run_finetuning(build_arguments(work))
-    assert (work / "run.in_progress").is_dir()
-    run_finetuning(build_arguments(work, batch_size=4))
-    assert not (work / "run.in_progress").exists()
-
-
-def test_an_interrupted_run_that_was_overwriting_resumes(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_finetuning(build_arguments(work))
-    run_interrupted(monkeypatch, build_arguments(work, overwrite=True, seed=5))
-    changes = {"seed": 5, "feature_cache": str(work / "cache")}
-    run_finetuning(build_arguments(work, resume=True, **changes))
-    saved = json.loads((work / "run" / "finetuning_arguments.json").read_text())
-    assert saved["seed"] == 5
 
 
 def test_descriptors_of_a_model_can_be_left_out(work: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
+from tiny_finetuning import build_tiny_arguments
 from transformers.trainer import Trainer
 
 from rmat_hf.errors import UserError
@@ -15,8 +15,8 @@ from rmat_hf.inference.prediction import predict
 from rmat_hf.loading import load_predictor
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.recipe import build_finetuning_task, split_for_members
 from rmat_hf.training.run_folder import predict_out_of_fold
-from rmat_hf.training.task import build_finetuning_task, split_for_members
 
 SMILES = ["CCO", "c1ccccc1C", "C1CCNCC1"]
 # the columns of a table are rounded to float32
@@ -64,15 +64,6 @@ def test_the_folder_tells_what_members_and_ensemble_are_worth(ensemble: Path) ->
     assert rows[0] == "row,smiles,split,y,prediction_y,spread_y"
 
 
-def test_the_table_of_the_run_agrees_with_predictions(ensemble: Path) -> None:
-    rows = [line.split(",") for line in (ensemble / "predictions.csv").read_text().splitlines()]
-    smiles = [row[1] for row in rows[1:]]
-    expected = predict(ensemble, smiles)
-    saved = np.array([[float(row[4]), float(row[5])] for row in rows[1:]])
-    np.testing.assert_allclose(saved[:, 0], expected.values[:, 0], rtol=TOLERANCE, atol=1e-5)
-    np.testing.assert_allclose(saved[:, 1], expected.spread[:, 0], rtol=TOLERANCE, atol=1e-5)
-
-
 def test_a_finished_member_is_not_trained_again(
     ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,13 +86,6 @@ def test_a_finished_member_is_not_trained_again(
     )
 
 
-def test_a_search_chooses_the_setting_of_all_members(tmp_path: Path) -> None:
-    pytest.importorskip("optuna")
-    run = run_finetuning(build_arguments(tmp_path, num_members=2, hpo_trials=2)).output_dir
-    assert (run / "hpo_trials.csv").is_file()
-    assert json.loads((run / "config.json").read_text())["num_members"] == 2
-
-
 @pytest.fixture(scope="module")
 def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuningArguments]:
     arguments = build_arguments(
@@ -121,14 +105,6 @@ def test_every_member_holds_out_another_fold_and_no_one_learns_from_test(tmp_pat
         np.testing.assert_array_equal(split.test, task.split.test)
     alike = build_arguments(tmp_path / "seeds", num_members=3)
     assert split_for_members(alike, task) == [task.split] * 3
-
-
-def test_equal_molecules_stand_in_one_fold(tmp_path: Path) -> None:
-    columns = {"smiles": ["CCO", "OCC", "C(O)C", *TABLE_SMILES[1:10]], "y": [0] * 3 + [*range(9)]}
-    columns["part"] = ["train"] * 10 + ["valid", "test"]
-    arguments = build_tiny_arguments(tmp_path, columns, num_members=3, member_folds=True)
-    splits = split_for_members(arguments, build_finetuning_task(arguments))
-    assert sorted(len({0, 1, 2} & set(split.valid.tolist())) for split in splits) == [0, 0, 3]
 
 
 def test_valid_is_predicted_out_of_fold(folds: tuple[Path, FinetuningArguments]) -> None:

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ from tiny_finetuning import write_json
 from tiny_pretraining import ARCHITECTURE, build_pretraining_arguments
 
 from rmat_hf.loading import read_checkpoint
-from rmat_hf.training.arguments import describe_arguments
 from rmat_hf.training.pretraining_arguments import (
     PRETRAINING_ARCHITECTURE,
     PretrainingArguments,
@@ -104,15 +102,3 @@ def test_processes_look_for_weights_without_a_gradient_only_where_there_are_some
 ) -> None:
     assert not build_stage(tmp_path).ddp_find_unused_parameters
     assert build_stage(tmp_path, is_all_learned=False).ddp_find_unused_parameters
-
-
-def test_the_description_has_names_instead_of_paths_and_nothing_that_only_starts_a_run(
-    tmp_path: Path,
-) -> None:
-    arguments = build_pretraining_arguments(tmp_path, resume=True, num_workers=3)
-    description = describe_arguments(arguments)
-    assert str(tmp_path) not in json.dumps(description)
-    assert (description["corpus"], description["output_dir"]) == ("corpus", "run")
-    assert description["model_config"] == ARCHITECTURE
-    assert not {"resume", "overwrite", "num_workers"} & set(description)
-    assert describe_arguments(build_pretraining_arguments(tmp_path)) == description

@@ -74,11 +74,6 @@ def test_every_molecule_is_in_one_batch_within_the_limits(
             assert len(batch) == 1 or len(batch) * largest**2 <= max_pairs
 
 
-def test_fewer_molecules_than_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 molecules are too few for 4 processes"):
-        form_batches([5, 5, 5], multiple=4, generator=np.random.default_rng(0), **LIMITS)
-
-
 def test_processes_that_take_turns_get_batches_of_similar_sizes() -> None:
     batches = form_batches(SIZES, multiple=2, generator=np.random.default_rng(0), **LIMITS)
     spans = [
@@ -209,15 +204,6 @@ def collate(
         {name: objectives[name] for name in names}, processor=PROCESSOR, arguments=arguments
     )
     return collator([PretrainingBatch(epoch, corpus)])
-
-
-def test_contexts_alone_mask_every_molecule(
-    corpus: list[bytes], objectives: dict[str, Objective]
-) -> None:
-    batch = collate(corpus, objectives, learned="contexts")
-    assert not {"descriptor_labels", "molecule_descriptors"} & set(batch)
-    assert ((batch["context_labels"] >= 0).sum(1) > 0).all()
-    assert (batch["node_features"][..., MASK_COLUMN].sum(1) > 0).all()
 
 
 def test_descriptors_alone_mask_nothing(

@@ -5,7 +5,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from tiny_corpus import write_corpus
 from tiny_pretraining import (
     CORPUS_SMILES,
     DESCRIPTORS,
@@ -20,7 +19,6 @@ from rmat_hf.training.objectives.objective import Objective
 from rmat_hf.training.pretraining import (
     PretrainingTask,
     build_pretraining_task,
-    is_held_out,
 )
 
 
@@ -80,13 +78,6 @@ def test_a_stream_holds_out_molecules_of_its_beginning_and_never_trains_on_the_o
     assert 0 < len(valid) < len(table.valid)
     assert valid == list_molecules(table.valid)[: len(valid)]
     assert list_molecules(stream.train) == list_molecules(table.train)
-
-
-def test_the_share_of_molecules_held_out_is_the_one_asked_for() -> None:
-    molecules = [np.random.default_rng(seed).bytes(40) for seed in range(4000)]
-    for fraction in (0.01, 0.1, 0.5):
-        share = np.mean([is_held_out(molecule, fraction) for molecule in molecules])
-        assert share == pytest.approx(fraction, abs=4 * np.sqrt(fraction * (1 - fraction) / 4000))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -176,16 +167,3 @@ def test_a_part_without_molecules_or_contexts_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_task(tmp_path, **options)
-
-
-def test_a_corpus_of_another_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "table.csv").write_text("smiles\nCCO\n")
-    with pytest.raises(ValueError, match="rmat featurize"):
-        build_task(tmp_path, corpus=str(tmp_path / "table.csv"))
-
-
-def test_a_single_shard_is_a_corpus(tmp_path: Path) -> None:
-    folder = write_corpus(tmp_path / "other", CORPUS_SMILES, shard_size=54)
-    shard = folder / "part-00001.parquet"
-    task = build_task(tmp_path, corpus=str(shard), objective="contexts")
-    assert len(task.train) + len(task.valid) == 54

@@ -1,30 +1,36 @@
 import json
-import math
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rdkit import Chem
+from rdkit.Chem import rdDepictor, rdDistGeom
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
 
+from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.arguments import SCRATCH_ARCHITECTURE, FinetuningArguments
+from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.recipe import (
+    PARTS,
     REGRESSION_HEAD,
+    FinetuningTask,
     build_finetuning_config,
     build_finetuning_model,
+    build_finetuning_task,
     build_training_arguments,
     choose_num_epochs,
     compute_balanced_weights,
     gets_regression_head,
     resolve_defaults,
 )
-from rmat_hf.training.task import build_finetuning_task
 from rmat_hf.training.trainer import RMatTrainingArguments
 
 OUTLIER = 1e6
@@ -55,13 +61,6 @@ def test_label_scaling_is_fitted_on_train_alone(tmp_path: Path) -> None:
     assert config.label_std == pytest.approx([np.std(labels[:8])], rel=1e-12)
 
 
-def test_label_scaling_leaves_missing_labels_out(tmp_path: Path) -> None:
-    a = [1.0, None, 3.0, None, 5.0, None, None, None, *range(4)]
-    config = build_config(tmp_path, {"a": a, "b": range(12), "part": TABLE_PARTS})
-    assert config.label_mean == pytest.approx([3.0, 3.5], rel=1e-12)
-    assert config.label_std == pytest.approx([math.sqrt(8 / 3), math.sqrt(5.25)], rel=1e-12)
-
-
 # the mean of eight times 0.1 is not 0.1, so that its standard deviation is not 0
 @pytest.mark.parametrize("value", [7.0, 0.1, -1234.567])
 def test_label_that_is_constant_on_train_keeps_its_scale(tmp_path: Path, value: float) -> None:
@@ -75,17 +74,6 @@ def test_label_without_a_train_value_is_an_error_that_names_it(tmp_path: Path) -
     lost = [None] * 8 + [1.0, 2.0, 3.0, 4.0]
     with pytest.raises(ValueError, match=r"'lost' has no value in the train part.*another split"):
         build_config(tmp_path, {"y": range(12), "lost": lost, "part": TABLE_PARTS})
-
-
-def test_config_tells_what_the_outputs_are(tmp_path: Path) -> None:
-    columns = {"a": range(12), "b": range(12), "part": TABLE_PARTS}
-    config = build_config(tmp_path, columns, label_units=["nM", "kcal/mol"])
-    assert config.problem_type == "regression"
-    assert config.output_names == config.label_columns == ["a", "b"]
-    assert config.label2id == {"a": 0, "b": 1}
-    assert config.label_units == ["nM", "kcal/mol"]
-    assert config.label_name is None
-    assert config.loss_weights is None
 
 
 def test_classes_are_the_outputs_of_a_single_label(tmp_path: Path) -> None:
@@ -105,14 +93,6 @@ def test_field_that_is_no_architecture_is_an_error_that_names_file_and_field(
     with pytest.raises(ValueError, match=rf"unknown fields \['{name}'\].*'hidden_size'") as error:
         build_config(tmp_path, model_config=path)
     assert path in str(error.value)
-
-
-def test_overrides_replace_scratch_fields_and_defaults_and_nothing_else(tmp_path: Path) -> None:
-    overrides = {"hidden_size": 64, "pooling": "mean"}
-    path = write_json(tmp_path / "fields.json", overrides)
-    config = build_config(tmp_path, model_config=path)
-    expected = RMatConfig(**{**SCRATCH_ARCHITECTURE, **overrides}).get_architecture()
-    assert config.get_architecture() == expected
 
 
 def test_multi_label_weights_are_negatives_per_positive() -> None:
@@ -146,17 +126,6 @@ def test_class_without_a_row_cannot_be_balanced(
 ) -> None:
     with pytest.raises(ValueError, match="no row in the train part"):
         compute_balanced_weights(np.array(labels, float), problem_type=problem_type, num_outputs=2)
-
-
-def test_balanced_classes_of_a_single_label_reach_the_config(tmp_path: Path) -> None:
-    columns = {"y": ["b"] * 2 + ["a"] * 6 + ["b"] * 4, "part": TABLE_PARTS}
-    config = build_config(
-        tmp_path,
-        columns,
-        problem_type="single_label_classification",
-        class_weighting="balanced",
-    )
-    assert config.loss_weights == pytest.approx([8 / (2 * 6), 8 / (2 * 2)], rel=1e-12)
 
 
 def test_descriptor_scaler_is_fitted_on_train_alone(tmp_path: Path) -> None:
@@ -214,32 +183,6 @@ def test_override_of_a_size_that_weights_have_says_how_to_train_without_them(
     build_model(tmp_path, model="scratch", model_config=path)
 
 
-def test_override_changes_a_saved_model_and_keeps_its_weights(
-    tmp_path: Path, tiny_model_folder: Path, tiny_model: RMatForSequenceClassification
-) -> None:
-    path = write_json(tmp_path / "fields.json", {"hidden_dropout_prob": 0.25})
-    model = build_model(tmp_path, model=str(tiny_model_folder), model_config=path)
-    expected = {**tiny_model.config.get_architecture(), "hidden_dropout_prob": 0.25}
-    assert model.config.get_architecture() == expected
-    assert_same_parameters(model.rmat, tiny_model.rmat)
-
-
-def test_saved_descriptor_scaling_gives_way_to_the_new_train_rows(
-    tmp_path: Path, tiny_config: RMatConfig
-) -> None:
-    names = ["MolWt", "TPSA"]
-    config = RMatConfig(**tiny_config.get_architecture(), num_labels=1, num_molecule_descriptors=2)
-    saved = RMatForSequenceClassification(config)
-    saved.descriptor_scaler.mean.fill_(123.0)
-    saved.save_pretrained(tmp_path / "saved")
-    processor = RMatProcessor(geometry="bounds", molecule_descriptors=names)
-    processor.save_pretrained(tmp_path / "saved")
-    columns = {"y": range(12), "part": TABLE_PARTS}
-    model = build_model(tmp_path, columns, model=str(tmp_path / "saved"))
-    train = processor(TABLE_SMILES[:8], return_tensors="pt")["molecule_descriptors"]
-    torch.testing.assert_close(model.descriptor_scaler.mean, train.mean(0), rtol=1e-5, atol=1e-5)
-
-
 def read_head(config: RMatConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in REGRESSION_HEAD}
 
@@ -262,24 +205,6 @@ def test_a_regression_gives_a_pretrained_encoder_a_head_of_its_own(
     assert resolve_defaults(arguments, task).head_learning_rate == 3e-3
     arguments.head_learning_rate = 1e-5
     assert resolve_defaults(arguments, task).head_learning_rate == 1e-5
-
-
-@pytest.mark.parametrize(("start", "learning_rate"), [("scratch", 5e-4), ("pretrained", 3e-4)])
-def test_default_learning_rate_depends_on_where_training_starts(
-    start: str, learning_rate: float, pretrained: str, tmp_path: Path
-) -> None:
-    model = pretrained if start == "pretrained" else start
-    arguments = build_tiny_arguments(tmp_path, model=model)
-    task = build_finetuning_task(arguments)
-    assert resolve_defaults(arguments, task).learning_rate == learning_rate
-    arguments.learning_rate = 0.0
-    assert resolve_defaults(arguments, task).learning_rate == 0.0
-
-
-def test_the_head_of_a_regression_can_be_overridden(pretrained: str, tmp_path: Path) -> None:
-    model_config = write_json(tmp_path / "head.json", {"head_hidden_size": 24})
-    config = build_config(tmp_path, model=pretrained, model_config=model_config)
-    assert read_head(config) == {**REGRESSION_HEAD, "head_hidden_size": 24}
 
 
 @pytest.mark.parametrize("start", ["scratch", "finetuned", "classification"])
@@ -330,28 +255,6 @@ def test_best_model_is_chosen_by_the_metric_of_the_problem_or_of_the_user(
     assert trainer.load_best_model_at_end
 
 
-def test_flags_reach_the_trainer(tmp_path: Path) -> None:
-    trainer = build_for_trainer(
-        tmp_path,
-        batch_size=7,
-        learning_rate=0.25,
-        num_train_epochs=3.0,
-        weight_decay=0.125,
-        warmup_ratio=0.2,
-        seed=11,
-    )
-    assert trainer.output_dir == str(tmp_path / "checkpoints")
-    assert trainer.per_device_train_batch_size == 7
-    assert trainer.per_device_eval_batch_size == 14
-    assert trainer.learning_rate == 0.25
-    assert trainer.num_train_epochs == 3.0
-    assert trainer.weight_decay == 0.125
-    assert trainer.get_warmup_steps(100) == 20
-    assert trainer.seed == 11
-    assert trainer.report_to == []
-    assert not trainer.remove_unused_columns
-
-
 def test_json_file_overrides_flags_and_defaults(tmp_path: Path) -> None:
     overrides = {"learning_rate": 0.5, "lr_scheduler_type": "linear", "max_steps": 3}
     path = write_json(tmp_path / "trainer.json", overrides)
@@ -362,13 +265,12 @@ def test_json_file_overrides_flags_and_defaults(tmp_path: Path) -> None:
     assert trainer.weight_decay == build().weight_decay
 
 
-@pytest.mark.parametrize("name", ["learning_rte", "output_dir"])
 def test_json_key_that_cannot_be_overridden_is_an_error_that_names_file_and_key(
-    tmp_path: Path, name: str
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "trainer.json"
-    path.write_text(json.dumps({name: "x"}))
-    with pytest.raises(ValueError, match=name) as error:
+    path.write_text(json.dumps({"learning_rte": "x"}))
+    with pytest.raises(ValueError, match="learning_rte") as error:
         build_for_trainer(tmp_path, training_arguments=str(path))
     assert str(path) in str(error.value)
 
@@ -391,3 +293,124 @@ def test_a_trained_model_takes_fewer_epochs_but_not_too_few_steps(
     options: dict[str, Any], num_train_rows: int, expected: float
 ) -> None:
     assert choose_num_epochs(build(**options), num_train_rows=num_train_rows) == expected
+
+
+# The data
+
+
+def build_task(tmp_path: Path, columns: Any = None, **options: Any) -> FinetuningTask:
+    return build_finetuning_task(build_tiny_arguments(tmp_path, columns, **options))
+
+
+def list_rows(task: FinetuningTask) -> dict[str, list[int]]:
+    """The positions in the table of every part's rows."""
+    return {part: task.select(part)["row"][:] for part in PARTS}
+
+
+def list_all_rows(task: FinetuningTask) -> list[int]:
+    return sorted(row for rows in list_rows(task).values() for row in rows)
+
+
+@pytest.mark.parametrize("split", ["random", "scaffold", "scaffold_balanced", "cluster"])
+def test_every_row_stands_in_exactly_one_part(tmp_path: Path, split: str) -> None:
+    task = build_task(tmp_path, split=split)
+    assert list_all_rows(task) == list(range(12))
+    assert [len(rows) for rows in list_rows(task).values()] == [10, 1, 1]
+    assert task.dropped == []
+
+
+def test_dropped_rows_have_reasons_and_stand_in_no_part(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    smiles = list(TABLE_SMILES)
+    smiles[1] = "OCC"  # the molecule of row 0 with another label
+    smiles[3] = "C1CC"
+    labels: list[float | None] = [0.0, 50.0, *range(2, 12)]
+    labels[6] = None
+    with caplog.at_level(logging.WARNING):
+        task = build_task(tmp_path, {"smiles": smiles, "y": labels}, split="random")
+    assert [row.row for row in task.dropped] == [0, 1, 3, 6]
+    assert [row.smiles for row in task.dropped] == [smiles[row] for row in (0, 1, 3, 6)]
+    assert "contradictory labels: y is 0.0 and 50.0" in task.dropped[0].reason
+    assert task.dropped[1].reason == task.dropped[0].reason
+    assert "ring" in task.dropped[2].reason
+    assert task.dropped[3].reason == "no label"
+    assert list_all_rows(task) == [2, 4, 5, 7, 8, 9, 10, 11]
+    assert "Dropped 4 of 12 rows" in caplog.text
+
+
+def write_sdf(path: Path, *, flat_row: int, flat_part: str) -> FinetuningArguments:
+    """Ten molecules with 3D coordinates, one that is drawn flat, one that is no molecule."""
+    with Chem.SDWriter(str(path / "table.sdf")) as writer:
+        writer.SetKekulize(False)
+        for row, smiles in enumerate(TABLE_SMILES):
+            mol = Chem.MolFromSmiles(smiles)
+            part = TABLE_PARTS[row]
+            if row == flat_row:
+                rdDepictor.Compute2DCoords(mol)
+                part = flat_part
+            elif row == 5:
+                mol = Chem.MolFromSmiles("C[N](C)(C)C", sanitize=False)
+            else:
+                mol = Chem.AddHs(mol)
+                rdDistGeom.EmbedMolecule(mol, randomSeed=7)
+            mol.SetProp("y", str(float(row)))
+            mol.SetProp("part", part)
+            writer.write(mol)
+    return FinetuningArguments(
+        dataset=str(path / "table.sdf"),
+        label_columns=["y"],
+        output_dir=str(path / "run"),
+        split="column",
+        split_column="part",
+        geometry="given",
+    )
+
+
+def test_rows_without_the_given_conformer_are_dropped_in_table_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        task = build_finetuning_task(write_sdf(tmp_path, flat_row=3, flat_part="train"))
+    assert "Dropped 2 of 12 rows" in caplog.text and "see dropped_rows.csv" in caplog.text
+    assert [row.row for row in task.dropped] == [3, 5]
+    assert task.dropped[0] == DroppedRow(
+        3, "CC(=O)O", "it brings no 3D conformer, which geometry='given' needs"
+    )
+    assert list_rows(task) == {"train": [0, 1, 2, 4, 6, 7], "valid": [8, 9], "test": [10, 11]}
+    assert set(task.dataset["geometry_source"]) == {"given"}
+
+
+def test_empty_valid_part_is_an_error_that_says_why(tmp_path: Path) -> None:
+    parts = ["train"] * 10 + ["test"] * 2
+    with pytest.raises(UserError, match="valid part is empty, and the best checkpoint is chosen"):
+        build_task(tmp_path, {"y": range(12), "part": parts})
+
+
+def test_labels_keep_missing_values_as_nan_in_the_order_of_the_flags(tmp_path: Path) -> None:
+    a: list[float | None] = [float(row) for row in range(12)]
+    b: list[float | None] = [10.0 * row for row in range(12)]
+    a[2], b[8] = None, None
+    task = build_task(tmp_path, {"a": a, "b": b, "part": TABLE_PARTS}, label_columns=["b", "a"])
+    train = [[10.0 * row, float(row)] for row in range(8)]
+    train[2][1] = np.nan
+    np.testing.assert_array_equal(task.labels("train"), train)
+    np.testing.assert_array_equal(task.labels("valid"), [[np.nan, 8.0], [90.0, 9.0]])
+    np.testing.assert_array_equal(task.labels("test"), [[100.0, 10.0], [110.0, 11.0]])
+
+
+def test_yes_no_labels_in_a_regression_are_pointed_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_task(tmp_path, {"y": [0, 1] * 6})
+    assert "pass --problem-type multi_label_classification" in caplog.text
+
+
+def test_scratch_takes_geometry_and_descriptors_from_the_flags(tmp_path: Path) -> None:
+    task = build_task(
+        tmp_path, geometry="2d", on_conformer_failure="bounds", molecule_descriptors="rdkit_2d"
+    )
+    assert task.processor.geometry == "2d"
+    assert task.processor.on_conformer_failure == "bounds"
+    assert task.processor.molecule_descriptors == list_molecule_descriptor_names()
+    assert set(task.dataset["geometry_source"]) == {"2d"}

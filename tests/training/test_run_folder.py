@@ -12,12 +12,16 @@ from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 
 from rmat_hf.inference.prediction import predict
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.training.metrics import compute_metrics_for_problem
-from rmat_hf.training.model_card import FinetuningReport
-from rmat_hf.training.recipe import build_finetuning_model, build_training_arguments
-from rmat_hf.training.run_folder import build_finetuning_report, describe_metrics, save_run_folder
-from rmat_hf.training.task import PARTS, FinetuningTask, build_finetuning_task
+from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.model_card import FinetuningReport, describe_metrics
+from rmat_hf.training.recipe import (
+    PARTS,
+    FinetuningTask,
+    build_finetuning_model,
+    build_finetuning_task,
+    build_training_arguments,
+)
+from rmat_hf.training.run_folder import build_finetuning_report, save_run_folder
 from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 FILES = {
@@ -41,7 +45,6 @@ class SavedRun:
     """A run folder and what it was written from."""
 
     folder: Path
-    model: RMatForSequenceClassification
     task: FinetuningTask
     logits: dict[str, np.ndarray]
 
@@ -53,41 +56,37 @@ class SavedRun:
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
 
-def save_untrained_run(
-    path: Path, columns: dict[str, Any], *, baselines: Any = None, **options: Any
-) -> SavedRun:
+def build_report(
+    arguments: FinetuningArguments, task: FinetuningTask, models: list[Any]
+) -> FinetuningReport:
+    model = models[0]
+    if len(models) > 1:
+        model = RMatEnsembleForSequenceClassification.from_members(models)
+    trainer = RMatTrainer(
+        model=model,
+        args=build_training_arguments(arguments, Path(arguments.output_dir)),
+        data_collator=RMatDataCollator(task.processor),
+        eval_dataset=task.select("valid"),
+    )
+    return build_finetuning_report(arguments, task, trainer=trainer, baselines={})
+
+
+def compute_logits(model: Any, task: FinetuningTask, part: str) -> np.ndarray:
+    with torch.no_grad():
+        return model(**RMatDataCollator(task.processor)(list(task.select(part)))).logits.numpy()
+
+
+def save_untrained_run(path: Path, columns: dict[str, Any], **options: Any) -> SavedRun:
     """Write the folder of a model that was not trained."""
     arguments = build_tiny_arguments(path, columns, **options)
     task = build_finetuning_task(arguments)
     torch.manual_seed(0)
     model = build_finetuning_model(arguments, task).eval()
-    collator = RMatDataCollator(task.processor)
-    with torch.no_grad():
-        logits = {part: model(**collator(list(task.select(part)))).logits.numpy() for part in PARTS}
-    labels = {part: task.labels(part) for part in PARTS}
-    metrics = {
-        part: compute_metrics_for_problem(
-            arguments.problem_type,
-            logits[part],
-            labels=labels[part],
-            label_names=model.config.label_columns,
-        )
-        for part in PARTS
-    }
-    report = FinetuningReport(
-        config=model.config,
-        arguments=arguments,
-        metrics=metrics,
-        baselines=baselines or {},
-        labels=labels,
-        predictions=logits,
-        num_dropped=len(task.dropped),
-        max_atoms=task.processor.max_atoms,
-    )
+    report = build_report(arguments, task, [model])
     folder = path / "written"
     folder.mkdir()
     save_run_folder(folder, model=model, task=task, report=report, log_history=LOG)
-    return SavedRun(folder, model, task, logits)
+    return SavedRun(folder, task, {part: compute_logits(model, task, part) for part in PARTS})
 
 
 @pytest.fixture(scope="module")
@@ -208,72 +207,31 @@ def test_saved_folder_predicts_what_its_table_says(
     np.testing.assert_allclose(read_numbers(rows, numeric), again, rtol=1e-5, atol=1e-6)
 
 
-def build_report(folder: Path, *, num_members: int) -> tuple[FinetuningReport, Any, Any]:
+def test_an_ensemble_reports_itself_and_every_member_alone(tmp_path: Path) -> None:
     columns = {"y": range(12), "part": TABLE_PARTS}
-    arguments = build_tiny_arguments(folder, columns, num_members=num_members)
+    arguments = build_tiny_arguments(tmp_path, columns, num_members=NUM_MEMBERS)
     task = build_finetuning_task(arguments)
-    torch.manual_seed(0)
-    models = [build_finetuning_model(arguments, task).eval() for _ in range(num_members)]
-    model: Any = models[0]
-    if num_members > 1:
-        model = RMatEnsembleForSequenceClassification.from_members(models)
-    trainer = RMatTrainer(
-        model=model,
-        args=build_training_arguments(arguments, folder),
-        data_collator=RMatDataCollator(task.processor),
-        eval_dataset=task.select("valid"),
-    )
-    report = build_finetuning_report(arguments, task, trainer=trainer, baselines={"svm": {}})
-    return report, task, models
-
-
-def compute_logits(model: Any, task: Any, part: str) -> np.ndarray:
-    with torch.no_grad():
-        batch = RMatDataCollator(task.processor)(list(task.select(part)))
-        return model(**batch).logits.numpy()
-
-
-@pytest.mark.parametrize("num_members", [1, NUM_MEMBERS])
-def test_metrics_are_those_of_the_predictions_in_the_order_of_the_rows(
-    num_members: int, tmp_path: Path
-) -> None:
-    report, task, models = build_report(tmp_path, num_members=num_members)
-    for part in PARTS:
-        expected = np.mean([compute_logits(model, task, part) for model in models], axis=0)
-        np.testing.assert_allclose(report.predictions[part], expected, rtol=0, atol=1e-5)
-        metrics = compute_metrics_for_problem(
-            "regression", expected, labels=task.labels(part), label_names=["y"]
-        )
-        assert report.metrics[part]["rmse"] == pytest.approx(metrics["rmse"], abs=1e-5)
-    assert report.baselines == {"svm": {}}
-
-
-def test_an_ensemble_reports_every_member_alone(tmp_path: Path) -> None:
-    report, task, models = build_report(tmp_path, num_members=NUM_MEMBERS)
+    models = [build_finetuning_model(arguments, task).eval() for _ in range(NUM_MEMBERS)]
+    report = build_report(arguments, task, models)
     assert report.member_predictions is not None
-    for idx, model in enumerate(models):
-        for part in PARTS:
-            logits = compute_logits(model, task, part)
+    for part in PARTS:
+        alone = [compute_logits(model, task, part) for model in models]
+        scored = [(report.predictions[part], np.mean(alone, axis=0), report.metrics[part])]
+        for idx, logits in enumerate(alone):
             ours = report.member_predictions[part][:, idx]
-            np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-5)
-            metrics = compute_metrics_for_problem(
-                "regression", logits, labels=task.labels(part), label_names=["y"]
-            )
-            rmse = report.member_metrics[idx][part]["rmse"]
-            assert rmse == pytest.approx(metrics["rmse"], abs=1e-5)
+            scored.append((ours, logits, report.member_metrics[idx][part]))
+        for ours, expected, metrics in scored:
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+            rmse = np.sqrt(np.mean((expected - task.labels(part)) ** 2))
+            assert metrics["rmse"] == pytest.approx(rmse, abs=1e-5)
 
 
 def test_every_model_and_part_is_a_row_and_every_number_a_column() -> None:
-    metrics = {
-        part: {"rmse": 0.5, "r2": None, "per_label": {}} for part in ("train", "valid", "test")
-    }
+    metrics = {part: {"rmse": 0.5, "r2": None, "per_label": {}} for part in PARTS}
     forest = {part: {"rmse": 1.25, "r2": 0.75} for part in metrics}
-    table = describe_metrics(metrics, {"random forest": forest})
-    lines = [line.split() for line in table.splitlines()]
-    assert lines[0] == ["rmse", "r2"]
-    assert lines[1:3] == [
-        ["R-MAT", "train", "0.5000", "undefined"],
-        ["R-MAT", "valid", "0.5000", "undefined"],
-    ]
-    assert lines[-1] == ["random", "forest", "test", "1.2500", "0.7500"]
-    assert len(lines) == 7
+    table = describe_metrics(metrics, {"forest": forest})
+    header, _, *rows = [line.replace("|", " ").split() for line in table.splitlines()]
+    assert header == ["model", "part", "rmse", "r2"]
+    assert rows[0] == ["R-MAT", "train", "0.500", "–"]
+    assert rows[-1] == ["forest", "test", "1.250", "0.750"]
+    assert len(rows) == 6

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
 from transformers.trainer import Trainer
 
-from rmat_hf.errors import UserError
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.search import SEARCHED_FLAGS, validate_search
@@ -96,12 +95,6 @@ def test_a_missing_optuna_is_one_line_that_says_what_to_install(
         run_finetuning(build_search(tmp_path))
     assert "'rmat-hf[hpo]'" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run.in_progress").exists()
-
-
-def test_a_search_in_several_processes_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("optuna")
-    with pytest.raises(UserError, match="without torchrun"):
-        validate_search(build_search(tmp_path), num_processes=2)
 
 
 def test_a_file_that_fixes_what_is_searched_is_refused(tmp_path: Path) -> None:

@@ -5,17 +5,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 import torch
+from rdkit import Chem
 from safetensors.torch import load_file
-from tiny import TINY_ARCHITECTURE
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from tiny_trainer import build_rows, build_trainer
 from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
+from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, compute_loss_denominator
-from rmat_hf.training.trainer import WeightAverage
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.trainer import RMatDataCollator, WeightAverage
 
 NAN = math.nan
 
@@ -86,15 +91,6 @@ def test_the_head_alone_has_its_learning_rate(tmp_path: Path) -> None:
         assert decay == common[name][1]
     assert {rate for rate, _ in common.values()} == {1e-3}
     assert {decay for _, decay in own.values()} == {0.0, 0.1}
-
-
-def test_a_head_with_no_learning_rate_does_not_move(tmp_path: Path) -> None:
-    trainer = build_trainer_with_head(tmp_path, 0.0)
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.train()
-    for name, parameter in trainer.model.named_parameters():
-        is_head = name.startswith("classifier.")
-        assert torch.equal(parameter, before[name]) == is_head, name
 
 
 def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
@@ -255,3 +251,42 @@ def test_the_best_average_is_loaded_and_stays(tmp_path: Path) -> None:
     assert torch.equal(next(trainer.model.parameters()), best)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(max(losses), rel=1e-6)
     assert torch.equal(next(trainer.model.parameters()), best)
+
+
+# Collator
+
+
+def featurize(
+    processor: RMatProcessor, labels: list[list[float]], smiles: list[str] = TINY_SMILES
+) -> datasets.Dataset:
+    features = [outcome.features for outcome in featurize_molecules(smiles, processor)]
+    return datasets.Dataset.from_dict({"features": features, "labels": labels})
+
+
+@pytest.mark.parametrize("descriptors", [None, ["MolWt", "TPSA"]])
+def test_batch_is_the_one_of_the_processor_with_labels(descriptors: list[str] | None) -> None:
+    processor = RMatProcessor(geometry="bounds", molecule_descriptors=descriptors)
+    rows = featurize(processor, [[float(i)] for i in range(len(TINY_SMILES))])
+    batch = RMatDataCollator(processor)([rows[i] for i in range(len(rows))])
+    labels = batch.pop("labels")
+    expected = dict(processor(list(map(Chem.CanonSmiles, TINY_SMILES)), return_tensors="pt"))
+    assert set(batch) == set(expected)
+    for name, tensor in expected.items():
+        assert batch[name].dtype == tensor.dtype, name
+        assert torch.equal(batch[name], tensor), name
+    assert labels.tolist() == [[float(i)] for i in range(len(TINY_SMILES))]
+
+
+def test_rows_without_the_descriptors_of_the_processor_are_refused() -> None:
+    rows = featurize(RMatProcessor(geometry="bounds"), [[0.0]], ["C"])
+    collator = RMatDataCollator(RMatProcessor(geometry="bounds", molecule_descriptors=["MolWt"]))
+    with pytest.raises(ValueError, match="not featurized with the 1 molecule descriptors"):
+        collator(list(rows))
+
+
+def test_missing_labels_stay_nan_in_float32(processor: RMatProcessor) -> None:
+    labels = [[0.1, float("nan")], [float("nan"), 2.0], [float("nan")] * 2]
+    rows = featurize(processor, labels, ["CCO", "CCN", "C"])
+    batch = RMatDataCollator(processor)(list(rows))
+    assert batch["labels"].dtype == torch.float32
+    np.testing.assert_array_equal(batch["labels"].numpy(), np.array(labels, dtype=np.float32))

@@ -54,11 +54,6 @@ def test_unknown_values_stay_nan_and_those_beyond_the_corpus_take_the_ends(
     np.testing.assert_allclose(fit(packed).compute_ranks(rows), expected)
 
 
-def test_a_corpus_without_descriptors_is_refused(packed: list[bytes]) -> None:
-    with pytest.raises(ValueError, match="--molecule-descriptors rdkit_2d"):
-        fit(packed, None)
-
-
 @pytest.mark.parametrize(
     "state", [{"a": [0.0, 1.0], "b": [1.0, 0.0]}, {"a": 3.0}, {"a": [], "b": [1]}]
 )
