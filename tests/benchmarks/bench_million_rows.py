@@ -8,7 +8,6 @@ kills each verb three times and compares the folder that it then completes with 
 undisturbed run. Exits with 1 if memory grows by more than a tenth, a row is lost or a byte differs.
 """
 
-import csv
 import hashlib
 import json
 import platform
@@ -17,14 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import psutil
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
+from machine import compute_memory_mib
+from versions import write_rows
 
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
@@ -51,33 +54,22 @@ SAMPLING_INTERVAL_S = 0.5
 LOG_SHOWN = 2000
 NUM_KILLS = 3
 LARGEST_GROWTH = 1.1
-MIB = 2**20
 
 
-def iterate_smiles(table: Path) -> Iterator[str]:
-    while True:
-        with pq.ParquetFile(table) as file:
-            for batch in file.iter_batches(batch_size=CHUNK_SIZE, columns=["smiles"]):
-                yield from batch.column(0).to_pylist()
-
-
-def is_spoiled(row: int) -> bool:
-    return row % SPOILED_EVERY == SPOILED_FIRST
+def is_spoiled(rows: Any) -> Any:
+    return rows % SPOILED_EVERY == SPOILED_FIRST
 
 
 def write_library(table: Path, path: Path, *, num_rows: int) -> None:
     """Write molecules, the spoiled ones among them, with an id."""
-    smiles = iterate_smiles(table)
-    schema = pa.schema([("id", pa.string()), ("smiles", pa.string())])
-    with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, num_rows, CHUNK_SIZE):
-            rows = range(start, min(start + CHUNK_SIZE, num_rows))
-            cells = [next(smiles) for _ in rows]
-            for idx, row in enumerate(rows):
-                if is_spoiled(row):
-                    cells[idx] = SPOILED[row // SPOILED_EVERY % len(SPOILED)]
-            ids = [f"mol-{row}" for row in rows]
-            writer.write_table(pa.table([ids, cells], schema=schema))
+    smiles = np.resize(pq.read_table(table)["smiles"].to_numpy(), num_rows)
+    rows = np.arange(num_rows)
+    spoiled = rows[is_spoiled(rows)]
+    smiles[spoiled] = np.resize(np.array(SPOILED, dtype=object), len(spoiled))
+    library = pa.table(
+        {"id": [f"mol-{row}" for row in rows], "smiles": pa.array(smiles, pa.string())}
+    )
+    pq.write_table(library, path, row_group_size=CHUNK_SIZE)
 
 
 def write_model(folder: Path) -> None:
@@ -98,24 +90,6 @@ def build_command(
     return [*command, "--model", str(library.parent / "model"), "--output", str(output)]
 
 
-def list_tree(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def measure_memory(tree: list[psutil.Process]) -> float:
-    """Return the MiB of processes; pages that several share count once."""
-    total = 0
-    for process in tree:
-        try:
-            total += process.memory_full_info().pss
-        except psutil.Error:
-            continue
-    return total / MIB
-
-
 def count_shards(folder: Path) -> int:
     return len(list(folder.glob("part-*")))
 
@@ -128,15 +102,14 @@ def run(
     start = time.monotonic()
     peak = 0.0
     with log.open("ab") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as child:
-        process = psutil.Process(child.pid)
         while child.poll() is None:
-            tree = list_tree(process)
-            peak = max(peak, measure_memory(tree))
+            peak = max(peak, compute_memory_mib(child.pid))
             if kill_at is not None and count_shards(kill_at[0]) >= kill_at[1]:
+                workers = psutil.Process(child.pid).children(recursive=True)
                 child.kill()
                 killed = time.monotonic()
                 child.wait()
-                _, alive = psutil.wait_procs(tree[1:], timeout=60)
+                _, alive = psutil.wait_procs(workers, timeout=60)
                 if alive:
                     sys.exit(f"{len(alive)} workers outlive a killed process by a minute.")
                 return {"orphans_s": time.monotonic() - killed}
@@ -158,28 +131,17 @@ def hash_folder(folder: Path) -> dict[str, str]:
 
 def count_wrong_rows(verb: str, folder: Path, *, num_rows: int) -> int:
     """Return how many rows are missing, double, out of order, or failed without being spoiled."""
-    wrong = position = 0
-    failed: set[int] = set()
-    if verb == "featurize":
-        with (folder / "failed_rows.csv").open(newline="") as stream:
-            failed = {int(row["row"]) for row in csv.DictReader(stream)}
-        wrong += sum(not is_spoiled(row) for row in failed)
-    for path in sorted(folder.glob("part-*.parquet")):
-        with pq.ParquetFile(path) as file:
-            names = ["row"] if verb == "featurize" else ["id", "error"]
-            for batch in file.iter_batches(columns=names):
-                for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    if verb == "featurize":
-                        while position in failed:
-                            position += 1
-                        wrong += cells[0] != position
-                    else:
-                        wrong += cells[0] != f"mol-{position}"
-                        wrong += (cells[1] is not None) != is_spoiled(position)
-                    position += 1
-    while position in failed:
-        position += 1
-    return wrong + abs(position - num_rows)
+    table = ds.dataset(sorted(map(str, folder.glob("part-*.parquet"))))
+    expected = np.arange(num_rows)
+    if verb == "predict":
+        found = table.to_table(["id", "error"]).to_pandas()
+        is_wrong = found["error"].notna() != is_spoiled(expected[: len(found)])
+        is_wrong |= found["id"] != [f"mol-{row}" for row in range(len(found))]
+        return int(is_wrong.sum()) + abs(len(found) - num_rows)
+    failed = pd.read_csv(folder / "failed_rows.csv")["row"].to_numpy()
+    rows = table.to_table(["row"])["row"].to_numpy()
+    is_complete = np.array_equal(rows, np.setdiff1d(expected, failed))
+    return int((~is_spoiled(failed)).sum()) + (0 if is_complete else num_rows)
 
 
 def measure_verb(verb: str, folder: Path, *, num_rows: int) -> dict[str, Any]:
@@ -235,16 +197,13 @@ def main() -> None:
             figures[verb] = measure_verb(verb, folder, num_rows=num_rows)
             output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     is_good = True
-    lines = ["verb", "processes x rows", "seconds", "rows/s", "peak MiB"]
-    sys.stdout.write(f"| {' | '.join(lines)} |\n|{'---|' * len(lines)}\n")
+    rows = [["verb", "processes x rows", "seconds", "rows/s", "peak MiB"]]
     for verb in ("featurize", "predict"):
-        found = figures[verb]
-        for key, measured in found.items():
+        for key, measured in figures[verb].items():
             if " x " in key:
-                numbers = [
-                    f"{measured[name]:.0f}" for name in ("seconds", "rows_per_s", "peak_mib")
-                ]
-                sys.stdout.write(f"| {verb} | {key} | {' | '.join(numbers)} |\n")
+                names = ("seconds", "rows_per_s", "peak_mib")
+                rows.append([verb, key, *(f"{measured[name]:.0f}" for name in names)])
+    write_rows(rows)
     for verb in ("featurize", "predict"):
         found = figures[verb]
         growth = found["memory_growth"]
