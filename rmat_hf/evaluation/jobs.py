@@ -99,7 +99,7 @@ def build_finetuning_jobs(
     for fold in protocol.list_folds():
         dataset = protocol.datasets[fold.dataset]
         for model, options in protocol.models.items():
-            fields = {**dataset.options, **dataset.build_split_fields(fold.split), **options}
+            fields = {**dataset.options, **dataset.splits[fold.split], **options}
             fields |= {"seed": fold.seed, "feature_cache": feature_cache, "resume": True}
             try:
                 arguments = FinetuningArguments(**fields, output_dir="run")

@@ -46,11 +46,13 @@ def save_plots(
         return []
     folder.mkdir(parents=True, exist_ok=True)
     points = collect_points(outcomes, label_names=dataset.options["label_columns"])
-    kinds: dict[str, Callable[..., None]] = {"roc": _draw_roc, "calibration": _draw_calibration}
+    kinds: dict[str, Callable[..., None]] = {"distance": _draw_errors}
     if dataset.is_regression:
-        kinds = {"parity": _draw_parity, "spread": draw_spread}
+        kinds |= {"parity": _draw_parity, "spread": draw_spread}
+    elif points["label"].nunique() == 2:
+        kinds |= {"roc": _draw_roc, "calibration": _draw_calibration}
     files = []
-    for kind, draw in {**kinds, "distance": _draw_errors}.items():
+    for kind, draw in kinds.items():
         shown = points[points["spread"].notna()] if kind == "spread" else points
         if len(shown):
             files.append(f"{name}_{kind}.png")
@@ -87,9 +89,8 @@ def compute_distances_to_train(rows: pd.DataFrame) -> np.ndarray:
     generator = rdFingerprintGenerator.GetMorganGenerator(
         radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_SIZE
     )
-    fingerprints = rows["smiles"].map(
-        lambda smiles: generator.GetFingerprint(parse_molecule(smiles, max_atoms=MAX_ATOMS))
-    )
+    mols = [parse_molecule(smiles, max_atoms=MAX_ATOMS) for smiles in rows["smiles"]]
+    fingerprints = pd.Series(generator.GetFingerprints(mols), rows.index)
     train = fingerprints[rows["split"] == "train"].tolist()
     test = fingerprints[rows["split"] == "test"]
     return np.array([1 - max(DataStructs.BulkTanimotoSimilarity(it, train)) for it in test])
@@ -123,19 +124,15 @@ def _draw_parity(axes: Any, points: pd.DataFrame) -> None:
 
 
 def _draw_roc(axes: Any, points: pd.DataFrame) -> None:
-    if points["label"].nunique() == 2:
-        RocCurveDisplay.from_predictions(
-            points["label"], points["prediction"], ax=axes, plot_chance_level=True
-        )
-    axes.set(xlabel="false positive rate", ylabel="true positive rate")
+    RocCurveDisplay.from_predictions(
+        points["label"], points["prediction"], ax=axes, plot_chance_level=True
+    )
 
 
 def _draw_calibration(axes: Any, points: pd.DataFrame) -> None:
-    if points["label"].nunique() == 2:
-        CalibrationDisplay.from_predictions(
-            points["label"], points["prediction"].clip(0, 1), n_bins=NUM_BINS, ax=axes
-        )
-    axes.set(xlabel="predicted probability", ylabel="share of yes")
+    CalibrationDisplay.from_predictions(
+        points["label"], points["prediction"].clip(0, 1), n_bins=NUM_BINS, ax=axes
+    )
 
 
 def draw_spread(axes: Any, points: pd.DataFrame) -> None:
@@ -146,8 +143,8 @@ def draw_spread(axes: Any, points: pd.DataFrame) -> None:
     """
     error = points["prediction"] - points["label"]
     squares = pd.DataFrame({"spread": points["spread"] ** 2, "error": error**2})
-    ranks = squares["spread"].rank(method="first").to_numpy() - 1
-    bins = (ranks * min(NUM_BINS, len(squares)) // max(1, len(squares))).astype(int)
+    ranks = squares["spread"].rank(method="first")
+    bins = pd.qcut(ranks, min(NUM_BINS, len(ranks)), labels=False)
     curve = np.sqrt(squares.groupby(bins).mean())
     limits = (0.0, curve.to_numpy().max())
     axes.plot(limits, limits, color=DIAGONAL_COLOR, linewidth=0.8)

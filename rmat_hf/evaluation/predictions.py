@@ -6,10 +6,10 @@ A frame of predictions has the position of each row in its table as index, risin
 """
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rdkit import Chem
 
@@ -114,27 +114,21 @@ def _parse_lines(
     columns = [f"{PREDICTION_PREFIX}{label}" for label in labels]
     given = ["prediction"] if len(labels) == 1 and "prediction" in lines else columns
     validate_columns(list(lines), given, source=source)
-    values = lines[given].map(_parse_number).set_axis(columns, axis=1)
-    values.insert(0, key, lines[key].map(_parse_number if key == "row" else _parse_smiles))
-    distinct = values.drop_duplicates()
-    is_bad = values.isna().any(axis=1) | distinct.duplicated(key).reindex(
-        values.index, fill_value=0
-    )
+    values = lines[given].set_axis(columns, axis=1)
+    if key == "row":
+        values.insert(0, key, lines[key])
+    values = values.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    if key == "smiles":
+        values.insert(0, key, lines[key].map(_parse_smiles))
+    values = values.drop_duplicates()
+    is_bad = values.isna().any(axis=1) | values.duplicated(key)
     if is_bad.any():
         line = is_bad.idxmax()
         raise UserError(
             f"{source}, line {line} below the header: {lines.loc[line].to_dict()} needs a {key} "
             f"that is one, and a finite number in {', '.join(given)}, the only one of its {key}."
         )
-    return distinct.set_index(key)
-
-
-def _parse_number(cell: str) -> float:
-    try:
-        number = float(cell)
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
+    return values.set_index(key)
 
 
 def _parse_smiles(cell: str) -> str | None:
@@ -155,10 +149,8 @@ def align_tool_predictions(tool: pd.DataFrame, rows: pd.DataFrame, *, where: str
     needed = is_test if is_missing[is_valid].all() else is_test | is_valid
     lacking = rows[is_missing & needed]
     if len(lacking):
-        first = lacking.iloc[0]
         raise UserError(
             f"{where}: {len(lacking)} rows of valid or test have no prediction, the first of them "
-            f"row {lacking.index[0]} ({first['smiles']!r}), in {first['split']}. Add them to the "
-            "file."
+            f"row {lacking.index[0]} ({lacking['smiles'].iloc[0]!r}). Add them to the file."
         )
     return aligned

@@ -27,7 +27,6 @@ DATASET_FIELDS = (
     *("smiles_column", "conflict_tolerance", "time_column", "num_folds", "cluster_cutoff"),
 )
 REQUIRED = ("dataset", "label_columns", "problem_type", "splits", "seeds")
-KFOLD_PREFIX = "fold_"
 PROBLEM_TYPES = Literal["regression", "multi_label_classification"]
 SPLIT_NAMES: Any = Literal[tuple(name for name in SPLITS if name != "column")]
 SECTIONS: dict[str, Any] = {
@@ -52,11 +51,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class DatasetProtocol:
-    """A data set of the benchmark."""
+    """A data set of the benchmark; `splits` has the `FinetuningArguments` that choose each."""
 
     options: dict[str, Any]
-    splits: list[str]
-    has_split_columns: bool
+    splits: dict[str, dict[str, Any]]
     seeds: list[int]
     checksum: str
 
@@ -64,14 +62,6 @@ class DatasetProtocol:
     def is_regression(self) -> bool:
         """Whether the labels are numbers and not classes."""
         return bool(self.options["problem_type"] == "regression")
-
-    def build_split_fields(self, split: str) -> dict[str, Any]:
-        """Return the fields of `FinetuningArguments` that choose a split."""
-        if self.has_split_columns:
-            return {"split": "column", "split_column": split}
-        if split.startswith(KFOLD_PREFIX):
-            return {"split": "kfold", "fold": int(split.removeprefix(KFOLD_PREFIX))}
-        return {"split": split}
 
 
 @dataclass(frozen=True)
@@ -143,17 +133,20 @@ def _build_dataset(options: dict[str, Any], *, folder: Path, where: str) -> Data
     table = open_table(chosen["dataset"], revision=revision, joins_splits=True)
     is_file = name in list_bundled_datasets() or (folder / name).is_file()
     checksum = compute_file_checksum(Path(table.files[0])) if is_file else f"{name}@{revision}"
-    splits = options["splits"]
-    has_split_columns = isinstance(splits, list)
     columns = [chosen.get("smiles_column", "smiles"), *chosen["label_columns"]]
-    columns += splits if has_split_columns else []
-    columns += [chosen["time_column"]] if chosen.get("time_column") is not None else []
+    given = options["splits"]
+    if isinstance(given, list):
+        columns += given
+        splits = {it: {"split": "column", "split_column": it} for it in given}
+    elif given == "kfold":
+        folds = range(chosen["num_folds"])
+        splits = {f"fold_{idx}": {"split": given, "fold": idx} for idx in folds}
+    else:
+        splits = {given: {"split": given}}
+    if chosen.get("time_column") is not None:
+        columns.append(chosen["time_column"])
     validate_columns(table.column_names, columns, source=f"{where}: {name}")
-    if splits == "kfold":
-        splits = [f"{KFOLD_PREFIX}{idx}" for idx in range(chosen["num_folds"])]
-    elif not has_split_columns:
-        splits = [splits]
-    return DatasetProtocol(chosen, splits, has_split_columns, options["seeds"], checksum)
+    return DatasetProtocol(chosen, splits, options["seeds"], checksum)
 
 
 # What may be wrong with it

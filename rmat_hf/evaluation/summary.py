@@ -14,7 +14,6 @@ from rmat_hf.evaluation.protocol import DatasetProtocol, Fold
 from rmat_hf.training.metrics import compute_metrics, list_metrics
 
 SCORED_PARTS = ("valid", "test")
-Scores = dict[Fold, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -46,75 +45,77 @@ def summarize_dataset(
         `comparisons` (on test).
     """
     metric = list_metrics(dataset.options["problem_type"])[0].name
-    scores: dict[str, Scores] = {name: {} for name in [*models, *references]}
-    resamples: dict[str, dict[Fold, np.ndarray]] = {name: {} for name in scores}
+    names = [*models, *references]
+    found: dict[str, dict[Fold, dict[str, Any]]] = {name: {} for name in names}
+    resamples: dict[str, dict[Fold, np.ndarray]] = {name: {} for name in names}
     for outcome in outcomes:
         for name, frame in outcome.methods.items():
-            scores[name][outcome.fold] = {
+            found[name][outcome.fold] = {
                 part: compute_part_metrics(dataset, frame, part=part) for part in SCORED_PARTS
             }
             if not dataset.is_regression:
-                resamples[name][outcome.fold] = _resample(
-                    dataset, frame, num_resamples=num_resamples
-                )
+                resamples[name][outcome.fold] = _resample(dataset, frame, number=num_resamples)
+    values = {
+        (name, part): _list_values(parts, part=part, metric=metric)
+        for name, parts in found.items()
+        for part in SCORED_PARTS
+    }
+
+    def compare(method: str, reference: str) -> dict[str, Any]:
+        compared = compute_paired_difference(
+            values[method, "test"], values[reference, "test"], lower_is_better=dataset.is_regression
+        )
+        if not dataset.is_regression:
+            own, other = resamples[method], resamples[reference]
+            differences = [own[fold] - other[fold] for fold in own if fold in other]
+            compared["bootstrap_standard_error"] = compute_bootstrap_error(differences)
+        return {"method": method, "reference": reference, **compared}
+
     methods: dict[str, dict[str, Any]] = {}
-    for name, found in scores.items():
-        methods[name] = {
-            "kind": "model" if name in models else "reference",
-            "metrics": [
-                {"split": fold.split, "seed": fold.seed, **parts} for fold, parts in found.items()
-            ],
-            **{
-                part: compute_spread(list(_list_values(found, part=part, metric=metric).values()))
-                for part in SCORED_PARTS
-            },
-        }
+    for name in names:
+        scores = [
+            {"split": it.split, "seed": it.seed, **parts} for it, parts in found[name].items()
+        ]
+        kind = "model" if name in models else "reference"
+        methods[name] = {"kind": kind, "metrics": scores}
+        for part in SCORED_PARTS:
+            methods[name][part] = compute_spread(list(values[name, part].values()))
         if not dataset.is_regression:
             error = compute_bootstrap_error(list(resamples[name].values()))
             methods[name]["bootstrap_standard_error"] = error
-    comparisons = []
-    for idx, method in enumerate(models):
-        for reference in [*references, *models[idx + 1 :]]:
-            own, other = (
-                _list_values(scores[name], part="test", metric=metric)
-                for name in (method, reference)
-            )
-            shared = [fold for fold in own if fold in other]
-            metrics = ([values[fold] for fold in shared] for values in (own, other))
-            difference = compute_paired_difference(*metrics, lower_is_better=dataset.is_regression)
-            if not dataset.is_regression:
-                pairs = [resamples[method][fold] - resamples[reference][fold] for fold in shared]
-                difference["bootstrap_standard_error"] = compute_bootstrap_error(pairs)
-            comparisons.append({"method": method, "reference": reference, **difference})
+    pairs = [
+        (method, reference)
+        for idx, method in enumerate(models)
+        for reference in [*references, *models[idx + 1 :]]
+    ]
     return {
         "problem_type": dataset.options["problem_type"],
         "metric": metric,
         "lower_is_better": dataset.is_regression,
-        "folds": [_describe_fold(outcome) for outcome in outcomes],
+        "folds": list(map(_describe_fold, outcomes)),
         "methods": methods,
-        "comparisons": comparisons,
+        "comparisons": [compare(method, reference) for method, reference in pairs],
     }
 
 
 def select_part(
-    frame: pd.DataFrame, part: str, *, label_names: Sequence[str]
+    dataset: DatasetProtocol, frame: pd.DataFrame, *, part: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return predictions and labels of a part, both `(num_rows, num_labels)`."""
-    rows = frame[frame["split"] == part]
-    predictions = rows[[f"{PREDICTION_PREFIX}{name}" for name in label_names]]
-    return predictions.to_numpy(dtype=float), rows[list(label_names)].to_numpy(dtype=float)
+    rows, names = frame[frame["split"] == part], dataset.options["label_columns"]
+    predictions = rows[[f"{PREDICTION_PREFIX}{name}" for name in names]]
+    return predictions.to_numpy(dtype=float), rows[names].to_numpy(dtype=float)
 
 
 def compute_part_metrics(
     dataset: DatasetProtocol, frame: pd.DataFrame, *, part: str
 ) -> dict[str, Any] | None:
     """Return the metrics of a part; `None` without predictions."""
-    label_names = dataset.options["label_columns"]
-    predictions, labels = select_part(frame, part, label_names=label_names)
+    predictions, labels = select_part(dataset, frame, part=part)
     if not len(labels) or np.isnan(predictions).any():
         return None
-    problem_type = dataset.options["problem_type"]
-    return compute_metrics(problem_type, predictions, labels=labels, label_names=label_names)
+    names, problem_type = dataset.options["label_columns"], dataset.options["problem_type"]
+    return compute_metrics(problem_type, predictions, labels=labels, label_names=names)
 
 
 def compute_spread(values: Sequence[float]) -> dict[str, Any]:
@@ -127,21 +128,17 @@ def compute_spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def compute_paired_difference(
-    values: Sequence[float], reference_values: Sequence[float], *, lower_is_better: bool
+    values: Mapping[Any, float], reference_values: Mapping[Any, float], *, lower_is_better: bool
 ) -> dict[str, Any]:
-    """Compare a method with another one on the same splits.
-
-    Args:
-        values (`Sequence[float]`): Metric of the method, one per split.
-        reference_values (`Sequence[float]`): Metric of the other one on the same splits.
-        lower_is_better (`bool`): Whether the metric is an error.
+    """Compare the metrics of a method with a reference's, by split, on those that both have.
 
     Returns:
         `dict` with `mean_difference` (method minus reference), its `standard_error` (sample
         standard deviation over the root of the number; `None` for fewer than two splits),
         `num_wins` and `num_ties` of the method, and `num_values`.
     """
-    differences = np.subtract(values, reference_values)
+    shared = [split for split in values if split in reference_values]
+    differences = np.array([values[split] - reference_values[split] for split in shared])
     number = len(differences)
     gains = -differences if lower_is_better else differences
     return {
@@ -162,10 +159,9 @@ def resample_roc_auc(
     one seed are resampled alike, so that their differences are paired.
 
     Args:
-        probabilities (`np.ndarray` of shape `(num_rows, num_labels)`): Of a yes.
-        labels (`np.ndarray` of shape `(num_rows, num_labels)`): 0 or 1, NaN where missing.
-        num_resamples (`int`): Number of resamples.
-        seed (`int`): Seed of the draw.
+        probabilities, labels (`np.ndarray` of shape `(num_rows, num_labels)`):
+            Of a yes; 0 or 1, NaN where missing.
+        num_resamples, seed (`int`): Number and seed of the draws.
 
     Returns:
         `np.ndarray` of shape `(num_resamples,)`: mean over the labels; NaN where a label has one
@@ -192,22 +188,13 @@ def resample_roc_auc(
 def compute_bootstrap_error(resamples: Sequence[np.ndarray]) -> float | None:
     """Return the standard error of a mean over splits that the choice of test rows causes.
 
-    Returns:
-        `float`; `None` if fewer than two resamples are defined.
+    `None` if fewer than two resamples are defined.
     """
     if not len(resamples):
         return None
     means = np.mean(resamples, axis=0)
     means = means[~np.isnan(means)]
     return float(means.std(ddof=1)) if len(means) > 1 else None
-
-
-def _resample(dataset: DatasetProtocol, frame: pd.DataFrame, *, num_resamples: int) -> np.ndarray:
-    # equal test rows have one seed: repetitions of a split share their resamples
-    seed = int(compute_part_hashes(frame)["test"][:8], 16)
-    label_names = dataset.options["label_columns"]
-    predictions, labels = select_part(frame, "test", label_names=label_names)
-    return resample_roc_auc(predictions, labels, num_resamples=num_resamples, seed=seed)
 
 
 def _describe_fold(outcome: FoldOutcome) -> dict[str, Any]:
@@ -218,6 +205,13 @@ def _describe_fold(outcome: FoldOutcome) -> dict[str, Any]:
         "num_dropped": outcome.num_dropped,
         "sha256": compute_part_hashes(outcome.rows),
     }
+
+
+def _resample(dataset: DatasetProtocol, frame: pd.DataFrame, *, number: int) -> np.ndarray:
+    # equal test rows have one seed: repetitions of a split share their resamples
+    seed = int(compute_part_hashes(frame)["test"][:8], 16)
+    predictions, labels = select_part(dataset, frame, part="test")
+    return resample_roc_auc(predictions, labels, num_resamples=number, seed=seed)
 
 
 def _list_values(

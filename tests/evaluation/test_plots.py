@@ -29,16 +29,16 @@ def test_regression_and_classification_have_their_plots(tmp_path: Path) -> None:
     ]
     dataset = protocol.datasets["numbers"]
     files = save_plots(tmp_path / "plots", "set", outcomes=outcomes, dataset=dataset)
-    assert files == ["set_parity.png", "set_spread.png", "set_distance.png"]
+    assert files == ["set_distance.png", "set_parity.png", "set_spread.png"]
     files += save_plots(tmp_path / "plots", "a", outcomes=outcomes[1:], dataset=dataset)
-    assert files[3:] == ["a_parity.png", "a_distance.png"]
+    assert files[3:] == ["a_distance.png", "a_parity.png"]
     dataset = load_tiny_protocol(tmp_path, datasets={"classes": build_class_dataset()}).datasets[
         "classes"
     ]
     noisy = np.linspace(-0.1, 1.1, 12)
     outcomes = [FoldOutcome(folds[0], {"a": build_class_rows(noisy), "b": build_class_rows()})]
     files += save_plots(tmp_path / "plots", "b", outcomes=outcomes, dataset=dataset)
-    assert files[5:] == ["b_roc.png", "b_calibration.png", "b_distance.png"]
+    assert files[5:] == ["b_distance.png", "b_roc.png", "b_calibration.png"]
     for file in files:
         assert (tmp_path / "plots" / file).read_bytes().startswith(b"\x89PNG")
 

@@ -108,7 +108,7 @@ def test_a_parquet_file_is_one_too(tmp_path: Path) -> None:
 
 def test_missing_rows_are_named(tmp_path: Path) -> None:
     (tool,) = load(tmp_path).values()
-    with pytest.raises(UserError, match=r"tool: 1 rows .* row 11 \('c1ccsc1'\), in test"):
+    with pytest.raises(UserError, match=r"tool: 1 rows .* row 11 \('c1ccsc1'\)"):
         align(tool.loc[[10]])
     (tool,) = load(
         tmp_path,
@@ -116,7 +116,7 @@ def test_missing_rows_are_named(tmp_path: Path) -> None:
         row=[8, 10, 11],
         prediction=[0, 1, 2],
     ).values()
-    with pytest.raises(UserError, match=r"tool: 1 rows .* row 9 .* in valid"):
+    with pytest.raises(UserError, match=r"tool: 1 rows .* row 9 "):
         align(tool)
 
 

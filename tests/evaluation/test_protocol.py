@@ -38,7 +38,7 @@ def test_protocol_lists_every_split_with_every_seed(
     protocol = load_protocol(save_protocol(tmp_path, content), data=tmp_path / "data")
     assert protocol.list_folds() == [Fold("numbers", *fold) for fold in folds]
     dataset = protocol.datasets["numbers"]
-    assert dataset.build_split_fields(folds[-1][0]) in (
+    assert dataset.splits[folds[-1][0]] in (
         {"split": "column", "split_column": "part_1"},
         {"split": "scaffold"},
         {"split": "kfold", "fold": 1},

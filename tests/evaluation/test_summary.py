@@ -81,7 +81,7 @@ def test_part_without_predictions_is_not_scored(tmp_path: Path) -> None:
     assert compute_part_metrics(dataset, rows, part="valid") is None
     found = compute_part_metrics(dataset, rows, part="test")
     assert found is not None and found["rmse"] == 0.0
-    predictions, labels = select_part(rows, "valid", label_names=["y"])
+    predictions, labels = select_part(dataset, rows, part="valid")
     np.testing.assert_array_equal(predictions, [[np.nan], [9.0]])
     assert labels.tolist() == [[8.0], [9.0]]
 
@@ -94,20 +94,18 @@ def test_spread_is_the_population_standard_deviation() -> None:
 def test_paired_difference_agrees_with_one_by_hand() -> None:
     # differences -0.1, -0.3, +0.1, 0: mean -0.075; squared deviations .000625 + .050625 + .030625
     # + .005625 = .0875; / 3 = .0291667; root .170783; / 2 = .0853913
+    own, other = [1.0, 2.0, 3.0, 4.0, 9.0], [1.1, 2.3, 2.9, 4.0]
     found = compute_paired_difference(
-        [1.0, 2.0, 3.0, 4.0], [1.1, 2.3, 2.9, 4.0], lower_is_better=True
+        dict(enumerate(own)), dict(enumerate(other)), lower_is_better=True
     )
     assert found["mean_difference"] == pytest.approx(-0.075)
     assert found["standard_error"] == pytest.approx(0.0853913, abs=1e-7)
     assert (found["num_wins"], found["num_ties"], found["num_values"]) == (2, 1, 4)
-    found = compute_paired_difference([1.0, 2.0], [1.5, 1.0], lower_is_better=False)
+    found = compute_paired_difference({0: 1.0, 1: 2.0}, {0: 1.5, 1: 1.0}, lower_is_better=False)
     assert (found["mean_difference"], found["num_wins"]) == (0.25, 1)
-
-
-def test_one_split_has_no_standard_error_and_none_no_difference() -> None:
-    found = compute_paired_difference([1.0], [2.0], lower_is_better=True)
+    found = compute_paired_difference({0: 1.0}, {0: 2.0}, lower_is_better=True)
     assert (found["mean_difference"], found["standard_error"]) == (-1.0, None)
-    assert compute_paired_difference([], [], lower_is_better=True)["mean_difference"] is None
+    assert compute_paired_difference({}, {}, lower_is_better=True)["mean_difference"] is None
 
 
 @pytest.fixture
