@@ -32,11 +32,7 @@ _WRITE_ERRORS = (
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend, told in one line that names the place and the way out.
-
-    Args:
-        message (`str`): User and password of an address in it, and tokens, are left out.
-    """
+    """A mistake that the user can mend, told in one line that names the place and the way out."""
 
     def __init__(self, message: str) -> None:
         super().__init__(hide_credentials(message))
@@ -55,12 +51,9 @@ class Interruption(KeyboardInterrupt):
 def explained_reading(
     path: Path | str, *, way_out: str = "", also: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Raise a [`UserError`] that names the file where the block fails to read it.
+    """Raise a [`UserError`] that names what the block fails to read, by any of its libraries.
 
-    Args:
-        path (`Path` or `str`): What the block reads.
-        way_out (`str`, *optional*): A sentence: what to do.
-        also (`tuple[type[Exception], ...]`, *optional*): Errors beside [`list_reading_errors`].
+    That is with one of [`list_reading_errors`] or `also`; `way_out` is a sentence: what to do.
     """
     try:
         yield
@@ -78,12 +71,7 @@ def explained_reading(
 
 @contextmanager
 def explained_writing(folder: str | Path, *, way_out: str) -> Iterator[None]:
-    """Raise a [`UserError`] with the folder where the block fails to write a file.
-
-    Args:
-        folder (`str` or `Path`): Where the block writes.
-        way_out (`str`): A sentence: what to do when there is space, or permission, again.
-    """
+    """Raise a [`UserError`] with the folder where the block cannot write, and what to do."""
     try:
         yield
     except list_user_errors() as error:

@@ -30,9 +30,7 @@ _HEX = "[0-9a-f]" * 32
 def validate_output_folder(folder: str | Path, *, overwrite: bool = False) -> None:
     """Raise a [`UserError`] if `folder` cannot be created, or has files and `overwrite` is false.
 
-    Args:
-        folder (`str` or `Path`): The folder. Missing parents are created.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether files in it may go.
+    Missing parents are created.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +53,7 @@ def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> 
     """Yield a temporary folder that becomes `folder` when the block ends without an error.
 
     After an error the temporary folder is gone, and what was at `folder` before is untouched.
-
-    Args:
-        folder, overwrite: As in [`validate_output_folder`], which refuses what cannot be.
+    [`validate_output_folder`] refuses what cannot be.
     """
     folder = Path(folder).resolve()  # a link stays, what it points to is replaced
     validate_output_folder(folder, overwrite=overwrite)
@@ -83,9 +79,6 @@ def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
 
     The content is on the disk before the name is: a file that is there is whole, whatever
     interrupts the program. A kill leaves a hidden file behind, which the next run removes.
-
-    Args:
-        path (`str` or `Path`): The file; an older one is replaced.
 
     Raises:
         UserError: It cannot be written.
@@ -134,9 +127,6 @@ def lock_output(output: str | Path) -> Iterator[None]:
 
     Whoever gets the lock, as from [`hold_lock`], removes what a killed run left half written.
 
-    Args:
-        output (`str` or `Path`): The output folder or file, which need not exist.
-
     Raises:
         UserError: Another run is writing it, or the lock cannot be made.
     """
@@ -153,11 +143,7 @@ def hold_lock(output: Path, *, waits: bool = False) -> Iterator[None]:
     """Hold the kernel's lock on a hidden file beside an output, `.NAME.lock`, for a block.
 
     It ends with the process, however that ends: the file that a killed run leaves locks nothing.
-    On a disk without locks there is a warning instead.
-
-    Args:
-        output (`Path`): File or folder.
-        waits (`bool`, *optional*, defaults to `False`): Wait for another run, which is brief.
+    On a disk without locks there is a warning instead. With `waits` it waits for another run.
 
     Raises:
         UserError: Another run is writing it, or the lock cannot be made.

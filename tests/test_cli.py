@@ -84,11 +84,14 @@ def test_the_command_contract_from_table_to_predictions(table: Path, run_cli: Ru
     assert set(metrics["test"]["per_label"]["z"]) == {"rmse", "mae", "r2", "spearman"}
 
     output = table.parent / "p.csv"
-    outcome = run_cli("predict", "--model", run, "--smiles", "CCO", "c1ccccc1", "--output", output)
+    flags = ["--smiles=C=C", "--smiles", "CCO", "C1CC", "", "--output", output]
+    outcome = run_cli("predict", "--model", run, *flags)
     assert outcome.exit_code == 0, outcome.error
+    assert len(outcome.output.strip().splitlines()) == 1
+    assert outcome.output.startswith("4 rows: 2 predictions, 2 failed")
     rows = list(csv.DictReader(output.open()))
     assert list(rows[0]) == ["smiles", "prediction_y", "prediction_z", "error"]
-    assert [row["smiles"] for row in rows] == ["CCO", "c1ccccc1"]
+    assert [row["smiles"] for row in rows] == ["C=C", "CCO", "C1CC", ""]
 
     output = table.parent / "e.parquet"
     outcome = run_cli("embed", "--model", run, "--input", table, "--output", output)
@@ -98,38 +101,15 @@ def test_the_command_contract_from_table_to_predictions(table: Path, run_cli: Ru
     assert len(embedded["embedding"][0].as_py()) == 4 * TINY_ARCHITECTURE["hidden_size"]
 
 
-def test_bad_rows_are_counted_in_one_line_and_the_exit_code_is_0(
-    tiny_model_folder: Path, tmp_path: Path, run_cli: RunCli
-) -> None:
-    smiles = [*TINY_SMILES, "CC", "CN", "C1CC", ""]
-    (tmp_path / "in.csv").write_text("\n".join(["smiles,id", *(f"{s},x" for s in smiles)]) + "\n")
-    output = tmp_path / "out.csv"
-    outcome = run_cli(
-        "predict", "--model", tiny_model_folder, "--input", tmp_path / "in.csv", "--output", output
-    )
-    assert outcome.exit_code == 0
-    summary = outcome.output.strip().splitlines()
-    assert len(summary) == 1
-    assert summary[0].startswith("10 rows: 8 predictions, 2 failed")
-    assert len(list(csv.DictReader(output.open()))) == 10
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            ["--label-columns", "yy"],
-            "has no column 'yy'. Its columns are: smiles, y, z, text, part",
-        ),
+        (["--label-columns", "yy"], "has no column 'yy'. Its columns are: smiles, y, z, text"),
         (["--label-columns", "text"], "label 'text' is 'high', not a number"),
         (["--label-columns", "y", "--smiles-column", "S"], "has no column 'S'"),
         (["--label-columns", "y", "--split-column", "z"], "'z'"),
-        (["--label-columns", "y", "--split", "random"], "needs --split column, not random"),
         (["--label-columns", "y", "--dataset", "missing.csv"], "missing.csv"),
         (["--label-columns", "y", "--model", "no/such/model"], "no/such/model"),
-        (["--label-columns", "y", "--label-units", "a", "b"], "2 entries for 1 label columns"),
-        (["--label-columns", "y", "--model-config", "none.json"], "none.json"),
-        (["--label-columns", "y", "--class-weighting", "balanced"], "is for classification"),
     ],
 )
 def test_a_mistake_is_one_line_with_exit_code_2_and_no_output(
@@ -145,31 +125,6 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_no_output(
     assert sorted(table.parent.iterdir()) == before
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "in.csv"),
-        (b"\xff\xfe\x00binary", "in.csv"),
-        (b"id,structure\n1,CCO\n", "has no column 'smiles'. Its columns are: id, structure"),
-        (b"smiles,id\nCCO,1\nCC\n", "line 3"),
-        (b"smiles,smiles\nCCO,1\n", "smiles"),
-    ],
-)
-def test_an_unusable_input_file_is_one_line_with_exit_code_2_and_no_output(
-    tiny_model_folder: Path, tmp_path: Path, run_cli: RunCli, content: bytes, message: str
-) -> None:
-    (tmp_path / "in.csv").write_bytes(content)
-    outcome = run_cli(
-        *["predict", "--model", tiny_model_folder, "--input", tmp_path / "in.csv"],
-        *["--output", tmp_path / "out.csv"],
-    )
-    assert outcome.exit_code == 2
-    assert outcome.error.startswith("rmat: error: ")
-    assert message in outcome.error
-    assert len(outcome.error.strip().splitlines()) == 1
-    assert not (tmp_path / "out.csv").exists()
-
-
 def test_an_unknown_flag_or_choice_has_exit_code_2(table: Path, run_cli: RunCli) -> None:
     flags = [*list_finetuning_flags(table), "--label-columns", "y"]
     assert run_cli(*flags, "--lerning-rate", "1").exit_code == 2
@@ -181,10 +136,9 @@ def test_an_unknown_flag_or_choice_has_exit_code_2(table: Path, run_cli: RunCli)
 
 
 def test_convert_writes_a_folder_that_predicts(tmp_path: Path, run_cli: RunCli) -> None:
-    outcome = run_cli(
-        *["convert", "--weights", GOLDEN / "reference_state_dict.safetensors"],
-        *["--config", GOLDEN / "reference_config.json", "--output-dir", tmp_path / "model"],
-    )
+    flags = ["convert", "--weights", GOLDEN / "reference_state_dict.safetensors"]
+    flags += ["--config", GOLDEN / "reference_config.json", "--output-dir", tmp_path / "model"]
+    outcome = run_cli(*flags)
     assert outcome.exit_code == 0, outcome.error
     outcome = run_cli(
         *["predict", "--model", tmp_path / "model", "--smiles", "CCO"],
@@ -193,41 +147,15 @@ def test_convert_writes_a_folder_that_predicts(tmp_path: Path, run_cli: RunCli) 
     assert outcome.exit_code == 0, outcome.error
     row = next(csv.DictReader((tmp_path / "out.csv").open()))
     assert {"prediction_LABEL_0", "prediction_LABEL_2"} <= set(row)
-
-
-def test_convert_does_not_write_over_a_folder_with_files(tmp_path: Path, run_cli: RunCli) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    outcome = run_cli(
-        *["convert", "--weights", GOLDEN / "reference_state_dict.safetensors"],
-        *["--config", GOLDEN / "reference_config.json", "--output-dir", tmp_path],
-    )
-    assert outcome.exit_code == 2
-    assert "is not empty" in outcome.error
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    again = run_cli(*flags)
+    assert again.exit_code == 2
+    assert "is not empty" in again.error
 
 
 def test_the_installed_command_reports_its_version() -> None:
     command = Path(sys.executable).with_name("rmat")
     result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == __version__
-
-
-def test_a_list_flag_takes_an_equals_sign(
-    tiny_model_folder: Path, tmp_path: Path, run_cli: RunCli
-) -> None:
-    output = tmp_path / "out.csv"
-    outcome = run_cli(
-        "predict",
-        "--model",
-        tiny_model_folder,
-        "--smiles=C=C",
-        "--smiles",
-        "CCO",
-        "--output",
-        output,
-    )
-    assert outcome.exit_code == 0, outcome.error
-    assert [row["smiles"] for row in csv.DictReader(output.open())] == ["C=C", "CCO"]
 
 
 @pytest.mark.parametrize("is_set", [True, False])

@@ -69,31 +69,17 @@ def assert_nothing_is_told(folder: Path, *, name: str = "") -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"with_baselines": True},
-        pytest.param({"num_members": 2}, marks=pytest.mark.slow),
-        pytest.param({"problem_type": "single_label_classification"}, marks=pytest.mark.slow),
-    ],
-    ids=["baselines", "ensemble", "classes"],
+    [{"with_baselines": True}, pytest.param({"num_members": 2}, marks=pytest.mark.slow)],
+    ids=["baselines", "ensemble"],
 )
 def test_a_finetuned_folder_tells_nothing(options: dict[str, Any], place: Path) -> None:
     columns: dict[str, Any] = {"y": range(len(TABLE_SMILES))}
-    if "problem_type" in options:
-        columns = {"y": [0, 1] * (len(TABLE_SMILES) // 2)}
     columns |= {"part": ["train"] * 8 + ["valid"] * 2 + ["test"] * 2}
-    arguments = build_tiny_arguments(place, columns, num_train_epochs=1, **options)
-    run_finetuning(arguments)
+    run_finetuning(build_tiny_arguments(place, columns, num_train_epochs=1, **options))
     assert_nothing_is_told(place / "run")
-    run_finetuning(
-        build_tiny_arguments(
-            place,
-            columns,
-            num_train_epochs=1,
-            model=str(place / "run") if "num_members" not in options else "rmat-small",
-            output_dir=str(place / "again"),
-            problem_type=arguments.problem_type,
-        )
-    )
+    model = str(place / "run") if "num_members" not in options else "rmat-small"
+    again = {"model": model, "output_dir": str(place / "again"), "num_train_epochs": 1}
+    run_finetuning(build_tiny_arguments(place, columns, **again))
     assert_nothing_is_told(place / "again")
 
 
@@ -140,15 +126,9 @@ def test_tables_and_reports_tell_nothing(place: Path, tiny_model_folder: Path) -
             output_json=str(outputs / "speed.json"),
         )
     )
+    weights, config = GOLDEN / "reference_state_dict.safetensors", GOLDEN / "reference_config.json"
+    convert_checkpoint(weights, config).save(outputs / "converted")
     assert_nothing_is_told(outputs)
-
-
-def test_a_converted_folder_tells_nothing(place: Path) -> None:
-    state_dict = convert_checkpoint(
-        GOLDEN / "reference_state_dict.safetensors", GOLDEN / "reference_config.json"
-    )
-    state_dict.save(place / "converted")
-    assert_nothing_is_told(place / "converted")
 
 
 @pytest.mark.slow

@@ -169,28 +169,16 @@ def convert_checkpoint(
     converted = _convert_state_dict(
         state_dict, num_code_features=converted_config.num_code_features
     )
-    untrained = _load_converted(model, converted)
+    with explained_reading(f"{weights} does not belong to {config} and", also=(RuntimeError,)):
+        result = model.load_state_dict(converted, strict=False)
+    untrained = result.missing_keys
+    needed = [name for name in untrained if not name.startswith(_OPTIONAL_PARTS)]
+    if wrong := [*result.unexpected_keys, *needed]:
+        raise UserError(f"{weights} does not belong to {config}: {wrong} are missing or too many.")
     if not any(name.startswith("classifier.") for name in untrained):
         return Conversion(model, untrained, notes)
     encoder = [name.removeprefix("rmat.") for name in untrained if name.startswith("rmat.")]
     return Conversion(model.rmat, encoder, notes)
-
-
-def _load_converted(
-    model: RMatForSequenceClassification, converted: dict[str, torch.Tensor]
-) -> list[str]:
-    """Load the weights; return the parameters that they do not contain."""
-    expected = model.state_dict()
-    wrong = [n for n, t in converted.items() if n not in expected or expected[n].shape != t.shape]
-    untrained = [name for name in expected if name not in converted]
-    needed = [name for name in untrained if not name.startswith(_OPTIONAL_PARTS)]
-    if wrong or needed:
-        raise UserError(
-            f"Weights and configuration do not belong together: {(wrong + needed)[0]!r} "
-            f"({len(wrong)} of another shape, {len(needed)} missing)."
-        )
-    model.load_state_dict(converted, strict=False)
-    return untrained
 
 
 def _load_authors_weights(weights: str | Path) -> dict[str, torch.Tensor]:

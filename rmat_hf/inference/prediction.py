@@ -165,12 +165,9 @@ def _open(
 
 
 def limit_processor(processor: RMatProcessor, *, max_atoms: int | None = None) -> RMatProcessor:
-    """Return the processor of a model with the limits of the one who runs it.
+    """Return the processor of a model, perhaps a stranger's, with the limits of who runs it.
 
-    Args:
-        processor (`RMatProcessor`): As saved with the model, perhaps by a stranger.
-        max_atoms (`int`, *optional*):
-            Most heavy atoms of a molecule. By default the processor's, but at most 1,000.
+    By default a molecule has at most as many heavy atoms as the processor takes, and 1,000.
     """
     limited = copy.copy(processor)
     limited.max_atoms = max_atoms or min(processor.max_atoms, MAX_ATOMS_BY_DEFAULT)
@@ -195,13 +192,7 @@ def _run_batches(
     num_workers: int,
     cache_dir: str | Path | None,
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Return the numbers of every molecule, NaN where there are none, and why.
-
-    Molecules are featurized ahead and go through the model in batches of similar sizes.
-
-    Returns:
-        `np.ndarray` of shape `(num_molecules, num_columns)`, float64, and one error each.
-    """
+    """Return numbers `(num_molecules, num_columns)`, float64, NaN where there are none, and why."""
     if isinstance(molecules, str | bytes | Chem.Mol | Mapping) or not isinstance(
         molecules, Iterable
     ):

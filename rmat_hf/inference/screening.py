@@ -185,11 +185,7 @@ def run_embedding(
     """Embed every molecule of a table and write the table with the embeddings.
 
     The output has every column of the input, the list column `embedding` and `error`; the rest is
-    as in [`run_prediction`].
-
-    Args:
-        arguments (`PredictionArguments`): Model with trained pooling, molecules, output and how.
-        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
+    as in [`run_prediction`]. The model needs trained pooling.
     """
     if "csv" in (Path(arguments.output).suffix.lower()[1:], arguments.output_format):
         raise UserError("Embeddings are lists of numbers. Write a .parquet file.")
@@ -197,12 +193,7 @@ def run_embedding(
 
 
 def describe_screening(result: ScreeningResult, *, noun: str) -> str:
-    """Return the summary line of a screen.
-
-    Args:
-        result (`ScreeningResult`): What it did.
-        noun (`str`): What a row has that did not fail.
-    """
+    """Return the summary line of a screen; `noun` is what a row has that did not fail."""
     output = escape_message(str(result.output))
     num_done = result.num_rows - result.num_failed
     counts = f"{result.num_rows} rows: {num_done} {noun}, {result.num_failed} failed"

@@ -154,9 +154,9 @@ def test_another_pooling_than_the_trained_one_leaves_the_head_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_model": 64}, "do not belong together"),
-        ({"encoder_n_layers": 3}, "do not belong together"),
-        ({"encoder_n_layers": 1}, "do not belong together"),
+        ({"d_model": 64}, "does not belong to"),
+        ({"encoder_n_layers": 3}, "does not belong to"),
+        ({"encoder_n_layers": 1}, "does not belong to"),
         ({"d_edge": 47}, "d_edge is not 46"),
         ({"ffn_activation": "GELU"}, "'ffn_activation'"),
         ({"generator_aggregation": "sum"}, r"config\.json cannot be read: KeyError 'sum'"),
