@@ -63,6 +63,12 @@ def read_error(load: Loader, folder: Path, **options: object) -> str:
     return message
 
 
+def assert_same_weights(model: torch.nn.Module, expected: torch.nn.Module) -> None:
+    weights, wanted = model.state_dict(), expected.state_dict()
+    assert weights.keys() == wanted.keys()
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
 def change_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -70,27 +76,22 @@ def change_json(path: Path, **changes: object) -> None:
 # What was saved comes back
 
 
-def test_the_predictor_has_the_saved_weights_and_the_saved_processor(
-    tiny_model: RMatForSequenceClassification, tiny_model_folder: Path
+@pytest.mark.parametrize(
+    ("load", "model_class"),
+    [(load_predictor, RMatForSequenceClassification), (load_embedder, RMatModel)],
+)
+def test_a_loaded_model_has_the_saved_weights_and_the_saved_processor(
+    load: Any,
+    model_class: type[torch.nn.Module],
+    tiny_model: RMatForSequenceClassification,
+    tiny_model_folder: Path,
 ) -> None:
-    model, processor = load_predictor(tiny_model_folder, device="cpu")
-    assert type(model) is RMatForSequenceClassification
+    model, processor = load(tiny_model_folder, device="cpu")
+    assert type(model) is model_class
     assert not model.training
-    expected = tiny_model.state_dict()
-    assert model.state_dict().keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    saved = tiny_model if load is load_predictor else tiny_model.rmat
+    assert_same_weights(model, saved)
     # the default would be "conformer"
-    assert processor.geometry == "bounds"
-
-
-def test_the_embedder_is_the_encoder_of_the_finetuned_model(
-    tiny_model: RMatForSequenceClassification, tiny_model_folder: Path
-) -> None:
-    model, processor = load_embedder(tiny_model_folder, device="cpu")
-    assert type(model) is RMatModel
-    expected = tiny_model.rmat.state_dict()
-    assert model.state_dict().keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert processor.geometry == "bounds"
 
 
@@ -136,9 +137,7 @@ def test_another_number_of_labels_starts_a_new_head_and_keeps_the_rest(
 def test_the_same_number_of_labels_keeps_the_trained_head(
     tiny_model: RMatForSequenceClassification, tiny_model_folder: Path
 ) -> None:
-    model = load_for_finetuning(tiny_model_folder, config=build_config(1))
-    expected = tiny_model.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert_same_weights(load_for_finetuning(tiny_model_folder, config=build_config(1)), tiny_model)
 
 
 @pytest.mark.parametrize("model_class", [RMatModel, RMatForPreTraining])
@@ -148,10 +147,7 @@ def test_an_encoder_gets_a_new_head_and_keeps_every_weight(
     pretrained = model_class(build_config(1))
     pretrained.save_pretrained(tmp_path)
     model = load_for_finetuning(tmp_path, config=build_config(2))
-    expected = pretrained.base_model.state_dict()
-    encoder = model.rmat.state_dict()
-    assert encoder.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in encoder.items())
+    assert_same_weights(model.rmat, pretrained.base_model)
     assert model.classifier.out_proj.weight.shape[0] == 2
 
 
@@ -191,10 +187,13 @@ def test_missing_pooling_weights_are_named(
 # Weights and configuration that do not belong together
 
 
-def test_finetuning_refuses_an_encoder_of_another_size_instead_of_starting_untrained(
-    tiny_model_folder: Path,
+@pytest.mark.parametrize(
+    "changes", [{"hidden_size": 16}, {"num_head_layers": 2, "head_hidden_size": 5_000_000}]
+)
+def test_neither_an_encoder_nor_more_than_a_head_starts_untrained(
+    changes: dict[str, int], tiny_model_folder: Path
 ) -> None:
-    config = RMatConfig(**(TINY_ARCHITECTURE | {"hidden_size": 16}))
+    config = RMatConfig(**(TINY_ARCHITECTURE | changes), num_labels=1)
     message = read_error(load_for_finetuning, tiny_model_folder, config=config)
     assert "of another shape" in message
 
@@ -250,19 +249,10 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_anything_is_built
     assert time.process_time() - start < MAX_SECONDS
 
 
-def test_what_starts_untrained_is_no_larger_than_a_head(tiny_model_folder: Path) -> None:
-    large = {"num_head_layers": 2, "head_hidden_size": 5_000_000}
-    config = RMatConfig(**(TINY_ARCHITECTURE | large), num_labels=1)
-    message = read_error(load_for_finetuning, tiny_model_folder, config=config)
-    assert "of another shape" in message
-
-
 # A stranger's files choose no class
 
 
-@pytest.mark.parametrize(
-    "content", ['{"processor_class": "BarkProcessor"}', "[1]", "[" * 100_000, "{", "null"]
-)
+@pytest.mark.parametrize("content", ['{"processor_class": "BarkProcessor"}', "[" * 100_000])
 def test_another_processor_file_is_not_even_read(content: str, tiny_model_folder: Path) -> None:
     (tiny_model_folder / "processor_config.json").write_text(content)
     assert type(load_processor(tiny_model_folder)) is RMatProcessor
@@ -270,7 +260,7 @@ def test_another_processor_file_is_not_even_read(content: str, tiny_model_folder
 
 
 @pytest.mark.parametrize(
-    "adapter", [{"peft_type": "MAGIC"}, {"peft_type": "LORA", "magic": 1}, {}, [1], "deep"], ids=str
+    "adapter", [{"peft_type": "MAGIC"}, {"peft_type": "LORA", "magic": 1}, [1], "deep"], ids=str
 )
 def test_an_adapter_that_cannot_be_is_one_line(adapter: Any, tiny_model_folder: Path) -> None:
     pytest.importorskip("peft")
@@ -338,7 +328,15 @@ def test_pickles_beside_the_weights_are_not_opened(
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("damage", [pickle_the_weights, point_the_index_to_a_pickle])
+def pickle_an_adapter(folder: Path, mark: Path) -> None:
+    write_pickle(folder / "adapter_model.bin", mark)
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "x", "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+
+
+@pytest.mark.parametrize(
+    "damage", [pickle_the_weights, point_the_index_to_a_pickle, pickle_an_adapter]
+)
 @each_reader
 def test_pickled_weights_are_refused_in_one_line(
     read: Callable[[Path], Any],
@@ -351,22 +349,8 @@ def test_pickled_weights_are_refused_in_one_line(
     with pytest.raises((OSError, ValueError)) as caught:
         read(tiny_model_folder)
     message = str(caught.value)
-    assert "pytorch_model.bin" in message
-    assert "run code" in message
+    assert "pytorch_model.bin, adapter_model.bin) can run code" in message
     assert "\n" not in message
-    assert opened == []
-    assert not mark.exists()
-
-
-@each_reader
-def test_a_pickled_adapter_is_refused(
-    read: Callable[[Path], Any], tiny_model_folder: Path, mark: Path, opened: list[str]
-) -> None:
-    write_pickle(tiny_model_folder / "adapter_model.bin", mark)
-    adapter = {"peft_type": "LORA", "base_model_name_or_path": "x", "target_modules": ["q_proj"]}
-    (tiny_model_folder / "adapter_config.json").write_text(json.dumps(adapter))
-    with pytest.raises(ValueError, match=r"adapter_model\.bin.*run code"):
-        read(tiny_model_folder)
     assert opened == []
     assert not mark.exists()
 
@@ -384,8 +368,7 @@ def test_sharded_weights_load(read: Callable[[Path], Any], tiny_model_folder: Pa
 
 
 @pytest.mark.parametrize(
-    "place",
-    ["../stolen.safetensors", "{}/stolen.safetensors", "..\\stolen.safetensors", "a/b.safetensors"],
+    "place", ["../stolen.safetensors", "{}/stolen.safetensors", "..\\stolen.safetensors"]
 )
 def test_an_index_does_not_lead_out_of_its_folder(
     place: str, tiny_model_folder: Path, tmp_path: Path
@@ -393,20 +376,14 @@ def test_an_index_does_not_lead_out_of_its_folder(
     weights = tiny_model_folder / "model.safetensors"
     name = next(iter(load_file(weights)))
     weights.rename(tmp_path / "stolen.safetensors")
-    write_index(weights.with_name("model.safetensors.index.json"), place.format(tmp_path), name)
+    index = weights.with_name("model.safetensors.index.json")
+    write_index(index, place.format(tmp_path), name)
     for read in READERS.values():
         with pytest.raises(ValueError, match=r"no \.safetensors file beside it"):
             read(tiny_model_folder)
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[1]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": "b.safetensors"}}']
-)
-def test_a_damaged_index_is_named(content: str, tiny_model_folder: Path) -> None:
-    (tiny_model_folder / "model.safetensors").unlink()
-    (tiny_model_folder / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
-        predict(tiny_model_folder, ["CCO"], device="cpu")
+    for content in ("", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": "b.safetensors"}}'):
+        index.write_text(content)
+        assert index.name in read_error(load_predictor, tiny_model_folder)
 
 
 def test_links_of_a_cache_are_followed(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -440,18 +417,12 @@ def test_models_of_the_package_are_found_by_name(
     assert find_device("cpu") == torch.device("cpu")
 
 
-def test_hash_survives_saving_and_loading(
+def test_hash_depends_on_weights_and_configuration_and_survives_saving(
     tiny_model: RMatForSequenceClassification, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     shutil.move(tiny_model_folder, tmp_path / "elsewhere")
-    loaded, _ = load_predictor(tmp_path / "elsewhere", device="cpu")
-    assert compute_model_hash(loaded) == compute_model_hash(tiny_model)
-
-
-def test_hash_depends_on_weights_and_configuration(
-    tiny_model: RMatForSequenceClassification,
-) -> None:
     before = compute_model_hash(tiny_model)
+    assert compute_model_hash(load_predictor(tmp_path / "elsewhere", device="cpu")[0]) == before
     with torch.no_grad():
         tiny_model.classifier.out_proj.bias += 1e-3
     changed = compute_model_hash(tiny_model)

@@ -4,14 +4,14 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from full_disks import mounted_disk, small_files
+from full_disks import small_files
 from malicious import write_pickle
 from tiny_finetuning import build_tiny_arguments
 from tiny_pretraining import build_pretraining_arguments
@@ -490,26 +490,3 @@ def test_checkpoint_that_cannot_be_written_is_one_error_and_resuming_works(
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert not (tmp_path / "run.in_progress").exists()
     assert not list(tmp_path.glob(".run*"))
-
-
-def test_older_model_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> None:
-    finetune(tmp_path)
-    before = list_files(tmp_path / "run")
-    with small_files(20_000), pytest.raises(UserError, match="cannot be written"):
-        finetune(tmp_path, overwrite=True)
-    assert list_files(tmp_path / "run") == before
-
-
-@pytest.fixture
-def read_only_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk that nobody may write, where mounting one is permitted."""
-    with mounted_disk(tmp_path / "disk", "ro") as folder:
-        yield folder
-
-
-@pytest.mark.parametrize("run", RUNS)
-def test_read_only_disk_is_refused_before_any_work(
-    tmp_path: Path, read_only_disk: Path, run: Callable[..., None]
-) -> None:
-    with pytest.raises(UserError, match=r"Choose another output folder\.$"):
-        run(tmp_path, output_dir=str(read_only_disk / "run"))
