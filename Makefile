@@ -110,10 +110,10 @@ bench-screening: $(INSTALLED) ## Featurize and predict ROWS molecules: memory, r
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/bench_million_rows.py \
 	  $(DATA)/pretraining/moses.parquet .cache/benchmarks/screening.json $(ROWS)
 
-# atheris and coverage stay out of the environment
+# atheris stays out of the environment
 fuzz: $(INSTALLED) ## Fuzz the readers: 120,000 damaged inputs, guided by coverage; takes minutes
 	test -d .cache/fuzzing/site || $(BIN)/python -m pip install --disable-pip-version-check --no-deps \
-	  --target .cache/fuzzing/site atheris==3.0.0 coverage==7.17.3
+	  --target .cache/fuzzing/site atheris==3.0.0
 	PYTHONPATH="$(CURDIR):$(CURDIR)/.cache/fuzzing/site" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 	  $(BIN)/python tests/fuzzing/fuzz_readers.py .cache/fuzzing/found
 

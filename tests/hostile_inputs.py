@@ -3,8 +3,8 @@
 import gzip
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,28 +15,16 @@ Content = bytes | str | Callable[[Path], object]
 VERBS = ("predict", "embed", "featurize", "finetune")
 
 
-@dataclass(frozen=True)
-class HostileInput:
-    """One input and what `rmat predict` (else the first verb) makes of it.
+class HostileInput(NamedTuple):
+    """One input and what `rmat predict` (else the first verb) makes of it."""
 
-    Args:
-        description (`str`): As the documentation calls it.
-        name (`str`): Of the file.
-        content: Bytes, text, or a function that makes the file at a path.
-        exit_code (`int`): 0 for an output with a row per molecule, 2 for a refusal.
-        words (`str`): Out of the message of the refusal, or of the reason in the column `error`;
-            empty for a molecule that is predicted.
-        num_rows (`int`): Rows of the output.
-        verbs (`tuple[str, ...]`): Commands that read such a file.
-    """
-
-    description: str
-    name: str
-    content: Content
-    exit_code: int
-    words: str
+    description: str  # as the documentation calls it
+    name: str  # of the file
+    content: Content  # or a function that makes the file at a path
+    words: str  # out of the message of the refusal or the reason; empty for a prediction
+    exit_code: int = 2  # 0 for an output with a row per molecule, 2 for a refusal
     num_rows: int = 1
-    verbs: tuple[str, ...] = VERBS
+    verbs: tuple[str, ...] = VERBS  # that read such a file
 
     def write(self, folder: Path) -> Path:
         """Make the file in a folder."""
@@ -44,9 +32,8 @@ class HostileInput:
         if callable(self.content):
             self.content(path)
         else:
-            path.write_bytes(
-                self.content.encode() if isinstance(self.content, str) else self.content
-            )
+            text = self.content
+            path.write_bytes(text.encode() if isinstance(text, str) else text)
         return path
 
 
@@ -98,116 +85,88 @@ BLOCK = Chem.MolToMolBlock(_draw("CCO"))
 PLAIN = b"smiles,y\nCCO,1.5\n"
 PARQUET = _build_parquet({"smiles": ["CCO"], "y": [1.5]})
 
+READ_ONLY = ("predict", "embed")
+NO_FEATURIZE = ("predict", "embed", "finetune")
+CSV, SDF = "in.csv", "in.sdf"
+
 FILES = [
-    HostileInput("no such file", "in.csv", lambda path: None, 2, "no such file"),
-    HostileInput("a header only", "in.csv", "smiles,y\n", 0, "", num_rows=0),
-    HostileInput("UTF-8 with a byte order mark", "in.csv", b"\xef\xbb\xbf" + PLAIN, 0, ""),
-    HostileInput("UTF-16", "in.csv", PLAIN.decode().encode("utf-16"), 2, "Save it as UTF-8"),
-    HostileInput("Latin-1", "in.csv", b"smiles,n\nCCO,na\xefve\n", 2, "not UTF-8 text"),
-    HostileInput("commas and line breaks in quotes", "in.csv", 'smiles,"a,b"\nC,"x\ny"\n', 0, ""),
+    HostileInput("no such file", CSV, lambda path: None, "no such file"),
+    HostileInput("a header only", CSV, "smiles,y\n", "", 0, num_rows=0),
+    HostileInput("UTF-8 with a byte order mark", CSV, b"\xef\xbb\xbf" + PLAIN, "", 0),
+    HostileInput("UTF-16", CSV, PLAIN.decode().encode("utf-16"), "Save it as UTF-8"),
+    HostileInput("Latin-1", CSV, b"smiles,n\nCCO,na\xefve\n", "not UTF-8 text"),
+    HostileInput("commas and line breaks in quotes", CSV, 'smiles,"a,b"\nC,"x\ny"\n', "", 0),
+    HostileInput("a quote that never ends", CSV, 'smiles,n\nC,"x\n', "line 2: unexpected end"),
+    HostileInput("a line with too few cells", CSV, "smiles,y\nC\n", "line 2: 1 cells"),
+    HostileInput("a cell of 10 MB", CSV, "smiles,n\nC," + "x" * 10**7, "field larger than"),
+    HostileInput("NUL in the header", CSV, b"smiles\0,y\nC,1\n", "blank or binary"),
+    HostileInput("two columns of one name", CSV, "smiles,smiles\nC,C\n", "Rename one"),
+    HostileInput("a name in other letters", CSV, "SMILES,y\nC,1\n", "mean 'SMILES'?"),
+    HostileInput("semicolons", CSV, "smiles;y\nC;1,5\n", "another separator"),
+    HostileInput("an Excel workbook", CSV, b"PK\x03\x04\x14\0junk", "Save the table as CSV"),
+    HostileInput("gzip cut off", "in.csv.gz", gzip.compress(PLAIN * 9)[:-9], "ended before"),
+    HostileInput("a folder", CSV, Path.mkdir, "is a folder", verbs=NO_FEATURIZE),
     HostileInput(
-        "a quote that never ends", "in.csv", 'smiles,n\nC,"x\n', 2, "line 2: unexpected end"
-    ),
-    HostileInput("a line with too few cells", "in.csv", "smiles,y\nC\n", 2, "line 2: 1 cells"),
-    HostileInput(
-        "a cell of 10 MB",
-        "in.csv",
-        lambda path: path.write_text("smiles,n\nC," + "x" * 10**7),
-        2,
-        "line 2: field larger than field limit",
-    ),
-    HostileInput("NUL in the header", "in.csv", b"smiles\0,y\nC,1\n", 2, "blank or binary"),
-    HostileInput("two columns of one name", "in.csv", "smiles,smiles\nC,C\n", 2, "Rename one"),
-    HostileInput("a name in other letters", "in.csv", "SMILES,y\nC,1\n", 2, "mean 'SMILES'?"),
-    HostileInput("semicolons", "in.csv", "smiles;y\nC;1,5\n", 2, "another separator"),
-    HostileInput(
-        "an Excel workbook", "in.csv", b"PK\x03\x04\x14\0junk", 2, "Save the table as CSV"
-    ),
-    HostileInput("gzip cut off", "in.csv.gz", gzip.compress(PLAIN * 9)[:-9], 2, "ended before"),
-    HostileInput(
-        "a folder", "in.csv", Path.mkdir, 2, "is a folder", verbs=("predict", "embed", "finetune")
+        "an endless device", CSV, lambda path: path.symlink_to("/dev/zero"), "a pipe or a device"
     ),
     HostileInput(
-        "an endless device",
-        "in.csv",
-        lambda path: path.symlink_to("/dev/zero"),
-        2,
-        "a pipe or a device",
-    ),
-    HostileInput(
-        "escape sequences in the name",
-        "a\x1b[2J\n\u202eb.csv",
-        b"",
-        2,
-        r"a\x1b[2J \u202eb.csv is not a CSV table",
+        "escape sequences in the name", "a\x1b[2J\n\u202eb.csv", b"", r"a\x1b[2J \u202eb.csv is not"
     ),
     HostileInput(
         "a folder whose README names a file outside",
         "in",
         _write_reaching_folder,
-        2,
         "README.md",
-        verbs=("predict", "embed", "finetune"),
+        verbs=NO_FEATURIZE,
     ),
     HostileInput(
         "text in Parquet that expands to 2 GB",
         "in.parquet",
         _write_bomb,
-        2,
         "expand to",
-        verbs=("predict", "embed"),
+        verbs=READ_ONLY,
     ),
-    HostileInput("CSV named .parquet", "in.parquet", PLAIN, 2, "cannot be read"),
+    HostileInput("CSV named .parquet", "in.parquet", PLAIN, "cannot be read"),
     HostileInput(
         "numbers for SMILES",
         "in.parquet",
         _build_parquet({"smiles": [1.5], "y": [1]}),
-        2,
         "which is not text",
     ),
     HostileInput(
         "an output column in the input",
-        "in.csv",
+        CSV,
         "smiles,error\nC,x\n",
-        2,
         "already has a column 'error'",
-        verbs=("predict", "embed"),
+        verbs=READ_ONLY,
     ),
 ]
 
 SDFS = [
-    HostileInput(
-        "SDF with a wrong counts line", "in.sdf", BLOCK.replace("  3  2", " 99 98"), 0, "line"
-    ),
-    HostileInput(
-        "SDF without M  END", "in.sdf", BLOCK.replace("M  END", ""), 2, "no record has an 'M END'"
-    ),
+    HostileInput("SDF with a wrong counts line", SDF, BLOCK.replace("  3  2", " 99 98"), "line", 0),
+    HostileInput("SDF without M  END", SDF, BLOCK.replace("M  END", ""), "has an 'M END'"),
     HostileInput(
         "SDF with a property twice",
-        "in.sdf",
+        SDF,
         f"{BLOCK}> <y>\n1\n\n> <y>\n2\n\n",
-        2,
         "two properties are called 'y'",
     ),
     HostileInput(
         "SDF of 400 MB of short lines without $$$$",
         "in.sdf.gz",
         gzip.compress(b"a b\n" * 10**5) * 1000,
-        2,
         "record 0 (counted from 0) has more than 1048576 lines",
     ),
+    HostileInput("SDF of 20,000 atoms", SDF, _write_chain, "20000 heavy atoms are more than", 0),
     HostileInput(
-        "SDF of 20,000 atoms", "in.sdf", _write_chain, 0, "20000 heavy atoms are more than"
-    ),
-    HostileInput(
-        "SDF with coordinates NaN", "in.sdf", BLOCK.replace("0.0000 C", "   nan C"), 0, "Cannot"
+        "SDF with coordinates NaN", SDF, BLOCK.replace("0.0000 C", "   nan C"), "Cannot", 0
     ),
 ]
 
 
 def _build_row(description: str, smiles: str, words: str) -> HostileInput:
     cell = smiles.replace('"', '""')
-    return HostileInput(description, "in.csv", f'smiles,y\n"{cell}",1\n', 0, words)
+    return HostileInput(description, CSV, f'smiles,y\n"{cell}",1\n', words, 0)
 
 
 MOLECULES = [
@@ -226,7 +185,7 @@ MOLECULES = [
 
 def _build_label(description: str, label: str, words: str) -> HostileInput:
     content = f'smiles,y\nCCO,1\nCCN,"{label}"\nCC,2\n'
-    return HostileInput(description, "in.csv", content, 2, words, verbs=("finetune",))
+    return HostileInput(description, CSV, content, words, verbs=("finetune",))
 
 
 LABELS = [

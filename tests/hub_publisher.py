@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
-from hub_names import DATA, MODEL, PARTS, PRIVATE
+from hub_server import DATA, MODEL, PARTS, PRIVATE
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_SMILES

@@ -11,7 +11,8 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,13 @@ WEIGHTS, TABLE, ROWS_FILE = "model.safetensors", "data/train.csv", "data/train.p
 ROWS = "smiles,y\n" + "".join(f"{'C' * (n + 1)}O,{n}\n" for n in range(30))
 
 
-def build_parquet() -> bytes:
-    """Return a table of 30 molecules."""
-    stream = io.BytesIO()
-    pq.write_table(pa.table({"smiles": ["C" * (n + 1) + "O" for n in range(30)]}), stream)
-    return stream.getvalue()
-
-
 class BrokenHandler(Handler):
-    """Breaks where large files are fetched or sent, in the way that `fault` says.
+    """Breaks where large files are fetched or sent, as `fault` says.
 
-    A status may have the seconds to wait (`429 after 0`), and the number of answers that have it
-    (`429 after 0 twice`): what comes then is as usual.
+    A status may have the seconds to wait: `429 after 0`.
     """
 
     fault = ""
-    num_hits = 0
 
     def handle(self) -> None:
         with contextlib.suppress(ConnectionError):  # who asked may go away: the report has it
@@ -52,22 +44,23 @@ class BrokenHandler(Handler):
         return self.command in ("GET", "PUT") and (is_download or self.path.startswith("/lfs/"))
 
     def answer(self) -> None:
-        if self.is_hit and self.fault == "dies":
-            self.connection.shutdown(socket.SHUT_RDWR)
+        if self.is_hit and self.fault in ("dies", "silent"):
+            if self.fault == "dies":
+                self.connection.shutdown(socket.SHUT_RDWR)
+            else:
+                time.sleep(6)
             self.close_connection = True
-            return
-        if self.is_hit and self.fault == "silent":
-            time.sleep(6)
-            self.close_connection = True
-            return
-        super().answer()
+        else:
+            super().answer()
 
     def send_content(self, status: int, content: bytes, *, headers: dict[str, str]) -> None:
-        if not self.is_hit or not self.fault:
-            super().send_content(status, content, headers=headers)
-        elif self.fault[:3].isdigit():
-            self.send_refusal(status, content, headers=headers)
-        elif self.fault == "too short":
+        if self.is_hit and self.fault[:3].isdigit():
+            code, *wait = self.fault.split(" after ")
+            headers = {"Content-Type": "application/json"} | (
+                {"Retry-After": wait[0]} if wait else {}
+            )
+            super().send_content(int(code), b'{"error": "broken"}', headers=headers)
+        elif self.is_hit and self.fault == "too short":
             # the announced length, and half of it before the connection ends
             self.send_response(status)
             for name, value in (headers | {"Content-Length": str(len(content))}).items():
@@ -75,32 +68,20 @@ class BrokenHandler(Handler):
             self.end_headers()
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
-
-    def send_refusal(self, status: int, content: bytes, *, headers: dict[str, str]) -> None:
-        code, *details = self.fault.split()
-        BrokenHandler.num_hits += 1
-        if "twice" in details and self.num_hits > 2:
+        else:
             super().send_content(status, content, headers=headers)
-            return
-        answer = {"Content-Type": "application/json"}
-        if "after" in details:
-            answer["Retry-After"] = details[1]
-        super().send_content(int(code), json.dumps({"error": "broken"}).encode(), headers=answer)
 
 
-def run(*arguments: str | Path) -> tuple[Any, str]:
-    """Run `rmat` in this process; return its exit code and what it says."""
-    from rmat_hf.cli import main
-
+def catch(do: Callable[[], object]) -> tuple[Any, str]:
+    """Return the exit code, or the name of the error, and what is said."""
     errors = io.StringIO()
-    sys.argv = ["rmat", *map(str, arguments)]
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            main()
+            do()
         except SystemExit as end:
             return end.code or 0, errors.getvalue()
         except Exception as error:  # noqa: BLE001 - the report has it
-            return "traceback", f"{type(error).__module__}.{type(error).__name__}: {error}"
+            return type(error).__name__, str(error)
     return 0, errors.getvalue()
 
 
@@ -108,47 +89,40 @@ def suffer(folder: Path, faults: list[str], model_folder: Path) -> list[dict[str
     """Predict, finetune and push with each fault, and again without it."""
     import datasets
 
+    from rmat_hf.cli import main
     from rmat_hf.loading import load_predictor
 
     # it waits a minute before each of 20 more attempts
     datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 1
     datasets.config.STREAMING_READ_MAX_RETRIES = 2
     output = folder / "out.csv"
-    predict = ["predict", "--model", MODEL, "--smiles", "CCO", "--output", output]
-    (folder / "tiny.json").write_text((model_folder / "config.json").read_text())
-    stream = ["predict", "--model", model_folder, "--input", PARQUET, "--output", output]
     finetune = ["finetune", "--dataset", DATA, "--label-columns", "y", "--geometry", "bounds"]
-    finetune += ["--model", model_folder, "--num-train-epochs", "1", "--output-dir", folder / "run"]
-    finetune += ["--feature-cache", "none"]
+    finetune += ["--num-train-epochs", "1", "--output-dir", folder / "run"]
+    commands = {
+        "predict": ["predict", "--model", MODEL, "--smiles", "CCO", "--output", output],
+        "parquet": ["predict", "--model", model_folder, "--input", PARQUET, "--output", output],
+        "finetune": [*finetune, "--model", model_folder, "--feature-cache", "none"],
+    }
 
-    def push() -> tuple[Any, str]:
-        model, _ = load_predictor(model_folder)
-        try:
-            model.push_to_hub(f"{USER}/pushed")
-        except (OSError, RuntimeError) as error:
-            return type(error).__name__, str(error)
-        except Exception as error:  # noqa: BLE001 - the report has it
-            return "traceback", f"{type(error).__module__}.{type(error).__name__}: {error}"
-        return 0, ""
+    def run(what: str) -> None:
+        if what == "push":
+            load_predictor(model_folder)[0].push_to_hub(f"{USER}/pushed")
+        else:
+            sys.argv = ["rmat", *map(str, commands[what])]
+            main()
 
     report = []
     for fault in faults:
-        for name, do in (
-            ("predict", lambda: run(*predict)),
-            ("parquet", lambda: run(*stream)),
-            ("finetune", lambda: run(*finetune)),
-            ("push", push),
-        ):
-            shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
-            shutil.rmtree(folder / "run", ignore_errors=True)
+        for what in (*commands, "push"):
+            for path in (os.environ["HF_HOME"], folder / "run"):
+                shutil.rmtree(path, ignore_errors=True)
             output.unlink(missing_ok=True)
-            entry: dict[str, Any] = {"fault": fault, "what": name}
+            entry: dict[str, Any] = {"fault": fault, "what": what}
             for attempt in ("broken", "repaired"):
                 BrokenHandler.fault = fault if attempt == "broken" else ""
-                BrokenHandler.num_hits = 0
                 start = time.monotonic()
-                code, text = do()
-                entry[attempt] = [code, text, round(time.monotonic() - start, 1)]
+                found = catch(partial(run, what))
+                entry[attempt] = [*found, round(time.monotonic() - start, 1)]
                 entry[attempt + "_output"] = output.exists() or (folder / "run").exists()
             report.append(entry)
     return report
@@ -164,7 +138,9 @@ def broken_hub(model_folder: Path, folder: Path) -> Iterator[None]:
             "main", {path.name: path.read_bytes() for path in model_folder.iterdir()}
         )
         hub.repositories["datasets", DATA].add_commit("main", {TABLE: ROWS.encode()})
-        hub.repositories["datasets", PARQUET].add_commit("main", {ROWS_FILE: build_parquet()})
+        stream = io.BytesIO()
+        pq.write_table(pa.table({"smiles": ["C" * (n + 1) + "O" for n in range(30)]}), stream)
+        hub.repositories["datasets", PARQUET].add_commit("main", {ROWS_FILE: stream.getvalue()})
         os.environ |= {
             "HF_ENDPOINT": hub.endpoint,
             "HF_TOKEN": TOKEN,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
-from hub_names import DATA, MODEL, PARTS, PRIVATE
+from hub_server import DATA, MODEL, PARTS, PRIVATE
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from outsider import run_pipeline, try_import
 from transformers import AutoModelForSequenceClassification, AutoProcessor, pipeline

@@ -14,16 +14,12 @@ from typing import NamedTuple
 
 import pandas as pd
 import pytest
-import torch
 from hostile_inputs import HOSTILE_INPUTS, VERBS, HostileInput
-from tiny import TINY_ARCHITECTURE
+from versions import REPO_ROOT, save_tiny_predictor
 
 from rmat_hf.cli import main
-from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.model.processing_rmat import RMatProcessor
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "hostile_input.md"
+DOCUMENT = REPO_ROOT / "docs" / "hostile_input.md"
 PROGRESS = re.compile(r"\[\d\d:\d\d[<,]")  # lines of tqdm
 MAX_LINE = 2100
 INTRODUCTION = """# Hostile input
@@ -44,14 +40,6 @@ class Outcome(NamedTuple):
     exit_code: int
     output: str
     errors: list[str]
-
-
-def save_tiny_model(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, problem_type="regression")
-    RMatForSequenceClassification(config).eval().save_pretrained(folder)
-    RMatProcessor(geometry="bounds").save_pretrained(folder)
-    return folder
 
 
 def run_verb(verb: str, path: Path, *, model: Path) -> Outcome:
@@ -106,7 +94,9 @@ def build_row(hostile: HostileInput, outcomes: dict[str, Outcome], folder: Path)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_predictor(REPO_ROOT, folder)
+    return folder
 
 
 def list_files(folder: Path) -> list[str]:
@@ -166,7 +156,8 @@ def test_the_documentation_has_a_row_for_every_input_and_no_other() -> None:
 
 def iterate_rows() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
-        model = save_tiny_model(Path(name) / "model")
+        model = Path(name) / "model"
+        save_tiny_predictor(REPO_ROOT, model)
         for position, hostile in enumerate(HOSTILE_INPUTS):
             folder = Path(name) / str(position)
             folder.mkdir()

@@ -3,19 +3,15 @@
 import csv
 import inspect
 import json
-import re
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hub_names import DATA, MODEL, PARTS, PRIVATE
 from hub_publisher import PROCESSOR_OPTIONS
-from hub_server import TOKEN, Hub, run_hub
+from hub_server import DATA, MODEL, PARTS, PRIVATE, TOKEN, Hub, run_hub
 from outsider import BAD_SMILES
 from processes import TESTS, run_python
 from saved_folder import assert_folder_is_self_contained
@@ -28,21 +24,7 @@ from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 RMAT = "import sys; from rmat_hf.cli import main; sys.argv[0] = 'rmat'; main()"
-PINNED = """
-import json, sys
-from rmat_hf import embed, predict
-model = sys.argv[1]
-pinned, latest = (predict(model, ["CCO"], revision=r).values.item() for r in ("v1", None))
-try:
-    message = ""
-    embed(model, ["CCO"], revision="v9")
-except (OSError, ValueError) as error:
-    message = str(error)
-print(json.dumps([pinned, latest, message]))
-"""
 TOLERANCE = 1e-6
-# A proxy is for other machines.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 SHIFT = 100.0  # of the second version's predictions
 
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
@@ -93,20 +75,6 @@ def visited(visit_folder: Path) -> dict[str, Any]:
     return json.loads((visit_folder / "report.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def downloaded(
-    hub: Hub, published: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The pinned version, fetched by the command line of huggingface_hub."""
-    folder = tmp_path_factory.mktemp("downloaded")
-    command = "import sys; from huggingface_hub.cli.hf import main; sys.argv[0] = 'hf'; main()"
-    online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
-    flags = ["download", MODEL, "--revision", "v1", "--local-dir", folder / "model"]
-    done = run_python(["-c", command, *flags], folder=folder, environment=online)
-    assert done.returncode == 0, done.stderr
-    return folder / "model"
-
-
 def read_values(results: list[dict[str, Any]]) -> list[float]:
     return [
         entry["value"]
@@ -119,47 +87,6 @@ def read_values(results: list[dict[str, Any]]) -> list[float]:
 def count_parameters() -> set[str]:
     parameters = inspect.signature(RMatProcessor.__init__).parameters
     return set(parameters) - {"self", "kwargs", "featurizer_version"}
-
-
-# The server itself
-
-
-def fetch(url: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    request = urllib.request.Request(url, headers=headers)
-    try:
-        with DIRECT.open(request) as answer:
-            return answer.status, answer.read(), dict(answer.headers)
-    except urllib.error.HTTPError as error:
-        return error.code, error.read(), dict(error.headers)
-
-
-@pytest.mark.parametrize(
-    ("part", "content"),
-    [("bytes=0-2", b"012"), ("bytes=7-", b"789"), ("bytes=-4", b"6789"), ("bytes=8-99", b"89")],
-)
-def test_the_server_serves_parts_of_files(part: str, content: bytes) -> None:
-    with run_hub() as hub:
-        hub.create({"name": "repo"})
-        hub.repositories["models", "chemist/repo"].add_commit("main", {"a/b.txt": b"0123456789"})
-        url = f"{hub.endpoint}/chemist/repo/resolve/main/a/b.txt"
-        status, whole, headers = fetch(url)
-        assert (status, whole) == (200, b"0123456789")
-        status, some, some_headers = fetch(url, Range=part)
-    assert (status, some) == (206, content)
-    assert some_headers["ETag"] == headers["ETag"]
-    assert re.fullmatch(r"bytes \d-\d/10", some_headers["Content-Range"])
-
-
-def test_the_server_hides_private_repositories_from_strangers() -> None:
-    with run_hub() as hub:
-        hub.create({"name": "repo", "private": True})
-        hub.repositories["models", "chemist/repo"].add_commit("main", {"a.txt": b"secret"})
-        for path in ("chemist/repo/resolve/main/a.txt", "api/models/chemist/repo"):
-            status, content, headers = fetch(f"{hub.endpoint}/{path}")
-            assert (status, headers["X-Error-Code"]) == (401, "RepoNotFound")
-            assert b"secret" not in content
-            authorization = f"Bearer {TOKEN}"
-            assert fetch(f"{hub.endpoint}/{path}", Authorization=authorization)[0] == 200
 
 
 # The options of the processor
@@ -247,16 +174,6 @@ def test_a_pushed_repository_is_self_contained(
 
 
 @pytest.mark.slow
-def test_a_downloaded_folder_predicts_like_the_pipeline_from_the_hub(
-    downloaded: Path, visited: dict[str, Any], hub: Hub
-) -> None:
-    files = hub.repositories["models", MODEL].find_commit("v1").files
-    assert {path: (downloaded / path).read_bytes() for path in files} == files
-    values = predict(downloaded, TINY_SMILES).values[:, 0].tolist()
-    assert values == pytest.approx(read_values(visited["pinned"]["single"]), abs=TOLERANCE)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("version", ["pinned", "latest"])
 def test_a_pipeline_from_the_hub_needs_no_package_and_no_task(
     version: str, visited: dict[str, Any]
@@ -284,12 +201,6 @@ def test_a_revision_pins_the_model(visited: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_pushed_without_a_pipeline_has_one(visited: dict[str, Any]) -> None:
-    assert visited["parts"]["error"] is None
-    assert visited["parts"]["predictions"][0]["unit"] == "log(mol/l)"
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("part", ["from_pipeline", "from_parts"])
 def test_what_came_from_the_hub_is_self_contained_when_saved(part: str, visit_folder: Path) -> None:
     folder = visit_folder / part
@@ -299,13 +210,10 @@ def test_what_came_from_the_hub_is_self_contained_when_saved(part: str, visit_fo
 
 
 @pytest.mark.slow
-def test_a_data_set_streams_from_the_hub(visited: dict[str, Any]) -> None:
+def test_parts_data_and_secrets_come_as_published(visited: dict[str, Any]) -> None:
+    assert visited["parts"]["predictions"][0]["unit"] == "log(mol/l)"
     expected = [{"smiles": TABLE_SMILES[idx], "y": float(idx)} for idx in range(10)]
     assert visited["streamed"] == expected
-
-
-@pytest.mark.slow
-def test_a_private_repository_is_not_found_without_a_token(visited: dict[str, Any]) -> None:
     assert PRIVATE in visited["private"]
 
 
@@ -328,7 +236,7 @@ def test_predicting_with_a_private_model_and_no_token_is_a_one_line_error(
 
 @pytest.mark.slow
 def test_predicting_with_a_pinned_model_from_the_hub(
-    published: dict[str, Any], downloaded: Path, run_online: RunProcess, tmp_path: Path
+    visited: dict[str, Any], run_online: RunProcess, tmp_path: Path
 ) -> None:
     output = tmp_path / "predictions.csv"
     flags = ["--model", MODEL, "--revision", "v1", "--smiles", *TINY_SMILES, "--output", output]
@@ -336,21 +244,8 @@ def test_predicting_with_a_pinned_model_from_the_hub(
     assert done.returncode == 0, done.stderr
     with output.open(newline="", encoding="utf-8") as stream:
         values = [float(row["prediction_logS"]) for row in csv.DictReader(stream)]
-    expected = predict(downloaded, TINY_SMILES).values[:, 0]
-    assert values == pytest.approx(expected.tolist(), abs=TOLERANCE)
-
-
-@pytest.mark.slow
-def test_a_revision_chooses_the_model_in_python_too(
-    published: dict[str, Any], downloaded: Path, run_online: RunProcess
-) -> None:
-    done = run_online("-c", PINNED, MODEL)
-    assert done.returncode == 0, done.stderr
-    pinned, latest, message = json.loads(done.stdout.splitlines()[-1])
-    expected = predict(downloaded, ["CCO"]).values.item()
-    assert pinned == pytest.approx(expected, abs=TOLERANCE)
-    assert latest - pinned == pytest.approx(SHIFT, abs=1e-3)
-    assert "v9" in message and MODEL in message
+    expected = read_values(visited["pinned"]["single"])
+    assert values == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.slow

@@ -15,8 +15,6 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 SCRIPT = Path(__file__).resolve().parent / "hub_sufferer.py"
 RATE_LIMITS = ["429", "429 after 0"]
 FAULTS = ["dies", "silent", "too short", "401", "403", "500", *RATE_LIMITS]
-# what huggingface_hub waits for and tries again
-PASSING_FAULTS = ["429 after 0 twice"]
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +26,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, problem_type="regression")
     RMatForSequenceClassification(config).save_pretrained(folder / "model")
     RMatProcessor(geometry="bounds").save_pretrained(folder / "model")
-    done = run_python(
-        [SCRIPT, folder / "model", folder, *FAULTS, *PASSING_FAULTS], folder=folder, timeout_s=900
-    )
+    done = run_python([SCRIPT, folder / "model", folder, *FAULTS], folder=folder, timeout_s=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "report.json").read_text())
 
@@ -54,16 +50,6 @@ def test_a_broken_download_is_one_line_and_the_repeat_works(
     code, text, _ = entry["repaired"]
     assert code == 0, text
     assert entry["repaired_output"]
-
-
-@pytest.mark.parametrize("fault", PASSING_FAULTS)
-@pytest.mark.parametrize("what", ["predict", "parquet", "finetune", "push"])
-def test_a_limit_of_requests_that_passes_is_waited_for(
-    report: list[dict[str, Any]], fault: str, what: str
-) -> None:
-    (entry,) = [entry for entry in report if (entry["fault"], entry["what"]) == (fault, what)]
-    code, text, _ = entry["broken"]
-    assert code == 0, text
 
 
 @pytest.mark.parametrize("fault", FAULTS)

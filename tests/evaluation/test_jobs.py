@@ -1,4 +1,3 @@
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from tiny_evaluation import (
-    FOREST,
     build_job,
     build_rows,
     build_tiny_protocol,
     end_as_named,
     load_tiny_protocol,
 )
+from tiny_finetuning import write_json, write_table
 
 from rmat_hf.evaluation.jobs import (
     SETTING_FILE,
@@ -90,13 +89,16 @@ def test_contradictory_fields_are_an_error_that_names_the_model(tmp_path: Path) 
         list_folders(tmp_path, models=models)
 
 
-def test_baseline_is_fitted_on_the_given_rows(
+def test_baseline_is_fitted_on_the_given_rows_in_a_folder_of_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(baselines.GRIDS, baselines.FOREST, {"num_trees": (5,)})
     protocol = load_tiny_protocol(tmp_path)
     rows = build_rows().loc[[0, 1, 2, 3, 5, 6, 8, 9, 10, 11]]
     (job,) = build_baseline_jobs(protocol, {FOLD: rows}, output_dir=tmp_path)
+    for change, is_same in (({"prediction_y": 0.0}, True), ({"y": 1.0}, False)):
+        (other,) = build_baseline_jobs(protocol, {FOLD: rows.assign(**change)}, output_dir=tmp_path)
+        assert (other.folder == job.folder) == is_same
     run_job(job)
     assert job.is_finished
     loaded = load_predictions(job.folder)
@@ -108,19 +110,6 @@ def test_baseline_is_fitted_on_the_given_rows(
     record = json.loads(job.record_file.read_text())
     assert record["versions"] == list_versions()
     assert record["seconds"] > 0
-
-
-def test_folder_of_a_baseline_depends_on_rows_and_not_on_models(tmp_path: Path) -> None:
-    def find_folder(**changes: Any) -> Path:
-        protocol = load_tiny_protocol(tmp_path)
-        rows = build_rows(**changes)
-        (job,) = build_baseline_jobs(protocol, {FOLD: rows}, output_dir=tmp_path)
-        assert job.method == FOREST
-        return job.folder
-
-    before = find_folder()
-    assert find_folder(prediction_y=0.0) == before
-    assert find_folder(y=1.0) != before
 
 
 # Running them
@@ -141,17 +130,6 @@ def test_dying_and_failing_processes_are_reported_and_others_go_on(tmp_path: Pat
         "Failed: fail, numbers, part_0, seed 0",
         "Finished: good, numbers, part_0, seed 0",
     ]
-
-
-def test_finished_jobs_are_not_run_again(tmp_path: Path) -> None:
-    jobs = [build_job(tmp_path, method) for method in ("good", "fail")]
-    lines: list[str] = []
-    options = {"num_proc": 0, "report_progress": lines.append, "run": end_as_named}
-    for _ in range(2):
-        failures = run_jobs(jobs, **options)  # type: ignore[arg-type]  # a dict of options
-        assert failures == {jobs[1]: "Row 3 of table.csv is bad."}
-    assert lines.count("Finished: good, numbers, part_0, seed 0") == 1
-    assert "1 of 2 runs are there already." in lines
 
 
 @pytest.mark.parametrize(
@@ -175,53 +153,49 @@ def test_a_reason_names_files_but_no_folder_and_no_password(
 # What they chose
 
 
-def write(folder: Path, *, log: list[dict[str, Any]], **arguments: Any) -> None:
-    fields = {"problem_type": "regression", "training_arguments": {}, **arguments}
-    (folder / "finetuning_arguments.json").write_text(json.dumps(fields))
-    (folder / "training_log.json").write_text(json.dumps(log))
+@pytest.mark.parametrize(
+    ("log", "arguments", "choices"),
+    [
+        (
+            [
+                {"loss": 1.0},
+                *({"epoch": i, "eval_rmse": e} for i, e in ((1, 0.9), (2, 0.5), (3, 0.7))),
+            ],
+            {},
+            {"part": "valid", "metric": "rmse", "epochs": [2.0], "num_epochs": [2.0]},
+        ),
+        (
+            [
+                *({"member": 0, "epoch": i, "eval_rmse": e} for i, e in ((1, 0.9), (2, 0.5))),
+                *({"member": 1, "epoch": i, "eval_rmse": e} for i, e in ((1, 0.4), (2, 0.6))),
+            ],
+            {"member_folds": True},
+            {
+                **{"part": "own folds of train and valid", "metric": "rmse"},
+                **{"epochs": [2.0, 1.0], "num_epochs": [2.0, 2.0]},
+            },
+        ),
+        (
+            [{"epoch": 1, "eval_r2": 0.5}, {"epoch": 2, "eval_r2": 0.1}],
+            {"training_arguments": {"metric_for_best_model": "eval_r2"}},
+            {"part": "valid", "metric": "r2", "epochs": [1.0], "num_epochs": [2.0]},
+        ),
+    ],
+)
+def test_the_best_epoch_of_every_member_is_told(
+    tmp_path: Path, log: list[dict[str, Any]], arguments: dict[str, Any], choices: dict[str, Any]
+) -> None:
+    write_json(tmp_path / "finetuning_arguments.json", {"problem_type": "regression", **arguments})
+    write_json(tmp_path / "training_log.json", log)
+    assert describe_choices(tmp_path) == choices
 
 
-def test_epoch_is_the_one_with_the_best_valid_metric(tmp_path: Path) -> None:
-    errors = [0.9, 0.5, 0.7]
-    log = [{"epoch": i + 1.0, "eval_rmse": error} for i, error in enumerate(errors)]
-    write(tmp_path, log=[{"loss": 1.0, "epoch": 1.0}, *log])
-    assert describe_choices(tmp_path) == {
-        "part": "valid",
-        "metric": "rmse",
-        "epochs": [2.0],
-        "num_epochs": [3.0],
-    }
-
-
-def test_every_member_of_an_ensemble_has_its_own_epoch(tmp_path: Path) -> None:
-    errors = [[0.9, 0.5, 0.7], [0.4, 0.6]]
-    log = [
-        {"member": member, "epoch": i + 1.0, "eval_rmse": error}
-        for member, found in enumerate(errors)
-        for i, error in enumerate(found)
-    ]
-    write(tmp_path, log=log)
-    choices = describe_choices(tmp_path)
-    assert choices["epochs"] == [2.0, 1.0] and choices["num_epochs"] == [3.0, 2.0]
-
-
-def test_metric_may_be_another_one_that_is_largest_for_the_best(tmp_path: Path) -> None:
-    log = [{"epoch": 1.0, "eval_r2": 0.5}, {"epoch": 2.0, "eval_r2": 0.1}]
-    write(tmp_path, log=log, training_arguments={"metric_for_best_model": "eval_r2"})
-    choices = describe_choices(tmp_path)
-    assert (choices["metric"], choices["epochs"]) == ("r2", [1.0])
-
-
-def test_searched_values_are_told(tmp_path: Path) -> None:
+def test_searched_values_and_the_setting_of_a_baseline_are_told(tmp_path: Path) -> None:
     chosen = {"learning_rate": 1e-3, "dropout": 0.1, "weight_decay": 0.01, "batch_size": 16}
-    write(tmp_path, log=[], **chosen)
-    with (tmp_path / "hpo_trials.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([["trial"], [0], [1]])
-    choices = describe_choices(tmp_path)
-    assert choices == {"part": "valid", "metric": "rmse", "hpo_trials": 2, **chosen}
-
-
-def test_setting_of_a_baseline_is_told(tmp_path: Path) -> None:
+    write_json(tmp_path / "finetuning_arguments.json", {"problem_type": "regression", **chosen})
+    write_table(tmp_path / "hpo_trials.csv", {"trial": [0, 1]})
+    choices = {"part": "valid", "metric": "rmse", "hpo_trials": 2, **chosen}
+    assert describe_choices(tmp_path) == choices
     setting = {"part": "valid", "setting": {"y": {"penalty": 3.0}}}
-    (tmp_path / "setting.json").write_text(json.dumps(setting))
+    write_json(tmp_path / "setting.json", setting)
     assert describe_choices(tmp_path) == setting

@@ -125,14 +125,11 @@ def test_missing_rows_are_named(tmp_path: Path) -> None:
     [
         ({"dataset": ["numbers", "words"]}, "line 2 below the header: .* no data set 'words'"),
         ({"split": ["part_0", "part_9"]}, "line 2 .* the split 'part_9'"),
-        ({"seed": [0, 7]}, "line 2 .* the seed '7'"),
         ({"prediction": [1.0, ""]}, "line 2 below the header: .* finite number in prediction"),
-        ({"prediction": ["nan", 1.0]}, "line 1 below the header: .*'nan'"),
         ({"row": ["10", "x"]}, "line 2 below the header: .*'row': 'x'"),
         ({"row": [10, 10]}, "line 2 below the header: .*'row': '10'.* only one"),
         ({"row": None, "smiles": ["C1CC", "C"]}, "line 1 below the header: .*'C1CC'"),
         ({"row": None}, "tool.csv has no column 'smiles'"),
-        ({"seed": None}, "tool.csv has no column 'seed'"),
         ({"prediction": None}, "has no column 'prediction_y'"),
     ],
 )
@@ -141,9 +138,3 @@ def test_bad_file_is_an_error_that_names_the_line(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load(tmp_path, **changes)
-
-
-def test_a_file_that_is_no_table_is_an_error_that_names_it(tmp_path: Path) -> None:
-    (tmp_path / "tool.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"tool\.csv"):
-        load_tool_predictions(tmp_path / "tool.csv", protocol=load_tiny_protocol(tmp_path))

@@ -12,7 +12,6 @@ from rmat_hf.evaluation.summary import (
     compute_bootstrap_error,
     compute_paired_difference,
     compute_part_metrics,
-    compute_spread,
     resample_roc_auc,
     select_part,
     summarize_dataset,
@@ -52,13 +51,6 @@ def test_methods_are_compared_on_the_splits_that_both_have(tmp_path: Path) -> No
     assert summary["folds"][0]["num_dropped"] == 3
 
 
-def test_data_set_without_outcomes_has_empty_scores(tmp_path: Path) -> None:
-    summary = summarize_numbers(tmp_path, [])
-    assert summary["folds"] == []
-    assert summary["methods"]["a"]["test"]["mean"] is None
-    assert summary["comparisons"][0]["mean_difference"] is None
-
-
 def test_classes_have_the_error_of_their_test_rows(tmp_path: Path) -> None:
     datasets = {"classes": build_class_dataset()}
     dataset = load_tiny_protocol(tmp_path, datasets=datasets).datasets["classes"]
@@ -84,11 +76,6 @@ def test_part_without_predictions_is_not_scored(tmp_path: Path) -> None:
     predictions, labels = select_part(dataset, rows, part="valid")
     np.testing.assert_array_equal(predictions, [[np.nan], [9.0]])
     assert labels.tolist() == [[8.0], [9.0]]
-
-
-def test_spread_is_the_population_standard_deviation() -> None:
-    assert compute_spread([1.0, 3.0]) == {"mean": 2.0, "std": 1.0, "num_values": 2}
-    assert compute_spread([]) == {"mean": None, "std": None, "num_values": 0}
 
 
 def test_paired_difference_agrees_with_one_by_hand() -> None:
