@@ -2,9 +2,6 @@
 
 import pickle
 import re
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -35,7 +32,6 @@ from rmat_hf.model.features_rmat import (
 )
 from rmat_hf.model.processing_rmat import RMatProcessor
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
 REFERENCE_FOLDERS = ["grover_pool", "mean_pool"]
 MAX_ATOMS = 256
 # 1 alanine more than 89 makes 450 heavy atoms.
@@ -257,7 +253,8 @@ def test_isotopes_maps_stereo_and_ways_of_writing_have_no_feature(
     smiles: str, same_features: str
 ) -> None:
     for name in ("node_features", "bond_types", "topological_distances"):
-        np.testing.assert_array_equal(featurize(smiles, name), featurize(same_features, name))
+        for molecule in (smiles, Chem.MolFromSmiles(smiles, sanitize=False)):
+            np.testing.assert_array_equal(featurize(molecule, name), featurize(same_features, name))
 
 
 def test_explicit_hydrogens_change_nothing_and_the_conformer_and_the_input_stay() -> None:
@@ -333,11 +330,6 @@ def test_hostile_smiles_are_refused_in_a_short_line(smiles: str, reason: str) ->
     assert caught.value.reason.isprintable()
 
 
-def test_a_long_smiles_of_a_small_molecule_is_read() -> None:
-    smiles = ".".join(["[2H][C@@]([2H])([3H])[13C:1]([H])([H])[OH]"] * 60)
-    assert parse_molecule(smiles, max_atoms=256).GetNumAtoms() == 180
-
-
 @pytest.mark.parametrize(
     "text", ["C1CC1" * 5_000, "c1ccccc1" * 3_000, "*1**1" * 5_000, "C=" * 12_000]
 )
@@ -353,6 +345,7 @@ def test_a_huge_smiles_is_refused_before_rdkit_reads_it(text: str) -> None:
     [
         "C" * 256 + "[H][H]".join(["."] * 2) + "[2H][3H].[H+]",
         "[H]C([H])([H])" + "C([H])([2H])" * 60 + "[2H]",
+        ".".join(["[2H][C@@]([2H])([3H])[13C:1]([H])([H])[OH]"] * 60),
         ".".join(["[Hg+2]", "[He]", "[Ho]", "[Cl-]", "ClBr", "[nH]1cccc1", "C%12CC%12"] * 12),
         "[13CH3:1]" + "C(=O)N%(10)CC%(10)" * 40 + "[O-].[Na+]",
     ],
@@ -477,52 +470,3 @@ def test_codes_never_wrap_and_give_every_feature_back(num_more: int) -> None:
         one_hots = columns[:, place.start - 2 : place.stop - 2]
         np.testing.assert_array_equal(one_hots.argmax(axis=1), radicals)
         assert (one_hots.sum(axis=1) == 1).all()
-
-
-ADDED_FEATURE = """
-        RMatAtomFeature(
-            "hybridization",
-            (*(Chem.HybridizationType.values[n] for n in (2, 3, 4, 7)), None),
-            Chem.Atom.GetHybridization,
-        ),
-    ]
-)
-"""
-SCRIPT = """
-import numpy as np
-from rmat_hf.data.stored_features import expand_features, pack_features
-from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.features_rmat import ATOM_FEATURES, __file__ as source
-from rmat_hf.model.modeling_rmat import RMatModel
-from rmat_hf.model.processing_rmat import RMatProcessor
-
-processor = RMatProcessor(geometry="bounds")
-molecules = ["CC#N", "c1ccccc1[N+](=O)[O-]", "F[U](F)(F)(F)(F)F"]
-batch = processor(molecules, return_tensors="pt")
-packed = [pack_features(processor.featurize_compactly(molecule)) for molecule in molecules]
-for name, values in expand_features(packed).items():
-    assert np.array_equal(values, batch[name]), name
-one_hots = batch["node_features"][0, 1:4, ATOM_FEATURES.columns["hybridization"]]
-assert one_hots.argmax(axis=1).tolist() == [2, 0, 0], one_hots
-config = RMatConfig(
-    num_node_features=ATOM_FEATURES.num_node_features, hidden_size=8, num_hidden_layers=1,
-    num_attention_heads=2,
-)
-assert RMatModel(config)(**batch).last_hidden_state.isfinite().all()
-print(source, ATOM_FEATURES.num_node_features)
-"""
-
-
-def test_an_atom_feature_is_one_entry_in_one_file(tmp_path: Path) -> None:
-    package = tmp_path / "rmat_hf"
-    shutil.copytree(REPO_ROOT / "rmat_hf", package, ignore=shutil.ignore_patterns("*.safetensors"))
-    path = package / "model" / "features_rmat.py"
-    text = path.read_text(encoding="utf-8")
-    assert text.count("    ]\n)\n") == 1
-    path.write_text(text.replace("    ]\n)\n", ADDED_FEATURE.lstrip("\n")), encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{SCRIPT}"],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == [str(path), "42"]
