@@ -16,10 +16,8 @@ from rmat_hf.model.modeling_rmat import (
     LOSSES,
     PROBLEM_TYPES,
     RMatForSequenceClassification,
-    RMatSquaredErrorLoss,
     choose,
     choose_loss,
-    compute_loss_denominator,
     compute_probabilities,
     compute_spread,
 )
@@ -146,35 +144,15 @@ def test_a_configuration_without_problem_type_has_the_loss_transformers_would_ta
     assert choose_loss(config, labels) is LOSSES[expected]
 
 
-class HuberLoss(RMatSquaredErrorLoss):
-    """A loss that grows linearly far from the label."""
-
-    def compute_elements(
-        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
-    ) -> torch.Tensor:
-        return F.huber_loss(logits, labels, reduction="none")
-
-
-def test_a_loss_of_ones_own_is_a_class_and_a_line(
-    monkeypatch: pytest.MonkeyPatch, tiny_config: RMatConfig, tiny_batch: dict[str, torch.Tensor]
-) -> None:
-    monkeypatch.setitem(LOSSES, "huber", HuberLoss())
-    tiny_config.loss = "huber"
-    model = RMatForSequenceClassification(tiny_config).eval()
-    labels = torch.full((len(tiny_batch["node_features"]), 1), 5.0)
-    labels[1] = torch.nan
-    output = model(**tiny_batch, labels=labels)
-    known = ~labels.isnan()
-    torch.testing.assert_close(output.loss, F.huber_loss(output.logits[known], labels[known]))
-    assert compute_loss_denominator(labels, tiny_config) == known.sum()
-
-
-@pytest.mark.parametrize("field", ["loss", "problem_type"])
-def test_a_loss_that_nobody_registered_is_named_with_those_that_are(
-    tiny_config: RMatConfig, field: str
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [("loss", "regression"), ("problem_type", "regression"), ("pooling", "dummy_node")],
+)
+def test_a_name_that_nobody_registered_is_named_with_those_that_are(
+    tiny_config: RMatConfig, field: str, known: str
 ) -> None:
     setattr(tiny_config, field, "hubber")
-    with pytest.raises(ValueError, match=r"'hubber'.*regression"):
+    with pytest.raises(ValueError, match=f"'hubber'.*{known}"):
         RMatForSequenceClassification(tiny_config)
     assert choose({"a": 1}, "a") == 1
 
