@@ -278,13 +278,12 @@ def test_explicit_hydrogens_change_nothing_and_the_conformer_and_the_input_stay(
 
 
 def test_descriptors_equal_rdkits() -> None:
-    names = list_molecule_descriptor_names()
-    mol = parse("CC(=O)Oc1ccccc1C(=O)O")
+    mol, names = parse("CC(=O)Oc1ccccc1C(=O)O"), list_molecule_descriptor_names()
     values = compute_molecule_descriptors(mol, names)
     assert values.dtype == np.float32
-    assert values.shape == (len(names),) == (len(Descriptors.descList),)
     expected = Descriptors.CalcMolDescriptors(mol)
-    np.testing.assert_allclose(values, [expected[name] for name in names], rtol=1e-6)
+    assert list(expected) == names
+    np.testing.assert_allclose(values, [*expected.values()], rtol=1e-6)
 
 
 def test_descriptor_that_is_undefined_too_large_or_raises_is_nan(
