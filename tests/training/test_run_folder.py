@@ -86,7 +86,7 @@ def save_untrained_run(path: Path, columns: dict[str, Any], **options: Any) -> S
     folder = path / "written"
     folder.mkdir()
     save_run_folder(folder, model=model, task=task, report=report, log_history=LOG)
-    return SavedRun(folder, task, {part: compute_logits(model, task, part) for part in PARTS})
+    return SavedRun(folder, task, report.predictions)
 
 
 @pytest.fixture(scope="module")
