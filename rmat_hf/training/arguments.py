@@ -9,6 +9,9 @@ from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.errors import UserError, hide_credentials
 from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags
+from rmat_hf.loading import Checkpoint
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.modeling_rmat import PROBLEM_TYPES
 from rmat_hf.output_folder import load_json
@@ -43,14 +46,10 @@ class RunArguments:
     seed: int = declare_flag(0, "Seed of split, weights, order and masks.", least=0)
     overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
     resume: bool = declare_flag(False, "Continue an interrupted run of the same output folder.")
-    license: str | None = declare_flag(
-        None, "License of the model for its card, for example cc-by-4.0."
-    )
-    report_to: list[str] = declare_flag(
-        ["none"], "Experiment trackers: tensorboard, trackio and so on."
-    )
+    license: str | None = declare_flag(None, "License of the model, for example cc-by-4.0.")
+    report_to: list[str] = declare_flag(["none"], "Experiment trackers, for example tensorboard.")
     training_arguments: str | None = declare_flag(
-        None, "JSON file with transformers.TrainingArguments to override, for example bf16, fsdp."
+        None, "JSON file with transformers.TrainingArguments to override, for example bf16."
     )
 
     def __post_init__(self) -> None:
@@ -69,43 +68,26 @@ class RunArguments:
 class FinetuningArguments(RunArguments):
     """Everything `run_finetuning` needs to know; each field is a flag of `rmat finetune`."""
 
-    dataset: str = declare_required(
-        "CSV, Parquet or SDF file, bundled name (freesolv) or Hub data set."
-    )
-    label_columns: list[str] = declare_required(
-        "Columns with the labels; several make it multi-task."
-    )
+    dataset: str = declare_required("CSV, Parquet or SDF file, freesolv, or Hub data set.")
+    label_columns: list[str] = declare_required("Columns with the labels, one or several.")
     model: str = declare_flag(
         DEFAULT_MODEL, "Bundled name, model folder, Hub id, or 'scratch' for random weights."
     )
-    dataset_revision: str | None = declare_flag(
-        None, "Branch, tag or commit of a data set on the Hub."
-    )
+    dataset_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub data set.")
     smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
     label_units: list[str] = declare_flag([], "Unit of each label, for example kcal/mol.")
     problem_type: str = declare_flag("regression", "What the labels are.", choices=PROBLEM_TYPES)
-    split: str = declare_flag(
-        "random", "How rows are divided into train, valid and test.", choices=SPLITS
-    )
-    split_column: str | None = declare_flag(
-        None, "Column with train / valid / test, for --split column."
-    )
+    split: str = declare_flag("random", "What divides the rows into parts.", choices=SPLITS)
+    split_column: str | None = declare_flag(None, "For --split column: train, valid or test.")
     time_column: str | None = declare_flag(
         None, "Column of ISO dates or numbers, for --split time: the newest are test."
     )
     cluster_cutoff: float | None = declare_flag(
-        None,
-        "Largest Tanimoto distance to the center, for --split cluster. Default: 0.6.",
-        above=0,
-        below=1,
+        None, "For --split cluster: largest Tanimoto distance. Default: 0.6.", above=0, below=1
     )
     num_folds: int | None = declare_flag(None, "Number of folds, for --split kfold.", least=3)
-    fold: int | None = declare_flag(
-        None, "Fold that is test, from 0, for --split kfold; the next one is valid.", least=0
-    )
-    geometry: Geometry | None = declare_flag(
-        None, "Where distances come from. Default: the model's."
-    )
+    fold: int | None = declare_flag(None, "For --split kfold: test; the next is valid.", least=0)
+    geometry: Geometry | None = declare_flag(None, "Source of distances. Default: the model's.")
     on_conformer_failure: ConformerFailure | None = declare_flag(
         None, "Geometry to step down to when no conformer is found. Default: drop the row."
     )
@@ -113,18 +95,12 @@ class FinetuningArguments(RunArguments):
         None,
         "Molecule descriptors to concatenate before the head. Default: the model's, else none.",
     )
-    class_weighting: ClassWeighting = declare_flag(
-        "none", "Weight classes against their imbalance."
-    )
+    class_weighting: ClassWeighting = declare_flag("none", "Weight of rare classes.")
     conflict_tolerance: float = declare_flag(
-        0.1,
-        "Labels of one molecule further apart than this many standard deviations conflict.",
-        least=0,
+        0.1, "Standard deviations between labels of one molecule that do not conflict.", least=0
     )
     learning_rate: float | None = declare_flag(
-        None,
-        "Peak learning rate of AdamW. Default: 5e-4 from scratch, 3e-4 for a trained model.",
-        least=0,
+        None, "Peak of AdamW. Default: 5e-4 from scratch, 3e-4 for a trained model.", least=0
     )
     head_learning_rate: float | None = declare_flag(
         None,
@@ -143,30 +119,20 @@ class FinetuningArguments(RunArguments):
         None, "Dropout of the hidden layers. Default: the model's.", least=0, below=1
     )
     ema_decay: float = declare_flag(
-        0.99,
-        "Decay per step of the moving average of the weights, which is what valid chooses and the "
-        "run keeps; 0 keeps the weights themselves.",
-        least=0,
-        below=1,
+        0.99, "Decay of the average of the weights that the run keeps; 0: none.", least=0, below=1
     )
-    warmup_ratio: float = declare_flag(
-        0.1, "Share of the steps with a rising learning rate.", least=0
-    )
+    warmup_ratio: float = declare_flag(0.1, "Share of steps with a rising rate.", least=0)
     early_stopping_patience: int = declare_flag(
-        30, "Epochs without a better validation metric after which training stops.", least=1
+        30, "Epochs without a better validation metric, then training stops.", least=1
     )
     num_members: int = declare_flag(
-        1,
-        "Models to train with different seeds; several become one ensemble with a spread.",
-        least=1,
+        1, "Models with different seeds; several become one ensemble with a spread.", least=1
     )
     member_folds: bool = declare_flag(
         False, "Hold another fold of train and valid out of each member, to choose its epoch on."
     )
     hpo_trials: int = declare_flag(
-        0,
-        "Settings of learning rate, dropout, weight decay and batch size to try on valid first.",
-        least=0,
+        0, "Settings of rates, dropout, weight decay and batch size to try first.", least=0
     )
     num_workers: int = declare_flag(1, "Processes that featurize.", least=0)
     feature_cache: str | None = declare_flag(
@@ -174,9 +140,7 @@ class FinetuningArguments(RunArguments):
         "Folder that keeps features for later runs: 'default' is ~/.cache/rmat-hf/features, "
         "'none' keeps nothing.",
     )
-    with_baselines: bool = declare_flag(
-        False, "Fit random forest and SVM on the same split to compare."
-    )
+    with_baselines: bool = declare_flag(False, "Fit random forest and SVM on the same split.")
 
     def list_contradictions(self) -> Iterator[str]:
         """Say which flags do not go together."""
@@ -243,6 +207,41 @@ def load_json_fields(path: str | None, *, known: Sequence[str] | None = None) ->
     if known is not None and (unknown := sorted(set(fields) - set(known))):
         raise UserError(f"{path} has unknown fields {unknown}. Known: {known}.")
     return fields
+
+
+def build_config(
+    arguments: RunArguments, checkpoint: Checkpoint | None, *, default: Any, own: dict[str, Any]
+) -> RMatConfig:
+    """Return the architecture of a checkpoint or a default one, `--model-config` and `own`."""
+    fields = {**default, "num_node_features": ATOM_FEATURES.num_node_features}
+    if checkpoint is not None:
+        fields = checkpoint.config.get_architecture()
+    known = RMatConfig.list_architecture_fields()
+    fields |= load_json_fields(arguments.model_config, known=known)
+    return build_from_fields(RMatConfig, {**fields, **own}, source=arguments.model_config)
+
+
+def build_trainer_arguments(
+    built_class: type[Built], arguments: Any, *, folder: Path, **fields: Any
+) -> Built:
+    """Return the arguments of a `Trainer` with checkpoints in a folder.
+
+    They are those of a run, then `fields` that are not `None`, then `--training-arguments`.
+    """
+    common = {
+        "learning_rate": arguments.learning_rate,
+        "num_train_epochs": arguments.num_train_epochs,
+        "weight_decay": arguments.weight_decay,
+        "warmup_steps": arguments.warmup_ratio,
+        "lr_scheduler_type": "cosine",
+        "save_total_limit": 1,
+        "seed": arguments.seed,
+        "report_to": arguments.report_to,
+    }
+    given = {name: value for name, value in {**common, **fields}.items() if value is not None}
+    given |= load_json_fields(arguments.training_arguments)
+    given["output_dir"] = str(folder)
+    return build_from_fields(built_class, given, source=arguments.training_arguments)
 
 
 def build_from_fields(built_class: type[Built], fields: dict[str, Any], *, source: Any) -> Built:

@@ -61,14 +61,11 @@ MAX_ATOMS = 1_000_000  # the loader has set the limit already
 def fit_baselines(
     molecules: Sequence[str | Chem.Mol], labels: np.ndarray, *, split: SplitIndices, **options: Any
 ) -> dict[str, dict[str, Any]]:
-    """Fit a random forest on ECFP4 counts and an SVM on RDKit descriptors, and score both.
-
-    Args:
-        molecules, labels, split, options: As in [`fit_baseline`].
+    """Fit a random forest on ECFP4 counts and an SVM on RDKit descriptors, as [`fit_baseline`].
 
     Returns:
-        `dict` with `random_forest_ecfp4_counts` and `svm_rdkit_descriptors`, each with the metrics
-        of `train`, `valid` and `test` and the `setting` by label name.
+        `dict` with the metrics of `train`, `valid` and `test` and the `setting` by label name, for
+        each of the two.
     """
     results: dict[str, dict[str, Any]] = {}
     kinds = {name: options[name] for name in ("problem_type", "label_names")}

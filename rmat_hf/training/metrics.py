@@ -188,13 +188,7 @@ def compute_metrics(
 def compute_metrics_for_problem(
     problem_type: str, logits: np.ndarray, *, labels: np.ndarray, label_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the metrics of a model's outputs.
-
-    Args:
-        problem_type, labels, label_names: As in [`compute_metrics`].
-        logits (`np.ndarray` of shape `(num_rows, num_outputs)`):
-            Outputs of the head; for a regression already in the units of the labels.
-    """
+    """Return the metrics of a head's outputs, as [`compute_metrics`]."""
     outputs = compute_probabilities(torch.as_tensor(logits, dtype=torch.float64), problem_type)
     return compute_metrics(problem_type, outputs.numpy(), labels=labels, label_names=label_names)
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -295,13 +293,8 @@ def _describe_cost(reports: Mapping[str, dict[str, Any]]) -> str:
     summaries = [row for row in rows if "train_runtime" in row]
     hours = sum(row["train_runtime"] for row in summaries) / 3600
     steps = sum(row["step"] for row in summaries)
-    state = PartialState()
-    is_gpu = state.device.type == "cuda"
-    device = torch.cuda.get_device_name(state.device) if is_gpu else platform.machine()
-    return (
-        f"{steps:,} steps in {hours:.2f} hours (of the last resumption) on {state.num_processes} "
-        f"processes, {device}."
-    )
+    device = PartialState().device.type
+    return f"{steps:,} steps in {hours:.2f} hours (of the last resumption), {device}."
 
 
 def _describe_ensemble(report: FinetuningReport) -> str:

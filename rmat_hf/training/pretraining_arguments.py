@@ -11,12 +11,11 @@ from transformers.training_args import TrainingArguments
 from rmat_hf.flags import declare_flag, declare_required
 from rmat_hf.loading import Checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.training.arguments import (
     SCRATCH,
     RunArguments,
-    build_from_fields,
-    load_json_fields,
+    build_config,
+    build_trainer_arguments,
 )
 from rmat_hf.training.objectives import STAGES
 
@@ -50,9 +49,7 @@ class PretrainingArguments(RunArguments):
         "or at once (joint).",
         choices=STAGES,
     )
-    mask_ratio: float = declare_flag(
-        0.15, "Chance of an atom to be asked for its context.", above=0, below=1
-    )
+    mask_ratio: float = declare_flag(0.15, "Share of atoms to find.", above=0, below=1)
     masked_distances: Literal["visible", "hidden"] = declare_flag(
         "visible",
         "Whether 3D distances of masked atoms are hidden too; bond lengths tell much of a context.",
@@ -60,33 +57,21 @@ class PretrainingArguments(RunArguments):
     min_context_count: int = declare_flag(
         10, "Contexts that occur less often in the corpus are one class.", least=1
     )
-    valid_fraction: float = declare_flag(
-        0.01, "Share of the molecules that are held out.", above=0, below=1
-    )
+    valid_fraction: float = declare_flag(0.01, "Share of molecules held out.", above=0, below=1)
     learning_rate: float = declare_flag(1e-3, "Peak learning rate of AdamW.", least=0)
-    num_train_epochs: float = declare_flag(
-        10.0, "Passes over the corpus, of each step.", least=1e-6
-    )
+    num_train_epochs: float = declare_flag(10.0, "Passes over the corpus.", least=1e-6)
     max_steps: int | None = declare_flag(None, "Batches, instead of epochs.", least=1)
     batch_size: int = declare_flag(128, "Most molecules of a batch.", least=1)
     max_pairs: int = declare_flag(
         65_536, "Most pairs of nodes of a batch: 81 molecules of 27 atoms, 16 of 63.", least=1
     )
-    gradient_accumulation_steps: int = declare_flag(
-        1, "Batches of one step of each process.", least=1
-    )
-    warmup_ratio: float = declare_flag(
-        0.05, "Share of the steps with a rising learning rate.", least=0
-    )
+    gradient_accumulation_steps: int = declare_flag(1, "Batches of one step.", least=1)
+    warmup_ratio: float = declare_flag(0.05, "Share of steps with a rising rate.", least=0)
     precision: Precision = declare_flag(
         "auto", "bfloat16 where the processor has units for it (auto), everywhere or nowhere."
     )
-    num_evaluations: int = declare_flag(
-        20, "How often in a run valid is scored and saved.", least=1
-    )
-    num_workers: int = declare_flag(
-        0, "Processes that prepare batches beside the one that trains.", least=0
-    )
+    num_evaluations: int = declare_flag(20, "How often valid is scored and saved.", least=1)
+    num_workers: int = declare_flag(0, "Processes that prepare batches.", least=0)
 
     def list_contradictions(self) -> Iterator[str]:
         """Say which flags do not go together."""
@@ -123,15 +108,8 @@ def build_pretraining_config(
     checkpoint: Checkpoint | None = None,
 ) -> RMatConfig:
     """Return the architecture to pretrain: that of a checkpoint or the default, and overrides."""
-    fields = PRETRAINING_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
-    if checkpoint is not None:
-        fields = checkpoint.config.get_architecture()
-    known = RMatConfig.list_architecture_fields()
-    overrides = load_json_fields(arguments.model_config, known=known)
     own = {"num_molecule_descriptors": 0, "pretraining_heads": heads}
-    return build_from_fields(
-        RMatConfig, {**fields, **overrides, **own}, source=arguments.model_config
-    )
+    return build_config(arguments, checkpoint, default=PRETRAINING_ARCHITECTURE, own=own)
 
 
 def build_stage_arguments(
@@ -140,37 +118,26 @@ def build_stage_arguments(
     """Return the `TrainingArguments` of a stage, overridden by `--training-arguments`."""
     share = 1 / arguments.num_evaluations
     has_accelerator = torch.accelerator.is_available()
-    fields = {
-        # an item of the data sets is a batch
-        "per_device_train_batch_size": 1,
-        "per_device_eval_batch_size": 1,
-        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-        "learning_rate": arguments.learning_rate,
-        "num_train_epochs": arguments.num_train_epochs,
-        "max_steps": arguments.max_steps or -1,
-        "weight_decay": arguments.weight_decay,
-        "warmup_steps": arguments.warmup_ratio,
-        "lr_scheduler_type": "cosine",
-        "bf16": choose_precision(arguments.precision) == "bfloat16",
-        "use_cpu": not has_accelerator,
-        "eval_strategy": "steps",
-        "eval_steps": share,
-        "save_strategy": "steps",
-        "save_steps": share,
-        "save_total_limit": 1,
-        "logging_steps": share / LOGS_PER_EVALUATION,
-        "seed": arguments.seed,
-        "report_to": arguments.report_to,
-        "dataloader_num_workers": arguments.num_workers,
-        "dataloader_pin_memory": has_accelerator,
-        # every process reads whole batches of a stream
-        "accelerator_config": {"dispatch_batches": False},
-        "ddp_find_unused_parameters": not is_all_learned,
-        "remove_unused_columns": False,
-        **load_json_fields(arguments.training_arguments),
-    }
-    return build_from_fields(
+    return build_trainer_arguments(
         TrainingArguments,
-        {**fields, "output_dir": str(stage_dir)},
-        source=arguments.training_arguments,
+        arguments,
+        folder=stage_dir,
+        # an item of the data sets is a batch
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        max_steps=arguments.max_steps,
+        bf16=choose_precision(arguments.precision) == "bfloat16",
+        use_cpu=not has_accelerator,
+        eval_strategy="steps",
+        eval_steps=share,
+        save_strategy="steps",
+        save_steps=share,
+        logging_steps=share / LOGS_PER_EVALUATION,
+        dataloader_num_workers=arguments.num_workers,
+        dataloader_pin_memory=has_accelerator,
+        # every process reads whole batches of a stream
+        accelerator_config={"dispatch_batches": False},
+        ddp_find_unused_parameters=not is_all_learned,
+        remove_unused_columns=False,
     )

@@ -51,20 +51,15 @@ def form_batches(
 ) -> list[np.ndarray]:
     """Divide molecules into batches of equal or similar sizes in a random order.
 
-    The number of batches follows from the sizes alone. Batches beside each other have similar
-    sizes, `multiple` of them at a time, so that processes that take turns are busy equally long.
+    The number of batches follows from the sizes alone. It is a multiple of `multiple`, that many
+    beside each other have similar sizes, so that processes that take turns are busy equally long;
+    where there are too few molecules for that, the smallest come together, whatever the limits.
 
     Args:
-        num_nodes (`Sequence[int]`): Nodes of every molecule.
+        num_nodes (`Sequence[int]`): Nodes of every molecule; `multiple` at least.
         batch_size (`int`): Most molecules of a batch.
         max_pairs (`int`): Most pairs of nodes of a batch, padding included, unless a single
             molecule has more.
-        multiple (`int`): The number of batches is a multiple of it. Where there are too
-            few molecules for that, the smallest come together, whatever the limits.
-        generator (`np.random.Generator`): Source of the order.
-
-    Raises:
-        UserError: If there are fewer than `multiple` molecules.
     """
     sizes = np.asarray(num_nodes)
     if len(sizes) < multiple:
@@ -150,14 +145,10 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
     no whole step.
 
     Args:
-        dataset (`datasets.IterableDataset`): With the columns `features` and `num_nodes`.
-        multiple (`int`): Processes that share the batches.
-        seed (`int`): Order of the shards, and of the molecules within a buffer.
-        num_skipped (`int`, *optional*, defaults to 0):
-            Batches of every process that come without molecules, because `Trainer` drops them when
-            it resumes.
-        buffer_size (`int`, *optional*, defaults to 8192): Rows of the buffer.
-        limits (`int`): `batch_size` and `max_pairs` of [`form_batches`].
+        dataset, seed, limits: As in [`CorpusBatches`]; `multiple` processes share the batches.
+        num_skipped (`int`): Batches of every process that come without molecules, because `Trainer`
+            drops them when it resumes.
+        buffer_size (`int`): Rows of the buffer.
     """
 
     def __init__(
@@ -234,11 +225,6 @@ class RMatDataCollatorForPreTraining:
     Where some objectives hide a part of the molecules and others do not, a molecule is masked with
     a chance of one half and asked for the ones, else it is whole, as it is in finetuning, and asked
     for the others.
-
-    Args:
-        objectives (`Mapping[str, Objective]`): What is learned at once, by name.
-        processor (`RMatProcessor`): Featurized the corpus.
-        arguments (`PretrainingArguments`): Seed and options of the objectives.
     """
 
     objectives: Mapping[str, Objective]

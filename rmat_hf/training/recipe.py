@@ -20,14 +20,15 @@ from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.loading import Checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.features_rmat import ATOM_FEATURES, list_molecule_descriptor_names
+from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import (
     SCRATCH,
     SCRATCH_ARCHITECTURE,
     FinetuningArguments,
-    build_from_fields,
+    build_config,
+    build_trainer_arguments,
     load_json_fields,
 )
 from rmat_hf.training.metrics import list_metrics
@@ -58,13 +59,7 @@ LEAST_FINETUNING_STEPS = 500
 class FinetuningTask:
     """Featurized rows, divided into parts, and the processor that featurized them.
 
-    Args:
-        dataset (`datasets.Dataset`): Rows of the table with packed features.
-        split (`SplitIndices`): Positions in `dataset` of train, valid and test.
-        dropped (`list[DroppedRow]`): Rows of the table that are not in `dataset`.
-        class_names (`list[str]`, *optional*): Classes of a single-label classification.
-        processor (`RMatProcessor`): Saved with the model.
-        checkpoint (`Checkpoint`, *optional*): The model to start from; `None` for random weights.
+    `class_names` are of a single-label classification; without `checkpoint` weights are random.
     """
 
     dataset: Dataset
@@ -84,11 +79,7 @@ class FinetuningTask:
 
 
 def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
-    """Load, check, featurize and split the training table.
-
-    Raises:
-        UserError: If a column is missing, a label cannot be read or a part would be empty.
-    """
+    """Load, check, featurize and split the training table."""
     checkpoint = None
     if arguments.model != SCRATCH:
         checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
@@ -125,14 +116,9 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
 
 
 def split_for_members(arguments: FinetuningArguments, task: FinetuningTask) -> list[SplitIndices]:
-    """Return the parts of every member: those of the task, or its own fold of them.
+    """Return the parts of every member: those of the task, or its own fold of train and valid.
 
-    With `member_folds`, train and valid together are divided into as many folds as there are
-    members, equal molecules into one; a fold is the valid part of one member and train of the
-    others. Test is the same for all.
-
-    Raises:
-        UserError: If there are fewer molecules than folds.
+    Equal molecules stand in one fold, which is valid of one member and train of the others.
     """
     if not arguments.member_folds:
         return [task.split] * arguments.num_members
@@ -197,11 +183,7 @@ def gets_regression_head(arguments: FinetuningArguments, task: FinetuningTask) -
 def build_finetuning_model(
     arguments: FinetuningArguments, task: FinetuningTask
 ) -> RMatForSequenceClassification:
-    """Return the model to train, with the scaling of labels and descriptors fitted on train.
-
-    Raises:
-        UserError: If the model cannot be loaded or a configuration field is unknown.
-    """
+    """Return the model to train, with the scaling of labels and descriptors fitted on train."""
     config = build_finetuning_config(arguments, task)
     if task.checkpoint is None:
         model = RMatForSequenceClassification(config)
@@ -223,17 +205,14 @@ def build_finetuning_model(
 
 def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask) -> RMatConfig:
     """Return the architecture of the model to start from, with the labels of the task."""
-    if task.checkpoint is None:
-        fields = SCRATCH_ARCHITECTURE | {"num_node_features": ATOM_FEATURES.num_node_features}
-    else:
-        fields = task.checkpoint.config.get_architecture()
-        fields |= REGRESSION_HEAD if gets_regression_head(arguments, task) else {}
-    known = RMatConfig.list_architecture_fields()
-    fields |= load_json_fields(arguments.model_config, known=known)
+    own = _build_label_fields(arguments, task)
     if arguments.dropout is not None:
-        fields["hidden_dropout_prob"] = arguments.dropout
-    fields |= _build_label_fields(arguments, task)
-    return build_from_fields(RMatConfig, fields, source=arguments.model_config)
+        own["hidden_dropout_prob"] = arguments.dropout
+    checkpoint = task.checkpoint
+    if checkpoint is not None and gets_regression_head(arguments, task):
+        config = RMatConfig(**{**checkpoint.config.get_architecture(), **REGRESSION_HEAD})
+        checkpoint = replace(checkpoint, config=config)
+    return build_config(arguments, checkpoint, default=SCRATCH_ARCHITECTURE, own=own)
 
 
 def _build_label_fields(arguments: FinetuningArguments, task: FinetuningTask) -> dict[str, Any]:
@@ -279,14 +258,6 @@ def compute_balanced_weights(
     """Return weights under which rare and frequent classes cost the same.
 
     Negatives per positive for each label of a multi-label classification, else one for each class.
-
-    Args:
-        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Train labels, NaN where missing.
-        problem_type (`str`): One of the two classifications.
-        num_outputs (`int`): Labels, or classes.
-
-    Raises:
-        UserError: If a class has no row.
     """
     if problem_type == "multi_label_classification":
         counts = np.stack([(labels == 0).sum(axis=0), (labels == 1).sum(axis=0)])
@@ -312,29 +283,18 @@ def build_training_arguments(
             f"{arguments.training_arguments}: metric_for_best_model is {metric!r}. Choose one of "
             f"{['loss', *metrics]}."
         )
-    fields = {
-        "per_device_train_batch_size": arguments.batch_size,
-        "per_device_eval_batch_size": 2 * arguments.batch_size,
-        "learning_rate": arguments.learning_rate,
-        "head_learning_rate": arguments.head_learning_rate,
-        "num_train_epochs": arguments.num_train_epochs,
-        "weight_decay": arguments.weight_decay,
-        "ema_decay": arguments.ema_decay,
-        "warmup_steps": arguments.warmup_ratio,
-        "lr_scheduler_type": "cosine",
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "logging_strategy": "epoch",
-        "save_total_limit": 1,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": metric,
-        "greater_is_better": name in metrics and metrics[name].greater_is_better,
-        "seed": arguments.seed,
-        "report_to": arguments.report_to,
-    }
-    given = {name: value for name, value in fields.items() if value is not None}
-    return build_from_fields(
+    return build_trainer_arguments(
         RMatTrainingArguments,
-        {**given, **overrides, "output_dir": str(checkpoint_dir)},
-        source=arguments.training_arguments,
+        arguments,
+        folder=checkpoint_dir,
+        per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=2 * arguments.batch_size,
+        head_learning_rate=arguments.head_learning_rate,
+        ema_decay=arguments.ema_decay,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+        greater_is_better=name in metrics and metrics[name].greater_is_better,
     )

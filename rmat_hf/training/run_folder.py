@@ -40,11 +40,6 @@ def build_finetuning_report(
 
     Members with folds of their own have learned from most rows of valid. There the predictions are
     out of fold, each by the one member that did not, and a member is scored on its own fold.
-
-    Args:
-        arguments, task: Of the run.
-        trainer (`Trainer`): With the model, and without `compute_metrics`.
-        baselines (`dict`): Metrics of every baseline, possibly empty.
     """
     labels = {part: task.labels(part) for part in PARTS}
     predictions: dict[str, Any] = {
@@ -86,13 +81,7 @@ def build_finetuning_report(
 def predict_out_of_fold(
     member_outputs: np.ndarray, rows: np.ndarray, *, splits: Sequence[SplitIndices]
 ) -> np.ndarray:
-    """Return for every row `(num_labels,)` the output of the member that it was held out of.
-
-    Args:
-        member_outputs (`np.ndarray` of shape `(num_rows, num_members, num_labels)`): All outputs.
-        rows (`np.ndarray` of shape `(num_rows,)`): Their positions in the data set.
-        splits (`Sequence[SplitIndices]`): The parts of every member, from `split_for_members`.
-    """
+    """Return for every row `(num_labels,)` the output of the member that it was held out of."""
     is_held_out = np.stack([np.isin(rows, split.valid) for split in splits], axis=1)
     return member_outputs[np.arange(len(rows)), is_held_out.argmax(axis=1)]
 

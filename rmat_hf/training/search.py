@@ -55,15 +55,9 @@ def search_hyperparameters(
 
     A trial is a whole run with early stopping and the seed of the arguments, judged by its best
     epoch, so that a run with the returned arguments repeats the best trial. The first trial is the
-    arguments as they are. Test is not looked at. An interrupted search of the same arguments goes
-    on after its last finished trial, with the settings that it would have tried.
-
-    Args:
-        arguments (`FinetuningArguments`): `hpo_trials` is the number of trials.
-        build_trainer (`Callable`): Returns a `Trainer` with an untrained model for arguments.
-        greater_is_better (`bool`): Whether the metric that chooses is no error.
-        dropout (`float`): That of the model, for arguments that do not say.
-        folder (`Path`): Gets the table of the trials.
+    arguments as they are, with the dropout of the model. Test is not looked at. An interrupted
+    search of the same arguments goes on after its last finished trial, with the settings that it
+    would have tried. The folder gets the table of the trials.
     """
     import optuna
 

@@ -55,16 +55,7 @@ _NEIGHBOR_PATTERN = re.compile(r"(\d+) (\w+) (\*|\w+)")
 
 
 def compute_atom_contexts(node_features: np.ndarray, bond_types: np.ndarray) -> np.ndarray:
-    """Return the context of every node as an integer.
-
-    Args:
-        node_features, bond_types (`np.ndarray`):
-            As `RMatProcessor` makes them. Elements without a column of their own are one.
-
-    Returns:
-        `np.ndarray` of shape `(batch_size, num_nodes)`, int64: equal for equal contexts, -1 for
-        nodes without one. [`describe_context`] puts it into words.
-    """
+    """Return an integer for the context of every node, -1 without one; see [`describe_context`]."""
     one_hots = node_features[..., ATOM_FEATURES.columns["atomic_number"]]
     elements = one_hots.argmax(axis=-1).astype(np.int64)
     keys = elements.copy()
@@ -115,19 +106,10 @@ def parse_context(text: str) -> int:
 def draw_masked_centers(
     packed: Sequence[bytes], attention_mask: np.ndarray, *, mask_ratio: float, seed: Sequence[int]
 ) -> np.ndarray:
-    """Draw the atoms whose context is asked for, at least one in every molecule.
+    """Draw the atoms whose context is asked for, at least one in every molecule: bool, by node.
 
     A molecule's draw depends on the seed and the molecule alone: not on what stands beside it, the
     number of processes or where an interrupted run continues.
-
-    Args:
-        packed (`Sequence[bytes]`): The molecules.
-        attention_mask (`np.ndarray` of shape `(batch_size, num_nodes)`): Dummy node at index 0.
-        mask_ratio (`float`): Chance of each atom.
-        seed (`Sequence[int]`): Of the run and the epoch.
-
-    Returns:
-        `np.ndarray` of shape `(batch_size, num_nodes)`, bool; never the dummy node.
     """
     centers = np.zeros(attention_mask.shape, dtype=bool)
     for row, molecule in enumerate(packed):
@@ -142,19 +124,11 @@ def draw_masked_centers(
 def mask_contexts(
     inputs: Mapping[str, np.ndarray], centers: np.ndarray, *, hides_distances: bool = False
 ) -> dict[str, np.ndarray]:
-    """Hide the centers, the atoms bonded to them and the bonds between.
+    """Return what changes where the centers, atoms bonded to them and the bonds between are hidden.
 
     The features of these nodes are replaced by the mask flag, so are the bond types of the pairs
-    (i, i), (i, j) and (j, i) of a center i and its neighbor j. Topological distances stay.
-
-    Args:
-        inputs (`Mapping[str, np.ndarray]`): Of the model; they stay as they are.
-        centers (`np.ndarray` of shape `(batch_size, num_nodes)`): Bool.
-        hides_distances (`bool`, *optional*, defaults to `False`):
-            Move masked nodes beyond the cutoff: a bond length tells elements and bond order.
-
-    Returns:
-        `dict[str, np.ndarray]`: the inputs with something hidden, by name.
+    (i, i), (i, j) and (j, i) of a center i and its neighbor j. Topological distances stay, and
+    interatomic ones too, which tell elements and bond orders, unless they are to be hidden.
     """
     bond_types = inputs["bond_types"]
     is_bond = bond_types != NO_BOND_TYPE
