@@ -1,6 +1,7 @@
 """The command line and a stranger's folder: one line, exit code 2, nothing run, nothing written."""
 
 import json
+import pickle
 import shutil
 import socket
 import sys
@@ -25,6 +26,7 @@ from tiny_finetuning import TABLE_SMILES, write_table
 
 from rmat_hf.cli import main
 from rmat_hf.inference.prediction import embed, predict
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 
 Damage = Callable[[Path], object]
 
@@ -331,3 +333,21 @@ def test_nothing_of_a_strangers_repository_is_unpickled_or_run(
         assert all("run code" in error for error in errors.values())
     assert len(coded) == 2
     assert all("'evil' model, not R-MAT" in coded[name] for name in ("predict", "embed"))
+
+
+def test_the_classes_alone_take_tensors_from_a_pickle_and_run_nothing_in_it(
+    tiny_model_folder: Path, tmp_path: Path, mark: Path
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_model_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    pickle_the_weights(folder, mark)
+    # transformers unpickles with `weights_only=True`
+    with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
+        RMatForSequenceClassification.from_pretrained(folder)
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        RMatForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+    loaded = RMatForSequenceClassification.from_pretrained(folder).state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+    assert not mark.exists()

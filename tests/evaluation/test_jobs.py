@@ -152,6 +152,8 @@ def test_a_reason_names_files_but_no_folder_and_no_password(
 
 # What they chose
 
+ERRORS = ((1, 0.9), (2, 0.5), (3, 0.7))
+
 
 @pytest.mark.parametrize(
     ("log", "arguments", "choices"),
@@ -162,7 +164,7 @@ def test_a_reason_names_files_but_no_folder_and_no_password(
                 *({"epoch": i, "eval_rmse": e} for i, e in ((1, 0.9), (2, 0.5), (3, 0.7))),
             ],
             {},
-            {"part": "valid", "metric": "rmse", "epochs": [2.0], "num_epochs": [2.0]},
+            {"part": "valid", "metric": "rmse", "epochs": [2.0], "num_epochs": [3.0]},
         ),
         (
             [
