@@ -12,7 +12,7 @@ from rdkit import Chem
 from tiny import TINY_SMILES
 
 from rmat_hf.errors import UserError
-from rmat_hf.inference.prediction import embed, limit_processor, predict
+from rmat_hf.inference.prediction import limit_processor, predict
 from rmat_hf.inference.screening import (
     PredictionArguments,
     ScreeningResult,
@@ -104,20 +104,6 @@ def test_parquet_keeps_types_and_order(tiny_model_folder: Path, tmp_path: Path) 
     assert [error is None for error in output["error"].to_pylist()] == [True, False, True]
 
 
-def test_embeddings_are_lists_of_numbers_in_the_order_of_the_input(
-    tiny_model_folder: Path, library: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out.parquet"
-    result = screen(tiny_model_folder, library, output, run=run_embedding, chunk_size=9)
-    table = pq.read_table(output).to_pydict()
-    assert result.num_failed == 10
-    assert table["id"] == [row["id"] for row in read_csv(library)]
-    expected = embed(tiny_model_folder, ["CCO"]).values[0].tolist()
-    assert table["embedding"][0] == pytest.approx(expected, abs=1e-6)
-    assert table["embedding"][3] is None
-    assert table["error"][3] is not None
-
-
 def test_an_sdf_brings_its_own_geometry(tiny_model_folder: Path, tmp_path: Path) -> None:
     source = Path(__file__).parents[1] / "golden" / "reference" / "grover_pool" / "molecules.sdf"
     result = screen(tiny_model_folder, source, tmp_path / "out.csv")
@@ -173,28 +159,14 @@ def test_embeddings_are_not_squeezed_into_a_csv(library: Path, tmp_path: Path) -
         screen("no model here", library, tmp_path / "out.csv", run=run_embedding)
 
 
-def test_prediction_columns_by_problem_type() -> None:
-    def describe(names: list[str], **fields: str) -> dict[str, str]:
-        config = RMatConfig(id2label=dict(enumerate(names)), **fields)
-        return describe_prediction_columns(config)
-
-    assert describe(["a", "b"], problem_type="regression") == {
-        "prediction_a": "number",
-        "prediction_b": "number",
-        "error": "text",
-    }
-    single = "single_label_classification"
-    assert describe(["0", "1"], problem_type=single, label_name="y") == {
-        "prediction_y": "number",
-        "error": "text",
-    }
-    assert describe(["p", "q", "r"], problem_type=single, label_name="y") == {
-        "prediction_y": "text",
-        "probability_y_p": "number",
-        "probability_y_q": "number",
-        "probability_y_r": "number",
-        "error": "text",
-    }
+def test_prediction_columns_of_classes() -> None:
+    options = {"problem_type": "single_label_classification", "label_name": "y"}
+    config = RMatConfig(id2label={0: "p", 1: "q", 2: "r"}, **options)
+    probabilities = dict.fromkeys(
+        ["probability_y_p", "probability_y_q", "probability_y_r"], "number"
+    )
+    expected = {"prediction_y": "text", **probabilities, "error": "text"}
+    assert describe_prediction_columns(config) == expected
 
 
 def test_a_second_screen_of_the_same_molecules_featurizes_nothing(
