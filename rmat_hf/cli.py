@@ -160,11 +160,7 @@ def _describe_flag(flag: "Field[Any]", hint: Any) -> dict[str, Any]:
 
 
 def parse_flags(verb: str, words: list[str]) -> Any:
-    """Return the arguments of a verb.
-
-    Args:
-        verb (`str`): One of [`VERBS`].
-        words (`list[str]`): Flags and values: `--smiles CCO CCN`, `--smiles=C=C`, `--seed 1`.
+    """Return the arguments of a verb from `--smiles CCO CCN`, `--smiles=C=C`, `--seed 1`.
 
     Raises:
         UserError: A flag is unknown, missing or has a wrong value.

@@ -136,12 +136,11 @@ def get_reason(error: BaseException) -> str:
 
     name = type(error).__name__
     text = f"{name} {error}" if isinstance(error, KeyError) else str(error)
-    cause = error.__cause__ or error.__context__
-    while cause is not None:
-        # why a connection broke, which transformers leaves out; answers of the Hub are OSErrors too
-        if isinstance(cause, HTTPError) and not isinstance(cause, OSError):
-            text = f"{text} ({cause})"
+    cause = None if isinstance(error, UserError) else error.__cause__ or error.__context__
+    # why a connection broke, which transformers leaves out; answers of the Hub are OSErrors too
+    while cause is not None and (isinstance(cause, OSError) or not isinstance(cause, HTTPError)):
         cause = cause.__cause__ or cause.__context__
+    text = text if cause is None else f"{text} ({cause})"
     return hide_credentials(" ".join(text.split())) or name
 
 

@@ -78,7 +78,7 @@ def test_the_command_contract_from_table_to_predictions(table: Path, run_cli: Ru
     run = table.parent / "run"
     outcome = run_cli(*list_finetuning_flags(table), "--label-columns", "y", "z")
     assert outcome.exit_code == 0, outcome.error
-    assert re.search(r"R-MAT +test +[\d.]+", outcome.output)
+    assert re.search(r"R-MAT +[|] test +[|] +[\d.]+", outcome.output)
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(metrics) == {"train", "valid", "test"}
     assert set(metrics["test"]["per_label"]["z"]) == {"rmse", "mae", "r2", "spearman"}
