@@ -156,9 +156,6 @@ class Hub:
                 files[value["path"]] = self.uploads[value["oid"]]
             elif line["key"] == "deletedFile":
                 files.pop(value["path"], None)
-            elif line["key"] == "deletedFolder":
-                prefix = value["path"].rstrip("/") + "/"
-                files = {path: file for path, file in files.items() if not path.startswith(prefix)}
             elif line["key"] != "header":
                 raise HubError(400, "BadRequest", f"unknown operation {line['key']}")
         return repository.add_commit(branch, files)
@@ -299,21 +296,14 @@ class Handler(BaseHTTPRequestHandler):
         return entries
 
     def get_refs(self, repository: Repository) -> Answer:
-        def describe(names: dict[str, str], folder: str) -> list[dict[str, str]]:
-            return [
-                {"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": sha}
+        found = {
+            kind: [
+                {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha}
                 for name, sha in names.items()
             ]
-
-        branches, tags = describe(repository.branches, "heads"), describe(repository.tags, "tags")
-        return {"branches": branches, "tags": tags, "converts": []}
-
-    def post_branch(self, repository: Repository, name: str) -> Answer:
-        if name in repository.branches:
-            raise HubError(409, "RefExists", f"Reference {name} already exists")
-        start = self.read_json().get("startingPoint") or "main"
-        repository.branches[name] = repository.find_commit(start).sha
-        return {}
+            for kind, names in (("branches", repository.branches), ("tags", repository.tags))
+        }
+        return {**found, "converts": []}
 
     def post_tag(self, repository: Repository, revision: str) -> Answer:
         name = self.read_json()["tag"]
@@ -373,7 +363,6 @@ ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("GET", REPO + "/revision/(?P<revision>[^/]+)", Handler.get_info),
     ("GET", REPO + "/tree/(?P<revision>[^/]+)(/(?P<path>.+?))?/?", Handler.get_tree),
     ("GET", REPO + "/refs", Handler.get_refs),
-    ("POST", REPO + "/branch/(?P<name>[^/]+)", Handler.post_branch),
     ("POST", REPO + "/tag/(?P<revision>[^/]+)", Handler.post_tag),
     ("POST", REPO + "/paths-info/(?P<revision>[^/]+)", Handler.post_paths_info),
     ("POST", REPO + "/preupload/(?P<revision>[^/]+)", Handler.post_preupload),

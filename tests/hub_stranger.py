@@ -5,18 +5,12 @@ python hub_stranger.py REPORT REPOSITORY ...
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rmat_hf import embed, predict
-
-READERS: dict[str, Callable[[str], Any]] = {
-    "predict": lambda repo_id: predict(repo_id, ["CCO"], device="cpu"),
-    "embed": lambda repo_id: embed(repo_id, ["CCO"], device="cpu"),
-}
 
 
 def main(report_file: str, repo_ids: list[str]) -> None:
@@ -32,9 +26,9 @@ def main(report_file: str, repo_ids: list[str]) -> None:
     errors: dict[str, dict[str, str]] = {}
     for repo_id in repo_ids:
         errors[repo_id] = {}
-        for name, read in READERS.items():
+        for name, read in {"predict": predict, "embed": embed}.items():
             try:
-                read(repo_id)
+                read(repo_id, ["CCO"], device="cpu")
             except (OSError, ValueError) as error:
                 errors[repo_id][name] = str(error)
     Path(report_file).write_text(json.dumps({"errors": errors, "opened": opened}))

@@ -1,7 +1,6 @@
 """Sharing over HTTP: real clients in their own processes against a Hub on this machine."""
 
 import csv
-import inspect
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from processes import TESTS, run_python
 from saved_folder import assert_folder_is_self_contained
 from tiny import TINY_SMILES
 from tiny_finetuning import TABLE_SMILES
-from transformers import AutoFeatureExtractor, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoProcessor, Trainer, TrainingArguments
 
 from rmat_hf.inference.prediction import predict
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
@@ -84,28 +83,11 @@ def read_values(results: list[dict[str, Any]]) -> list[float]:
     ]
 
 
-def count_parameters() -> set[str]:
-    parameters = inspect.signature(RMatProcessor.__init__).parameters
-    return set(parameters) - {"self", "kwargs", "featurizer_version"}
-
-
 # The options of the processor
-
-
-def test_the_options_of_these_tests_are_every_option_and_no_default() -> None:
-    assert PROCESSOR_OPTIONS.keys() == count_parameters()
-    defaults = RMatProcessor().to_dict()
-    assert [name for name, value in PROCESSOR_OPTIONS.items() if value == defaults[name]] == []
 
 
 def assert_options_survived(saved: dict[str, Any]) -> None:
     assert {name: saved[name] for name in PROCESSOR_OPTIONS} == PROCESSOR_OPTIONS
-
-
-def test_every_option_of_the_processor_survives_saving(tmp_path: Path) -> None:
-    RMatProcessor(**PROCESSOR_OPTIONS).save_pretrained(tmp_path)
-    for loader in (RMatProcessor, AutoProcessor, AutoFeatureExtractor):
-        assert_options_survived(loader.from_pretrained(tmp_path).to_dict())
 
 
 def test_every_option_of_the_processor_survives_a_trainer_checkpoint(

@@ -1,5 +1,6 @@
 """run_accuracy_benchmark(...): a protocol → runs, `results.json`, `report.md` and plots."""
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from rmat_hf.evaluation.jobs import (
     build_baseline_jobs,
     build_finetuning_jobs,
     describe_choices,
+    hide_folders,
     run_jobs,
 )
 from rmat_hf.evaluation.plots import save_plots
@@ -108,7 +110,7 @@ def run_accuracy_benchmark(
             _collect_outcome(fold, common, jobs=jobs, tools=tools) for fold, common in rows.items()
         ]
         results = {
-            "protocol": _hide_folders(protocol.content),
+            "protocol": json.loads(hide_folders(json.dumps(protocol.content))),
             "num_resamples": arguments.num_resamples,
             **_summarize(protocol, outcomes, arguments=arguments),
             **_describe_runs(jobs, failures, output_dir=output_dir),
@@ -171,15 +173,6 @@ def _summarize(
             file_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
             plots[name] = save_plots(folder, file_name, outcomes=own, dataset=dataset)
     return {"datasets": summaries, "plots": plots}
-
-
-def _hide_folders(value: Any) -> Any:
-    """Return a protocol without absolute paths, which tell about the machine only."""
-    if isinstance(value, dict):
-        return {name: _hide_folders(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_hide_folders(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _describe_runs(

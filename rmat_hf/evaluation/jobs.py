@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 
 from rmat_hf import __version__
 from rmat_hf.data.splits.column_splits import split_by_column
 from rmat_hf.data.supervised_map import run_in_processes
-from rmat_hf.data.table_writer import TableWriter
 from rmat_hf.errors import hide_credentials, stopped_by_signals
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, PREDICTIONS_FILE
 from rmat_hf.evaluation.protocol import Fold, Protocol, compute_model_checksum
@@ -183,7 +181,12 @@ def hide_places(reason: str, job: Job) -> str:
     for folder in sorted({*folders, Path.cwd(), Path.home()}, key=lambda path: -len(str(path))):
         if folder.is_absolute() and folder != Path(folder.anchor):
             reason = re.sub(rf"{re.escape(str(folder))}/{_SUBFOLDERS}*", "", reason)
-    return hide_credentials(_FOLDERS.sub("", reason))
+    return hide_credentials(hide_folders(reason))
+
+
+def hide_folders(text: str) -> str:
+    """Return a text in which the name of a file is left of each absolute path."""
+    return _FOLDERS.sub("", text)
 
 
 def _try(run: Callable[[Job], None], job: Job) -> str | None:
@@ -210,7 +213,7 @@ def _run_logged(run: Callable[[Job], None], job: Job) -> None:
 
 def run_job(job: Job) -> None:
     """Compute the result of a run; write down what it took."""
-    start, cpu_start = time.perf_counter(), _compute_cpu_seconds()
+    start, core_seconds = time.perf_counter(), sum(os.times()[:4])  # of ended children too
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(job.task, FinetuningArguments):
         run_finetuning(job.task)
@@ -218,7 +221,7 @@ def run_job(job: Job) -> None:
         _run_baseline(job, job.task)
     record = {
         "seconds": time.perf_counter() - start,
-        "core_seconds": _compute_cpu_seconds() - cpu_start,
+        "core_seconds": sum(os.times()[:4]) - core_seconds,
         "versions": list_versions(),
     }
     save_json(job.record_file, record)
@@ -241,24 +244,15 @@ def _run_baseline(job: Job, task: BaselineTask) -> None:
         label_names=task.label_names,
         seed=job.fold.seed,
     )
-    columns: dict[str, list[Any]] = {"row": rows.index.tolist()}
-    columns |= {name: rows[name].tolist() for name in ("smiles", "split", *task.label_names)}
-    for name, output in zip(task.label_names, outputs, strict=True):
-        values = output if task.problem_type == "regression" else output[:, 1]
-        columns[f"{PREDICTION_PREFIX}{name}"] = values.tolist()
-    kinds: dict[str, Any] = dict.fromkeys(columns, "number")
-    kinds |= {"row": "integer", "smiles": "text", "split": "text"}
+    if task.problem_type != "regression":
+        outputs = [output[:, 1] for output in outputs]
+    names = [f"{PREDICTION_PREFIX}{name}" for name in task.label_names]
+    table = rows[["smiles", "split", *task.label_names]]
+    table = table.assign(**dict(zip(names, outputs, strict=True)))
     with create_folder_atomically(job.folder) as folder:
-        with TableWriter(folder / PREDICTIONS_FILE, added_columns=kinds) as writer:
-            writer.write(columns)
+        table.to_csv(folder / PREDICTIONS_FILE, index_label="row")
         chosen_on = None if job.method == baselines.FOREST else "valid"
         save_json(folder / SETTING_FILE, {"part": chosen_on, "setting": setting})
-
-
-def _compute_cpu_seconds() -> float:
-    """Return the processor time of this process and of its children that have ended."""
-    times = psutil.Process().cpu_times()
-    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 # What they chose
@@ -293,9 +287,8 @@ def describe_choices(folder: Path) -> dict[str, Any]:
 def _find_best_epochs(log: pd.DataFrame, metric: str, *, is_error: bool) -> dict[str, list[float]]:
     if metric not in log:
         return {}
-    if "member" not in log:  # only the entries of an ensemble say whose they are
-        log["member"] = 0
-    members = log[log[metric].notna()].reset_index(drop=True).groupby("member")
-    best = members[metric].idxmin() if is_error else members[metric].idxmax()
-    epochs = log[log[metric].notna()].reset_index(drop=True)["epoch"]
-    return {"epochs": epochs[best].tolist(), "num_epochs": members["epoch"].last().tolist()}
+    log = log.dropna(subset=metric).set_index("epoch")
+    # only the entries of an ensemble say whose they are
+    members = log.groupby("member" if "member" in log else lambda epoch: 0)[metric]
+    best = members.idxmin() if is_error else members.idxmax()
+    return {"epochs": best.tolist(), "num_epochs": [found.index[-1] for _, found in members]}

@@ -39,13 +39,6 @@ PROCESSORS = {
     ),
     "bounds": RMatProcessor(geometry="bounds"),
 }
-TARGETS = {
-    "same protocol (etkdg_v2, UFF)": 1.2,
-    "no force field (etkdg_v3)": 2.2,
-    "heavy atoms only (etkdg_v3)": 4.5,
-    "bounds": 45.0,
-    "conformer given": 35.0,
-}
 BATCH_SIZE = 32
 BLOCK = 20
 REPETITIONS = 5
@@ -153,10 +146,10 @@ def main() -> None:
         figures["seconds"] |= time_second_epoch(smiles, geometry=geometry)
     figures["bytes"] = measure_bytes(smiles)
     Path(output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    rows = [["variant", "ms per molecule", "times the protocol", "median of blocks", "target"]]
+    rows = [["variant", "ms per molecule", "times the protocol", "median of blocks"]]
     for name in times:
         cells = [f"{figures[key][name]:.2f}" for key in ("ms", "ratio", "median_ratio")]
-        rows.append([name, *cells, str(TARGETS.get(name, ""))])
+        rows.append([name, *cells])
     write_rows(rows)
     sys.stdout.write("\n")
     microseconds = [(name, f"{it * 1e6:.2f}") for name, it in figures["seconds"].items()]

@@ -5,7 +5,7 @@
 FOLDER holds the CSV files of the four data sets with `smiles`, `y` and the columns `split_0` to
 `split_2`. The smaller train parts are the first rows of a larger one, in random order; valid and
 test stay whole. Every run is one of `rmat benchmark`, so repeating the command continues it. OUT
-gets the runs, `learning_curve.json` and a plot for the numbers and one for the classes.
+gets the runs and `learning_curve.json`.
 """
 
 import json
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from versions import write_rows
 
 from rmat_hf.evaluation.accuracy_benchmark import EvaluationArguments, run_accuracy_benchmark
@@ -92,19 +91,6 @@ def collect(results: dict[str, Any], *, metric: str) -> Curves:
     return curves
 
 
-def draw(curves: Curves, path: Path, *, metric: str) -> None:
-    figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
-    for idx, (name, methods) in enumerate(curves.items(), 1):
-        axes = figure.add_subplot(1, len(curves), idx)
-        for method, by_size in methods.items():
-            means = [np.mean(values) for values in by_size.values()]
-            axes.plot(list(by_size), means, "o-", label=method)
-        axes.set(title=name, xlabel="train labels", ylabel=f"test {metric}", xscale="log")
-        axes.set_yscale("log" if metric == "rmse" else "linear")
-        axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-
-
 def run_task(task: Task, *, folder: Path, out: Path, num_proc: int) -> Curves:
     """Run the benchmark of a task into its folder, or continue it."""
     entries = write_tables(folder, out / "tables", task=task)
@@ -119,9 +105,7 @@ def run_task(task: Task, *, folder: Path, out: Path, num_proc: int) -> Curves:
     results = run_accuracy_benchmark(arguments, report_progress=partial(print, flush=True))
     if not results["is_complete"]:
         sys.exit("Some runs failed; see the report.")
-    curves = collect(results, metric=task.metric)
-    draw(curves, out / "learning_curve.png", metric=task.metric)
-    return curves
+    return collect(results, metric=task.metric)
 
 
 def main() -> None:
