@@ -266,14 +266,14 @@ class RMatAtomFeatures:
     """Atoms as integers, one for every combination of classes, and the columns these stand for.
 
     Attributes:
-        features: In the order of their columns.
+        features: By name, in the order of their columns.
         columns: Columns of `node_features` of every feature.
         num_node_features: Number of columns, with the mask and the dummy flag before them.
         code_dtype: Smallest unsigned integer that holds every code.
     """
 
     def __init__(self, features: Sequence[RMatAtomFeature]) -> None:
-        self.features = tuple(features)
+        self.features = {feature.name: feature for feature in features}
         self.columns: dict[str, slice] = {}
         self._class_of_value = [
             {value: idx for idx, value in enumerate(feature.classes)} for feature in features
@@ -290,15 +290,13 @@ class RMatAtomFeatures:
         num_codes = math.prod(len(feature.classes) for feature in features)
         self.code_dtype = np.min_scalar_type(num_codes - 1)
 
-    def get_classes(self, name: str) -> tuple[Any, ...]:
-        """Return the classes of a feature."""
-        return next(feature.classes for feature in self.features if feature.name == name)
-
     def compute_codes(self, mol: Chem.Mol) -> np.ndarray:
         """Return the code of every atom, `(num_atoms,)`, `code_dtype`."""
         atoms = list(map(mol.GetAtomWithIdx, range(mol.GetNumAtoms())))
         codes = np.zeros(len(atoms), dtype=self.code_dtype)
-        for feature, class_of_value in zip(self.features, self._class_of_value, strict=True):
+        for feature, class_of_value in zip(
+            self.features.values(), self._class_of_value, strict=True
+        ):
             last = len(feature.classes) - 1
             codes *= len(feature.classes)
             codes += np.array(
@@ -373,17 +371,6 @@ def list_molecule_descriptor_names() -> list[str]:
     return [name for name, _ in Descriptors.descList]
 
 
-def validate_molecule_descriptor_names(names: Sequence[str]) -> None:
-    """Raise `ValueError` if the names are not different ones of RDKit's descriptors, or none."""
-    unknown = sorted(set(names) - set(list_molecule_descriptor_names()))
-    if isinstance(names, str) or not names or unknown or len(set(names)) < len(names):
-        wrong = names if isinstance(names, str) else unknown or names
-        raise ValueError(
-            f"Molecule descriptors are {wrong!r}. Pass a list of different names of RDKit's "
-            "Descriptors.descList."
-        )
-
-
 def compute_molecule_descriptors(mol: Chem.Mol, names: Sequence[str]) -> np.ndarray:
     """Return RDKit descriptors of a molecule, out of `list_molecule_descriptor_names()`.
 
@@ -391,7 +378,6 @@ def compute_molecule_descriptors(mol: Chem.Mol, names: Sequence[str]) -> np.ndar
         `np.ndarray` of shape `(len(names),)`, float32; NaN where the descriptor is undefined, not
         finite or too large for float32.
     """
-    validate_molecule_descriptor_names(names)
     functions = dict(Descriptors.descList)
     copy = Chem.Mol(mol)  # some descriptors leave charges and other properties on the molecule
     values = np.full(len(names), np.nan)

@@ -311,9 +311,9 @@ def compute_interatomic_distances(
     """Return the distances between the nodes of every molecule of a batch.
 
     Args:
-        geometries (`Sequence[np.ndarray]`): As from [`compute_geometry`].
-        num_atoms (`np.ndarray` of shape `(batch_size,)`): Of every molecule.
-        num_nodes (`int`): Of the batch, padding included.
+        geometries: As from [`compute_geometry`].
+        num_atoms: Of every molecule, `(batch_size,)`.
+        num_nodes: Of the batch, padding included.
 
     Returns:
         `np.ndarray` of shape `(batch_size, num_nodes, num_nodes)`, float32, in Å: those to the

@@ -29,9 +29,9 @@ from .features_rmat import (
     compute_bonds,
     compute_molecule_descriptors,
     describe_molecule,
+    list_molecule_descriptor_names,
     list_molecules,
     parse_molecule,
-    validate_molecule_descriptor_names,
 )
 from .geometry_rmat import RMatGeometryOptions, compute_geometry, compute_interatomic_distances
 
@@ -179,9 +179,9 @@ def compute_graph_distances(
     All searches take their breadth-first steps together.
 
     Args:
-        begins, ends (`np.ndarray` of shape `(num_bonds,)`): Bonds between atoms of the batch.
-        positions (`np.ndarray` of shape `(num_atoms,)`): Of every atom in its molecule, from 0.
-        max_size (`int`): Number of atoms of the largest molecule.
+        begins, ends: Bonds between atoms of the batch, `(num_bonds,)`.
+        positions: Of every atom in its molecule, from 0, `(num_atoms,)`.
+        max_size: Number of atoms of the largest molecule.
 
     Returns:
         `np.ndarray` of shape `(num_atoms, max_size)`, uint8: by position, at most 254; or 255.
@@ -262,8 +262,12 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
                 f"The processor was saved with featurizer version {self.featurizer_version}, this "
                 f"code has {FEATURIZER_VERSION}. Use the release of rmat_hf that saved it."
             )
-        if self.molecule_descriptors is not None:
-            validate_molecule_descriptor_names(self.molecule_descriptors)
+        names, known = self.molecule_descriptors, {*list_molecule_descriptor_names()}
+        if names is not None and (not names or len(known & {*names}) < len(names)):
+            raise ValueError(
+                f"Molecule descriptors are {sorted({*names} - known) or names}. Pass a list of "
+                "different names of RDKit's Descriptors.descList."
+            )
 
     @property
     def model_input_names(self) -> list[str]:

@@ -305,7 +305,8 @@ def test_collator_of_transformers_pads_with_labels(bounds_processor: RMatProcess
         *(("max_atoms", 0, "greater or equal to 1"), ("max_atoms", "256", "'256'")),
         *(("conformer_hydrogens", "yes", "yes"), ("max_conformer_attempts", 0, "0")),
         *(("conformer_time_limit_s", 0.5, "0.5"), ("molecule_descriptors", "MolWt", "'MolWt'")),
-        ("molecule_descriptors", ["Weight"], "descriptors are ['Weight']"),
+        ("molecule_descriptors", ["TPSA", "Weight"], "descriptors are ['Weight']"),
+        ("molecule_descriptors", ["TPSA", "TPSA"], "different names"),
         ("molecule_descriptors", [], "descriptors are"),
     ],
 )

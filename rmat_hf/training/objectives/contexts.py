@@ -45,7 +45,7 @@ _OTHER = "*"
 _TABLE = Chem.GetPeriodicTable()
 ELEMENTS = [
     _OTHER if n is None else _TABLE.GetElementSymbol(n)
-    for n in ATOM_FEATURES.get_classes("atomic_number")
+    for n in ATOM_FEATURES.features["atomic_number"].classes
 ]
 # RDKit's other bond types have the code of the last one
 _ORDERS = [order.name.lower() for order in BOND_ORDERS]
