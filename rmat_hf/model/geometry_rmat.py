@@ -24,7 +24,9 @@ Geometry = Literal["conformer", "bounds", "2d", "given"]
 ConformerFailure = Literal["raise", "bounds", "2d"]
 ConformerMethod = Literal["etkdg_v3", "etkdg_v2", "sr_etkdg_v3", "etdg", "kdg", "distance_geometry"]
 ForceField = Literal["none", "uff", "mmff"]
-# A geometry in its short form, and its origin.
+# A geometry in the short form that is stored, and its origin. Coordinates `(num_atoms, 3)`, int16
+# or float32, or the distances above the diagonal, `(num_atoms * (num_atoms - 1) / 2,)`, uint16 or
+# float32: integers are steps of 0.001 Å, floating-point numbers Å.
 Found = tuple[np.ndarray, str]
 
 EMBED_PARAMETERS = {
@@ -172,7 +174,7 @@ def validate_coordinates(mol: Chem.Mol, coordinates: np.ndarray) -> None:
             raise ConformerError(f"atoms {first} and {second} of the conformer coincide")
 
 
-# The list of geometries
+# The list of geometries; a molecule without the one that is asked for raises a `ConformerError`
 
 
 def find_given_conformer(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> Found:
@@ -253,16 +255,6 @@ GEOMETRIES: dict[str, Callable[[RMatParsedMolecule, RMatGeometryOptions], Found]
 }
 
 
-def compute_geometry(parsed: RMatParsedMolecule, options: RMatGeometryOptions) -> Found:
-    """Return the geometry that the options name, in the short form that is stored, and its origin.
-
-    Coordinates `(num_atoms, 3)`, int16 or float32, or the distances above the diagonal,
-    `(num_atoms * (num_atoms - 1) / 2,)`, uint16 or float32: integers are steps of 0.001 Å,
-    floating-point numbers Å. A molecule without this geometry raises a [`ConformerError`].
-    """
-    return GEOMETRIES[options.geometry](parsed, options)
-
-
 # Short form and distances
 
 
@@ -311,7 +303,7 @@ def compute_interatomic_distances(
     """Return the distances between the nodes of every molecule of a batch.
 
     Args:
-        geometries: As from [`compute_geometry`].
+        geometries: As from `GEOMETRIES`.
         num_atoms: Of every molecule, `(batch_size,)`.
         num_nodes: Of the batch, padding included.
 

@@ -33,7 +33,7 @@ from .features_rmat import (
     list_molecules,
     parse_molecule,
 )
-from .geometry_rmat import RMatGeometryOptions, compute_geometry, compute_interatomic_distances
+from .geometry_rmat import GEOMETRIES, RMatGeometryOptions, compute_interatomic_distances
 
 logger = logging.get_logger(__name__)
 
@@ -98,7 +98,7 @@ class RMatBatchFeature(BatchFeature):
 class RMatCompactFeatures(NamedTuple):
     """Everything the model sees of a molecule, before it becomes one value per pair of nodes.
 
-    In the form of `ATOM_FEATURES`, [`compute_bonds`], [`compute_geometry`] and its origin, and
+    In the form of `ATOM_FEATURES`, [`compute_bonds`], `GEOMETRIES`, and
     [`compute_molecule_descriptors`] if there are any.
     """
 
@@ -350,7 +350,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         if not isinstance(molecule, RMatParsedMolecule):
             mol = parse_molecule(molecule, max_atoms=self.max_atoms)
             molecule = RMatParsedMolecule(mol, molecule if isinstance(molecule, str) else None)
-        geometry, geometry_source = compute_geometry(molecule, self)
+        geometry, geometry_source = GEOMETRIES[self.geometry](molecule, self)
         descriptors = None
         if self.molecule_descriptors:
             descriptors = compute_molecule_descriptors(molecule.mol, self.molecule_descriptors)

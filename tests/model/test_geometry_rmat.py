@@ -31,7 +31,6 @@ from rmat_hf.model.geometry_rmat import (
     RMatGeometryOptions,
     build_canonical_mol,
     center_coordinates,
-    compute_geometry,
     compute_interatomic_distances,
     compute_squared_distances,
     find_given_conformer,
@@ -65,7 +64,8 @@ def measure(coordinates: np.ndarray) -> np.ndarray:
 
 def compute_distances(molecule: str | RMatParsedMolecule, **options: Any) -> np.ndarray:
     parsed = parse(molecule) if isinstance(molecule, str) else molecule
-    geometry, _ = compute_geometry(parsed, RMatGeometryOptions(**options))
+    chosen = RMatGeometryOptions(**options)
+    geometry, _ = GEOMETRIES[chosen.geometry](parsed, chosen)
     return expand(geometry, num_atoms=parsed.mol.GetNumAtoms())[0]
 
 
@@ -115,7 +115,7 @@ def test_bounds_are_near_the_conformer_and_2d_is_flat() -> None:
     is_bonded = Chem.GetAdjacencyMatrix(mol.mol).astype(bool)
     np.testing.assert_allclose(bounds[is_bonded], conformer[is_bonded], atol=0.1)
     assert np.abs(bounds - conformer).mean() < 1.0
-    coordinates, source = compute_geometry(mol, RMatGeometryOptions(geometry="2d"))
+    coordinates, source = GEOMETRIES["2d"](mol, RMatGeometryOptions())
     assert source == "2d"
     assert not coordinates[:, 2].any()
     drawing = compute_distances(mol, geometry="2d")
@@ -285,7 +285,7 @@ def test_input_molecule_does_not_change() -> None:
     AllChem.EmbedMolecule(parsed.mol, randomSeed=5)
     before = parsed.mol.ToBinary()
     for geometry in get_args(Geometry):
-        compute_geometry(parsed, RMatGeometryOptions(geometry=geometry))
+        GEOMETRIES[geometry](parsed, RMatGeometryOptions())
     assert parsed.mol.ToBinary() == before
 
 
