@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -135,27 +134,35 @@ def map_supervised(
     """
     work = partial(_compute_chunk, compute, item_time_limit_s)
     workers = _Workers(num_workers)
-    waiting: deque[_Task] = deque()
+    waiting: deque[tuple[Sequence[Item], Future[list[Outcome]]]] = deque()
+    computed_alone: dict[int, list[Outcome]] = {}
 
     def take_first() -> list[Outcome]:
         nonlocal workers
-        if waiting[0].is_broken:
+        chunk, future = waiting.popleft()
+        if id(chunk) not in computed_alone and _is_broken(future):
             workers.end()
-            broken = [task for task in waiting if task.is_broken]
-            _settle(work, broken, num_workers, describe_death=describe_death)
+            # what was handed over just when the processes broke may never be done
+            lost = [it for it, its in waiting if not its.done() or _is_broken(its)]
+            chunks = [chunk, *lost]
+            options: dict[str, Any] = {"num_proc": num_workers, "describe_death": describe_death}
+            computed_alone.update(_compute_alone(work, chunks, **options))
             workers = _Workers(num_workers)
-        return waiting.popleft().future.result()
+        return computed_alone.pop(id(chunk)) if id(chunk) in computed_alone else future.result()
 
     try:
         for chunk in chunks:
-            waiting.append(_Task(chunk))
-            workers.begin(work, waiting[-1])
+            waiting.append((chunk, workers.begin(work, chunk)))
             if len(waiting) >= num_workers * CHUNKS_PER_WORKER:
                 yield take_first()
         while waiting:
             yield take_first()
     finally:
         workers.end()
+
+
+def _is_broken(future: Future[Any]) -> bool:
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
 def follow_parent() -> None:
@@ -176,18 +183,6 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-@dataclass
-class _Task:
-    """A chunk on its way."""
-
-    chunk: Sequence[Any]
-    future: Future[list[Any]] = field(default_factory=Future)
-
-    @property
-    def is_broken(self) -> bool:
-        return isinstance(self.future.exception(), BrokenProcessPool)
-
-
 class _Workers:
     """The processes of one executor."""
 
@@ -199,12 +194,13 @@ class _Workers:
         children = multiprocessing.active_children()
         self.processes = [child for child in children if child not in others]
 
-    def begin(self, work: Callable[[Sequence[Any]], list[Any]], task: _Task) -> None:
+    def begin(self, work: Callable[[Any], Outcome], chunk: Any) -> Future[Outcome]:
         try:
-            task.future = self.executor.submit(work, task.chunk)
+            return self.executor.submit(work, chunk)
         except BrokenProcessPool as error:  # looked at when its turn comes
-            task.future = Future()
-            task.future.set_exception(error)
+            future: Future[Outcome] = Future()
+            future.set_exception(error)
+            return future
 
     def end(self) -> None:
         for process in self.processes:
@@ -214,23 +210,21 @@ class _Workers:
             process.join()
 
 
-def _settle(  # noqa: PLR0917 - of one caller
-    work: Callable[[Sequence[Any]], list[Any]],
-    tasks: Sequence[_Task],
-    num_workers: int,
+def _compute_alone(
+    work: Callable[[Any], Any],
+    chunks: Iterable[Any],
     *,
+    num_proc: int,
     describe_death: Callable[[str], Any],
-) -> None:
-    """Compute chunks in processes of their own, and those that die there item by item."""
+) -> Iterator[tuple[int, list[Any]]]:
+    """Yield id and outcomes of chunks, each of a process of its own, or one for every item."""
     alone = partial(run_in_processes, work, context=_FORK)
-    task_of = {id(task.chunk): task for task in tasks}
-    for chunk, outcomes, cause in alone([task.chunk for task in tasks], num_proc=num_workers):
+    for chunk, outcomes, cause in alone(chunks, num_proc=num_proc):
         if cause is not None:
             outcomes = []
             for _, found, cause in alone([[item] for item in chunk], num_proc=1):
                 outcomes += [describe_death(cause)] if cause is not None else found
-        task_of[id(chunk)].future = Future()
-        task_of[id(chunk)].future.set_result(outcomes)
+        yield id(chunk), outcomes
 
 
 @contextmanager
