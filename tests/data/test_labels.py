@@ -1,5 +1,6 @@
 import math
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,66 +17,31 @@ from rmat_hf.data.labels import (
 from rmat_hf.errors import UserError
 
 MISSING = ["", "  ", None, math.nan, "nan", "NaN"]
+NUMBERS = [("1.5", 1.5), (" -2e-3 ", -0.002), (3, 3.0), (Decimal("0.1"), 0.1), ("+4", 4.0)]
+NO_NUMBERS = ["high", ">10", "1,5", "1_000", "inf", "-inf", math.inf, "1e39", 1e39, "1e999", [1.0]]
+CLASSES = [("1", "1"), ("1.0", "1"), (1, "1"), (1.0, "1"), (" active ", "active"), (True, "True")]
 
 
 @pytest.mark.parametrize(
-    ("value", "number"),
-    [("1.5", 1.5), (" -2e-3 ", -0.002), (3, 3.0), (2.5, 2.5), (Decimal("0.1"), 0.1), ("+4", 4.0)],
-)
-def test_number_is_read(value: object, number: float) -> None:
-    assert parse_number(value) == number
-
-
-@pytest.mark.parametrize("value", [*MISSING, "NA", "n/a", "None", "null"])
-def test_missing_number_is_nan(value: object) -> None:
-    assert math.isnan(parse_number(value))
-    assert math.isnan(parse_binary(value))
-
-
-@pytest.mark.parametrize(
-    "value", ["high", ">10", "1,5", "1_000", "inf", "-inf", math.inf, "1e39", 1e39, "1e999", [1.0]]
-)
-def test_what_is_not_a_number_is_refused(value: object) -> None:
-    assert parse_number(value) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "label"), [("1", 1.0), ("0.0", 0.0), (1, 1.0), (True, 1.0), (False, 0.0)]
-)
-def test_binary_label_is_read(value: object, label: float) -> None:
-    assert parse_binary(value) == label
-
-
-@pytest.mark.parametrize("value", ["2", "0.5", -1, "yes", "True"])
-def test_what_is_neither_0_nor_1_is_refused(value: object) -> None:
-    assert parse_binary(value) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "name"),
+    ("parse", "labels", "missing", "others"),
     [
-        ("1", "1"),
-        ("1.0", "1"),
-        (1, "1"),
-        (1.0, "1"),
-        (" active ", "active"),
-        ("None", "None"),
-        ("NA", "NA"),
-        (True, "True"),
+        (parse_number, NUMBERS, ["NA", "n/a", "None", "null"], NO_NUMBERS),
+        (
+            parse_binary,
+            [("1", 1.0), ("0.0", 0.0), (1, 1.0), (True, 1.0), (False, 0.0)],
+            ["NA", "null"],
+            ["2", "0.5", -1, "yes", "True"],
+        ),
+        (parse_class, [*CLASSES, ("NA", "NA"), ("None", "None")], [], ["0.5", 0.5, [1], math.inf]),
     ],
 )
-def test_class_is_read(value: object, name: str) -> None:
-    assert parse_class(value) == name
-
-
-@pytest.mark.parametrize("value", MISSING)
-def test_missing_class_is_nan(value: object) -> None:
-    assert math.isnan(parse_class(value))
-
-
-@pytest.mark.parametrize("value", ["0.5", 0.5, [1], math.inf])
-def test_fraction_is_no_class(value: object) -> None:
-    assert parse_class(value) is None
+def test_cells_are_labels_missing_or_refused(
+    parse: Any, labels: list[tuple[Any, Any]], missing: list[str], others: list[Any]
+) -> None:
+    assert [parse(value) for value, _ in labels] == [label for _, label in labels]
+    assert all(is_missing(parse(value)) for value in [*MISSING, *missing])
+    assert [parse(value) for value in others] == [None] * len(others)
+    assert not any(map(is_missing, (0.0, "")))
 
 
 @pytest.mark.parametrize(
@@ -91,12 +57,6 @@ def test_bad_label_names_row_column_value_and_the_way_out(
 ) -> None:
     with pytest.raises(UserError, match=f"Row 7 .*'y' is '{value}', .*{words}.* Fix the cell"):
         parse_label(value, problem_type=problem_type, row=7, column="y")
-
-
-def test_is_missing_knows_nan_only() -> None:
-    assert is_missing(math.nan)
-    assert not is_missing(0.0)
-    assert not is_missing("")
 
 
 def test_integer_classes_are_sorted_by_value_and_words_by_letter() -> None:

@@ -40,7 +40,7 @@ from rmat_hf.data.shards import (
 )
 from rmat_hf.data.sources import open_table
 from rmat_hf.errors import UserError
-from rmat_hf.inference.screening import PredictionArguments, run_embedding, run_prediction
+from rmat_hf.inference.screening import PredictionArguments, run_prediction
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 SMILES = [*TINY_SMILES, "C1CC", "C" * 30, "", "CCN"]
@@ -175,42 +175,6 @@ def test_other_options_are_refused_with_the_difference(
     assert read_files(tmp_path / "corpus") == before
 
 
-def test_input_that_has_changed_is_refused(source: Path, tmp_path: Path) -> None:
-    featurize(source, tmp_path / "corpus")
-    (tmp_path / "corpus" / SHARDS[3]).unlink()
-    pq.write_table(pa.table({"smiles": [*SMILES[:3], "CCC", *SMILES[4:]]}), source)
-    with pytest.raises(UserError, match="input_sha256 is"):
-        featurize(source, tmp_path / "corpus")
-
-
-def test_folder_of_something_else_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has files but no manifest\.json"):
-        featurize(source, tmp_path)
-
-
-def test_input_without_rows_is_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"smiles": pa.array([], pa.string())}), tmp_path / "input.parquet")
-    with pytest.raises(UserError, match="has 0 rows"):
-        featurize(tmp_path / "input.parquet", tmp_path / "corpus")
-    assert not (tmp_path / "corpus").exists()
-
-
-def test_too_many_shards_are_refused_with_the_size_to_choose(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shards, "MAX_SHARDS", 2)
-    with pytest.raises(UserError, match="--shard-size 5 or more"):
-        featurize(source, tmp_path / "corpus")
-
-
-def test_no_file_names_a_folder_of_this_machine(source: Path, tmp_path: Path) -> None:
-    featurize(source, tmp_path / "corpus")
-    for name, content in read_files(tmp_path / "corpus").items():
-        assert str(tmp_path).encode() not in content, name
-    manifest = json.loads((tmp_path / "corpus" / "manifest.json").read_text())
-    assert manifest["input"] == "input.parquet"
-
-
 def test_shards_of_several_tasks_are_those_of_one_run(source: Path, tmp_path: Path) -> None:
     featurize(source, tmp_path / "whole")
     step = RunTask(run_featurization, build_arguments(source, tmp_path / "parts"))
@@ -244,6 +208,34 @@ def test_row_that_kills_its_worker_is_a_failed_row(
     assert [name for name in SHARDS if ours[name] != theirs[name]] == [SHARDS[1]]
 
 
+# What is in the way
+
+
+def test_other_input_and_another_folder_are_refused(source: Path, tmp_path: Path) -> None:
+    featurize(source, tmp_path / "corpus")
+    (tmp_path / "corpus" / SHARDS[3]).unlink()
+    pq.write_table(pa.table({"smiles": [*SMILES[:3], "CCC", *SMILES[4:]]}), source)
+    with pytest.raises(UserError, match="input_sha256 is"):
+        featurize(source, tmp_path / "corpus")
+    with pytest.raises(UserError, match=r"has files but no manifest\.json"):
+        featurize(source, tmp_path)
+    for folder in (source, source / "corpus"):
+        with pytest.raises(UserError, match="Choose another output folder"):
+            featurize(source, folder)
+
+
+def test_no_rows_and_too_many_shards_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "MAX_SHARDS", 2)
+    with pytest.raises(UserError, match="--shard-size 5 or more"):
+        featurize(source, tmp_path / "corpus")
+    pq.write_table(pa.table({"smiles": pa.array([], pa.string())}), source)
+    with pytest.raises(UserError, match="has 0 rows"):
+        featurize(source, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
 # Disks
 
 
@@ -259,14 +251,6 @@ def test_file_that_cannot_grow_is_one_error_and_no_half_shard(source: Path, tmp_
     assert sorted(read_files(tmp_path / "corpus")) == ["manifest.json"]
     featurize(source, tmp_path / "corpus")
     assert read_files(tmp_path / "corpus") == read_files(tmp_path / "whole")
-
-
-def test_output_folder_must_be_one(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Choose another output folder"):
-        featurize(source, tmp_path / "file")
-    with pytest.raises(UserError, match="Choose another output folder"):
-        featurize(source, tmp_path / "file" / "corpus")
 
 
 # The best rows
@@ -343,23 +327,6 @@ def test_task_is_a_rank_of_a_number() -> None:
     for text in ("5/5", "0/0", "1", "-1/2", "a/b"):
         with pytest.raises(UserError, match="is not RANK/NUM"):
             parse_task(text)
-
-
-@pytest.mark.parametrize("run", [run_prediction, run_embedding])
-def test_steps_write_the_folder_of_one_process(
-    tiny_model_folder: Path, source: Path, tmp_path: Path, run: Any
-) -> None:
-    def build(name: str) -> PredictionArguments:
-        options: dict[str, Any] = {"shard_size": 4, "num_workers": 0}
-        files = {"input": str(source), "output": str(tmp_path / name)}
-        return PredictionArguments(model=str(tiny_model_folder), **files, **options)
-
-    run(build("whole"))
-    step = RunTask(run, build("parts"))
-    for rank in (2, 0, 1):
-        assert not (tmp_path / "parts" / "summary.json").exists()
-        step(None, rank, 3)
-    assert read_files(tmp_path / "parts") == read_files(tmp_path / "whole")
 
 
 RUN_TASKS = """

@@ -141,11 +141,6 @@ def test_every_molecule_is_in_one_batch_within_both_limits(
         assert len(batch) == 1 or len(batch) * largest**2 <= max_pairs
 
 
-def test_a_batch_is_full_where_the_limits_allow() -> None:
-    batches = group_by_length([10] * 7 + [4] * 5, batch_size=4, max_pairs=300)
-    assert [batch.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
-
-
 def test_equal_lengths_keep_their_order() -> None:
     assert compute_length_order([3, 5, 3, 5]).tolist() == [1, 3, 0, 2]
     assert compute_length_order([]).tolist() == []

@@ -74,12 +74,6 @@ def test_blank_line_inside_a_one_column_csv_is_a_row(tmp_path: Path) -> None:
     assert table.num_rows == 4
 
 
-def test_csv_with_only_a_header_has_no_rows(tmp_path: Path) -> None:
-    table = open_file(write_csv(tmp_path, "smiles,y\n"))
-    assert table.num_rows == 0
-    assert list(table.iterate_chunks(10)) == []
-
-
 @given(
     st.integers(2, 4).flatmap(
         lambda width: st.lists(st.lists(TEXTS, min_size=width, max_size=width), min_size=1)
@@ -125,25 +119,6 @@ def test_malformed_csv_is_refused_at_once(
     assert all(word in message for word in [str(path), *words])
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("missing.csv", "no such file"),
-        ("missing.parquet", "no such file"),
-        ("missing.sdf", "no such file"),
-        ("table.xlsx", "Use .csv, .parquet, .sdf"),
-        ("table", "Use .csv, .parquet, .sdf"),
-        ("folder.csv", "is a folder"),
-    ],
-)
-def test_unusable_path_is_explained(tmp_path: Path, name: str, words: str) -> None:
-    (tmp_path / "folder.csv").mkdir()
-    for other in ("table.xlsx", "table"):
-        (tmp_path / other).write_text("smiles\nC\n")
-    with pytest.raises(UserError, match=words):
-        open_file(tmp_path / name)
-
-
 def test_missing_column_lists_the_columns_there_are(tmp_path: Path) -> None:
     table = open_file(write_csv(tmp_path, "SMILES,y\nC,1\n"))
     with pytest.raises(UserError, match=r"no column 'smiles'\. Its columns are: SMILES, y"):
@@ -151,12 +126,6 @@ def test_missing_column_lists_the_columns_there_are(tmp_path: Path) -> None:
     chunk = next(table.iterate_chunks(1))
     with pytest.raises(UserError, match="no column 'smiles'"):
         chunk.molecules("smiles")
-
-
-def test_each_iteration_starts_at_the_first_row(tmp_path: Path) -> None:
-    table = open_file(write_csv(tmp_path, "smiles\nC\nN\nO\n"))
-    next(table.iterate_chunks(1))
-    assert read_all(table)["smiles"] == ["C", "N", "O"]
 
 
 def test_parquet_keeps_its_types_and_missing_values(tmp_path: Path) -> None:
@@ -175,32 +144,6 @@ def test_parquet_keeps_its_types_and_missing_values(tmp_path: Path) -> None:
     assert (table.schema, table.num_rows) == (schema, 3)
     assert read_all(table) == columns
     assert next(table.iterate_chunks(3)).molecules("smiles") == ["C", None, "N"]
-
-
-@pytest.mark.parametrize("content", [b"", b"smiles,y\nC,1\n", b"PAR1xxPAR1"])
-def test_file_that_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "table.parquet"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot be read"):
-        open_file(path)
-
-
-def test_damaged_parquet_page_is_an_error_and_no_short_table(tmp_path: Path) -> None:
-    path = tmp_path / "table.parquet"
-    pq.write_table(pa.table({"smiles": ["C" * (i % 9 + 1) for i in range(5000)]}), path)
-    content = bytearray(path.read_bytes())
-    content[8:200] = b"\xff" * 192
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_all(open_file(path), 1000)
-
-
-def test_duplicate_parquet_columns_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "table.parquet"
-    table = pa.Table.from_arrays([pa.array(["C"]), pa.array(["N"])], names=["smiles", "smiles"])
-    pq.write_table(table, path)
-    with pytest.raises(UserError, match="two columns are called 'smiles'"):
-        open_file(path)
 
 
 def test_sdf_gives_structures_with_coordinates_and_properties(tmp_path: Path) -> None:
@@ -238,25 +181,6 @@ def test_unreadable_sdf_record_stays_as_a_row(
     reason = chunk.molecules("smiles")[1].reason
     assert "line 4" in reason and "[" not in reason
     assert capfd.readouterr().err == ""
-
-
-def test_sdf_property_called_smiles_stands_in_the_column_and_structures_stay(
-    tmp_path: Path,
-) -> None:
-    mol = build_mol("CCO")
-    mol.SetProp("smiles", "OCC")
-    table = open_file(write_sdf(tmp_path / "mols.sdf", [mol]))
-    chunk = next(table.iterate_chunks(1))
-    assert table.column_names == ["smiles"]
-    assert chunk.table.to_pydict() == {"smiles": ["OCC"]}
-    assert isinstance(chunk.molecules("smiles")[0], Chem.Mol)
-
-
-def test_other_sdf_column_is_read_as_smiles_when_named(tmp_path: Path) -> None:
-    mol = build_mol("CCO")
-    mol.SetProp("parent", "OCC")
-    table = open_file(write_sdf(tmp_path / "mols.sdf", [mol]))
-    assert next(table.iterate_chunks(1)).molecules("parent") == ["OCC"]
 
 
 def test_memory_does_not_grow_with_a_csv(tmp_path: Path) -> None:
@@ -312,19 +236,6 @@ def test_smiles_too_long_for_any_molecule_is_a_row_without_one(tmp_path: Path) -
     assert isinstance(long, MoleculeError) and "bytes" in long.reason
 
 
-def test_what_follows_a_smiles_in_a_smi_file_is_a_column(tmp_path: Path) -> None:
-    path = write_csv(tmp_path, "CCO ethanol, pure\n\nC\tmethane\t7 \nN\n", "in.smi")
-    assert read_all(open_file(path)) == {
-        "smiles": ["CCO", "C", "N"],
-        "smi_name": ["ethanol, pure", "methane\t7", None],
-    }
-
-
-def test_smi_file_of_smiles_alone_has_one_column(tmp_path: Path) -> None:
-    path = write_csv(tmp_path, gzip.compress(b"CCO\nC\n"), "in.smi.gz")
-    assert read_all(pickle.loads(pickle.dumps(open_file(path)))) == {"smiles": ["CCO", "C"]}
-
-
 def write_tables(folder: Path, *texts: str) -> list[Table]:
     return [open_file(write_csv(folder, text, f"{i}.csv")) for i, text in enumerate(texts)]
 
@@ -342,22 +253,6 @@ def test_rows_of_joined_tables_follow_each_other_whatever_the_order_of_columns(
     assert read_all(joined.select(["smiles"])) == {"smiles": ["C", "N", "O", "S"]}
 
 
-def test_column_that_one_of_several_files_lacks_is_named(tmp_path: Path) -> None:
-    parts = write_tables(tmp_path, "id,smiles\n1,C\n", "smiles\nO\n")
-    for tables_ in (parts, parts[::-1]):
-        with pytest.raises(UserError, match=r"1\.csv: column 'id' is missing, .*same columns"):
-            join_tables(tables_, source="x")
-
-
-def test_column_with_two_types_is_named(tmp_path: Path) -> None:
-    parts = []
-    for i, kind in enumerate((pa.int32(), pa.int64())):
-        pq.write_table(pa.table({"y": pa.array([1], kind)}), tmp_path / f"{i}.parquet")
-        parts.append(open_file(tmp_path / f"{i}.parquet"))
-    with pytest.raises(UserError, match=r"0\.parquet: column 'y' is int32, .* int64"):
-        join_tables(parts, source="x")
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("a.CSV", ".csv"), ("a.sdf.gz", ".sdf"), ("a.parquet", ".parquet"), ("b/a.smi", ".smi")]
@@ -365,3 +260,47 @@ def test_column_with_two_types_is_named(tmp_path: Path) -> None:
 )
 def test_kind_of_a_file_is_told_by_its_name(name: str, kind: str | None) -> None:
     assert find_kind(name) == kind
+
+
+def test_what_follows_a_smiles_in_a_smi_file_is_a_column(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "CCO ethanol, pure\n\nC\tmethane\t7 \nN\n", "in.smi")
+    assert read_all(open_file(path)) == {
+        "smiles": ["CCO", "C", "N"],
+        "smi_name": ["ethanol, pure", "methane\t7", None],
+    }
+    path = write_csv(tmp_path, gzip.compress(b"CCO\nC\n"), "in.smi.gz")
+    assert read_all(pickle.loads(pickle.dumps(open_file(path)))) == {"smiles": ["CCO", "C"]}
+
+
+@pytest.mark.parametrize("content", [b"", b"smiles,y\nC,1\n", b"PAR1xxPAR1", None])
+def test_damaged_parquet_is_an_error_and_no_short_table(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"smiles": ["C" * (i % 9 + 1) for i in range(5000)]}), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8] + b"\xff" * 192 + whole[200:] if content is None else content)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_all(open_file(path), 1000)
+
+
+def test_column_that_a_file_lacks_or_has_with_another_type_is_named(tmp_path: Path) -> None:
+    parts = write_tables(tmp_path, "id,smiles\n1,C\n", "smiles\nO\n")
+    for tables in (parts, parts[::-1]):
+        with pytest.raises(UserError, match=r"1\.csv: column 'id' is missing, .*same columns"):
+            join_tables(tables, source="x")
+    for i, kind in enumerate((pa.int32(), pa.int64())):
+        pq.write_table(pa.table({"y": pa.array([1], kind)}), tmp_path / f"{i}.parquet")
+    parts = [open_file(tmp_path / f"{i}.parquet") for i in range(2)]
+    with pytest.raises(UserError, match=r"0\.parquet: column 'y' is int32, .* int64"):
+        join_tables(parts, source="x")
+
+
+def test_sdf_property_that_is_named_is_the_smiles_and_structures_stay(tmp_path: Path) -> None:
+    mol = build_mol("CCO")
+    for name in ("smiles", "parent"):
+        mol.SetProp(name, "OCC")
+    (chunk,) = open_file(write_sdf(tmp_path / "mols.sdf", [mol])).iterate_chunks(9)
+    assert chunk.table.to_pydict() == {"smiles": ["OCC"], "parent": ["OCC"]}
+    assert isinstance(chunk.molecules("smiles")[0], Chem.Mol)
+    assert chunk.molecules("parent") == ["OCC"]

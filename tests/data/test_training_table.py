@@ -110,12 +110,6 @@ def test_contradictory_molecule_without_a_geometry_has_the_contradiction_as_reas
     assert "2 molecules stepped down" in caplog.text
 
 
-def test_class_labels_of_one_molecule_must_agree(tmp_path: Path) -> None:
-    content = "smiles,y\nCCO,0\nOCC,1\nC,0\nC,0\nN,1\n"
-    loaded = load(tmp_path, content, "multi_label_classification", conflict_tolerance=math.inf)
-    assert loaded.dataset["row"][:] == [2, 3, 4]
-
-
 @pytest.mark.parametrize(
     ("cells", "names", "labels"),
     [
@@ -154,11 +148,6 @@ def test_data_without_anything_to_learn_is_an_error(
 ) -> None:
     with pytest.raises(UserError, match=words):
         load(tmp_path, content)
-
-
-def test_label_without_a_value_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="label 'z' has no usable value"):
-        load(tmp_path, "smiles,y,z\nC,1,\nN,2,\n", label_columns=["y", "z"])
 
 
 @pytest.mark.parametrize(
