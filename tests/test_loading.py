@@ -97,9 +97,8 @@ def test_a_loaded_model_has_the_saved_weights_and_the_saved_processor(
 
 def test_a_model_goes_to_the_device_that_was_asked_for(tiny_model_folder: Path) -> None:
     assert load_embedder(tiny_model_folder, device="cpu")[0].device.type == "cpu"
-    for device in ("meta", "nonsense"):
-        with pytest.raises(UserError, match=f"'{device}'.*Use cpu"):
-            load_predictor(tiny_model_folder, device=device)
+    with pytest.raises(UserError, match=r"'nonsense'.*Use cpu"):
+        load_predictor(tiny_model_folder, device="nonsense")
 
 
 def test_options_replace_those_of_the_saved_processor(tiny_model_folder: Path) -> None:

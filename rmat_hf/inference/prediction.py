@@ -172,12 +172,6 @@ def limit_processor(processor: RMatProcessor, *, max_atoms: int | None = None) -
     limited = copy.copy(processor)
     limited.max_atoms = max_atoms or min(processor.max_atoms, MAX_ATOMS_BY_DEFAULT)
     limited.conformer_time_limit_s = min(processor.conformer_time_limit_s, MAX_TIME_LIMIT_S)
-    if max_atoms is None and limited.max_atoms < processor.max_atoms:
-        logger.warning(
-            "The model takes molecules of %d atoms; up to %d are taken without --max-atoms.",
-            processor.max_atoms,
-            limited.max_atoms,
-        )
     return limited
 
 

@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from rmat_hf import __version__
+import rmat_hf
 from rmat_hf.data.featurization import choose_cache_dir, describe_processor
 from rmat_hf.data.predictions import ERROR_COLUMN, Predictions, describe_prediction_columns
 from rmat_hf.data.shards import (
@@ -47,7 +47,6 @@ from rmat_hf.loading import compute_model_hash, load_embedder, load_predictor
 from rmat_hf.output_folder import lock_output, open_atomically, save_json
 
 SUMMARY_FILE = "summary.json"
-TOP_FILE_STEM = "top"
 _Verb = Literal["predict", "embed"]
 # Key of the counts in the metadata of a shard that holds its best rows only.
 _COUNTS_KEY = b"rmat_hf.counts"
@@ -93,8 +92,8 @@ class PredictionArguments:
     shard_size: int = declare_flag(
         8192, "Rows of the input in one file of an output folder.", least=1
     )
-    output_format: Literal["parquet", "csv"] | None = declare_flag(
-        None, "Kind of file in an output folder. Default: parquet."
+    output_format: Literal["parquet", "csv"] = declare_flag(
+        "parquet", "Kind of file in an output folder."
     )
     num_proc: int = declare_flag(
         1,
@@ -216,12 +215,8 @@ class _Screen:
     description: dict[str, Any]
 
     @property
-    def output_format(self) -> str:
-        return self.arguments.output_format or "parquet"
-
-    @property
     def extension(self) -> str:
-        return self.output_format if self.arguments.top_k is None else "parquet"
+        return self.arguments.output_format if self.arguments.top_k is None else "parquet"
 
     @property
     def written_columns(self) -> dict[str, ColumnKind]:
@@ -293,7 +288,7 @@ class _Screen:
     def complete(self, folder: Path, shards: Sequence[Path], *, counts: Counter[str]) -> None:
         if self.arguments.top_k is not None:
             best = self.find_best(pq.read_table(it).replace_schema_metadata() for it in shards)
-            self.write_table(folder / f"{TOP_FILE_STEM}.{self.output_format}", [best])
+            self.write_table(folder / f"top.{self.arguments.output_format}", [best])
         numbers = {"num_shards": len(shards), "num_written": self.count_written(counts)}
         save_json(folder / SUMMARY_FILE, {**numbers, **summarize(counts)})
 
@@ -398,19 +393,14 @@ def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -
         table.schema, {**added, ROW_COLUMN: "integer"} if arguments.top_k else added
     )
     names = ["smiles_column", "csv_formulas", "top_k", "top_k_label", "top_k_order"]
-    names += ["batch_size", "chunk_size"]  # they decide the last digits
+    names += ["output_format", "batch_size", "chunk_size"]  # the last two decide the last digits
     description = {
         "command": verb,
         "model_sha256": compute_model_hash(model) if arguments.is_folder else None,
         "processor": describe_processor(processor),
         "device": model.device.type,
         **{name: getattr(arguments, name) for name in names},
-        "output_format": arguments.output_format or "parquet",
-        "versions": {
-            "rmat_hf": __version__,
-            "rdkit": rdkit.__version__,
-            "torch": torch.__version__,
-        },
+        "versions": {it.__name__: it.__version__ for it in (rmat_hf, rdkit, torch)},
     }
     compute_rows = partial(
         run,
