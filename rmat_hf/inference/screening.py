@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-import rmat_hf
+from rmat_hf import __version__
 from rmat_hf.data.featurization import choose_cache_dir, describe_processor
 from rmat_hf.data.predictions import ERROR_COLUMN, Predictions, describe_prediction_columns
 from rmat_hf.data.shards import (
@@ -394,13 +394,14 @@ def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -
     )
     names = ["smiles_column", "csv_formulas", "top_k", "top_k_label", "top_k_order"]
     names += ["output_format", "batch_size", "chunk_size"]  # the last two decide the last digits
+    versions = {"rmat_hf": __version__, "rdkit": rdkit.__version__, "torch": torch.__version__}
     description = {
         "command": verb,
         "model_sha256": compute_model_hash(model) if arguments.is_folder else None,
         "processor": describe_processor(processor),
         "device": model.device.type,
         **{name: getattr(arguments, name) for name in names},
-        "versions": {it.__name__: it.__version__ for it in (rmat_hf, rdkit, torch)},
+        "versions": versions,
     }
     compute_rows = partial(
         run,
