@@ -298,23 +298,15 @@ def _describe_cost(reports: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _describe_ensemble(report: FinetuningReport) -> str:
-    """Return a line about the members and what one of them alone is worth; empty for one model."""
+    """Return a line about the members; empty for one model."""
     if not report.member_metrics:
         return ""
-    metric = list_metrics(report.arguments.problem_type)[0].name
-    values = [metrics["test"][metric] for metrics in report.member_metrics]
-    known = [value for value in values if value is not None] or [np.nan]
-    mean, deviation = format_metric(float(np.mean(known))), format_metric(float(np.std(known)))
     folds = ""
     if report.arguments.member_folds:
-        folds = (
-            "- each member held out another fold of train and valid; `valid` is out of fold: every "
-            "row is predicted by the one member that did not learn from it\n"
-        )
+        folds = ", each held out another fold of train and valid, and `valid` is out of fold"
     return (
-        f"- an ensemble of {len(values)} models with different seeds; one alone has a test "
-        f"{metric} of {mean} ± {deviation} (`member_metrics.json`); the spread of a prediction is "
-        f"their standard deviation\n{folds}"
+        f"- an ensemble of {len(report.member_metrics)} models with different seeds{folds}; each "
+        "alone: `member_metrics.json`; the spread of a prediction is their standard deviation\n"
     )
 
 

@@ -79,14 +79,6 @@ class WeightAverage:
         self._decay = decay
         optimizer.register_step_post_hook(self._update)
 
-    def show_average(self) -> None:
-        """Put the average into the model; nothing happens if it is there."""
-        self._show(is_average=True)
-
-    def show_weights(self) -> None:
-        """Put the weights that are trained into the model; nothing happens if they are there."""
-        self._show(is_average=False)
-
     @torch.no_grad()
     def _update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
@@ -104,7 +96,8 @@ class WeightAverage:
                     state[OTHER_VALUE] = weight.detach().clone()
 
     @torch.no_grad()
-    def _show(self, *, is_average: bool) -> None:
+    def show(self, *, is_average: bool) -> None:
+        """Let the model hold the average, or else the weights that are trained."""
         for group in self._optimizer.param_groups:
             if group.get(IS_AVERAGE_SHOWN, False) == is_average:
                 continue
@@ -173,7 +166,7 @@ class RMatTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Compute the gradients of a micro-batch, as [`Trainer.training_step`]."""
         if self._average is not None:
-            self._average.show_weights()
+            self._average.show(is_average=False)
         return super().training_step(*args, **kwargs)
 
     def evaluation_loop(
@@ -234,7 +227,7 @@ class RMatTrainer(Trainer):
 
     def _show_average(self) -> None:
         if self._average is not None:
-            self._average.show_average()
+            self._average.show(is_average=True)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **options: Any) -> DataLoader[Any]:
         # Processes cannot share a stream whose length nobody knows without waiting for each other

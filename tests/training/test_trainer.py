@@ -114,7 +114,7 @@ def test_the_average_follows_its_recursion_and_the_weights_do_not_notice(
     average = WeightAverage(optimizer, decay=0.4)
     expected = None
     for step in range(1, 9):
-        average.show_weights()
+        average.show(is_average=False)
         take_step(model, optimizer, step)
         if step == 1:
             alone_optimizer = optimizer_class(alone.parameters(), lr=0.1)
@@ -122,12 +122,12 @@ def test_the_average_follows_its_recursion_and_the_weights_do_not_notice(
         weight = alone.weight.detach().clone()
         decay = min(0.4, (1 + step) / (10 + step))
         expected = weight if expected is None else decay * expected + (1 - decay) * weight
-        average.show_average()
-        average.show_average()
+        average.show(is_average=True)
+        average.show(is_average=True)
         torch.testing.assert_close(model.weight, expected)
         if step > 1:
             assert not torch.equal(model.weight, alone.weight)
-    average.show_weights()
+    average.show(is_average=False)
     assert torch.equal(model.weight, alone.weight)
     assert torch.equal(model.bias, alone.bias)
 
@@ -140,7 +140,7 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(is_average_show
     for step in range(3):
         take_step(model, optimizer, step)
     if is_average_shown:
-        average.show_average()
+        average.show(is_average=True)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
 
     restored = nn.Linear(3, 2)
@@ -149,12 +149,12 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(is_average_show
     other = WeightAverage(other_optimizer, decay=0.9)
     other_optimizer.load_state_dict(saved[1])
     for shown in (average, other):
-        shown.show_weights()
+        shown.show(is_average=False)
     take_step(model, optimizer, 7)
     take_step(restored, other_optimizer, 7)
     assert torch.equal(model.weight, restored.weight)
     for shown in (average, other):
-        shown.show_average()
+        shown.show(is_average=True)
     assert torch.equal(model.weight, restored.weight)
 
 
@@ -165,13 +165,13 @@ def test_weights_without_gradient_are_left_as_they_are() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     average = WeightAverage(optimizer, decay=0.9)
     for step in range(2):
-        average.show_weights()
+        average.show(is_average=False)
         take_step(model, optimizer, step)
-        average.show_average()
+        average.show(is_average=True)
     assert torch.equal(model[1].weight, frozen)
     # they can still begin to train: an optimizer takes an empty state for a new one
     model[1].requires_grad_(True)
-    average.show_weights()
+    average.show(is_average=False)
     take_step(model, optimizer, 2)
     assert not torch.equal(model[1].weight, frozen)
 

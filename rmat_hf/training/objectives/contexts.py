@@ -221,18 +221,14 @@ class ContextObjective(Objective):
 
     def compute_metrics(self, sums: torch.Tensor) -> dict[str, Any]:
         """Return cross-entropy, accuracy (also by element) and the number of centers."""
-        num_centers, num_correct, loss = sums.sum(1).tolist()
-        if num_centers == 0:
+        table = pd.DataFrame(sums.numpy().T, columns=["number", "correct", "loss"])
+        table = table.groupby(self._elements).sum().query("number > 0")
+        if table.empty:
             return {}
-        accuracies = {}
-        for element in np.unique(self._elements).tolist():
-            is_class = torch.from_numpy(self._elements == element)
-            number, correct, _ = sums[:, is_class].sum(1).tolist()
-            if number > 0:
-                accuracies[element] = correct / number
+        total = table.sum()
         return {
-            "context_loss": loss / num_centers,
-            "context_accuracy": num_correct / num_centers,
-            "context_accuracy_by_element": accuracies,
-            "num_centers": int(num_centers),
+            "context_loss": float(total.loss / total.number),
+            "context_accuracy": float(total.correct / total.number),
+            "context_accuracy_by_element": (table.correct / table.number).to_dict(),
+            "num_centers": int(total.number),
         }

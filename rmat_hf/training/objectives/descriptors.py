@@ -59,16 +59,15 @@ class DescriptorObjective(Objective):
         _list_columns([], processor=processor)
         names = processor.molecule_descriptors or []
         descriptors = read_molecule_descriptors(sample)
-        known = np.isfinite(descriptors)
-        lowest = np.where(known, descriptors, np.inf).min(axis=0)
-        varies = lowest < np.where(known, descriptors, -np.inf).max(axis=0)
+        values = np.where(np.isfinite(descriptors), descriptors, np.nan).astype(np.float64)
+        # these leave NaN out
+        varies = np.fmin.reduce(values, axis=0) < np.fmax.reduce(values, axis=0)
         transformer = QuantileTransformer(
             n_quantiles=min(MAX_QUANTILES, len(descriptors)),
             subsample=MAX_MOLECULES_FITTED,
             random_state=arguments.seed,
         )
-        values = np.where(known, descriptors, np.nan)[:, varies].astype(np.float64)
-        quantiles = transformer.fit(values).quantiles_.astype(np.float32).T
+        quantiles = transformer.fit(values[:, varies]).quantiles_.astype(np.float32).T
         kept = [name for name, is_kept in zip(names, varies, strict=True) if is_kept]
         return cls(
             {
