@@ -26,10 +26,15 @@ from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, PREDICTIONS_FILE
 from rmat_hf.evaluation.protocol import Fold, Protocol, compute_model_checksum
 from rmat_hf.output_folder import create_folder_atomically, load_json, save_json
 from rmat_hf.training import baselines
-from rmat_hf.training.arguments import DEFAULT_MODEL, FinetuningArguments, describe_arguments
+from rmat_hf.training.arguments import (
+    ARGUMENTS_FILE,
+    DEFAULT_MODEL,
+    TRIALS_FILE,
+    FinetuningArguments,
+    describe_arguments,
+)
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.metrics import METRICS, list_metrics
-from rmat_hf.training.run_folder import ARGUMENTS_FILE, TRIALS_FILE
 from rmat_hf.training.search import SEARCHED_FLAGS
 
 logger = logging.getLogger(__name__)

@@ -21,6 +21,10 @@ ClassWeighting = Literal["none", "balanced"]
 
 Built = TypeVar("Built")
 
+# In the folder of a finetuning.
+ARGUMENTS_FILE = "finetuning_arguments.json"
+TRIALS_FILE = "hpo_trials.csv"
+
 SCRATCH = "scratch"
 DEFAULT_MODEL = "rmat-small"
 RESERVED_COLUMNS = ("row", "smiles", "split", "error")

@@ -11,8 +11,12 @@ from transformers.trainer_utils import SaveStrategy
 
 from rmat_hf.errors import UserError
 from rmat_hf.output_folder import load_json, save_json
-from rmat_hf.training.arguments import FinetuningArguments, describe_arguments, load_json_fields
-from rmat_hf.training.run_folder import TRIALS_FILE
+from rmat_hf.training.arguments import (
+    TRIALS_FILE,
+    FinetuningArguments,
+    describe_arguments,
+    load_json_fields,
+)
 
 if TYPE_CHECKING:
     import optuna

@@ -1,43 +1,24 @@
 """Two processes on the CPU, started by torchrun."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from distributed_training import NUM_EVAL_ROWS, NUM_TRAIN_ROWS, train
+from processes import run_python
 from safetensors.torch import load_file
 
 from rmat_hf.inference.prediction import predict
 
-TESTS = Path(__file__).resolve().parents[1]
+SCRIPT = Path(__file__).resolve().parents[1] / "distributed_training.py"
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ON_CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run_on_two_processes(mode: str, folder: Path) -> None:
-    script = TESTS / "distributed_training.py"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    command += [str(script), mode, str(folder)]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-        "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = run_python([*LAUNCHER, SCRIPT, mode, folder], folder=folder, environment=ON_CPU)
     assert done.returncode == 0, done.stderr[-5000:]
 
 
@@ -58,12 +39,7 @@ def test_two_processes_share_the_rows_and_end_with_the_same_weights(
 
     # one process with the batches of both, labels missing in half of the cells
     (tmp_path / "alone").mkdir()
-    train(
-        tmp_path / "alone",
-        source="table",
-        num_eval_rows=NUM_EVAL_ROWS,
-        batch_size=8,
-    )
+    train(tmp_path / "alone", source="table", num_eval_rows=NUM_EVAL_ROWS, batch_size=8)
     alone = json.loads((tmp_path / "alone" / "0.json").read_text())
     assert len(alone["predictions"]) == NUM_EVAL_ROWS
     for report in reports:

@@ -14,9 +14,8 @@ from rmat_hf.evaluation.jobs import describe_choices
 from rmat_hf.inference.prediction import predict
 from rmat_hf.loading import load_predictor
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.finetuning import predict_out_of_fold, run_finetuning
 from rmat_hf.training.recipe import build_finetuning_task, split_for_members
-from rmat_hf.training.run_folder import predict_out_of_fold
 
 SMILES = ["CCO", "c1ccccc1C", "C1CCNCC1"]
 # the columns of a table are rounded to float32

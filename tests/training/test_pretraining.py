@@ -13,17 +13,25 @@ from safetensors.torch import load_file
 from tiny_finetuning import TABLE_SMILES, build_tiny_arguments, write_json
 from tiny_pretraining import (
     ARCHITECTURE,
+    CORPUS_SMILES,
     DESCRIPTORS,
     build_pretraining_arguments,
     write_pretraining_corpus,
 )
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, TrainerCallback
 
+from rmat_hf.data.stored_features import read_molecule_descriptors
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed
+from rmat_hf.training import pretraining
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.objectives import load_objectives
-from rmat_hf.training.pretraining import run_pretraining
+from rmat_hf.training.objectives import load_objectives, save_objectives
+from rmat_hf.training.objectives.objective import Objective
+from rmat_hf.training.pretraining import (
+    PretrainingTask,
+    build_pretraining_task,
+    run_pretraining,
+)
 from rmat_hf.training.pretraining_trainer import PretrainingTrainer
 
 CODE_FILE = "modeling_rmat.py"
@@ -163,15 +171,6 @@ def test_a_model_continues_where_it_stood(tmp_path: Path) -> None:
     assert "started from: run" in (more / "README.md").read_text()
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path: Path) -> None:
-    weights = {}
-    for name, seed in (("first", 3), ("second", 3), ("third", 4)):
-        folder = pretrain(tmp_path, output_dir=str(tmp_path / name), seed=seed)
-        weights[name] = load_file(folder / "model.safetensors")["context_head.weight"]
-    assert torch.equal(weights["first"], weights["second"])
-    assert not torch.equal(weights["first"], weights["third"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_losses_fall_to_a_fraction_on_a_corpus_seen_often(
@@ -252,3 +251,147 @@ def test_a_stage_that_is_finished_is_not_repeated(
         resumed = load_file(pretrain(tmp_path, resume=True, **options) / "model.safetensors")
     assert stages == ["stage-0", "stage-1", "stage-1"]
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+# The task
+
+
+def build_task(folder: Path, *, streaming: bool = False, **options: Any) -> PretrainingTask:
+    if streaming:
+        options |= {"streaming": True, "max_steps": 1}
+    return build_pretraining_task(build_pretraining_arguments(folder, **options))
+
+
+def get_states(task: PretrainingTask) -> dict[str, Any]:
+    return {name: objective.state for name, objective in task.objectives.items()}
+
+
+def list_molecules(dataset: Any) -> list[bytes]:
+    return [row["features"] for row in dataset]
+
+
+def test_table_and_stream_hold_out_the_same_molecules(tmp_path: Path) -> None:
+    table, stream = build_task(tmp_path), build_task(tmp_path, streaming=True)
+    assert isinstance(stream.train, datasets.IterableDataset)
+    valid = list_molecules(table.valid)
+    train = list_molecules(table.train)
+    assert list_molecules(stream.valid) == valid
+    assert list_molecules(stream.train) == train
+    assert len(train) + len(valid) == len(CORPUS_SMILES)
+    assert 0.05 < len(valid) / len(CORPUS_SMILES) < 0.35
+    assert not set(train) & set(valid)
+    assert table.valid["num_nodes"][:] == stream.valid["num_nodes"][:]
+    assert get_states(stream) == get_states(table)
+
+
+def test_a_molecule_is_held_out_whatever_stands_beside_it(tmp_path: Path) -> None:
+    valid = set(list_molecules(build_task(tmp_path).valid))
+    corpus = write_pretraining_corpus(tmp_path / "other", CORPUS_SMILES[::-2], shard_size=7)
+    other = build_task(tmp_path, corpus=str(corpus))
+    assert set(list_molecules(other.valid)) <= valid
+    assert not set(list_molecules(other.train)) & valid
+    # twice in a corpus: both copies are on the same side
+    corpus = write_pretraining_corpus(tmp_path / "twice", [*CORPUS_SMILES, *CORPUS_SMILES])
+    twice = build_task(tmp_path, corpus=str(corpus))
+    assert sorted(list_molecules(twice.valid)) == sorted([*valid, *valid])
+
+
+def test_a_stream_holds_out_molecules_of_its_beginning_and_never_trains_on_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = build_task(tmp_path)
+    monkeypatch.setattr(pretraining, "MAX_STREAMED_VALID", 8)
+    stream = build_task(tmp_path, streaming=True)
+    valid = list_molecules(stream.valid)
+    assert 0 < len(valid) < len(table.valid)
+    assert valid == list_molecules(table.valid)[: len(valid)]
+    assert list_molecules(stream.train) == list_molecules(table.train)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_targets_come_from_train_and_name_the_descriptors_of_the_corpus(
+    tmp_path: Path, streaming: bool
+) -> None:
+    task = build_task(tmp_path, streaming=streaming)
+    quantiles = get_states(task)["descriptors"]
+    assert list(quantiles) == DESCRIPTORS
+    train = read_molecule_descriptors(list_molecules(task.train))
+    ends = np.array([[values[0], values[-1]] for values in quantiles.values()])
+    np.testing.assert_allclose(ends, np.stack([train.min(0), train.max(0)], axis=1), rtol=1e-7)
+    assert task.processor.geometry == "bounds"
+
+
+def write_objectives(folder: Path, *names: str) -> dict[str, Any]:
+    """A folder with nothing but the targets of another corpus; their states."""
+    smiles = ["CCCl", "CCCCCl", "OCCCl", "CCBr", "CCCBr", "OCBr"]
+    corpus = write_pretraining_corpus(folder / "corpus", smiles, shard_size=6)
+    task = build_task(folder, corpus=str(corpus), valid_fraction=0.3)
+    kept: dict[str, Objective] = {name: task.objectives[name] for name in names}
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    save_objectives(folder / "model", kept)
+    return {name: objective.state for name, objective in kept.items()}
+
+
+@pytest.mark.parametrize("objective", ["joint", "contexts"])
+def test_targets_of_the_model_to_continue_from_are_kept(tmp_path: Path, objective: str) -> None:
+    states = write_objectives(tmp_path / "first", "contexts", "descriptors")
+    task = build_task(tmp_path, model=str(tmp_path / "first" / "model"), objective=objective)
+    assert get_states(task) == states
+
+
+def test_what_the_model_has_not_learned_comes_from_the_corpus(tmp_path: Path) -> None:
+    states = write_objectives(tmp_path / "first", "contexts")
+    task = build_task(tmp_path, model=str(tmp_path / "first" / "model"))
+    assert list(get_states(task)) == ["contexts", "descriptors"]
+    assert get_states(task)["contexts"] == states["contexts"]
+    assert list(get_states(task)["descriptors"]) == DESCRIPTORS
+
+
+def test_a_model_without_targets_starts_with_those_of_the_corpus_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        task = build_task(tmp_path, model=str(model))
+    assert "its heads start untrained" in caplog.text
+    assert get_states(task) == get_states(build_task(tmp_path))
+
+
+@pytest.mark.parametrize("objective", ["joint", "descriptors", "sequential"])
+def test_a_corpus_without_descriptors_is_refused_where_they_are_to_be_learned(
+    tmp_path: Path, objective: Any
+) -> None:
+    write_pretraining_corpus(tmp_path / "corpus", descriptors=None)
+    with pytest.raises(ValueError, match=r"--molecule-descriptors rdkit_2d.*--objective contexts"):
+        build_task(tmp_path, objective=objective)
+    # a run has only what it learns
+    assert list(build_task(tmp_path, objective="contexts").objectives) == ["contexts"]
+
+
+def test_a_corpus_without_the_descriptors_of_the_model_is_refused(tmp_path: Path) -> None:
+    write_objectives(tmp_path / "first", "contexts", "descriptors")
+    corpus = write_pretraining_corpus(tmp_path / "other", descriptors=["MolWt"])
+    options = {"corpus": str(corpus), "model": str(tmp_path / "first" / "model")}
+    with pytest.raises(ValueError, match=r"MolLogP.*--molecule-descriptors rdkit_2d"):
+        build_task(tmp_path, **options)
+    assert list(build_task(tmp_path, objective="contexts", **options).objectives)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"valid_fraction": 1e-6}, r"corpus.*valid part.*--valid-fraction 1e-06.*Choose"),
+        ({"valid_fraction": 1 - 1e-6}, r"corpus.*train part.*--valid-fraction.*Choose"),
+        ({"valid_fraction": 1e-6, "streaming": True}, r"valid part.*--valid-fraction"),
+        ({"valid_fraction": 1 - 1e-6, "streaming": True}, r"train part.*--valid-fraction"),
+        ({"min_context_count": 10_000}, r"No atom context occurs 10000 times"),
+    ],
+)
+def test_a_part_without_molecules_or_contexts_is_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_task(tmp_path, **options)

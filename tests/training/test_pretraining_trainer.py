@@ -1,21 +1,40 @@
+import multiprocessing
+from collections import Counter
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rdkit import Chem
+from rdkit.Chem import Descriptors
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from tiny_pretraining import DESCRIPTORS, build_pretraining_arguments
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
+from rmat_hf.data.stored_features import expand_features, pack_features
+from rmat_hf.model.configuration_rmat import MASK_COLUMN, RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.objectives import OBJECTIVES, STAGES
+from rmat_hf.training.objectives.objective import Objective
 from rmat_hf.training.pretraining import PretrainingTask, build_pretraining_task
-from rmat_hf.training.pretraining_arguments import build_pretraining_config
+from rmat_hf.training.pretraining_arguments import PretrainingArguments, build_pretraining_config
 from rmat_hf.training.pretraining_trainer import (
     CorpusBatches,
+    CorpusBatchSampler,
     PretrainingBatch,
     PretrainingTrainer,
     RMatDataCollatorForPreTraining,
+    StreamedBatches,
+    form_batches,
 )
 
 LIMITS = {"batch_size": 8, "max_pairs": 1500}
@@ -158,3 +177,241 @@ def test_an_evaluation_within_the_training_leaves_the_training_as_it_is(
     weights = scored.model.state_dict()
     for name, weight in plain.model.state_dict().items():
         assert torch.equal(weights[name], weight), name
+
+
+# Batches
+
+SIZES = np.random.default_rng(0).integers(2, 60, size=403)
+GROUPS = {"batch_size": 16, "max_pairs": 5000}
+
+
+@pytest.fixture(scope="module")
+def table() -> datasets.Dataset:
+    features = [f"molecule {idx}".encode() for idx in range(len(SIZES))]
+    return datasets.Dataset.from_dict({"features": features, "num_nodes": SIZES.tolist()})
+
+
+def take_first(batches: list[PretrainingBatch]) -> PretrainingBatch:
+    return batches[0]
+
+
+def read_epoch(stream: StreamedBatches, num_workers: int, rank: int = 0) -> list[PretrainingBatch]:
+    """The share of a process, as accelerate's IterableDatasetShard deals batches out."""
+    loader = DataLoader(stream, batch_size=1, collate_fn=take_first, num_workers=num_workers)
+    return list(takewhile(lambda batch: batch.epoch == 0, loader))[rank :: stream.multiple]
+
+
+@given(
+    st.lists(st.integers(2, 90), min_size=4, max_size=80),
+    st.integers(1, 20),
+    st.sampled_from([1, 2000, 2**20]),
+    st.integers(1, 4),
+)
+def test_every_molecule_is_in_one_batch_within_the_limits(
+    num_nodes: list[int], batch_size: int, max_pairs: int, multiple: int
+) -> None:
+    limits = {"batch_size": batch_size, "max_pairs": max_pairs}
+    limits["generator"] = np.random.default_rng(0)
+    batches = form_batches(num_nodes, multiple=multiple, **limits)
+    rows = [row for batch in batches for row in batch.tolist()]
+    assert sorted(rows) == list(range(len(num_nodes)))
+    assert len(batches) % multiple == 0
+    num_formed = len(form_batches(num_nodes, multiple=1, **limits))
+    # else the smallest come together whatever the limits
+    if -(-num_formed // multiple) * multiple <= len(num_nodes):
+        for batch in batches:
+            largest = max(num_nodes[row] for row in batch)
+            assert 1 <= len(batch) <= batch_size
+            assert len(batch) == 1 or len(batch) * largest**2 <= max_pairs
+
+
+def test_processes_that_take_turns_get_batches_of_similar_sizes() -> None:
+    batches = form_batches(SIZES, multiple=2, generator=np.random.default_rng(0), **GROUPS)
+    spans = [
+        SIZES[np.concatenate(batches[start : start + 2])] for start in range(0, len(batches), 2)
+    ]
+    assert max(span.max() - span.min() for span in spans) < 12
+    first_sizes = [int(span.max()) for span in spans]
+    assert sorted(first_sizes) not in (first_sizes, first_sizes[::-1])
+
+
+def test_epochs_differ_in_order_and_company_and_not_in_number(table: datasets.Dataset) -> None:
+    corpus = CorpusBatches(table, multiple=1, seed=0, **GROUPS)
+    sampler = CorpusBatchSampler(corpus)
+    first, again = list(sampler), list(sampler)
+    assert first == again
+    assert len(corpus) == len(table)
+    # a key brings the molecules of its rows
+    epoch, rows = first[0]
+    assert corpus[first[0]] == (epoch, [f"molecule {row}".encode() for row in rows])
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert len(first) == len(second) == len(sampler)
+    assert {epoch for epoch, _ in second} == {1}
+    companies = [{frozenset(rows) for _, rows in keys if len(rows) > 2} for keys in (first, second)]
+    assert len(companies[0] & companies[1]) < len(companies[0]) / 4
+    other_seed = CorpusBatchSampler(CorpusBatches(table, multiple=1, seed=1, **GROUPS))
+    assert list(other_seed) != first
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("buffer_size", [50, 1000])
+def test_a_stream_gives_every_molecule_once_to_one_process(
+    table: datasets.Dataset, num_workers: int, num_processes: int, buffer_size: int
+) -> None:
+    stream = StreamedBatches(
+        table.to_iterable_dataset(num_shards=4),
+        multiple=num_processes,
+        seed=0,
+        buffer_size=buffer_size,
+        **GROUPS,
+    )
+    shares = [read_epoch(stream, num_workers, rank) for rank in range(num_processes)]
+    assert len({len(share) for share in shares}) == 1
+    molecules = Counter(m for share in shares for batch in share for m in batch.features)
+    assert molecules == Counter(table["features"][:])
+
+
+def test_epochs_of_a_stream_differ_and_repeat(table: datasets.Dataset) -> None:
+    def build(**options: int) -> StreamedBatches:
+        shards = table.to_iterable_dataset(num_shards=4)
+        return StreamedBatches(shards, multiple=1, seed=0, buffer_size=100, **GROUPS, **options)
+
+    stream, resumed = build(), build()
+    first, second = list(stream.iterate_epoch(0)), list(stream.iterate_epoch(1))
+    assert {batch.epoch for batch in second} == {1}
+    assert [batch.features for batch in second] != [batch.features for batch in first]
+    assert list(resumed.iterate_epoch(1)) == second
+    # Trainer drops what a resumed run has behind it: those batches need no molecules
+    both = list(takewhile(lambda batch: batch.epoch < 2, stream))
+    assert both == [*first, *second]
+    skipped = list(takewhile(lambda batch: batch.epoch < 2, build(num_skipped=len(first) + 2)))
+    assert [len(batch.features) for batch in skipped[: len(first) + 2]] == [0] * (len(first) + 2)
+    assert skipped[len(first) + 2 :] == both[len(first) + 2 :]
+
+
+def test_a_worker_in_another_epoch_does_not_change_the_order(table: datasets.Dataset) -> None:
+    """Workers skip to where a run was interrupted, each at its own speed."""
+    shards = table.to_iterable_dataset(num_shards=4)
+    stream = StreamedBatches(shards, multiple=1, seed=0, buffer_size=100, **GROUPS)
+    undisturbed = list(stream.iterate_epoch(0))
+    worker = multiprocessing.get_context("fork").Process(
+        target=partial(next, stream.iterate_epoch(2))
+    )
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    assert list(stream.iterate_epoch(0)) == undisturbed
+
+
+def test_a_stream_shorter_than_the_number_of_processes_is_refused() -> None:
+    table = datasets.Dataset.from_dict({"features": [b"a"], "num_nodes": [3]})
+    stream = StreamedBatches(table.to_iterable_dataset(), multiple=2, seed=0, **GROUPS)
+    with pytest.raises(ValueError, match="1 molecules are too few for 2"):
+        list(stream)
+
+
+# Collator
+
+NAMES = ["MolWt", "TPSA", "MolLogP"]
+CORPUS = [*TINY_SMILES, "CC(=O)Oc1ccccc1C(=O)O", "OCCN1CCCC1", "CCCCCC", "c1ccncc1Br"]
+PROCESSOR = RMatProcessor(geometry="bounds", molecule_descriptors=["TPSA", *NAMES[:1], "MolLogP"])
+
+
+@pytest.fixture(scope="module")
+def corpus() -> list[bytes]:
+    return [pack_features(PROCESSOR.featurize_compactly(smiles)) for smiles in CORPUS]
+
+
+@pytest.fixture(scope="module")
+def objectives(corpus: list[bytes]) -> dict[str, Objective]:
+    """Both, fitted to the corpus; the descriptors in another order than there."""
+    arguments = PretrainingArguments(corpus="c", output_dir="o", min_context_count=1)
+    fitted = {
+        name: objective.fit(corpus, processor=PROCESSOR, arguments=arguments)
+        for name, objective in OBJECTIVES.items()
+    }
+    state = fitted["descriptors"].state
+    return fitted | {
+        "descriptors": OBJECTIVES["descriptors"]({name: state[name] for name in NAMES})
+    }
+
+
+def collate(
+    corpus: list[bytes],
+    objectives: dict[str, Objective],
+    *,
+    epoch: int = 0,
+    learned: str = "joint",
+    masked_distances: str = "visible",
+) -> dict[str, torch.Tensor]:
+    """Return a batch of the first stage of an objective, of which a third is masked."""
+    arguments = PretrainingArguments(
+        corpus="c", output_dir="o", mask_ratio=0.3, masked_distances=masked_distances
+    )
+    names = next(iter(STAGES[learned].values()))
+    collator = RMatDataCollatorForPreTraining(
+        {name: objectives[name] for name in names}, processor=PROCESSOR, arguments=arguments
+    )
+    return collator([PretrainingBatch(epoch, corpus)])
+
+
+def test_descriptors_alone_mask_nothing(
+    corpus: list[bytes], objectives: dict[str, Objective]
+) -> None:
+    batch = collate(corpus, objectives, learned="descriptors")
+    assert "context_labels" not in batch
+    whole = expand_features(corpus)
+    del whole["molecule_descriptors"]
+    for name, array in whole.items():
+        np.testing.assert_array_equal(batch[name].numpy(), array)
+    assert batch["descriptor_labels"].shape == (len(CORPUS), 3)
+    # the columns follow the names of the targets, not those of the corpus
+    weights = [Descriptors.MolWt(Chem.MolFromSmiles(smiles)) for smiles in CORPUS]
+    assert batch["descriptor_labels"][:, 0].argsort().tolist() == np.argsort(weights).tolist()
+
+
+def test_jointly_a_molecule_is_asked_for_contexts_or_descriptors_anew_in_every_epoch(
+    corpus: list[bytes], objectives: dict[str, Objective]
+) -> None:
+    seen = set()
+    for epoch in range(8):
+        batch = collate(corpus, objectives, epoch=epoch)
+        has_contexts = (batch["context_labels"] >= 0).any(1)
+        is_masked = batch["node_features"][..., MASK_COLUMN].any(1)
+        has_descriptors = ~batch["descriptor_labels"].isnan().any(1)
+        assert torch.equal(has_contexts, ~has_descriptors)
+        assert torch.equal(has_contexts, is_masked)
+        seen.add(tuple(has_contexts.tolist()))
+    assert len(seen) > 1
+
+
+def test_masks_follow_from_epoch_and_molecule(
+    corpus: list[bytes], objectives: dict[str, Objective]
+) -> None:
+    batch, again = collate(corpus, objectives), collate(corpus[::-1], objectives)
+    for name, values in batch.items():
+        torch.testing.assert_close(again[name].flip(0), values, equal_nan=True, rtol=0, atol=0)
+
+
+def test_distances_are_hidden_only_if_asked(
+    corpus: list[bytes], objectives: dict[str, Objective]
+) -> None:
+    visible = collate(corpus, objectives)
+    hidden = collate(corpus, objectives, masked_distances="hidden")
+    before, distances = (batch.pop("interatomic_distances") for batch in (visible, hidden))
+    assert torch.equal(before, torch.from_numpy(expand_features(corpus)["interatomic_distances"]))
+    assert (distances != before).any()
+    for name, values in visible.items():
+        torch.testing.assert_close(hidden[name], values, equal_nan=True, rtol=0, atol=0)
+
+
+def test_model_learns_from_the_batch(corpus: list[bytes], objectives: dict[str, Objective]) -> None:
+    heads = {objective.head: objective.describe_head() for objective in objectives.values()}
+    model = RMatForPreTraining(RMatConfig(**TINY_ARCHITECTURE, pretraining_heads=heads))
+    output = model(**collate(corpus, objectives))
+    assert output.context_loss.item() == pytest.approx(np.log(heads["context"]["size"]), rel=0.5)
+    assert torch.equal(output.loss, output.context_loss + output.descriptor_loss)
+    # a batch that a resumed run skips
+    assert collate([], objectives) == {}

@@ -6,12 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rdkit import Chem
-from rdkit.Chem import rdDepictor, rdDistGeom
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
 
-from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
@@ -150,15 +147,6 @@ def test_descriptor_scaler_is_fitted_on_train_alone(tmp_path: Path) -> None:
     weight = names.index("MolWt")
     assert model.descriptor_scaler.mean[weight] < 0.8 * descriptors[:, weight].mean()
     assert model.config.num_molecule_descriptors == len(names)
-
-
-def test_saved_model_keeps_encoder_and_architecture_bit_for_bit(
-    tmp_path: Path, tiny_model_folder: Path, tiny_model: RMatForSequenceClassification
-) -> None:
-    model = build_model(tmp_path, model=str(tiny_model_folder))
-    assert_same_parameters(model.rmat, tiny_model.rmat)
-    assert model.config.get_architecture() == tiny_model.config.get_architecture()
-    assert model.config.output_names == ["y"]
 
 
 def test_other_number_of_labels_gives_a_new_head_on_the_same_encoder(
@@ -337,48 +325,6 @@ def test_dropped_rows_have_reasons_and_stand_in_no_part(
     assert task.dropped[3].reason == "no label"
     assert list_all_rows(task) == [2, 4, 5, 7, 8, 9, 10, 11]
     assert "Dropped 4 of 12 rows" in caplog.text
-
-
-def write_sdf(path: Path, *, flat_row: int, flat_part: str) -> FinetuningArguments:
-    """Ten molecules with 3D coordinates, one that is drawn flat, one that is no molecule."""
-    with Chem.SDWriter(str(path / "table.sdf")) as writer:
-        writer.SetKekulize(False)
-        for row, smiles in enumerate(TABLE_SMILES):
-            mol = Chem.MolFromSmiles(smiles)
-            part = TABLE_PARTS[row]
-            if row == flat_row:
-                rdDepictor.Compute2DCoords(mol)
-                part = flat_part
-            elif row == 5:
-                mol = Chem.MolFromSmiles("C[N](C)(C)C", sanitize=False)
-            else:
-                mol = Chem.AddHs(mol)
-                rdDistGeom.EmbedMolecule(mol, randomSeed=7)
-            mol.SetProp("y", str(float(row)))
-            mol.SetProp("part", part)
-            writer.write(mol)
-    return FinetuningArguments(
-        dataset=str(path / "table.sdf"),
-        label_columns=["y"],
-        output_dir=str(path / "run"),
-        split="column",
-        split_column="part",
-        geometry="given",
-    )
-
-
-def test_rows_without_the_given_conformer_are_dropped_in_table_order(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        task = build_finetuning_task(write_sdf(tmp_path, flat_row=3, flat_part="train"))
-    assert "Dropped 2 of 12 rows" in caplog.text and "see dropped_rows.csv" in caplog.text
-    assert [row.row for row in task.dropped] == [3, 5]
-    assert task.dropped[0] == DroppedRow(
-        3, "CC(=O)O", "it brings no 3D conformer, which geometry='given' needs"
-    )
-    assert list_rows(task) == {"train": [0, 1, 2, 4, 6, 7], "valid": [8, 9], "test": [10, 11]}
-    assert set(task.dataset["geometry_source"]) == {"given"}
 
 
 def test_empty_valid_part_is_an_error_that_says_why(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 from rmat_hf.inference.prediction import predict
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.finetuning import build_finetuning_report, save_run_folder
 from rmat_hf.training.model_card import FinetuningReport, describe_metrics
 from rmat_hf.training.recipe import (
     PARTS,
@@ -21,7 +22,6 @@ from rmat_hf.training.recipe import (
     build_finetuning_task,
     build_training_arguments,
 )
-from rmat_hf.training.run_folder import build_finetuning_report, save_run_folder
 from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 FILES = {
