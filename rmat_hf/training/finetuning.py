@@ -210,36 +210,31 @@ def build_finetuning_report(
     Members with folds of their own have learned from most rows of valid. There the predictions are
     out of fold, each by the one member that did not, and a member is scored on its own fold.
     """
-    labels = {part: task.labels(part) for part in PARTS}
-    predictions: dict[str, Any] = {
-        part: trainer.predict(task.select(part)).predictions for part in PARTS
-    }
+    labels = np.array(task.dataset["labels"][:], dtype=np.float64)
+    outputs: Any = trainer.predict(cast(Any, task.dataset)).predictions
     score = partial(
         compute_metrics_for_problem, arguments.problem_type, label_names=arguments.label_columns
     )
+    parts = vars(task.split)
     members, member_metrics = None, []
     if arguments.num_members > 1:
-        members = {part: np.asarray(output[1]) for part, output in predictions.items()}
-        predictions = {part: output[0] for part, output in predictions.items()}
+        outputs, of_members = outputs[0].copy(), outputs[1]
         splits = split_for_members(arguments, task)
         if arguments.member_folds:
             rows = task.split.valid
-            predictions["valid"] = predict_out_of_fold(members["valid"], rows, splits=splits)
-        order = np.argsort(np.concatenate([getattr(task.split, part) for part in PARTS]))
-        outputs = np.concatenate([members[part] for part in PARTS])[order]
-        known = np.concatenate([labels[part] for part in PARTS])[order]
+            outputs[rows] = predict_out_of_fold(of_members[rows], rows, splits=splits)
+        members = {part: of_members[rows] for part, rows in parts.items()}
         member_metrics = [
-            {part: score(outputs[rows, idx], labels=known[rows]) for part, rows in vars(it).items()}
-            for idx, it in enumerate(splits)
+            {name: score(of_members[rows, idx], labels=labels[rows]) for name, rows in own.items()}
+            for idx, own in enumerate(map(vars, splits))
         ]
-    predictions = {part: np.asarray(output) for part, output in predictions.items()}
     return FinetuningReport(
         config=cast(Any, trainer.model).config,
         arguments=arguments,
-        metrics={part: score(predictions[part], labels=labels[part]) for part in PARTS},
+        metrics={part: score(outputs[rows], labels=labels[rows]) for part, rows in parts.items()},
         baselines=baselines,
-        labels=labels,
-        predictions=predictions,
+        labels={part: labels[rows] for part, rows in parts.items()},
+        predictions={part: outputs[rows] for part, rows in parts.items()},
         member_predictions=members,
         member_metrics=member_metrics,
         num_dropped=len(task.dropped),
