@@ -11,9 +11,10 @@ from scipy.stats import rankdata
 from rmat_hf.data.splits.parts import SPLIT_NAMES
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, compute_part_hashes
 from rmat_hf.evaluation.protocol import DatasetProtocol, Fold
-from rmat_hf.training.metrics import compute_metrics, list_metrics
+from rmat_hf.training.metrics import METRICS, compute_metrics, list_metrics
 
 SCORED_PARTS = ("valid", "test")
+Scores = dict[Fold, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -45,57 +46,63 @@ def summarize_dataset(
         `comparisons` (on test).
     """
     metric = list_metrics(dataset.options["problem_type"])[0].name
-    names = [*models, *references]
-    found: dict[str, dict[Fold, dict[str, Any]]] = {name: {} for name in names}
-    resamples: dict[str, dict[Fold, np.ndarray]] = {name: {} for name in names}
-    for outcome in outcomes:
-        for name, frame in outcome.methods.items():
-            found[name][outcome.fold] = {
-                part: compute_part_metrics(dataset, frame, part=part) for part in SCORED_PARTS
+    scores: dict[str, Scores] = {}
+    resamples: dict[str, dict[Fold, np.ndarray]] = {}
+    for name in [*models, *references]:
+        frames = {it.fold: it.methods[name] for it in outcomes if name in it.methods}
+        scores[name] = {
+            fold: {part: compute_part_metrics(dataset, frame, part=part) for part in SCORED_PARTS}
+            for fold, frame in frames.items()
+        }
+        if not dataset.is_regression:
+            resamples[name] = {
+                fold: _resample(dataset, frame, number=num_resamples)
+                for fold, frame in frames.items()
             }
-            if not dataset.is_regression:
-                resamples[name][outcome.fold] = _resample(dataset, frame, number=num_resamples)
-    values = {
-        (name, part): _list_values(parts, part=part, metric=metric)
-        for name, parts in found.items()
-        for part in SCORED_PARTS
-    }
-
-    def compare(method: str, reference: str) -> dict[str, Any]:
-        compared = compute_paired_difference(
-            values[method, "test"], values[reference, "test"], lower_is_better=dataset.is_regression
-        )
-        if not dataset.is_regression:
-            own, other = resamples[method], resamples[reference]
-            differences = [own[fold] - other[fold] for fold in own if fold in other]
-            compared["bootstrap_standard_error"] = compute_bootstrap_error(differences)
-        return {"method": method, "reference": reference, **compared}
-
     methods: dict[str, dict[str, Any]] = {}
-    for name in names:
-        scores = [
-            {"split": it.split, "seed": it.seed, **parts} for it, parts in found[name].items()
-        ]
-        kind = "model" if name in models else "reference"
-        methods[name] = {"kind": kind, "metrics": scores}
+    for name, found in scores.items():
+        methods[name] = {
+            "kind": "model" if name in models else "reference",
+            "metrics": [{"split": it.split, "seed": it.seed, **found[it]} for it in found],
+        }
         for part in SCORED_PARTS:
-            methods[name][part] = compute_spread(list(values[name, part].values()))
-        if not dataset.is_regression:
+            values = _list_values(found, part=part, metric=metric)
+            methods[name][part] = compute_spread(list(values.values()))
+        if name in resamples:
             error = compute_bootstrap_error(list(resamples[name].values()))
             methods[name]["bootstrap_standard_error"] = error
-    pairs = [
-        (method, reference)
-        for idx, method in enumerate(models)
-        for reference in [*references, *models[idx + 1 :]]
-    ]
     return {
         "problem_type": dataset.options["problem_type"],
         "metric": metric,
         "lower_is_better": dataset.is_regression,
         "folds": list(map(_describe_fold, outcomes)),
         "methods": methods,
-        "comparisons": [compare(method, reference) for method, reference in pairs],
+        "comparisons": [
+            _compare(method, reference, scores=scores, resamples=resamples, metric=metric)
+            for idx, method in enumerate(models)
+            for reference in [*references, *models[idx + 1 :]]
+        ],
     }
+
+
+def _compare(
+    method: str,
+    reference: str,
+    *,
+    scores: Mapping[str, Scores],
+    resamples: Mapping[str, Mapping[Fold, np.ndarray]],
+    metric: str,
+) -> dict[str, Any]:
+    own, other = (
+        _list_values(scores[name], part="test", metric=metric) for name in (method, reference)
+    )
+    is_error = not METRICS[metric].greater_is_better
+    compared = compute_paired_difference(own, other, lower_is_better=is_error)
+    if method in resamples:
+        drawn, others = resamples[method], resamples[reference]
+        differences = [drawn[fold] - others[fold] for fold in drawn if fold in others]
+        compared["bootstrap_standard_error"] = compute_bootstrap_error(differences)
+    return {"method": method, "reference": reference, **compared}
 
 
 def select_part(
@@ -214,8 +221,6 @@ def _resample(dataset: DatasetProtocol, frame: pd.DataFrame, *, number: int) -> 
     return resample_roc_auc(predictions, labels, num_resamples=number, seed=seed)
 
 
-def _list_values(
-    found: Mapping[Fold, dict[str, Any]], *, part: str, metric: str
-) -> dict[Fold, float]:
+def _list_values(found: Scores, *, part: str, metric: str) -> dict[Fold, float]:
     values = {fold: (parts[part] or {}).get(metric) for fold, parts in found.items()}
     return {fold: value for fold, value in values.items() if value is not None}
