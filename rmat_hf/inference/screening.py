@@ -72,9 +72,7 @@ class PredictionArguments:
         "CSV, SMI, SDF (each also .gz) or Parquet file, folder or glob of files of one kind, "
         "bundled name or Hub data set.",
     )
-    input_revision: str | None = declare_flag(
-        None, "Branch, tag or commit of a data set on the Hub."
-    )
+    input_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub data set.")
     input_split: str | None = declare_flag(None, "Split of a data set on the Hub that has several.")
     smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
     revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
@@ -89,12 +87,8 @@ class PredictionArguments:
         least=0,
     )
     chunk_size: int = declare_flag(2048, "Rows in memory at a time.", least=1)
-    shard_size: int = declare_flag(
-        8192, "Rows of the input in one file of an output folder.", least=1
-    )
-    output_format: Literal["parquet", "csv"] = declare_flag(
-        "parquet", "Kind of file in an output folder."
-    )
+    shard_size: int = declare_flag(8192, "Rows of the input in one file of a folder.", least=1)
+    output_format: Literal["parquet", "csv"] = declare_flag("parquet", "Kind of file in a folder.")
     num_proc: int = declare_flag(
         1,
         "Processes that featurize and compute, each every NUM-th shard, with one thread.",
@@ -103,20 +97,13 @@ class PredictionArguments:
     task: str | None = declare_flag(
         None, "RANK/NUM: write every NUM-th shard from RANK (from 0) on, one task per machine."
     )
-    top_k: int | None = declare_flag(
-        None, "Keep the best rows only, so many, the best first.", least=1
-    )
+    top_k: int | None = declare_flag(None, "Keep so many rows only, the best first.", least=1)
     top_k_label: str | None = declare_flag(None, "Label that decides, if there are several.")
     top_k_order: Order = declare_flag(
-        "descending",
-        "Whether the largest numbers are the best (descending) or the smallest (ascending).",
+        "descending", "Whether the best are the largest numbers or the smallest (ascending)."
     )
-    feature_cache: str | None = declare_flag(
-        NO_CACHE, "Folder of features to look up and to keep, 'default', or 'none'."
-    )
-    device: str | None = declare_flag(
-        None, "Torch device. Default: the accelerator if there is one."
-    )
+    feature_cache: str | None = declare_flag(NO_CACHE, "Folder of features, 'default' or 'none'.")
+    device: str | None = declare_flag(None, "Torch device. Default: an accelerator, if any.")
     csv_formulas: FormulaHandling = declare_flag(
         "escape", "Text like =1+1 in CSV output: an apostrophe in front (escape), or as it is."
     )
