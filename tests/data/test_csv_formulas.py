@@ -85,10 +85,3 @@ def test_keep_leaves_every_cell_as_it_is(tmp_path: Path, caplog: pytest.LogCaptu
     with path.open(newline="") as stream:
         assert [row[0] for row in csv.reader(stream)] == ["x", *FORMULAS]
     assert caplog.messages == []
-
-
-def test_parquet_output_is_never_escaped(tmp_path: Path) -> None:
-    path = tmp_path / "out.parquet"
-    with TableWriter(path, added_columns={"x": "text"}) as writer:
-        writer.write({"x": FORMULAS})
-    assert next(open_table(path).iterate_chunks(100)).columns["x"].to_pylist() == FORMULAS

@@ -3,18 +3,17 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
-import threading
+import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_server import run_hub
+from processes import run_python
 from rdkit import Chem
 from tiny import TINY_SMILES
 
@@ -22,18 +21,25 @@ from rmat_hf.data.sources import list_bundled_datasets, open_table
 from rmat_hf.data.tables import Table
 from rmat_hf.errors import UserError
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB_FILES = {
     "README.md": b"---\nlicense: mit\n---\n",
     "train.csv": b"smiles,y\nCCO,1.5\nC,2\nN,2.5\n",
     "test.csv": b"smiles,y\nbad,1\nO,4\n",
 }
-LOAD = """
-import json, sys
+VISIT = """
+import json
 from rmat_hf.data.sources import open_table
-table = open_table(sys.argv[1], revision=sys.argv[2] or None, joins_splits=True)
-print(json.dumps([next(table.iterate_chunks(9)).table.to_pydict(), table.split_column]))
+from rmat_hf.errors import UserError
+
+for name, revision in [
+    ("lab/solubility", "main"), ("lab/solubility", None),
+    ("lab/nothing", None), ("nothing", None), ("lab/solubility", "v9"),
+]:
+    try:
+        table = open_table(name, revision=revision, joins_splits=True)
+        print(json.dumps([next(table.iterate_chunks(9)).table.to_pydict(), table.split_column]))
+    except UserError as error:
+        print(error)
 """
 
 
@@ -45,95 +51,15 @@ def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> Path:
     return folder
 
 
-class HubHandler(BaseHTTPRequestHandler):
-    """The reading half of the Hub's interface, for one data set."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        api = "/api/datasets/lab/solubility"
-        info = {"id": "lab/solubility", "sha": COMMIT, "private": False, "tags": []}
-        if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
-            self.answer({**info, "siblings": [{"rfilename": name} for name in HUB_FILES]})
-        elif path == f"{api}/tree/{COMMIT}":
-            self.answer([self.describe(name) for name in HUB_FILES])
-        elif path.startswith("/datasets/lab/solubility/resolve/"):
-            revision, name = path.split("/", 6)[5:]
-            self.answer(HUB_FILES.get(name) if revision in ("main", COMMIT) else None)
-        else:
-            self.answer(None)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        names = json.loads(body)["paths"] if body.startswith("{") else []
-        self.answer([self.describe(name) for name in names if name in HUB_FILES])
-
-    def describe(self, name: str) -> dict[str, object]:
-        return {
-            "type": "file",
-            "oid": f"{len(name):040d}",
-            "size": len(HUB_FILES[name]),
-            "path": name,
-        }
-
-    def answer(self, content: object) -> None:
-        found = {"error": "not found"} if content is None else content
-        body = found if isinstance(found, bytes) else json.dumps(found).encode()
-        self.send_response(404 if content is None else 200)
-        if content is None:
-            code = "Repo" if "lab/solubility" not in self.path else "Revision"
-            is_entry = any(f"/{revision}/" in self.path for revision in ("main", COMMIT))
-            self.send_header("X-Error-Code", f"{'Entry' if is_entry else code}NotFound")
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{len(body):040d}"')
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        """Keep the requests off the terminal."""
-
-
-@pytest.fixture
-def hub_url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def load_in_new_process(
-    name: str, *, revision: str, environment: dict[str, str], home: Path
-) -> subprocess.CompletedProcess[str]:
-    """The address of the Hub is read when its client is imported, hence a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", LOAD, name, revision],
-        env={
-            **os.environ,
-            "HF_HOME": str(home),
-            "HF_HUB_OFFLINE": "0",
-            "PYTHONPATH": str(REPO_ROOT),
-            **environment,
-        },
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("revision", ["main", pytest.param("", marks=pytest.mark.slow)])
-def test_hub_data_set_is_read_with_its_splits(hub_url: str, tmp_path: Path, revision: str) -> None:
-    done = load_in_new_process(
-        "lab/solubility", revision=revision, environment={"HF_ENDPOINT": hub_url}, home=tmp_path
-    )
+def test_hub_data_set_is_read_with_its_splits_or_one_line_tells_why(tmp_path: Path) -> None:
+    with run_hub() as hub:
+        hub.create({"type": "dataset", "organization": "lab", "name": "solubility"})
+        hub.find("datasets", "lab/solubility", is_known=True).add_commit("main", HUB_FILES)
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        done = run_python(["-c", VISIT], folder=tmp_path, environment=online)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [
+    first, second, *errors = done.stdout.splitlines()
+    assert json.loads(first) == [
         {
             "smiles": ["CCO", "C", "N", "bad", "O"],
             "y": ["1.5", "2", "2.5", "1", "4"],
@@ -141,32 +67,12 @@ def test_hub_data_set_is_read_with_its_splits(hub_url: str, tmp_path: Path, revi
         },
         "split",
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "revision"), [("lab/nothing", ""), ("nothing", ""), ("lab/solubility", "v9")]
-)
-def test_unknown_hub_data_set_is_a_one_line_error(
-    hub_url: str, tmp_path: Path, name: str, revision: str
-) -> None:
-    done = load_in_new_process(
-        name, revision=revision, environment={"HF_ENDPOINT": hub_url}, home=tmp_path
-    )
-    message = done.stderr.splitlines()[-1]
-    assert message.startswith("rmat_hf.errors.UserError:")
-    assert f": {name} cannot be read: " in message
-    assert "neither a file, a folder nor a bundled data set (freesolv)" in message
-
-
-@pytest.mark.slow
-def test_without_a_connection_the_error_is_the_same(tmp_path: Path) -> None:
-    done = load_in_new_process(
-        "lab/solubility", revision="", environment={"HF_HUB_OFFLINE": "1"}, home=tmp_path
-    )
-    message = done.stderr.splitlines()[-1]
-    assert message.startswith("rmat_hf.errors.UserError: lab/solubility ")
-    assert "is neither a file, a folder nor a bundled data set" in message
+    assert first == second
+    errors += run_python(["-c", VISIT], folder=tmp_path / "hf_home").stdout.splitlines()  # offline
+    assert len(errors) == 8
+    for error in errors:
+        assert re.match(r"(lab/)?(nothing|solubility) cannot be read: ", error)
+        assert "neither a file, a folder nor a bundled data set (freesolv)" in error
 
 
 def read_all(table: Table) -> dict[str, list[object]]:
@@ -269,12 +175,6 @@ def test_revision_is_for_the_hub_only(
     monkeypatch.chdir(write_folder(tmp_path, {"table.csv": "smiles\nC\n"}))
     with pytest.raises(UserError, match="is not on the Hub, so it has no revision 'main'"):
         open_table(dataset, revision="main")
-
-
-def test_folder_with_one_part_has_no_split(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "set", {"data.csv": "smiles,y\nC,1\nN,2\n"})
-    table = open_table(folder, joins_splits=True)
-    assert (table.column_names, table.split_column) == (["smiles", "y"], None)
 
 
 def test_splits_of_a_folder_follow_each_other_and_validation_is_called_valid(

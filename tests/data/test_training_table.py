@@ -194,15 +194,6 @@ def test_cell_that_is_no_part_or_time_is_an_error_with_the_row_of_the_table(
         load(tmp_path, f"smiles,y,fold\nbad,1,\nC,2,{cell}\nN,3,May\n", split_column=column)
 
 
-def test_folder_of_splits_is_divided_by_them(tmp_path: Path) -> None:
-    for name, rows in (("train", "C,1\nN,2\n"), ("validation", "O,3\n"), ("test", "F,4\n")):
-        (tmp_path / f"{name}.csv").write_text(f"smiles,y\n{rows}")
-    options = {"smiles_column": "smiles", "label_columns": ["y"], "problem_type": "regression"}
-    loaded = load_training_table(tmp_path, PROCESSOR, **options)
-    assert loaded.dataset["split"][:] == ["train", "train", "valid", "test"]
-    assert loaded.dataset["smiles"][:] == ["C", "N", "O", "F"]
-
-
 def test_sdf_structures_come_with_their_coordinates(tmp_path: Path) -> None:
     mols = [Chem.MolFromSmiles(smiles) for smiles in ("CCO", "CCN", "C")]
     with Chem.SDWriter(str(tmp_path / "mols.sdf")) as writer:
@@ -221,18 +212,3 @@ def test_sdf_structures_come_with_their_coordinates(tmp_path: Path) -> None:
         np.testing.assert_allclose(distances, expected, rtol=0, atol=3e-4)
         found = Chem.Get3DDistanceMatrix(Chem.Mol(row["mol"]))
         np.testing.assert_allclose(found, expected, rtol=0, atol=3e-4)
-
-
-def test_benchmark_with_salts_and_contradictions_loads(shared_dir: Path) -> None:
-    loaded = load_training_table(
-        shared_dir / "data" / "mat_benchmark" / "bbbp.csv",
-        PROCESSOR,
-        smiles_column="smiles",
-        label_columns=["y"],
-        problem_type="single_label_classification",
-        split_column="split_0",
-    )
-    assert loaded.class_names == ["0", "1"]
-    assert len(loaded.dataset) + len(loaded.dropped) == 2039
-    assert all("contradictory" in row.reason for row in loaded.dropped)
-    assert len({row.reason for row in loaded.dropped}) == 10

@@ -27,17 +27,6 @@ from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.errors import UserError
 
 
-@given(st.lists(st.integers(0, 40), min_size=30, max_size=120), st.integers(0, 5))
-def test_random_split_is_a_partition_that_keeps_equal_molecules_together(
-    groups: list[int], seed: int
-) -> None:
-    names = [*map(str, groups), "a", "b"]
-    split = split_randomly(names, seed=seed)
-    assert_is_partition(split, len(names))
-    assert_keeps_together(split, names)
-    assert min(len(split.train), len(split.valid), len(split.test)) > 0
-
-
 def test_random_split_of_different_molecules_has_exact_sizes() -> None:
     names = [str(i) for i in range(642)]
     for fractions, sizes in (((0.8, 0.1, 0.1), [514, 64, 64]), ((0.8, 0.0, 0.2), [514, 0, 128])):
@@ -187,23 +176,6 @@ def test_clusters_are_those_of_rdkit(cutoff: float) -> None:
     for row, center in enumerate(find_centers(smiles, cutoff)):
         clusters.setdefault(center, set()).add(row)
     assert clusters == cluster_with_rdkit(smiles, cutoff)
-
-
-def test_every_member_is_near_its_center_and_every_center_is_its_own() -> None:
-    fingerprints = build_fingerprints(SMILES)
-    centers = find_centers(SMILES, 0.5)
-    for row, center in enumerate(centers):
-        assert centers[center] == center
-        assert 1 - DataStructs.TanimotoSimilarity(fingerprints[row], fingerprints[center]) <= 0.5
-
-
-def test_cluster_split_keeps_clusters_together_and_the_sizes() -> None:
-    smiles = sorted(set(read_freesolv()))
-    split = split_by_cluster(smiles, seed=1)
-    assert_is_partition(split, len(smiles))
-    assert_keeps_together(split, find_centers(smiles, 0.6))
-    sizes = np.array([len(rows) for rows in vars(split).values()])
-    np.testing.assert_allclose(sizes / len(smiles), [0.8, 0.1, 0.1], atol=0.01)
 
 
 def test_too_many_molecules_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

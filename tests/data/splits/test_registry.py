@@ -84,11 +84,6 @@ def test_the_seed_alone_decides(name: str) -> None:
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002 - as above
 
 
-def test_scaffold_families_differ() -> None:
-    table = build_table(read_freesolv())
-    assert split(table, "scaffold").test.tolist() != split(table, "scaffold_balanced").test.tolist()
-
-
 @pytest.mark.parametrize(
     ("name", "options", "facts"),
     [
