@@ -3,6 +3,7 @@
 import pickle
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -203,13 +204,9 @@ def test_rdkit_molecule_is_refused_with_a_reason(mol: Chem.Mol, reason: str) -> 
 
 
 def test_rdkit_writes_nothing_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    Chem.MolFromSmiles("C1CC")
-    assert "unclosed ring" in capfd.readouterr().err  # RDKit's own way
     for smiles in ("C1CC", "c1cccc1", "C(C)(C)(C)(C)C", "[H+].[Cl-]", "F[H-]F", "CC |x|"):
-        try:
+        with suppress(MoleculeError):
             parse(smiles)
-        except MoleculeError as error:
-            assert error.reason
     assert capfd.readouterr() == ("", "")
 
 

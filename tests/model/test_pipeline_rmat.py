@@ -277,21 +277,17 @@ def test_importing_the_package_registers_the_pipeline_of_every_class(
 
 
 @pytest.mark.usefixtures("remote_code_cache")
-@pytest.mark.parametrize("task", ["molecule-property-prediction", None])
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("molecule-property-prediction", {"trust_remote_code": True}),
+        (None, {"trust_remote_code": True}),
+        ("molecule-property-prediction", {"pipeline_class": RMatPropertyPredictionPipeline}),
+    ],
+)
 def test_a_saved_folder_opens_as_a_pipeline(
-    task: str | None, tiny_model_folder: Path, expected: list[float]
+    task: str | None, options: dict[str, Any], tiny_model_folder: Path, expected: list[float]
 ) -> None:
-    pipe = pipeline(task, model=str(tiny_model_folder), trust_remote_code=True)
+    pipe = pipeline(task, model=str(tiny_model_folder), **options)
     assert pipe.task == "molecule-property-prediction"
     assert read_values(pipe(TINY_SMILES, batch_size=4)) == pytest.approx(expected, abs=TOLERANCE)
-
-
-def test_the_registered_class_needs_no_trust(
-    tiny_model_folder: Path, expected: list[float]
-) -> None:
-    pipe = pipeline(
-        "molecule-property-prediction",
-        model=str(tiny_model_folder),
-        pipeline_class=RMatPropertyPredictionPipeline,
-    )
-    assert read_values(pipe(TINY_SMILES)) == pytest.approx(expected, abs=TOLERANCE)

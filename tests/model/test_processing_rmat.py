@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,8 @@ OTHER_OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def processor() -> RMatProcessor:
-    return RMatProcessor(max_atoms=32)
-
-
-@pytest.fixture(scope="module")
-def bounds_processor() -> RMatProcessor:
-    return RMatProcessor(geometry="bounds", max_atoms=32)
+PROCESSOR = RMatProcessor(geometry="bounds", max_atoms=32)
+INPUTS = [name for name in NODE_INPUTS if name != "attention_mask"]
 
 
 def embed(smiles: str) -> Chem.Mol:
@@ -78,35 +71,31 @@ def assert_equal_features(one: dict[str, np.ndarray], other: dict[str, np.ndarra
 
 def extract_row(batch: RMatBatchFeature, row: int) -> dict[str, np.ndarray]:
     """The features of one molecule without its padding."""
-    num_nodes = int(batch["attention_mask"][row].sum())
-    return {
-        name: np.asarray(batch[name][row])[tuple([slice(num_nodes)] * NODE_INPUTS[name][2])]
-        for name in NODE_INPUTS
-        if name != "attention_mask"
-    }
+    nodes = slice(int(batch["attention_mask"][row].sum()))
+    return {name: batch[name][row][(nodes,) * NODE_INPUTS[name][2]] for name in INPUTS}
 
 
 # One batch
 
 
-def test_batch_has_compact_arrays_and_says_where_they_come_from(processor: RMatProcessor) -> None:
-    batch = processor(["CCO", embed("CO"), "[Na+].[Cl-]"], return_tensors="pt")
-    assert list(batch) == processor.model_input_names
+def test_batch_has_compact_arrays_and_says_where_they_come_from() -> None:
+    batch = RMatProcessor()(["CCO", embed("CO"), "[Na+].[Cl-]"], return_tensors="pt")
+    assert list(batch) == PROCESSOR.model_input_names
+    pairs = (3, 4, 4)
     assert {name: (tuple(t.shape), t.dtype) for name, t in batch.items()} == {
         "node_features": ((3, 4, 37), torch.uint8),
-        "bond_types": ((3, 4, 4), torch.uint8),
-        "topological_distances": ((3, 4, 4), torch.uint8),
-        "interatomic_distances": ((3, 4, 4), torch.float32),
+        "bond_types": (pairs, torch.uint8),
+        "topological_distances": (pairs, torch.uint8),
+        "interatomic_distances": (pairs, torch.float32),
         "attention_mask": ((3, 4), torch.int64),
     }
-    assert batch.row_indices == [0, 1, 2]
-    assert batch.skipped_rows == {}
+    assert (batch.row_indices, batch.skipped_rows) == ([0, 1, 2], {})
     assert batch.geometry_sources == ["etkdg_v3", "given", "etkdg_v3"]
 
 
 @pytest.mark.parametrize("as_type", [tuple, np.array, iter])
-def test_molecules_come_in_any_iterable(bounds_processor: RMatProcessor, as_type: Any) -> None:
-    batch = bounds_processor(as_type(GOOD_SMILES))
+def test_molecules_come_in_any_iterable(as_type: Any) -> None:
+    batch = PROCESSOR(as_type(GOOD_SMILES))
     assert batch.row_indices == list(range(len(GOOD_SMILES)))
 
 
@@ -191,8 +180,7 @@ def test_error_names_row_molecule_reason_and_way_out(
     molecules=st.lists(st.sampled_from(GOOD_SMILES) | st.sampled_from(BAD_MOLECULES), max_size=8)
 )
 def test_skip_keeps_the_indices_of_the_rows_right(molecules: list[Any]) -> None:
-    processor = RMatProcessor(geometry="bounds", max_atoms=32)
-    batch = processor(molecules, errors="skip")
+    batch = PROCESSOR(molecules, errors="skip")
     good_rows = [row for row, molecule in enumerate(molecules) if molecule in GOOD_SMILES]
     assert batch.row_indices == good_rows
     assert sorted([*batch.row_indices, *batch.skipped_rows]) == list(range(len(molecules)))
@@ -200,15 +188,15 @@ def test_skip_keeps_the_indices_of_the_rows_right(molecules: list[Any]) -> None:
     assert batch.geometry_sources == ["bounds"] * len(good_rows)
     assert {len(values) for values in batch.values()} == {len(good_rows)}
     for position, row in enumerate(good_rows):
-        assert_equal_features(extract_row(batch, position), processor.featurize(molecules[row])[0])
+        assert_equal_features(extract_row(batch, position), PROCESSOR.featurize(molecules[row])[0])
 
 
-def test_wrong_call_options_are_refused(processor: RMatProcessor) -> None:
+def test_wrong_call_options_are_refused() -> None:
     for options in ({"errors": "ignore"}, {"padding": "all"}):
         with pytest.raises(ValueError, match=r"ignore|all"):
-            processor(["CC"], **options)
+            PROCESSOR(["CC"], **options)
     with pytest.raises(TypeError, match="Pass one column of it"):
-        processor({"smiles": ["CCO"]})
+        PROCESSOR({"smiles": ["CCO"]})
     with pytest.raises(TypeError, match="no option 'geometri'"):
         RMatProcessor(geometri="bounds")
 
@@ -248,17 +236,14 @@ def test_atom_order_permutes_the_features(seed: int, smiles: str) -> None:
 def test_pairs_have_no_direction(geometry: str) -> None:
     """The attention counts on it: the key of a node meets its pairs from the other side."""
     batch = RMatProcessor(geometry=geometry)(GOOD_SMILES)
-    for name in ("bond_types", "topological_distances", "interatomic_distances"):
+    for name in INPUTS[1:]:
         np.testing.assert_array_equal(batch[name], batch[name].swapaxes(1, 2), err_msg=name)
 
 
-def test_dataloader_workers_give_the_same_batches(processor: RMatProcessor) -> None:
-    def iterate_batches(num_workers: int) -> Iterator[RMatBatchFeature]:
-        yield from DataLoader(
-            GOOD_SMILES, batch_size=3, collate_fn=processor, num_workers=num_workers
-        )
-
-    for here, there in zip(iterate_batches(0), iterate_batches(2), strict=True):
+def test_dataloader_workers_give_the_same_batches() -> None:
+    options = {"batch_size": 3, "collate_fn": RMatProcessor()}
+    loaders = (DataLoader(GOOD_SMILES, num_workers=number, **options) for number in (0, 2))
+    for here, there in zip(*loaders, strict=True):
         assert here.geometry_sources == there.geometry_sources
         for name in here:
             np.testing.assert_array_equal(here[name], there[name])
@@ -286,9 +271,9 @@ def test_descriptors_are_model_inputs_when_chosen() -> None:
     np.testing.assert_allclose(batch["molecule_descriptors"], expected, rtol=1e-4)
 
 
-def test_collator_of_transformers_pads_with_labels(bounds_processor: RMatProcessor) -> None:
-    rows = [bounds_processor.featurize(smiles)[0] | {"label": 1.5} for smiles in ("C", "CCO")]
-    batch = DataCollatorWithPadding(bounds_processor)(rows)
+def test_collator_of_transformers_pads_with_labels() -> None:
+    rows = [PROCESSOR.featurize(smiles)[0] | {"label": 1.5} for smiles in ("C", "CCO")]
+    batch = DataCollatorWithPadding(PROCESSOR)(rows)
     assert batch["node_features"].shape == (2, 4, 37)
     assert batch["labels"].tolist() == [1.5, 1.5]
 
@@ -364,16 +349,12 @@ def test_saved_code_loads_through_both_auto_classes(
 
 # Padding
 
-PROCESSOR = RMatProcessor(geometry="bounds")
-NUM_COLUMNS = 5
-INPUTS = [name for name in NODE_INPUTS if name != "attention_mask"]
-
 
 def build_features(num_nodes: int, seed: int = 0) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
     shape = (num_nodes, num_nodes)
     return {
-        "node_features": generator.integers(0, 2, (num_nodes, NUM_COLUMNS), dtype=np.uint8),
+        "node_features": generator.integers(0, 2, (num_nodes, 5), dtype=np.uint8),
         "bond_types": generator.integers(0, 33, shape, dtype=np.uint8),
         "topological_distances": generator.integers(0, 255, shape, dtype=np.uint8),
         "interatomic_distances": generator.random(shape, dtype=np.float32),
