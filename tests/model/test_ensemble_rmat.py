@@ -66,26 +66,22 @@ def folder(
 
 @torch.no_grad()
 def test_an_ensemble_predicts_the_mean_of_its_members(
-    ensemble: RMatEnsembleForSequenceClassification,
-    members: list[RMatForSequenceClassification],
-    tiny_batch: dict[str, torch.Tensor],
+    ensemble: RMatEnsembleForSequenceClassification, tiny_batch: dict[str, torch.Tensor]
 ) -> None:
     output = ensemble(**tiny_batch)
-    alone = torch.stack([member(**tiny_batch).logits for member in members], dim=1)
+    alone = torch.stack([member(**tiny_batch).logits for member in ensemble.members], dim=1)
     torch.testing.assert_close(output.member_logits, alone, **EXACT)
     torch.testing.assert_close(output.logits, alone.mean(1), **EXACT)
     assert output.loss is None
 
 
 def test_the_loss_of_an_ensemble_is_the_mean_of_its_members(
-    ensemble: RMatEnsembleForSequenceClassification,
-    members: list[RMatForSequenceClassification],
-    tiny_batch: dict[str, torch.Tensor],
+    ensemble: RMatEnsembleForSequenceClassification, tiny_batch: dict[str, torch.Tensor]
 ) -> None:
     labels = torch.arange(2.0 * len(TINY_SMILES)).view(-1, 2)
     labels[0, 1] = torch.nan
     loss = ensemble(**tiny_batch, labels=labels).loss
-    alone = torch.stack([member(**tiny_batch, labels=labels).loss for member in members])
+    alone = torch.stack([it(**tiny_batch, labels=labels).loss for it in ensemble.members])
     torch.testing.assert_close(loss, alone.mean(), **EXACT)
     loss.backward()
     assert all(p.grad is not None for p in ensemble.members[2].classifier.parameters())

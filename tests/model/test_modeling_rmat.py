@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 from rdkit import Chem
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from transformers import (
-    AutoFeatureExtractor,
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
-    AutoProcessor,
 )
 
 from rmat_hf.model.configuration_rmat import RMatConfig
@@ -238,7 +236,9 @@ def test_every_auto_class_loads_what_was_saved(
     torch.manual_seed(0)
     model = model_class(RMatConfig(**TINY_ARCHITECTURE, num_labels=1)).eval()
     model.save_pretrained(tmp_path)
-    loaded, encoder = (cls.from_pretrained(tmp_path) for cls in (auto_class, AutoModel))
+    loaded = auto_class.from_pretrained(tmp_path)
+    encoder, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
     # equal weights; where they lie in memory can change the last bit of a matmul
@@ -247,25 +247,6 @@ def test_every_auto_class_loads_what_was_saved(
     torch.testing.assert_close(loaded(**tiny_batch)[output], expected, **tolerance)
     pooled = model.base_model(**tiny_batch).pooler_output
     torch.testing.assert_close(encoder(**tiny_batch).pooler_output, pooled, **tolerance)
-
-
-@pytest.mark.parametrize("auto_class", [AutoProcessor, AutoFeatureExtractor])
-def test_both_auto_classes_of_processors_load_it(
-    auto_class: Any, tiny_batch: Batch, tiny_model_folder: Path
-) -> None:
-    batch = auto_class.from_pretrained(tiny_model_folder)(TINY_SMILES, return_tensors="pt")
-    assert set(batch) == set(tiny_batch)
-    assert all(torch.equal(batch[name], tiny_batch[name]) for name in batch)
-
-
-@pytest.mark.parametrize("head", [RMatForPreTraining, RMatForSequenceClassification])
-def test_the_encoder_of_a_model_with_a_head_loads_without_a_complaint(
-    head: type, tmp_path: Path
-) -> None:
-    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, num_molecule_descriptors=3)
-    head(config).save_pretrained(tmp_path)
-    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values()), info
 
 
 @pytest.mark.parametrize("head", [RMatModel, RMatForPreTraining, RMatForSequenceClassification])
