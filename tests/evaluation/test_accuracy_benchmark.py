@@ -111,9 +111,11 @@ def test_scores_are_those_of_the_runs_and_a_tool_stands_beside_them(tmp_path: Pa
     assert str(tmp_path) not in json.dumps(results)
 
 
-def test_failed_run_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+def test_failed_run_is_reported_and_a_dropped_row_is_dropped_for_all(tmp_path: Path) -> None:
     content = build_tiny_protocol(tmp_path)
     del content["datasets"]["numbers"]["splits"][1]
+    table = tmp_path / "data" / "table.csv"
+    table.write_text(table.read_text().replace(TABLE_SMILES[3], "not a molecule"))
     overrides = write_json(tmp_path / "overrides.json", {"optim": "no_such_optimizer"})
     content["models"]["tiny fast"]["training_arguments"] = overrides
     results = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
@@ -124,37 +126,23 @@ def test_failed_run_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     report = (tmp_path / "out" / "report.md").read_text()
     assert "Incomplete: 1 runs failed" in report
     assert "(of 0, incomplete)" in report
-    assert results["datasets"]["numbers"]["methods"]["tiny"]["test"]["num_values"] == 1
     assert str(tmp_path) not in report
-
-
-def test_rows_that_one_model_drops_are_dropped_for_all(tmp_path: Path) -> None:
-    content = build_tiny_protocol(tmp_path)
-    del content["datasets"]["numbers"]["splits"][1]
-    smiles = [*TABLE_SMILES[:3], "not a molecule", *TABLE_SMILES[4:]]
-    table = (tmp_path / "data" / "table.csv").read_text().replace(TABLE_SMILES[3], smiles[3])
-    (tmp_path / "data" / "table.csv").write_text(table)
-    results = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
-    (fold,) = results["datasets"]["numbers"]["folds"]
+    summary = results["datasets"]["numbers"]
+    assert summary["methods"]["tiny"]["test"]["num_values"] == 1
+    (fold,) = summary["folds"]
     assert fold["num_rows"] == {"train": 7, "valid": 2, "test": 2}
     assert fold["num_dropped"] == 1
 
 
-def test_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_something_else_or_in_use_is_left_alone(tmp_path: Path) -> None:
+    arguments = build_tiny_evaluation(tmp_path, build_tiny_protocol(tmp_path))
+    with lock_output(arguments.output_dir), pytest.raises(UserError, match="Another run"):
+        run_accuracy_benchmark(arguments)
+    assert not Path(arguments.output_dir).exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="holds something else"):
-        run_accuracy_benchmark(build_tiny_evaluation(tmp_path, build_tiny_protocol(tmp_path)))
-
-
-def test_a_second_benchmark_in_the_folder_is_refused(tmp_path: Path) -> None:
-    arguments = build_tiny_evaluation(tmp_path, build_tiny_protocol(tmp_path))
-    with (
-        lock_output(arguments.output_dir),
-        pytest.raises(UserError, match="Another run is writing"),
-    ):
         run_accuracy_benchmark(arguments)
-    assert not Path(arguments.output_dir).exists()
 
 
 # Disks

@@ -106,17 +106,12 @@ def test_a_parquet_file_is_one_too(tmp_path: Path) -> None:
     assert found[FOLD].to_dict() == {"prediction_y": {10: 0.1 + 0.2}}
 
 
-def test_missing_rows_are_named(tmp_path: Path) -> None:
-    (tool,) = load(tmp_path).values()
-    with pytest.raises(UserError, match=r"tool: 1 rows .* row 11 \('c1ccsc1'\)"):
-        align(tool.loc[[10]])
-    (tool,) = load(
-        tmp_path,
-        **{"dataset": ["numbers"] * 3, "split": ["part_0"] * 3, "seed": [0] * 3},
-        row=[8, 10, 11],
-        prediction=[0, 1, 2],
-    ).values()
-    with pytest.raises(UserError, match=r"tool: 1 rows .* row 9 "):
+@pytest.mark.parametrize(("lines", "row"), [([10], 11), ([8, 10, 11], 9)])
+def test_missing_rows_are_named(tmp_path: Path, lines: list[int], row: int) -> None:
+    count = len(lines)
+    folds = {"dataset": ["numbers"] * count, "split": ["part_0"] * count, "seed": [0] * count}
+    (tool,) = load(tmp_path, **folds, row=lines, prediction=lines).values()
+    with pytest.raises(UserError, match=f"tool: 1 rows .* row {row} "):
         align(tool)
 
 
