@@ -53,12 +53,6 @@ def test_each_molecule_has_its_features_or_a_reason(
     assert "max_atoms=9" in last.failure
 
 
-def test_molecule_without_the_given_conformer_has_a_reason() -> None:
-    (outcome,) = featurize_molecules(["OCC"], RMatProcessor(geometry="given"))
-    reason = "it brings no 3D conformer, which geometry='given' needs"
-    assert outcome == FeaturizedMolecule(b"", "", reason, "CCO")
-
-
 # Many molecules, with and without a cache
 
 

@@ -1,8 +1,5 @@
 import json
 import math
-import os
-import re
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +15,6 @@ from full_disks import small_files
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import run_python
-from rdkit import Chem
 from tiny import TINY_SMILES
 
 from rmat_hf.data import shards
@@ -40,7 +36,6 @@ from rmat_hf.data.shards import (
 )
 from rmat_hf.data.sources import open_table
 from rmat_hf.errors import UserError
-from rmat_hf.inference.screening import PredictionArguments, run_prediction
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 SMILES = [*TINY_SMILES, "C1CC", "C" * 30, "", "CCN"]
@@ -184,28 +179,6 @@ def test_shards_of_several_tasks_are_those_of_one_run(source: Path, tmp_path: Pa
         assert written == (SHARDS[1::2] if rank else SHARDS)
         assert (tmp_path / "parts" / "corpus.json").exists() == (rank == 0)
     assert read_files(tmp_path / "parts") == read_files(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_row_that_kills_its_worker_is_a_failed_row(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
-) -> None:
-    whole = featurize(source, tmp_path / "whole")
-    compute = RMatProcessor.featurize_compactly
-
-    def die(processor: RMatProcessor, molecule: Any) -> Any:
-        text = molecule if isinstance(molecule, str) else molecule.smiles
-        if text == Chem.CanonSmiles(SMILES[4]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return compute(processor, molecule)
-
-    monkeypatch.setattr(RMatProcessor, "featurize_compactly", die)
-    report = featurize(source, tmp_path / "corpus", num_proc=num_workers)
-    assert (report.num_rows, report.num_failed) == (whole.num_rows, whole.num_failed + 1)
-    failed = (tmp_path / "corpus" / "failed_rows.csv").read_text()
-    assert re.search(r"^4,.*the process that featurizes it was killed by signal 9", failed, re.M)
-    ours, theirs = (read_files(tmp_path / name) for name in ("corpus", "whole"))
-    assert [name for name in SHARDS if ours[name] != theirs[name]] == [SHARDS[1]]
 
 
 # What is in the way
@@ -365,9 +338,3 @@ def test_executor_that_is_not_there_is_an_error_with_the_way_out(
     where: dict[str, Any] = {"logging_dir": str(tmp_path), "executor": executor}
     with pytest.raises(UserError, match=r"pip install 'rmat-hf\[distributed\]'"):
         run_distributed(run_featurization, arguments, num_tasks=2, **where)
-
-
-def test_one_file_is_no_output_of_several_tasks(tmp_path: Path) -> None:
-    arguments = PredictionArguments(model="model", input="a.csv", output="out.csv")
-    with pytest.raises(UserError, match=r"out\.csv is one file.*name a folder"):
-        run_distributed(run_prediction, arguments, num_tasks=2, logging_dir=str(tmp_path))

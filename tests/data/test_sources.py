@@ -139,11 +139,6 @@ def test_sdf_files_go_together_with_the_properties_of_all(tmp_path: Path) -> Non
     assert all(all(chunk.molecules("smiles")) for chunk in chunks)
 
 
-def test_files_of_several_kinds_do_not_go_together(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"column .* need the same columns"):
-        open_table(write_folder(tmp_path, {"in.csv": CSV, "in.smi": "C\n"}))
-
-
 def test_bundled_data_sets_are_listed_and_open_by_name() -> None:
     assert list_bundled_datasets() == ["freesolv"]
     table = open_table("freesolv")
@@ -238,13 +233,6 @@ def test_card_names_the_files_in_any_form(tmp_path: Path, data_files: str) -> No
     card = f"---\nconfigs:\n- config_name: default\n  data_files: {data_files}\n---\n"
     folder = write_folder(tmp_path / "set", {**files, "README.md": card})
     assert open_table(folder).num_rows == 2
-
-
-def test_column_called_split_is_left_as_it_is(tmp_path: Path) -> None:
-    files = {f"{part}.csv": "smiles,y,split\nC,1,mine\n" for part in ("train", "test")}
-    table = open_table(write_folder(tmp_path / "set", files), joins_splits=True)
-    assert table.split_column is None
-    assert read_all(table)["split"] == ["mine", "mine"]
 
 
 SECRET = "smiles\nSECRET\n"

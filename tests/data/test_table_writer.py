@@ -166,19 +166,3 @@ def test_unusable_output_is_refused_before_any_work(tmp_path: Path, name: str, w
     for check in (validate_output_path, TableWriter):
         with pytest.raises(UserError, match=words):
             check(tmp_path / name)
-
-
-@pytest.mark.parametrize("extension", [".csv", ".parquet"])
-def test_of_two_writers_at_once_the_last_one_stays_whole(tmp_path: Path, extension: str) -> None:
-    path = tmp_path / f"out{extension}"
-    columns = {"number": "integer"}
-    with TableWriter(path, added_columns=columns) as first:
-        first.write({"number": [1] * 1000})
-        with TableWriter(path, added_columns=columns) as second:
-            second.write({"number": [2] * 500})
-            first.write({"number": [1] * 1000})
-        assert open_table(path).num_rows == 500
-        first.write({"number": [1] * 1000})
-    chunks = list(open_table(path).iterate_chunks(10_000))
-    assert [int(row["number"]) for chunk in chunks for row in chunk.table.to_pylist()] == [1] * 3000
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -1,7 +1,11 @@
 import csv
 import gzip
+import os
 import pickle
+import socket
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +17,11 @@ from hypothesis import strategies as st
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
+from rmat_hf.data import tables
 from rmat_hf.data.tables import (
     Table,
     find_kind,
+    iterate_lines,
     join_tables,
     open_file,
     validate_columns,
@@ -286,9 +292,9 @@ def test_damaged_parquet_is_an_error_and_no_short_table(
 
 def test_column_that_a_file_lacks_or_has_with_another_type_is_named(tmp_path: Path) -> None:
     parts = write_tables(tmp_path, "id,smiles\n1,C\n", "smiles\nO\n")
-    for tables in (parts, parts[::-1]):
+    for parts_ in (parts, parts[::-1]):
         with pytest.raises(UserError, match=r"1\.csv: column 'id' is missing, .*same columns"):
-            join_tables(tables, source="x")
+            join_tables(parts_, source="x")
     for i, kind in enumerate((pa.int32(), pa.int64())):
         pq.write_table(pa.table({"y": pa.array([1], kind)}), tmp_path / f"{i}.parquet")
     parts = [open_file(tmp_path / f"{i}.parquet") for i in range(2)]
@@ -304,3 +310,82 @@ def test_sdf_property_that_is_named_is_the_smiles_and_structures_stay(tmp_path: 
     assert chunk.table.to_pydict() == {"smiles": ["OCC"], "parent": ["OCC"]}
     assert isinstance(chunk.molecules("smiles")[0], Chem.Mol)
     assert chunk.molecules("parent") == ["OCC"]
+
+
+# Text
+
+
+def test_lines_come_with_their_own_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lines.csv"
+    path.write_bytes(b"\xef\xbb\xbfa\nb\r\nc\rd\n\ne")
+    assert list(iterate_lines(path)) == ["a\n", "b\r\n", "c\r", "d\n", "\n", "e"]
+
+
+def test_an_endless_line_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MAX_LENGTH", 1000)
+    path = tmp_path / "lines.csv"
+    path.write_text("C" * 998 + "\n" + "N" * 998)
+    assert len(list(iterate_lines(path))) == 2
+    path.write_text("\n" + "C" * 10_000)
+    with pytest.raises(ValueError, match="line 2 has more than 1000 characters"):
+        list(iterate_lines(path))
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"PK\x03\x04", "an Excel workbook. Save the table as CSV"),
+        (b"\xd0\xcf\x11\xe0", "an old Excel workbook"),
+        (b"\x1f\x8b\x08\0", "Name it .csv.gz or decompress it"),
+        (b"PAR1", "Name it .parquet"),
+        (b"\xff\xfes\0", "UTF-16"),
+        (b"\xfe\xff\0s", "UTF-16"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "sdf", "smi"])
+def test_a_file_of_another_kind_is_named_for_what_it_is(
+    tmp_path: Path, suffix: str, start: bytes, words: str
+) -> None:
+    path = tmp_path / f"table.{suffix}"
+    path.write_bytes(start + b"\0\x01rest")
+    with pytest.raises(UserError, match=words):
+        open_file(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet", "sdf", "smi", "smi.gz"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_what_may_never_end_is_refused_at_once(tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(path))  # the absolute path may be too long
+    with pytest.raises(UserError, match=r"x\.\S+ is a folder, a pipe"):
+        open_file(path)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up root, who may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "sdf"])
+def test_a_file_without_permission_is_told(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"secret.{suffix}"
+    path.write_text("smiles\nCCO\n")
+    path.chmod(0)
+    with as_nobody(), pytest.raises(UserError, match=r"cannot be read: .*Permission denied"):
+        open_file(path)

@@ -94,27 +94,18 @@ MANY_SCAFFOLDS = ["c1ccccc1" + "C" * length for length in range(44)] + [
 ]
 
 
-def test_frequent_scaffolds_are_in_train_and_rare_ones_in_test() -> None:
+def test_frequent_scaffolds_are_in_train_and_rare_ones_in_test(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     smiles = ["C1CC1", "c1ccsc1"] + ["c1ccccc1" + "C" * i for i in range(8)]
     split = split_by_scaffold(smiles)
     assert split.train.tolist() == list(range(2, 10))
     assert sorted([*split.valid, *split.test]) == [0, 1]
-
-
-def test_chirality_makes_no_other_scaffold() -> None:
-    smiles = ["C[C@H]1CCCO1", "C[C@@H]1CCCO1", "c1ccccc1", "C1CC1"]
-    split = split_by_scaffold(smiles, fractions=(0.5, 0.25, 0.25))
-    assert split.train.tolist() == [0, 1]
-
-
-def test_molecules_without_a_ring_are_counted_and_go_to_train(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    smiles = ["C" * i for i in range(1, 10)] + ["c1ccccc1", "C1CC1"]
+    smiles = ["C[C@H]1CCCO1", "C[C@@H]1CCCO1", "c1ccccc1", "CC"]  # chirality is none of a scaffold
     with caplog.at_level(logging.INFO):
-        split = split_by_scaffold(smiles)
-    assert split.train.tolist() == list(range(9))
-    assert "9 of 11 molecules have no ring" in caplog.text
+        split = split_by_scaffold(smiles, fractions=(0.5, 0.25, 0.25))
+    assert split.train.tolist() == [0, 1]
+    assert "1 of 4 molecules have no ring" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(3))
