@@ -255,9 +255,8 @@ class TrainingRun:
         place = str(self.work_dir)
         if not earlier and (self.work_dir.is_file() or any(self.work_dir.glob("*"))):
             raise UserError(f"{place!r} is no run of rmat. Move it away.")
-        if self.arguments.overwrite or not any(
-            map(_is_complete, self.work_dir.glob(ANY_CHECKPOINT))
-        ):
+        is_begun = any(map(_is_complete, self.work_dir.glob(ANY_CHECKPOINT)))
+        if self.arguments.overwrite or not is_begun:
             return
         if not self.arguments.resume:
             raise UserError(

@@ -106,11 +106,8 @@ class Conversion(NamedTuple):
     def save(self, output_dir: str | Path) -> None:
         """Write a model folder: weights, config and a processor with the authors' geometry.
 
-        Args:
-            output_dir (`str` or `Path`): New or empty folder; nothing is written on an error.
-
         Raises:
-            UserError: If the folder has files in it, or cannot be written.
+            UserError: The folder has files in it, or cannot be written; then nothing is.
         """
         with create_folder_atomically(output_dir) as folder:
             weights = self.model.state_dict()

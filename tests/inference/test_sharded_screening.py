@@ -161,7 +161,6 @@ def test_embeddings_are_shards_too(tiny_model_folder: Path, library: Path, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shard_size": 7}, "shard_size is 6 in one and 7 in the other"),
         ({"output_format": "csv"}, 'output_format is "parquet" in one and "csv" in the other'),
         ({"batch_size": 4}, "batch_size is 3 in one and 4"),
         ({"top_k": 2}, "top_k is null in one and"),
