@@ -393,21 +393,14 @@ def _find_local_shards(name: str) -> list[str]:
     if not folder.is_dir():
         return sorted(glob.glob(name, recursive=True)) or [name]
     paths = sorted(str(path) for path in folder.glob("*.parquet"))
-    is_finished = (folder / CORPUS_FILE).is_file()
-    num_shards = load_json(folder / CORPUS_FILE).get("num_shards") if is_finished else None
-    if not paths or num_shards not in (None, len(paths)):
-        raise UserError(
-            f"{folder} has {len(paths)} shards (part-*.parquet), {CORPUS_FILE} counts "
-            f"{num_shards or 'none'}. Repeat the `rmat featurize` command that made it, or name "
-            "another folder."
-        )
-    if not is_finished:
-        logger.warning(
-            "%s is not finished: it has %d shards so far. Repeat the `rmat featurize` command "
-            "that made it for the others.",
-            folder,
-            len(paths),
-        )
+    way_out = "Repeat the `rmat featurize` command that made it"
+    counts = f"{folder} has {len(paths)} shards (part-*.parquet)"
+    if not paths:
+        raise UserError(f"{counts}. {way_out}, or name another folder.")
+    if not (folder / CORPUS_FILE).is_file():
+        logger.warning("%s so far, it is not finished. %s.", counts, way_out)
+    elif len(paths) != (num_shards := load_json(folder / CORPUS_FILE).get("num_shards")):
+        raise UserError(f"{counts}, {CORPUS_FILE} counts {num_shards}. {way_out}.")
     return paths
 
 

@@ -259,8 +259,9 @@ def find_difference(first: dict[str, Any], second: dict[str, Any]) -> str:
         if isinstance(pair[0], dict) and isinstance(pair[1], dict):
             if difference := find_difference(pair[0], pair[1]):
                 return difference
-        elif pair[0] != pair[1]:
-            texts = [json.dumps(value) for value in pair]
+            continue
+        texts = [json.dumps(value) for value in pair]
+        if texts[0] != texts[1]:
             short = [text if len(text) < 60 else f"{text[:57]}..." for text in texts]
             return f"{name} is {short[0]} in one and {short[1]} in the other"
     return ""

@@ -24,7 +24,6 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 1000
-SPLIT_DTYPES = {"split": "string", "time": "float64"}
 
 
 class DroppedRow(NamedTuple):
@@ -46,10 +45,8 @@ class LoadedData:
             classification), `split` or `time` (when such a column is given), `mol` (SDF
             structures only: the binary molecule with its coordinates), `features`, packed,
             `num_nodes` and `geometry_source`.
-        dropped (`list[DroppedRow]`):
-            All rows of the source that are not in `dataset`, in order.
-        class_names (`list[str]`, *optional*):
-            Names of the classes of a single-label classification, by index.
+        dropped (`list[DroppedRow]`): All rows of the source that are not in `dataset`, in order.
+        class_names (`list[str]`, *optional*): Classes of a single-label classification, by index.
     """
 
     dataset: datasets.Dataset
@@ -107,16 +104,10 @@ def load_training_table(
     split_column = split_column or table.split_column
     table = table.select([smiles_column, *label_columns, *filter(None, [split_column])])
     validate_smiles_column(table.schema, smiles_column, source=table.source)
-    rows = pd.DataFrame(
-        _iterate_rows(
-            table,
-            smiles_column=smiles_column,
-            label_columns=label_columns,
-            problem_type=problem_type,
-        ),
-        columns=["smiles", "molecule", "labels", "cells"],
-        dtype=object,
-    )
+    names: dict[str, Any] = {"smiles_column": smiles_column, "label_columns": label_columns}
+    given = _iterate_rows(table, problem_type=problem_type, **names)
+    columns = ["smiles", "molecule", "labels", "cells"]
+    rows = pd.DataFrame(given, columns=columns, dtype=object)
     outcomes = featurize_molecules(rows["molecule"].to_list(), processor, **options)
     rows = rows.join(pd.DataFrame(outcomes, columns=FeaturizedMolecule._fields, dtype=object))
     tolerance = conflict_tolerance if problem_type == "regression" else 0.0
@@ -125,12 +116,8 @@ def load_training_table(
     reasons |= _find_conflicts(known, label_columns=label_columns, tolerance=tolerance)
     dropped = [DroppedRow(row, rows["smiles"][row], reasons[row]) for row in sorted(reasons)]
     if dropped:
-        logger.warning(
-            "Dropped %d of %d rows of %s: see dropped_rows.csv.",
-            len(dropped),
-            len(rows),
-            table.source,
-        )
+        counts = f"{len(dropped)} of {len(rows)}"
+        logger.warning("Dropped %s rows of %s: see dropped_rows.csv.", counts, table.source)
     kept = rows.drop(index=list(reasons))
     _validate_labels(kept, dropped, label_columns=label_columns, source=table.source)
     split = parse_split_cells(
@@ -218,7 +205,10 @@ def _build_dataset(
         "features": (rows["features"], "large_binary"),
         LENGTH_COLUMN: (count_nodes(rows["features"]), "int64"),
         "geometry_source": (rows["geometry_source"], "string"),
-        **{name: (cells, SPLIT_DTYPES[name]) for name, cells in split.items()},
+        **{
+            name: (cells, "string" if name == "split" else "float64")
+            for name, cells in split.items()
+        },
     }
     mols = [mol.ToBinary() if isinstance(mol, Chem.Mol) else None for mol in rows["molecule"]]
     if any(mols):

@@ -171,7 +171,7 @@ def test_unfinished_corpus_loads_with_a_warning(
     folder = write_corpus(tmp_path / "corpus")
     with caplog.at_level(logging.WARNING):
         assert len(load_corpus(folder).dataset) == 6
-    assert "is not finished: it has 2 shards so far" in caplog.text
+    assert "has 2 shards (part-*.parquet) so far, it is not finished" in caplog.text
 
 
 def test_lost_shard_of_a_finished_corpus_is_an_error(tmp_path: Path) -> None:
