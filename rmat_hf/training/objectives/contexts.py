@@ -4,7 +4,6 @@ The contextual property prediction of GROVER (arXiv 2007.02835, 4.1), with one d
 sorted, so that an atom has one context however its molecule is written.
 """
 
-import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -51,7 +50,6 @@ ELEMENTS = [
 _ORDERS = [order.name.lower() for order in BOND_ORDERS]
 # A neighbor is a digit of the key: 1 + its element and bond order; 0 stands for none.
 _BASE = 1 + len(ELEMENTS) * NUM_BOND_ORDERS
-_NEIGHBOR_PATTERN = re.compile(r"(\d+) (\w+) (\*|\w+)")
 
 
 def compute_atom_contexts(node_features: np.ndarray, bond_types: np.ndarray) -> np.ndarray:
@@ -86,21 +84,6 @@ def describe_context(key: int) -> str:
         neighbor, order = divmod(digit - 1, NUM_BOND_ORDERS)
         words.append(f"{count} {_ORDERS[order]} {ELEMENTS[neighbor]}")
     return f"{ELEMENTS[element]}: {', '.join(words)}".rstrip(": ")
-
-
-def parse_context(text: str) -> int:
-    """Return the key of a context from the words of [`describe_context`], else a `ValueError`."""
-    element, _, neighbors = text.partition(": ")
-    digits = sorted(
-        1 + ELEMENTS.index(symbol) * NUM_BOND_ORDERS + _ORDERS.index(order)
-        for count, order, symbol in _NEIGHBOR_PATTERN.findall(neighbors)
-        for _ in range(int(count))
-    )
-    rest = sum(digit * _BASE**place for place, digit in enumerate(digits[:MAX_NEIGHBORS]))
-    key = ELEMENTS.index(element) + len(ELEMENTS) * rest
-    if len(digits) > MAX_NEIGHBORS or describe_context(key) != text:
-        raise ValueError(f"{text!r} is no atom context")
-    return key
 
 
 def draw_masked_centers(
@@ -161,7 +144,7 @@ class ContextObjective(Objective):
 
     def __init__(self, state: list[str]) -> None:
         super().__init__(state)
-        self._keys = pd.Index([parse_context(context) for context in state], dtype=np.int64)
+        self._classes = {context: idx for idx, context in enumerate(state, start=1)}
         self._elements = np.array([RARE_CONTEXT, *(text.partition(":")[0] for text in state)])
 
     @classmethod
@@ -186,9 +169,12 @@ class ContextObjective(Objective):
 
     def classify(self, keys: np.ndarray) -> np.ndarray:
         """Return the class of every key, int64; -1 where there is no context."""
-        # of a key that is not there the index says -1
-        classes = self._keys.get_indexer(keys.ravel()).reshape(keys.shape) + 1
-        return np.where(keys == NO_CONTEXT, NO_CONTEXT, classes)
+        unique, places = np.unique(keys, return_inverse=True)
+        classes = [
+            self._classes.get(describe_context(key), 0) if key != NO_CONTEXT else NO_CONTEXT
+            for key in unique.tolist()
+        ]
+        return np.array(classes, dtype=np.int64)[places].reshape(keys.shape)
 
     def describe_head(self) -> dict[str, str | int]:
         """Return a head of the nodes with an output for every class."""

@@ -26,7 +26,7 @@ def test_saved_objectives_come_back_from_plain_words(tmp_path: Path, names: list
 @pytest.mark.parametrize(
     "content",
     [
-        *[None, "{", "[]", '{"atom_contexts": ["Q"]}', '{"atom_contexts": 3}'],
+        *[None, "{", "[]", '{"atom_contexts": 3}'],
         '{"descriptor_quantiles": {"MolWt": [1, 0]}}',
         '{"descriptor_quantiles": [1]}',
     ],
