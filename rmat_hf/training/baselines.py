@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
 from scipy.special import softmax
@@ -59,14 +60,23 @@ MAX_ATOMS = 1_000_000  # the loader has set the limit already
 
 
 def fit_baselines(
-    molecules: Sequence[str | Chem.Mol], labels: np.ndarray, *, split: SplitIndices, **options: Any
+    dataset: Dataset, *, split: SplitIndices, **options: Any
 ) -> dict[str, dict[str, Any]]:
-    """Fit a random forest on ECFP4 counts and an SVM on RDKit descriptors, as [`fit_baseline`].
+    """Fit a random forest on ECFP4 counts and an SVM on RDKit descriptors.
+
+    Args:
+        dataset (`datasets.Dataset`): With `labels`, and the molecules in `mol` or `smiles`.
+        split, options: As in [`fit_baseline`].
 
     Returns:
         `dict` with the metrics of `train`, `valid` and `test` and the `setting` by label name, for
         each of the two.
     """
+    logger.info("Fitting the baselines.")
+    molecules: list[str | Chem.Mol] = dataset["smiles"][:]
+    if "mol" in dataset.column_names:
+        molecules = [Chem.Mol(binary) for binary in dataset["mol"]]
+    labels = np.array(dataset["labels"][:], dtype=np.float64)
     results: dict[str, dict[str, Any]] = {}
     kinds = {name: options[name] for name in ("problem_type", "label_names")}
     is_yes_no = options["problem_type"] == "multi_label_classification"

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from rdkit import Chem
 from transformers.trainer import Trainer
 from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import set_seed
@@ -97,8 +96,17 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
         # refuses what cannot be before anything is written
         config = build_finetuning_config(arguments, task)
         # before training: labels that no baseline can be fitted on should not cost a training
-        has_baselines = arguments.with_baselines and is_main_process
-        baselines = _fit_baselines(arguments, task) if has_baselines else {}
+        baselines: dict[str, dict[str, Any]] = {}
+        if arguments.with_baselines and is_main_process:
+            from rmat_hf.training.baselines import fit_baselines
+
+            baselines = fit_baselines(
+                task.dataset,
+                split=task.split,
+                problem_type=arguments.problem_type,
+                label_names=arguments.label_columns,
+                seed=arguments.seed,
+            )
         with shared.main_process_first(local=False):
             run.prepare()
         if arguments.hpo_trials:
@@ -175,26 +183,6 @@ def _build_trainer(
             best_metric=str(training_arguments.metric_for_best_model).removeprefix("eval_"),
         ),
         callbacks=[EarlyStoppingCallback(arguments.early_stopping_patience)],
-    )
-
-
-def _fit_baselines(
-    arguments: FinetuningArguments, task: FinetuningTask
-) -> dict[str, dict[str, Any]]:
-    """Fit the baselines on the molecules that the model sees."""
-    from rmat_hf.training.baselines import fit_baselines
-
-    logger.info("Fitting the baselines.")
-    molecules: list[str | Chem.Mol] = task.dataset["smiles"][:]
-    if "mol" in task.dataset.column_names:
-        molecules = [Chem.Mol(binary) for binary in task.dataset["mol"]]
-    return fit_baselines(
-        molecules,
-        np.array(task.dataset["labels"][:], dtype=np.float64),
-        split=task.split,
-        problem_type=arguments.problem_type,
-        label_names=arguments.label_columns,
-        seed=arguments.seed,
     )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from rdkit import Chem
 from rdkit.Chem import Descriptors
 
@@ -48,7 +49,8 @@ def fit(labels: np.ndarray, problem_type: str, **options: Any) -> dict[str, dict
     labels = labels.reshape(len(SMILES), -1)
     names = [f"label {i}" for i in range(labels.shape[1])]
     options = {"split": SPLIT, "seed": 0, "label_names": names, **options}
-    return fit_baselines(SMILES, labels, problem_type=problem_type, **options)
+    dataset = Dataset.from_dict({"smiles": SMILES, "labels": labels.tolist()})
+    return fit_baselines(dataset, problem_type=problem_type, **options)
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +190,7 @@ def test_freesolv_figures(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
         split_column="split_0",
     )
     results = fit_baselines(
-        loaded.dataset["smiles"],
-        np.array(loaded.dataset["labels"]),
+        loaded.dataset,
         split=split_by_column(loaded.dataset["split"], split_column="split_0"),
         problem_type="regression",
         label_names=["y"],
