@@ -288,22 +288,21 @@ def test_disk_that_is_full_is_one_warning_and_no_wrong_features(
 
 
 def test_killed_process_leaves_whole_transactions(tmp_path: Path) -> None:
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPO_ROOT
-        )
-        assert process.stdout is not None
-        saved = int(process.stdout.readline())
-        time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        with open_cache(tmp_path) as cache:
-            found = cache.load([str(i) for i in range(saved)])
-            assert len(found) == saved
-            assert all(o.features == key.encode() * 50 for key, o in found.items())
-            cache.save(OUTCOMES)
-            assert cache.load(list(OUTCOMES)) == OUTCOMES
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPO_ROOT
+    )
+    assert process.stdout is not None
+    saved = int(process.stdout.readline())
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    with open_cache(tmp_path) as cache:
+        found = cache.load([str(i) for i in range(saved)])
+        assert len(found) == saved
+        assert all(o.features == key.encode() * 50 for key, o in found.items())
+        cache.save(OUTCOMES)
+        assert cache.load(list(OUTCOMES)) == OUTCOMES
 
 
 def test_default_cache_is_the_users_and_a_user_without_a_home_has_none(
