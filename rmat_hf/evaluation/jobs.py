@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from rmat_hf import __version__
 from rmat_hf.data.splits.column_splits import split_by_column
 from rmat_hf.data.supervised_map import run_in_processes
+from rmat_hf.data.table_writer import TableWriter
 from rmat_hf.errors import hide_credentials, stopped_by_signals
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, PREDICTIONS_FILE
 from rmat_hf.evaluation.protocol import Fold, Protocol, compute_model_checksum
@@ -252,10 +254,12 @@ def _run_baseline(job: Job, task: BaselineTask) -> None:
     if task.problem_type != "regression":
         outputs = [output[:, 1] for output in outputs]
     names = [f"{PREDICTION_PREFIX}{name}" for name in task.label_names]
-    table = rows[["smiles", "split", *task.label_names]]
-    table = table.assign(**dict(zip(names, outputs, strict=True)))
+    frame = rows[["smiles", "split", *task.label_names]]
+    frame = frame.assign(**dict(zip(names, outputs, strict=True))).reset_index()
+    table = pa.Table.from_pandas(frame, preserve_index=False)
     with create_folder_atomically(job.folder) as folder:
-        table.to_csv(folder / PREDICTIONS_FILE, index_label="row")
+        with TableWriter(folder / PREDICTIONS_FILE, input_schema=table.schema) as writer:
+            writer.write(dict(zip(table.column_names, table.columns, strict=True)))
         chosen_on = None if job.method == baselines.FOREST else "valid"
         save_json(folder / SETTING_FILE, {"part": chosen_on, "setting": setting})
 
