@@ -66,7 +66,7 @@ def test_an_exported_program_equals_the_model_for_other_sizes(
         torch.testing.assert_close(compute_logits(exported, batch), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", FORMS[:2])
+@pytest.mark.parametrize("options", [FORMS[0], pytest.param(FORMS[1], marks=pytest.mark.slow)])
 def test_onnx_runtime_agrees_with_the_model_for_other_sizes(
     processor: RMatProcessor, tmp_path: Path, options: dict[str, Any]
 ) -> None:
