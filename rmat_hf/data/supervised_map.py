@@ -80,7 +80,8 @@ def run_in_processes(
                     process.start()
                 theirs.close()
                 running[ours] = (process, waiting.popleft())
-            for connection in wait(list(running)):
+            ready: Any = wait(list(running))
+            for connection in ready:
                 process, item = running[connection]
                 try:
                     message = connection.recv()
