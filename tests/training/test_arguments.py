@@ -56,22 +56,17 @@ def test_every_flag_has_a_help_sentence_of_its_own(arguments_class: type) -> Non
         ({"problem_type": "classification"}, r"'classification'.*multi_label_classification"),
         ({"split": "umap"}, r"--split 'umap'.*'random', 'scaffold'"),
         ({"time_column": "day"}, r"--time-column day needs --split time, not random"),
-        ({"fold": 0}, r"--fold 0 needs --split kfold, not random"),
         ({"split": "kfold", "num_folds": 5, "fold": 5}, r"Fold 5 of 5"),
         ({"split": "kfold", "num_folds": 5, "fold": -1}, r"--fold -1 is too small"),
         ({"split": "kfold", "num_folds": 2, "fold": 0}, r"--num-folds 2 is too small.* 3"),
-        ({"cluster_cutoff": 0.4}, r"--cluster-cutoff 0.4 needs --split cluster, not random"),
         ({"split": "cluster", "cluster_cutoff": 1.0}, r"1.0 .* 1"),
-        ({"split": "cluster", "cluster_cutoff": 0.0}, r"0.0 .* 0"),
         ({"molecule_descriptors": "mordred"}, r"'mordred'.*rdkit_2d"),
         ({"class_weighting": "focal"}, r"'focal'.*balanced"),
         ({"class_weighting": "balanced"}, r"--class-weighting balanced is for classification"),
         ({"dropout": 1.0}, r"--dropout 1.0 .* below 1"),
-        ({"ema_decay": 1.0}, r"--ema-decay 1.0 .* below 1"),
         ({"ema_decay": float("nan")}, r"--ema-decay nan "),
         ({"feature_cache": ""}, r"Name a folder, 'default' or 'none'"),
         ({"member_folds": True}, r"--member-folds needs --num-members 2 or more"),
-        ({"num_members": 0}, r"--num-members 0 is too small"),
         ({"label_columns": ["split"]}, r"--label-columns split: .*column that the results"),
         ({"label_columns": ["y", "z", "y"]}, r"--label-columns y z y: one is there twice"),
     ],
@@ -87,13 +82,6 @@ def test_json_fields_are_the_object_in_the_file(tmp_path: Path) -> None:
     content = {"bf16": True, "max_steps": 3, "name": "é"}
     assert load_json_fields(write_json(tmp_path / "fields.json", content)) == content
     assert load_json_fields(None) == {}
-
-
-def test_only_known_fields_can_be_overridden(tmp_path: Path) -> None:
-    path = write_json(tmp_path / "sizes.json", {"hidden_size": 64})
-    assert load_json_fields(path, known=["hidden_size"]) == {"hidden_size": 64}
-    with pytest.raises(UserError, match=r"sizes.json has unknown fields \['hidden_size'\].*width"):
-        load_json_fields(path, known=["width"])
 
 
 def test_a_value_that_a_class_refuses_is_an_error_with_the_file(tmp_path: Path) -> None:

@@ -263,26 +263,20 @@ def test_a_baseline_that_cannot_be_fitted_is_refused_before_training(
 
 
 def test_descriptors_of_a_model_can_be_left_out(work: Path) -> None:
-    run_finetuning(
-        build_arguments(
-            work, molecule_descriptors="rdkit_2d", num_train_epochs=1, output_dir=str(work / "a")
-        )
-    )
-    changes = {"model": str(work / "a"), "model_config": None, "num_train_epochs": 1}
-    run_finetuning(build_arguments(work, **changes, output_dir=str(work / "kept")))
-    run_finetuning(
-        build_arguments(work, **changes, molecule_descriptors="none", output_dir=str(work / "out"))
-    )
+    def finetune(name: str, **changes: Any) -> Path:
+        changes |= {"num_train_epochs": 1, "output_dir": str(work / name)}
+        return run_finetuning(build_arguments(work, **changes)).output_dir
+
+    start = finetune("start", molecule_descriptors="rdkit_2d")
+    changes = {"model": str(start), "model_config": None}
+    kept, out = finetune("kept", **changes), finetune("out", **changes, molecule_descriptors="none")
     sizes = [
-        AutoModelForSequenceClassification.from_pretrained(
-            work / name
-        ).config.num_molecule_descriptors
-        for name in ("kept", "out")
+        AutoModelForSequenceClassification.from_pretrained(folder).config.num_molecule_descriptors
+        for folder in (kept, out)
     ]
-    assert sizes[0] > 200
-    assert sizes[1] == 0
-    assert len(AutoProcessor.from_pretrained(work / "kept").molecule_descriptors) == sizes[0]
-    assert load_file(work / "kept" / "model.safetensors")["descriptor_scaler.std"].min() > 0
-    assert np.isfinite(predict(work / "kept", ["CCO"]).values).all()
+    assert sizes[0] > 200 and sizes[1] == 0
+    assert len(AutoProcessor.from_pretrained(kept).molecule_descriptors) == sizes[0]
+    assert load_file(kept / "model.safetensors")["descriptor_scaler.std"].min() > 0
+    assert np.isfinite(predict(kept, ["CCO"]).values).all()
     # the encoder alone needs none
-    assert np.isfinite(embed(work / "kept", ["CCO"]).values).all()
+    assert np.isfinite(embed(kept, ["CCO"]).values).all()

@@ -135,15 +135,6 @@ def test_regression_folder_has_every_file_and_no_other(regression_run: SavedRun)
     assert list_files(regression_run) == {*FILES, "parity.png"}
 
 
-def test_metrics_file_has_every_part(regression_run: SavedRun) -> None:
-    metrics = regression_run.read_json("metrics.json")
-    assert list(metrics) == ["train", "valid", "test"]
-    labels, logits = regression_run.task.labels("valid"), regression_run.logits["valid"]
-    errors = np.sqrt(np.mean((logits - labels) ** 2, axis=0))
-    assert metrics["valid"]["per_label"]["a"]["rmse"] == pytest.approx(errors[0], rel=1e-6)
-    assert metrics["valid"]["rmse"] == pytest.approx(errors.mean(), rel=1e-6)
-
-
 def test_every_row_of_the_table_is_in_a_part_or_dropped(regression_run: SavedRun) -> None:
     split = regression_run.read_table("split.csv")
     dropped = regression_run.read_table("dropped_rows.csv")

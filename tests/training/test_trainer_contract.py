@@ -97,18 +97,10 @@ def test_batches_of_a_finetuning_hold_molecules_of_similar_size(
 
     monkeypatch.setattr(RMatDataCollator, "__call__", record)
     num_train = 40
-    run_finetuning(
-        build_tiny_arguments(
-            tmp_path,
-            {
-                "smiles": ["C" * (1 + row) for row in range(num_train + 4)],
-                "y": range(num_train + 4),
-                "part": ["train"] * num_train + ["valid", "test"] * 2,
-            },
-            batch_size=2,
-            num_train_epochs=1,
-        )
-    )
+    parts = ["train"] * num_train + ["valid", "test"] * 2
+    smiles = ["C" * (1 + row) for row in range(len(parts))]
+    columns = {"smiles": smiles, "y": range(len(parts)), "part": parts}
+    run_finetuning(build_tiny_arguments(tmp_path, columns, batch_size=2, num_train_epochs=1))
     epoch = batches[: num_train // 2]
     # the dummy node is a node too
     assert sorted(size for batch in epoch for size in batch) == list(range(2, num_train + 2))
