@@ -118,7 +118,7 @@ fuzz: $(INSTALLED) ## Fuzz the readers: 120,000 damaged inputs, guided by covera
 	  $(BIN)/python tests/fuzzing/fuzz_readers.py .cache/fuzzing/found
 
 hostile-input-table: $(INSTALLED) ## Write docs/hostile_input.md: what the commands make of hostile files
-	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests:$(CURDIR)/tests/benchmarks" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 	  $(BIN)/python tests/test_hostile_input.py
 
 check: lint $(AUDIT) ## Lint, types, import direction, the style guide and known vulnerabilities

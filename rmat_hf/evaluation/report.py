@@ -13,9 +13,9 @@ HOW_TO_READ = """
   them drops are dropped for all, baselines and other tools too, and counted below.
 - Test was looked at once per run, after everything had been chosen on valid. What was chosen is
   under "Runs".
-- "± rows" is the standard error that the choice of test rows causes: a bootstrap over rows
-  ({num_resamples} resamples, fixed seed), the same rows for both methods, and the same for all
-  seeds of one split. Splits with the same hash are repetitions of one split: their spread is that
+- "± rows", of a ROC AUC, is the standard error that the choice of test rows causes: a bootstrap
+  ({num_resamples} resamples, fixed seed) of the same rows for both methods and for all seeds of one
+  split. Splits with the same hash are repetitions of one split: their spread is that
   of the seeds. The probabilities of an SVM rank the molecules, but are not calibrated.
 """.strip()
 HOW_TO_READ_DIFFERENCES = """
