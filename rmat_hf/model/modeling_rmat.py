@@ -529,25 +529,28 @@ class RMatForPreTraining(RMatPreTrainedModel):
     def forward(
         self,
         node_features: torch.Tensor,
-        *inputs: torch.Tensor,
+        bond_types: torch.Tensor,
+        topological_distances: torch.Tensor,
+        interatomic_distances: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         descriptor_labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> RMatForPreTrainingOutput:
-        r"""Predict what the heads have learned of a padded batch of molecules.
+        r"""Predict what the heads have learned of a padded batch; other inputs: [`RMatModel`].
 
         Args:
-            node_features, inputs: As in [`RMatModel`].
             labels: `(batch_size, num_nodes)`, of the head `"context"`: class of each masked
                 center, -100 for every other node.
             descriptor_labels: `(batch_size, num_descriptor_labels)`, of the head `"descriptor"`:
                 normalized descriptors, NaN where missing.
-            kwargs: `<name>_labels` of any other head, and inputs and options of [`RMatModel`].
+            kwargs: `<name>_labels` of any other head, and options of [`RMatModel`].
         """
         labels_by_head = {"context": labels, "descriptor": descriptor_labels}
         for name in self.heads:
             labels_by_head[name] = kwargs.pop(f"{name}_labels", labels_by_head.get(name))
-        outputs = self.rmat(node_features, *inputs, return_dict=True, **kwargs)
+        inputs = (node_features, bond_types, topological_distances, interatomic_distances)
+        outputs = self.rmat(*inputs, attention_mask, return_dict=True, **kwargs)
         states = {"node": outputs.last_hidden_state, "molecule": outputs.pooler_output}
         logits = {
             name: getattr(self, f"{name}_head")(states[head["level"]])
