@@ -8,12 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,9 @@ Outcome = TypeVar("Outcome")
 CHUNKS_PER_WORKER = 16
 _POLL_INTERVAL_S = 0.2
 _BEGUN = "begun"
+_TOO_MANY = (
+    "A worker process ended before it began. There is too little memory for so many: use fewer."
+)
 # A process that was itself spawned would spawn its workers, which takes seconds for each.
 _FORK: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 _SPAWN: Any = multiprocessing.get_context("spawn")
@@ -80,7 +83,7 @@ def run_in_processes(
                     process.start()
                 theirs.close()
                 running[ours] = (process, waiting.popleft())
-            ready: Any = wait(list(running))
+            ready: list[Any] = wait(list(running))
             for connection in ready:
                 process, item = running[connection]
                 try:
@@ -92,10 +95,7 @@ def run_in_processes(
                     begun.add(connection)
                     continue
                 if connection not in begun:
-                    raise WorkerError(
-                        "A worker process ended before it began. There is too little memory for so "
-                        "many: use fewer."
-                    )
+                    raise WorkerError(_TOO_MANY)
                 process.join()
                 connection.close()
                 del running[connection]
@@ -117,9 +117,8 @@ def map_supervised(
     """Compute chunks of items in worker processes, a few ahead, and yield outcomes in their order.
 
     A process may be killed by a crash, by the kernel for want of memory, or because an item takes
-    longer than the limit. The chunks that were on their way are then computed each in a process of
-    its own, and a chunk that dies there item by item: only what dies alone has failed. Everything
-    else is as if nothing had happened.
+    longer than the limit. The chunk that it had in hand is then computed item by item, each in a
+    new process: only what dies alone has failed. Everything else is as if nothing had happened.
 
     Close the iterator, by `contextlib.closing`, if it is not used up: the workers end then.
 
@@ -134,36 +133,34 @@ def map_supervised(
         WorkerError: Workers cannot start, or end before they compute anything.
     """
     work = partial(_compute_chunk, compute, item_time_limit_s)
-    workers = _Workers(num_workers)
-    waiting: deque[tuple[Sequence[Item], Future[list[Outcome]]]] = deque()
-    computed_alone: dict[int, list[Outcome]] = {}
+    workers = [_Worker(work, describe_death) for _ in range(num_workers)]
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
 
-    def take_first() -> list[Outcome]:
-        nonlocal workers
-        chunk, future = waiting.popleft()
-        if id(chunk) not in computed_alone and _is_broken(future):
-            workers.end()
-            # what was handed over just when the processes broke may never be done
-            lost = [it for it, its in waiting if not its.done() or _is_broken(its)]
-            chunks = [chunk, *lost]
-            options: dict[str, Any] = {"num_proc": num_workers, "describe_death": describe_death}
-            computed_alone.update(_compute_alone(work, chunks, **options))
-            workers = _Workers(num_workers)
-        return computed_alone.pop(id(chunk)) if id(chunk) in computed_alone else future.result()
+    def compute_chunk(chunk: Sequence[Item]) -> list[Outcome]:
+        worker = idle.get()
+        try:
+            return worker.compute(chunk)
+        finally:
+            idle.put(worker)
 
+    # a thread waits for each process, so that it gets the next chunk at once
+    threads = ThreadPoolExecutor(num_workers)
+    waiting: deque[Future[list[Outcome]]] = deque()
     try:
+        for worker in workers:
+            worker.start()
         for chunk in chunks:
-            waiting.append((chunk, workers.begin(work, chunk)))
+            waiting.append(threads.submit(compute_chunk, chunk))
             if len(waiting) >= num_workers * CHUNKS_PER_WORKER:
-                yield take_first()
+                yield waiting.popleft().result()
         while waiting:
-            yield take_first()
+            yield waiting.popleft().result()
     finally:
-        workers.end()
-
-
-def _is_broken(future: Future[Any]) -> bool:
-    return isinstance(future.exception(), BrokenProcessPool)
+        for worker in workers:
+            worker.end()
+        threads.shutdown(cancel_futures=True)
 
 
 def follow_parent() -> None:
@@ -184,48 +181,74 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-class _Workers:
-    """The processes of one executor."""
+class _Worker:
+    """A process that computes one chunk after the other; a new one takes its place if it dies."""
 
-    def __init__(self, num_workers: int) -> None:
-        others = multiprocessing.active_children()
-        self.executor = ProcessPoolExecutor(num_workers, _FORK, follow_parent)
-        with _explained_start():
-            self.executor.submit(os.getpid)  # they start with the first task
-        children = multiprocessing.active_children()
-        self.processes = [child for child in children if child not in others]
+    # A process that is forked meanwhile would keep the pipe of another one open.
+    starting = threading.Lock()
 
-    def begin(self, work: Callable[[Any], Outcome], chunk: Any) -> Future[Outcome]:
-        try:
-            return self.executor.submit(work, chunk)
-        except BrokenProcessPool as error:  # looked at when its turn comes
-            future: Future[Outcome] = Future()
-            future.set_exception(error)
-            return future
+    def __init__(
+        self, work: Callable[[Any], list[Any]], describe_death: Callable[[str], Any]
+    ) -> None:
+        self.work, self.describe_death = work, describe_death
+        self.process: Any = None
+        self.is_ended = False
+
+    def start(self) -> None:
+        with self.starting:
+            if self.is_ended:
+                return
+            self.connection, theirs = _FORK.Pipe()
+            self.process = _FORK.Process(target=_serve, args=(self.work, theirs), daemon=True)
+            with _explained_start():
+                self.process.start()
+            theirs.close()
+            self.has_begun = False
 
     def end(self) -> None:
-        for process in self.processes:
-            process.terminate()
-        self.executor.shutdown(cancel_futures=True)
-        for process in self.processes:
-            process.join()
+        with self.starting:
+            self.is_ended = True
+            if self.process is not None and self.process.pid is not None:
+                self.process.terminate()
+                self.process.join()
 
+    def compute(self, chunk: Sequence[Any]) -> list[Any]:
+        outcomes, cause = self.ask(chunk)
+        if cause is None:
+            return outcomes
+        outcomes = []
+        for item in chunk:
+            found, cause = self.ask([item])
+            outcomes += [self.describe_death(cause)] if cause is not None else found
+            if cause is None and len(chunk) > 1:  # what dies shall die of itself
+                self.process.terminate()
+                self.replace()
+        return outcomes
 
-def _compute_alone(
-    work: Callable[[Any], Any],
-    chunks: Iterable[Any],
-    *,
-    num_proc: int,
-    describe_death: Callable[[str], Any],
-) -> Iterator[tuple[int, list[Any]]]:
-    """Yield id and outcomes of chunks, each of a process of its own, or one for every item."""
-    alone = partial(run_in_processes, work, context=_FORK)
-    for chunk, outcomes, cause in alone(chunks, num_proc=num_proc):
-        if cause is not None:
-            outcomes = []
-            for _, found, cause in alone([[item] for item in chunk], num_proc=1):
-                outcomes += [describe_death(cause)] if cause is not None else found
-        yield id(chunk), outcomes
+    def ask(self, chunk: Sequence[Any]) -> tuple[list[Any], str | None]:
+        """Return the outcomes, or what the end of the process says."""
+        try:
+            if not self.has_begun:
+                self.has_begun = self.connection.recv()
+            self.connection.send(chunk)
+            answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            had_begun = self.has_begun
+            cause = self.replace()
+            if not had_begun:
+                raise WorkerError(_TOO_MANY) from error
+            return [], cause
+        if isinstance(answer, Exception):
+            raise answer
+        return answer, None
+
+    def replace(self) -> str:
+        """Start anew when the process has ended, and return why it has."""
+        self.process.join()
+        self.connection.close()
+        cause = _describe_exit(self.process.exitcode)
+        self.start()
+        return cause
 
 
 @contextmanager
@@ -261,6 +284,21 @@ def _compute_chunk(  # noqa: PLR0917 - processes call it by position
         outcomes.append(compute(item))
         signal.setitimer(signal.ITIMER_REAL, 0)
     return outcomes
+
+
+def _serve(work: Callable[[Any], list[Any]], connection: Connection) -> None:
+    follow_parent()
+    connection.send(_BEGUN)
+    while True:
+        try:
+            chunk = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: Any = work(chunk)
+        except Exception as error:  # noqa: BLE001 - the parent raises it
+            answer = error
+        connection.send(answer)
 
 
 def _answer(  # noqa: PLR0917 - processes call it by position
