@@ -150,6 +150,9 @@ def _train(
         trainer = _build_trainer(chosen, replace(task, split=split), folder=folder, scaled_as=task)
         member = {"member": idx} if arguments.num_members > 1 else {}
         log += [{**member, **entry} for entry in train_stage(trainer, folder)["log_history"]]
+        # else an interrupted run has trained it
+        if arguments.num_members == 1 and trainer.state.global_step > 0:
+            return trainer, log
         members.append(load_predictor(folder / MODEL_DIR, device="cpu")[0])
     model = members[0]
     if len(members) > 1:
