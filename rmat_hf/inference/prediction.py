@@ -12,8 +12,8 @@ import torch
 from rdkit import Chem
 
 from rmat_hf.data.featurization import iterate_featurized
-from rmat_hf.data.predictions import Predictions, is_ensemble
 from rmat_hf.data.stored_features import count_nodes, expand_features, group_by_length
+from rmat_hf.data.table_writer import Predictions, is_ensemble
 from rmat_hf.errors import is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
 from rmat_hf.model.features_rmat import Molecule

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from rmat_hf import __version__
 from rmat_hf.data.featurization import choose_cache_dir, describe_processor
-from rmat_hf.data.predictions import ERROR_COLUMN, Predictions, describe_prediction_columns
 from rmat_hf.data.shards import (
     ROW_COLUMN,
     Order,
@@ -33,10 +32,13 @@ from rmat_hf.data.shards import (
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.supervised_map import one_thread, run_in_processes
 from rmat_hf.data.table_writer import (
+    ERROR_COLUMN,
     ColumnKind,
     FormulaHandling,
+    Predictions,
     TableWriter,
     build_output_schema,
+    describe_prediction_columns,
     validate_output_path,
 )
 from rmat_hf.data.tables import Table, build_table, validate_smiles_column
@@ -113,13 +115,18 @@ class PredictionArguments:
         validate_flags(self)
         if self.task is not None:
             parse_task(self.task)
-        if bool(self.smiles) == (self.input is not None):
-            raise UserError("Give the molecules either with --smiles or with --input.")
-        if (self.num_proc > 1 or self.task is not None) and not self.is_folder:
-            raise UserError(
-                f"{self.output} is one file, which one process writes. For several processes or "
-                "tasks name a folder, without an extension."
-            )
+        problems = {
+            "Give the molecules either with --smiles or with --input.": bool(self.smiles)
+            == (self.input is not None),
+            "--input-revision and --input-split need --input.": self.input is None
+            and bool(self.input_revision or self.input_split),
+            "--top-k-label needs --top-k.": self.top_k is None and self.top_k_label is not None,
+            f"{self.output} is one file, which one process writes. For several processes or tasks "
+            "name a folder, without an extension.": not self.is_folder
+            and (self.num_proc > 1 or self.task is not None),
+        }
+        for problem in [problem for problem, is_there in problems.items() if is_there]:
+            raise UserError(problem)
 
     @property
     def is_folder(self) -> bool:

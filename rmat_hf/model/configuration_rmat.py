@@ -1,5 +1,6 @@
 """RMatConfig: every architecture choice of R-MAT, and the codes that model and featurizer share."""
 
+import difflib
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -195,7 +196,9 @@ class RMatConfig(PreTrainedConfig):
         """
         known = [*(field.name for field in fields(cls)), *SAVED_KEYS]
         for name in config_dict.keys() - set(known):
-            logger.warning("The field %r of a configuration is unknown and ignored.", name)
+            similar = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
+            hint = f"Did you mean {similar[0]!r}?" if similar else "A later release may know it."
+            logger.warning("The field %r of a configuration is unknown and ignored. %s", name, hint)
         saved = {name: value for name, value in config_dict.items() if name in known}
         for name in ("dtype", "torch_dtype"):
             # an object, not a name, when a configuration that was never saved is copied

@@ -71,13 +71,25 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
         return ensemble.train(members[0].training)
 
     @can_return_tuple
-    def forward(self, *args: torch.Tensor, **kwargs: Any) -> RMatEnsembleOutput:
+    def forward(
+        self,
+        node_features: torch.Tensor,
+        bond_types: torch.Tensor,
+        topological_distances: torch.Tensor,
+        interatomic_distances: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        molecule_descriptors: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> RMatEnsembleOutput:
         """Predict the properties of a padded batch of molecules with every member.
 
-        Args:
-            args, kwargs: As in [`RMatForSequenceClassification`].
+        The arguments are those of [`RMatForSequenceClassification`]: a `Trainer` keeps the columns
+        that a signature names.
         """
-        outputs = [member(*args, return_dict=True, **kwargs) for member in self.members]
+        inputs = (node_features, bond_types, topological_distances, interatomic_distances)
+        options = (attention_mask, molecule_descriptors, labels)
+        outputs = [member(*inputs, *options, return_dict=True, **kwargs) for member in self.members]
         member_logits = torch.stack([output.logits for output in outputs], dim=1)
         losses = [output.loss for output in outputs if output.loss is not None]
         loss = torch.stack(losses).mean() if losses else None

@@ -14,9 +14,13 @@ from transformers.trainer import Trainer
 from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import set_seed
 
-from rmat_hf.data.predictions import Predictions, describe_prediction_columns
 from rmat_hf.data.splits.parts import SplitIndices
-from rmat_hf.data.table_writer import ColumnKind, TableWriter
+from rmat_hf.data.table_writer import (
+    ColumnKind,
+    Predictions,
+    TableWriter,
+    describe_prediction_columns,
+)
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification

@@ -16,7 +16,7 @@ from rdkit import Chem
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from tiny_trainer import build_model as build_small_model
 
-from rmat_hf.data.predictions import Predictions
+from rmat_hf.data.table_writer import Predictions
 from rmat_hf.inference.prediction import TOO_LARGE_FOR_MODEL, Embeddings, embed, predict
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel

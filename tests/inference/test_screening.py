@@ -219,6 +219,8 @@ def test_limits_are_those_of_the_user_and_not_of_the_folder(
     [
         ({"input": None}, r"either with --smiles or with --input"),
         ({"smiles": ["CCO"]}, r"either with --smiles or with --input"),
+        ({"input": None, "smiles": ["C"], "input_split": "test"}, "need --input"),
+        ({"top_k_label": "y"}, "--top-k-label needs --top-k"),
         ({"task": "1"}, r"--task '1' is not RANK/NUM"),
         ({"task": "4/4"}, r"--task '4/4' is not RANK/NUM"),
         ({"output_format": "xlsx"}, r"--output-format 'xlsx' is unknown"),
