@@ -17,12 +17,8 @@ from rmat_hf.data.table_writer import Predictions, is_ensemble
 from rmat_hf.errors import is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
 from rmat_hf.model.features_rmat import Molecule
-from rmat_hf.model.modeling_rmat import (
-    RMatForSequenceClassification,
-    RMatPreTrainedModel,
-    compute_probabilities,
-    compute_spread,
-)
+from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_rmat import RMatConfig, RMatEnsembleConfig
-from .modeling_rmat import LOSSES, RMatForSequenceClassification, RMatPreTrainedModel, choose
+from .losses_rmat import LOSSES, choose
+from .modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
 
 
 @dataclass

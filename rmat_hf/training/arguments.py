@@ -13,7 +13,7 @@ from rmat_hf.loading import Checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
-from rmat_hf.model.modeling_rmat import PROBLEM_TYPES
+from rmat_hf.model.losses_rmat import PROBLEM_TYPES
 from rmat_hf.output_folder import load_json
 
 DescriptorSet = Literal["none", "rdkit_2d"]

@@ -24,11 +24,8 @@ from rmat_hf.data.table_writer import (
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
-from rmat_hf.model.modeling_rmat import (
-    RMatForSequenceClassification,
-    compute_probabilities,
-    compute_spread,
-)
+from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.output_folder import (
     name_work_dir,
     open_run,

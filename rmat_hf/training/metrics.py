@@ -24,7 +24,7 @@ from sklearn.metrics import (
 from transformers.trainer_utils import EvalPrediction
 
 from rmat_hf.errors import UserError
-from rmat_hf.model.modeling_rmat import compute_probabilities
+from rmat_hf.model.losses_rmat import compute_probabilities
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.stored_features import LengthGroupedSampler, compute_length_order, expand_features
-from rmat_hf.model.modeling_rmat import compute_loss_denominator
+from rmat_hf.model.losses_rmat import compute_loss_denominator
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import (
     load_json,

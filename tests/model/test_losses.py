@@ -11,16 +11,16 @@ import torch
 from torch.nn import functional as F
 
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import (
+from rmat_hf.model.losses_rmat import (
     IGNORED_LABEL,
     LOSSES,
     PROBLEM_TYPES,
-    RMatForSequenceClassification,
     choose,
     choose_loss,
     compute_probabilities,
     compute_spread,
 )
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 
 NUM_ROWS, NUM_COLUMNS = 8, 3
 # far apart and in no symmetric order, so that a swap or a wrong normalization shows

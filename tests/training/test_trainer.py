@@ -18,7 +18,8 @@ from transformers.trainer_callback import TrainerCallback
 
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, compute_loss_denominator
+from rmat_hf.model.losses_rmat import compute_loss_denominator
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.trainer import RMatDataCollator, WeightAverage
 

@@ -26,7 +26,7 @@ from rmat_hf.model.configuration_rmat import (
     NUM_BOND_ORDERS,
 )
 from rmat_hf.model.features_rmat import ATOM_FEATURES, BOND_ORDERS
-from rmat_hf.model.modeling_rmat import IGNORED_LABEL
+from rmat_hf.model.losses_rmat import IGNORED_LABEL
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.objectives.objective import Objective, ObjectiveBatch
 
