@@ -39,11 +39,13 @@ there, `num_heads * d` numbers a pair. Tests and benchmarks compare with it.
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_rmat import (
     MASKED_BOND_TYPE,
@@ -196,6 +198,54 @@ def compute_plain_attention(
 # The fast form
 
 
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    pair_scores: tuple[torch.Tensor, ...],
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the heads read off the values of the nodes, and the probabilities.
+
+    The function of transformers' attention interface. One of your own that is registered with
+    `AttentionInterface.register` and chosen by `attn_implementation` has to add `pair_scores` to
+    its scores as well, and to return the probabilities.
+
+    Args:
+        module: The [`RMatSelfAttention`] that calls.
+        query, key, value: `(batch_size, num_heads, num_nodes, head_size)`.
+        attention_mask: 0, or the lowest number where a key is padding,
+            `(batch_size, 1, 1, num_nodes)`.
+        pair_scores: Biases of the scores, what a pair tells query and key, each
+            `(batch_size, num_heads, num_nodes, num_nodes)`.
+        scaling: Factor of `query . key`.
+        kwargs: `dropout`, the rate for functions that have no module for it.
+
+    Returns:
+        `(batch_size, num_nodes, num_heads, head_size)` and, after dropout,
+        `(batch_size, num_heads, num_nodes, num_nodes)`.
+    """
+    # The term `sum_j p_ij z_ij` of the values needs the probabilities of every pair, which SDPA and
+    # flash attention never have as a whole and do not return. It is no bias of the scores, and as
+    # values of one query each, `v_j + b_ij` would be `num_heads * d` numbers a pair. So the class
+    # adds it outside, from what is returned here, and no fused function of transformers will do.
+    query, key, value = (states.transpose(0, 1) for states in (query, key, value))
+    # the lowest number takes up every score; masking a sum would cost a gradient of its own
+    mask = attention_mask.squeeze(1).expand(len(query), -1, -1, -1).flatten(0, 1)
+    key = key.flatten(0, 1).transpose(1, 2)
+    scores = torch.baddbmm(mask, query.flatten(0, 1), key, alpha=scaling)
+    scores = scores.view(*query.shape[:-1], -1)
+    for bias in pair_scores:
+        scores = scores.add_(bias.transpose(0, 1))
+    probs = module.attention_dropout(nn.functional.softmax(scores, dim=-1).transpose(0, 1))
+    output = torch.matmul(probs.transpose(0, 1), value)
+    return output.permute(1, 2, 0, 3), probs
+
+
 class RMatRadialProjection(nn.Linear):
     """Linear layer of the radial basis that adds to a tensor instead of making one of its own."""
 
@@ -278,17 +328,14 @@ class RMatSelfAttention(nn.Module):
         states = states.permute(2, 3, 0, 1, 4).flatten(2, 3)
         return torch.matmul(states, key_pairs.transpose(2, 3))
 
-    def compute_scores(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        *,
-        key_pairs: torch.Tensor,
-        padding: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the attention scores, `(num_heads, batch_size, num_nodes, num_nodes)`."""
-        scale = 1.0 / math.sqrt(self.head_size)
-        pair_bias = self.pair_bias[:, None, None]
+    def split_scores(
+        self, query: torch.Tensor, key: torch.Tensor, key_pairs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Return query and key whose product, scaled, is a score but for the pairs' part; and that.
+
+        States are as inside, the pairs' part is `(batch_size, num_heads, num_nodes, num_nodes)`.
+        """
+        scale, pair_bias = 1.0 / math.sqrt(self.head_size), self.pair_bias[:, None, None]
         # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
         if self.config.attention_form == "paper":
             states = torch.stack((query + pair_bias, key))
@@ -299,16 +346,12 @@ class RMatSelfAttention(nn.Module):
         else:
             query, key = query.contiguous(), key.contiguous()
             states = (query + key).add_(pair_bias / scale).unsqueeze(0)
-        pair_scores = self.compute_pair_scores(states, key_pairs).split(self.num_heads, dim=2)
-        # the lowest number takes up every score; masking a sum would cost a gradient of its own
-        mask = padding.to(query.dtype) * torch.finfo(query.dtype).min
-        mask = mask.squeeze(1).expand(self.num_heads, -1, -1, -1).flatten(0, 1)
-        key = key.flatten(0, 1).transpose(1, 2)
-        scores = torch.baddbmm(mask, query.flatten(0, 1), key, alpha=scale)
-        scores = scores.view(*query.shape[:-1], -1).add_(pair_scores[0].permute(2, 0, 1, 3))
-        for scores_of_keys in pair_scores[1:]:
-            scores = scores.add_(scores_of_keys.permute(2, 0, 3, 1))
-        return scores
+        of_queries, *of_keys = self.compute_pair_scores(states, key_pairs).split(
+            self.num_heads, dim=2
+        )
+        # a pair of node and key is one of key and node where the key asks
+        biases = (of_queries.transpose(1, 2), *(of_key.permute(0, 2, 3, 1) for of_key in of_keys))
+        return query, key, biases
 
     def attend(
         self,
@@ -320,13 +363,28 @@ class RMatSelfAttention(nn.Module):
         **pairs: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what all heads make of every node, side by side, and the probabilities."""
-        scores = self.compute_scores(query, key, key_pairs=self.key_pairs(**pairs), padding=padding)
-        attention_probs = nn.functional.softmax(scores, dim=-1).transpose(0, 1)
-        probs = self.attention_dropout(attention_probs).transpose(0, 1)
-        mixed = torch.matmul(probs.permute(1, 2, 0, 3), self.value_pairs(**pairs))
-        context = torch.einsum("bnhd,hed->hbne", mixed, self.value_pair_weight.to(mixed.dtype))
+        query, key, pair_scores = self.split_scores(query, key, self.key_pairs(**pairs))
         value = (value + self.value_pair_constant[:, None, None]).contiguous()
-        context = context.add_(torch.matmul(probs, value))
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, attention_probs = attention_interface(
+            self,
+            *(states.transpose(0, 1) for states in (query, key, value)),
+            padding.to(query.dtype) * torch.finfo(query.dtype).min,
+            pair_scores=pair_scores,
+            scaling=1.0 / math.sqrt(self.head_size),
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+        )
+        del pair_scores  # large, and the pairs of the values are next
+        if attention_probs is None:
+            raise ValueError(
+                f"The attention {self.config._attn_implementation!r} returns no probabilities, "
+                'which the values of pairs need. Use attn_implementation="eager".'
+            )
+        mixed = torch.matmul(attention_probs.transpose(1, 2), self.value_pairs(**pairs))
+        context = torch.einsum("bnhd,hed->hbne", mixed, self.value_pair_weight.to(mixed.dtype))
+        context = context.add_(output.permute(2, 0, 1, 3))
         return context.permute(1, 2, 0, 3).flatten(2), attention_probs
 
     def forward(

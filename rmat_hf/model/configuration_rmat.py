@@ -45,7 +45,7 @@ TASK_FIELDS = (
 # What transformers saves beside the fields of a configuration class.
 SAVED_KEYS = (
     *("model_type", "_name_or_path", "auto_map", "custom_pipelines", "num_labels", "torch_dtype"),
-    *("output_attentions", "tie_word_embeddings", "use_cache"),
+    *("output_attentions", "quantization_config", "tie_word_embeddings", "use_cache"),
 )
 FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -62,6 +62,17 @@ def bounded(
             raise ValueError(f"Numbers must be finite, from {least} to {most}, got {value}.")
 
     return validate
+
+
+class RMatRegisteredPipelines(dict[str, Any]):
+    """The `custom_pipelines` of a model for which this package has registered its pipelines.
+
+    `pipeline(model=...)` reads the task off it. It claims to contain none: transformers then takes
+    the class that is registered, and needs no trust in the code of the folder.
+    """
+
+    def __contains__(self, task: object) -> bool:
+        return False
 
 
 @strict
@@ -120,6 +131,16 @@ class RMatConfig(PreTrainedConfig):
 
     model_type = "rmat"
     _auto_class = "AutoConfig"
+    # All heads share the pairs, so the attention stays whole on each device.
+    base_model_tp_plan = {
+        "layers.*.feed_forward.up_proj": "colwise",
+        "layers.*.feed_forward.down_proj": "rowwise",
+    }
+    base_model_fsdp_plan = {
+        "embeddings": "free_full_weight",
+        "layers.*": "free_full_weight",
+        "final_norm": "keep_full_weight",
+    }
 
     num_node_features: int = interval(min=3)(default=37)
     num_bond_features: int = interval(min=NUM_BOND_FEATURES, max=NUM_BOND_FEATURES)(
@@ -209,6 +230,10 @@ class RMatConfig(PreTrainedConfig):
         numbers = {str(idx) for idx in range(len(labels))}
         if not isinstance(labels, Mapping) or {str(key) for key in labels} != numbers:
             raise ValueError(f"id2label is {labels!r}. Number the labels from 0: {{'0': 'y'}}.")
+        pipelines = saved.get("custom_pipelines")
+        # CODEPATH: the package is installed; this is not the code of a folder.
+        if isinstance(pipelines, dict) and not cls.__module__.startswith("transformers_modules."):
+            saved["custom_pipelines"] = RMatRegisteredPipelines(pipelines)
         return super().from_dict(saved, **kwargs)
 
     @classmethod
@@ -268,5 +293,9 @@ class RMatEnsembleConfig(RMatConfig):
     """
 
     model_type = "rmat_ensemble"
+    base_model_tp_plan, base_model_fsdp_plan = (
+        {f"members.*.rmat.{name}": style for name, style in plan.items()}
+        for plan in (RMatConfig.base_model_tp_plan, RMatConfig.base_model_fsdp_plan)
+    )
 
     num_members: int = interval(min=1)(default=1)

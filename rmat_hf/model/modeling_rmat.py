@@ -57,10 +57,9 @@ class RMatEmbeddings(nn.Module):
         self.node_proj: nn.Module = nn.Linear(config.num_node_features, config.hidden_size)
 
     def forward(self, node_features: torch.Tensor) -> torch.Tensor:
-        dtype = next(self.node_proj.parameters()).dtype
         # under autocast the states of the nodes stay in the type of the weights between the layers
         with torch.autocast(node_features.device.type, enabled=False):
-            return self.node_proj(node_features.to(dtype))
+            return self.node_proj(node_features)
 
 
 class RMatFeedForward(nn.Module):
@@ -215,6 +214,8 @@ class RMatPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["RMatLayer"]
     # most of the error of half precision would come from these few weights
     _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs"]
+    # quantization reads this list, and matches names from their start
+    _keep_in_fp32_modules = [r".*\.(?:key_pairs|value_pairs)"]
     _can_compile_fullgraph = True
     _input_embed_layer = "node_proj"
     # Where the Auto classes find the code in a saved folder.
@@ -311,9 +312,14 @@ class RMatModel(RMatPreTrainedModel):
             `last_hidden_state` of shape `(batch_size, num_nodes, hidden_size)` and `pooler_output`
             of shape `(batch_size, output_size)`.
         """
+        if not isinstance(node_features, torch.Tensor):
+            raise TypeError(
+                f"node_features is a {type(node_features).__name__}, not a tensor. Call the "
+                'processor with return_tensors="pt".'
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(node_features[..., 0], dtype=torch.long)
-        hidden_states = self.embeddings(node_features)
+        hidden_states = self.embeddings(node_features.to(self.dtype))
         pair_codes, radial_basis = self.pair_features(
             bond_types, topological_distances, interatomic_distances
         )

@@ -1,11 +1,13 @@
 """The attention: the fast form against the plain one, pair features, half precision."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
+from transformers import AttentionInterface
 
 from rmat_hf.model.attention_rmat import (
     RMatPairFeatures,
@@ -123,6 +125,71 @@ def test_fast_attention_equals_the_plain_one_under_the_same_dropout_masks(form: 
     shape = (batch_size, layer.num_heads, num_nodes, num_nodes)
     layer.attention_dropout = FixedDropout(*shape, generator=generator)
     torch.testing.assert_close(case.run()[0], case.run("plain")[0], **EXACT)
+
+
+# The attention interface of transformers
+
+
+def attend_as_written(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    pair_scores: tuple[torch.Tensor, ...],
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a user registers."""
+    assert kwargs == {"dropout": 0.0}
+    module.num_calls = getattr(module, "num_calls", 0) + 1
+    scores = scaling * query @ key.transpose(2, 3) + attention_mask
+    probs = sum(pair_scores, scores).softmax(-1)
+    return (probs @ value).transpose(1, 2), probs
+
+
+def attend_without_probabilities(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    return attend_as_written(*args, **kwargs)[0], None
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    functions = {"as_written": attend_as_written, "fused": attend_without_probabilities}
+    for name, function in functions.items():
+        AttentionInterface.register(name, function)
+    yield
+    for name in functions:
+        AttentionInterface._global_mapping.pop(name)
+
+
+@each_form
+@pytest.mark.usefixtures("registered")
+def test_a_registered_attention_is_called_in_every_layer_and_sees_the_pairs(
+    form: str, processor: RMatProcessor
+) -> None:
+    torch.manual_seed(0)
+    config = RMatConfig(**TINY_ARCHITECTURE, attention_form=form, attention_probs_dropout_prob=0.1)
+    model = RMatModel(config).double().eval()
+    batch = dict(processor(TINY_SMILES, return_tensors="pt"))
+    expected = model(**batch, output_attentions=True)
+    model.set_attn_implementation("as_written")
+    output = model(**batch, output_attentions=True)
+    assert [layer.self_attention.num_calls for layer in model.layers] == [1, 1]
+    torch.testing.assert_close(output.pooler_output, expected.pooler_output, **EXACT)
+    torch.testing.assert_close(output.attentions, expected.attentions, **EXACT)
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_attention_without_the_probabilities_is_refused(
+    tiny_model: RMatForSequenceClassification, tiny_batch: dict[str, torch.Tensor]
+) -> None:
+    with pytest.raises(ValueError, match="eager"):
+        tiny_model.set_attn_implementation("sdpa")
+    assert tiny_model.config._attn_implementation == "eager"
+    tiny_model.set_attn_implementation("fused")
+    with pytest.raises(ValueError, match=r"'fused'.*eager"):
+        tiny_model(**tiny_batch)
 
 
 # Memory

@@ -150,6 +150,33 @@ def test_hidden_states_and_attentions_are_recorded_on_request(
     assert tiny_model(**tiny_batch).attentions is None
 
 
+@pytest.mark.parametrize("head", [RMatModel, RMatForPreTraining, RMatForSequenceClassification])
+def test_arrays_in_the_place_of_tensors_are_refused_with_the_option_that_makes_tensors(
+    head: Any, processor: RMatProcessor
+) -> None:
+    model = head(RMatConfig(**TINY_ARCHITECTURE))
+    for padding in (True, False):
+        with pytest.raises(TypeError, match='return_tensors="pt"'):
+            model(**processor("CCO", padding=padding))
+
+
+@pytest.mark.slow
+def test_compiled_code_gives_the_same_outputs_for_batches_of_other_sizes(
+    tiny_model: RMatForSequenceClassification, processor: RMatProcessor
+) -> None:
+    """With the default backend, which writes and compiles C++, and gradients."""
+    compiled = torch.compile(tiny_model, fullgraph=True, dynamic=True)
+    for smiles in (TINY_SMILES, TINY_SMILES[:4], ["CCCCCCCCCCCC", "CO"]):
+        batch = dict(processor(smiles, return_tensors="pt"))
+        outputs = []
+        for model in (tiny_model, compiled):
+            tiny_model.zero_grad()
+            logits = model(**batch).logits
+            logits.sum().backward()
+            outputs.append((logits, tiny_model.rmat.embeddings.node_proj.weight.grad.clone()))
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_compiles_without_graph_breaks(
     tiny_model: RMatForSequenceClassification, tiny_batch: Batch

@@ -1,5 +1,6 @@
 """The pipelines in this process: what comes out, for every kind of model and of input."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,18 +263,34 @@ def test_importing_the_package_registers_the_pipeline_of_every_class(
     assert describe_pipeline(model_class.__name__) == {pipeline_class.task_name: described}
 
 
-@pytest.mark.usefixtures("remote_code_cache")
+@pytest.mark.parametrize("task", ["molecule-property-prediction", None])
 @pytest.mark.parametrize(
-    ("task", "options"),
-    [
-        ("molecule-property-prediction", {"trust_remote_code": True}),
-        (None, {"trust_remote_code": True}),
-        ("molecule-property-prediction", {"pipeline_class": RMatPropertyPredictionPipeline}),
-    ],
+    "options",
+    [{}, {"trust_remote_code": True}, {"pipeline_class": RMatPropertyPredictionPipeline}],
 )
-def test_a_saved_folder_opens_as_a_pipeline(
-    task: str | None, options: dict[str, Any], tiny_model_folder: Path, expected: list[float]
+def test_a_saved_folder_opens_as_a_pipeline_of_the_package_without_trust(
+    task: str | None,
+    options: dict[str, Any],
+    tiny_model_folder: Path,
+    remote_code_cache: Path,
+    expected: list[float],
 ) -> None:
     pipe = pipeline(task, model=str(tiny_model_folder), **options)
-    assert pipe.task == "molecule-property-prediction"
+    assert (pipe.task, type(pipe)) == (
+        "molecule-property-prediction",
+        RMatPropertyPredictionPipeline,
+    )
     assert read_values(pipe(TINY_SMILES, batch_size=4)) == pytest.approx(expected, abs=TOLERANCE)
+    assert not list(remote_code_cache.rglob("*_rmat.py"))
+
+
+def test_a_pipeline_of_the_package_saves_what_opens_without_it(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    config = RMatConfig.from_pretrained(tiny_model_folder)
+    config.save_pretrained(tmp_path / "again")
+    saved = [
+        json.loads((folder / "config.json").read_text())["custom_pipelines"]
+        for folder in (tiny_model_folder, tmp_path / "again")
+    ]
+    assert saved == [describe_pipeline("RMatForSequenceClassification")] * 2
