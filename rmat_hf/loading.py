@@ -143,6 +143,11 @@ def read_checkpoint(
             raise ValueError(f"it is a {fields.get('model_type')!r} model, not R-MAT.")
         if config_class is RMatEnsembleConfig and not allows_ensemble:
             raise ValueError("it is an ensemble, which only predicts. Give the model it began as.")
+        if "quantization_config" in fields:
+            raise ValueError(
+                "its weights are quantized. Load it with from_pretrained and pass model and "
+                "processor to rmat_hf.predict, or give the model that it was made of."
+            )
         shapes = _read_shapes(_list_weight_files(name, revision=revision))
         for problem in _iterate_config_problems(fields, shapes):
             raise ValueError(f"{CONFIG_NAME} does not fit: {problem}. {_RESTORE}.")

@@ -38,6 +38,7 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.output_folder import load_json
 
 Loader = Callable[..., object]
 
@@ -331,6 +332,18 @@ def pickle_an_adapter(folder: Path, mark: Path) -> None:
     write_pickle(folder / "adapter_model.bin", mark)
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "x", "target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
+
+
+@each_loader
+def test_quantized_weights_are_refused_with_the_way_to_use_them(
+    load: Loader, tiny_model_folder: Path
+) -> None:
+    path = tiny_model_folder / "config.json"
+    quantization = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    path.write_text(json.dumps({**load_json(path), "quantization_config": quantization}))
+    message = read_error(load, tiny_model_folder)
+    assert "quantized" in message
+    assert "from_pretrained" in message
 
 
 @pytest.mark.parametrize(

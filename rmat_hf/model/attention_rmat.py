@@ -199,7 +199,7 @@ def compute_plain_attention(
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: "RMatSelfAttention",
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -216,7 +216,7 @@ def eager_attention_forward(
     its scores as well, and to return the probabilities.
 
     Args:
-        module: The [`RMatSelfAttention`] that calls.
+        module: The layer that calls.
         query, key, value: `(batch_size, num_heads, num_nodes, head_size)`.
         attention_mask: 0, or the lowest number where a key is padding,
             `(batch_size, 1, 1, num_nodes)`.

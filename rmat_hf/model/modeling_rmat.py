@@ -214,8 +214,12 @@ class RMatPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["RMatLayer"]
     # most of the error of half precision would come from these few weights
     _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs"]
-    # quantization reads this list, and matches names from their start
-    _keep_in_fp32_modules = [r".*\.(?:key_pairs|value_pairs)"]
+    # What quantization leaves alone, by names from their start. The second line is for modules with
+    # widths that may be odd, not for their weights, which half precision would keep in float32.
+    _keep_in_fp32_modules = [
+        r".*\.(?:key_pairs|value_pairs)",
+        r"(?!.*\.(?:weight|bias)$)(?:.*\.)?(?:node_proj|pooler|classifier|\w+_head)",
+    ]
     _can_compile_fullgraph = True
     _input_embed_layer = "node_proj"
     # Where the Auto classes find the code in a saved folder.

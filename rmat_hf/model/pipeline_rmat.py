@@ -101,7 +101,7 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
     """Predict molecule properties, with label names, units and probabilities.
 
     ```python
-    pipe = pipeline("molecule-property-prediction", model="path/or/id", trust_remote_code=True)
+    pipe = pipeline("molecule-property-prediction", model="path/or/id")
     pipe(["CCO", "C1CC"], batch_size=2)
     # [{"predictions": [{"label": "hydration_free_energy", "value": -4.7, "unit": "kcal/mol"}],
     #   "error": None},
@@ -110,6 +110,9 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
 
     A classification gives `score`, a probability, in the place of `value`. An ensemble adds
     `spread`, the standard deviation of its members' predictions.
+
+    Without a task, `pipeline(model=...)` takes the one that the model was saved for. Where this
+    package is not imported, the code in the folder does the same with `trust_remote_code=True`.
     """
 
     task_name = "molecule-property-prediction"
@@ -145,7 +148,7 @@ class RMatFeatureExtractionPipeline(RMatPipeline):
     """Compute one vector per molecule, the `pooler_output`.
 
     ```python
-    pipe = pipeline("molecule-feature-extraction", model="path/or/id", trust_remote_code=True)
+    pipe = pipeline("molecule-feature-extraction", model="path/or/id")
     pipe(["CCO", "C1CC"], batch_size=2)
     # [{"embedding": [0.1, ...], "error": None},
     #  {"embedding": None, "error": "SMILES Parse Error: unclosed ring for input: 'C1CC'"}]

@@ -82,7 +82,6 @@ def test_an_unknown_field_is_ignored_with_a_warning(
     "fields",
     [
         {"transformers_weights": "../../etc/passwd.safetensors"},
-        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
         {"_attn_implementation": "stranger/kernel"},
         {"per_layer_config": {"0": {"hidden_size": 1}}},
     ],
@@ -95,6 +94,12 @@ def test_a_field_that_makes_transformers_load_something_else_is_ignored(
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model_folder)
     assert model.config.to_diff_dict().keys() & fields.keys() == set()
+
+
+def test_a_quantized_model_is_known_as_one_when_it_is_read_again(tmp_path: Path) -> None:
+    quantization = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    folder = save_config(tmp_path, quantization_config=quantization)
+    assert RMatConfig.from_pretrained(folder).quantization_config == quantization
 
 
 @pytest.mark.parametrize("config_class", [RMatConfig, RMatEnsembleConfig])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from distributed_training import NUM_EVAL_ROWS, NUM_TRAIN_ROWS, train
+from parallel_plans import compute
 from processes import run_python
 from safetensors.torch import load_file
 
@@ -63,3 +64,29 @@ def test_a_finetuning_on_two_processes_leaves_one_folder_that_predicts(tmp_path:
     assert first == json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert not list(tmp_path.glob("run.in_progress"))
     assert np.isfinite(predict(tmp_path / "run", ["CCO"]).values).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "split"), [("tp_size", ["up_proj"]), ("fsdp_size", ["node_proj", "key_pair", "norm"])]
+)
+def test_a_model_split_by_its_own_plan_computes_the_same(
+    mode: str, split: list[str], tiny_model_folder: Path
+) -> None:
+    script = SCRIPT.with_name("parallel_plans.py")
+    done = run_python(
+        [*LAUNCHER, script, mode, tiny_model_folder], folder=tiny_model_folder, environment=ON_CPU
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert "match nothing" not in done.stderr
+    found = json.loads((tiny_model_folder / f"{mode}.json").read_text())
+    expected = compute(tiny_model_folder)
+    for name, size in expected["sizes"].items():
+        if any(part in name for part in split):
+            assert found["sizes"][name] == size // 2, name
+    for name in ("logits", "without gradient"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5)
+    for name, gradient in expected["gradients"].items():
+        np.testing.assert_allclose(
+            found["gradients"][name], gradient, rtol=1e-4, atol=1e-5, err_msg=name
+        )

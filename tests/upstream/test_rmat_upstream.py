@@ -13,9 +13,11 @@ from hf_tests.test_configuration_common import ConfigTester
 from hf_tests.test_feature_extraction_common import FeatureExtractionSavingTestMixin
 from tiny import TINY_ARCHITECTURE
 from torch import nn
+from transformers import AttentionInterface
 from transformers.models.auto import modeling_auto
 from transformers.testing_utils import torch_device
 
+from rmat_hf.model.attention_rmat import eager_attention_forward
 from rmat_hf.model.configuration_rmat import BEYOND_CUTOFF, NUM_BOND_TYPES, RMatConfig
 from rmat_hf.model.modeling_rmat import (
     RMatForPreTraining,
@@ -115,6 +117,32 @@ class RMatModelTest(modeling_suite.ModelTesterMixin, unittest.TestCase):
 
     @unittest.skip("loads a pickle, which R-MAT refuses")
     def test_disk_offload_bin(self) -> None: ...
+
+    def test_can_set_attention_dynamically(self) -> None:
+        """The original sets "sdpa", which R-MAT refuses; here it is a function of a user's."""
+
+        def attend(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            calls.append(args[0])
+            return eager_attention_forward(*args, **kwargs)
+
+        AttentionInterface.register("counted", attend)
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            assert model_class._can_set_attn_implementation()
+            model = model_class(copy.deepcopy(config)).to(torch_device).eval()
+            modules = [module for module in model.modules() if hasattr(module, "config")]
+            for name in ("counted", "eager"):
+                calls: list[nn.Module] = []
+                model.set_attn_implementation(name)
+                assert {module.config._attn_implementation for module in modules} == {name}
+                for refused in ("foo", "sdpa"):
+                    with self.assertRaisesRegex(ValueError, "not support"):
+                        model.set_attn_implementation(refused)
+                assert {module.config._attn_implementation for module in modules} == {name}
+                model(**self._prepare_for_class(inputs, model_class))
+                assert len(calls) == (
+                    self.model_tester.num_hidden_layers if name == "counted" else 0
+                )
 
     def test_model_get_set_embeddings(self) -> None:
         """The original wants an `nn.Embedding`; our nodes have features, embedded linearly."""
