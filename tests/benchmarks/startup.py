@@ -19,7 +19,8 @@ from versions import (
     write_rows,
 )
 
-RMAT = "import sys; from rmat_hf.cli import main; sys.argv = ['rmat', {}]; main()"
+# as the command `rmat` does, whose name the package looks at when it is imported
+RMAT = "import sys; sys.argv = ['rmat', {}]; from rmat_hf.cli import main; main()"
 PREDICT = "'predict', '--model', {!r}, '--smiles', 'CCO', '--num-workers', '0', '--output', {!r}"
 COMMON = {
     "import torch": "import torch",
