@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "RMatAtomPropertyPredictionPipeline",
     "RMatConfig",
     "RMatEnsembleConfig",
     "RMatEnsembleForSequenceClassification",
     "RMatFeatureExtractionPipeline",
     "RMatForPreTraining",
     "RMatForSequenceClassification",
+    "RMatForTokenClassification",
     "RMatModel",
     "RMatProcessor",
     "RMatPropertyPredictionPipeline",
@@ -63,9 +65,11 @@ if Path(sys.argv[0]).name not in ("rmat", "rmat.exe"):
     from rmat_hf.model.modeling_rmat import (
         RMatForPreTraining,
         RMatForSequenceClassification,
+        RMatForTokenClassification,
         RMatModel,
     )
     from rmat_hf.model.pipeline_rmat import (
+        RMatAtomPropertyPredictionPipeline,
         RMatFeatureExtractionPipeline,
         RMatPropertyPredictionPipeline,
     )
@@ -79,10 +83,15 @@ if Path(sys.argv[0]).name not in ("rmat", "rmat.exe"):
         RMatModel,
         RMatForPreTraining,
         RMatForSequenceClassification,
+        RMatForTokenClassification,
         RMatEnsembleForSequenceClassification,
     ):
         getattr(modeling_auto, _model._auto_class).register(_model.config_class, _model)
-    for _pipeline in (RMatPropertyPredictionPipeline, RMatFeatureExtractionPipeline):
+    for _pipeline in (
+        RMatPropertyPredictionPipeline,
+        RMatAtomPropertyPredictionPipeline,
+        RMatFeatureExtractionPipeline,
+    ):
         PIPELINE_REGISTRY.register_pipeline(
             _pipeline.task_name, pipeline_class=_pipeline, pt_model=_pipeline.auto_class
         )

@@ -30,6 +30,7 @@ from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.modeling_rmat import (
     RMatForSequenceClassification,
+    RMatForTokenClassification,
     RMatModel,
     RMatPreTrainedModel,
 )
@@ -184,6 +185,11 @@ def load_predictor(
         UserError: If it cannot be loaded, is not R-MAT or has no trained prediction head.
     """
     checkpoint = read_checkpoint(model, revision=revision, allows_ensemble=True)
+    if RMatForTokenClassification.__name__ in (checkpoint.config.architectures or []):
+        raise UserError(
+            f"The model {str(model)!r} predicts properties of atoms. Use "
+            'transformers.pipeline("atom-property-prediction", model=...).'
+        )
     model_class: Any = RMatForSequenceClassification
     if isinstance(checkpoint.config, RMatEnsembleConfig):
         model_class = RMatEnsembleForSequenceClassification
@@ -199,21 +205,31 @@ def load_predictor(
 
 
 def load_embedder(
-    model: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    needs_pooling: bool = True,
 ) -> tuple[RMatModel, RMatProcessor]:
     """Load the encoder of a model with its processor from a folder or the Hub.
 
     Raises:
-        UserError: If it cannot be loaded, is not R-MAT or has untrained pooling.
+        UserError: If it cannot be loaded, is not R-MAT or has untrained pooling that it needs.
     """
-    return _load_trained(read_checkpoint(model, revision=revision), RMatModel, device=device)
+    checkpoint = read_checkpoint(model, revision=revision)
+    return _load_trained(checkpoint, RMatModel, device=device, needs_pooling=needs_pooling)
 
 
 def _load_trained(
-    checkpoint: Checkpoint, model_class: type[ModelT], *, device: str | torch.device | None
+    checkpoint: Checkpoint,
+    model_class: type[ModelT],
+    *,
+    device: str | torch.device | None,
+    needs_pooling: bool = True,
 ) -> tuple[ModelT, RMatProcessor]:
     processor = load_processor(checkpoint.name, revision=checkpoint.revision)
-    if untrained := checkpoint.find_untrained(model_class):
+    untrained = checkpoint.find_untrained(model_class)
+    if untrained and needs_pooling:
         raise UserError(
             f"The model {str(checkpoint.name)!r} has no trained {untrained[0]}: the output would "
             "be random. Finetune it first (rmat finetune --model ...), or, for embeddings, convert "

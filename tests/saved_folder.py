@@ -12,6 +12,7 @@ AUTO_CLASSES = {
     "AutoModel": "modeling_rmat.RMatModel",
     "AutoModelForPreTraining": "modeling_rmat.RMatForPreTraining",
     "AutoModelForSequenceClassification": "modeling_rmat.RMatForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_rmat.RMatForTokenClassification",
 }
 ENSEMBLE_CLASSES = {
     "AutoConfig": "configuration_rmat.RMatEnsembleConfig",
@@ -31,6 +32,10 @@ PIPELINES = {
         "AutoModelForSequenceClassification",
     ),
 }
+PIPELINES["RMatForTokenClassification"] = (
+    *("atom-property-prediction", "RMatAtomPropertyPredictionPipeline"),
+    "AutoModelForTokenClassification",
+)
 PIPELINES["RMatEnsembleForSequenceClassification"] = PIPELINES["RMatForSequenceClassification"]
 
 

@@ -12,12 +12,18 @@ from outsider import AUTO_MODELS, BAD_SMILES, compute_outputs
 from processes import TESTS, run_python
 from saved_folder import AUTO_CLASSES, PIPELINES, PROCESSOR_CLASSES, assert_folder_is_self_contained
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
-from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForTokenClassification,
+    AutoProcessor,
+)
 
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import (
     RMatForPreTraining,
     RMatForSequenceClassification,
+    RMatForTokenClassification,
     RMatModel,
 )
 from rmat_hf.model.pipeline_rmat import (
@@ -291,3 +297,40 @@ def test_without_rdkit_models_load_and_the_rest_says_what_to_install(
             assert_close(visit["models"][class_name]["outputs"], outputs)
         for part in ("processor", "pipeline"):
             assert "rdkit" in visit[part]
+
+
+# Atoms
+
+VISIT_OF_ATOMS = """
+import json, sys
+import torch
+from transformers import AutoModelForTokenClassification, AutoProcessor, pipeline
+
+folder, smiles = sys.argv[1], sys.argv[2]
+model = AutoModelForTokenClassification.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    logits = model(**processor(smiles, return_tensors="pt")).logits[0, 1:, 0].tolist()
+pipe = pipeline(model=folder, trust_remote_code=True)
+values = [atom[0]["value"] for atom in pipe(smiles)["predictions"]]
+model.save_pretrained(sys.argv[3])
+print(json.dumps([type(model).__module__, pipe.task, logits, values]))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_of_atoms_works_without_the_package(tmp_path: Path) -> None:
+    model = save_head(RMatForTokenClassification, tmp_path / "saved")
+    assert_folder_is_self_contained(tmp_path / "saved", "RMatForTokenClassification")
+    arguments = [tmp_path / "saved", "OC(=O)CCl", tmp_path / "again"]
+    done = run_python(["-c", VISIT_OF_ATOMS, *arguments], folder=tmp_path, blocked=["rmat_hf"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    module, task, logits, values = json.loads(done.stdout)
+    assert module.startswith("transformers_modules.")
+    assert task == "atom-property-prediction"
+    batch = RMatProcessor(geometry="bounds")("OC(=O)CCl", return_tensors="pt")
+    again = AutoModelForTokenClassification.from_pretrained(tmp_path / "again").eval()
+    with torch.no_grad():
+        expected, reloaded = (it(**batch).logits[0, 1:, 0].tolist() for it in (model, again))
+    for found in (logits, values, reloaded):
+        assert_close(found, expected)

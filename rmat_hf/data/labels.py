@@ -7,8 +7,10 @@ from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+from rdkit import Chem
 
 from rmat_hf.errors import UserError
+from rmat_hf.model.features_rmat import Molecule, parse_canonical
 
 MISSING_NUMBERS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 MISSING_CLASSES = frozenset({"", "nan"})
@@ -86,6 +88,41 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
             "Fix the cell, or leave it empty when the value is not known."
         )
     return label
+
+
+def arrange_atom_labels(
+    labels: Sequence[object], molecule: Molecule, *, max_atoms: int
+) -> np.ndarray:
+    """Return the labels of a molecule's atoms in the order in which its features are stored.
+
+    The atoms of a SMILES are stored in canonical order, those of an RDKit molecule in its own.
+
+    Args:
+        labels (`Sequence`): `(num_atoms,)` or `(num_atoms, num_labels)`, NaN or `None` where
+            missing: of each heavy atom, in the order in which the SMILES or the RDKit molecule has
+            them. Of an RDKit molecule with hydrogens one for each of its atoms will do too; those
+            of hydrogens are left out.
+        molecule (`str` or `Chem.Mol`): The molecule as it was given.
+        max_atoms (`int`): Of the processor.
+
+    Returns:
+        `np.ndarray` of shape `(num_atoms, num_labels)`, float64.
+
+    Raises:
+        MoleculeError: It is no valid molecule.
+        ValueError: There is not one label, or list of labels, for each atom.
+    """
+    order = parse_canonical(molecule, max_atoms=max_atoms).compute_atom_order()
+    values = np.array(labels, dtype=np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    if isinstance(molecule, Chem.Mol) and len(values) == molecule.GetNumAtoms() != len(order):
+        values = values[[atom.GetAtomicNum() != 1 for atom in molecule.GetAtoms()]]
+    if values.ndim != 2 or len(values) != len(order):
+        raise ValueError(
+            f"There are labels of shape {values.shape} for {len(order)} heavy atoms. Give each of "
+            "them one, in the order of the SMILES, NaN where it is not known."
+        )
+    return values[order]
 
 
 def is_missing(label: float | str) -> bool:

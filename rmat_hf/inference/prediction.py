@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from rmat_hf.data.stored_features import count_nodes, expand_features, group_by_
 from rmat_hf.data.table_writer import Predictions, is_ensemble
 from rmat_hf.errors import is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
-from rmat_hf.model.features_rmat import Molecule
+from rmat_hf.model.features_rmat import Molecule, parse_canonical
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
+from rmat_hf.model.pipeline_rmat import LEVELS
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 logger = logging.getLogger(__name__)
@@ -32,10 +34,13 @@ _BATCHES_GROUPED = 32
 
 
 class Embeddings(NamedTuple):
-    """Molecule vectors, one row per molecule in input order.
+    """Vectors of molecules or of their atoms, one entry per molecule in input order.
 
     Args:
-        values (`np.ndarray` of shape `(num_molecules, pooled_size)`): float32; NaN with an error.
+        values (`np.ndarray` of shape `(num_molecules, pooled_size)`):
+            float32; NaN with an error. With `level="atom"` an array of objects,
+            `(num_molecules,)`: each `(num_atoms, hidden_size)`, float32, its heavy atoms in the
+            order of the SMILES or RDKit molecule that was given; `None` with an error.
         errors (`list[str | None]` of length `num_molecules`): Why a row has no embedding.
     """
 
@@ -86,24 +91,25 @@ def predict(
     )
     config = predictor.config
     num_outputs = len(config.output_names)
-    values, errors = _run_batches(
+    rows, errors = _run_batches(
         predictor,
         molecules,
         processor=used_processor,
         read_output=lambda output: _read_predictions(output, config.problem_type),
-        num_columns=num_outputs * (2 if is_ensemble(config) else 1),
         batch_size=batch_size,
         num_workers=num_workers,
         cache_dir=cache_dir,
     )
+    values = _stack(rows, num_columns=num_outputs * (2 if is_ensemble(config) else 1))
     spread = values[:, num_outputs:] if is_ensemble(config) else None
     return Predictions(values[:, :num_outputs], errors, config, spread)
 
 
-def embed(
+def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     model: str | Path | RMatPreTrainedModel,
     molecules: Iterable[Molecule],
     *,
+    level: str = "molecule",
     processor: RMatProcessor | None = None,
     revision: str | None = None,
     batch_size: int = 32,
@@ -111,34 +117,67 @@ def embed(
     device: str | torch.device | None = None,
     cache_dir: str | Path | None = None,
 ) -> Embeddings:
-    """Compute one vector per molecule, the `pooler_output`; padding takes no part in it.
+    """Compute one vector per molecule, the `pooler_output`, or one per heavy atom.
+
+    Padding takes no part in them.
 
     Args:
         model (`str`, `Path` or a loaded model): Folder, Hub id or model, with any head or none.
+        level (`str`, *optional*, defaults to `"molecule"`): `"molecule"` or `"atom"`.
         molecules, processor, revision, batch_size, num_workers, device, cache_dir:
             As in [`predict`].
 
     Returns:
-        [`Embeddings`] with one row per molecule; an invalid molecule has NaN and a reason.
+        [`Embeddings`] with one row per molecule, or one array of atoms in the order they were
+        given; an invalid molecule has NaN, or `None`, and a reason.
 
     Raises:
-        ValueError: As in [`predict`].
+        ValueError: As in [`predict`], or the model has no molecule vectors, but atoms only.
+
+    Example:
+    ```python
+    >>> from rmat_hf import embed
+    >>> embed("rmat-small", ["CCO", "c1ccccc1"]).values.shape
+    (2, 512)
+    >>> atoms = embed("rmat-small", ["OCC", "C1"], level="atom")
+    >>> atoms.values[0].shape, atoms.values[1]  # O, C and C
+    ((3, 128), None)
+
+    ```
     """
+    if level not in LEVELS:
+        raise ValueError(f"level is {level!r}. Choose one of {', '.join(LEVELS)}.")
+    load = partial(load_embedder, needs_pooling=level == "molecule")
     embedder, used_processor = _open(
-        load_embedder, model, processor=processor, revision=revision, device=device
+        load, model, processor=processor, revision=revision, device=device
     )
-    encoder = embedder.base_model
-    values, errors = _run_batches(
+    encoder, molecules = embedder.base_model, _list_molecules(molecules)
+    if level == "molecule" and encoder.pooler is None:
+        raise ValueError("The model has vectors of atoms only. Pass level='atom'.")
+    rows, errors = _run_batches(
         encoder,
         molecules,
         processor=used_processor,
-        read_output=lambda output: output.pooler_output,
-        num_columns=encoder.pooler.output_size,
+        read_output=lambda output: output[LEVELS[level]],
         batch_size=batch_size,
         num_workers=num_workers,
         cache_dir=cache_dir,
     )
-    return Embeddings(values.astype(np.float32), errors)
+    if level == "molecule":
+        values = _stack(rows, num_columns=encoder.pooler.output_size)
+        return Embeddings(values.astype(np.float32), errors)
+    atoms = np.full(len(rows), None, dtype=object)
+    for idx, (states, molecule) in enumerate(zip(rows, molecules, strict=True)):
+        if states is not None:
+            parsed = parse_canonical(molecule, max_atoms=used_processor.max_atoms)
+            atoms[idx] = np.empty(states.shape, dtype=np.float32)
+            atoms[idx][parsed.compute_atom_order()] = states
+    return Embeddings(atoms, errors)
+
+
+def _stack(rows: list[np.ndarray | None], *, num_columns: int) -> np.ndarray:
+    missing = np.full(num_columns, np.nan)
+    return np.array([missing if row is None else row for row in rows]).reshape(-1, num_columns)
 
 
 def _open(
@@ -177,22 +216,17 @@ def _run_batches(
     *,
     processor: RMatProcessor,
     read_output: Callable[[Any], torch.Tensor],
-    num_columns: int,
     batch_size: int,
     num_workers: int,
     cache_dir: str | Path | None,
-) -> tuple[np.ndarray, list[str | None]]:
-    """Return numbers `(num_molecules, num_columns)`, float64, NaN where there are none, and why."""
-    if isinstance(molecules, str | bytes | Chem.Mol | Mapping) or not isinstance(
-        molecules, Iterable
-    ):
-        raise TypeError("Pass a list of molecules, for example ['CCO'].")
+) -> tuple[list[np.ndarray | None], list[str | None]]:
+    """Return the numbers of each molecule, or of its atoms, in float64, or why there are none."""
     if getattr(model, "descriptor_scaler", None) is None:
         processor = copy.copy(processor)
         processor.molecule_descriptors = None
     model.eval()
-    rows = list(molecules)
-    values = np.full((len(rows), num_columns), np.nan)
+    rows = _list_molecules(molecules)
+    values: list[np.ndarray | None] = [None] * len(rows)
     errors: list[str | None] = []
     waiting: dict[int, bytes] = {}
     outcomes = iterate_featurized(rows, processor, num_workers=num_workers, cache_dir=cache_dir)
@@ -213,11 +247,17 @@ def _run_batches(
                     else:
                         values[row] = output
             waiting.clear()
-    failed = ~np.isfinite(values).all(axis=1)
-    values[failed] = np.nan
-    for row in np.flatnonzero(failed).tolist():
-        errors[row] = errors[row] or "the model's output is not a finite number"
+    for row, numbers in enumerate(values):
+        if numbers is not None and not np.isfinite(numbers).all():
+            values[row], errors[row] = None, "the model's output is not a finite number"
     return values, errors
+
+
+def _list_molecules(molecules: Iterable[Molecule]) -> list[Molecule]:
+    single = isinstance(molecules, str | bytes | Chem.Mol | Mapping)
+    if single or not isinstance(molecules, Iterable):
+        raise TypeError("Pass a list of molecules, for example ['CCO'].")
+    return list(molecules)
 
 
 def _run_batch(
@@ -239,7 +279,10 @@ def _run_batch(
         if not is_out_of_memory(error):
             raise
     else:
-        yield from zip(features, outputs, strict=True)
+        # of nodes, those of atoms: between the dummy node and padding
+        sizes = count_nodes(packed) if outputs.ndim == 3 else [None] * len(packed)
+        for row, numbers, size in zip(features, outputs, sizes, strict=True):
+            yield row, numbers if size is None else numbers[1:size]
         return
     rows, half = list(features), len(features) // 2
     if half == 0:

@@ -42,6 +42,8 @@ TASK_FIELDS = (
     "loss",
     "loss_weights",
 )
+# Those among them, and of transformers, that other labels do not inherit.
+LABEL_FIELDS = (*TASK_FIELDS[1:], "id2label", "label2id", "num_labels")
 # What transformers saves beside the fields of a configuration class.
 SAVED_KEYS = (
     *("model_type", "_name_or_path", "auto_map", "custom_pipelines", "num_labels", "torch_dtype"),
@@ -212,6 +214,10 @@ class RMatConfig(PreTrainedConfig):
 
         A field that is unknown is named in a warning and left out: nothing reads it.
 
+        With another `num_labels`, `problem_type` or `id2label` than the saved one, the labels are
+        others: names, scaling, units, loss and weights of the saved ones are left out, and the
+        problem type stays if no other is given.
+
         Raises:
             ValueError: The labels are not numbered, or the weights of no floating-point type.
         """
@@ -234,7 +240,7 @@ class RMatConfig(PreTrainedConfig):
         # CODEPATH: the package is installed; this is not the code of a folder.
         if isinstance(pipelines, dict) and not cls.__module__.startswith("transformers_modules."):
             saved["custom_pipelines"] = RMatRegisteredPipelines(pipelines)
-        return super().from_dict(saved, **kwargs)
+        return super().from_dict(_replace_labels(saved, kwargs), **kwargs)
 
     @classmethod
     def list_architecture_fields(cls) -> list[str]:
@@ -274,13 +280,34 @@ class RMatConfig(PreTrainedConfig):
     @property
     def output_names(self) -> list[str]:
         """Names of the outputs of the head: labels, or the classes of a single label."""
-        names = sorted((self.id2label or {}).items(), key=lambda item: int(item[0]))
-        return [str(name) for _, name in names]
+        return _sort_names(self.id2label)
 
     @property
     def label_columns(self) -> list[str]:
         """Names of the labels, in the order of the training table's columns."""
         return self.output_names if self.label_name is None else [self.label_name]
+
+
+def _sort_names(id2label: Mapping[Any, Any] | None) -> list[str]:
+    names = sorted((id2label or {}).items(), key=lambda item: int(item[0]))
+    return [str(name) for _, name in names]
+
+
+def _replace_labels(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved fields with the labels that are given, if these are others."""
+    new = {name: given[name] for name in (*LABEL_FIELDS, "problem_type") if name in given}
+    old_names, names = _sort_names(saved.get("id2label")), _sort_names(new.get("id2label"))
+    old_size = len(old_names) or saved.get("num_labels", 2)
+    is_other = (
+        new.get("num_labels", old_size) != old_size
+        or new.get("problem_type", saved.get("problem_type")) != saved.get("problem_type")
+        or (names or old_names) != old_names
+    )
+    if not is_other:
+        return saved
+    kept = {name: value for name, value in saved.items() if name not in LABEL_FIELDS}
+    new.setdefault("num_labels", len(names) or old_size)
+    return kept | new
 
 
 @strict

@@ -73,12 +73,21 @@ class RMatParsedMolecule(NamedTuple):
         smiles: What `mol` was parsed from; nothing for an RDKit molecule.
         written_smiles: What RDKit writes for `mol`, if it was asked.
         canonical_smiles: Of the SMILES that [`parse_canonical`] was given.
+        given_mol: What that SMILES says, where `mol` was parsed from the canonical one.
     """
 
     mol: Chem.Mol
     smiles: str | None = None
     written_smiles: str | None = None
     canonical_smiles: str | None = None
+    given_mol: Chem.Mol | None = None
+
+    def compute_atom_order(self) -> np.ndarray:
+        """Return the position of every atom of `mol` in the molecule as it was given."""
+        if self.given_mol is None:
+            return np.arange(self.mol.GetNumAtoms())
+        properties = self.given_mol.GetPropsAsDict(includePrivate=True, includeComputed=True)
+        return np.array(properties["_smilesAtomOutputOrder"], dtype=np.int64)
 
 
 @contextmanager
@@ -135,8 +144,8 @@ def parse_canonical(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule
     if canonical_smiles != molecule:
         # RDKit does not read back what it writes for some metal complexes: they keep their order.
         with suppress(MoleculeError):
-            mol = parse_molecule(canonical_smiles, max_atoms=max_atoms)
-            return RMatParsedMolecule(mol, canonical_smiles, canonical_smiles=canonical_smiles)
+            given, mol = mol, parse_molecule(canonical_smiles, max_atoms=max_atoms)
+            return RMatParsedMolecule(mol, canonical_smiles, None, canonical_smiles, given)
     return RMatParsedMolecule(mol, molecule, canonical_smiles, canonical_smiles)
 
 

@@ -9,7 +9,11 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -228,6 +232,7 @@ class RMatPreTrainedModel(PreTrainedModel):
         "AutoModel": "modeling_rmat.RMatModel",
         "AutoModelForPreTraining": "modeling_rmat.RMatForPreTraining",
         "AutoModelForSequenceClassification": "modeling_rmat.RMatForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_rmat.RMatForTokenClassification",
     }
     _can_record_outputs = {"hidden_states": RMatLayer, "attentions": RMatSelfAttention}
 
@@ -271,20 +276,21 @@ class RMatPreTrainedModel(PreTrainedModel):
 
 
 class RMatModel(RMatPreTrainedModel):
-    """The encoder with its pooling: molecules in, node and molecule vectors out."""
+    """The encoder with its pooling, if any: molecules in, node and molecule vectors out."""
 
     _auto_class = "AutoModel"
 
     # the encoder of a model with a head is complete without the head
     _keys_to_ignore_on_load_unexpected = [r"^(classifier|descriptor_scaler|\w+_head)\."]
 
-    def __init__(self, config: RMatConfig) -> None:
+    def __init__(self, config: RMatConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
         self.embeddings = RMatEmbeddings(config)
         self.pair_features = RMatPairFeatures(config)
         self.layers = nn.ModuleList([RMatLayer(config) for _ in range(config.num_hidden_layers)])
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler: Any = choose(POOLINGS, config.pooling)(config)
+        pooling = choose(POOLINGS, config.pooling)
+        self.pooler: Any = pooling(config) if add_pooling_layer else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -314,7 +320,7 @@ class RMatModel(RMatPreTrainedModel):
 
         Returns:
             `last_hidden_state` of shape `(batch_size, num_nodes, hidden_size)` and `pooler_output`
-            of shape `(batch_size, output_size)`.
+            of shape `(batch_size, output_size)`, `None` without a pooling.
         """
         if not isinstance(node_features, torch.Tensor):
             raise TypeError(
@@ -339,7 +345,7 @@ class RMatModel(RMatPreTrainedModel):
         last_hidden_state = self.final_norm(hidden_states)
         # cheap, and its rounding would reach the outputs undamped
         with torch.autocast(hidden_states.device.type, enabled=False):
-            pooler_output = self.pooler(last_hidden_state, attention_mask)
+            pooler_output = self.pooler and self.pooler(last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state, pooler_output)
 
 
@@ -416,18 +422,69 @@ class RMatForPreTraining(RMatPreTrainedModel):
         )
 
 
-class RMatForSequenceClassification(RMatPreTrainedModel):
+class RMatPredictor(RMatPreTrainedModel):
+    """What the heads for a user's labels share: what outputs mean, their scaling and their loss."""
+
+    classifier: RMatPredictionHead
+
+    def __init__(self, config: RMatConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.num_labels = len(config.output_names)
+        # what the outputs mean; a name that nobody knows shows now, and not with the first batch
+        self.meaning = choose(LOSSES, config.problem_type or "regression")
+        choose(LOSSES, config.loss or "regression")
+        self.rmat = RMatModel(config, add_pooling_layer)
+
+    def compute_loss(
+        self,
+        head_output: torch.Tensor,
+        labels: torch.Tensor,
+        is_labeled: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the loss of the head's output, before it is brought to the user's units.
+
+        `is_labeled`: where labels count, `head_output.shape[:-1]`; by default everywhere.
+        """
+        loss, rows = choose_loss(self.config, labels), head_output.flatten(0, -2)
+        labels = loss.arrange_labels(labels, rows)
+        if is_labeled is not None:
+            is_unknown = ~is_labeled.reshape(-1, *[1] * (labels.ndim - 1))
+            labels = widen(labels).masked_fill(is_unknown, torch.nan)
+        # CODEPATH: every regression finetuned here; not the authors' converted checkpoints.
+        if self.config.label_mean is not None:
+            mean, std = self.build_label_scaling(rows)
+            labels = (labels - mean) / std
+        return loss(rows, labels, build_loss_weights(self.config, rows))
+
+    def build_label_scaling(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of the labels as tensors like the given one."""
+        return like.new_tensor(self.config.label_mean), like.new_tensor(self.config.label_std)
+
+    def predict_labels(
+        self,
+        vectors: torch.Tensor,
+        labels: torch.Tensor | None,
+        is_labeled: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return the loss, if there are labels, and the logits of vectors of molecules or atoms."""
+        # as the pooling
+        with torch.autocast(vectors.device.type, enabled=False):
+            logits = widen(self.classifier(vectors))
+        loss = None if labels is None else self.compute_loss(logits, labels, is_labeled)
+        # CODEPATH: as in `compute_loss`.
+        if self.config.label_mean is not None:
+            mean, std = self.build_label_scaling(logits)
+            logits = logits * std + mean
+        return loss, logits
+
+
+class RMatForSequenceClassification(RMatPredictor):
     """Predicts properties of a molecule: regression or classification, one label or several."""
 
     _auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, config: RMatConfig) -> None:
         super().__init__(config)
-        self.num_labels = len(config.output_names)
-        # what the outputs mean; a name that nobody knows shows now, and not with the first batch
-        self.meaning = choose(LOSSES, config.problem_type or "regression")
-        choose(LOSSES, config.loss or "regression")
-        self.rmat = RMatModel(config)
         # CODEPATH: descriptors are models finetuned with `--molecule-descriptors rdkit_2d`.
         has_descriptors = config.num_molecule_descriptors > 0
         self.descriptor_scaler = RMatDescriptorScaler(config) if has_descriptors else None
@@ -437,20 +494,6 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
             output_size=self.num_labels,
         )
         self.post_init()
-
-    def compute_loss(self, head_output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of the head's output, before it is brought to the user's units."""
-        loss = choose_loss(self.config, labels)
-        labels = loss.arrange_labels(labels, head_output)
-        # CODEPATH: every regression finetuned here; not the authors' converted checkpoints.
-        if self.config.label_mean is not None:
-            mean, std = self.build_label_scaling(head_output)
-            labels = (labels - mean) / std
-        return loss(head_output, labels, build_loss_weights(self.config, head_output))
-
-    def build_label_scaling(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of the labels as tensors like the given one."""
-        return like.new_tensor(self.config.label_mean), like.new_tensor(self.config.label_std)
 
     @can_return_tuple
     def forward(
@@ -485,16 +528,68 @@ class RMatForSequenceClassification(RMatPreTrainedModel):
                 )
             descriptors = self.descriptor_scaler(molecule_descriptors)
             pooled_output = torch.cat((pooled_output, descriptors), dim=-1)
-        # as the pooling
-        with torch.autocast(pooled_output.device.type, enabled=False):
-            head_output = widen(self.classifier(pooled_output))
-        loss = None if labels is None else self.compute_loss(head_output, labels)
-        logits = head_output
-        # CODEPATH: as in `compute_loss`.
-        if self.config.label_mean is not None:
-            mean, std = self.build_label_scaling(head_output)
-            logits = head_output * std + mean
+        loss, logits = self.predict_labels(pooled_output, labels)
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
-__all__ = ["RMatForPreTraining", "RMatForSequenceClassification", "RMatModel"]
+class RMatForTokenClassification(RMatPredictor):
+    """Predicts properties of every atom: regression or classification, one label or several.
+
+    ```python
+    model = AutoModelForTokenClassification.from_pretrained(
+        "path/or/id", num_labels=1, problem_type="regression", label_mean=[0.1], label_std=[0.2]
+    )
+    logits = model(**processor(["CCO"], return_tensors="pt")).logits  # (1, 4, 1)
+    charges = logits[0, 1:, 0]  # of C, C and O, as the SMILES names them
+    ```
+    """
+
+    _auto_class = "AutoModelForTokenClassification"
+    # molecules have no vector here, and no descriptors
+    _keys_to_ignore_on_load_unexpected = [r"^(rmat\.)?pooler\.", r"^(descriptor_scaler|\w+_head)\."]
+
+    def __init__(self, config: RMatConfig) -> None:
+        super().__init__(config, add_pooling_layer=False)
+        self.classifier = RMatPredictionHead(
+            config, input_size=config.hidden_size, output_size=self.num_labels
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        node_features: torch.Tensor,
+        bond_types: torch.Tensor,
+        topological_distances: torch.Tensor,
+        interatomic_distances: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        r"""Predict the properties of every atom of a padded batch; other inputs: [`RMatModel`].
+
+        Args:
+            labels: `(batch_size, num_nodes, num_labels)`, or `(batch_size, num_nodes)` if there is
+                one; in the user's units, of a single-label classification class indices. NaN
+                where missing; nothing is read at the dummy node and at padding.
+
+        Returns:
+            `logits` of shape `(batch_size, num_nodes, num_labels)`, of a regression in the user's
+            units; those of the dummy node, index 0, and of padding mean nothing.
+        """
+        inputs = (node_features, bond_types, topological_distances, interatomic_distances)
+        outputs = self.rmat(*inputs, attention_mask, return_dict=True, **kwargs)
+        positions = torch.arange(node_features.shape[1], device=node_features.device)
+        is_atom = (positions != DUMMY_NODE_IDX).expand(node_features.shape[:2])
+        if attention_mask is not None:
+            is_atom = is_atom & (attention_mask != 0)
+        loss, logits = self.predict_labels(outputs.last_hidden_state, labels, is_atom)
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+__all__ = [
+    "RMatForPreTraining",
+    "RMatForSequenceClassification",
+    "RMatForTokenClassification",
+    "RMatModel",
+]

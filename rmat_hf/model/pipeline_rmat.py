@@ -7,8 +7,15 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.pipelines.base import Pipeline
+
+# Output of the encoder that has one vector for each of them.
+LEVELS = {"molecule": "pooler_output", "atom": "last_hidden_state"}
 
 
 class RMatPipeline(Pipeline):
@@ -70,31 +77,37 @@ class RMatPipeline(Pipeline):
         if not isinstance(features, list):  # without a batch the collator makes no lists
             features, errors = [features], [errors]
         known = [row for row, row_features in enumerate(features) if row_features is not None]
-        rows = torch.zeros(len(features), 1)
+        rows, num_nodes = torch.zeros(len(features), 1), torch.zeros(len(features)).long()
         if known:
             batch = self.feature_extractor.pad(
                 [features[row] for row in known], return_tensors="pt"
             )
             inputs = self._ensure_tensor_on_device(dict(batch), device=self.device)
-            computed = self.compute_rows(inputs).float()
-            rows = computed.new_zeros(len(features), computed.shape[1])
+            computed = self.compute_rows(inputs, **forward_parameters).float()
+            rows = computed.new_zeros(len(features), *computed.shape[1:])
             rows[known] = computed
-        return {"rows": rows, "error": errors}
+            num_nodes[known] = batch["attention_mask"].sum(1)
+        return {"rows": rows, "num_nodes": num_nodes, "error": errors}
 
     @abstractmethod
-    def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the numbers of every molecule of a batch, `(batch_size, num_columns)`."""
+    def compute_rows(self, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
+        """Return the numbers of every molecule, `(batch_size, num_columns)`, or of every node."""
 
     @abstractmethod
     def describe_row(self, row: list[float]) -> Any:
-        """Return the numbers of one molecule as users see them."""
+        """Return the numbers of one molecule or atom as users see them."""
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
         """Return what is known of one molecule, or its error."""
         error = model_outputs["error"]
         error = error[0] if isinstance(error, list) else error
-        row = model_outputs["rows"][0].tolist()
-        return {self.result_name: None if error else self.describe_row(row), "error": error}
+        if error:
+            return {self.result_name: None, "error": error}
+        rows, num_nodes = model_outputs["rows"][0], model_outputs["num_nodes"][0]
+        if rows.ndim == 1:
+            return {self.result_name: self.describe_row(rows.tolist()), "error": None}
+        atoms = [self.describe_row(row) for row in rows[1:num_nodes].tolist()]
+        return {self.result_name: atoms, "error": None}
 
 
 class RMatPropertyPredictionPipeline(RMatPipeline):
@@ -117,9 +130,9 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
 
     task_name = "molecule-property-prediction"
     result_name = "predictions"
-    auto_class = AutoModelForSequenceClassification
+    auto_class: Any = AutoModelForSequenceClassification
 
-    def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def compute_rows(self, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
         """Return values or probabilities, followed by the spreads of an ensemble."""
         output, meaning = self.model(**inputs, return_dict=True), self.model.meaning
         rows = [meaning.compute_values(output.logits.double())]
@@ -129,7 +142,7 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
         return torch.cat(rows, dim=1)
 
     def describe_row(self, row: list[float]) -> list[dict[str, Any]]:
-        """Return the predictions of one molecule, one for each label or class."""
+        """Return the predictions of one molecule or atom, one for each label or class."""
         config, is_probability = self.model.config, self.model.meaning.is_probability
         num_labels = len(config.output_names)
         units = config.label_units or [None] * num_labels
@@ -144,14 +157,31 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
         return predictions
 
 
+class RMatAtomPropertyPredictionPipeline(RMatPropertyPredictionPipeline):
+    """Predict properties of every heavy atom, in the order of the SMILES or RDKit molecule.
+
+    ```python
+    pipe = pipeline("atom-property-prediction", model="path/or/id", trust_remote_code=True)
+    pipe("CO")
+    # {"predictions": [[{"label": "charge", "value": 0.15, "unit": "e"}],
+    #                  [{"label": "charge", "value": -0.40, "unit": "e"}]], "error": None}
+    ```
+    """
+
+    task_name = "atom-property-prediction"
+    auto_class = AutoModelForTokenClassification
+
+
 class RMatFeatureExtractionPipeline(RMatPipeline):
-    """Compute one vector per molecule, the `pooler_output`.
+    """Compute one vector per molecule, the `pooler_output`, or with `level="atom"` one per atom.
 
     ```python
     pipe = pipeline("molecule-feature-extraction", model="path/or/id")
     pipe(["CCO", "C1CC"], batch_size=2)
     # [{"embedding": [0.1, ...], "error": None},
     #  {"embedding": None, "error": "SMILES Parse Error: unclosed ring for input: 'C1CC'"}]
+    pipe("CO", level="atom")
+    # {"embedding": [[0.3, ...], [-0.2, ...]], "error": None}: C and O, as the SMILES names them
     ```
     """
 
@@ -159,21 +189,32 @@ class RMatFeatureExtractionPipeline(RMatPipeline):
     result_name = "embedding"
     auto_class = AutoModel
 
-    def compute_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the molecule vectors."""
-        return self.model.base_model(**inputs, return_dict=True).pooler_output
+    def _sanitize_parameters(
+        self, level: str | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        super()._sanitize_parameters(**kwargs)
+        if level not in (None, *LEVELS):
+            raise ValueError(f"level is {level!r}. Choose one of {', '.join(LEVELS)}.")
+        return {}, {} if level is None else {"level": level}, {}
+
+    def compute_rows(
+        self, inputs: dict[str, torch.Tensor], level: str = "molecule", **options: Any
+    ) -> torch.Tensor:
+        """Return the vectors of molecules, or of nodes."""
+        return getattr(self.model.base_model(**inputs, return_dict=True), LEVELS[level])
 
     def describe_row(self, row: list[float]) -> list[float]:
-        """Return the vector of one molecule."""
+        """Return the vector of one molecule or atom."""
         return row
 
 
 def describe_pipeline(model_class: str) -> dict[str, dict[str, Any]]:
     """Return the `custom_pipelines` of a model: one, so that `pipeline(model=...)` knows it."""
-    is_predictor = model_class.endswith("ForSequenceClassification")
-    pipeline_class = (
-        RMatPropertyPredictionPipeline if is_predictor else RMatFeatureExtractionPipeline
-    )
+    pipeline_class: type[RMatPipeline] = RMatFeatureExtractionPipeline
+    if model_class.endswith("ForSequenceClassification"):
+        pipeline_class = RMatPropertyPredictionPipeline
+    elif model_class.endswith("ForTokenClassification"):
+        pipeline_class = RMatAtomPropertyPredictionPipeline
     return {
         pipeline_class.task_name: {
             "impl": f"pipeline_rmat.{pipeline_class.__name__}",

@@ -39,6 +39,7 @@ logger = logging.get_logger(__name__)
 
 MASK_INPUT = "attention_mask"
 DESCRIPTOR_INPUT = "molecule_descriptors"
+LABELS = "labels"
 
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 UNPADDED = (False, "do_not_pad")
@@ -376,6 +377,8 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         Args:
             features: One entry per molecule, as [`~RMatProcessor.featurize`] returns them, or the
                 result of a call with `padding=False`. An empty list gives arrays with zero rows.
+                `labels` of atoms are `(num_atoms, num_labels)`, two axes also for one label, in
+                the order of the atoms; see [`pad_atom_labels`].
             padding: `True` or `"longest"`: to the largest molecule. `"max_length"`: to `max_length`
                 nodes. `False` or `"do_not_pad"`: lists of arrays of every molecule's own size.
             max_length: Number of nodes, dummy node included, read with `padding="max_length"`.
@@ -402,6 +405,9 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         if padding not in UNPADDED:
             for name in batch.keys() & {*NODE_INPUTS, DESCRIPTOR_INPUT}:
                 batch[name] = _pad_and_stack(batch[name], name=name, num_nodes=num_nodes)
+            if np.ndim(rows[0].get(LABELS, ())) == 2:
+                sizes = [len(row["node_features"]) - 1 for row in rows]
+                batch[LABELS] = pad_atom_labels(batch[LABELS], sizes, num_nodes=num_nodes)
         if not features:
             batch = {name: values[:0] for name, values in batch.items()}
         return RMatBatchFeature(batch, return_tensors)
@@ -435,6 +441,35 @@ def choose_num_nodes(
             f"max_length={max_length}. Raise max_length or drop the row."
         )
     return -(-(max_length or largest) // multiple) * multiple
+
+
+def pad_atom_labels(
+    labels: Sequence[Any], num_atoms: Sequence[int], *, num_nodes: int
+) -> np.ndarray:
+    """Return the labels of the atoms of a batch, NaN at the dummy node and at padding.
+
+    Args:
+        labels: Of every molecule `(num_atoms, num_labels)`; `None` or NaN where missing.
+        num_atoms: Of every molecule, without the dummy node.
+        num_nodes: Of the batch, with it.
+
+    Returns:
+        `np.ndarray` of shape `(batch_size, num_nodes, num_labels)`, float32.
+
+    Raises:
+        ValueError: A molecule has not one row of labels for each of its atoms.
+    """
+    arrays = [np.array(values, dtype=np.float32) for values in labels]
+    shape = (len(arrays), num_nodes, *arrays[0].shape[1:])
+    padded = np.full(shape, np.nan, dtype=np.float32)
+    for idx, (array, size) in enumerate(zip(arrays, num_atoms, strict=True)):
+        if array.shape != (size, *shape[2:]):
+            raise ValueError(
+                f"Row {idx} has labels of shape {array.shape} and {size} atoms. Give every atom a "
+                "list of its labels, NaN where one is missing: [[0.1], [nan]] for two atoms."
+            )
+        padded[idx, 1 : 1 + size] = array
+    return padded
 
 
 def _build_row(row: Mapping[str, Any], *, idx: int, keys: Iterable[str]) -> dict[str, Any]:

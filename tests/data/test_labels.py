@@ -4,8 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rdkit import Chem
 
+from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.labels import (
+    arrange_atom_labels,
     find_label_conflicts,
     is_missing,
     list_class_names,
@@ -14,7 +17,10 @@ from rmat_hf.data.labels import (
     parse_label,
     parse_number,
 )
+from rmat_hf.data.stored_features import expand_features
 from rmat_hf.errors import UserError
+from rmat_hf.model.features_rmat import ATOM_FEATURES
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 MISSING = ["", "  ", None, math.nan, "nan", "NaN"]
 NUMBERS = [("1.5", 1.5), (" -2e-3 ", -0.002), (3, 3.0), (Decimal("0.1"), 0.1), ("+4", 4.0)]
@@ -83,3 +89,34 @@ def test_conflict_names_the_label_that_differs_and_all_rows_of_the_molecule() ->
     labels = np.array([[1.0, 1.0], [0.0, 0.0], [np.nan, 0.0], [1.0, np.nan]])
     conflicts = find_label_conflicts(["a", "b", "a", "a"], labels, tolerance=0.0)
     assert conflicts == dict.fromkeys([0, 2, 3], (1, 2, 0))
+
+
+# Labels of atoms
+
+
+@pytest.mark.parametrize("smiles", ["OC(=O)c1ccccc1", "c1ccccc1C(=O)O", "[Cl-].CC[NH3+]", "N[Pt]"])
+def test_labels_of_atoms_follow_them_into_the_order_of_stored_features(smiles: str) -> None:
+    mol = Chem.MolFromSmiles(smiles)
+    numbers = [[atom.GetAtomicNum(), atom.GetDegree()] for atom in mol.GetAtoms()]
+    processor = RMatProcessor(geometry="bounds")
+    (outcome,) = featurize_molecules([smiles], processor)
+    nodes = expand_features([outcome.features])["node_features"][0, 1:]
+    columns = ATOM_FEATURES.columns["num_neighbors"]
+    arranged = arrange_atom_labels(numbers, smiles, max_atoms=99)
+    assert nodes[:, columns].argmax(1).tolist() == arranged[:, 1].tolist()
+    canonical = Chem.MolFromSmiles(outcome.canonical_smiles)
+    assert [atom.GetAtomicNum() for atom in canonical.GetAtoms()] == arranged[:, 0].tolist()
+    # an RDKit molecule keeps its order, and loses the labels of its hydrogens
+    hydrated = Chem.AddHs(mol)
+    of_mol = arrange_atom_labels(numbers, mol, max_atoms=99)
+    assert of_mol.tolist() == numbers
+    everywhere = [[atom.GetAtomicNum(), 7] for atom in hydrated.GetAtoms()]
+    of_hydrated = arrange_atom_labels(everywhere, hydrated, max_atoms=99)
+    assert of_hydrated[:, 0].tolist() == of_mol[:, 0].tolist()
+
+
+def test_a_label_of_an_atom_may_be_missing_and_too_few_are_refused() -> None:
+    arranged = arrange_atom_labels([None, 1.0, math.nan], "OCC", max_atoms=9)
+    np.testing.assert_array_equal(arranged, [[math.nan], [1.0], [math.nan]])
+    with pytest.raises(ValueError, match=r"\(2, 1\) for 3 heavy atoms"):
+        arrange_atom_labels([1.0, 2.0], "CCO", max_atoms=9)

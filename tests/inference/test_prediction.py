@@ -17,9 +17,15 @@ from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from tiny_trainer import build_model as build_small_model
 
 from rmat_hf.data.table_writer import Predictions
+from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import TOO_LARGE_FOR_MODEL, Embeddings, embed, predict
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
+from rmat_hf.model.modeling_rmat import (
+    RMatForPreTraining,
+    RMatForSequenceClassification,
+    RMatForTokenClassification,
+    RMatModel,
+)
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 BAD_MOLECULES = ["", "not a molecule", "C1CC", "CN(C)(C)(C)C", None]
@@ -435,3 +441,50 @@ def test_a_molecule_too_large_for_the_memory_is_set_aside_and_the_others_go_on(
     assert (errors[0], errors[2]) == (None, None)
     assert errors[1].startswith(reason)
     assert "unclosed ring" in errors[3]
+
+
+# Atoms
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"batch_size": 3, "num_workers": 2}])
+def test_vectors_of_atoms_come_in_the_order_of_the_molecule_that_was_given(
+    options: dict[str, int], processor: RMatProcessor
+) -> None:
+    model = build_regression_model()
+    mol = Chem.MolFromSmiles("OC(=O)c1ccccc1")
+    molecules = ["OC(=O)c1ccccc1", "C1CC", "c1ccccc1C(O)=O", Chem.AddHs(mol), "CCO", None]
+    atoms = embed(model, molecules, level="atom", processor=processor, **options)
+    assert [error is not None for error in atoms.errors] == [False, True, False, False, False, True]
+    assert "unclosed ring" in str(atoms.errors[1])
+    for molecule, values in zip(molecules, atoms.values, strict=True):
+        if molecule in ("C1CC", None):
+            assert values is None
+            continue
+        # the processor keeps the order of the atoms
+        with torch.no_grad():
+            states = model.rmat(**processor([molecule], return_tensors="pt")).last_hidden_state
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, states[0, 1:], rtol=0, atol=5e-5)
+    assert np.abs(atoms.values[0] - atoms.values[2]).max() > 0.1
+    assert atoms.to_columns()["embedding"][1] is None
+    assert atoms.to_columns()["embedding"][4] == atoms.values[4].tolist()
+
+
+def test_a_model_of_atoms_gives_vectors_of_atoms_and_none_of_molecules(
+    processor: RMatProcessor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = RMatForTokenClassification(RMatConfig(**TINY_ARCHITECTURE, num_labels=1))
+    with pytest.raises(ValueError, match="level='atom'"):
+        embed(model, ["CCO"], processor=processor)
+    with pytest.raises(ValueError, match=r"'nodes'.*molecule, atom"):
+        embed(model, ["CCO"], processor=processor, level="nodes")
+    expected = embed(model, TINY_SMILES, processor=processor, level="atom")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    found = embed(tmp_path, TINY_SMILES, device="cpu", level="atom")
+    for ours, theirs in zip(found.values, expected.values, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    for run, message in ((embed, "no trained"), (predict, "atom-property-prediction")):
+        with pytest.raises(UserError, match=message):
+            run(tmp_path, ["CCO"])

@@ -11,7 +11,8 @@ from tiny import TINY_ARCHITECTURE
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rmat_hf.model.configuration_rmat import TASK_FIELDS, RMatConfig, RMatEnsembleConfig
-from rmat_hf.model.modeling_rmat import RMatModel
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatModel
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 # Another value than the default for every field that can have one.
 OTHER_VALUES: dict[str, Any] = {
@@ -277,3 +278,66 @@ def test_label_columns_are_the_outputs_unless_the_outputs_are_classes() -> None:
     classes = RMatConfig(id2label={0: "no", 1: "yes"}, label_name="active")
     assert classes.output_names == ["no", "yes"]
     assert classes.label_columns == ["active"]
+
+
+# Other labels
+
+
+@pytest.fixture
+def finetuned(tmp_path: Path) -> Path:
+    """A folder with a model for two labels that has everything that belongs to them."""
+    fields = {**TINY_ARCHITECTURE, "label_mean": [-3.5, 12.0], "label_std": [0.1, 4.0]}
+    fields |= {"label_units": ["kcal/mol", "1"], "loss_weights": [0.5, 2.0], "loss": "regression"}
+    config = RMatConfig(**fields, id2label=LABELS, problem_type="regression")
+    RMatForSequenceClassification(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "problem_type"),
+    [
+        ({"num_labels": 3}, ["LABEL_0", "LABEL_1", "LABEL_2"], "regression"),
+        (
+            {"num_labels": 3, "problem_type": "single_label_classification"},
+            ["LABEL_0", "LABEL_1", "LABEL_2"],
+            "single_label_classification",
+        ),
+        (
+            {"problem_type": "multi_label_classification"},
+            ["LABEL_0", "LABEL_1"],
+            "multi_label_classification",
+        ),
+        ({"id2label": {0: "logP"}}, ["logP"], "regression"),
+    ],
+)
+def test_a_finetuned_model_takes_other_labels_and_forgets_what_it_knew_of_its_own(
+    given: dict[str, Any], names: list[str], problem_type: str, finetuned: Path
+) -> None:
+    old = AutoModelForSequenceClassification.from_pretrained(finetuned)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        finetuned, ignore_mismatched_sizes=True, **given
+    )
+    assert (model.config.output_names, model.config.problem_type) == (names, problem_type)
+    for field in ("label_mean", "label_std", "label_units", "loss", "loss_weights", "label_name"):
+        assert getattr(model.config, field) is None, field
+    assert model.classifier.out_proj.out_features == len(names)
+    for name, weight in old.rmat.state_dict().items():
+        assert torch.equal(model.rmat.state_dict()[name], weight), name
+    batch = RMatProcessor(geometry="2d")(["CCO", "C"], return_tensors="pt")
+    labels = torch.zeros(2) if problem_type.startswith("single") else torch.zeros(2, len(names))
+    assert model(**batch, labels=labels).loss.isfinite()
+
+
+def test_other_labels_may_bring_a_scaling_of_their_own(finetuned: Path) -> None:
+    scaling = {"label_mean": [1.0, 2.0, 3.0], "label_std": [0.5, 0.5, 2.0]}
+    config = AutoConfig.from_pretrained(finetuned, num_labels=3, **scaling)
+    assert (config.label_mean, config.label_std) == (scaling["label_mean"], scaling["label_std"])
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"num_labels": 2, "problem_type": "regression"}, {"id2label": LABELS}]
+)
+def test_what_is_given_as_it_was_changes_nothing(given: dict[str, Any], finetuned: Path) -> None:
+    config = AutoConfig.from_pretrained(finetuned, **given)
+    assert config.output_names == list(LABELS.values())
+    assert (config.label_mean, config.label_units) == ([-3.5, 12.0], ["kcal/mol", "1"])

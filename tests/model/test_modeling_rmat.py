@@ -16,13 +16,26 @@ from transformers import (
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
+from rmat_hf.loading import checkpoint_path
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
+from rmat_hf.model.modeling_rmat import (
+    RMatForPreTraining,
+    RMatForSequenceClassification,
+    RMatForTokenClassification,
+    RMatModel,
+)
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 Batch = dict[str, torch.Tensor]
+HEADS = [
+    RMatModel,
+    RMatForPreTraining,
+    RMatForSequenceClassification,
+    RMatForTokenClassification,
+]
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean", "dummy_node"])
@@ -275,7 +288,7 @@ def test_every_auto_class_loads_what_was_saved(
     torch.testing.assert_close(encoder(**tiny_batch).pooler_output, pooled, **tolerance)
 
 
-@pytest.mark.parametrize("head", [RMatModel, RMatForPreTraining, RMatForSequenceClassification])
+@pytest.mark.parametrize("head", HEADS)
 def test_nothing_stays_as_it_was_allocated_when_all_weights_are_missing(
     head: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,7 +357,7 @@ def test_a_two_layer_head_has_a_norm_if_it_is_asked_for(head_norm: bool) -> None
     assert any(name.startswith("norm.") for name, _ in head.named_parameters()) == head_norm
 
 
-@pytest.mark.parametrize("head", [RMatModel, RMatForPreTraining, RMatForSequenceClassification])
+@pytest.mark.parametrize("head", HEADS)
 def test_a_configuration_may_ask_for_tuples(head: type, tiny_batch: Batch) -> None:
     torch.manual_seed(0)
     model = head(RMatConfig(**TINY_ARCHITECTURE, num_labels=1)).eval()
@@ -353,3 +366,87 @@ def test_a_configuration_may_ask_for_tuples(head: type, tiny_batch: Batch) -> No
     outputs = model(**tiny_batch)
     assert isinstance(outputs, tuple) and len(outputs) == len(expected)
     assert not isinstance(model(**tiny_batch, return_dict=True), tuple)
+
+
+# Atoms
+
+
+def build_atom_model(num_labels: int, problem_type: str, **fields: Any) -> Any:
+    torch.manual_seed(0)
+    options = {"num_labels": num_labels, "problem_type": problem_type, **fields}
+    return RMatForTokenClassification(RMatConfig(**TINY_ARCHITECTURE, **options)).double().eval()
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels"),
+    [
+        ("regression", 1),
+        ("regression", 2),
+        ("multi_label_classification", 2),
+        ("single_label_classification", 3),
+    ],
+)
+def test_the_loss_of_atoms_is_that_of_torch_over_the_labels_that_are_known(
+    problem_type: str, num_labels: int, tiny_batch: Batch
+) -> None:
+    scaling = {"label_mean": [3.0] * num_labels, "label_std": [2.0] * num_labels}
+    is_regression = problem_type == "regression"
+    model = build_atom_model(num_labels, problem_type, **(scaling if is_regression else {}))
+    is_atom = tiny_batch["attention_mask"].bool()
+    is_atom[:, 0] = False
+    is_class = problem_type == "single_label_classification"
+    labels = torch.randint(2, (*is_atom.shape, 1 if is_class else num_labels)).double()
+    labels[2:5, 2] = torch.nan
+    logits = model(**tiny_batch).logits
+    assert logits.shape == (*is_atom.shape, num_labels)
+    known = is_atom[..., None] & ~labels.isnan()
+    if is_class:
+        known = known[..., 0]
+        expected = torch.nn.functional.cross_entropy(logits[known], labels[known][:, 0].long())
+    elif is_regression:
+        expected = (((logits - labels)[known] / 2) ** 2).mean()
+    else:
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        expected = loss(logits[known], labels[known])
+    # whatever stands at the dummy node and at padding, in transformers -100
+    labels[~is_atom] = -100.0
+    for arranged in (labels, labels.squeeze(-1)):
+        loss = model(**tiny_batch, labels=arranged).loss
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    assert model(**tiny_batch, labels=torch.full_like(labels, torch.nan)).loss.item() == 0.0
+
+
+def test_predictions_of_atoms_follow_their_order(processor: RMatProcessor) -> None:
+    model = build_atom_model(2, "regression")
+    mol = Chem.MolFromSmiles("c1ccccc1C(=O)OCCN")
+    order = np.random.default_rng(0).permutation(mol.GetNumAtoms())
+    renumbered = Chem.RenumberAtoms(mol, order.tolist())
+    logits = model(**processor(mol, return_tensors="pt")).logits[0, 1:]
+    permuted = model(**processor([renumbered, "C" * 20], return_tensors="pt")).logits[0, 1:13]
+    torch.testing.assert_close(logits[torch.from_numpy(order)], permuted, rtol=0, atol=1e-6)
+    assert logits.std(0).min() > 1e-3
+
+
+def test_a_model_overfits_the_atoms_of_eight_molecules(processor: RMatProcessor) -> None:
+    model = build_atom_model(1, "regression", label_mean=[7.0], label_std=[4.0]).float()
+    batch = dict(processor([*TINY_SMILES, "CCCCCC", "OCC(O)CO"], return_tensors="pt"))
+    # how far the atom is from the first one of its molecule, and what it is
+    elements = batch["node_features"].argmax(-1, keepdim=True).float()
+    labels = elements + batch["topological_distances"][:, 1, :, None].clamp(max=9)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+    assert model(**batch, labels=labels).loss.item() < 0.05
+
+
+def test_a_pretrained_encoder_lacks_the_head_of_atoms_only() -> None:
+    model, info = AutoModelForTokenClassification.from_pretrained(
+        checkpoint_path("rmat-small"), num_labels=3, output_loading_info=True
+    )
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"classifier"}
+    assert not info["unexpected_keys"]
+    encoder = AutoModel.from_pretrained(checkpoint_path("rmat-small"))
+    for name, weight in model.rmat.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], weight), name

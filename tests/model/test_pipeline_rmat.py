@@ -17,8 +17,14 @@ from transformers.pipelines import PIPELINE_REGISTRY
 import rmat_hf
 from rmat_hf.inference.prediction import embed, predict
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification, RMatModel
+from rmat_hf.model.modeling_rmat import (
+    RMatForPreTraining,
+    RMatForSequenceClassification,
+    RMatForTokenClassification,
+    RMatModel,
+)
 from rmat_hf.model.pipeline_rmat import (
+    RMatAtomPropertyPredictionPipeline,
     RMatFeatureExtractionPipeline,
     RMatPropertyPredictionPipeline,
     describe_pipeline,
@@ -238,6 +244,41 @@ def test_feature_extraction_gives_the_pooler_output(
         np.testing.assert_allclose(vectors / scale, expected / scale, rtol=0, atol=TOLERANCE)
 
 
+def test_vectors_of_atoms_come_in_the_order_of_the_smiles(processor: RMatProcessor) -> None:
+    torch.manual_seed(0)
+    model = RMatModel(RMatConfig(**TINY_ARCHITECTURE)).eval()
+    pipe = RMatFeatureExtractionPipeline(model=model, feature_extractor=processor)
+    expected = embed(model, TINY_SMILES, processor=processor, level="atom").values
+    for batch_size in (1, 4):
+        *results, bad = pipe([*TINY_SMILES, "C1CC"], level="atom", batch_size=batch_size)
+        assert bad["embedding"] is None and "unclosed ring" in bad["error"]
+        for result, vectors in zip(results, expected, strict=True):
+            np.testing.assert_allclose(result["embedding"], vectors, rtol=0, atol=1e-5)
+    assert len(pipe("CCO")["embedding"]) == 4 * 32
+    with pytest.raises(ValueError, match=r"'bond'.*molecule, atom"):
+        pipe("CCO", level="bond")
+
+
+def test_properties_of_atoms_have_label_value_and_unit_for_each(processor: RMatProcessor) -> None:
+    torch.manual_seed(0)
+    fields = {"id2label": {0: "charge", 1: "logP"}, "label_units": ["e", "1"]}
+    scaling = {"label_mean": [5.0, -7.0], "label_std": [2.0, 0.5], "problem_type": "regression"}
+    model = RMatForTokenClassification(RMatConfig(**TINY_ARCHITECTURE, **fields, **scaling)).eval()
+    pipe = RMatAtomPropertyPredictionPipeline(model=model, feature_extractor=processor)
+    *results, bad = pipe([*TINY_SMILES, "C1CC"], batch_size=4)
+    assert bad["predictions"] is None and "unclosed ring" in bad["error"]
+    for smiles, result in zip(TINY_SMILES, results, strict=True):
+        with torch.no_grad():
+            logits = model(**processor(smiles, return_tensors="pt")).logits[0, 1:].tolist()
+        assert result["predictions"] == [
+            [
+                {"label": "charge", "value": pytest.approx(charge, abs=1e-5), "unit": "e"},
+                {"label": "logP", "value": pytest.approx(log_p, abs=1e-5), "unit": "1"},
+            ]
+            for charge, log_p in logits
+        ]
+
+
 # Registration
 
 
@@ -247,6 +288,7 @@ def test_feature_extraction_gives_the_pooler_output(
         (RMatModel, RMatFeatureExtractionPipeline),
         (RMatForPreTraining, RMatFeatureExtractionPipeline),
         (RMatForSequenceClassification, RMatPropertyPredictionPipeline),
+        (RMatForTokenClassification, RMatAtomPropertyPredictionPipeline),
     ],
 )
 def test_importing_the_package_registers_the_pipeline_of_every_class(

@@ -277,6 +277,26 @@ def test_collator_of_transformers_pads_with_labels() -> None:
     assert batch["labels"].tolist() == [1.5, 1.5]
 
 
+def test_labels_of_atoms_are_padded_with_nan_behind_a_dummy_node_without_one() -> None:
+    labels = {"C": [[1.0, 2.0]], "CCO": [[3.0, 4.0], [None, 6.0], [7.0, 8.0]]}
+    rows = [PROCESSOR.featurize(smiles)[0] | {"labels": labels[smiles]} for smiles in labels]
+    padded = DataCollatorWithPadding(PROCESSOR, pad_to_multiple_of=5)(rows)["labels"]
+    assert (padded.shape, padded.dtype) == ((2, 5, 2), torch.float32)
+    missing = [np.nan, np.nan]
+    expected = [
+        [missing, [1.0, 2.0], missing, missing, missing],
+        [missing, [3.0, 4.0], [np.nan, 6.0], [7.0, 8.0], missing],
+    ]
+    np.testing.assert_array_equal(padded, expected)
+    # one axis is labels of the molecule, however many atoms it has
+    rows = [row | {"labels": [1.0, 2.0, 3.0]} for row in rows]
+    assert PROCESSOR.pad(rows, return_tensors="pt")["labels"].shape == (2, 3)
+    rows[1] |= {"labels": [[1.0], [2.0]]}
+    rows[0] |= {"labels": [[1.0]]}
+    with pytest.raises(ValueError, match=r"Row 1 has labels of shape \(2, 1\) and 3 atoms"):
+        PROCESSOR.pad(rows)
+
+
 # Options, saving and loading
 
 

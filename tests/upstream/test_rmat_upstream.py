@@ -22,6 +22,7 @@ from rmat_hf.model.configuration_rmat import BEYOND_CUTOFF, NUM_BOND_TYPES, RMat
 from rmat_hf.model.modeling_rmat import (
     RMatForPreTraining,
     RMatForSequenceClassification,
+    RMatForTokenClassification,
     RMatModel,
     RMatPredictionHead,
 )
@@ -33,6 +34,7 @@ modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES["rmat"] = "RMatForPreTraining"
 modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["rmat"] = (
     "RMatForSequenceClassification"
 )
+modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["rmat"] = "RMatForTokenClassification"
 RMatPredictionHead.__name__ = "RMatClassificationHead"
 
 
@@ -80,7 +82,12 @@ class RMatModelTester:
 
 
 class RMatModelTest(modeling_suite.ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (RMatModel, RMatForPreTraining, RMatForSequenceClassification)
+    all_model_classes = (
+        RMatModel,
+        RMatForPreTraining,
+        RMatForSequenceClassification,
+        RMatForTokenClassification,
+    )
     additional_model_inputs = [
         "bond_types",
         "topological_distances",
