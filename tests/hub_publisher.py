@@ -30,6 +30,7 @@ PROCESSOR_OPTIONS: dict[str, Any] = {
     "max_conformer_attempts": 11,
     "conformer_time_limit_s": 13,
     "on_conformer_failure": "bounds",
+    "hydrogens": "rdkit",
     "max_atoms": 77,
     "molecule_descriptors": ["MolWt", "TPSA"],
 }

@@ -13,18 +13,36 @@ from safetensors.torch import load_file
 from rmat_hf.errors import UserError, explained_reading, list_reading_errors
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import POOLINGS, RMatForSequenceClassification, RMatModel
+from rmat_hf.model.modeling_rmat import (
+    POOLINGS,
+    RMatForPreTraining,
+    RMatForSequenceClassification,
+    RMatModel,
+)
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import create_folder_atomically, load_json
 
-_POOLINGS = {"grover": "attention", "mean": "mean", "dummy_node": "dummy_node"}
+# Their aggregation whose head reads every node and no pooled vector.
+_OF_NODES = "contextual"
+# the authors' name of an aggregation → our pooling
+_POOLINGS = {"grover": "attention", "mean": "mean", "dummy_node": "dummy_node", _OF_NODES: "mean"}
+# the authors' name of an activation of the feed-forward networks → ours
+_ACTIVATIONS = {
+    "ReLU": "relu",
+    "LeakyReLU": "leaky_relu",
+    "PReLU": "prelu",
+    "tanh": "tanh",
+    "SELU": "selu",
+    "ELU": "elu",
+    "Linear": "linear",
+}
 # the authors' name of a field → ours
 _FIELDS = {
     "d_atom": "num_node_features",
     "envelope_num_radial": "num_radial_basis",
     "envelope_cutoff": "distance_cutoff",
     "d_model": "hidden_size",
-    "ffn_d_hidden": "intermediate_size",
+    "ffn_n_layers": "num_feed_forward_layers",
     "encoder_n_layers": "num_hidden_layers",
     "encoder_n_attn_heads": "num_attention_heads",
     "dropout": "hidden_dropout_prob",
@@ -33,8 +51,8 @@ _FIELDS = {
 # Fields of which the others, or the values that are checked, say all there is.
 _OTHER_FIELDS = {
     *("envelope_exponent", "generator_d_outputs", "generator_d_generated_features", "d_edge"),
-    *("init_type", "generator_features_generators", "ffn_d_output", "ffn_n_layers"),
-    *("ffn_activation", "generator_aggregation"),
+    *("init_type", "generator_features_generators", "ffn_d_output", "ffn_d_hidden"),
+    *("ffn_activation", "generator_aggregation", "generator_return_representations_dict"),
 }
 # part of the authors' name of a weight → ours, one after the other
 _NAMES = {
@@ -43,14 +61,9 @@ _NAMES = {
     "encoder.layers": "rmat.layers",
     "generator.att_net.0": "rmat.pooler.hidden_proj",
     "generator.att_net.2": "rmat.pooler.score_proj",
-    "generator.proj.0.": "classifier.dense.",
-    "generator.proj.2.": "classifier.norm.",
-    "generator.proj.4.": "classifier.out_proj.",
-    "generator.proj.": "classifier.out_proj.",
     "sublayer.0.norm": "attention_norm",
     "sublayer.1.norm": "feed_forward_norm",
-    "feed_forward.linears.0": "feed_forward.up_proj",
-    "feed_forward.linears.1": "feed_forward.down_proj",
+    "feed_forward.act_func": "feed_forward.act_fn",
     "self_attn": "self_attention",
     "linear_layers.0": "q_proj",
     "linear_layers.1": "k_proj",
@@ -68,7 +81,7 @@ _NAMES = {
 # What torch raises, beside errors of reading, for a file that is damaged, no weights, or unsafe.
 _UNREADABLE = (RuntimeError, TypeError, LookupError, AttributeError, UnpicklingError, struct.error)
 # May be missing from the weights: the published file has no pooling and no head.
-_OPTIONAL_PARTS = ("classifier.", "rmat.pooler.", "descriptor_scaler.")
+_OPTIONAL_PARTS = ("classifier.", f"{_OF_NODES}_head.", "rmat.pooler.", "descriptor_scaler.")
 
 
 @dataclass(kw_only=True)
@@ -93,18 +106,19 @@ class Conversion(NamedTuple):
     """A converted model, and what the source did not contain.
 
     Args:
-        model (`RMatForSequenceClassification` or `RMatModel`):
-            In evaluation mode; the encoder alone if the weights have no prediction head.
+        model (`RMatForSequenceClassification`, `RMatForPreTraining` or `RMatModel`):
+            In evaluation mode. The second if the authors' head is that of every node (aggregation
+            `"contextual"`), the encoder alone if the weights have no prediction head.
         untrained (`list[str]`): Parameters that were not in the weights; `save` leaves them out.
         notes (`list[str]`): One sentence for each part that was missing from the weights.
     """
 
-    model: RMatForSequenceClassification | RMatModel
+    model: RMatForSequenceClassification | RMatForPreTraining | RMatModel
     untrained: list[str]
     notes: list[str]
 
     def save(self, output_dir: str | Path) -> None:
-        """Write a model folder: weights, config and a processor with the authors' geometry.
+        """Write a model folder: weights, config and a processor that reads molecules as theirs.
 
         Raises:
             UserError: The folder has files in it, or cannot be written; then nothing is.
@@ -113,7 +127,9 @@ class Conversion(NamedTuple):
             weights = self.model.state_dict()
             trained = {name: it for name, it in weights.items() if name not in self.untrained}
             self.model.save_pretrained(folder, state_dict=trained)
-            processor = RMatProcessor(conformer_hydrogens=True, force_field="uff")
+            processor = RMatProcessor(
+                conformer_hydrogens=True, force_field="uff", hydrogens="rdkit"
+            )
             processor.save_pretrained(folder)
 
 
@@ -146,7 +162,7 @@ def convert_checkpoint(
     """
     state_dict = _load_authors_weights(weights)
     with explained_reading(config, also=(KeyError, TypeError)):
-        fields = load_json(config)
+        fields = {"ffn_n_layers": 2, **load_json(config)}
         trained_pooling = _POOLINGS[fields.get("generator_aggregation", "grover")]
         has_pooling = trained_pooling != "attention" or any("att_net" in it for it in state_dict)
         used_pooling = pooling or (trained_pooling if has_pooling else "mean")
@@ -162,17 +178,17 @@ def convert_checkpoint(
         notes.append(
             "The head was trained on another pooling and was left out: finetune the model."
         )
-    model = RMatForSequenceClassification(converted_config).eval()
-    converted = _convert_state_dict(
-        state_dict, num_code_features=converted_config.num_code_features
-    )
+    is_of_nodes = converted_config.pretraining_heads is not None
+    model_class = RMatForPreTraining if is_of_nodes else RMatForSequenceClassification
+    model: Any = model_class(converted_config).eval()
+    converted = _convert_state_dict(state_dict, config=converted_config)
     with explained_reading(f"{weights} does not belong to {config} and", also=(RuntimeError,)):
         result = model.load_state_dict(converted, strict=False)
     untrained = result.missing_keys
     needed = [name for name in untrained if not name.startswith(_OPTIONAL_PARTS)]
     if wrong := [*result.unexpected_keys, *needed]:
         raise UserError(f"{weights} does not belong to {config}: {wrong} are missing or too many.")
-    if not any(name.startswith("classifier.") for name in untrained):
+    if not any(name.startswith(("classifier.", f"{_OF_NODES}_head.")) for name in untrained):
         return Conversion(model, untrained, notes)
     encoder = [name.removeprefix("rmat.") for name in untrained if name.startswith("rmat.")]
     return Conversion(model.rmat, encoder, notes)
@@ -198,31 +214,60 @@ def _convert_config(fields: Mapping[str, Any], *, pooling: str) -> RMatConfig:
     """Return the `RMatConfig` of the authors' fields; raise for what R-MAT cannot be."""
     if unknown := sorted(set(fields) - set(_FIELDS) - _OTHER_FIELDS):
         raise ValueError(f"the fields {unknown} are not known")
-    if fields.get("ffn_activation", "LeakyReLU") != "LeakyReLU":
-        raise ValueError("'ffn_activation' is not LeakyReLU")
+    activation = _ACTIVATIONS.get(fields.get("ffn_activation", "LeakyReLU"))
+    if activation is None:
+        raise ValueError(f"'ffn_activation' is none of {list(_ACTIVATIONS)}")
+    heads: dict[str, Any] | None = None
+    if fields.get("generator_aggregation") == _OF_NODES:
+        if fields["generator_n_layers"] != 1 or fields.get("generator_d_generated_features"):
+            raise ValueError(f"'generator_aggregation' {_OF_NODES} takes one layer, no features")
+        loss, size = "single_label_classification", fields["generator_d_outputs"]
+        heads = {_OF_NODES: {"level": "node", "size": size, "loss": loss}}
+    exponent = fields["envelope_exponent"]
     config = RMatConfig(
         **{ours: fields[theirs] for theirs, ours in _FIELDS.items()},
+        intermediate_size=fields.get("ffn_d_hidden") or fields["d_model"],
+        feed_forward_act=None if activation == "leaky_relu" else activation,
+        pretraining_heads=heads,
         attention_probs_dropout_prob=fields["dropout"],
-        radial_envelope_exponent=int(fields["envelope_exponent"]),
+        radial_envelope_exponent=int(exponent) if exponent == int(exponent) else exponent,
         attention_form="reference",
         pooling=pooling,
         # as transformers names labels without names
         id2label={i: f"LABEL_{i}" for i in range(fields["generator_d_outputs"])},
         num_molecule_descriptors=fields.get("generator_d_generated_features") or 0,
     )
+    if fields.get("ffn_d_output") not in (None, config.hidden_size):
+        raise ValueError(f"ffn_d_output is not {config.hidden_size}, the width of the nodes")
     if fields.get("d_edge") not in (None, config.num_pair_features):
         raise ValueError(f"d_edge is not {config.num_pair_features}")
     return config
 
 
+def _name_layers(config: RMatConfig) -> dict[str, str]:
+    """Return names as in `_NAMES` of the layers that the authors number."""
+    last = config.num_feed_forward_layers - 1
+    names = {f"linears.{idx}.": f"middle_projs.{idx - 1}." for idx in range(1, last)}
+    names |= {f"linears.{last}.": "down_proj.", "linears.0.": "up_proj."}
+    names = {f"feed_forward.{theirs}": f"feed_forward.{ours}" for theirs, ours in names.items()}
+    # a hidden layer of the head has four parts: linear, activation, norm and dropout
+    last = config.num_head_layers - 1
+    for idx in range(last):
+        prefix, number = ("middle_", f"s.{idx - 1}") if idx else ("", "")
+        names[f"generator.proj.{4 * idx}."] = f"classifier.{prefix}dense{number}."
+        names[f"generator.proj.{4 * idx + 2}."] = f"classifier.{prefix}norm{number}."
+    output = "classifier.out_proj" if config.pretraining_heads is None else f"{_OF_NODES}_head"
+    return names | {f"generator.proj.{4 * last}." if last else "generator.proj.": f"{output}."}
+
+
 def _convert_state_dict(
-    authors_state_dict: Mapping[str, torch.Tensor], *, num_code_features: int
+    authors_state_dict: Mapping[str, torch.Tensor], *, config: RMatConfig
 ) -> dict[str, torch.Tensor]:
     """Return the authors' tensors under our names and in our shapes; others keep their names."""
-    converted = {}
+    converted, num_code_features = {}, config.num_code_features
     for authors_name, tensor in authors_state_dict.items():
         name = authors_name
-        for theirs, ours in _NAMES.items():
+        for theirs, ours in (_name_layers(config) | _NAMES).items():
             name = name.replace(theirs, ours)
         if name.endswith(("content_bias", "pair_bias")):
             # (1, num_heads, 1, head_size), with one more axis in relative_v

@@ -55,13 +55,18 @@ from .configuration_rmat import (
     RMatConfig,
 )
 
+# Of the authors' code, beside those that transformers has a name for.
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "selu": nn.SELU}
 
-def build_activation(config: RMatConfig) -> nn.Module:
-    """Return the activation that `hidden_act` names."""
+
+def build_activation(config: RMatConfig, name: str | None = None) -> nn.Module:
+    """Return the activation of a name, by default the one that `hidden_act` gives."""
+    name = name or config.hidden_act
     # CODEPATH: leaky_relu with slope 0.1 is the authors' checkpoints'; ACT2FN knows only 0.01.
-    if config.hidden_act == "leaky_relu":
+    if name == "leaky_relu":
         return nn.LeakyReLU(config.leaky_relu_slope, inplace=True)
-    return ACT2FN[config.hidden_act]
+    # CODEPATH: models of the authors' code with `ffn_activation` ELU or SELU.
+    return ACTIVATIONS[name]() if name in ACTIVATIONS else ACT2FN[name]
 
 
 # What is known about a pair
@@ -73,7 +78,7 @@ def widen(values: torch.Tensor) -> torch.Tensor:
 
 
 def compute_radial_basis(
-    interatomic_distances: torch.Tensor, *, num_radial_basis: int, cutoff: float, exponent: int
+    interatomic_distances: torch.Tensor, *, num_radial_basis: int, cutoff: float, exponent: float
 ) -> torch.Tensor:
     """Return the enveloped Bessel basis of every distance (arXiv 2003.03123, eq. 7 and 8).
 

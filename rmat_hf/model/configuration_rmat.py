@@ -97,8 +97,12 @@ class RMatConfig(PreTrainedConfig):
         num_hidden_layers: Number of layers.
         num_attention_heads: Divides `hidden_size`. The hidden layer of the pair networks is as wide
             as one head.
-        hidden_act: Activation of feed-forward, pair and two-layer head networks.
+        hidden_act: Activation of feed-forward and pair networks and of heads of several layers.
         leaky_relu_slope: Negative slope of `"leaky_relu"`.
+        feed_forward_act: Activation of the feed-forward networks; by default `hidden_act`. Beside
+            the names of transformers `"elu"` and `"selu"`.
+        num_feed_forward_layers: Linear layers of a feed-forward network. One alone is followed by
+            the activation.
         hidden_dropout_prob: Dropout in feed-forward and pair networks and on residual branches.
         attention_probs_dropout_prob: Dropout of the attention.
         classifier_dropout: Dropout of the head; by default `hidden_dropout_prob`.
@@ -113,9 +117,9 @@ class RMatConfig(PreTrainedConfig):
             self-attentive readout), `"mean"` over the nodes without padding, or `"dummy_node"`.
         num_pooling_heads: Distributions of `"attention"`.
         pooling_hidden_size: Hidden width of that pooling.
-        num_head_layers: Layers of the prediction head.
-        head_hidden_size: Hidden width of a two-layer head.
-        head_norm: Whether a two-layer head has a layer norm.
+        num_head_layers: Linear layers of the prediction head.
+        head_hidden_size: Hidden width of a head of several layers.
+        head_norm: Whether its hidden layers have a layer norm.
         num_molecule_descriptors: Molecule descriptors concatenated to the molecule vector before
             the head.
         num_atom_contexts: Outputs of the head `"context"` of models without `pretraining_heads`.
@@ -151,13 +155,15 @@ class RMatConfig(PreTrainedConfig):
     max_neighborhood_order: int = interval(min=1, max=UNREACHABLE_DISTANCE - 1)(default=4)
     num_radial_basis: int = interval(min=1)(default=32)
     distance_cutoff: float | int = bounded(sys.float_info.min)(default=20.0)
-    radial_envelope_exponent: int = interval(min=1)(default=5)
+    radial_envelope_exponent: float | int = bounded(1.0)(default=5)
     hidden_size: int = interval(min=1)(default=768)
     intermediate_size: int = interval(min=1)(default=1536)
     num_hidden_layers: int = interval(min=1)(default=10)
     num_attention_heads: int = interval(min=1)(default=12)
     hidden_act: str = activation_fn_key(default="leaky_relu")
     leaky_relu_slope: float | int = bounded()(default=0.1)
+    feed_forward_act: str | None = None
+    num_feed_forward_layers: int = interval(min=1)(default=2)
     hidden_dropout_prob: float | int = interval(min=0.0, max=1.0)(default=0.0)
     attention_probs_dropout_prob: float | int = interval(min=0.0, max=1.0)(default=0.0)
     classifier_dropout: float | int | None = bounded(0.0, 1.0)(default=None)
@@ -168,7 +174,7 @@ class RMatConfig(PreTrainedConfig):
     pooling: str = "attention"
     num_pooling_heads: int = interval(min=1)(default=4)
     pooling_hidden_size: int = interval(min=1)(default=128)
-    num_head_layers: Literal[1, 2] = 1
+    num_head_layers: int = interval(min=1)(default=1)
     head_hidden_size: int = interval(min=1)(default=128)
     head_norm: bool = True
     num_molecule_descriptors: int = interval(min=0)(default=0)

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rdkit import Chem, rdBase
@@ -60,6 +60,7 @@ class MoleculeError(ValueError):
 
 
 Molecule = str | Chem.Mol | MoleculeError | None
+Hydrogens = Literal["none", "rdkit"]
 
 
 # Molecules, or why not
@@ -69,7 +70,7 @@ class RMatParsedMolecule(NamedTuple):
     """A molecule, and what is known of its text, so that nothing is parsed or written twice.
 
     Args:
-        mol: Sanitized, without hydrogen atoms.
+        mol: Sanitized, without hydrogen atoms that are no nodes.
         smiles: What `mol` was parsed from; nothing for an RDKit molecule.
         written_smiles: What RDKit writes for `mol`, if it was asked.
         canonical_smiles: Of the SMILES that [`parse_canonical`] was given.
@@ -99,16 +100,19 @@ def silence_rdkit() -> Iterator[list[str]]:
         errors.extend(_LOG_TIMESTAMP.sub("", line) for line in log.messages.splitlines())
 
 
-def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
+def parse_molecule(
+    molecule: Molecule, *, max_atoms: int, hydrogens: Hydrogens = "none"
+) -> Chem.Mol:
     """Return the sanitized heavy-atom molecule behind a SMILES or an RDKit molecule.
 
-    Hydrogen atoms are removed, isotopes of hydrogen too; conformers stay. An RDKit molecule is
-    copied first, so the caller's one does not change.
+    Hydrogen atoms are removed; conformers stay. An RDKit molecule is copied first, so the caller's
+    one does not change.
 
     Args:
         molecule: SMILES, with a CXSMILES extension at most, or RDKit molecule. `None` and NaN, the
             marks of an empty table cell, are refused like every other type.
         max_atoms: Largest number of heavy atoms that is accepted.
+        hydrogens: As of [`RMatProcessor`].
 
     Raises:
         MoleculeError: The molecule is missing, empty, a pattern, too large or invalid.
@@ -125,27 +129,36 @@ def parse_molecule(molecule: Molecule, *, max_atoms: int) -> Chem.Mol:
         try:
             if not isinstance(molecule, str):
                 Chem.SanitizeMol(mol)
-            return Chem.RemoveAllHs(mol) if has_hydrogens else mol
+            # CODEPATH: "rdkit" is the processor of the authors' converted checkpoints.
+            remove_hydrogens = Chem.RemoveHs if hydrogens == "rdkit" else Chem.RemoveAllHs
+            mol = remove_hydrogens(mol) if has_hydrogens else mol
         except (RuntimeError, ValueError) as error:
             raise MoleculeError(_find_reason(str(error).splitlines())) from error
+    if (num_atoms := mol.GetNumAtoms()) > max_atoms:
+        raise MoleculeError(f"{num_atoms} atoms with its hydrogens exceed max_atoms={max_atoms}")
+    return mol
 
 
-def parse_canonical(molecule: Molecule, *, max_atoms: int) -> RMatParsedMolecule:
+def parse_canonical(
+    molecule: Molecule, *, max_atoms: int, hydrogens: Hydrogens = "none"
+) -> RMatParsedMolecule:
     """Return what [`parse_molecule`] does, in one order however the SMILES is written.
 
     A canonical SMILES is parsed once; of any other one, RDKit reads the canonical SMILES too: the
     order of bonds decides its distance bounds and conformers, and renumbering atoms keeps it. An
     RDKit molecule keeps its order.
     """
-    mol = parse_molecule(molecule, max_atoms=max_atoms)
+    mol = parse_molecule(molecule, max_atoms=max_atoms, hydrogens=hydrogens)
     if not isinstance(molecule, str):
         return RMatParsedMolecule(mol)
     canonical_smiles = Chem.MolToSmiles(mol)
     if canonical_smiles != molecule:
         # RDKit does not read back what it writes for some metal complexes: they keep their order.
         with suppress(MoleculeError):
-            given, mol = mol, parse_molecule(canonical_smiles, max_atoms=max_atoms)
-            return RMatParsedMolecule(mol, canonical_smiles, None, canonical_smiles, given)
+            canonical_mol = parse_molecule(
+                canonical_smiles, max_atoms=max_atoms, hydrogens=hydrogens
+            )
+            return RMatParsedMolecule(canonical_mol, canonical_smiles, None, canonical_smiles, mol)
     return RMatParsedMolecule(mol, molecule, canonical_smiles, canonical_smiles)
 
 

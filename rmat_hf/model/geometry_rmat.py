@@ -90,15 +90,17 @@ class ConformerError(MoleculeError):
 def build_canonical_mol(parsed: RMatParsedMolecule) -> tuple[Chem.Mol, np.ndarray]:
     """Return the molecule in canonical atom and bond order, and each of its atoms' index before.
 
-    Isotopes and atom maps take no part. A molecule is in this order already if it was parsed from
-    its canonical SMILES: then it comes back itself.
+    Isotopes, but those of hydrogen, and atom maps take no part. A molecule is in this order already
+    if it was parsed from its canonical SMILES: then it comes back itself.
     """
     mol = bare_mol = parsed.mol
     canonical_smiles = parsed.written_smiles or Chem.MolToSmiles(mol)
     if _ISOTOPE_OR_MAP.search(canonical_smiles):
         bare_mol = Chem.Mol(mol)
         for atom in bare_mol.GetAtoms():
-            atom.SetIsotope(0)
+            # RDKit drops a hydrogen atom that is no isotope when it reads the SMILES
+            if atom.GetAtomicNum() != 1:
+                atom.SetIsotope(0)
             atom.SetAtomMapNum(0)
         canonical_smiles = Chem.MolToSmiles(bare_mol)
     with rdBase.BlockLogs():

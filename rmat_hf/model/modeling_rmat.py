@@ -67,18 +67,26 @@ class RMatEmbeddings(nn.Module):
 
 
 class RMatFeedForward(nn.Module):
-    """Two linear layers applied to every node."""
+    """Linear layers, by default two, applied to every node."""
 
     def __init__(self, config: RMatConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.act_fn = build_activation(config)
+        # CODEPATH: other numbers than two are models of the authors' code with `ffn_n_layers`.
+        is_single = config.num_feed_forward_layers == 1
+        width = config.hidden_size if is_single else config.intermediate_size
+        self.up_proj = nn.Linear(config.hidden_size, width)
+        self.middle_projs = nn.ModuleList(
+            nn.Linear(width, width) for _ in range(config.num_feed_forward_layers - 2)
+        )
+        self.act_fn = build_activation(config, config.feed_forward_act)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj = nn.Identity() if is_single else nn.Linear(width, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # flat: autograd copies what the activation changes in place through a view
         hidden = self.dropout(self.act_fn(self.up_proj(hidden_states.flatten(0, 1))))
+        for middle_proj in self.middle_projs:
+            hidden = self.dropout(self.act_fn(middle_proj(hidden)))
         return self.down_proj(hidden).view(hidden_states.shape)
 
 
@@ -180,7 +188,7 @@ class RMatDescriptorScaler(nn.Module):
 
 
 class RMatPredictionHead(nn.Module):
-    """One or two linear layers from the molecule vector to the outputs."""
+    """Linear layers from the vector of a molecule, or of a node, to the outputs."""
 
     def __init__(self, config: RMatConfig, *, input_size: int, output_size: int) -> None:
         super().__init__()
@@ -188,20 +196,30 @@ class RMatPredictionHead(nn.Module):
         # CODEPATH: regressions finetuned from `rmat-small` have a dropout for the head alone.
         dropout = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
-        # CODEPATH: two layers are the authors' models with `generator_n_layers` = 2.
-        if self.num_layers == 2:
-            self.dense = nn.Linear(input_size, config.head_hidden_size)
+        # CODEPATH: two layers are regressions from `rmat-small`, any number the authors' models.
+        if self.num_layers > 1:
+            width, num_middle = config.head_hidden_size, self.num_layers - 2
+            self.dense = nn.Linear(input_size, width)
             self.act_fn = build_activation(config)
-            self.norm: nn.Module = nn.Identity()
-            # CODEPATH: the authors' models have a norm, regressions from `rmat-small` have none.
-            if config.head_norm:
-                self.norm = nn.LayerNorm(config.head_hidden_size, eps=config.layer_norm_eps)
-            input_size = config.head_hidden_size
+            self.norm = self.build_norm(config)
+            self.middle_denses = nn.ModuleList(nn.Linear(width, width) for _ in range(num_middle))
+            self.middle_norms = nn.ModuleList(self.build_norm(config) for _ in range(num_middle))
+            input_size = width
         self.out_proj = nn.Linear(input_size, output_size)
 
+    @staticmethod
+    def build_norm(config: RMatConfig) -> nn.Module:
+        """Return what follows the activation of a hidden layer."""
+        # CODEPATH: the authors' models have a norm, regressions from `rmat-small` have none.
+        if not config.head_norm:
+            return nn.Identity()
+        return nn.LayerNorm(config.head_hidden_size, eps=config.layer_norm_eps)
+
     def forward(self, pooled_output: torch.Tensor) -> torch.Tensor:
-        if self.num_layers == 2:
+        if self.num_layers > 1:
             pooled_output = self.norm(self.act_fn(self.dense(pooled_output)))
+            for dense, norm in zip(self.middle_denses, self.middle_norms, strict=True):
+                pooled_output = norm(self.act_fn(dense(self.dropout(pooled_output))))
         return self.out_proj(self.dropout(pooled_output))
 
 
@@ -255,6 +273,8 @@ class RMatPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.PReLU):
+            init.constant_(module.weight, 0.25)
         elif isinstance(module, RMatSelfAttention):
             for bias in (module.content_bias, module.pair_bias):
                 init.normal_(bias, std=self.config.initializer_range)

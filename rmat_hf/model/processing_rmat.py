@@ -23,6 +23,7 @@ from .features_rmat import (
     ATOM_FEATURES,
     FEATURIZER_VERSION,
     FIRST_ATOM_COLUMN,
+    Hydrogens,
     Molecule,
     MoleculeError,
     RMatParsedMolecule,
@@ -240,13 +241,16 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         conformer_time_limit_s: Limit in seconds of each fragment's embedding and of the relaxation.
         on_conformer_failure: What follows if no conformer can be generated: `"raise"`, or a step
             down to `"bounds"` or `"2d"`, which the batch records in `geometry_sources`.
-        max_atoms: Largest number of heavy atoms of a molecule.
+        hydrogens: Which hydrogen atoms are nodes: `"none"`, or, as in the authors' code, those that
+            RDKit's `RemoveHs` keeps (`"rdkit"`): isotopes, hydrides and bridging ones, for example.
+        max_atoms: Largest number of heavy atoms, and of atoms that are nodes, of a molecule.
         molecule_descriptors: Names of the RDKit descriptors to compute.
         featurizer_version: Of saved processors; one that is not the code's is refused.
     """
 
     _auto_class = "AutoProcessor"
 
+    hydrogens: Hydrogens = "none"
     max_atoms: int = interval(min=1)(default=256)
     molecule_descriptors: list[str] | None = None
     featurizer_version: int = FEATURIZER_VERSION
@@ -349,7 +353,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
     def featurize_compactly(self, molecule: Molecule | RMatParsedMolecule) -> RMatCompactFeatures:
         """Return what [`~RMatProcessor.featurize`] gives, in a form without pairs of nodes."""
         if not isinstance(molecule, RMatParsedMolecule):
-            mol = parse_molecule(molecule, max_atoms=self.max_atoms)
+            mol = parse_molecule(molecule, max_atoms=self.max_atoms, hydrogens=self.hydrogens)
             molecule = RMatParsedMolecule(mol, molecule if isinstance(molecule, str) else None)
         geometry, geometry_source = GEOMETRIES[self.geometry](molecule, self)
         descriptors = None

@@ -154,7 +154,8 @@ def test_another_pooling_than_the_trained_one_leaves_the_head_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_model": 64}, "does not belong to"),
+        ({"d_model": 64, "ffn_d_output": 64}, "does not belong to"),
+        ({"d_model": 64}, "ffn_d_output is not 64"),
         ({"encoder_n_layers": 3}, "does not belong to"),
         ({"encoder_n_layers": 1}, "does not belong to"),
         ({"d_edge": 47}, "d_edge is not 46"),
@@ -164,7 +165,8 @@ def test_another_pooling_than_the_trained_one_leaves_the_head_out() -> None:
         ({"d_model": "24"}, "hidden_size.*got str"),
         ({"encoder_n_attn_heads": 5}, "not a multiple of num_attention_heads=5"),
         ({"dropout": 2}, "hidden_dropout_prob"),
-        ({"generator_n_layers": 3}, "num_head_layers"),
+        ({"generator_n_layers": 3}, "does not belong to"),
+        ({"generator_n_layers": 0}, "num_head_layers"),
         ({"generator_d_outputs": "1"}, r"config\.json"),
         ({"envelope_exponent": None}, r"config\.json"),
     ],

@@ -27,6 +27,8 @@ OTHER_VALUES: dict[str, Any] = {
     "num_attention_heads": 6,
     "hidden_act": "gelu",
     "leaky_relu_slope": 0.3,
+    "feed_forward_act": "selu",
+    "num_feed_forward_layers": 3,
     "hidden_dropout_prob": 0.25,
     "classifier_dropout": 0.5,
     "head_norm": False,
@@ -165,7 +167,7 @@ def test_a_value_that_cannot_be_is_refused_with_its_name(
     [
         *(("hidden_size", "32"), ("hidden_size", 32.0), ("hidden_size", True)),
         *(("hidden_size", None), ("distance_cutoff", "20"), ("layer_norm_eps", "1e-5")),
-        *(("attention_form", "authors"), ("num_head_layers", 3), ("label_mean", 1.0)),
+        *(("attention_form", "authors"), ("num_head_layers", 2.5), ("label_mean", 1.0)),
         *(("label_std", ["1.0"]), ("label_units", "kcal/mol"), ("label_name", 3)),
         ("loss_weights", "balanced"),
     ],

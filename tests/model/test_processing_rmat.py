@@ -47,6 +47,7 @@ OTHER_OPTIONS: dict[str, Any] = {
     "max_conformer_attempts": 11,
     "conformer_time_limit_s": 5,
     "on_conformer_failure": "2d",
+    "hydrogens": "rdkit",
     "max_atoms": 99,
     "molecule_descriptors": ["MolWt", "TPSA"],
 }
@@ -256,6 +257,40 @@ def test_use_does_not_change_the_fingerprint_and_options_do() -> None:
     assert Hasher.hash(pickle.loads(pickle.dumps(processor))) == before
     for name, value in OTHER_OPTIONS.items():
         assert Hasher.hash(RMatProcessor(**{name: value})) != before, name
+
+
+# Hydrogens that are nodes
+
+
+@pytest.mark.parametrize("geometry", ["conformer", "bounds", "2d"])
+@pytest.mark.parametrize(
+    ("smiles", "same_smiles", "num_atoms"),
+    [
+        ("[2H]C([2H])O", "OC([2H])[2H]", 4),
+        ("[H]/N=C(/C)CC", "CC/C(C)=N\\[H]", 6),
+        ("[13CH3][18O][2H]", "[2H][18O][13CH3]", 3),
+        ("[Li+].[H-]", "[H-].[Li+]", 2),
+    ],
+)
+def test_hydrogens_that_rdkit_keeps_are_nodes_on_request_however_the_smiles_is_written(
+    geometry: Any, smiles: str, same_smiles: str, num_atoms: int
+) -> None:
+    processor = RMatProcessor(geometry=geometry, hydrogens="rdkit")
+    batch = processor([smiles, same_smiles], return_tensors="np")
+    assert batch["attention_mask"].sum(1).tolist() == [1 + num_atoms] * 2
+    orders = [np.lexsort(nodes.T) for nodes in batch["node_features"]]
+    first, second = (nodes[it] for nodes, it in zip(batch["node_features"], orders, strict=True))
+    assert np.array_equal(first, second)
+    spectra = [np.linalg.eigvalsh(it.astype(float)) for it in batch["interatomic_distances"]]
+    np.testing.assert_allclose(*spectra, rtol=1e-6)
+    default = RMatProcessor(geometry=geometry)
+    num_heavy = Chem.MolFromSmiles(smiles).GetNumHeavyAtoms()
+    assert default(smiles)["attention_mask"].sum() == 1 + num_heavy
+
+
+def test_hydrogens_that_are_nodes_count_as_atoms() -> None:
+    with pytest.raises(ValueError, match="5 atoms with its hydrogens exceed max_atoms=4"):
+        RMatProcessor(geometry="2d", hydrogens="rdkit", max_atoms=4)("[2H]C([2H])([2H])[2H]")
 
 
 # Descriptors and collators
