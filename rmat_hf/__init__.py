@@ -26,11 +26,13 @@ __all__ = [
     "embed",
     "list_checkpoints",
     "predict",
+    "push_folder",
 ]
 
 if TYPE_CHECKING:
     from rmat_hf.inference.conversion import convert_checkpoint
     from rmat_hf.inference.prediction import embed, predict
+    from rmat_hf.inference.sharing import push_folder
     from rmat_hf.loading import checkpoint_path, list_checkpoints
 
 # what needs more than the registration below is imported when somebody asks for it
@@ -40,6 +42,7 @@ _PLACES = {
     "embed": "rmat_hf.inference.prediction",
     "list_checkpoints": "rmat_hf.loading",
     "predict": "rmat_hf.inference.prediction",
+    "push_folder": "rmat_hf.inference.sharing",
 }
 
 

@@ -80,6 +80,14 @@ def convert(arguments: Any) -> None:
     print(f"Wrote {arguments.output_dir}.")
 
 
+def push(arguments: Any) -> None:
+    """Push a model folder to the Hub, by default without a molecule or label of its training."""
+    from rmat_hf.inference.sharing import run_push
+
+    result = run_push(arguments, report_progress=print)
+    print(f"Wrote {result.url}." if result.url else "Nothing was sent.")
+
+
 def benchmark(arguments: Any) -> None:
     """Compare models, baselines and other tools on the same splits; write a report."""
     from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
@@ -102,6 +110,7 @@ VERBS: dict[str, tuple[str, str, Any]] = {
     "predict": ("rmat_hf.inference.screening", "PredictionArguments", predict),
     "embed": ("rmat_hf.inference.screening", "PredictionArguments", embed),
     "convert": ("rmat_hf.inference.conversion", "ConversionArguments", convert),
+    "push": ("rmat_hf.inference.sharing", "PushArguments", push),
     "benchmark": ("rmat_hf.evaluation.accuracy_benchmark", "EvaluationArguments", benchmark),
 }
 HELP = "\n".join(
@@ -140,7 +149,10 @@ def build_parser(verb: str) -> FlagParser:
     parser.set_defaults(arguments_class=arguments_class)
     hints = get_type_hints(arguments_class)
     for flag in fields(arguments_class):
-        parser.add_argument(name_flag(flag.name), **_describe_flag(flag, hints[flag.name]))
+        if flag.metadata.get("is_positional"):
+            parser.add_argument(flag.name, help=flag.metadata["help"], metavar=flag.name.upper())
+        else:
+            parser.add_argument(name_flag(flag.name), **_describe_flag(flag, hints[flag.name]))
     return parser
 
 

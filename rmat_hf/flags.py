@@ -50,6 +50,11 @@ def declare_required(text: str) -> Any:
     return field(metadata={"help": text})
 
 
+def declare_positional(text: str) -> Any:
+    """Return a dataclass field that has to be given, without the name of a flag before it."""
+    return field(metadata={"help": text, "is_positional": True})
+
+
 def name_flag(name: str) -> str:
     """Return the flag of a field: `--batch-size` of `batch_size`."""
     return f"--{name.replace('_', '-')}"

@@ -280,6 +280,21 @@ def run_counted(folder: Path, *words: str | Path) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
+def test_push_lists_what_would_leave_and_its_two_names_have_no_flag(
+    tiny_model_folder: Path, run_cli: RunCli
+) -> None:
+    (tiny_model_folder / "predictions.csv").write_text("smiles\nCCO\n")
+    outcome = run_cli("push", tiny_model_folder, "chemist/tiny", "--dry-run")
+    assert outcome.exit_code == 0, outcome.error
+    leaves, stays = outcome.output.split("Stays here:")
+    assert "model.safetensors" in leaves and "handler.py" in leaves
+    assert "predictions.csv" in stays and "Nothing was sent" in stays
+    outcome = run_cli("push", tiny_model_folder)
+    assert outcome.exit_code == 2 and "REPO_ID" in outcome.error
+    outcome = run_cli("push", tiny_model_folder, "chemist/tiny", "--share", "all")
+    assert outcome.exit_code == 2 and "--share 'all'" in outcome.error
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--version"]])
 def test_help_and_version_import_nothing_heavy(tmp_path: Path, words: list[str]) -> None:
     assert run_counted(tmp_path, *words) == "opened: 0 imported:"

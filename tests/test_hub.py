@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,19 +11,22 @@ from typing import Any
 import pytest
 import torch
 from hub_publisher import PROCESSOR_OPTIONS
-from hub_server import DATA, MODEL, PARTS, PRIVATE, TOKEN, Hub, run_hub
+from hub_server import DATA, MODEL, PARTS, PRIVATE, TOKEN, USER, Hub, run_hub
 from outsider import BAD_SMILES
 from processes import TESTS, run_python
-from saved_folder import assert_folder_is_self_contained
+from saved_folder import REPO_ROOT, assert_folder_is_self_contained
 from tiny import TINY_SMILES
 from tiny_finetuning import TABLE_SMILES
 from transformers import AutoProcessor, Trainer, TrainingArguments
 
-from rmat_hf.inference.prediction import predict
+from rmat_hf.inference.prediction import embed, predict
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.finetuning import run_finetuning
 
 RMAT = "import sys; from rmat_hf.cli import main; sys.argv[0] = 'rmat'; main()"
+CODE = REPO_ROOT / "rmat_hf" / "model"
 TOLERANCE = 1e-6
 SHIFT = 100.0  # of the second version's predictions
 
@@ -246,3 +250,93 @@ def test_finetuning_a_model_from_the_hub_on_data_from_the_hub(
     config = json.loads((run / "config.json").read_text())
     assert config["id2label"] == {"0": "y"}
     assert predict(run, ["CCO"]).errors == [None]
+
+
+# rmat push, on real data
+
+
+@pytest.fixture(scope="module")
+def freesolv_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model finetuned on FreeSolv for an epoch."""
+    folder = tmp_path_factory.mktemp("freesolv") / "run"
+    options: dict[str, Any] = {"split": "column", "split_column": "split_0", "geometry": "bounds"}
+    run_finetuning(
+        FinetuningArguments(
+            dataset="freesolv",
+            label_columns=["hydration_free_energy"],
+            output_dir=str(folder),
+            num_train_epochs=1,
+            feature_cache="none",
+            license="cc-by-4.0",
+            **options,
+        )
+    )
+    return folder
+
+
+def read_repository(hub: Hub, repo_id: str) -> dict[str, bytes]:
+    return hub.repositories["models", repo_id].find_commit("main").files
+
+
+def find_told(files: dict[str, bytes], smiles: list[str]) -> set[str]:
+    """Search bytes for molecules: short ones as words, as three letters are in any weights."""
+    told: set[str] = set()
+    for name, content in files.items():
+        path = CODE / name
+        if path.is_file() and path.read_bytes() == content:
+            continue  # the package's own code, the same beside every model
+        words = set(re.split(rb"[\s\"',`]+", content))
+        told |= {it for it in smiles if it.encode() in (words if len(it) < 7 else content)}
+    return told
+
+
+@pytest.mark.slow
+def test_a_push_shares_no_training_molecule_and_a_stranger_loads_it(
+    hub: Hub, run_online: RunProcess, freesolv_run: Path, tmp_path: Path
+) -> None:
+    whole, shared, pretrained = f"{USER}/whole", f"{USER}/freesolv", f"{USER}/rmat-small"
+    done = run_online("-c", RMAT, "push", freesolv_run, shared, token=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("Stays here:") < done.stdout.index("Wrote http")
+    done = run_online(
+        "-c", RMAT, "push", freesolv_run, whole, "--share", "molecules", "--private", token=TOKEN
+    )
+    assert done.returncode == 0, done.stderr
+    script = REPO_ROOT / "scripts" / "publish_checkpoint.py"
+    done = run_online(script, "rmat-small", pretrained, token=TOKEN)
+    assert done.returncode == 0, done.stderr
+
+    with (freesolv_run / "split.csv").open(newline="", encoding="utf-8") as stream:
+        smiles = [row["smiles"] for row in csv.DictReader(stream)]
+    assert len(smiles) > 600
+    # the search finds what is there: all molecules, where they were shared
+    assert find_told(read_repository(hub, whole), smiles) == {*smiles}
+    assert hub.repositories["models", whole].is_private
+    # the two of the example in every card, whatever a model was trained on
+    assert find_told(read_repository(hub, shared), smiles) <= {"CCO", "c1ccccc1"}
+
+    report_file = tmp_path / "report.json"
+    guest = TESTS / "hub_guest.py"
+    done = run_online(guest, report_file, shared, pretrained, blocked=("rmat_hf",))
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(report_file.read_text(encoding="utf-8"))
+    assert report["import_error"] == "No module named 'rmat_hf'"
+    (index,) = report["card"]["model-index"]
+    metrics = {it["type"]: it["value"] for it in index["results"][0]["metrics"]}
+    expected = json.loads((freesolv_run / "metrics.json").read_text())["test"]
+    assert metrics["rmse"] == pytest.approx(expected["rmse"], abs=1e-4)
+    assert index["results"][0]["dataset"]["name"] == "freesolv"
+    assert (report["card"]["license"], report["card"]["pipeline_tag"]) == ("cc-by-4.0", "graph-ml")
+    values = predict(freesolv_run, ["CCN", "CCOC"]).values[:, 0].tolist()
+    for results in (report["pipeline"], report["endpoint"]):
+        assert [it["error"] is None for it in results] == [True, False, True]
+        assert read_values(results) == pytest.approx(values, abs=1e-4)
+    assert report["AutoModel"] == ["RMatModel", []]
+    assert report["AutoModelForPreTraining"] == ["RMatForPreTraining", []]
+    vectors = [it["embedding"] for it in report["vectors"] if it["error"] is None]
+    torch.testing.assert_close(
+        torch.tensor(vectors),
+        torch.from_numpy(embed("rmat-small", ["CCN", "CCOC"]).values),
+        rtol=0,
+        atol=1e-4,
+    )

@@ -38,7 +38,7 @@ from rmat_hf.training.arguments import (
     describe_arguments,
 )
 from rmat_hf.training.metrics import build_compute_metrics, compute_metrics_for_problem
-from rmat_hf.training.model_card import FinetuningReport, save_model_card
+from rmat_hf.training.model_card import ROW_FILES, FinetuningReport, save_model_card
 from rmat_hf.training.recipe import (
     PARTS,
     FinetuningTask,
@@ -263,6 +263,8 @@ def save_run_folder(
     for name, content in files.items():
         save_json(folder / name, content)
     _save_tables(folder, task, report=report)
+    # git and `hf upload` of the folder leave out what only `rmat push --share molecules` sends
+    (folder / ".gitignore").write_text("\n".join(ROW_FILES) + "\n")
     save_model_card(folder, report)
 
 

@@ -24,11 +24,15 @@ logger = logging.getLogger(__name__)
 
 LOSS_PLOT = "loss_curves.png"
 PARITY_PLOT = "parity.png"
+# Files of a finetuned folder that have molecules, labels or predictions, row by row.
+ROW_FILES = ("predictions.csv", "split.csv", "dropped_rows.csv", PARITY_PLOT)
 PARITY_STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#9aa5b1", "s": 10, "alpha": 0.5},
     "test": {"color": "#d1495b", "s": 22, "alpha": 0.9},
 }
 CARD_FILE = "README.md"
+# What a card says of itself until it is on the Hub.
+FOLDER_PLACEHOLDER = "path/to/this/folder"
 TAGS = ["rmat", "chemistry", "molecules"]
 # What the Hub calls a license that nobody stated.
 UNKNOWN_LICENSE = "unknown"
@@ -92,19 +96,9 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
     arguments, names = report.arguments, describe_labels(report.config)
     dataset, split = name_source(arguments.dataset), name_split(arguments)
     base_model = name_source(arguments.model)
-    results = [
-        EvalResult(
-            task_type="graph-ml",
-            task_name="molecule property prediction",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            dataset_split=f"test ({split} split)",
-            metric_type=metric.name,
-            metric_value=float(format_metric(value, decimals=4)),
-        )
-        for metric in list_metrics(report.arguments.problem_type)
-        if (value := report.metrics["test"][metric.name]) is not None
-    ]
+    results = build_eval_results(
+        report.metrics, problem_type=arguments.problem_type, dataset=dataset, split=split
+    )
     sizes = ", ".join(f"{len(labels)} {part}" for part, labels in report.labels.items())
     sections = [
         f"# R-MAT for {', '.join(names)}",
@@ -117,8 +111,8 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         "- every value: `metrics.json`, `predictions.csv`, `split.csv`",
         "## Use",
         "```python\nfrom transformers import pipeline\n"
-        'pipeline(model="path/to/this/folder", trust_remote_code=True)(["CCO", "c1ccccc1"])\n```',
-        "or `rmat predict --model path/to/this/folder --smiles CCO c1ccccc1 "
+        f'pipeline(model="{FOLDER_PLACEHOLDER}", trust_remote_code=True)(["CCO", "c1ccccc1"])\n```',
+        f"or `rmat predict --model {FOLDER_PLACEHOLDER} --smiles CCO c1ccccc1 "
         "--output predictions.csv`. On the Hub, its id takes the place of the path.",
         "## Metrics",
         describe_metrics(report.metrics, report.baselines),
@@ -142,6 +136,43 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         base_model=base_model,
         model_name=f"R-MAT {', '.join(report.config.label_columns)}",
         eval_results=results or None,
+    )
+
+
+def build_eval_results(
+    metrics: Mapping[str, dict[str, Any]], *, problem_type: str, dataset: str, split: str
+) -> list[EvalResult]:
+    """Return the `model-index` of a finetuned model: its metrics of the test part.
+
+    Args:
+        metrics (`Mapping[str, dict]`): By part, as `metrics.json` has them.
+        problem_type, dataset, split (`str`): Of the run.
+    """
+    return [
+        EvalResult(
+            task_type="graph-ml",
+            task_name="molecule property prediction",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=f"test ({split} split)",
+            metric_type=metric.name,
+            metric_value=float(format_metric(value, decimals=4)),
+        )
+        for metric in list_metrics(problem_type)
+        if (value := metrics["test"][metric.name]) is not None
+    ]
+
+
+def build_plain_card(repo_id: str) -> ModelCard:
+    """Return the card of a model of which nothing but its place on the Hub is known."""
+    data = ModelCardData(library_name="transformers", pipeline_tag="graph-ml", tags=TAGS)
+    return ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {repo_id.split('/')[-1]}\n\n"
+        "A Relative Molecule Attention Transformer (arXiv 2110.05841).\n\n"
+        "## Use without rmat-hf\n\n"
+        "```python\nfrom transformers import pipeline\n\n"
+        f'pipe = pipeline(model="{repo_id}", trust_remote_code=True)\n'
+        'pipe(["CCO", "c1ccccc1"], batch_size=2)\n```\n'
     )
 
 
@@ -180,8 +211,8 @@ def save_pretraining_card(
         f"- distances: geometry {task.processor.geometry!r}\n"
         f"- started from: {arguments['model']}",
         "## Use",
-        "```bash\nrmat finetune --model path/to/this/folder --dataset my.csv --label-columns y "
-        "--output-dir my_model\nrmat embed --model path/to/this/folder --input my.csv "
+        f"```bash\nrmat finetune --model {FOLDER_PLACEHOLDER} --dataset my.csv --label-columns y "
+        f"--output-dir my_model\nrmat embed --model {FOLDER_PLACEHOLDER} --input my.csv "
         "--output vectors.parquet\n```",
         "## On the molecules held out",
         "\n".join(["| stage | metric | value |\n|---|---|---|", *metrics]),

@@ -1,0 +1,261 @@
+"""push_folder(...): a model folder on the Hub, and what of it leaves this machine."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from importlib.metadata import requires
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import yaml
+from huggingface_hub import EvalResultEntry, HfApi, ModelCard, eval_result_entries_to_yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME
+
+from rmat_hf.errors import UserError, explained_reading, get_reason, list_reading_errors
+from rmat_hf.flags import declare_flag, declare_positional, validate_flags
+from rmat_hf.inference import endpoint
+from rmat_hf.loading import find_checkpoint
+from rmat_hf.model import modeling_rmat
+from rmat_hf.model.pipeline_rmat import describe_pipeline
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.output_folder import load_json, save_json
+from rmat_hf.training.arguments import ARGUMENTS_FILE, TRIALS_FILE
+from rmat_hf.training.model_card import (
+    CARD_FILE,
+    FOLDER_PLACEHOLDER,
+    LOSS_PLOT,
+    ROW_FILES,
+    build_eval_results,
+    build_plain_card,
+)
+
+logger = logging.getLogger(__name__)
+
+HANDLER_FILE, REQUIREMENTS_FILE = "handler.py", "requirements.txt"
+EVAL_RESULTS_FILE = ".eval_results/rmat_hf.yaml"
+# How much is shared → the files of it, beside those of the levels before. What is in no list stays.
+SHARES: dict[str, tuple[str, ...]] = {
+    # what predicts; of the labels their names, units, mean and standard deviation are in it
+    "model": (
+        *("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"),
+        *("adapter_config.json", "*_rmat.py", CARD_FILE, "LICENSE*"),
+        *("*.onnx", "*.onnx.data", HANDLER_FILE, REQUIREMENTS_FILE, EVAL_RESULTS_FILE),
+    ),
+    # how well, and how it was trained
+    "metrics": (
+        *("metrics.json", "member_metrics.json", "baselines.json", "training_log.json", LOSS_PLOT),
+        *(ARGUMENTS_FILE, TRIALS_FILE, "pretraining_arguments.json", "pretraining_targets.json"),
+    ),
+    # molecules, labels and predictions, row by row
+    "molecules": ROW_FILES,
+}
+
+
+@dataclass(kw_only=True)
+class PushArguments:
+    """Everything `run_push` needs to know; each field is a flag of `rmat push`."""
+
+    folder: str = declare_positional("Folder of a model, or the name of one in the package.")
+    repo_id: str = declare_positional("Repository on the Hub: USER/NAME.")
+    share: str = declare_flag(
+        "model",
+        "What leaves: the model with the metrics in its card, the files of metrics and arguments "
+        "too, or molecules, labels and predictions as well.",
+        choices=SHARES,
+    )
+    private: bool = declare_flag(False, "Whether a new repository is private.")
+    dry_run: bool = declare_flag(False, "List what would leave, and send nothing.")
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for an unknown share."""
+        validate_flags(self)
+
+
+class Push(NamedTuple):
+    """What [`push_folder`] sent.
+
+    Args:
+        url (`str`, *optional*): Address of the commit; none of a dry run.
+        files (`dict[str, int]`): Every file that leaves, with its size in bytes.
+        kept (`list[str]`): Files of the folder that stay on this machine.
+    """
+
+    url: str | None
+    files: dict[str, int]
+    kept: list[str]
+
+
+def run_push(
+    arguments: PushArguments, *, report_progress: Callable[[str], None] | None = None
+) -> Push:
+    """Push a model folder as the flags say; see [`push_folder`]."""
+    return push_folder(
+        arguments.folder,
+        arguments.repo_id,
+        share=arguments.share,
+        private=arguments.private,
+        dry_run=arguments.dry_run,
+        report_progress=report_progress,
+    )
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    share: str = "model",
+    private: bool = False,
+    dry_run: bool = False,
+    report_progress: Callable[[str], None] | None = None,
+) -> Push:
+    """Push a saved model to the Hub: by default no molecule and no label of its training.
+
+    The repository loads without this package (`trust_remote_code=True`), and has a card with
+    `model-index`, evaluation results if the data set is on the Hub, and a `handler.py` for
+    Inference Endpoints. The folder itself stays as it is. What leaves is listed first; what earlier
+    pushes sent stays on the Hub.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of `rmat finetune`, `rmat pretrain`, `rmat convert` or `save_pretrained`, or the
+            name of a model that comes with the package.
+        repo_id (`str`): `USER/NAME`; created if it is not there.
+        share (`str`, *optional*, defaults to `"model"`):
+            `"model"`: weights, configuration, processor, code and card, whose metrics are over
+            all rows of a part. `"metrics"`: the files of metrics, losses and arguments too.
+            `"molecules"`: the molecules with their labels and predictions, and the plot of them.
+            Files that are none of these stay.
+        private (`bool`, *optional*, defaults to `False`): Whether a new repository is private.
+        dry_run (`bool`, *optional*, defaults to `False`): Whether to list and send nothing.
+        report_progress (`Callable[[str], None]`, *optional*):
+            Called with the list of what leaves, before anything does; by default it is logged.
+
+    Returns:
+        [`Push`]: The address, the files that left and those that did not.
+
+    Raises:
+        UserError: The folder has no model, the name is none of the Hub's, or the Hub refuses.
+
+    Example:
+        ```python
+        push_folder("runs/solubility", "me/solubility", share="metrics", dry_run=True).kept
+        # ['dropped_rows.csv', 'parity.png', 'predictions.csv', 'split.csv']
+        ```
+    """
+    source = Path(find_checkpoint(folder))
+    if share not in SHARES:
+        raise UserError(f"share {share!r} is unknown. Choose one of {', '.join(SHARES)}.")
+    with explained_reading(f"The repository {repo_id!r}", also=(HFValidationError,)):
+        validate_repo_id(repo_id)
+    with TemporaryDirectory() as staging:
+        stage = Path(staging)
+        kept = _stage_files(source, stage, share=share)
+        _add_code(stage)
+        _add_card(source, stage, kept=kept, repo_id=repo_id)
+        files = {it.relative_to(stage).as_posix(): it.stat().st_size for it in _list_files(stage)}
+        (report_progress or logger.info)(describe_push(files, kept, repo_id=repo_id))
+        url = None if dry_run else _upload(stage, repo_id, private=private)
+    return Push(url, files, kept)
+
+
+def describe_push(files: dict[str, int], kept: list[str], *, repo_id: str) -> str:
+    """Return the list of what leaves and what stays, a file a line."""
+    lines = [f"To {repo_id}:", *(f"  {name} ({size:,} bytes)" for name, size in files.items())]
+    if kept:
+        lines += ["Stays here:", *(f"  {name}" for name in kept)]
+    return "\n".join(lines)
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _stage_files(source: Path, stage: Path, *, share: str) -> list[str]:
+    """Copy the shared files and return the names of the others."""
+    levels = list(SHARES)[: list(SHARES).index(share) + 1]
+    patterns = [pattern for level in levels for pattern in SHARES[level]]
+    names = [path.relative_to(source).as_posix() for path in _list_files(source)]
+    # a pattern is of files beside the model, not of a checkpoint or a model in a folder below
+    shared = [
+        name
+        for name in names
+        if any(name == it or ("/" not in name and fnmatch(name, it)) for it in patterns)
+    ]
+    if not any(name.endswith(".safetensors") for name in shared):
+        raise UserError(f"{source} has no model: no .safetensors file. Choose another folder.")
+    for name in shared:
+        (stage / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, stage / name)
+    return [name for name in names if name not in shared]
+
+
+def _add_code(stage: Path) -> None:
+    """Add the code, which a model of the package lacks, and what an Inference Endpoint needs."""
+    if not (stage / CONFIG_NAME).is_file():
+        return  # an adapter, which loads with its base model
+    fields = load_json(stage / CONFIG_NAME)
+    if "auto_map" not in fields:
+        name = fields["architectures"][0]
+        fields["auto_map"] = getattr(modeling_rmat, name).saved_auto_map
+        save_json(stage / CONFIG_NAME, {**fields, "custom_pipelines": describe_pipeline(name)})
+        if (stage / FEATURE_EXTRACTOR_NAME).is_file():
+            RMatProcessor.from_pretrained(stage).save_pretrained(stage)
+        for path in Path(modeling_rmat.__file__).parent.glob("*_rmat.py"):
+            shutil.copyfile(path, stage / path.name)
+    shutil.copyfile(endpoint.__file__, stage / HANDLER_FILE)
+    needed = [it for it in requires("rmat-hf") or [] if it.startswith(("rdkit", "transformers"))]
+    (stage / REQUIREMENTS_FILE).write_text("\n".join(needed) + "\n")
+
+
+def _add_card(source: Path, stage: Path, *, kept: list[str], repo_id: str) -> None:
+    """Write the card: the folder's own, without what stays, or a plain one; and its results."""
+    path = stage / CARD_FILE
+    card: Any = ModelCard.load(path) if path.is_file() else build_plain_card(repo_id)
+    text = card.text.replace(FOLDER_PLACEHOLDER, repo_id)
+    for name in kept:
+        text = text.replace(f" (`{name}`)", "")
+    stays = tuple(it for name in kept for it in (f"`{name}`", f"({name})"))
+    lines = [line for line in text.splitlines() if not any(it in line for it in stays)]
+    if repo_id not in text and (stage / CONFIG_NAME).is_file():
+        lines += ["", build_plain_card(repo_id).text.strip()]
+    card.text = "\n".join(lines) + "\n"
+    if not card.data.eval_results and (source / ARGUMENTS_FILE).is_file():
+        run = load_json(source / ARGUMENTS_FILE)
+        facts = {name: run[name] for name in ("problem_type", "dataset", "split")}
+        card.data.model_name = card.data.model_name or repo_id
+        card.data.eval_results = build_eval_results(load_json(source / "metrics.json"), **facts)
+    card.save(path)
+    entries = [
+        EvalResultEntry(
+            dataset_id=result.dataset_type,
+            task_id=result.metric_type,
+            value=result.metric_value,
+            notes=result.dataset_split,
+        )
+        for result in card.data.eval_results or []
+        if "/" in result.dataset_type
+    ]
+    if entries:
+        path = stage / EVAL_RESULTS_FILE
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+
+
+def _upload(stage: Path, repo_id: str, *, private: bool) -> str:
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=stage, commit_message="Push with rmat-hf"
+        )
+    except list_reading_errors() as error:
+        raise UserError(
+            f"The repository {repo_id!r} cannot be written: {get_reason(error)}. Log in with "
+            "`hf auth login`, or set HF_TOKEN to a token that may write there."
+        ) from error
+    return str(commit.commit_url)
