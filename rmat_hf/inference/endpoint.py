@@ -23,7 +23,9 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str = "") -> None:
-        self.pipeline: Any = pipeline(model=path, trust_remote_code=True)
+        # its types know the tasks of transformers only
+        build_pipeline: Any = pipeline
+        self.pipeline = build_pipeline(model=path, trust_remote_code=True)
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
         """Return one result per molecule of `data["inputs"]`, a SMILES or a list of them.

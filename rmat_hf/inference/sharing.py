@@ -10,10 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import yaml
 from huggingface_hub import EvalResultEntry, HfApi, ModelCard, eval_result_entries_to_yaml
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id, yaml_dump
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME
 
 from rmat_hf.errors import UserError, explained_reading, get_reason, list_reading_errors
@@ -243,7 +242,7 @@ def _add_card(source: Path, stage: Path, *, kept: list[str], repo_id: str) -> No
     if entries:
         path = stage / EVAL_RESULTS_FILE
         path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+        path.write_text(yaml_dump(eval_result_entries_to_yaml(entries)))
 
 
 def _upload(stage: Path, repo_id: str, *, private: bool) -> str:
