@@ -60,6 +60,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"generator_aggregation": "mean", "generator_n_layers": 2},
     {"generator_aggregation": "mean", "generator_n_layers": 3, "d_model": 128, "ffn_d_output": 128},
     {"generator_aggregation": "contextual", "generator_d_outputs": 11},
+    {"generator_aggregation": "contextual", "generator_n_layers": 2},
     {"generator_d_generated_features": 5},
     {"generator_d_generated_features": 5, "generator_n_layers": 2},
     {"envelope_num_radial": 16, "d_edge": 30, "envelope_cutoff": 6.5},

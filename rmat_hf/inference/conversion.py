@@ -15,8 +15,8 @@ from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import (
     POOLINGS,
-    RMatForPreTraining,
     RMatForSequenceClassification,
+    RMatForTokenClassification,
     RMatModel,
 )
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -81,7 +81,7 @@ _NAMES = {
 # What torch raises, beside errors of reading, for a file that is damaged, no weights, or unsafe.
 _UNREADABLE = (RuntimeError, TypeError, LookupError, AttributeError, UnpicklingError, struct.error)
 # May be missing from the weights: the published file has no pooling and no head.
-_OPTIONAL_PARTS = ("classifier.", f"{_OF_NODES}_head.", "rmat.pooler.", "descriptor_scaler.")
+_OPTIONAL_PARTS = ("classifier.", "rmat.pooler.", "descriptor_scaler.")
 
 
 @dataclass(kw_only=True)
@@ -106,14 +106,14 @@ class Conversion(NamedTuple):
     """A converted model, and what the source did not contain.
 
     Args:
-        model (`RMatForSequenceClassification`, `RMatForPreTraining` or `RMatModel`):
+        model (`RMatForSequenceClassification`, `RMatForTokenClassification` or `RMatModel`):
             In evaluation mode. The second if the authors' head is that of every node (aggregation
             `"contextual"`), the encoder alone if the weights have no prediction head.
         untrained (`list[str]`): Parameters that were not in the weights; `save` leaves them out.
         notes (`list[str]`): One sentence for each part that was missing from the weights.
     """
 
-    model: RMatForSequenceClassification | RMatForPreTraining | RMatModel
+    model: RMatForSequenceClassification | RMatForTokenClassification | RMatModel
     untrained: list[str]
     notes: list[str]
 
@@ -178,8 +178,8 @@ def convert_checkpoint(
         notes.append(
             "The head was trained on another pooling and was left out: finetune the model."
         )
-    is_of_nodes = converted_config.pretraining_heads is not None
-    model_class = RMatForPreTraining if is_of_nodes else RMatForSequenceClassification
+    is_of_nodes = fields.get("generator_aggregation") == _OF_NODES
+    model_class = RMatForTokenClassification if is_of_nodes else RMatForSequenceClassification
     model: Any = model_class(converted_config).eval()
     converted = _convert_state_dict(state_dict, config=converted_config)
     with explained_reading(f"{weights} does not belong to {config} and", also=(RuntimeError,)):
@@ -188,7 +188,7 @@ def convert_checkpoint(
     needed = [name for name in untrained if not name.startswith(_OPTIONAL_PARTS)]
     if wrong := [*result.unexpected_keys, *needed]:
         raise UserError(f"{weights} does not belong to {config}: {wrong} are missing or too many.")
-    if not any(name.startswith(("classifier.", f"{_OF_NODES}_head.")) for name in untrained):
+    if not any(name.startswith("classifier.") for name in untrained):
         return Conversion(model, untrained, notes)
     encoder = [name.removeprefix("rmat.") for name in untrained if name.startswith("rmat.")]
     return Conversion(model.rmat, encoder, notes)
@@ -217,25 +217,21 @@ def _convert_config(fields: Mapping[str, Any], *, pooling: str) -> RMatConfig:
     activation = _ACTIVATIONS.get(fields.get("ffn_activation", "LeakyReLU"))
     if activation is None:
         raise ValueError(f"'ffn_activation' is none of {list(_ACTIVATIONS)}")
-    heads: dict[str, Any] | None = None
-    if fields.get("generator_aggregation") == _OF_NODES:
-        if fields["generator_n_layers"] != 1 or fields.get("generator_d_generated_features"):
-            raise ValueError(f"'generator_aggregation' {_OF_NODES} takes one layer, no features")
-        loss, size = "single_label_classification", fields["generator_d_outputs"]
-        heads = {_OF_NODES: {"level": "node", "size": size, "loss": loss}}
+    num_descriptors = fields.get("generator_d_generated_features") or 0
+    if num_descriptors and fields.get("generator_aggregation") == _OF_NODES:
+        raise ValueError(f"'generator_aggregation' {_OF_NODES} takes no generated features")
     exponent = fields["envelope_exponent"]
     config = RMatConfig(
         **{ours: fields[theirs] for theirs, ours in _FIELDS.items()},
         intermediate_size=fields.get("ffn_d_hidden") or fields["d_model"],
         feed_forward_act=None if activation == "leaky_relu" else activation,
-        pretraining_heads=heads,
         attention_probs_dropout_prob=fields["dropout"],
         radial_envelope_exponent=int(exponent) if exponent == int(exponent) else exponent,
         attention_form="reference",
         pooling=pooling,
         # as transformers names labels without names
         id2label={i: f"LABEL_{i}" for i in range(fields["generator_d_outputs"])},
-        num_molecule_descriptors=fields.get("generator_d_generated_features") or 0,
+        num_molecule_descriptors=num_descriptors,
     )
     if fields.get("ffn_d_output") not in (None, config.hidden_size):
         raise ValueError(f"ffn_d_output is not {config.hidden_size}, the width of the nodes")
@@ -256,8 +252,8 @@ def _name_layers(config: RMatConfig) -> dict[str, str]:
         prefix, number = ("middle_", f"s.{idx - 1}") if idx else ("", "")
         names[f"generator.proj.{4 * idx}."] = f"classifier.{prefix}dense{number}."
         names[f"generator.proj.{4 * idx + 2}."] = f"classifier.{prefix}norm{number}."
-    output = "classifier.out_proj" if config.pretraining_heads is None else f"{_OF_NODES}_head"
-    return names | {f"generator.proj.{4 * last}." if last else "generator.proj.": f"{output}."}
+    names[f"generator.proj.{4 * last}." if last else "generator.proj."] = "classifier.out_proj."
+    return names
 
 
 def _convert_state_dict(

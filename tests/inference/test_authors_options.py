@@ -64,13 +64,12 @@ def test_an_option_of_the_authors_code_gives_their_outputs(
         given = {"molecule_descriptors": torch.from_numpy(descriptors)} if size else {}
         outputs = model(**inputs, **given)
     is_of_nodes = config["generator_aggregation"] == "contextual"
-    logits = outputs.logits["contextual"] if is_of_nodes else outputs.logits
     errors = []
     for row, known in enumerate(features):
         expected = authors.encode(known)
         errors.append(np.abs(encoded[row, : len(expected)] - expected).max())
         predicted = authors.predict(expected, descriptors[row])
-        found = logits[row, : len(predicted)] if is_of_nodes else logits[row]
+        found = outputs.logits[row, : len(predicted)] if is_of_nodes else outputs.logits[row]
         errors.append(np.abs(found.numpy() - predicted).max())
         assert np.abs(predicted).max() > 1e-3, SMILES[row]
     record_property("largest_difference", max(errors))
@@ -108,7 +107,10 @@ def test_a_converted_folder_predicts_a_deuterated_molecule_as_the_authors_do(
     [
         ({"ffn_n_layers": 0}, "num_feed_forward_layers"),
         ({"ffn_d_output": 16}, "ffn_d_output is not 32"),
-        ({"generator_aggregation": "contextual", "generator_n_layers": 2}, "contextual"),
+        (
+            {"generator_aggregation": "contextual", "generator_d_generated_features": 5},
+            "contextual takes no generated features",
+        ),
         ({"generator_n_layers": 3, "generator_d_generated_features": 5}, "does not belong"),
     ],
 )
