@@ -239,8 +239,8 @@ class RMatPreTrainedModel(PreTrainedModel):
     # What quantization leaves alone, by names from their start. The second line is for modules with
     # widths that may be odd, not for their weights, which half precision would keep in float32.
     _keep_in_fp32_modules = [
-        r".*\.(?:key_pairs|value_pairs)",
-        r"(?!.*\.(?:weight|bias)$)(?:.*\.)?(?:node_proj|pooler|classifier|\w+_head)",
+        r"(?:.*\.(?:key_pairs|value_pairs)"
+        r"|(?!.*\.(?:weight|bias)$)(?:.*\.)?(?:node_proj|pooler|classifier|\w+_head))"
     ]
     _can_compile_fullgraph = True
     _input_embed_layer = "node_proj"
