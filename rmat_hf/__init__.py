@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "ModelCardCallback",
     "RMatAtomPropertyPredictionPipeline",
     "RMatConfig",
+    "RMatDataCollator",
+    "RMatDataCollatorForPreTraining",
     "RMatEnsembleConfig",
     "RMatEnsembleForSequenceClassification",
     "RMatFeatureExtractionPipeline",
@@ -21,28 +24,62 @@ __all__ = [
     "RMatModel",
     "RMatProcessor",
     "RMatPropertyPredictionPipeline",
+    "RMatTrainer",
+    "RMatTrainingArguments",
+    "build_compute_metrics",
     "checkpoint_path",
+    "compute_label_scaling",
     "convert_checkpoint",
     "embed",
+    "featurize_dataset",
+    "finetune",
     "list_checkpoints",
+    "load_for_finetuning",
     "predict",
+    "pretrain",
     "push_folder",
+    "split_dataset",
 ]
 
 if TYPE_CHECKING:
+    from rmat_hf.data.splits.registry import split_dataset
+    from rmat_hf.data.training_table import featurize_dataset
     from rmat_hf.inference.conversion import convert_checkpoint
     from rmat_hf.inference.prediction import embed, predict
     from rmat_hf.inference.sharing import push_folder
     from rmat_hf.loading import checkpoint_path, list_checkpoints
+    from rmat_hf.training.finetuning import finetune
+    from rmat_hf.training.metrics import build_compute_metrics
+    from rmat_hf.training.model_card import ModelCardCallback
+    from rmat_hf.training.pretraining import pretrain
+    from rmat_hf.training.pretraining_trainer import RMatDataCollatorForPreTraining
+    from rmat_hf.training.recipe import (
+        RMatTrainingArguments,
+        compute_label_scaling,
+        load_for_finetuning,
+    )
+    from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 # what needs more than the registration below is imported when somebody asks for it
 _PLACES = {
+    "ModelCardCallback": "rmat_hf.training.model_card",
+    "RMatDataCollator": "rmat_hf.training.trainer",
+    "RMatDataCollatorForPreTraining": "rmat_hf.training.pretraining_trainer",
+    "RMatTrainer": "rmat_hf.training.trainer",
+    "RMatTrainingArguments": "rmat_hf.training.recipe",
+    "build_compute_metrics": "rmat_hf.training.metrics",
     "checkpoint_path": "rmat_hf.loading",
+    "compute_label_scaling": "rmat_hf.training.recipe",
     "convert_checkpoint": "rmat_hf.inference.conversion",
     "embed": "rmat_hf.inference.prediction",
+    "featurize_dataset": "rmat_hf.data.training_table",
+    "finetune": "rmat_hf.training.finetuning",
     "list_checkpoints": "rmat_hf.loading",
+    "load_for_finetuning": "rmat_hf.training.recipe",
     "predict": "rmat_hf.inference.prediction",
+    "pretrain": "rmat_hf.training.pretraining",
     "push_folder": "rmat_hf.inference.sharing",
+    "split_dataset": "rmat_hf.data.splits.registry",
 }
 
 

@@ -362,7 +362,16 @@ def compute_model_hash(model: RMatPreTrainedModel) -> str:
 
 
 def list_checkpoints() -> list[str]:
-    """Return the names of the pretrained models that come with the package."""
+    """Return the names of the pretrained models that come with the package.
+
+    Example:
+    ```python
+    >>> from rmat_hf import list_checkpoints
+    >>> list_checkpoints()
+    ['rmat-small']
+
+    ```
+    """
     return sorted(path.parent.name for path in _BUNDLED.glob("*/config.json"))
 
 
@@ -374,6 +383,14 @@ def checkpoint_path(name: str) -> Path:
 
     Raises:
         UserError: If there is no model of that name.
+
+    Example:
+    ```python
+    >>> from rmat_hf import RMatModel, checkpoint_path
+    >>> RMatModel.from_pretrained(checkpoint_path("rmat-small")).config.hidden_size
+    128
+
+    ```
     """
     if name not in list_checkpoints():
         raise UserError(f"No model {name!r} comes with rmat_hf. Known: {list_checkpoints()}.")

@@ -15,7 +15,8 @@ from rmat_hf.data.stored_features import count_nodes, pack_features
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer, RMatTrainingArguments
+from rmat_hf.training.recipe import RMatTrainingArguments
+from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 NUM_LABELS = 2
 PROCESSOR = RMatProcessor(geometry="bounds")
@@ -57,7 +58,18 @@ def build_trainer(
     **options: Any,
 ) -> Trainer:
     """Return a Trainer on the CPU that goes through the rows in order, logs every step."""
+    # the defaults of transformers, which tests of single steps were written for
     fields: dict[str, Any] = {
+        "num_train_epochs": 3,
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "linear",
+        "ema_decay": 0.0,
+        "eval_strategy": "no",
+        "logging_strategy": "steps",
+        "save_total_limit": None,
+        "load_best_model_at_end": False,
+        "seed": 42,
         "per_device_train_batch_size": 4,
         "train_sampling_strategy": "sequential",
         "learning_rate": 1e-3,

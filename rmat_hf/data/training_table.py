@@ -16,7 +16,13 @@ from rmat_hf.data.labels import find_label_conflicts, is_missing, list_class_nam
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_split_cells
 from rmat_hf.data.stored_features import count_nodes
-from rmat_hf.data.tables import Table, validate_smiles_column
+from rmat_hf.data.tables import (
+    SMILES_COLUMN,
+    Table,
+    build_table,
+    validate_columns,
+    validate_smiles_column,
+)
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import Molecule, MoleculeError
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -92,17 +98,122 @@ def load_training_table(
         UserError: A column is missing, a label or a cell of the split cannot be read, or there is
             nothing to learn.
     """
-    label_columns, is_single = list(label_columns), problem_type == "single_label_classification"
+    label_columns = list(label_columns)
+    # without a label to learn, the column of SMILES is no other than that of labels
+    _validate_names(smiles_column, label_columns or [smiles_column], problem_type=problem_type)
+    table = open_table(dataset, revision=revision, joins_splits=True)
+    split_column = split_column or table.split_column
+    columns = [smiles_column, *label_columns, *filter(None, [split_column])]
+    return _build_training_data(
+        table.select(columns),
+        processor,
+        smiles_column=smiles_column,
+        label_columns=label_columns,
+        problem_type=problem_type,
+        split_column=split_column,
+        conflict_tolerance=conflict_tolerance,
+        **options,
+    )
+
+
+def featurize_dataset(
+    dataset: datasets.Dataset,
+    processor: RMatProcessor,
+    *,
+    smiles_column: str = SMILES_COLUMN,
+    label_columns: Sequence[str] = (),
+    problem_type: str = "regression",
+    conflict_tolerance: float = 0.1,
+    num_workers: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> datasets.Dataset:
+    """Return the rows of a data set with the features of their molecules and checked labels.
+
+    Rows that cannot be used are left out, and counted in a warning with their reasons: no label, no
+    molecule, no geometry, or labels that contradict those of another row of the same molecule.
+
+    Args:
+        dataset (`datasets.Dataset`): With a column of SMILES.
+        processor ([`RMatProcessor`]): Decides the geometry and the largest molecule.
+        smiles_column (`str`, *optional*, defaults to `"smiles"`): Column of SMILES.
+        label_columns (`Sequence[str]`, *optional*):
+            Columns of labels, in the order of the model's outputs; empty cells, `None` and NaN are
+            missing labels. Without any there are features alone.
+        problem_type (`str`, *optional*, defaults to `"regression"`):
+            Or `"multi_label_classification"` (0 or 1) or `"single_label_classification"`
+            (integers or words in one column).
+        conflict_tolerance (`float`, *optional*, defaults to 0.1):
+            Largest difference between regression labels of one molecule, in standard deviations
+            of the column.
+        num_workers (`int`, *optional*, defaults to 0):
+            Processes. A molecule that crashes or hangs one of them costs itself alone.
+        cache_dir (`str` or `Path`, *optional*): Folder that keeps features for other runs.
+
+    Returns:
+        `datasets.Dataset` with the columns of the rows, and `row` (position in `dataset`),
+        `smiles`, `canonical_smiles` (of the heavy atoms), `labels` (float64 of shape
+        `(num_labels,)`, NaN where missing; of a single-label classification the class, whose names
+        the column knows), `features`, `num_nodes` (atoms and the dummy node) and
+        `geometry_source`.
+
+    Raises:
+        UserError: A column is missing, a label cannot be read, or there is nothing to learn.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from rmat_hf import RMatProcessor, featurize_dataset
+    >>> table = Dataset.from_dict({"smiles": ["CCO", "CCC", "C1"], "dG": [-5.0, 2.0, 1.0]})
+    >>> rows = featurize_dataset(table, RMatProcessor(geometry="bounds"), label_columns=["dG"])
+    >>> rows["row"][:], rows["labels"][:], rows["num_nodes"][:]
+    ([0, 1], [[-5.0], [2.0]], [4, 4])
+
+    ```
+    """
+    label_columns, source = list(label_columns), "The data set"
+    _validate_names(smiles_column, label_columns, problem_type=problem_type)
+    names = [smiles_column, *label_columns]
+    validate_columns(dataset.column_names, names, source=source)
+    built = _build_training_data(
+        build_table(dataset.select_columns(names).with_format("arrow")[:], source=source),
+        processor,
+        smiles_column=smiles_column,
+        label_columns=label_columns,
+        problem_type=problem_type,
+        conflict_tolerance=conflict_tolerance,
+        num_workers=num_workers,
+        cache_dir=cache_dir,
+    ).dataset
+    # a column of ours replaces one of the same name
+    others = [name for name in dataset.column_names if name not in built.column_names]
+    kept = dataset.select_columns(others).select(built["row"][:])
+    return datasets.concatenate_datasets([kept, built], axis=1) if others else built
+
+
+def _validate_names(smiles_column: str, label_columns: list[str], *, problem_type: str) -> None:
+    is_single = problem_type == "single_label_classification"
     num_different = len({smiles_column, *label_columns}) - 1
-    if not 0 < num_different == len(label_columns) <= (1 if is_single else num_different):
+    if not num_different == len(label_columns) <= (1 if is_single else num_different):
         raise UserError(
             f"The label columns are {label_columns}, that of SMILES is {smiles_column!r}: name at "
             "least one label, and no column twice. single_label_classification takes one label "
             "column; for several yes/no labels use multi_label_classification."
         )
-    table = open_table(dataset, revision=revision, joins_splits=True)
-    split_column = split_column or table.split_column
-    table = table.select([smiles_column, *label_columns, *filter(None, [split_column])])
+
+
+def _build_training_data(
+    table: Table,
+    processor: RMatProcessor,
+    *,
+    smiles_column: str,
+    label_columns: list[str],
+    problem_type: str,
+    split_column: str | None = None,
+    conflict_tolerance: float,
+    **options: Any,
+) -> LoadedData:
+    """Check and featurize the rows of a table, as [`load_training_table`]."""
+    is_single = problem_type == "single_label_classification"
     validate_smiles_column(table.schema, smiles_column, source=table.source)
     names: dict[str, Any] = {"smiles_column": smiles_column, "label_columns": label_columns}
     given = _iterate_rows(table, problem_type=problem_type, **names)
@@ -117,7 +228,8 @@ def load_training_table(
     dropped = [DroppedRow(row, rows["smiles"][row], reasons[row]) for row in sorted(reasons)]
     if dropped:
         counts = f"{len(dropped)} of {len(rows)}"
-        logger.warning("Dropped %s rows of %s: see dropped_rows.csv.", counts, table.source)
+        first = f"row {dropped[0].row}: {dropped[0].reason}"
+        logger.warning("Dropped %s rows of %s, the first is %s.", counts, table.source, first)
     kept = rows.drop(index=list(reasons))
     _validate_labels(kept, dropped, label_columns=label_columns, source=table.source)
     split = parse_split_cells(
@@ -126,9 +238,13 @@ def load_training_table(
         rows=kept.index,
         groups=kept["canonical_smiles"],
     )
-    labels, class_names = _encode_labels(kept["labels"])
-    built = _build_dataset(kept, labels=labels, split=split)
-    return LoadedData(built, dropped, class_names if is_single else None)
+    labels, found = _encode_labels(kept["labels"])
+    class_names = found if is_single else None
+    return LoadedData(
+        _build_dataset(kept, labels=labels, split=split, class_names=class_names),
+        dropped,
+        class_names,
+    )
 
 
 def _iterate_rows(
@@ -143,7 +259,7 @@ def _iterate_rows(
                 parse_label(cells[name], problem_type=problem_type, row=row, column=name)
                 for name in label_columns
             ]
-            is_labeled = not all(map(is_missing, labels))
+            is_labeled = not labels or not all(map(is_missing, labels))
             given = molecule if is_labeled else MoleculeError("no label")
             yield cells[smiles_column] or "", given, labels, cells
             row += 1
@@ -153,7 +269,7 @@ def _find_conflicts(
     rows: pd.DataFrame, *, label_columns: list[str], tolerance: float
 ) -> dict[int, str]:
     """Return why rows of one molecule contradict each other, by row."""
-    if rows.empty:
+    if rows.empty or not label_columns:
         return {}
     labels, _ = _encode_labels(rows["labels"])
     conflicts = find_label_conflicts(rows["canonical_smiles"], labels, tolerance=tolerance)
@@ -193,7 +309,11 @@ def _validate_labels(
 
 
 def _build_dataset(
-    rows: pd.DataFrame, *, labels: np.ndarray, split: dict[str, list[Any]]
+    rows: pd.DataFrame,
+    *,
+    labels: np.ndarray,
+    split: dict[str, list[Any]],
+    class_names: list[str] | None,
 ) -> datasets.Dataset:
     num_step_downs = rows["geometry_source"].str.contains("step down").sum()
     if num_step_downs:
@@ -215,7 +335,9 @@ def _build_dataset(
         columns["mol"] = (mols, "binary")
     kinds: dict[str, Any] = {name: datasets.Value(kind) for name, (_, kind) in columns.items()}
     values = {name: list(values) for name, (values, _) in columns.items()}
-    return datasets.Dataset.from_dict(
-        {**values, "labels": labels.tolist()},
-        features=datasets.Features(kinds | {"labels": datasets.List(datasets.Value("float64"))}),
-    )
+    if labels.size:
+        # a row of a single-label classification has its class, else it is left out
+        kind = datasets.ClassLabel(names=class_names) if class_names else datasets.Value("float64")
+        kinds["labels"] = datasets.List(kind)
+        values["labels"] = labels.astype(int if class_names else float).tolist()
+    return datasets.Dataset.from_dict(values, features=datasets.Features(kinds))

@@ -159,6 +159,15 @@ def convert_checkpoint(
 
     Raises:
         UserError: If a file cannot be read or the two do not belong together.
+
+    Example:
+    ```python
+    >>> from rmat_hf import convert_checkpoint  # reference is a folder with a file of theirs
+    >>> weights, config = "reference_state_dict.safetensors", "reference_config.json"
+    >>> conversion = convert_checkpoint(reference / weights, reference / config)
+    >>> conversion.save(folder / "converted")
+
+    ```
     """
     state_dict = _load_authors_weights(weights)
     with explained_reading(config, also=(KeyError, TypeError)):

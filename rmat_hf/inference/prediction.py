@@ -85,6 +85,20 @@ def predict(
 
     Raises:
         ValueError: If a loaded model comes without its processor, or with a revision.
+
+    Example:
+    ```python
+    >>> from rmat_hf import RMatProcessor, predict
+    >>> from rmat_hf import RMatForSequenceClassification, checkpoint_path
+    >>> model = RMatForSequenceClassification.from_pretrained(
+    ...     checkpoint_path("rmat-small"), num_labels=1, problem_type="regression"
+    ... )
+    >>> processor = RMatProcessor(geometry="bounds")
+    >>> result = predict(model, ["CCO", "C1CC"], processor=processor)
+    >>> result.values.shape, result.errors[1]  # values in the units of the labels
+    ((2, 1), "SMILES Parse Error: unclosed ring for input: 'C1CC'")
+
+    ```
     """
     predictor, used_processor = _open(
         load_predictor, model, processor=processor, revision=revision, device=device

@@ -141,10 +141,13 @@ def push_folder(
         UserError: The folder has no model, the name is none of the Hub's, or the Hub refuses.
 
     Example:
-        ```python
-        push_folder("runs/solubility", "me/solubility", share="metrics", dry_run=True).kept
-        # ['dropped_rows.csv', 'parity.png', 'predictions.csv', 'split.csv']
-        ```
+    ```python
+    >>> from rmat_hf import push_folder
+    >>> push = push_folder("rmat-small", "me/rmat-small", dry_run=True)  # share="model"
+    >>> push.kept[:3]
+    ['loss_curves.png', 'metrics.json', 'pretraining_arguments.json']
+
+    ```
     """
     source = Path(find_checkpoint(folder))
     if share not in SHARES:

@@ -133,6 +133,22 @@ class RMatConfig(PreTrainedConfig):
         loss: A name in `LOSSES`; by default that of the problem type.
         loss_weights: Multi-label: weight of the positive rows of each label. Single-label: weight
             of each class. Regression: weight of each label.
+
+    Raises:
+        ValueError: A value is out of bounds, fields contradict each other, or what is said of the
+            labels is not said of each.
+
+    Example:
+    ```python
+    >>> config = RMatConfig(hidden_size=64, num_attention_heads=4, num_labels=1)
+    >>> config.num_pair_features  # bond, neighborhood order and radial basis of a pair
+    46
+    >>> RMatConfig(hidden_size=65, num_attention_heads=4)
+    Traceback (most recent call last):
+        ...
+    huggingface_hub.errors.StrictDataclassClassValidationError: ...
+
+    ```
     """
 
     model_type = "rmat"
@@ -323,6 +339,16 @@ class RMatEnsembleConfig(RMatConfig):
     Args:
         num_members: Models in the ensemble.
         kwargs: Fields of [`RMatConfig`].
+
+    Raises:
+        ValueError: As [`RMatConfig`].
+
+    Example:
+    ```python
+    >>> RMatEnsembleConfig(num_members=3, num_labels=1).num_members
+    3
+
+    ```
     """
 
     model_type = "rmat_ensemble"

@@ -30,7 +30,27 @@ class RMatEnsembleOutput(ModelOutput):
 
 
 class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
-    """Predicts properties of a molecule with several [`RMatForSequenceClassification`]."""
+    """Predicts properties of a molecule with several [`RMatForSequenceClassification`].
+
+    Args:
+        config ([`RMatEnsembleConfig`]): That of a member, and their number.
+
+    Raises:
+        ValueError: The configuration names a loss or a pooling that nobody knows.
+
+    Example:
+    ```python
+    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    >>> config = RMatConfig(**sizes, num_labels=1, problem_type="regression")
+    >>> members = [RMatForSequenceClassification(config) for _ in range(3)]
+    >>> ensemble = RMatEnsembleForSequenceClassification.from_members(members)
+    >>> batch = RMatProcessor(geometry="bounds")(["CCO", "c1ccccc1"], return_tensors="pt")
+    >>> output = ensemble(**batch)
+    >>> output.logits.shape, output.member_logits.shape
+    (torch.Size([2, 1]), torch.Size([2, 3, 1]))
+
+    ```
+    """
 
     config: RMatEnsembleConfig
     # names no part: there is no encoder that all members share

@@ -296,7 +296,26 @@ class RMatPreTrainedModel(PreTrainedModel):
 
 
 class RMatModel(RMatPreTrainedModel):
-    """The encoder with its pooling, if any: molecules in, node and molecule vectors out."""
+    """The encoder with its pooling, if any: molecules in, node and molecule vectors out.
+
+    Args:
+        config ([`RMatConfig`]): The architecture; weights start random, see `from_pretrained`.
+
+    Raises:
+        ValueError: The configuration names a pooling that nobody knows.
+
+    Example:
+    ```python
+    >>> path = checkpoint_path("rmat-small")
+    >>> model, processor = RMatModel.from_pretrained(path), RMatProcessor.from_pretrained(path)
+    >>> output = model(**processor(["CCO", "c1ccccc1"], return_tensors="pt"))
+    >>> output.pooler_output.shape  # (batch_size, output_size)
+    torch.Size([2, 512])
+    >>> output.last_hidden_state.shape  # (batch_size, num_nodes, hidden_size)
+    torch.Size([2, 7, 128])
+
+    ```
+    """
 
     _auto_class = "AutoModel"
 
@@ -370,7 +389,27 @@ class RMatModel(RMatPreTrainedModel):
 
 
 class RMatForPreTraining(RMatPreTrainedModel):
-    """The heads of pretraining: each predicts something of every node or of the molecule."""
+    """The heads of pretraining: each predicts something of every node or of the molecule.
+
+    Args:
+        config ([`RMatConfig`]): The architecture, and `pretraining_heads`.
+
+    Raises:
+        ValueError: The configuration names a pooling or a loss that nobody knows.
+
+    Example:
+    ```python
+    >>> path = checkpoint_path("rmat-small")
+    >>> model = RMatForPreTraining.from_pretrained(path)
+    >>> processor = RMatProcessor.from_pretrained(path)
+    >>> output = model(**processor("CCO", return_tensors="pt"))
+    >>> output.logits["context"].shape  # (batch_size, num_nodes, number of contexts)
+    torch.Size([1, 4, 408])
+    >>> output.logits["descriptor"].shape  # (batch_size, number of descriptors)
+    torch.Size([1, 215])
+
+    ```
+    """
 
     _auto_class = "AutoModelForPreTraining"
 
@@ -499,7 +538,32 @@ class RMatPredictor(RMatPreTrainedModel):
 
 
 class RMatForSequenceClassification(RMatPredictor):
-    """Predicts properties of a molecule: regression or classification, one label or several."""
+    """Predicts properties of a molecule: regression or classification, one label or several.
+
+    With `label_mean` and `label_std` in the configuration a regression learns standardized labels,
+    and labels and `logits` are in the user's units. A label that is NaN is missing.
+
+    Args:
+        config ([`RMatConfig`]): The architecture, with `num_labels` and `problem_type`.
+
+    Raises:
+        ValueError: The configuration names a pooling or a problem type that nobody knows, or the
+            inputs lack the molecule descriptors that the model was trained with.
+
+    Example:
+    ```python
+    >>> path = checkpoint_path("rmat-small")
+    >>> model = RMatForSequenceClassification.from_pretrained(
+    ...     path, num_labels=2, problem_type="regression"
+    ... )
+    >>> processor = RMatProcessor.from_pretrained(path)
+    >>> labels = torch.tensor([[1.0, 2.0], [3.0, torch.nan]])
+    >>> output = model(**processor(["CCO", "CCN"], return_tensors="pt"), labels=labels)
+    >>> output.logits.shape, output.loss.ndim  # (batch_size, num_labels), a scalar
+    (torch.Size([2, 2]), 0)
+
+    ```
+    """
 
     _auto_class = "AutoModelForSequenceClassification"
 
@@ -555,12 +619,23 @@ class RMatForSequenceClassification(RMatPredictor):
 class RMatForTokenClassification(RMatPredictor):
     """Predicts properties of every atom: regression or classification, one label or several.
 
+    Args:
+        config ([`RMatConfig`]): The architecture, with `num_labels` and `problem_type`.
+
+    Raises:
+        ValueError: The configuration names a problem type that nobody knows.
+
+    Example:
     ```python
-    model = AutoModelForTokenClassification.from_pretrained(
-        "path/or/id", num_labels=1, problem_type="regression", label_mean=[0.1], label_std=[0.2]
-    )
-    logits = model(**processor(["CCO"], return_tensors="pt")).logits  # (1, 4, 1)
-    charges = logits[0, 1:, 0]  # of C, C and O, as the SMILES names them
+    >>> path = checkpoint_path("rmat-small")
+    >>> options = {"problem_type": "regression", "label_mean": [0.1], "label_std": [0.2]}
+    >>> model = RMatForTokenClassification.from_pretrained(path, num_labels=1, **options)
+    >>> processor = RMatProcessor.from_pretrained(path)
+    >>> logits = model(**processor(["CCO"], return_tensors="pt")).logits
+    >>> logits.shape  # (batch_size, num_nodes, num_labels)
+    torch.Size([1, 4, 1])
+    >>> charges = logits[0, 1:, 0]  # of C, C and O, as the SMILES names them
+
     ```
     """
 

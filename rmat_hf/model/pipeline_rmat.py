@@ -113,19 +113,35 @@ class RMatPipeline(Pipeline):
 class RMatPropertyPredictionPipeline(RMatPipeline):
     """Predict molecule properties, with label names, units and probabilities.
 
-    ```python
-    pipe = pipeline("molecule-property-prediction", model="path/or/id")
-    pipe(["CCO", "C1CC"], batch_size=2)
-    # [{"predictions": [{"label": "hydration_free_energy", "value": -4.7, "unit": "kcal/mol"}],
-    #   "error": None},
-    #  {"predictions": None, "error": "SMILES Parse Error: unclosed ring for input: 'C1CC'"}]
-    ```
-
-    A classification gives `score`, a probability, in the place of `value`. An ensemble adds
-    `spread`, the standard deviation of its members' predictions.
-
     Without a task, `pipeline(model=...)` takes the one that the model was saved for. Where this
     package is not imported, the code in the folder does the same with `trust_remote_code=True`.
+
+    Of a saved model: `pipeline("molecule-property-prediction", model="path or id")`. A regression
+    gives `value`, with its `unit`, a classification `score`, a probability. An ensemble adds
+    `spread`, the standard deviation of its members' predictions.
+
+    Args:
+        model ([`RMatForSequenceClassification`] or an ensemble): Finetuned.
+        feature_extractor ([`RMatProcessor`]): Saved with it.
+        kwargs: `device`, `batch_size` and others, as in [`Pipeline`].
+
+    Raises:
+        TypeError: There is no such option. A molecule that has no features raises nothing: its
+            entry has an `error`.
+
+    Example:
+    ```python
+    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    >>> config = RMatConfig(**sizes, id2label={0: "dG"}, label_units=["kcal/mol"])
+    >>> model, processor = RMatForSequenceClassification(config), RMatProcessor(geometry="bounds")
+    >>> pipe = RMatPropertyPredictionPipeline(model, feature_extractor=processor)
+    >>> good, bad = pipe(["CCO", "C1CC"], batch_size=2)
+    >>> good["predictions"]
+    [{'label': 'dG', 'value': ..., 'unit': 'kcal/mol'}]
+    >>> bad["error"]
+    "SMILES Parse Error: unclosed ring for input: 'C1CC'"
+
+    ```
     """
 
     task_name = "molecule-property-prediction"
@@ -160,11 +176,25 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
 class RMatAtomPropertyPredictionPipeline(RMatPropertyPredictionPipeline):
     """Predict properties of every heavy atom, in the order of the SMILES or RDKit molecule.
 
+    Of a saved model: `pipeline("atom-property-prediction", model="path or id")`.
+
+    Args:
+        model ([`RMatForTokenClassification`]): Finetuned.
+        feature_extractor, kwargs: As in [`RMatPropertyPredictionPipeline`].
+
+    Raises:
+        TypeError: As in [`RMatPropertyPredictionPipeline`].
+
+    Example:
     ```python
-    pipe = pipeline("atom-property-prediction", model="path/or/id", trust_remote_code=True)
-    pipe("CO")
-    # {"predictions": [[{"label": "charge", "value": 0.15, "unit": "e"}],
-    #                  [{"label": "charge", "value": -0.40, "unit": "e"}]], "error": None}
+    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    >>> config = RMatConfig(**sizes, id2label={0: "charge"}, label_units=["e"])
+    >>> model, processor = RMatForTokenClassification(config), RMatProcessor(geometry="bounds")
+    >>> pipe = RMatAtomPropertyPredictionPipeline(model, feature_extractor=processor)
+    >>> carbon, oxygen = pipe("CO")["predictions"]
+    >>> oxygen
+    [{'label': 'charge', 'value': ..., 'unit': 'e'}]
+
     ```
     """
 
@@ -175,13 +205,31 @@ class RMatAtomPropertyPredictionPipeline(RMatPropertyPredictionPipeline):
 class RMatFeatureExtractionPipeline(RMatPipeline):
     """Compute one vector per molecule, the `pooler_output`, or with `level="atom"` one per atom.
 
+    Of a saved model: `pipeline("molecule-feature-extraction", model="path or id")`.
+
+    Args:
+        model ([`RMatModel`]): Or one with a head.
+        feature_extractor ([`RMatProcessor`]): Saved with it.
+        kwargs: `device`, `batch_size` and others, as in [`Pipeline`].
+
+    Raises:
+        TypeError: There is no such option.
+        ValueError: There is no such level. A molecule that has no features raises nothing: its
+            entry has an `error`.
+
+    Example:
     ```python
-    pipe = pipeline("molecule-feature-extraction", model="path/or/id")
-    pipe(["CCO", "C1CC"], batch_size=2)
-    # [{"embedding": [0.1, ...], "error": None},
-    #  {"embedding": None, "error": "SMILES Parse Error: unclosed ring for input: 'C1CC'"}]
-    pipe("CO", level="atom")
-    # {"embedding": [[0.3, ...], [-0.2, ...]], "error": None}: C and O, as the SMILES names them
+    >>> path = checkpoint_path("rmat-small")
+    >>> model, processor = RMatModel.from_pretrained(path), RMatProcessor.from_pretrained(path)
+    >>> pipe = RMatFeatureExtractionPipeline(model, feature_extractor=processor)
+    >>> good, bad = pipe(["CCO", "C1CC"], batch_size=2)
+    >>> len(good["embedding"])  # output_size numbers
+    512
+    >>> bad["embedding"] is None, bad["error"]
+    (True, "SMILES Parse Error: unclosed ring for input: 'C1CC'")
+    >>> len(pipe("CO", level="atom")["embedding"])  # C and O, as the SMILES names them
+    2
+
     ```
     """
 

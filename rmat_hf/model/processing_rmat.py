@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import TensorType, logging
 from transformers.utils.type_validators import interval
@@ -46,6 +47,9 @@ Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 UNPADDED = (False, "do_not_pad")
 PADDINGS = (*UNPADDED, True, "longest", "max_length")
 Errors = Literal["raise", "skip"]
+
+# Columns of a data set that are no features of a molecule, but go into a batch.
+LABEL_KEYS = ("label", "label_ids", LABELS)
 
 # Type, padding value and number of node axes of every model input that has nodes.
 NODE_INPUTS: dict[str, tuple[type[np.generic], float, int]] = {
@@ -218,7 +222,7 @@ def _build_neighbor_table(begins: np.ndarray, ends: np.ndarray, *, num_atoms: in
 
 @strict(accept_kwargs=True)
 @dataclass(kw_only=True, eq=False, repr=False)
-class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
+class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
     r"""Turns SMILES and RDKit molecules into the inputs of [`RMatModel`].
 
     A molecule gets the same features whatever stands beside or before it, in every process. Types,
@@ -246,6 +250,23 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         max_atoms: Largest number of heavy atoms, and of atoms that are nodes, of a molecule.
         molecule_descriptors: Names of the RDKit descriptors to compute.
         featurizer_version: Of saved processors; one that is not the code's is refused.
+
+    Raises:
+        TypeError: There is no such option.
+        ValueError: A value is out of bounds; when it is called, a molecule has no features.
+
+    Example:
+    ```python
+    >>> processor = RMatProcessor(geometry="bounds")
+    >>> batch = processor(["CCO", "c1ccccc1"], return_tensors="pt")
+    >>> batch["node_features"].shape  # (batch_size, num_nodes, num_node_features)
+    torch.Size([2, 7, 37])
+    >>> batch["interatomic_distances"].shape  # in Å: (batch_size, num_nodes, num_nodes)
+    torch.Size([2, 7, 7])
+    >>> processor(["CCO", "C1"], errors="skip").skipped_rows
+    {1: "SMILES Parse Error: unclosed ring for input: 'C1'"}
+
+    ```
     """
 
     _auto_class = "AutoProcessor"
@@ -258,6 +279,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
     def __post_init__(self, **saved: Any) -> None:
         if unknown := [key for key in saved if key not in _SAVED_KEYS]:
             raise TypeError(f"RMatProcessor has no option {unknown[0]!r}. See its documentation.")
+        # a sequence is what `Trainer` pads by `pad`; a sampling rate it has not
         FeatureExtractionMixin.__init__(self, **saved)
 
     def validate_features(self) -> None:
@@ -367,7 +389,7 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
             descriptors,
         )
 
-    def pad(
+    def pad(  # type: ignore[override]  # molecules are never cut, so nothing is truncated
         self,
         features: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
         padding: Padding = True,
@@ -381,7 +403,9 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
         Args:
             features: One entry per molecule, as [`~RMatProcessor.featurize`] returns them, or the
                 result of a call with `padding=False`. An empty list gives arrays with zero rows.
-                `labels` of atoms are `(num_atoms, num_labels)`, two axes also for one label, in
+                `labels` may stand beside them, a number or a list of a molecule, `None` or NaN
+                where missing: they become an array, float32 unless they are integers.
+                Those of atoms are `(num_atoms, num_labels)`, two axes also for one label, in
                 the order of the atoms; see [`pad_atom_labels`].
             padding: `True` or `"longest"`: to the largest molecule. `"max_length"`: to `max_length`
                 nodes. `False` or `"do_not_pad"`: lists of arrays of every molecule's own size.
@@ -412,6 +436,10 @@ class RMatProcessor(RMatGeometryOptions, FeatureExtractionMixin):
             if np.ndim(rows[0].get(LABELS, ())) == 2:
                 sizes = [len(row["node_features"]) - 1 for row in rows]
                 batch[LABELS] = pad_atom_labels(batch[LABELS], sizes, num_nodes=num_nodes)
+            for name in batch.keys() & {*LABEL_KEYS}:
+                labels = np.array(batch[name])
+                is_integer = np.issubdtype(labels.dtype, np.integer)
+                batch[name] = labels if is_integer else np.array(batch[name], dtype=np.float32)
         if not features:
             batch = {name: values[:0] for name, values in batch.items()}
         return RMatBatchFeature(batch, return_tensors)

@@ -9,7 +9,6 @@ from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.errors import UserError, hide_credentials
 from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags
-from rmat_hf.loading import Checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
@@ -36,6 +35,14 @@ SCRATCH_ARCHITECTURE: dict[str, Any] = {
     "num_attention_heads": 8,
     "num_head_layers": 2,
     "hidden_dropout_prob": 0.1,
+}
+# The head of a regression on a pretrained encoder; stands in the configuration of that, so that
+# `from_pretrained` gives it to everybody.
+REGRESSION_HEAD: dict[str, Any] = {
+    "num_head_layers": 2,
+    "head_hidden_size": 512,
+    "head_norm": False,
+    "classifier_dropout": 0.3,
 }
 
 
@@ -214,15 +221,17 @@ def load_json_fields(path: str | None, *, known: Sequence[str] | None = None) ->
 
 
 def build_config(
-    arguments: RunArguments, checkpoint: Checkpoint | None, *, default: Any, own: dict[str, Any]
+    default: dict[str, Any], *, overrides: dict[str, Any], own: dict[str, Any], source: str | None
 ) -> RMatConfig:
-    """Return the architecture of a checkpoint or a default one, `--model-config` and `own`."""
-    fields = {**default, "num_node_features": ATOM_FEATURES.num_node_features}
-    if checkpoint is not None:
-        fields = checkpoint.config.get_architecture()
-    known = RMatConfig.list_architecture_fields()
-    fields |= load_json_fields(arguments.model_config, known=known)
-    return build_from_fields(RMatConfig, {**fields, **own}, source=arguments.model_config)
+    """Return a default architecture with overrides, which a file may have, and fields of its own.
+
+    Raises:
+        UserError: A field is unknown or refused.
+    """
+    if unknown := sorted(overrides.keys() - set(RMatConfig.list_architecture_fields())):
+        raise UserError(f"RMatConfig has no fields {unknown} of the architecture.")
+    fields = {"num_node_features": ATOM_FEATURES.num_node_features, **default, **overrides, **own}
+    return build_from_fields(RMatConfig, fields, source=source)
 
 
 def build_trainer_arguments(

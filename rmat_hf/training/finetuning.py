@@ -11,8 +11,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from transformers.trainer import Trainer
-from transformers.trainer_callback import EarlyStoppingCallback
-from transformers.trainer_utils import set_seed
 
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.table_writer import (
@@ -37,7 +35,7 @@ from rmat_hf.training.arguments import (
     FinetuningArguments,
     describe_arguments,
 )
-from rmat_hf.training.metrics import build_compute_metrics, compute_metrics_for_problem
+from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import ROW_FILES, FinetuningReport, save_model_card
 from rmat_hf.training.recipe import (
     PARTS,
@@ -49,7 +47,7 @@ from rmat_hf.training.recipe import (
     resolve_defaults,
     split_for_members,
 )
-from rmat_hf.training.trainer import MODEL_DIR, RMatDataCollator, RMatTrainer, train_stage
+from rmat_hf.training.trainer import MODEL_DIR, RMatTrainer, train_stage
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +71,51 @@ class FinetuningResult:
     metrics: dict[str, dict[str, Any]]
     baselines: dict[str, dict[str, Any]]
     dropped: list[DroppedRow]
+
+
+def finetune(
+    dataset: str, *, label_columns: Sequence[str], output_dir: str | Path, **options: Any
+) -> FinetuningResult:
+    """Finetune R-MAT on a table of SMILES and labels, as `rmat finetune` does.
+
+    Args:
+        dataset (`str`): CSV, Parquet or SDF file, `"freesolv"`, or a data set on the Hub.
+        label_columns (`Sequence[str]`): Columns with the labels; an empty cell is a missing one.
+        output_dir (`str` or `Path`):
+            Folder to write: the model, its processor, `metrics.json` and `predictions.csv` in the
+            units of the labels, and a model card.
+        options: The flags of `rmat finetune` with underscores, as `split="scaffold"`,
+            `problem_type="multi_label_classification"`, `label_units=["kcal/mol"]` or `seed=1`.
+
+    Returns:
+        [`FinetuningResult`], with `metrics` by part, in the units of the labels.
+
+    Raises:
+        TypeError: There is no such option.
+        UserError: Data, options or output folder do not allow the run.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from rmat_hf import finetune, predict
+    >>> table = Dataset.from_dict({"smiles": ["C" * n for n in range(1, 31)], "y": range(30)})
+    >>> _ = table.to_csv(folder / "table.csv")
+    >>> result = finetune(
+    ...     str(folder / "table.csv"),
+    ...     label_columns=["y"],
+    ...     output_dir=folder / "run",
+    ...     num_train_epochs=1,
+    ...     num_workers=0,
+    ... )
+    >>> sorted(result.metrics)
+    ['test', 'train', 'valid']
+    >>> predict(result.output_dir, ["CCCC"]).values.shape
+    (1, 1)
+
+    ```
+    """
+    fields = {"label_columns": list(label_columns), "output_dir": str(output_dir), **options}
+    return run_finetuning(FinetuningArguments(dataset=dataset, **fields))
 
 
 def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
@@ -170,23 +213,12 @@ def _build_trainer(
     scaled_as: FinetuningTask | None = None,
 ) -> Trainer:
     """Return a `Trainer` with checkpoints in a folder, by default of an untrained model."""
-    if model is None:
-        set_seed(arguments.seed)
-        model = build_finetuning_model(arguments, scaled_as or task)
-    training_arguments = build_training_arguments(arguments, folder)
     return RMatTrainer(
-        model=model,
-        args=training_arguments,
-        data_collator=RMatDataCollator(task.processor),
+        model=build_finetuning_model(arguments, scaled_as or task) if model is None else model,
+        args=build_training_arguments(arguments, folder),
         train_dataset=task.select("train"),
         eval_dataset=task.select("valid"),
         processing_class=task.processor,
-        compute_metrics=build_compute_metrics(
-            arguments.problem_type,
-            label_names=arguments.label_columns,
-            best_metric=str(training_arguments.metric_for_best_model).removeprefix("eval_"),
-        ),
-        callbacks=[EarlyStoppingCallback(arguments.early_stopping_patience)],
     )
 
 
@@ -203,14 +235,14 @@ def build_finetuning_report(
     out of fold, each by the one member that did not, and a member is scored on its own fold.
     """
     labels = np.array(task.dataset["labels"][:], dtype=np.float64)
-    outputs: Any = trainer.predict(cast(Any, task.dataset)).predictions
+    outputs, *others = predict_rows(trainer, task)
     score = partial(
         compute_metrics_for_problem, arguments.problem_type, label_names=arguments.label_columns
     )
     parts = vars(task.split)
     members, member_metrics = None, []
     if arguments.num_members > 1:
-        outputs, of_members = outputs[0].copy(), outputs[1]
+        (of_members,) = others
         splits = split_for_members(arguments, task)
         if arguments.member_folds:
             rows = task.split.valid
@@ -223,7 +255,11 @@ def build_finetuning_report(
     return FinetuningReport(
         config=cast(Any, trainer.model).config,
         arguments=arguments,
-        metrics={part: score(outputs[rows], labels=labels[rows]) for part, rows in parts.items()},
+        # labels as the Trainer has them: its metrics are these, digit by digit
+        metrics={
+            part: score(outputs[rows], labels=labels[rows].astype(np.float32))
+            for part, rows in parts.items()
+        },
         baselines=baselines,
         labels={part: labels[rows] for part, rows in parts.items()},
         predictions={part: outputs[rows] for part, rows in parts.items()},
@@ -232,6 +268,14 @@ def build_finetuning_report(
         num_dropped=len(task.dropped),
         max_atoms=task.processor.max_atoms,
     )
+
+
+def predict_rows(trainer: Trainer, task: FinetuningTask) -> list[np.ndarray]:
+    """Return the outputs of all rows, in order; the last digits depend on what shares a batch."""
+    found: list[Any] = [trainer.predict(cast(Any, task.select(it))).predictions for it in PARTS]
+    parts = [it if isinstance(it, tuple) else (it,) for it in found if it is not None]
+    place = np.argsort(np.concatenate([getattr(task.split, part) for part in PARTS]))
+    return [np.concatenate(arrays)[place] for arrays in zip(*parts, strict=True)]
 
 
 def predict_out_of_fold(

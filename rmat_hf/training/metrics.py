@@ -24,6 +24,7 @@ from sklearn.metrics import (
 from transformers.trainer_utils import EvalPrediction
 
 from rmat_hf.errors import UserError
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.losses_rmat import compute_probabilities
 
 logger = logging.getLogger(__name__)
@@ -194,23 +195,51 @@ def compute_metrics_for_problem(
 
 
 def build_compute_metrics(
-    problem_type: str, *, label_names: Sequence[str], best_metric: str
+    config: RMatConfig, *, best_metric: str | None = None
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return the `compute_metrics` of a `Trainer`: the metrics that are defined.
+    """Return the `compute_metrics` of a `Trainer`: the metrics of a model's labels.
+
+    RMSE, MAE, R² and Spearman's ρ of a regression, in the units of the labels; ROC AUC, PR AUC,
+    accuracy and Matthews correlation of classes. Of several labels the means, over the known ones.
 
     Args:
-        problem_type, label_names: As in [`compute_metrics`].
-        best_metric (`str`): Chooses the checkpoint; a [`UserError`] says where it is undefined.
+        config ([`RMatConfig`]): Of the model; its `problem_type` decides.
+        best_metric (`str`, *optional*): Chooses the checkpoint, so it has to be defined.
+
+    Returns:
+        `Callable`: takes the predictions `(num_rows, num_outputs)` and labels
+        `(num_rows, num_labels)` of a `Trainer`, returns the metrics that are defined.
+
+    Raises:
+        UserError: When it is called and `best_metric` is undefined: too few rows, or one class.
+
+    Example:
+    ```python
+    >>> import numpy as np
+    >>> from transformers import EvalPrediction
+    >>> from rmat_hf import RMatConfig, build_compute_metrics
+    >>> compute = build_compute_metrics(RMatConfig(num_labels=1, problem_type="regression"))
+    >>> logits, labels = np.array([[1.0], [2.0], [5.0]]), np.array([[1.0], [np.nan], [2.0]])
+    >>> compute(EvalPrediction(logits, labels))["mae"]
+    1.5
+
+    ```
     """
+    problem_type, label_names = config.problem_type or "regression", config.label_columns
+    # of a model that was configured by hand: its outputs are the classes of one label
+    if problem_type == "single_label_classification" and config.label_name is None:
+        label_names = ["label"]
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
+        logits = prediction.predictions
         metrics = compute_metrics_for_problem(
             problem_type,
-            np.asarray(prediction.predictions),
+            # those of an ensemble come with its members'
+            np.asarray(logits[0] if isinstance(logits, tuple) else logits),
             labels=np.asarray(prediction.label_ids),
             label_names=label_names,
         )
-        if metrics.get(best_metric, 0.0) is None:
+        if best_metric is not None and metrics.get(best_metric, 0.0) is None:
             raise UserError(
                 f"{best_metric} is undefined on the valid part, which has too few rows or only one "
                 "class, so no checkpoint can be chosen. Use another split."

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from accelerate import PartialState
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.trainer_callback import TrainerCallback
 
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import FinetuningArguments, name_source, name_split
-from rmat_hf.training.metrics import format_metric, list_metrics
+from rmat_hf.training.metrics import METRICS, format_metric, list_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +43,22 @@ PROBLEM_NAMES = {
     "multi_label_classification": "classification, one probability per label",
     "single_label_classification": "classification, one class per molecule",
 }
+
+
+USE = f"""## Use
+
+```python
+from transformers import pipeline
+pipeline(model="{FOLDER_PLACEHOLDER}", trust_remote_code=True)(["CCO", "c1ccccc1"])
+```
+
+or `rmat predict --model {FOLDER_PLACEHOLDER} --smiles CCO c1ccccc1 --output predictions.csv`. \
+On the Hub, its id takes the place of the path."""
+TRUST = """
+- Trust it for molecules like those in the training table; metrics of a random split are \
+optimistic for new chemical series.
+- Compare metrics only with those of the same kind of split: `scaffold` and `scaffold_balanced`, \
+for example, are two."""
 
 
 def describe_labels(config: RMatConfig) -> list[str]:
@@ -73,15 +90,117 @@ class FinetuningReport:
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
 
 
+class ModelCardCallback(TrainerCallback):
+    """Writes the model card of a finetuning, `README.md` in the `output_dir` of a `Trainer`.
+
+    When the training ends it has the validation metrics of the model that is kept; every evaluation
+    or prediction after that adds its own, by the prefix of its metrics: those of `"test"` become
+    the results that the Hub shows. Metrics are in the units of the labels.
+
+    Args:
+        dataset (`str`): Name of the data; of a data set on the Hub its id, which the card links to.
+        split (`str`, *optional*): How it was divided, as `"scaffold"`.
+        base_model (`str`, *optional*, defaults to `"rmat-small"`): What the training began with.
+        license (`str`, *optional*): Of the model, as `"cc-by-4.0"`; by default unknown.
+
+    Raises:
+        OSError: The folder cannot be written.
+
+    Example:
+    ```python
+    >>> from transformers import TrainerControl, TrainerState, TrainingArguments
+    >>> from rmat_hf import ModelCardCallback, RMatConfig, RMatForSequenceClassification
+    >>> config = RMatConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, num_labels=1)
+    >>> model, args = RMatForSequenceClassification(config), TrainingArguments(folder)
+    >>> card = ModelCardCallback("measurements", split="scaffold")  # callbacks=[card] of a Trainer
+    >>> card.on_train_end(args, TrainerState(), TrainerControl(), model=model)
+    >>> metrics = {"test_loss": 0.4, "test_rmse": 0.7}
+    >>> card.on_evaluate(args, TrainerState(), TrainerControl(), model=model, metrics=metrics)
+    >>> "test (scaffold split)" in (folder / "README.md").read_text()
+    True
+
+    ```
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        *,
+        split: str = "given",
+        base_model: str = "rmat-small",
+        license: str | None = None,  # noqa: A002 - the name of the Hub's field
+    ) -> None:
+        self.facts = {"dataset": name_source(dataset), "base_model": name_source(base_model)}
+        self.split = split
+        self.license_name = license
+        self.metrics: dict[str, dict[str, Any]] = {}
+        self._is_trained = False
+
+    def on_train_end(self, args: Any, state: Any, *control: Any, **parts: Any) -> None:
+        """Write the card, with the metrics of the step that is kept."""
+        self._is_trained = True
+        step = state.best_global_step or state.global_step
+        for entry in state.log_history:
+            if entry.get("step") == step and "eval_loss" in entry:
+                self.metrics["valid"] = _strip_prefix(entry, "eval_")
+        self._save(args, state, **parts)
+
+    def on_predict(self, args: Any, state: Any, *control: Any, **parts: Any) -> None:
+        """Add the metrics of a prediction of the trained model."""
+        self.on_evaluate(args, state, *control, **parts)
+
+    def on_evaluate(self, args: Any, state: Any, *control: Any, **parts: Any) -> None:
+        """Add the metrics of an evaluation of the trained model."""
+        metrics = parts["metrics"]
+        if self._is_trained:
+            prefix = next((it[:-4] for it in metrics if it.endswith("_loss")), "eval_")
+            part = prefix.removesuffix("_")
+            self.metrics[{"eval": "valid"}.get(part, part)] = _strip_prefix(metrics, prefix)
+            self._save(args, state, **parts)
+
+    def _save(self, args: Any, state: Any, **parts: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        config, processor = parts["model"].config, parts.get("processing_class")
+        problem_type, dataset = config.problem_type or "regression", self.facts["dataset"]
+        sections = [
+            _describe_model(config),
+            f"- data: {dataset}; {self.split} split\n- started from: {self.facts['base_model']}",
+            USE,
+            "## Metrics",
+            describe_metrics(self.metrics, {}) if self.metrics else "(None were computed.)",
+            _describe_limits(getattr(processor, "max_atoms", "–")) + TRUST,
+        ]
+        _save_card(
+            Path(args.output_dir),
+            sections,
+            tag="molecule-property-prediction",
+            license_name=self.license_name,
+            model_name=f"R-MAT {', '.join(config.label_columns)}",
+            eval_results=build_eval_results(
+                self.metrics, problem_type=problem_type, dataset=dataset, split=self.split
+            )
+            or None,
+            **self.facts,
+        )
+
+
+def _strip_prefix(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    known = {metric.name for metric in METRICS.values()}
+    found = {name.removeprefix(prefix): value for name, value in metrics.items()}
+    return {name: value for name, value in found.items() if name in known}
+
+
 def describe_metrics(
     metrics: dict[str, dict[str, Any]], baselines: dict[str, dict[str, Any]]
 ) -> str:
     """Return a table, in Markdown: one row per model and part, one column per metric."""
-    names = [name for name, value in metrics["test"].items() if not isinstance(value, dict)]
+    first = next(iter(metrics.values()))
+    names = [name for name, value in first.items() if not isinstance(value, dict)]
     rows = [["model", "part", *names], ["---"] * (len(names) + 2)]
     for model, scores in {"R-MAT": metrics, **baselines}.items():
         for part in metrics:
-            cells = [format_metric(scores[part][name]) for name in names]
+            cells = [format_metric(scores[part].get(name)) for name in names]
             rows.append([model, part, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
@@ -95,38 +214,26 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
     """
     arguments, names = report.arguments, describe_labels(report.config)
     dataset, split = name_source(arguments.dataset), name_split(arguments)
-    base_model = name_source(arguments.model)
+    base_model, problem_type = name_source(arguments.model), arguments.problem_type
     results = build_eval_results(
-        report.metrics, problem_type=arguments.problem_type, dataset=dataset, split=split
+        report.metrics, problem_type=problem_type, dataset=dataset, split=split
     )
     sizes = ", ".join(f"{len(labels)} {part}" for part, labels in report.labels.items())
     sections = [
-        f"# R-MAT for {', '.join(names)}",
-        "A Relative Molecule Attention Transformer (arXiv 2110.05841), finetuned with rmat-hf.",
-        f"- predicts: {', '.join(names)} ({PROBLEM_NAMES[report.arguments.problem_type]})\n"
+        _describe_model(report.config),
         f"- data: {dataset}; {sizes} molecules, {split} split; "
         f"{report.num_dropped} rows dropped (`dropped_rows.csv`)\n"
         f"- started from: {base_model}\n{_describe_ensemble(report)}"
         "- chosen by the validation metric; the test part was scored once\n"
         "- every value: `metrics.json`, `predictions.csv`, `split.csv`",
-        "## Use",
-        "```python\nfrom transformers import pipeline\n"
-        f'pipeline(model="{FOLDER_PLACEHOLDER}", trust_remote_code=True)(["CCO", "c1ccccc1"])\n```',
-        f"or `rmat predict --model {FOLDER_PLACEHOLDER} --smiles CCO c1ccccc1 "
-        "--output predictions.csv`. On the Hub, its id takes the place of the path.",
+        USE,
         "## Metrics",
         describe_metrics(report.metrics, report.baselines),
     ]
-    if report.arguments.problem_type == "regression":
+    if problem_type == "regression":
         draw = [partial(_draw_parity, report=report, label_idx=idx) for idx in range(len(names))]
         sections.append(_save_plot(folder / PARITY_PLOT, draw, panel_size=(4.8, 4.8)))
-    sections += [
-        _describe_limits(report.max_atoms) + "\n"
-        "- Trust it for molecules like those in the training table; metrics of a random split "
-        "are optimistic for new chemical series.\n"
-        "- Compare metrics only with those of the same kind of split: `scaffold` and "
-        "`scaffold_balanced`, for example, are two.",
-    ]
+    sections += [_describe_limits(report.max_atoms) + TRUST]
     _save_card(
         folder,
         sections,
@@ -135,7 +242,7 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         dataset=dataset,
         base_model=base_model,
         model_name=f"R-MAT {', '.join(report.config.label_columns)}",
-        eval_results=results or None,
+        eval_results=results,
     )
 
 
@@ -159,7 +266,7 @@ def build_eval_results(
             metric_value=float(format_metric(value, decimals=4)),
         )
         for metric in list_metrics(problem_type)
-        if (value := metrics["test"][metric.name]) is not None
+        if (value := metrics.get("test", {}).get(metric.name)) is not None
     ]
 
 
@@ -308,7 +415,17 @@ def _draw_losses(axes: "Axes", *, log: list[dict[str, Any]], title: str) -> None
     axes.grid(visible=True, which="both", color="#e4e7eb", linewidth=0.6)
 
 
-def _describe_limits(max_atoms: int) -> str:
+def _describe_model(config: RMatConfig) -> str:
+    """Return the title of a finetuned model's card, and what the model predicts."""
+    names = ", ".join(describe_labels(config))
+    return (
+        f"# R-MAT for {names}\n\n"
+        "A Relative Molecule Attention Transformer (arXiv 2110.05841), finetuned with rmat-hf.\n\n"
+        f"- predicts: {names} ({PROBLEM_NAMES[config.problem_type or 'regression']})"
+    )
+
+
+def _describe_limits(max_atoms: Any) -> str:
     """Return the limits of every R-MAT model, with the processor's `max_atoms`."""
     return (
         "## Limits\n\n"

@@ -90,6 +90,41 @@ class PretrainingTask:
     objectives: dict[str, Objective]
 
 
+def pretrain(corpus: str | Path, *, output_dir: str | Path, **options: Any) -> PretrainingResult:
+    """Pretrain R-MAT on featurized molecules, as `rmat pretrain` does.
+
+    Args:
+        corpus (`str` or `Path`): Folder written by `rmat featurize`, or such a data set on the Hub.
+        output_dir (`str` or `Path`):
+            Folder to write: a model to finetune, its processor, metrics and a model card.
+        options: The flags of `rmat pretrain` with underscores, as `objective="contexts"`,
+            `model="rmat-small"` or `max_steps=1000`.
+
+    Returns:
+        [`PretrainingResult`], with the metrics of the molecules held out.
+
+    Raises:
+        TypeError: There is no such option.
+        UserError: Corpus, options or output folder do not allow the run.
+
+    Example:
+    ```python
+    >>> from rmat_hf import pretrain
+    >>> from rmat_hf.data.corpus import FeaturizationArguments, run_featurization
+    >>> corpus = str(folder / "corpus")  # what `rmat featurize` writes
+    >>> arguments = FeaturizationArguments(input="freesolv", output_dir=corpus, max_rows=40)
+    >>> report = run_featurization(arguments)
+    >>> options = {"min_context_count": 2, "valid_fraction": 0.2, "max_steps": 2}
+    >>> result = pretrain(corpus, output_dir=folder / "model", objective="contexts", **options)
+    >>> sorted(result.metrics["contexts"])[:1]
+    ['context_accuracy']
+
+    ```
+    """
+    arguments = PretrainingArguments(corpus=str(corpus), output_dir=str(output_dir), **options)
+    return run_pretraining(arguments)
+
+
 def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
     """Pretrain R-MAT on featurized molecules and write a model to finetune.
 

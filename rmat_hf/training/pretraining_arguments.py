@@ -12,10 +12,12 @@ from rmat_hf.flags import declare_flag, declare_required
 from rmat_hf.loading import Checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.arguments import (
+    REGRESSION_HEAD,
     SCRATCH,
     RunArguments,
     build_config,
     build_trainer_arguments,
+    load_json_fields,
 )
 from rmat_hf.training.objectives import STAGES
 
@@ -29,7 +31,7 @@ PRETRAINING_ARCHITECTURE: dict[str, Any] = {
     "intermediate_size": 512,
     "num_hidden_layers": 4,
     "num_attention_heads": 8,
-    "num_head_layers": 2,
+    **REGRESSION_HEAD,
 }
 
 
@@ -109,7 +111,12 @@ def build_pretraining_config(
 ) -> RMatConfig:
     """Return the architecture to pretrain: that of a checkpoint or the default, and overrides."""
     own = {"num_molecule_descriptors": 0, "pretraining_heads": heads}
-    return build_config(arguments, checkpoint, default=PRETRAINING_ARCHITECTURE, own=own)
+    source, known = arguments.model_config, RMatConfig.list_architecture_fields()
+    default = PRETRAINING_ARCHITECTURE
+    if checkpoint is not None:
+        default = checkpoint.config.get_architecture()
+    overrides = load_json_fields(source, known=known)
+    return build_config(default, overrides=overrides, own=own, source=source)
 
 
 def build_stage_arguments(

@@ -7,7 +7,7 @@ its own number of molecules, and no molecule comes twice in an epoch.
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain, count
 from typing import Any, NamedTuple, cast
 
@@ -218,26 +218,73 @@ def _find_worker() -> tuple[int, int]:
     return (worker.id, worker.num_workers) if worker else (0, 1)
 
 
+def _choose_masking() -> PretrainingArguments:
+    return PretrainingArguments(corpus="none", output_dir="none")
+
+
 @dataclass
 class RMatDataCollatorForPreTraining:
-    """Expands the packed features of a batch, hides what is to be found, and adds the labels.
+    """Makes a padded batch of featurized rows, hides what is to be found, and adds the labels.
 
     Where some objectives hide a part of the molecules and others do not, a molecule is masked with
     a chance of one half and asked for the ones, else it is whole, as it is in finetuning, and asked
     for the others.
+
+    Args:
+        objectives (`Mapping[str, Objective]`):
+            What is learned, by name: from `load_objectives` of a pretrained folder, or fitted to a
+            corpus by `OBJECTIVES[name].fit`.
+        processor ([`RMatProcessor`]): Featurized the rows.
+        arguments ([`PretrainingArguments`], *optional*):
+            Those of a run, of which `seed`, `mask_ratio` (share of atoms, 0.15) and
+            `masked_distances` are read.
+
+    Raises:
+        ValueError: The rows lack the descriptors that an objective asks for.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from rmat_hf import RMatDataCollatorForPreTraining, RMatForPreTraining
+    >>> from rmat_hf import RMatProcessor, checkpoint_path, featurize_dataset
+    >>> from rmat_hf.training.objectives import load_objectives
+    >>> path = checkpoint_path("rmat-small")
+    >>> processor = RMatProcessor.from_pretrained(path)
+    >>> rows = featurize_dataset(Dataset.from_dict({"smiles": ["CCO", "c1ccccc1"]}), processor)
+    >>> contexts = {"contexts": load_objectives(path)["contexts"]}
+    >>> batch = RMatDataCollatorForPreTraining(contexts, processor=processor)(list(rows))
+    >>> batch["context_labels"].shape  # (batch_size, num_nodes)
+    torch.Size([2, 7])
+    >>> RMatForPreTraining.from_pretrained(path)(**batch).loss.ndim
+    0
+
+    ```
     """
 
     objectives: Mapping[str, Objective]
     _: KW_ONLY
     processor: RMatProcessor
-    arguments: PretrainingArguments
+    arguments: PretrainingArguments = field(default_factory=_choose_masking)
 
-    def __call__(self, batches: list[PretrainingBatch]) -> dict[str, torch.Tensor]:
-        """Return model inputs, and the labels of every head, see [`RMatForPreTraining`]."""
-        packed = [molecule for batch in batches for molecule in batch.features]
+    def __call__(
+        self, batches: Sequence[PretrainingBatch] | Sequence[Mapping[str, Any]]
+    ) -> dict[str, torch.Tensor]:
+        """Return model inputs, and the labels of every head, see [`RMatForPreTraining`].
+
+        Args:
+            batches (`Sequence`):
+                Rows of [`featurize_dataset`], which are masked anew whenever they come, or the
+                items of [`CorpusBatches`], which are masked by their epoch.
+        """
+        epochs = {it.epoch for it in batches if isinstance(it, PretrainingBatch)}
+        packed: list[bytes] = []
+        for it in batches:
+            packed += it.features if isinstance(it, PretrainingBatch) else [it["features"]]
         if not packed:  # a batch that a resumed run skips
             return {}
-        seed = (self.arguments.seed, *{batch.epoch for batch in batches})
+        # a row knows no epoch
+        epochs = epochs or {int(torch.randint(2**31, ()))}
+        seed = (self.arguments.seed, *epochs)
         is_masked = self._draw_roles(packed, seed=(*seed, ROLE_DRAW))
         inputs = expand_features(packed)
         labels: dict[str, np.ndarray] = {}

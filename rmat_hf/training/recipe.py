@@ -2,19 +2,22 @@
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
+from transformers.trainer_utils import set_seed
+from transformers.training_args import TrainingArguments
 
-from rmat_hf.data.featurization import choose_cache_dir
+from rmat_hf.data.featurization import LENGTH_COLUMN, choose_cache_dir
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.molecule_splits import assign_folds
 from rmat_hf.data.splits.parts import SplitIndices
-from rmat_hf.data.splits.registry import find_split_options, split_dataset
+from rmat_hf.data.splits.registry import find_split_options, split_rows
 from rmat_hf.data.stored_features import read_molecule_descriptors
 from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.errors import UserError
@@ -24,27 +27,27 @@ from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import (
+    REGRESSION_HEAD,
     SCRATCH,
     SCRATCH_ARCHITECTURE,
+    ClassWeighting,
     FinetuningArguments,
     build_config,
     build_trainer_arguments,
     load_json_fields,
 )
-from rmat_hf.training.metrics import list_metrics
-from rmat_hf.training.trainer import RMatTrainingArguments
+from rmat_hf.training.metrics import METRICS, list_metrics
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "valid", "test")
 # With fewer rows a metric is luck.
 MIN_PART_ROWS = 5
-# The head of a regression on a pretrained encoder.
-REGRESSION_HEAD: dict[str, Any] = {
-    "num_head_layers": 2,
-    "head_hidden_size": 512,
-    "head_norm": False,
-    "classifier_dropout": 0.3,
+# For classes, for which that of a regression was no better.
+CLASS_HEAD: dict[str, Any] = {
+    "head_hidden_size": 128,
+    "head_norm": True,
+    "classifier_dropout": None,
 }
 REGRESSION_HEAD_LEARNING_RATE = 3e-3
 # Peak learning rate by whether training starts from random weights.
@@ -106,7 +109,7 @@ def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
             "multi_label_classification."
         )
     options = find_split_options(arguments)
-    split = split_dataset(dataset, arguments.split, seed=arguments.seed, **options)
+    split = split_rows(dataset, arguments.split, seed=arguments.seed, **options)
     if len(split.valid) == 0:
         raise UserError("The valid part is empty, and the best checkpoint is chosen on it.")
     for part in ("valid", "test"):
@@ -148,6 +151,102 @@ def _build_processor(
     return load_processor(checkpoint.name, revision=checkpoint.revision, **options)
 
 
+@dataclass
+class RMatTrainingArguments(TrainingArguments):
+    """The training arguments of transformers with the recipe of `rmat finetune` as their defaults.
+
+    Rates, epochs and metric that are `None` are chosen by [`RMatTrainer`], by what the model's
+    labels are, whether its encoder and its head are trained, and how many rows there are
+    (`docs/finetuning_recipe.md`). What is given is taken.
+
+    Args:
+        output_dir (`str`): Folder of the checkpoints.
+        learning_rate (`float`, *optional*):
+            Peak rate of AdamW. 3e-4 for a pretrained encoder, 5e-4 for random weights.
+        head_learning_rate (`float`, *optional*):
+            Peak rate of the prediction head. 3e-3 for the untrained head of a regression on a
+            pretrained encoder, else that of the rest.
+        num_train_epochs (`float`, *optional*):
+            From a pretrained encoder 40, for classes 10, or the 500 steps that few rows need, at
+            most 60; from random weights 60.
+        ema_decay (`float`, *optional*, defaults to 0.99):
+            Decay per step of the moving average of the weights, which is evaluated and saved; 0
+            for none.
+        early_stopping_patience (`int`, *optional*, defaults to 30):
+            Evaluations without a better metric, then training stops; `None` for never.
+        metric_for_best_model (`str`, *optional*):
+            `"rmse"` for a regression, `"roc_auc"` for classes, or another one of `METRICS`.
+        kwargs: Other fields of [`~transformers.TrainingArguments`].
+
+    Raises:
+        ValueError: Fields contradict each other, as `TrainingArguments` says.
+
+    Example:
+    ```python
+    >>> from rmat_hf import RMatTrainingArguments
+    >>> args = RMatTrainingArguments("runs/by_hand", num_train_epochs=20)
+    >>> args.ema_decay, args.per_device_train_batch_size, args.lr_scheduler_type.value
+    (0.99, 32, 'cosine')
+
+    ```
+    """
+
+    # the type is that of transformers, which knows no choice to be made later
+    learning_rate: float = cast(Any, None)
+    head_learning_rate: float | None = None
+    num_train_epochs: float = cast(Any, None)
+    ema_decay: float = 0.99
+    early_stopping_patience: int | None = 30
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 64
+    weight_decay: float = 0.01
+    warmup_steps: float = 0.1
+    lr_scheduler_type: str = "cosine"
+    seed: int = 0
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    logging_strategy: str = "epoch"
+    save_total_limit: int | None = 1
+    load_best_model_at_end: bool = True
+    report_to: str | list[str] | None = "none"
+    # the collator reads the packed features, which are no arguments of the model
+    remove_unused_columns: bool = False
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+    train_sampling_strategy: str = "group_by_length"
+    length_column_name: str = LENGTH_COLUMN
+    dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
+
+    def __post_init__(self) -> None:
+        """Tell of a known metric whether more is better; keep one that is to be chosen open."""
+        metric = self.metric_for_best_model
+        if self.greater_is_better is None and metric is not None:
+            known = METRICS.get(metric.removeprefix("eval_"))
+            self.greater_is_better = None if known is None else known.greater_is_better
+        super().__post_init__()
+        self.metric_for_best_model = metric
+
+    def choose_defaults(self, config: RMatConfig, *, num_train_rows: int) -> None:
+        """Set the fields that are left to the recipe, for a model that is about to be trained."""
+        problem_type, is_pretrained = config.problem_type, bool(config.architectures)
+        if self.learning_rate is None:
+            self.learning_rate = DEFAULT_LEARNING_RATES[not is_pretrained]
+        if self.head_learning_rate is None and has_new_regression_head(
+            problem_type, config.architectures
+        ):
+            self.head_learning_rate = REGRESSION_HEAD_LEARNING_RATE
+        if self.num_train_epochs is None:
+            self.num_train_epochs = compute_num_epochs(
+                problem_type,
+                num_train_rows=num_train_rows,
+                batch_size=self.per_device_train_batch_size,
+                is_pretrained=is_pretrained,
+            )
+        if self.metric_for_best_model is None:
+            metric = list_metrics(problem_type or "regression")[0]
+            self.metric_for_best_model = metric.name
+            self.greater_is_better = metric.greater_is_better
+
+
 def resolve_defaults(arguments: FinetuningArguments, task: FinetuningTask) -> FinetuningArguments:
     """Return the arguments with the learning rates and epochs that they leave to the recipe."""
     defaults: dict[str, Any] = {
@@ -164,80 +263,244 @@ def choose_num_epochs(arguments: FinetuningArguments, *, num_train_rows: int) ->
     """Return the most epochs of a run: its own, or the default for so many rows of train."""
     if arguments.num_train_epochs is not None:
         return arguments.num_train_epochs
-    if arguments.model == SCRATCH:
+    return compute_num_epochs(
+        arguments.problem_type,
+        num_train_rows=num_train_rows,
+        batch_size=arguments.batch_size,
+        is_pretrained=arguments.model != SCRATCH,
+    )
+
+
+def compute_num_epochs(
+    problem_type: str | None, *, num_train_rows: int, batch_size: int, is_pretrained: bool
+) -> float:
+    """Return the most epochs of the recipe, for so many rows of train."""
+    if not is_pretrained:
         return float(DEFAULT_NUM_EPOCHS)
-    steps_per_epoch = math.ceil(num_train_rows / arguments.batch_size)
-    needed = math.ceil(LEAST_FINETUNING_STEPS / steps_per_epoch)
-    usual = FINETUNING_EPOCHS[arguments.problem_type == "regression"]
+    steps_per_epoch = math.ceil(num_train_rows / batch_size)
+    needed = math.ceil(LEAST_FINETUNING_STEPS / max(steps_per_epoch, 1))
+    usual = FINETUNING_EPOCHS[problem_type == "regression"]
     return float(min(max(usual, needed), DEFAULT_NUM_EPOCHS))
 
 
 def gets_regression_head(arguments: FinetuningArguments, task: FinetuningTask) -> bool:
     """Return whether a regression starts from a trained encoder without a prediction head."""
-    if arguments.problem_type != "regression" or task.checkpoint is None:
-        return False
-    architectures = task.checkpoint.config.architectures or []
-    return RMatForSequenceClassification.__name__ not in architectures
+    architectures = None if task.checkpoint is None else task.checkpoint.config.architectures
+    return has_new_regression_head(arguments.problem_type, architectures)
+
+
+def has_new_regression_head(problem_type: str | None, architectures: list[str] | None) -> bool:
+    """Return whether a regression starts from trained weights of other classes only."""
+    is_new = RMatForSequenceClassification.__name__ not in (architectures or [])
+    return problem_type == "regression" and bool(architectures) and is_new
+
+
+def load_for_finetuning(
+    model: str | Path | Checkpoint | None,
+    dataset: Dataset,
+    *,
+    label_columns: Sequence[str],
+    problem_type: str = "regression",
+    label_units: Sequence[str] = (),
+    class_weighting: ClassWeighting = "none",
+    revision: str | None = None,
+    seed: int = 0,
+    **architecture: Any,
+) -> RMatForSequenceClassification:
+    """Load a pretrained model with the head of the recipe, for labels as the training rows have.
+
+    Mean and standard deviation of regression labels are taken from the rows and saved in the
+    configuration: the network learns standardized values, its `logits` are in the labels' units.
+
+    Args:
+        model (`str`, `Path` or `None`):
+            Folder, Hub id, or a name of [`list_checkpoints`]; `None` for random weights.
+        dataset (`datasets.Dataset`):
+            The training rows alone, with `labels` of shape `(num_rows, num_labels)`, NaN where
+            missing, as [`featurize_dataset`] gives them. Molecule descriptors in their features
+            go beside the molecule vector.
+        label_columns (`Sequence[str]`): Names of the labels.
+        problem_type (`str`, *optional*, defaults to `"regression"`):
+            Or `"multi_label_classification"` or `"single_label_classification"`, whose classes
+            the column `labels` of the rows names.
+        label_units (`Sequence[str]`, *optional*): Unit of each label, as `["kcal/mol"]`.
+        class_weighting (`str`, *optional*, defaults to `"none"`):
+            `"balanced"`: rare and frequent classes cost the same.
+        revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
+        seed (`int`, *optional*, defaults to 0): Of the weights that start untrained.
+        architecture: Fields of [`RMatConfig`] to override, as `hidden_dropout_prob=0.1`.
+
+    Returns:
+        [`RMatForSequenceClassification`], whose `logits` have the shape
+        `(batch_size, num_labels)`.
+
+    Raises:
+        UserError: The model cannot be read or does not fit, a label has no value in the rows, or a
+            field is unknown.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from rmat_hf import load_for_finetuning
+    >>> rows = Dataset.from_dict({"labels": [[-5.0], [-1.0], [3.0]]})
+    >>> model = load_for_finetuning("rmat-small", rows, label_columns=["dG"])
+    >>> model.config.label_mean, model.config.output_names, model.config.head_hidden_size
+    ([-1.0], ['dG'], 512)
+
+    ```
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else None
+    if isinstance(model, str | Path):
+        checkpoint = read_checkpoint(model, revision=revision)
+    config = build_labeled_config(
+        checkpoint,
+        dataset,
+        label_columns=label_columns,
+        problem_type=problem_type,
+        label_units=label_units,
+        class_weighting=class_weighting,
+        overrides=architecture,
+    )
+    set_seed(seed)
+    if checkpoint is None:
+        built = RMatForSequenceClassification(config)
+    else:
+        built = checkpoint.load_model(RMatForSequenceClassification, config=config)
+    if built.descriptor_scaler is not None:
+        descriptors = read_molecule_descriptors(dataset["features"][:])
+        built.descriptor_scaler.fit(torch.from_numpy(descriptors))
+    return built
 
 
 def build_finetuning_model(
     arguments: FinetuningArguments, task: FinetuningTask
 ) -> RMatForSequenceClassification:
     """Return the model to train, with the scaling of labels and descriptors fitted on train."""
-    config = build_finetuning_config(arguments, task)
-    if task.checkpoint is None:
-        model = RMatForSequenceClassification(config)
-    else:
-        try:
-            model = task.checkpoint.load_model(RMatForSequenceClassification, config=config)
-        except UserError as error:
-            if arguments.model_config is None:
-                raise
-            raise UserError(
-                f"{error} If {arguments.model_config!r} is to change sizes that the weights of "
-                f"{arguments.model!r} have, pass --model scratch to train from random weights."
-            ) from error
-    if model.descriptor_scaler is not None:
-        descriptors = read_molecule_descriptors(task.select("train")["features"][:])
-        model.descriptor_scaler.fit(torch.from_numpy(descriptors))
-    return model
+    options, overrides = _read_options(arguments, task)
+    try:
+        return load_for_finetuning(
+            task.checkpoint, task.select("train"), seed=arguments.seed, **options, **overrides
+        )
+    except UserError as error:
+        if arguments.model_config is None or task.checkpoint is None:
+            raise
+        raise UserError(
+            f"{error} If {arguments.model_config!r} is to change sizes that the weights of "
+            f"{arguments.model!r} have, pass --model scratch to train from random weights."
+        ) from error
 
 
 def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask) -> RMatConfig:
     """Return the architecture of the model to start from, with the labels of the task."""
-    own = _build_label_fields(arguments, task)
+    options, overrides = _read_options(arguments, task)
+    return build_labeled_config(
+        task.checkpoint,
+        task.select("train"),
+        overrides=overrides,
+        source=arguments.model_config,
+        **options,
+    )
+
+
+def _read_options(
+    arguments: FinetuningArguments, task: FinetuningTask
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of [`load_for_finetuning`], and the fields of the architecture."""
+    known = RMatConfig.list_architecture_fields()
+    overrides = load_json_fields(arguments.model_config, known=known)
     if arguments.dropout is not None:
-        own["hidden_dropout_prob"] = arguments.dropout
-    checkpoint = task.checkpoint
-    if checkpoint is not None and gets_regression_head(arguments, task):
-        config = RMatConfig(**{**checkpoint.config.get_architecture(), **REGRESSION_HEAD})
-        checkpoint = replace(checkpoint, config=config)
-    return build_config(arguments, checkpoint, default=SCRATCH_ARCHITECTURE, own=own)
+        overrides["hidden_dropout_prob"] = arguments.dropout
+    names = ("label_columns", "problem_type", "label_units", "class_weighting")
+    options = {name: getattr(arguments, name) for name in names}
+    return options, overrides
 
 
-def _build_label_fields(arguments: FinetuningArguments, task: FinetuningTask) -> dict[str, Any]:
-    labels = task.labels("train")
-    names = task.class_names or arguments.label_columns
-    fields: dict[str, Any] = {
-        "num_molecule_descriptors": len(task.processor.molecule_descriptors or []),
+def build_labeled_config(
+    checkpoint: Checkpoint | None,
+    dataset: Dataset,
+    *,
+    label_columns: Sequence[str],
+    problem_type: str,
+    label_units: Sequence[str],
+    class_weighting: ClassWeighting,
+    overrides: dict[str, Any],
+    source: str | None = None,
+) -> RMatConfig:
+    """Return the configuration of the model that [`load_for_finetuning`] loads.
+
+    `source` is the file of the overrides, for messages.
+    """
+    labels = np.array(dataset["labels"][:], dtype=np.float64)
+    kind = getattr(dataset.features["labels"], "feature", None)
+    names = list(kind.names if isinstance(kind, ClassLabel) else label_columns)
+    own: dict[str, Any] = {
+        "num_molecule_descriptors": _count_descriptors(dataset),
         "id2label": dict(enumerate(names)),
         "label2id": {name: idx for idx, name in enumerate(names)},
-        "problem_type": arguments.problem_type,
-        "label_units": list(arguments.label_units) or None,
+        "problem_type": problem_type,
+        "label_units": list(label_units) or None,
     }
-    if arguments.problem_type == "regression":
-        fields |= _fit_label_scaling(labels, names=names)
-    elif arguments.problem_type == "single_label_classification":
-        fields["label_name"] = arguments.label_columns[0]
-    if arguments.class_weighting == "balanced":
-        fields["loss_weights"] = compute_balanced_weights(
-            labels, problem_type=arguments.problem_type, num_outputs=len(names)
+    if problem_type == "regression":
+        own |= compute_label_scaling(labels, label_columns=names)
+    elif problem_type == "single_label_classification":
+        own["label_name"] = label_columns[0]
+    if class_weighting == "balanced":
+        own["loss_weights"] = compute_balanced_weights(
+            labels, problem_type=problem_type, num_outputs=len(names)
         )
-    return fields
+    default = dict(SCRATCH_ARCHITECTURE)
+    if checkpoint is not None:
+        # tells the Trainer what is trained already
+        own["architectures"] = checkpoint.config.architectures
+        default = checkpoint.config.get_architecture()
+        if has_new_regression_head(problem_type, own["architectures"]):
+            default |= REGRESSION_HEAD
+        elif problem_type != "regression" and default.items() >= REGRESSION_HEAD.items():
+            default |= CLASS_HEAD
+    return build_config(default, overrides=overrides, own=own, source=source)
 
 
-def _fit_label_scaling(labels: np.ndarray, *, names: list[str]) -> dict[str, list[float]]:
-    unlabeled = np.flatnonzero(np.isnan(labels).all(axis=0))
+def _count_descriptors(dataset: Dataset) -> int:
+    if "features" not in dataset.column_names:
+        return 0
+    return read_molecule_descriptors(dataset["features"][:1]).shape[1]
+
+
+def compute_label_scaling(
+    labels: Any, *, label_columns: Sequence[str] | None = None
+) -> dict[str, list[float]]:
+    """Return mean and standard deviation of regression labels, as fields of [`RMatConfig`].
+
+    A model with them learns standardized values, and its `logits` are in the labels' units.
+
+    Args:
+        labels (array of shape `(num_rows,)` or `(num_rows, num_labels)`):
+            Labels of the training rows alone, in the user's units; NaN or `None` where missing.
+        label_columns (`Sequence[str]`, *optional*): Their names, for messages.
+
+    Returns:
+        `dict`: `label_mean` and `label_std`, a list of `num_labels` numbers each. A label that is
+        constant is centered and keeps its scale.
+
+    Raises:
+        UserError: A label has no value.
+
+    Example:
+    ```python
+    >>> from rmat_hf import RMatForSequenceClassification, checkpoint_path, compute_label_scaling
+    >>> scaling = compute_label_scaling([-3.0, 1.0, None])
+    >>> scaling
+    {'label_mean': [-1.0], 'label_std': [2.0]}
+    >>> model = RMatForSequenceClassification.from_pretrained(
+    ...     checkpoint_path("rmat-small"), num_labels=1, problem_type="regression", **scaling
+    ... )
+
+    ```
+    """
+    values = np.array(labels, dtype=np.float64)
+    values = values.reshape(len(values), -1)
+    names = label_columns or range(values.shape[1])
+    unlabeled = np.flatnonzero(np.isnan(values).all(axis=0))
     if len(unlabeled):
         raise UserError(
             f"Label {names[unlabeled[0]]!r} has no value in the train part. "
@@ -245,10 +508,10 @@ def _fit_label_scaling(labels: np.ndarray, *, names: list[str]) -> dict[str, lis
         )
     # a label that is constant on train is centered and keeps its scale; its computed standard
     # deviation may be a rounding error instead of 0
-    is_constant = np.nanmax(labels, axis=0) == np.nanmin(labels, axis=0)
+    is_constant = np.nanmax(values, axis=0) == np.nanmin(values, axis=0)
     return {
-        "label_mean": np.nanmean(labels, axis=0).tolist(),
-        "label_std": np.where(is_constant, 1.0, np.nanstd(labels, axis=0)).tolist(),
+        "label_mean": np.nanmean(values, axis=0).tolist(),
+        "label_std": np.where(is_constant, 1.0, np.nanstd(values, axis=0)).tolist(),
     }
 
 
@@ -291,10 +554,7 @@ def build_training_arguments(
         per_device_eval_batch_size=2 * arguments.batch_size,
         head_learning_rate=arguments.head_learning_rate,
         ema_decay=arguments.ema_decay,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        load_best_model_at_end=True,
+        early_stopping_patience=arguments.early_stopping_patience,
         metric_for_best_model=metric,
         greater_is_better=name in metrics and metrics[name].greater_is_better,
     )

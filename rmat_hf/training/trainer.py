@@ -1,7 +1,6 @@
 """A Trainer for molecules: missing labels, similar sizes, a rate of the head, averaged weights."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,10 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 from transformers.trainer import Trainer
+from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
-from transformers.training_args import TrainingArguments
 
-from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.stored_features import LengthGroupedSampler, compute_length_order, expand_features
 from rmat_hf.model.losses_rmat import compute_loss_denominator
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -24,6 +22,9 @@ from rmat_hf.output_folder import (
     save_json,
     train_from_last_checkpoint,
 )
+from rmat_hf.training.metrics import build_compute_metrics
+from rmat_hf.training.model_card import ModelCardCallback
+from rmat_hf.training.recipe import RMatTrainingArguments
 
 STAGE_FILE = "stage.json"
 MODEL_DIR = "model"
@@ -36,26 +37,50 @@ NUM_STEPS = "num_averaged_steps"
 
 
 class RMatDataCollator:
-    """Expands the packed features of a batch, padded as `RMatProcessor.pad` does, adds the labels.
+    """Makes a padded batch of featurized rows, with their labels.
+
+    Rows are those of [`featurize_dataset`], or hold what `RMatProcessor.featurize` returns; their
+    other columns are left out.
 
     Args:
         processor (`RMatProcessor`): Featurized the rows.
+
+    Raises:
+        ValueError: The rows were featurized with other molecule descriptors than the processor's.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from rmat_hf import RMatDataCollator, RMatProcessor, featurize_dataset
+    >>> processor = RMatProcessor(geometry="bounds")
+    >>> table = Dataset.from_dict({"smiles": ["CCO", "CCC"], "dG": [-5.0, 2.0]})
+    >>> rows = featurize_dataset(table, processor, label_columns=["dG"])
+    >>> batch = RMatDataCollator(processor)(list(rows))
+    >>> tuple(batch["node_features"].shape), batch["labels"].tolist()
+    ((2, 4, 37), [[-5.0], [2.0]])
+
+    ```
     """
 
     def __init__(self, processor: RMatProcessor) -> None:
-        self.num_descriptors = len(processor.molecule_descriptors or [])
+        self.processor = processor
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return model inputs and `labels` `(batch_size, num_labels)`, float32, NaN = missing."""
+        names = [*self.processor.model_input_names, "labels"]
+        if "features" not in rows[0]:
+            plain = [{name: row[name] for name in names if name in row} for row in rows]
+            return dict(self.processor.pad(plain, return_tensors="pt"))
         features = expand_features([row["features"] for row in rows])
-        if self.num_descriptors != features.get("molecule_descriptors", np.empty((0, 0))).shape[1]:
+        num_descriptors = len(self.processor.molecule_descriptors or [])
+        if num_descriptors != features.get("molecule_descriptors", np.empty((0, 0))).shape[1]:
             raise ValueError(
-                f"The rows were not featurized with the {self.num_descriptors} molecule "
+                f"The rows were not featurized with the {num_descriptors} molecule "
                 "descriptors of the processor. Featurize them with it."
             )
-        batch = {name: torch.from_numpy(array) for name, array in features.items()}
-        labels = np.array([row["labels"] for row in rows], dtype=np.float32)
-        return {**batch, "labels": torch.from_numpy(labels)}
+        if "labels" in rows[0]:
+            features["labels"] = np.array([row["labels"] for row in rows], dtype=np.float32)
+        return {name: torch.from_numpy(array) for name, array in features.items()}
 
 
 class WeightAverage:
@@ -111,25 +136,6 @@ class WeightAverage:
                     other.copy_(shown)
 
 
-@dataclass
-class RMatTrainingArguments(TrainingArguments):
-    """The training arguments of transformers, with what [`RMatTrainer`] adds to them.
-
-    Args:
-        head_learning_rate (`float`, *optional*): Peak learning rate of the prediction head.
-        ema_decay (`float`): Decay per step of the moving average of the weights; 0 for none.
-    """
-
-    head_learning_rate: float | None = None
-    ema_decay: float = 0.0
-    # the collator reads the packed features, which are no arguments of the model
-    remove_unused_columns: bool = False
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
-    train_sampling_strategy: str = "group_by_length"
-    length_column_name: str = LENGTH_COLUMN
-    dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
-
-
 class RMatTrainer(Trainer):
     """A Trainer that knows missing labels and the sizes of molecules.
 
@@ -140,14 +146,78 @@ class RMatTrainer(Trainer):
       prediction have molecules of similar sizes, and predictions come in the order of the rows.
     - The head, which starts untrained, can have a learning rate of its own.
     - A moving average of the weights can be evaluated, saved and kept in place of the weights.
+    - Rates, epochs and metric that the arguments leave open are those of the recipe.
+
+    `rmat finetune` trains with it: the same rows, arguments and seed give the same weights.
 
     Args:
-        args, kwargs: As in [`Trainer`], the arguments as [`RMatTrainingArguments`].
+        model ([`RMatForSequenceClassification`]): For example from [`load_for_finetuning`].
+        args ([`RMatTrainingArguments`]): By default those of the recipe.
+        data_collator (`Callable`, *optional*):
+            Makes a batch of rows. By default [`RMatDataCollator`] of the processor.
+        compute_metrics (`Callable`, *optional*):
+            By default those of the labels, see [`build_compute_metrics`].
+        callbacks (`list`, *optional*): Beside the early stopping of the arguments.
+        options: As in [`Trainer`]: `train_dataset`, `eval_dataset` (on which the best epoch is
+            chosen), `processing_class` (the [`RMatProcessor`], saved with the model) and others.
+
+    Raises:
+        ValueError: There is no `eval_dataset` and the arguments evaluate.
+        UserError: The metric that chooses the epoch is undefined on the rows of `eval_dataset`.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from rmat_hf import RMatTrainer, RMatTrainingArguments
+    >>> from rmat_hf import RMatProcessor, featurize_dataset, load_for_finetuning
+    >>> table = Dataset.from_dict({"smiles": ["C" * size for size in range(1, 9)], "y": range(8)})
+    >>> processor = RMatProcessor(geometry="bounds")
+    >>> rows = featurize_dataset(table, processor, label_columns=["y"])
+    >>> trainer = RMatTrainer(
+    ...     model=load_for_finetuning("rmat-small", rows, label_columns=["y"]),
+    ...     args=RMatTrainingArguments(folder, num_train_epochs=2, disable_tqdm=True),
+    ...     train_dataset=rows,
+    ...     eval_dataset=rows,
+    ...     processing_class=processor,
+    ... )
+    >>> trainer.train().global_step
+    2
+    >>> sorted(trainer.evaluate())[:3]
+    ['epoch', 'eval_loss', 'eval_mae']
+
+    ```
     """
 
     args: RMatTrainingArguments
     loss_is_scaled_for_ga = True
     _average: WeightAverage | None = None
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: RMatTrainingArguments | None = None,
+        *,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        compute_metrics: Callable[[Any], dict[str, Any]] | None = None,
+        callbacks: list[Any] | None = None,
+        **options: Any,
+    ) -> None:
+        args = RMatTrainingArguments("trainer_output") if args is None else args
+        callbacks = list(callbacks or [])
+        if args.early_stopping_patience is not None and args.load_best_model_at_end:
+            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+        processor = options.get("processing_class")
+        if data_collator is None and processor is not None:
+            data_collator = RMatDataCollator(processor)
+        # what the recipe chooses follows from the configuration and the rows
+        config = (options["model_init"]() if model is None else model).config
+        rows: Any = options.get("train_dataset")
+        args.choose_defaults(config, num_train_rows=len(rows) if has_length(rows) else 0)
+        needed = str(args.metric_for_best_model).removeprefix("eval_")
+        best_metric = needed if args.load_best_model_at_end else None
+        compute_metrics = compute_metrics or build_compute_metrics(config, best_metric=best_metric)
+        options |= {"compute_metrics": compute_metrics, "callbacks": callbacks}
+        super().__init__(model, args, data_collator, **options)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer of [`Trainer`], the weights of the head in groups of their own."""
@@ -224,6 +294,11 @@ class RMatTrainer(Trainer):
         # after this the model holds the best average, and nothing is swapped any more
         self._show_average()
         super()._load_best_model()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of [`Trainer`], unless a [`ModelCardCallback`] has written one."""
+        if not any(isinstance(it, ModelCardCallback) for it in self.callback_handler.callbacks):
+            super().create_model_card(*args, **kwargs)
 
     def _show_average(self) -> None:
         if self._average is not None:

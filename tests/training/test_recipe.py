@@ -14,11 +14,11 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.arguments import REGRESSION_HEAD, FinetuningArguments
 from rmat_hf.training.recipe import (
     PARTS,
-    REGRESSION_HEAD,
     FinetuningTask,
+    RMatTrainingArguments,
     build_finetuning_config,
     build_finetuning_model,
     build_finetuning_task,
@@ -28,7 +28,6 @@ from rmat_hf.training.recipe import (
     gets_regression_head,
     resolve_defaults,
 )
-from rmat_hf.training.trainer import RMatTrainingArguments
 
 OUTLIER = 1e6
 

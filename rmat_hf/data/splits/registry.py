@@ -1,10 +1,17 @@
 """The ways to divide a table. To add one, write its function and give it a name in `SPLITS`."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
-from rmat_hf.data.splits.column_splits import split_by_column, split_by_time
+from rmat_hf.data.splits.column_splits import (
+    TimeColumn,
+    parse_split_cells,
+    split_by_column,
+    split_by_time,
+)
 from rmat_hf.data.splits.molecule_splits import (
     split_by_balanced_scaffold,
     split_by_cluster,
@@ -15,6 +22,10 @@ from rmat_hf.data.splits.molecule_splits import (
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.errors import UserError
 from rmat_hf.flags import name_flag
+from rmat_hf.model.features_rmat import MoleculeError, parse_canonical
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 # A function takes columns, by the names in `COLUMNS`, a seed if it draws, and options, which are
 # the other parameters: those without a default have to be given, as flags of `rmat finetune`.
@@ -32,6 +43,77 @@ COLUMNS = {"smiles": "canonical_smiles", "words": "split", "times": "time"}
 
 
 def split_dataset(
+    dataset: "Dataset",
+    method: str = "random",
+    *,
+    seed: int = 0,
+    smiles_column: str = "smiles",
+    **options: Any,
+) -> "DatasetDict":
+    """Divide the rows of a data set into train, valid and test (80, 10 and 10 %).
+
+    Rows of one molecule are in one part, except that `"column"` is taken at its word. A metric says
+    something only beside others of the same split.
+
+    Args:
+        dataset (`datasets.Dataset`): From [`featurize_dataset`], or any with a column of SMILES.
+        method (`str`, *optional*, defaults to `"random"`):
+            `"scaffold"` (deterministic: the rarest Bemis-Murcko scaffolds to test),
+            `"scaffold_balanced"` (seeded, easier), `"cluster"` (Butina clusters of ECFP4),
+            `"time"`, `"kfold"`, `"column"` or another name in `SPLITS`.
+        seed (`int`, *optional*, defaults to 0): For those that draw.
+        smiles_column (`str`, *optional*, defaults to `"smiles"`):
+            Of rows that are not featurized yet.
+        options: What the method needs or takes: `split_column` (with the words train, valid and
+            test), `time_column` (numbers or ISO dates), `num_folds` and `fold`, `cluster_cutoff`
+            (Tanimoto distance), `fractions`.
+
+    Returns:
+        `datasets.DatasetDict` with `"train"`, `"valid"` and `"test"`: together all rows, in order.
+
+    Raises:
+        UserError: A SMILES cannot be parsed, an option is missing or of another method, or train or
+            test would be empty.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from rmat_hf import split_dataset
+    >>> table = Dataset.from_dict({"smiles": ["C" * size for size in range(1, 21)]})
+    >>> parts = split_dataset(table, "random", seed=0)
+    >>> {part: len(rows) for part, rows in parts.items()}
+    {'train': 16, 'valid': 2, 'test': 2}
+
+    ```
+    """
+    from datasets import DatasetDict
+
+    validate_split(method, options)
+    columns: dict[str, Any] = {}
+    groups_column = COLUMNS["smiles"]
+    if groups_column in dataset.column_names:
+        columns[groups_column] = dataset[groups_column][:]
+    else:
+        columns[groups_column] = list(map(_canonicalize, dataset[smiles_column][:], count()))
+    if "time_column" in options:
+        options["time_column"] = TimeColumn(options["time_column"])
+    for name in (options.get("split_column"), options.get("time_column")):
+        if name is not None:
+            groups, rows = columns[groups_column], range(len(dataset))
+            columns |= parse_split_cells(name, dataset[name][:], rows=rows, groups=groups)
+    split = split_rows(columns, method, seed=seed, **options)
+    return DatasetDict({part: dataset.select(rows) for part, rows in vars(split).items()})
+
+
+def _canonicalize(smiles: str, row: int) -> str:
+    try:
+        parsed = parse_canonical(smiles, max_atoms=sys.maxsize)
+    except MoleculeError as error:
+        raise UserError(f"Row {row}: {smiles!r}: {error.reason}. Fix or drop the row.") from error
+    return parsed.canonical_smiles or ""
+
+
+def split_rows(
     dataset: Any, split: str = "random", *, seed: int = 0, **options: Any
 ) -> SplitIndices:
     """Divide the rows of a table into train, valid and test.

@@ -12,7 +12,7 @@ from split_checks import assert_is_partition, assert_keeps_together, list_names,
 from rmat_hf.data.splits.registry import (
     SPLITS,
     find_split_options,
-    split_dataset,
+    split_rows,
     validate_split,
 )
 from rmat_hf.errors import UserError
@@ -32,7 +32,7 @@ def build_table(smiles: list[str]) -> dict[str, list[Any]]:
 
 
 def split(table: dict[str, list[Any]], name: str, seed: int = 3) -> Any:
-    return split_dataset(table, name, seed=seed, **OPTIONS.get(name, {}))
+    return split_rows(table, name, seed=seed, **OPTIONS.get(name, {}))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_missing_and_foreign_options_are_named(
     with pytest.raises(UserError, match=facts):
         validate_split(name, options)
     with pytest.raises(UserError, match=facts):
-        split_dataset(build_table(["CC", "CO", "CN"]), name, **options)
+        split_rows(build_table(["CC", "CO", "CN"]), name, **options)
 
 
 def test_options_are_the_fields_that_are_given() -> None:
