@@ -279,13 +279,14 @@ def read_repository(hub: Hub, repo_id: str) -> dict[str, bytes]:
 
 
 def find_told(files: dict[str, bytes], smiles: list[str]) -> set[str]:
-    """Search bytes for molecules: short ones as words, as three letters are in any weights."""
+    """Search bytes for molecules, in texts as words too: a few letters are in any weights."""
     told: set[str] = set()
     for name, content in files.items():
         path = CODE / name
         if path.is_file() and path.read_bytes() == content:
             continue  # the package's own code, the same beside every model
-        words = set(re.split(rb"[\s\"',`]+", content))
+        is_text = not name.endswith((".safetensors", ".png"))
+        words = set(re.split(rb"[\s\"',`]+", content)) if is_text else set()
         told |= {it for it in smiles if it.encode() in (words if len(it) < 7 else content)}
     return told
 
