@@ -204,6 +204,12 @@ class RMatConfig(PreTrainedConfig):
     loss: str | None = None
     loss_weights: list[float | int] | None = bounded()(default=None)
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        # CODEPATH: models of the authors' code with another `ffn_n_layers`.
+        if self.num_feed_forward_layers != 2:
+            self.base_model_tp_plan = {}
+        super().__post_init__(**kwargs)
+
     def validate_architecture(self) -> None:
         """Raise if fields contradict each other; called at construction and before saving."""
         if self.hidden_size % self.num_attention_heads != 0:

@@ -229,6 +229,12 @@ def test_a_contradiction_made_after_construction_is_refused_before_saving(tmp_pa
 # Saved and loaded
 
 
+def test_a_feed_forward_network_of_other_layers_is_not_split_by_the_plan_for_two() -> None:
+    assert RMatConfig().base_model_tp_plan
+    config = RMatConfig(num_feed_forward_layers=3)
+    assert config.base_model_tp_plan == {} and "base_model_tp_plan" not in config.to_dict()
+
+
 def test_every_field_survives_saving_and_loading(tmp_path: Path) -> None:
     config, defaults = build_other_config(), RMatConfig()
     assert OTHER_VALUES.keys() == {*RMatConfig.__annotations__} - {"num_bond_features"}

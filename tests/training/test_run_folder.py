@@ -25,6 +25,7 @@ from rmat_hf.training.recipe import (
 from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 FILES = {
+    ".gitignore",
     "README.md",
     "config.json",
     "dropped_rows.csv",
