@@ -4,6 +4,7 @@ import math
 import reprlib
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from rdkit import Chem
 
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import Molecule, parse_canonical
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 MISSING_NUMBERS = frozenset({"", "nan", "na", "n/a", "null", "none"})
 MISSING_CLASSES = frozenset({"", "nan"})
@@ -91,7 +93,7 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
 
 
 def arrange_atom_labels(
-    labels: Sequence[object], molecule: Molecule, *, max_atoms: int
+    labels: Sequence[object] | np.ndarray, molecule: Molecule, *, processor: RMatProcessor
 ) -> np.ndarray:
     """Return the labels of a molecule's atoms in the order in which its features are stored.
 
@@ -99,11 +101,11 @@ def arrange_atom_labels(
 
     Args:
         labels (`Sequence`): `(num_atoms,)` or `(num_atoms, num_labels)`, NaN or `None` where
-            missing: of each heavy atom, in the order in which the SMILES or the RDKit molecule has
-            them. Of an RDKit molecule with hydrogens one for each of its atoms will do too; those
-            of hydrogens are left out.
+            missing: of each atom that is a node, the heavy ones, in the order in which the SMILES
+            or the RDKit molecule has them. Of an RDKit molecule with hydrogens one for each of its
+            atoms will do too; those of hydrogens are left out.
         molecule (`str` or `Chem.Mol`): The molecule as it was given.
-        max_atoms (`int`): Of the processor.
+        processor (`RMatProcessor`): Says which atoms are nodes.
 
     Returns:
         `np.ndarray` of shape `(num_atoms, num_labels)`, float64.
@@ -112,7 +114,8 @@ def arrange_atom_labels(
         MoleculeError: It is no valid molecule.
         ValueError: There is not one label, or list of labels, for each atom.
     """
-    order = parse_canonical(molecule, max_atoms=max_atoms).compute_atom_order()
+    options: Any = {"max_atoms": processor.max_atoms, "hydrogens": processor.hydrogens}
+    order = parse_canonical(molecule, **options).compute_atom_order()
     values = np.array(labels, dtype=np.float64)
     values = values[:, None] if values.ndim == 1 else values
     if isinstance(molecule, Chem.Mol) and len(values) == molecule.GetNumAtoms() != len(order):

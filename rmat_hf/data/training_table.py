@@ -1,6 +1,7 @@
 """Load labeled molecules for training: from a file, the package or the Hub, checked row by row."""
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,13 @@ import pandas as pd
 from rdkit import Chem
 
 from rmat_hf.data.featurization import LENGTH_COLUMN, FeaturizedMolecule, featurize_molecules
-from rmat_hf.data.labels import find_label_conflicts, is_missing, list_class_names, parse_label
+from rmat_hf.data.labels import (
+    arrange_atom_labels,
+    find_label_conflicts,
+    is_missing,
+    list_class_names,
+    parse_label,
+)
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_split_cells
 from rmat_hf.data.stored_features import count_nodes
@@ -30,6 +37,7 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 1000
+_LISTS = (datasets.List, datasets.LargeList)
 
 
 class DroppedRow(NamedTuple):
@@ -138,7 +146,8 @@ def featurize_dataset(
         smiles_column (`str`, *optional*, defaults to `"smiles"`): Column of SMILES.
         label_columns (`Sequence[str]`, *optional*):
             Columns of labels, in the order of the model's outputs; empty cells, `None` and NaN are
-            missing labels. Without any there are features alone.
+            missing labels. Without any there are features alone. Columns of lists have labels of
+            atoms: one for each heavy atom, in the order of the SMILES.
         problem_type (`str`, *optional*, defaults to `"regression"`):
             Or `"multi_label_classification"` (0 or 1) or `"single_label_classification"`
             (integers or words in one column).
@@ -153,11 +162,13 @@ def featurize_dataset(
         `datasets.Dataset` with the columns of the rows, and `row` (position in `dataset`),
         `smiles`, `canonical_smiles` (of the heavy atoms), `labels` (float64 of shape
         `(num_labels,)`, NaN where missing; of a single-label classification the class, whose names
-        the column knows), `features`, `num_nodes` (atoms and the dummy node) and
+        the column knows; of atoms `(num_atoms, num_labels)`, in the order of the stored
+        features), `features`, `num_nodes` (atoms and the dummy node) and
         `geometry_source`.
 
     Raises:
-        UserError: A column is missing, a label cannot be read, or there is nothing to learn.
+        UserError: A column is missing, a label cannot be read, there is nothing to learn, or a
+            molecule has not one label for each atom.
 
     Example:
     ```python
@@ -174,6 +185,10 @@ def featurize_dataset(
     _validate_names(smiles_column, label_columns, problem_type=problem_type)
     names = [smiles_column, *label_columns]
     validate_columns(dataset.column_names, names, source=source)
+    if any(isinstance(dataset.features[name], _LISTS) for name in label_columns):
+        options: dict[str, Any] = {"num_workers": num_workers, "cache_dir": cache_dir}
+        rows = featurize_dataset(dataset, processor, smiles_column=smiles_column, **options)
+        return _add_atom_labels(rows, label_columns, processor=processor)
     built = _build_training_data(
         build_table(dataset.select_columns(names).with_format("arrow")[:], source=source),
         processor,
@@ -188,6 +203,23 @@ def featurize_dataset(
     others = [name for name in dataset.column_names if name not in built.column_names]
     kept = dataset.select_columns(others).select(built["row"][:])
     return datasets.concatenate_datasets([kept, built], axis=1) if others else built
+
+
+def _add_atom_labels(
+    rows: datasets.Dataset, label_columns: list[str], *, processor: RMatProcessor
+) -> datasets.Dataset:
+    labels = []
+    columns = [rows[name] for name in ("row", "smiles", LENGTH_COLUMN, *label_columns)]
+    for row, smiles, num_nodes, *cells in zip(*columns, strict=True):
+        missing = [math.nan] * (num_nodes - 1)
+        try:
+            values = np.array([missing if it is None else it for it in cells], dtype=np.float64).T
+            arranged = arrange_atom_labels(values, smiles, processor=processor)
+        except ValueError as error:
+            raise UserError(f"Row {row}: {label_columns} do not fit {smiles!r}: {error}") from error
+        labels.append(arranged.tolist())
+    kind = datasets.List(datasets.List(datasets.Value("float64")))
+    return rows.add_column("labels", labels, feature=kind)
 
 
 def _validate_names(smiles_column: str, label_columns: list[str], *, problem_type: str) -> None:

@@ -180,10 +180,11 @@ def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     if level == "molecule":
         values = _stack(rows, num_columns=encoder.pooler.output_size)
         return Embeddings(values.astype(np.float32), errors)
+    which: Any = {"max_atoms": used_processor.max_atoms, "hydrogens": used_processor.hydrogens}
     atoms = np.full(len(rows), None, dtype=object)
     for idx, (states, molecule) in enumerate(zip(rows, molecules, strict=True)):
         if states is not None:
-            parsed = parse_canonical(molecule, max_atoms=used_processor.max_atoms)
+            parsed = parse_canonical(molecule, **which)
             atoms[idx] = np.empty(states.shape, dtype=np.float32)
             atoms[idx][parsed.compute_atom_order()] = states
     return Embeddings(atoms, errors)

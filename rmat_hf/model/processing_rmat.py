@@ -406,7 +406,7 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
                 `labels` may stand beside them, a number or a list of a molecule, `None` or NaN
                 where missing: they become an array, float32 unless they are integers.
                 Those of atoms are `(num_atoms, num_labels)`, two axes also for one label, in
-                the order of the atoms; see [`pad_atom_labels`].
+                the order of the atoms; see [`stack_labels`].
             padding: `True` or `"longest"`: to the largest molecule. `"max_length"`: to `max_length`
                 nodes. `False` or `"do_not_pad"`: lists of arrays of every molecule's own size.
             max_length: Number of nodes, dummy node included, read with `padding="max_length"`.
@@ -433,13 +433,9 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
         if padding not in UNPADDED:
             for name in batch.keys() & {*NODE_INPUTS, DESCRIPTOR_INPUT}:
                 batch[name] = _pad_and_stack(batch[name], name=name, num_nodes=num_nodes)
-            if np.ndim(rows[0].get(LABELS, ())) == 2:
-                sizes = [len(row["node_features"]) - 1 for row in rows]
-                batch[LABELS] = pad_atom_labels(batch[LABELS], sizes, num_nodes=num_nodes)
+            num_atoms = [len(row["node_features"]) - 1 for row in rows]
             for name in batch.keys() & {*LABEL_KEYS}:
-                labels = np.array(batch[name])
-                is_integer = np.issubdtype(labels.dtype, np.integer)
-                batch[name] = labels if is_integer else np.array(batch[name], dtype=np.float32)
+                batch[name] = stack_labels(batch[name], num_atoms, num_nodes=num_nodes)
         if not features:
             batch = {name: values[:0] for name, values in batch.items()}
         return RMatBatchFeature(batch, return_tensors)
@@ -475,22 +471,26 @@ def choose_num_nodes(
     return -(-(max_length or largest) // multiple) * multiple
 
 
-def pad_atom_labels(
-    labels: Sequence[Any], num_atoms: Sequence[int], *, num_nodes: int
-) -> np.ndarray:
-    """Return the labels of the atoms of a batch, NaN at the dummy node and at padding.
+def stack_labels(labels: Sequence[Any], num_atoms: Sequence[int], *, num_nodes: int) -> np.ndarray:
+    """Return the labels of a batch as one array, of atoms NaN at the dummy node and at padding.
 
     Args:
-        labels: Of every molecule `(num_atoms, num_labels)`; `None` or NaN where missing.
+        labels: Of every molecule a number or `(num_labels,)`, or those of its atoms,
+            `(num_atoms, num_labels)`; `None` or NaN where missing.
         num_atoms: Of every molecule, without the dummy node.
         num_nodes: Of the batch, with it.
 
     Returns:
-        `np.ndarray` of shape `(batch_size, num_nodes, num_labels)`, float32.
+        `np.ndarray` of shape `(batch_size, [num_labels])`, float32 unless they are integers; of
+        atoms `(batch_size, num_nodes, num_labels)`, float32.
 
     Raises:
         ValueError: A molecule has not one row of labels for each of its atoms.
     """
+    if np.ndim(labels[0]) < 2:
+        values = np.array(labels)
+        is_integer = np.issubdtype(values.dtype, np.integer)
+        return values if is_integer else np.array(labels, dtype=np.float32)
     arrays = [np.array(values, dtype=np.float32) for values in labels]
     shape = (len(arrays), num_nodes, *arrays[0].shape[1:])
     padded = np.full(shape, np.nan, dtype=np.float32)

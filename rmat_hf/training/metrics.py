@@ -29,6 +29,9 @@ from rmat_hf.model.losses_rmat import compute_probabilities
 
 logger = logging.getLogger(__name__)
 
+# What a Trainer writes where the outputs of a batch have fewer nodes than those of another.
+PADDING = -100
+
 REGRESSION = ("regression",)
 CLASSIFICATION = ("multi_label_classification", "single_label_classification")
 DECISION_THRESHOLD = 0.5
@@ -208,7 +211,8 @@ def build_compute_metrics(
 
     Returns:
         `Callable`: takes the predictions `(num_rows, num_outputs)` and labels
-        `(num_rows, num_labels)` of a `Trainer`, returns the metrics that are defined.
+        `(num_rows, num_labels)` of a `Trainer`, of atoms with an axis of nodes between them,
+        returns the metrics that are defined.
 
     Raises:
         UserError: When it is called and `best_metric` is undefined: too few rows, or one class.
@@ -231,13 +235,15 @@ def build_compute_metrics(
         label_names = ["label"]
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits = prediction.predictions
+        logits, labels = prediction.predictions, np.asarray(prediction.label_ids)
+        # those of an ensemble come with its members'
+        logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
+        if logits.ndim == 3:
+            # of atoms; a Trainer fills up with this number where batches have fewer nodes
+            is_node = (logits != PADDING).any(axis=-1)
+            logits, labels = logits[is_node], labels[is_node]
         metrics = compute_metrics_for_problem(
-            problem_type,
-            # those of an ensemble come with its members'
-            np.asarray(logits[0] if isinstance(logits, tuple) else logits),
-            labels=np.asarray(prediction.label_ids),
-            label_names=label_names,
+            problem_type, logits, labels=labels, label_names=label_names
         )
         if best_metric is not None and metrics.get(best_metric, 0.0) is None:
             raise UserError(

@@ -24,7 +24,7 @@ from rmat_hf.errors import UserError
 from rmat_hf.loading import Checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatForTokenClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import (
     REGRESSION_HEAD,
@@ -172,6 +172,9 @@ class RMatTrainingArguments(TrainingArguments):
         ema_decay (`float`, *optional*, defaults to 0.99):
             Decay per step of the moving average of the weights, which is evaluated and saved; 0
             for none.
+        num_frozen_epochs (`float`, *optional*, defaults to 0):
+            First epochs in which the encoder stays as it is and the head alone learns; `math.inf`
+            for all of them.
         early_stopping_patience (`int`, *optional*, defaults to 30):
             Evaluations without a better metric, then training stops; `None` for never.
         metric_for_best_model (`str`, *optional*):
@@ -196,6 +199,7 @@ class RMatTrainingArguments(TrainingArguments):
     head_learning_rate: float | None = None
     num_train_epochs: float = cast(Any, None)
     ema_decay: float = 0.99
+    num_frozen_epochs: float = 0.0
     early_stopping_patience: int | None = 30
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 64
@@ -291,7 +295,8 @@ def gets_regression_head(arguments: FinetuningArguments, task: FinetuningTask) -
 
 def has_new_regression_head(problem_type: str | None, architectures: list[str] | None) -> bool:
     """Return whether a regression starts from trained weights of other classes only."""
-    is_new = RMatForSequenceClassification.__name__ not in (architectures or [])
+    heads = {RMatForSequenceClassification.__name__, RMatForTokenClassification.__name__}
+    is_new = not heads & {*(architectures or [])}
     return problem_type == "regression" and bool(architectures) and is_new
 
 
@@ -475,7 +480,8 @@ def compute_label_scaling(
 
     Args:
         labels (array of shape `(num_rows,)` or `(num_rows, num_labels)`):
-            Labels of the training rows alone, in the user's units; NaN or `None` where missing.
+            Labels of the training rows alone, in the user's units; NaN or `None` where missing. Of
+            atoms a list of `(num_atoms, num_labels)`.
         label_columns (`Sequence[str]`, *optional*): Their names, for messages.
 
     Returns:
@@ -497,6 +503,8 @@ def compute_label_scaling(
 
     ```
     """
+    if np.ndim(labels[0]) == 2:
+        labels = [values for of_molecule in labels for values in of_molecule]
     values = np.array(labels, dtype=np.float64)
     values = values.reshape(len(values), -1)
     names = label_columns or range(values.shape[1])

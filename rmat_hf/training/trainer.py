@@ -15,7 +15,8 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from rmat_hf.data.stored_features import LengthGroupedSampler, compute_length_order, expand_features
 from rmat_hf.model.losses_rmat import compute_loss_denominator
-from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.model.modeling_rmat import RMatPreTrainedModel
+from rmat_hf.model.processing_rmat import RMatProcessor, stack_labels
 from rmat_hf.output_folder import (
     load_json,
     rotated_by_step,
@@ -66,7 +67,10 @@ class RMatDataCollator:
         self.processor = processor
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return model inputs and `labels` `(batch_size, num_labels)`, float32, NaN = missing."""
+        """Return model inputs and `labels`, float32, NaN = missing.
+
+        `(batch_size, num_labels)`, or of atoms `(batch_size, num_nodes, num_labels)`.
+        """
         names = [*self.processor.model_input_names, "labels"]
         if "features" not in rows[0]:
             plain = [{name: row[name] for name in names if name in row} for row in rows]
@@ -79,7 +83,11 @@ class RMatDataCollator:
                 "descriptors of the processor. Featurize them with it."
             )
         if "labels" in rows[0]:
-            features["labels"] = np.array([row["labels"] for row in rows], dtype=np.float32)
+            num_nodes = features["attention_mask"]
+            labels = stack_labels(
+                [row["labels"] for row in rows], num_nodes.sum(1) - 1, num_nodes=num_nodes.shape[1]
+            )
+            features["labels"] = labels.astype(np.float32)
         return {name: torch.from_numpy(array) for name, array in features.items()}
 
 
@@ -144,7 +152,8 @@ class RMatTrainer(Trainer):
       different weights, so that a batch of 16 and four of 4 would train differently.
     - With `train_sampling_strategy="group_by_length"` the batches of training, evaluation and
       prediction have molecules of similar sizes, and predictions come in the order of the rows.
-    - The head, which starts untrained, can have a learning rate of its own.
+    - The head, which starts untrained, can have a learning rate of its own, and can learn alone
+      in the first epochs, or in all of them.
     - A moving average of the weights can be evaluated, saved and kept in place of the weights.
     - Rates, epochs and metric that the arguments leave open are those of the recipe.
 
@@ -191,6 +200,7 @@ class RMatTrainer(Trainer):
     args: RMatTrainingArguments
     loss_is_scaled_for_ga = True
     _average: WeightAverage | None = None
+    _frozen: list[nn.Parameter] = []
 
     def __init__(
         self,
@@ -233,11 +243,29 @@ class RMatTrainer(Trainer):
             self._average = WeightAverage(optimizer, decay=self.args.ema_decay)
         return optimizer
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as [`Trainer.train`]; an encoder that did not learn can do so afterwards."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._freeze_encoder(is_frozen=False)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Compute the gradients of a micro-batch, as [`Trainer.training_step`]."""
         if self._average is not None:
             self._average.show(is_average=False)
+        self._freeze_encoder(is_frozen=(self.state.epoch or 0) < self.args.num_frozen_epochs)
         return super().training_step(*args, **kwargs)
+
+    def _freeze_encoder(self, *, is_frozen: bool) -> None:
+        """Keep the weights of the encoder that learn from learning, or let them learn again."""
+        if is_frozen == bool(self._frozen):
+            return
+        encoder = cast(RMatPreTrainedModel, self.model).base_model
+        learning = [weight for weight in encoder.parameters() if weight.requires_grad]
+        self._frozen, changed = (learning, learning) if is_frozen else ([], self._frozen)
+        for weight in changed:
+            weight.requires_grad_(not is_frozen)
 
     def evaluation_loop(
         self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any

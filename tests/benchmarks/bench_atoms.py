@@ -20,7 +20,6 @@ from sklearn.metrics import r2_score, root_mean_squared_error
 from transformers import (
     AutoModelForTokenClassification,
     AutoProcessor,
-    DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
 )
@@ -82,7 +81,7 @@ def main(table: str, split_column: str = "split_0") -> None:
         trainer = Trainer(
             model=model,
             args=TrainingArguments(folder, **ARGUMENTS),
-            data_collator=DataCollatorWithPadding(processor),
+            processing_class=processor,
             train_dataset=dataset.select(parts["train"]),
         )
         trainer.train()

@@ -22,6 +22,7 @@ from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.processing_rmat import RMatProcessor
 
+PROCESSOR = RMatProcessor(geometry="bounds")
 MISSING = ["", "  ", None, math.nan, "nan", "NaN"]
 NUMBERS = [("1.5", 1.5), (" -2e-3 ", -0.002), (3, 3.0), (Decimal("0.1"), 0.1), ("+4", 4.0)]
 NO_NUMBERS = ["high", ">10", "1,5", "1_000", "inf", "-inf", math.inf, "1e39", 1e39, "1e999", [1.0]]
@@ -98,25 +99,24 @@ def test_conflict_names_the_label_that_differs_and_all_rows_of_the_molecule() ->
 def test_labels_of_atoms_follow_them_into_the_order_of_stored_features(smiles: str) -> None:
     mol = Chem.MolFromSmiles(smiles)
     numbers = [[atom.GetAtomicNum(), atom.GetDegree()] for atom in mol.GetAtoms()]
-    processor = RMatProcessor(geometry="bounds")
-    (outcome,) = featurize_molecules([smiles], processor)
+    (outcome,) = featurize_molecules([smiles], PROCESSOR)
     nodes = expand_features([outcome.features])["node_features"][0, 1:]
     columns = ATOM_FEATURES.columns["num_neighbors"]
-    arranged = arrange_atom_labels(numbers, smiles, max_atoms=99)
+    arranged = arrange_atom_labels(numbers, smiles, processor=PROCESSOR)
     assert nodes[:, columns].argmax(1).tolist() == arranged[:, 1].tolist()
     canonical = Chem.MolFromSmiles(outcome.canonical_smiles)
     assert [atom.GetAtomicNum() for atom in canonical.GetAtoms()] == arranged[:, 0].tolist()
     # an RDKit molecule keeps its order, and loses the labels of its hydrogens
     hydrated = Chem.AddHs(mol)
-    of_mol = arrange_atom_labels(numbers, mol, max_atoms=99)
+    of_mol = arrange_atom_labels(numbers, mol, processor=PROCESSOR)
     assert of_mol.tolist() == numbers
     everywhere = [[atom.GetAtomicNum(), 7] for atom in hydrated.GetAtoms()]
-    of_hydrated = arrange_atom_labels(everywhere, hydrated, max_atoms=99)
+    of_hydrated = arrange_atom_labels(everywhere, hydrated, processor=PROCESSOR)
     assert of_hydrated[:, 0].tolist() == of_mol[:, 0].tolist()
 
 
 def test_a_label_of_an_atom_may_be_missing_and_too_few_are_refused() -> None:
-    arranged = arrange_atom_labels([None, 1.0, math.nan], "OCC", max_atoms=9)
+    arranged = arrange_atom_labels([None, 1.0, math.nan], "OCC", processor=PROCESSOR)
     np.testing.assert_array_equal(arranged, [[math.nan], [1.0], [math.nan]])
     with pytest.raises(ValueError, match=r"\(2, 1\) for 3 heavy atoms"):
-        arrange_atom_labels([1.0, 2.0], "CCO", max_atoms=9)
+        arrange_atom_labels([1.0, 2.0], "CCO", processor=PROCESSOR)

@@ -7,12 +7,18 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from datasets import Dataset
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.stored_features import expand_features, pack_features
-from rmat_hf.data.training_table import DroppedRow, LoadedData, load_training_table
+from rmat_hf.data.training_table import (
+    DroppedRow,
+    LoadedData,
+    featurize_dataset,
+    load_training_table,
+)
 from rmat_hf.errors import UserError
 from rmat_hf.model import features_rmat
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -212,3 +218,33 @@ def test_sdf_structures_come_with_their_coordinates(tmp_path: Path) -> None:
         np.testing.assert_allclose(distances, expected, rtol=0, atol=3e-4)
         found = Chem.Get3DDistanceMatrix(Chem.Mol(row["mol"]))
         np.testing.assert_allclose(found, expected, rtol=0, atol=3e-4)
+
+
+# Labels of atoms
+
+
+def test_columns_of_lists_become_labels_of_atoms_in_the_order_of_the_features() -> None:
+    smiles = ["OC(=O)c1ccccc1", "C1CC", "ClCCO", "CO"]
+    atoms = [
+        list(Chem.MolFromSmiles(text, sanitize=False).GetAtoms()) if text != "C1CC" else []
+        for text in smiles
+    ]
+    numbers = [[float(atom.GetAtomicNum()) for atom in of_molecule] for of_molecule in atoms]
+    positions: list[list[float | None] | None] = [[float(it.GetIdx()) for it in a] for a in atoms]
+    positions[2] = None
+    table = Dataset.from_dict({"smiles": smiles, "Z": numbers, "position": positions})
+    rows = featurize_dataset(table, PROCESSOR, label_columns=["Z", "position"])
+    assert rows["row"][:] == [0, 2, 3]
+    for row in rows:
+        labels = np.array(row["labels"], dtype=float)
+        canonical = Chem.MolFromSmiles(row["canonical_smiles"])
+        assert labels[:, 0].tolist() == [atom.GetAtomicNum() for atom in canonical.GetAtoms()]
+        assert np.isnan(labels[:, 1]).all() == (row["row"] == 2)
+    # benzoic acid is written from its other end
+    assert [it[1] for it in rows[0]["labels"]] != sorted(it[1] for it in rows[0]["labels"])
+
+
+def test_labels_that_are_not_one_for_each_atom_are_refused_with_their_row() -> None:
+    table = Dataset.from_dict({"smiles": ["CO", "CCO"], "charge": [[0.1, 0.2], [0.3]]})
+    with pytest.raises(UserError, match=r"Row 1: \['charge'\] do not fit 'CCO'.*3 heavy atoms"):
+        featurize_dataset(table, PROCESSOR, label_columns=["charge"])

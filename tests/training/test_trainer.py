@@ -1,6 +1,7 @@
 """The denominator of the loss, the rate of the head, the moving average of the weights."""
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,21 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from rdkit import Chem
 from safetensors.torch import load_file
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
-from tiny_trainer import build_rows, build_trainer
+from tiny_trainer import PROCESSOR, build_rows, build_trainer
 from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
 from rmat_hf.data.featurization import featurize_molecules
+from rmat_hf.data.training_table import featurize_dataset
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.losses_rmat import compute_loss_denominator
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatForTokenClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.recipe import compute_label_scaling
 from rmat_hf.training.trainer import RMatDataCollator, WeightAverage
 
 NAN = math.nan
@@ -291,3 +295,90 @@ def test_missing_labels_stay_nan_in_float32(processor: RMatProcessor) -> None:
     batch = RMatDataCollator(processor)(list(rows))
     assert batch["labels"].dtype == torch.float32
     np.testing.assert_array_equal(batch["labels"].numpy(), np.array(labels, dtype=np.float32))
+
+
+# Atoms
+
+ATOM_SMILES = ["OC(=O)c1ccccc1", "CCO", "OCC(O)CO", "N#CC", "CC(C)O", "ClC1CCCC1"] * 2
+
+
+def build_atom_rows() -> Dataset:
+    """Two labels of each atom: its element, and its number of neighbors, which CCO lacks."""
+    mols = [Chem.MolFromSmiles(smiles) for smiles in ATOM_SMILES]
+    elements = [[float(atom.GetAtomicNum()) for atom in mol.GetAtoms()] for mol in mols]
+    degrees: list[Any] = [[float(atom.GetDegree()) for atom in mol.GetAtoms()] for mol in mols]
+    degrees[1] = None
+    table = Dataset.from_dict({"smiles": ATOM_SMILES, "Z": elements, "degree": degrees})
+    return featurize_dataset(table, PROCESSOR, label_columns=["Z", "degree"])
+
+
+def build_atom_model(rows: Dataset) -> RMatForTokenClassification:
+    torch.manual_seed(0)
+    fields: dict[str, Any] = {"num_labels": 2, "problem_type": "regression"}
+    fields |= {**TINY_ARCHITECTURE, **compute_label_scaling(rows["labels"][:])}
+    return RMatForTokenClassification(RMatConfig(**fields))
+
+
+def test_a_trainer_learns_labels_of_atoms_and_scores_the_known_ones(tmp_path: Path) -> None:
+    rows = build_atom_rows()
+    model = build_atom_model(rows)
+    labels = np.concatenate([np.array(values, dtype=float) for values in rows["labels"]])
+    np.testing.assert_allclose(model.config.label_mean, np.nanmean(labels, axis=0))
+    trainer = build_trainer(
+        tmp_path,
+        model=model,
+        train_dataset=rows,
+        eval_dataset=rows,
+        train_sampling_strategy="group_by_length",
+        per_device_eval_batch_size=2,
+        num_train_epochs=40,
+        learning_rate=1e-2,
+        eval_strategy="no",
+        load_best_model_at_end=False,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    model.eval()
+    predicted = []
+    for row in rows:
+        batch = RMatDataCollator(PROCESSOR)([row])
+        assert batch["labels"].shape == (1, row["num_nodes"], 2)
+        assert batch["labels"][0, 0].isnan().all()
+        with torch.no_grad():
+            predicted.append(model(**batch).logits[0, 1:].numpy())
+    errors = np.concatenate(predicted) - labels
+    expected = np.nanmean(np.abs(errors), axis=0).mean()
+    assert metrics["eval_mae"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["eval_r2"] > 0.9
+
+
+def test_an_encoder_stays_as_it_is_in_its_frozen_epochs(tmp_path: Path) -> None:
+    rows = build_atom_rows()
+    for num_frozen, num_changed in ((0, 2), (1, 1), (math.inf, 0)):
+        model = build_atom_model(rows)
+        states = [copy.deepcopy(model.state_dict())]
+
+        class Recorder(TrainerCallback):
+            def on_epoch_end(self, *_: Any, model: Any = None, **__: Any) -> None:
+                states.append(copy.deepcopy(model.state_dict()))  # noqa: B023 - used in its turn
+
+        trainer = build_trainer(
+            tmp_path,
+            model=model,
+            train_dataset=rows,
+            eval_dataset=rows,
+            callbacks=[Recorder()],
+            num_frozen_epochs=num_frozen,
+            num_train_epochs=2,
+            eval_strategy="no",
+            load_best_model_at_end=False,
+        )
+        trainer.train()
+        changed = [
+            {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+            for before, after in itertools.pairwise(states)
+        ]
+        assert [("rmat" in names) for names in changed].count(True) == num_changed
+        assert all("classifier" in names for names in changed)
+        assert "rmat" in changed[1] or num_frozen == math.inf
+        assert all(weight.requires_grad for weight in model.parameters())
