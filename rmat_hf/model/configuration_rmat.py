@@ -207,7 +207,7 @@ class RMatConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # CODEPATH: models of the authors' code with another `ffn_n_layers`.
         if self.num_feed_forward_layers != 2:
-            self.base_model_tp_plan = {}
+            self.base_model_tp_plan = {}  # type: ignore[misc]  # hides that of the class
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
