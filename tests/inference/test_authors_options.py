@@ -18,7 +18,11 @@ from authors_model import (
     save_authors_files,
 )
 from rdkit import Chem
-from transformers import AutoModelForSequenceClassification, AutoProcessor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoProcessor,
+)
 
 from rmat_hf.errors import UserError
 from rmat_hf.inference.conversion import convert_checkpoint
@@ -100,6 +104,23 @@ def test_a_converted_folder_predicts_a_deuterated_molecule_as_the_authors_do(
         other = model(**processor(mols[:1], return_tensors="pt")).logits
     np.testing.assert_allclose(found.numpy(), np.stack(expected), rtol=0, atol=1e-4)  # float32
     assert np.abs(other.numpy() - expected[0]).max() > 0.01
+
+
+def test_the_authors_head_of_every_node_is_saved_as_that_of_atoms(
+    mols: list[Chem.Mol], tmp_path: Path
+) -> None:
+    options = {"generator_aggregation": "contextual", "generator_n_layers": 2}
+    save_authors_files(tmp_path, options, seed=2)
+    conversion = convert_checkpoint(tmp_path / "weights.safetensors", tmp_path / "config.json")
+    conversion.save(tmp_path / "model")
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "model").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    batch = processor(mols[:3], return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, conversion.model(**batch).logits)
+    # two deuterium atoms, carbon and oxygen are atoms with outputs of their own
+    assert model(**batch).logits.shape[1:] == (11, 3)
+    assert batch["attention_mask"][0].sum() == 5
 
 
 @pytest.mark.parametrize(
