@@ -4,15 +4,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, List, Value
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from rmat_hf.data.splits.column_splits import TimeColumn
-from rmat_hf.data.stored_features import expand_features, pack_features
+from rmat_hf.data.stored_features import expand_features, pack_features, unpack_features
 from rmat_hf.data.training_table import (
     DroppedRow,
     LoadedData,
@@ -46,7 +45,7 @@ def test_rows_keep_position_and_text_and_have_features(tmp_path: Path) -> None:
         "geometry_source": ["bounds", "bounds"],
         "labels": [[1.5], [-1.0]],
     }
-    assert loaded.dataset.features["labels"] == datasets.List(datasets.Value("float64"))
+    assert loaded.dataset.features["labels"] == List(Value("float64"))
     assert loaded.class_names is None
 
 
@@ -218,6 +217,33 @@ def test_sdf_structures_come_with_their_coordinates(tmp_path: Path) -> None:
         np.testing.assert_allclose(distances, expected, rtol=0, atol=3e-4)
         found = Chem.Get3DDistanceMatrix(Chem.Mol(row["mol"]))
         np.testing.assert_allclose(found, expected, rtol=0, atol=3e-4)
+
+
+def test_a_data_set_keeps_its_columns_beside_features_and_labels(processor: RMatProcessor) -> None:
+    table = Dataset.from_dict(
+        {
+            "text": ["CCO", "C1", "CCN", "CC", "CCC"],
+            "y": [1.0, 2.0, None, 4.0, 5.0],
+            "id": [*"abcde"],
+        }
+    )
+    rows = featurize_dataset(table, processor, smiles_column="text", label_columns=["y"])
+    assert rows["id"][:] == ["a", "d", "e"] and rows["row"][:] == [0, 3, 4]
+    assert rows["labels"][:] == [[1.0], [4.0], [5.0]]
+    assert unpack_features(rows["features"][0]).atom_codes.shape == (3,)
+    unlabeled = featurize_dataset(table, processor, smiles_column="text")
+    assert unlabeled["id"][:] == ["a", "c", "d", "e"]
+    assert "labels" not in unlabeled.column_names
+    with pytest.raises(ValueError, match="no column 'z'"):
+        featurize_dataset(table, processor, smiles_column="text", label_columns=["z"])
+
+
+def test_the_classes_of_a_data_set_are_in_the_type_of_its_labels(processor: RMatProcessor) -> None:
+    table = Dataset.from_dict({"smiles": ["CC", "CO", "CN"], "kind": ["oil", "water", "oil"]})
+    options = {"label_columns": ["kind"], "problem_type": "single_label_classification"}
+    rows = featurize_dataset(table, processor, **options)
+    assert rows.features["labels"].feature.names == ["oil", "water"]
+    assert rows["labels"][:] == [[0], [1], [0]]
 
 
 # Labels of atoms

@@ -19,7 +19,12 @@ from rdkit.Chem import AllChem
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 from torch.utils.data import DataLoader
-from transformers import AutoFeatureExtractor, AutoProcessor, DataCollatorWithPadding
+from transformers import (
+    AutoFeatureExtractor,
+    AutoProcessor,
+    DataCollatorWithPadding,
+    SequenceFeatureExtractor,
+)
 
 from rmat_hf.model.configuration_rmat import BEYOND_CUTOFF, UNREACHABLE_DISTANCE
 from rmat_hf.model.features_rmat import FEATURIZER_VERSION, MoleculeError
@@ -571,3 +576,18 @@ def test_molecules_of_a_batch_do_not_meet(size: int) -> None:
     expected = compute_expected(chain, chain + 1, size)
     alone = [[0] + [255] * (size - 1)]
     np.testing.assert_array_equal(distances, np.concatenate([expected, alone, expected]))
+
+
+@pytest.mark.parametrize("labels", [[1.5, None], [[1.5, 2.0], [None, 3.0]], [1, 0]])
+def test_the_collator_of_transformers_pads_molecules_and_labels(
+    labels: list[Any], processor: RMatProcessor
+) -> None:
+    rows = [
+        {**processor.featurize(smiles)[0], "label": label}
+        for smiles, label in zip(["CCO", "c1ccccc1"], labels, strict=True)
+    ]
+    batch = DataCollatorWithPadding(processor)(rows)
+    expected = np.array(labels, dtype=None if labels == [1, 0] else np.float32)
+    np.testing.assert_array_equal(batch["labels"].numpy(), expected)
+    assert batch["labels"].dtype == (torch.int64 if labels == [1, 0] else torch.float32)
+    assert isinstance(processor, SequenceFeatureExtractor)

@@ -1,7 +1,6 @@
 """The scripts of the README: what `rmat finetune` does, and the Trainer of transformers alone."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +8,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset
+from tiny_finetuning import TABLE_SMILES
 
 import rmat_hf
-from rmat_hf import finetune
+from rmat_hf import (
+    RMatProcessor,
+    RMatTrainer,
+    RMatTrainingArguments,
+    featurize_dataset,
+    finetune,
+    load_for_finetuning,
+    split_dataset,
+)
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 FREESOLV = Path(rmat_hf.__file__).parent / "data" / "freesolv" / "freesolv.csv"
@@ -37,11 +46,12 @@ def read_script(name: str) -> str:
 def run_script(
     script: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> float:
-    """Run a script in a folder and return the number that it prints last."""
+    """Run a script in a folder and return the test RMSE that it prints."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
     monkeypatch.chdir(folder)
     exec(compile(script, "README.md", "exec"), {"__name__": "__main__"})
-    return float(capsys.readouterr().out.split()[-1])
+    (error,) = re.findall(r"'test_rmse': ([\d.]+)", capsys.readouterr().out)
+    return float(error)
 
 
 def write_table(folder: Path, num_rows: int | None = None) -> Path:
@@ -109,7 +119,44 @@ def test_the_stock_script_learns(
 def test_the_scripts_have_no_error_of_types(name: str, tmp_path: Path) -> None:
     """Of the libraries that they import, datasets alone has no types, as pyproject.toml says."""
     (tmp_path / "script.py").write_text(read_script(name), encoding="utf-8")
-    shutil.copy(REPO_ROOT / "pyproject.toml", tmp_path)
     command = [sys.executable, "-m", "mypy", "--strict", str(tmp_path / "script.py")]
     process = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout
+
+
+CLASSES = {"blood": ["yes", "no"] * 6, "y": [0, 1] * 6}
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "regression"])
+def test_a_trainer_takes_from_the_recipe_what_its_arguments_leave_open(
+    problem_type: str, tmp_path: Path
+) -> None:
+    is_regression = problem_type == "regression"
+    label_columns = ["y" if is_regression else "blood"]
+    table = Dataset.from_dict({"smiles": TABLE_SMILES, **CLASSES})
+    processor = RMatProcessor(geometry="bounds")
+    options = {"label_columns": label_columns, "problem_type": problem_type}
+    rows = featurize_dataset(table, processor, **options)
+    parts = split_dataset(rows, "random")
+    model = load_for_finetuning("rmat-small", parts["train"], **options)
+    assert model.config.output_names == (["y"] if is_regression else ["no", "yes"])
+    assert model.config.head_norm is not is_regression
+    trainer = RMatTrainer(
+        model=model,
+        args=RMatTrainingArguments(str(tmp_path), max_steps=2, disable_tqdm=True),
+        train_dataset=parts["train"],
+        eval_dataset=rows,
+        processing_class=processor,
+    )
+    trainer.train()
+    assert trainer.args.learning_rate == 3e-4
+    assert trainer.args.head_learning_rate == (3e-3 if is_regression else None)
+    assert trainer.args.metric_for_best_model == ("rmse" if is_regression else "roc_auc")
+    assert trainer.args.greater_is_better is not is_regression
+    assert trainer.state.best_metric is not None
+    # what was trained once has a head that is no longer new
+    trainer.save_model(str(tmp_path / "saved"))
+    again = load_for_finetuning(tmp_path / "saved", parts["train"], **options)
+    arguments = RMatTrainingArguments(str(tmp_path), metric_for_best_model="mae")
+    arguments.choose_defaults(again.config, num_train_rows=10)
+    assert arguments.head_learning_rate is None and not arguments.greater_is_better

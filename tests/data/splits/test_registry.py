@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from split_checks import assert_is_partition, assert_keeps_together, list_names, read_freesolv
 
 from rmat_hf.data.splits.registry import (
     SPLITS,
     find_split_options,
+    split_dataset,
     split_rows,
     validate_split,
 )
@@ -109,3 +111,24 @@ def test_options_are_the_fields_that_are_given() -> None:
     arguments = SimpleNamespace(fold=0, num_folds=5, cluster_cutoff=None, seed=3, split="kfold")
     assert find_split_options(arguments) == {"fold": 0, "num_folds": 5}
     validate_split("kfold", find_split_options(arguments))
+
+
+def test_a_data_set_is_divided_as_its_rows_are_with_or_without_features() -> None:
+    smiles = [f"C{'C' * size}O" for size in range(20)]
+    table = Dataset.from_dict({"text": smiles, "year": [*range(20)]})
+    for name, options in {
+        "random": {},
+        "kfold": {"num_folds": 5, "fold": 1},
+        "time": {"time_column": "year"},
+    }.items():
+        parts = split_dataset(table, name, seed=3, smiles_column="text", **options)
+        columns = {"canonical_smiles": smiles, "time": [*range(20)]}
+        rows = split_rows(columns, name, seed=3, **options)
+        assert {part: found["year"][:] for part, found in parts.items()} == {
+            part: found.tolist() for part, found in vars(rows).items()
+        }
+
+
+def test_a_data_set_with_no_molecule_in_a_row_is_not_divided() -> None:
+    with pytest.raises(UserError, match="Row 1"):
+        split_dataset(Dataset.from_dict({"smiles": ["CC", "C1"]}))
