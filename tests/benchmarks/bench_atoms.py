@@ -22,9 +22,10 @@ from transformers import (
     AutoProcessor,
     Trainer,
     TrainingArguments,
+    set_seed,
 )
 
-from rmat_hf import checkpoint_path
+from rmat_hf import checkpoint_path, compute_label_scaling
 
 LABELS = ["logP contribution", "partial charge (e)"]
 ARGUMENTS: dict[str, Any] = {
@@ -49,72 +50,60 @@ def compute_labels(mol: Chem.Mol) -> list[list[float | None]]:
     return [[value if np.isfinite(value) else None for value in pair] for pair in pairs]
 
 
-def predict_means(keys: pd.Series, train: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the mean label of each key on train; of an unknown key the mean of all."""
-    means = pd.DataFrame(labels[train]).groupby(keys[train].to_numpy()).mean()
-    return means.reindex(keys).fillna(means.mean()).to_numpy()
-
-
-def main(table: str, split_column: str = "split_0") -> None:
-    rows = pd.read_csv(table)
+def run(table: str, split_column: str = "split_0") -> pd.DataFrame:
+    """Return R2 and RMSE on the atoms of test, by label and method."""
+    molecules = pd.read_csv(table)
+    mols = [Chem.MolFromSmiles(smiles) for smiles in molecules["smiles"]]
+    labels = [compute_labels(mol) for mol in mols]
     name = checkpoint_path("rmat-small")
     processor = AutoProcessor.from_pretrained(name)
-    dataset = Dataset.from_list(
+    # the processor keeps the order of the atoms
+    rows = Dataset.from_list(
         [
-            processor.featurize(smiles)[0] | {"labels": compute_labels(Chem.MolFromSmiles(smiles))}
-            for smiles in rows["smiles"]
+            processor.featurize(smiles)[0] | {"labels": of_molecule}
+            for smiles, of_molecule in zip(molecules["smiles"], labels, strict=True)
         ]
     )
-    parts = {
-        part: np.flatnonzero(rows[split_column] == part) for part in ("train", "valid", "test")
-    }
-    labels = [np.array(values, dtype=float) for values in dataset["labels"]]
-    of_train = np.concatenate([labels[row] for row in parts["train"]])
+    train, test = (np.flatnonzero(molecules[split_column] == part) for part in ("train", "test"))
+    set_seed(0)
     model = AutoModelForTokenClassification.from_pretrained(
         name,
         id2label=dict(enumerate(LABELS)),
         problem_type="regression",
-        label_mean=np.nanmean(of_train, axis=0).tolist(),
-        label_std=np.nanstd(of_train, axis=0).tolist(),
+        **compute_label_scaling([labels[row] for row in train]),
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
             args=TrainingArguments(folder, **ARGUMENTS),
             processing_class=processor,
-            train_dataset=dataset.select(parts["train"]),
+            train_dataset=rows.select(train),
         )
         trainer.train()
-        predicted = trainer.predict(dataset.select(parts["test"])).predictions
+        predicted = trainer.predict(rows.select(test)).predictions
     # node 0 is the dummy node; behind the atoms is padding
-    sizes = [len(labels[row]) for row in parts["test"]]
-    ours = np.concatenate([row[1 : 1 + size] for row, size in zip(predicted, sizes, strict=True)])
-    nodes = [np.array(row[1:], dtype=np.uint8) for row in dataset["node_features"]]
-    keys = pd.Series([atom.tobytes() for atoms in nodes for atom in atoms])
-    elements = pd.Series(
-        [a.GetSymbol() for text in rows["smiles"] for a in Chem.MolFromSmiles(text).GetAtoms()]
-    )
-    part_of_atom = np.repeat(rows[split_column].to_numpy(), [len(values) for values in labels])
-    all_labels, train, test = (
-        np.concatenate(labels),
-        part_of_atom == "train",
-        part_of_atom == "test",
-    )
-    outputs = {
-        "mean of the element": predict_means(elements, train, all_labels)[test],
-        "mean of the atom features": predict_means(keys, train, all_labels)[test],
-        "rmat-small, finetuned": ours,
-    }
-    lines = [f"{table}, {split_column}: {train.sum()} atoms of train, {test.sum()} of test"]
+    nodes = zip(predicted, test, strict=True)
+    outputs = np.concatenate([values[1 : 1 + len(labels[row])] for values, row in nodes])
+    atoms = pd.DataFrame(np.concatenate([np.array(it, dtype=float) for it in labels]))
+    atoms["row"] = np.repeat(np.arange(len(labels)), [len(it) for it in labels])
+    atoms["element"] = [atom.GetAtomicNum() for mol in mols for atom in mol.GetAtoms()]
+    nodes = (np.array(it, dtype=np.uint8)[1:] for it in rows["node_features"])
+    atoms["features"] = [node.tobytes() for of_molecule in nodes for node in of_molecule]
+    known, asked = atoms[atoms["row"].isin(train)], atoms[atoms["row"].isin(test)]
+    scores = {}
     for idx, label in enumerate(LABELS):
-        known = ~np.isnan(all_labels[test, idx])
-        for method, values in outputs.items():
-            truth, guess = all_labels[test, idx][known], values[known, idx]
+        guesses = {
+            f"mean of its {key}": asked[key].map(known.groupby(key)[idx].mean())
+            for key in ("element", "features")
+        }
+        guesses["rmat-small, finetuned"] = pd.Series(outputs[:, idx], index=asked.index)
+        for method, values in guesses.items():
+            guess = values.fillna(known[idx].mean())[asked[idx].notna()]
+            truth = asked[idx].dropna()
             error = root_mean_squared_error(truth, guess)
-            score = f"R2 {r2_score(truth, guess):7.4f}  RMSE {error:.4f}"
-            lines.append(f"{label:20}{method:28}{score}")
-    sys.stdout.write("\n".join(lines) + "\n")
+            scores[label, method] = {"R2": r2_score(truth, guess), "RMSE": error}
+    return pd.DataFrame(scores).T
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.stdout.write(f"{run(*sys.argv[1:]).round(4).to_string()}\n")

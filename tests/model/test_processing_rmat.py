@@ -337,6 +337,22 @@ def test_labels_of_atoms_are_padded_with_nan_behind_a_dummy_node_without_one() -
         PROCESSOR.pad(rows)
 
 
+def test_properties_of_atoms_of_an_sdf_file_become_labels(tmp_path: Path) -> None:
+    """RDKit puts the property lists of a record on its atoms."""
+    mol = embed("OC(=O)CC#N")
+    for atom in mol.GetAtoms():
+        atom.SetDoubleProp("charge", atom.GetIdx() / 8)
+    Chem.CreateAtomDoublePropertyList(mol, "charge")
+    with Chem.SDWriter(str(tmp_path / "one.sdf")) as writer:
+        writer.write(mol)
+    (read,) = Chem.SDMolSupplier(str(tmp_path / "one.sdf"), removeHs=False)
+    heavy = [atom for atom in read.GetAtoms() if atom.GetAtomicNum() > 1]
+    labels = [[atom.GetDoubleProp("charge")] for atom in heavy]
+    padded = PROCESSOR.pad([PROCESSOR.featurize(read)[0] | {"labels": labels}])["labels"]
+    np.testing.assert_allclose(padded[0, 1:, 0], np.arange(6) / 8)
+    assert np.isnan(padded[0, 0, 0])
+
+
 # Options, saving and loading
 
 
