@@ -31,6 +31,7 @@ __all__ = [
     "compute_label_scaling",
     "convert_checkpoint",
     "embed",
+    "export_onnx",
     "featurize_dataset",
     "finetune",
     "list_checkpoints",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from rmat_hf.data.splits.registry import split_dataset
     from rmat_hf.data.training_table import featurize_dataset
     from rmat_hf.inference.conversion import convert_checkpoint
+    from rmat_hf.inference.export import export_onnx
     from rmat_hf.inference.prediction import embed, predict
     from rmat_hf.inference.sharing import push_folder
     from rmat_hf.loading import checkpoint_path, list_checkpoints
@@ -72,6 +74,7 @@ _PLACES = {
     "compute_label_scaling": "rmat_hf.training.recipe",
     "convert_checkpoint": "rmat_hf.inference.conversion",
     "embed": "rmat_hf.inference.prediction",
+    "export_onnx": "rmat_hf.inference.export",
     "featurize_dataset": "rmat_hf.data.training_table",
     "finetune": "rmat_hf.training.finetuning",
     "list_checkpoints": "rmat_hf.loading",

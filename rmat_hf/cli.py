@@ -88,6 +88,17 @@ def push(arguments: Any) -> None:
     print(f"Wrote {result.url}." if result.url else "Nothing was sent.")
 
 
+def export(arguments: Any) -> None:
+    """Write a finetuned model as an ONNX program, which predicts without PyTorch."""
+    from rmat_hf.inference.export import run_export
+
+    exported = run_export(arguments)
+    print(
+        f"Wrote {exported.path} and the processor. Largest difference from PyTorch: "
+        f"{exported.max_difference:.1g} standard deviations of the label."
+    )
+
+
 def benchmark(arguments: Any) -> None:
     """Compare models, baselines and other tools on the same splits; write a report."""
     from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
@@ -111,6 +122,7 @@ VERBS: dict[str, tuple[str, str, Any]] = {
     "embed": ("rmat_hf.inference.screening", "PredictionArguments", embed),
     "convert": ("rmat_hf.inference.conversion", "ConversionArguments", convert),
     "push": ("rmat_hf.inference.sharing", "PushArguments", push),
+    "export": ("rmat_hf.inference.export", "ExportArguments", export),
     "benchmark": ("rmat_hf.evaluation.accuracy_benchmark", "EvaluationArguments", benchmark),
 }
 HELP = "\n".join(

@@ -15,12 +15,19 @@ TESTS = Path(__file__).resolve().parent
 SITECUSTOMIZE = """
 import os, sys
 
-class Blocker:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in os.environ["BLOCKED_MODULES"].split():
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return None
+        return self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
 

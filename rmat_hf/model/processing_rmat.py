@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
 from huggingface_hub.dataclasses import strict
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
@@ -93,7 +92,8 @@ class RMatBatchFeature(BatchFeature):
         """Move the tensors; a dtype casts no distances, half precision is too coarse for them."""
         distances = self.get("interatomic_distances")
         super().to(*args, **kwargs)
-        if isinstance(distances, torch.Tensor):
+        # not torch's type: a processor works without torch
+        if distances is not None and not isinstance(distances, np.ndarray):
             self["interatomic_distances"] = distances.to(self["interatomic_distances"].device)
         return self
 
