@@ -66,7 +66,12 @@ def build_activation(config: RMatConfig, name: str | None = None) -> nn.Module:
     if name == "leaky_relu":
         return nn.LeakyReLU(config.leaky_relu_slope, inplace=True)
     # CODEPATH: models of the authors' code with `ffn_activation` ELU or SELU.
-    return ACTIVATIONS[name]() if name in ACTIVATIONS else ACT2FN[name]
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]()
+    if name not in ACT2FN:
+        known = ", ".join(sorted((*ACT2FN, *ACTIVATIONS)))
+        raise ValueError(f"The activation {name!r} is unknown. Choose one of {known}.")
+    return ACT2FN[name]
 
 
 # What is known about a pair

@@ -272,6 +272,11 @@ def test_activation_is_the_configured_one(name: str, slope: float | None) -> Non
     assert torch.equal(activation(values.clone()), expected)
 
 
+def test_an_unknown_activation_is_refused_with_the_names_that_are_known() -> None:
+    with pytest.raises(ValueError, match=r"'sellu' is unknown.*elu.*selu"):
+        RMatModel(RMatConfig(**TINY_ARCHITECTURE, feed_forward_act="sellu"))
+
+
 # Half precision
 
 
