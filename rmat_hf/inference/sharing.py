@@ -36,6 +36,7 @@ from rmat_hf.training.model_card import (
 logger = logging.getLogger(__name__)
 
 HANDLER_FILE, REQUIREMENTS_FILE = "handler.py", "requirements.txt"
+ENDPOINT_REQUIREMENTS = ("rdkit>", "transformers>")
 EVAL_RESULTS_FILE = ".eval_results/rmat_hf.yaml"
 # How much is shared → the files of it, beside those of the levels before. What is in no list stays.
 SHARES: dict[str, tuple[str, ...]] = {
@@ -210,7 +211,7 @@ def _add_code(stage: Path) -> None:
         for path in Path(modeling_rmat.__file__).parent.glob("*_rmat.py"):
             shutil.copyfile(path, stage / path.name)
     shutil.copyfile(endpoint.__file__, stage / HANDLER_FILE)
-    needed = [it for it in requires("rmat-hf") or [] if it.startswith(("rdkit", "transformers"))]
+    needed = [it for it in requires("rmat-hf") or [] if it.startswith(ENDPOINT_REQUIREMENTS)]
     (stage / REQUIREMENTS_FILE).write_text("\n".join(needed) + "\n")
 
 
@@ -224,7 +225,8 @@ def _add_card(source: Path, stage: Path, *, kept: list[str], repo_id: str) -> No
     stays = tuple(it for name in kept for it in (f"`{name}`", f"({name})"))
     lines = [line for line in text.splitlines() if not any(it in line for it in stays)]
     if repo_id not in text and (stage / CONFIG_NAME).is_file():
-        lines += ["", build_plain_card(repo_id).text.strip()]
+        # its last section: how to use it
+        lines += ["", "## " + build_plain_card(repo_id).text.rpartition("\n## ")[2].strip()]
     card.text = "\n".join(lines) + "\n"
     if not card.data.eval_results and (source / ARGUMENTS_FILE).is_file():
         run = load_json(source / ARGUMENTS_FILE)
