@@ -35,12 +35,13 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 quickstart: $(INSTALLED) ## Install, finetune on FreeSolv, compare with two baselines, predict three molecules
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/quickstart.sh
 
-# One thread per test process: the workers already fill the cores.
+# One thread per test process: the workers already fill the cores. The tests of a file share what
+# they set up once.
 test: $(INSTALLED) ## Install and run the tests: fast, on the CPU, offline
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED) ## Run the tests marked slow
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m "slow and not gpu"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "slow and not gpu"
 
 test-upstream: $(INSTALLED) ## Download transformers' own common tests and run them on our classes
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/test_upstream.sh
