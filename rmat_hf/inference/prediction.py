@@ -114,8 +114,10 @@ def predict(
         num_workers=num_workers,
         cache_dir=cache_dir,
     )
-    values = _stack(rows, num_columns=num_outputs * (2 if is_ensemble(config) else 1))
-    spread = values[:, num_outputs:] if is_ensemble(config) else None
+    # a member of an ensemble has the configuration of that, and no spread
+    has_spread = is_ensemble(config) and not isinstance(predictor, RMatForSequenceClassification)
+    values = _stack(rows, num_columns=num_outputs * (2 if has_spread else 1))
+    spread = values[:, num_outputs:] if has_spread else None
     return Predictions(values[:, :num_outputs], errors, config, spread)
 
 
