@@ -189,3 +189,12 @@ def test_a_metric_is_shown_with_digits_where_decimals_would_hide_it(
     value: float | None, text: str
 ) -> None:
     assert format_metric(value) == text
+
+
+def test_the_order_of_the_rows_changes_no_digit_of_the_rmse() -> None:
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.normal(size=(2, 65))
+    orders = [rng.permutation(65) for _ in range(50)]
+    found = {METRICS["rmse"].compute(ScoredRows(labels[it], predictions[it])) for it in orders}
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(np.sqrt(np.mean((labels - predictions) ** 2)), rel=1e-15)
