@@ -215,7 +215,7 @@ def eager_attention_forward(
     value: torch.Tensor,
     attention_mask: torch.Tensor,
     *,
-    pair_scores: tuple[torch.Tensor, ...],
+    pair_scores: list[torch.Tensor],
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -231,7 +231,7 @@ def eager_attention_forward(
         attention_mask: 0, or the lowest number where a key is padding,
             `(batch_size, 1, 1, num_nodes)`.
         pair_scores: Biases of the scores, what a pair tells query and key, each
-            `(batch_size, num_heads, num_nodes, num_nodes)`.
+            `(batch_size, num_heads, num_nodes, num_nodes)`. This function empties the list.
         scaling: Factor of `query . key`.
         kwargs: `dropout`, the rate for functions that have no module for it.
 
@@ -249,8 +249,9 @@ def eager_attention_forward(
     key = key.flatten(0, 1).transpose(1, 2)
     scores = torch.baddbmm(mask, query.flatten(0, 1), key, alpha=scaling)
     scores = scores.view(*query.shape[:-1], -1)
-    for bias in pair_scores:
-        scores = scores.add_(bias.transpose(0, 1))
+    # large: their memory goes to the probabilities
+    while pair_scores:
+        scores = scores.add_(pair_scores.pop(0).transpose(0, 1))
     probs = module.attention_dropout(nn.functional.softmax(scores, dim=-1).transpose(0, 1))
     output = torch.matmul(probs.transpose(0, 1), value)
     return output.permute(1, 2, 0, 3), probs
@@ -340,7 +341,7 @@ class RMatSelfAttention(nn.Module):
 
     def split_scores(
         self, query: torch.Tensor, key: torch.Tensor, key_pairs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Return query and key whose product, scaled, is a score but for the pairs' part; and that.
 
         States are as inside, the pairs' part is `(batch_size, num_heads, num_nodes, num_nodes)`.
@@ -360,7 +361,7 @@ class RMatSelfAttention(nn.Module):
             self.num_heads, dim=2
         )
         # a pair of node and key is one of key and node where the key asks
-        biases = (of_queries.transpose(1, 2), *(of_key.permute(0, 2, 3, 1) for of_key in of_keys))
+        biases = [of_queries.transpose(1, 2), *(of_key.permute(0, 2, 3, 1) for of_key in of_keys)]
         return query, key, biases
 
     def attend(
@@ -378,15 +379,17 @@ class RMatSelfAttention(nn.Module):
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        query, key, value = (states.transpose(0, 1) for states in (query, key, value))
         output, attention_probs = attention_interface(
             self,
-            *(states.transpose(0, 1) for states in (query, key, value)),
+            query,
+            key,
+            value,
             padding.to(query.dtype) * torch.finfo(query.dtype).min,
             pair_scores=pair_scores,
             scaling=1.0 / math.sqrt(self.head_size),
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
         )
-        del pair_scores  # large, and the pairs of the values are next
         if attention_probs is None:
             raise ValueError(
                 f"The attention {self.config._attn_implementation!r} returns no probabilities, "

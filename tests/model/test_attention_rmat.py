@@ -137,7 +137,7 @@ def attend_as_written(
     value: torch.Tensor,
     attention_mask: torch.Tensor,
     *,
-    pair_scores: tuple[torch.Tensor, ...],
+    pair_scores: list[torch.Tensor],
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
