@@ -229,6 +229,8 @@ def _run(words: list[str]) -> int:
             disable_progress_bar()
             VERBS[verb][2](arguments)
     except KeyboardInterrupt as interruption:
+        # as in `stopped_by_signals`, until the process has ended
+        sys.excepthook = lambda *_: None
         way_out = ""
         if hasattr(arguments, "resume"):
             way_out = " Repeat the command with --resume to continue."

@@ -200,6 +200,8 @@ def stopped_by_signals() -> Iterator[None]:
         for other in caught:
             signal.signal(other, signal.SIG_DFL)
         received.append(number)
+        # a thread that shares tensors with workers would tell of those that the signal has ended
+        sys.excepthook = lambda *_: None
         raise Interruption(number)
 
     def interrupt_again(unraisable: Any) -> None:
@@ -212,11 +214,12 @@ def stopped_by_signals() -> Iterator[None]:
 
     for number in caught:
         signal.signal(number, interrupt)
-    hook, sys.unraisablehook = sys.unraisablehook, interrupt_again
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = interrupt_again
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hooks
         for number in caught:
             signal.signal(number, usual[number])
         error = sys.exc_info()[1]

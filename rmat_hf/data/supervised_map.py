@@ -209,7 +209,8 @@ class _Worker:
         with self.starting:
             self.is_ended = True
             if self.process is not None and self.process.pid is not None:
-                self.process.terminate()
+                # one that has just been forked may lose a signal that Python handles
+                self.process.kill()
                 self.process.join()
 
     def compute(self, chunk: Sequence[Any]) -> list[Any]:
@@ -221,7 +222,7 @@ class _Worker:
             found, cause = self.ask([item])
             outcomes += [self.describe_death(cause)] if cause is not None else found
             if cause is None and len(chunk) > 1:  # what dies shall die of itself
-                self.process.terminate()
+                self.process.kill()
                 self.replace()
         return outcomes
 
