@@ -300,6 +300,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path, words: list[str])
     assert run_counted(tmp_path, *words) == "opened: 0 imported:"
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_model_is_opened_once(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:

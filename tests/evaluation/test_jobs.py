@@ -115,6 +115,7 @@ def test_baseline_is_fitted_on_the_given_rows_in_a_folder_of_theirs(
 # Running them
 
 
+@pytest.mark.slow
 def test_dying_and_failing_processes_are_reported_and_others_go_on(tmp_path: Path) -> None:
     jobs = [build_job(tmp_path, method) for method in ("die", "fail", "good")]
     lines: list[str] = []

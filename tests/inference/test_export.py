@@ -120,6 +120,7 @@ def test_a_program_that_differs_is_not_kept(processor: RMatProcessor, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_script_of_the_documentation_predicts_without_torch(
     processor: RMatProcessor, tmp_path: Path
 ) -> None:
