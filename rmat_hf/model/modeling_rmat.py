@@ -481,6 +481,7 @@ class RMatForPreTraining(RMatPreTrainedModel):
         )
 
 
+# Its subclasses call `post_init`, when they have their heads. trf-ignore: TRF013
 class RMatPredictor(RMatPreTrainedModel):
     """What the heads for a user's labels share: what outputs mean, their scaling and their loss."""
 
