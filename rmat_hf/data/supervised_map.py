@@ -79,8 +79,13 @@ def run_in_processes(
             while waiting and len(running) < num_proc:
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_answer, args=(work, waiting[0], theirs))
-                with _explained_start():
-                    process.start()
+                # what starts meanwhile never gets a Ctrl-C, which is the parent's
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+                try:
+                    with _explained_start():
+                        process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 theirs.close()
                 running[ours] = (process, waiting.popleft())
             ready: list[Any] = wait(list(running))
