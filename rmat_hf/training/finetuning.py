@@ -136,9 +136,9 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
     description, is_main_process = describe_arguments(arguments), shared.process_index == 0
     with open_run(arguments, description=description, is_main_process=is_main_process) as run:
         task = build_finetuning_task(arguments)
-        arguments = resolve_defaults(arguments, task)
         # refuses what cannot be before anything is written
         config = build_finetuning_config(arguments, task)
+        arguments = resolve_defaults(arguments, config, num_train_rows=len(task.split.train))
         # before training: labels that no baseline can be fitted on should not cost a training
         baselines: dict[str, dict[str, Any]] = {}
         if arguments.with_baselines and is_main_process:

@@ -251,28 +251,14 @@ class RMatTrainingArguments(TrainingArguments):
             self.greater_is_better = metric.greater_is_better
 
 
-def resolve_defaults(arguments: FinetuningArguments, task: FinetuningTask) -> FinetuningArguments:
-    """Return the arguments with the learning rates and epochs that they leave to the recipe."""
-    defaults: dict[str, Any] = {
-        "learning_rate": DEFAULT_LEARNING_RATES[arguments.model == SCRATCH],
-        "num_train_epochs": choose_num_epochs(arguments, num_train_rows=len(task.split.train)),
-    }
-    if gets_regression_head(arguments, task):
-        defaults["head_learning_rate"] = REGRESSION_HEAD_LEARNING_RATE
-    missing = {name: it for name, it in defaults.items() if getattr(arguments, name) is None}
-    return replace(arguments, **missing)
-
-
-def choose_num_epochs(arguments: FinetuningArguments, *, num_train_rows: int) -> float:
-    """Return the most epochs of a run: its own, or the default for so many rows of train."""
-    if arguments.num_train_epochs is not None:
-        return arguments.num_train_epochs
-    return compute_num_epochs(
-        arguments.problem_type,
-        num_train_rows=num_train_rows,
-        batch_size=arguments.batch_size,
-        is_pretrained=arguments.model != SCRATCH,
-    )
+def resolve_defaults(
+    arguments: FinetuningArguments, config: RMatConfig, *, num_train_rows: int
+) -> FinetuningArguments:
+    """Return the arguments with the rates and epochs that the Trainer would choose itself."""
+    chosen = build_training_arguments(arguments, Path(arguments.output_dir))
+    chosen.choose_defaults(config, num_train_rows=num_train_rows)
+    names = ("learning_rate", "head_learning_rate", "num_train_epochs")
+    return replace(arguments, **{name: getattr(chosen, name) for name in names})
 
 
 def compute_num_epochs(
@@ -285,12 +271,6 @@ def compute_num_epochs(
     needed = math.ceil(LEAST_FINETUNING_STEPS / max(steps_per_epoch, 1))
     usual = FINETUNING_EPOCHS[problem_type == "regression"]
     return float(min(max(usual, needed), DEFAULT_NUM_EPOCHS))
-
-
-def gets_regression_head(arguments: FinetuningArguments, task: FinetuningTask) -> bool:
-    """Return whether a regression starts from a trained encoder without a prediction head."""
-    architectures = None if task.checkpoint is None else task.checkpoint.config.architectures
-    return has_new_regression_head(arguments.problem_type, architectures)
 
 
 def has_new_regression_head(problem_type: str | None, architectures: list[str] | None) -> bool:

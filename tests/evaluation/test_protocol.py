@@ -13,7 +13,7 @@ from rmat_hf.evaluation.protocol import (
     load_protocol,
 )
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.recipe import choose_num_epochs
+from rmat_hf.training.recipe import compute_num_epochs
 
 TINY = ("models", "tiny")
 NUMBERS = ("datasets", "numbers")
@@ -123,7 +123,13 @@ def test_protocols_of_the_effect_give_random_weights_as_many_epochs(
         for options in protocol.models.values():
             fields = dataset.options | options | {"output_dir": str(tmp_path)}
             arguments = FinetuningArguments(**fields)
-            epochs.append(choose_num_epochs(arguments, num_train_rows=num_train_rows))
+            usual = compute_num_epochs(
+                arguments.problem_type,
+                num_train_rows=num_train_rows,
+                batch_size=arguments.batch_size,
+                is_pretrained=arguments.model != "scratch",
+            )
+            epochs.append(arguments.num_train_epochs or usual)
         pretrained, random = epochs
         # one number for both sets of classes
         assert random - pretrained in (0, 1)

@@ -23,9 +23,7 @@ from rmat_hf.training.recipe import (
     build_finetuning_model,
     build_finetuning_task,
     build_training_arguments,
-    choose_num_epochs,
     compute_balanced_weights,
-    gets_regression_head,
     resolve_defaults,
 )
 
@@ -181,11 +179,11 @@ def test_a_regression_gives_a_pretrained_encoder_a_head_of_its_own(
 ) -> None:
     arguments = build_tiny_arguments(tmp_path, model=pretrained)
     task = build_finetuning_task(arguments)
-    assert gets_regression_head(arguments, task)
-    assert read_head(build_finetuning_config(arguments, task)) == REGRESSION_HEAD
-    assert resolve_defaults(arguments, task).head_learning_rate == 3e-3
+    config = build_finetuning_config(arguments, task)
+    assert read_head(config) == REGRESSION_HEAD
+    assert resolve_defaults(arguments, config, num_train_rows=8).head_learning_rate == 3e-3
     arguments.head_learning_rate = 1e-5
-    assert resolve_defaults(arguments, task).head_learning_rate == 1e-5
+    assert resolve_defaults(arguments, config, num_train_rows=8).head_learning_rate == 1e-5
 
 
 @pytest.mark.parametrize("start", ["scratch", "finetuned", "classification"])
@@ -200,7 +198,7 @@ def test_every_other_start_keeps_the_head_of_the_model(
     config = build_finetuning_config(arguments, task)
     assert config.head_norm and config.classifier_dropout is None
     assert config.head_hidden_size == RMatConfig(**TINY_ARCHITECTURE).head_hidden_size
-    assert resolve_defaults(arguments, task).head_learning_rate is None
+    assert resolve_defaults(arguments, config, num_train_rows=8).head_learning_rate is None
 
 
 def build(**options: Any) -> FinetuningArguments:
@@ -273,7 +271,11 @@ def test_json_key_that_cannot_be_overridden_is_an_error_that_names_file_and_key(
 def test_a_trained_model_takes_fewer_epochs_but_not_too_few_steps(
     options: dict[str, Any], num_train_rows: int, expected: float
 ) -> None:
-    assert choose_num_epochs(build(**options), num_train_rows=num_train_rows) == expected
+    arguments = build(**options)
+    start = None if arguments.model == "scratch" else ["RMatForPreTraining"]
+    config = RMatConfig(problem_type=arguments.problem_type, architectures=start)
+    chosen = resolve_defaults(arguments, config, num_train_rows=num_train_rows)
+    assert chosen.num_train_epochs == expected
 
 
 # The data
