@@ -56,6 +56,7 @@ def test_the_run_after_a_search_repeats_its_best_trial(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_to_the_trials_of_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
