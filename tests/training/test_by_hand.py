@@ -117,9 +117,20 @@ def test_the_stock_script_learns(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_the_scripts_have_no_error_of_types(name: str, tmp_path: Path) -> None:
-    """Of the libraries that they import, datasets alone has no types, as pyproject.toml says."""
+    """Of the libraries that they import, datasets alone has no types, as pyproject.toml says.
+
+    The package itself is checked by its own settings, not by the script's: imports are followed
+    silently, as mypy does with an installed one.
+    """
     (tmp_path / "script.py").write_text(read_script(name), encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--strict", str(tmp_path / "script.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--follow-imports=silent",
+        str(tmp_path / "script.py"),
+    ]
     process = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout
 
