@@ -79,13 +79,8 @@ def run_in_processes(
             while waiting and len(running) < num_proc:
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_answer, args=(work, waiting[0], theirs))
-                # what starts meanwhile never gets a Ctrl-C, which is the parent's
-                mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-                try:
-                    with _explained_start():
-                        process.start()
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                with _explained_start(), _interrupts_blocked():
+                    process.start()
                 theirs.close()
                 running[ours] = (process, waiting.popleft())
             ready: list[Any] = wait(list(running))
@@ -265,6 +260,19 @@ def _explained_start() -> Iterator[None]:
         raise WorkerError(
             f"A worker process cannot start: {error.strerror}. Use fewer processes, or end others."
         ) from error
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Let what starts meanwhile never get a Ctrl-C, which is the parent's; Windows has no masks."""
+    if sys.platform == "win32":
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _describe_exit(exit_code: int | None) -> str:

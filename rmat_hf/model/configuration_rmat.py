@@ -67,10 +67,12 @@ def bounded(
 
 
 class RMatRegisteredPipelines(dict[str, Any]):
-    """The `custom_pipelines` of a model for which this package has registered its pipelines.
+    """The `custom_pipelines` of a model, where the installed pipelines are to be used.
 
-    `pipeline(model=...)` reads the task off it. It claims to contain none: transformers then takes
-    the class that is registered, and needs no trust in the code of the folder.
+    `transformers.pipeline` reads them twice. Their only key is the task of a model that is named
+    without one, so the field has to stay. Then `task in custom_pipelines` decides between the code
+    of the folder, with `trust_remote_code=True`, and `PIPELINE_REGISTRY`, which has the classes of
+    the package. There is no option for it: answering no chooses the registry.
     """
 
     def __contains__(self, task: object) -> bool:
