@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,viz]'
 	@touch $@
 
-quickstart: $(INSTALLED) ## Install, finetune on FreeSolv, compare with two baselines, predict three molecules
+quickstart: $(INSTALLED) ## Install, finetune on FreeSolv, compare with baselines, predict three molecules
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/quickstart.sh
 
 # One thread per test process: the workers already fill the cores. The tests of a file share what
@@ -75,6 +75,11 @@ bench-embeddings: $(INSTALLED) ## Frozen vectors of MODEL beside fingerprints an
 	mkdir -p .cache/benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_embeddings.py $(MODEL) $(DATA)/mat_benchmark \
 	  .cache/benchmarks/embeddings.json
+
+bench-activity: $(INSTALLED) ## Baselines METHODS on the ten activity sets of DATA/activity, test RMSE
+	mkdir -p .cache/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_activity.py $(DATA)/activity \
+	  .cache/benchmarks/activity.json $(METHODS)
 
 PROTOCOL ?= mat_benchmark
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -123,7 +123,6 @@ def build_baseline_jobs(
     protocol: Protocol, rows: dict[Fold, pd.DataFrame], *, output_dir: Path
 ) -> list[Job]:
     """Return one run per fold and baseline, on the rows that every model has used."""
-    grids = [baselines.GRIDS, baselines.MAX_SVM_ROWS]
     jobs = []
     for fold, common in rows.items():
         options = protocol.datasets[fold.dataset].options
@@ -131,7 +130,10 @@ def build_baseline_jobs(
         labels = repr(common[task.label_names].astype(float).to_numpy().tolist())
         columns = [common.index.tolist(), list(common["split"]), list(common["smiles"]), labels]
         for name in protocol.baselines:
-            content = [name, fold.seed, task.problem_type, task.label_names, columns, grids]
+            used = baselines.BASELINES[name].members or (name,)
+            fitted = [asdict(baselines.BASELINES[it]) for it in used]
+            content = [name, fold.seed, task.problem_type, task.label_names, columns, fitted]
+            content.append(baselines.MAX_SVM_ROWS)
             folder = _name_folder(fold, name, key=compute_key(content))
             jobs.append(Job(fold, name, output_dir / "baselines" / folder, task))
     return jobs
@@ -260,8 +262,8 @@ def _run_baseline(job: Job, task: BaselineTask) -> None:
     with create_folder_atomically(job.folder) as folder:
         with TableWriter(folder / PREDICTIONS_FILE, input_schema=table.schema) as writer:
             writer.write(dict(zip(table.column_names, table.columns, strict=True)))
-        chosen_on = None if job.method == baselines.FOREST else "valid"
-        save_json(folder / SETTING_FILE, {"part": chosen_on, "setting": setting})
+        part = baselines.BASELINES[job.method].chosen_on
+        save_json(folder / SETTING_FILE, {"part": part, "setting": setting})
 
 
 # What they chose

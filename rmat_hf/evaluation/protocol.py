@@ -32,7 +32,7 @@ SPLIT_NAMES: Any = Literal[tuple(name for name in SPLITS if name != "column")]
 SECTIONS: dict[str, Any] = {
     "datasets": dict[str, dict[str, Any]],
     "models": dict[str, dict[str, Any]],
-    "baselines": list[Literal[BASELINES]],  # type: ignore[valid-type]  # known when it runs
+    "baselines": list[Literal[tuple(BASELINES)]],  # type: ignore[misc]  # known when it runs
     "predictions": dict[str, str],
 }
 

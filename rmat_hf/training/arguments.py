@@ -151,7 +151,9 @@ class FinetuningArguments(RunArguments):
         "Folder that keeps features for later runs: 'default' is ~/.cache/rmat-hf/features, "
         "'none' keeps nothing.",
     )
-    with_baselines: bool = declare_flag(False, "Fit random forest and SVM on the same split.")
+    with_baselines: bool = declare_flag(
+        False, "Fit SVMs and a forest on fingerprints and descriptors on the same split."
+    )
 
     def list_contradictions(self) -> Iterator[str]:
         """Say which flags do not go together."""

@@ -20,7 +20,7 @@ from sklearn.svm import SVC, SVR
 
 from rmat_hf import embed
 from rmat_hf.training.baselines import (
-    GRIDS,
+    BASELINES,
     SVM,
     compute_descriptors,
     compute_fingerprints,
@@ -47,7 +47,7 @@ def build_models(family: str, *, features: np.ndarray, is_classification: bool) 
         return [Ridge(alpha=strength) for strength in STRENGTHS]
     scale = 1.0 / (features.shape[1] * features.var())
     kind = SVC if is_classification else SVR
-    grid = GRIDS[SVM]
+    grid = BASELINES[SVM].grid
     return [kind(C=c, gamma=it * scale) for c in grid["penalty"] for it in grid["gamma_factor"]]
 
 

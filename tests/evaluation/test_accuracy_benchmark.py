@@ -25,7 +25,8 @@ from rmat_hf.training import baselines
 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(baselines.GRIDS, baselines.FOREST, {"num_trees": (5,)})
+    small = baselines.Baseline("forest", (baselines.COUNTS,), {"num_trees": (5,)})
+    monkeypatch.setitem(baselines.BASELINES, baselines.FOREST, small)
 
 
 def list_states(folder: Path) -> dict[str, tuple[int, bytes]]:

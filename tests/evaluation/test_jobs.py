@@ -92,7 +92,8 @@ def test_contradictory_fields_are_an_error_that_names_the_model(tmp_path: Path) 
 def test_baseline_is_fitted_on_the_given_rows_in_a_folder_of_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(baselines.GRIDS, baselines.FOREST, {"num_trees": (5,)})
+    small = baselines.Baseline("forest", (baselines.COUNTS,), {"num_trees": (5,)})
+    monkeypatch.setitem(baselines.BASELINES, baselines.FOREST, small)
     protocol = load_tiny_protocol(tmp_path)
     rows = build_rows().loc[[0, 1, 2, 3, 5, 6, 8, 9, 10, 11]]
     (job,) = build_baseline_jobs(protocol, {FOLD: rows}, output_dir=tmp_path)

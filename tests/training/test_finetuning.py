@@ -18,6 +18,7 @@ from transformers.trainer import Trainer
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed, predict
 from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.baselines import SHOWN
 from rmat_hf.training.finetuning import run_finetuning
 
 SMILES = [
@@ -102,7 +103,7 @@ def test_a_run_leaves_one_complete_folder_that_predicts_what_it_reported(work: P
     assert np.sqrt(np.mean((values - labels) ** 2)) == pytest.approx(
         metrics["test"]["rmse"], abs=1e-5
     )
-    assert set(result.baselines) == {"random_forest_ecfp4_counts", "svm_rdkit_descriptors"}
+    assert set(result.baselines) == {*SHOWN}
 
 
 def test_training_learns(work: Path) -> None:
