@@ -285,12 +285,13 @@ def _iterate_config_problems(
     num_features, own = fields.get("num_node_features"), ATOM_FEATURES.num_node_features
     if num_features not in (None, own):
         yield f"it has {num_features} features of an atom, this release of rmat_hf makes {own}"
-    # each layer, member and label has a row of some weight at least
+    # a layer or a member has a weight of its own at least, a label a row of one
     num_rows = sum(shape[0] for shape in shapes.values() if shape)
-    for name in ("num_hidden_layers", "num_members", "num_labels", "id2label"):
+    limits = dict.fromkeys(("num_hidden_layers", "num_members"), len(shapes))
+    for name, limit in (limits | dict.fromkeys(("num_labels", "id2label"), num_rows)).items():
         value = fields.get(name)
         count = len(value) if isinstance(value, dict) else value
-        if isinstance(count, int) and count > num_rows:
+        if isinstance(count, int) and count > limit:
             yield f"{name} {count} are too many for its weights"
 
 

@@ -197,7 +197,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "another model": (change_config(model_type="bert"), "'bert' model, not R-MAT"),
     "another size": (change_config(hidden_size=64), "of another shape"),
     "more layers": (change_config(num_hidden_layers=3), "more are missing"),
-    "a billion layers": (change_config(num_hidden_layers=10**9), "too many for its weights"),
+    "a layer per row": (change_config(num_hidden_layers=200), "too many for its weights"),
     "other atoms": (change_config(num_node_features=40), "40 features of an atom"),
     "a text": (change_config(hidden_size="32"), "expected int, got str"),
     "an odd number": (change_config(hidden_size=33), "hidden_size=33"),
