@@ -315,7 +315,8 @@ def _validate_fit(
     if of_layers or sum(sizes.values()) > max(num_found, MAX_UNTRAINED_VALUES):
         raise ValueError(
             f"weights and {CONFIG_NAME} do not fit: {min(of_layers or sizes)} and {len(names) - 1} "
-            f"more are missing, left over or of another shape. {_RESTORE}."
+            f"more are missing, left over or of another shape. {_RESTORE}. An encoder with other "
+            "sizes, pair_relations or pair_terms has to start from random weights."
         )
 
 

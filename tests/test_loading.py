@@ -249,6 +249,23 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_anything_is_built
     assert time.process_time() - start < MAX_SECONDS
 
 
+@pytest.mark.parametrize(
+    "changes", [{"pair_terms": ["keys"]}, {"pair_relations": ["bond"]}], ids=str
+)
+def test_an_encoder_with_other_pairs_has_to_start_from_random_weights(
+    changes: dict[str, Any], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    full = read_checkpoint(tiny_model_folder).config
+    fewer = RMatConfig(**(full.get_architecture() | changes))
+    folder = tmp_path / "fewer"
+    RMatForSequenceClassification(fewer).save_pretrained(folder)
+    load_processor(tiny_model_folder).save_pretrained(folder)
+    assert load_predictor(folder)[0].config.get_architecture() == fewer.get_architecture()
+    for saved, config in ((tiny_model_folder, fewer), (folder, full)):
+        message = read_error(load_for_finetuning, saved, config=config)
+        assert "pair_relations or pair_terms has to start from random weights" in message
+
+
 # A stranger's files choose no class
 
 

@@ -20,6 +20,9 @@ weights need. Either way the output of the head is
 
     o_i = sum_j p_ij (v_j + b^V_ij),    p_i = dropout(softmax_j e_ij).
 
+`pair_relations` says what `r_ij` has, and `pair_terms` whether there are `b^K` ("keys") and `b^V`
+("values"). One that is left out is zero, and neither it nor a `v` that meets it has weights.
+
 **The plain form**, [`compute_plain_attention`], is this written down: every `b_ij` of every head is
 there, `num_heads * d` numbers a pair. Tests and benchmarks compare with it.
 
@@ -136,7 +139,9 @@ class RMatPairFeatures(nn.Module):
             for column, flag in enumerate((aromatic, conjugated, in_ring), 1 + NUM_BOND_ORDERS):
                 bond_features[1 + flags, column] = flag % 2
         bonds = bond_features.repeat_interleave(num_orders, dim=0)
-        return torch.cat((bonds, torch.eye(num_orders).repeat(NUM_BOND_TYPES, 1)), dim=1)
+        orders, sizes = torch.eye(num_orders).repeat(NUM_BOND_TYPES, 1), self.config.relation_sizes
+        parts = (bonds[:, : sizes["bond"]], orders[:, : sizes["neighborhood"]])
+        return torch.cat(parts, dim=1)
 
     def forward(
         self,
@@ -154,7 +159,7 @@ class RMatPairFeatures(nn.Module):
         pair_codes = bond_types * self.config.num_neighborhood_orders + neighborhood_orders
         radial_basis = compute_radial_basis(
             interatomic_distances,
-            num_radial_basis=self.config.num_radial_basis,
+            num_radial_basis=self.config.relation_sizes["distance"],
             cutoff=self.config.distance_cutoff,
             exponent=self.config.radial_envelope_exponent,
         )
@@ -177,16 +182,19 @@ def compute_plain_attention(
         layer: Whose weights to use.
         hidden_states, padding: As of [`RMatSelfAttention`].
         pair_features: `r` of shape `(batch_size, num_nodes, num_nodes, num_pair_features)`: bond,
-            neighborhood order and radial basis side by side.
+            neighborhood order and radial basis side by side, those that take part.
     """
+    per_pair = (*pair_features.shape[:3], layer.num_heads, layer.head_size)
     projections, root = (layer.q_proj, layer.k_proj, layer.v_proj), math.sqrt(layer.head_size)
     q, k, values = (
         linear(hidden_states).unflatten(-1, (layer.num_heads, -1)) for linear in projections
     )
-    key_bias = layer.key_pairs.compute_plainly(pair_features)
-    key_bias = torch.einsum("bijd,hed->bijhe", key_bias, layer.key_pair_weight)
-    key_bias = key_bias + layer.key_pair_constant
-    u, v = layer.content_bias, layer.pair_bias
+    key_bias, u = hidden_states.new_zeros(per_pair), layer.content_bias
+    v: torch.Tensor | float = 0.0
+    if layer.key_pairs is not None:
+        key_bias, v = layer.key_pairs.compute_plainly(pair_features), layer.pair_bias
+        key_bias = torch.einsum("bijd,hed->bijhe", key_bias, layer.key_pair_weight)
+        key_bias = key_bias + layer.key_pair_constant
     # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
     if layer.config.attention_form == "paper":
         scores = torch.einsum("bihe,bjhe->bhij", q + u, k)
@@ -197,9 +205,11 @@ def compute_plain_attention(
         scores = scores + torch.einsum("bihe,bijhe->bhij", (q + k) / root + v, key_bias)
         scores = scores + torch.einsum("he,bihe->bhi", u, k).unsqueeze(-1)
     probs = scores.masked_fill(padding, -torch.inf).softmax(-1)
-    value_bias = layer.value_pairs.compute_plainly(pair_features)
-    value_bias = torch.einsum("bijd,hed->bijhe", value_bias, layer.value_pair_weight)
-    value_bias = value_bias + layer.value_pair_constant
+    value_bias = hidden_states.new_zeros(per_pair)
+    if layer.value_pairs is not None:
+        value_bias = layer.value_pairs.compute_plainly(pair_features)
+        value_bias = torch.einsum("bijd,hed->bijhe", value_bias, layer.value_pair_weight)
+        value_bias = value_bias + layer.value_pair_constant
     values = values.unsqueeze(1) + value_bias
     context = torch.einsum("bhij,bijhe->bihe", layer.attention_dropout(probs), values)
     return layer.o_proj(context.flatten(2)), probs
@@ -261,8 +271,11 @@ class RMatRadialProjection(nn.Linear):
     """Linear layer of the radial basis that adds to a tensor instead of making one of its own."""
 
     def forward(  # type: ignore[override]  # one argument more
-        self, radial_basis: torch.Tensor, hidden: torch.Tensor
+        self, radial_basis: torch.Tensor, hidden: torch.Tensor | None
     ) -> torch.Tensor:
+        # CODEPATH: `pair_relations` of the distance alone.
+        if hidden is None:
+            return super().forward(radial_basis)
         return hidden.addmm_(radial_basis, self.weight.t())
 
 
@@ -275,27 +288,37 @@ class RMatPairEmbedding(nn.Module):
     def __init__(self, config: RMatConfig) -> None:
         super().__init__()
         head_size = config.hidden_size // config.num_attention_heads
-        self.code_proj = nn.Linear(config.num_code_features, head_size)
-        self.radial_proj = RMatRadialProjection(config.num_radial_basis, head_size, bias=False)
+        num_codes, num_radial = config.num_code_features, config.relation_sizes["distance"]
+        self.code_proj = nn.Linear(num_codes, head_size) if num_codes else None
+        self.radial_proj = None
+        if num_radial:
+            self.radial_proj = RMatRadialProjection(num_radial, head_size, bias=not num_codes)
         self.act_fn = build_activation(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    @property
+    def projections(self) -> list[nn.Linear]:
+        """The parts of the layer: of the codes, with the bias if it is there, and of the basis."""
+        return [it for it in (self.code_proj, self.radial_proj) if it is not None]
+
     def compute_plainly(self, pair_features: torch.Tensor) -> torch.Tensor:
         """Return `z` of every pair from all its features side by side."""
-        weight = torch.cat((self.code_proj.weight, self.radial_proj.weight), dim=1)
-        hidden = nn.functional.linear(pair_features, weight, self.code_proj.bias)
+        weight = torch.cat([it.weight for it in self.projections], dim=1)
+        hidden = nn.functional.linear(pair_features, weight, self.projections[0].bias)
         return self.dropout(self.act_fn(hidden))
 
     def forward(
         self, *, pair_codes: torch.Tensor, radial_basis: torch.Tensor, code_features: torch.Tensor
     ) -> torch.Tensor:
         """Return `z` of every pair, `(batch_size, num_nodes, num_nodes, head_size)`."""
-        dtype = self.radial_proj.weight.dtype
-        code_table = self.code_proj(code_features.to(dtype))
-        # the backward pass of `index_select` is several times faster than that of an embedding
-        hidden = code_table.index_select(0, pair_codes.flatten())
+        dtype, hidden = self.projections[0].weight.dtype, None
+        if self.code_proj is not None:
+            code_table = self.code_proj(code_features.to(dtype))
+            # the backward pass of `index_select` is several times faster than that of an embedding
+            hidden = code_table.index_select(0, pair_codes.flatten())
         # flat until the end: autograd copies what is changed in place through a view
-        hidden = self.radial_proj(radial_basis.flatten(0, 2).to(dtype), hidden)
+        if self.radial_proj is not None:
+            hidden = self.radial_proj(radial_basis.flatten(0, 2).to(dtype), hidden)
         return self.dropout(self.act_fn(hidden)).view(*pair_codes.shape, -1)
 
 
@@ -315,17 +338,20 @@ class RMatSelfAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key_pairs = RMatPairEmbedding(config)
-        self.value_pairs = RMatPairEmbedding(config)
+        self.key_pairs = RMatPairEmbedding(config) if "keys" in config.pair_terms else None
+        self.value_pairs = RMatPairEmbedding(config) if "values" in config.pair_terms else None
         # `W` and `c` of every head, for keys and for values
         per_head = (self.num_heads, self.head_size)
-        self.key_pair_weight = nn.Parameter(torch.zeros(*per_head, self.head_size))
-        self.key_pair_constant = nn.Parameter(torch.zeros(per_head))
-        self.value_pair_weight = nn.Parameter(torch.zeros(*per_head, self.head_size))
-        self.value_pair_constant = nn.Parameter(torch.zeros(per_head))
+        if self.key_pairs is not None:
+            self.key_pair_weight = nn.Parameter(torch.zeros(*per_head, self.head_size))
+            self.key_pair_constant = nn.Parameter(torch.zeros(per_head))
+        if self.value_pairs is not None:
+            self.value_pair_weight = nn.Parameter(torch.zeros(*per_head, self.head_size))
+            self.value_pair_constant = nn.Parameter(torch.zeros(per_head))
         # `u` and `v`
         self.content_bias = nn.Parameter(torch.zeros(per_head))
-        self.pair_bias = nn.Parameter(torch.zeros(per_head))
+        if self.key_pairs is not None:
+            self.pair_bias = nn.Parameter(torch.zeros(per_head))
         self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def compute_pair_scores(self, states: torch.Tensor, key_pairs: torch.Tensor) -> torch.Tensor:
@@ -340,12 +366,16 @@ class RMatSelfAttention(nn.Module):
         return torch.matmul(states, key_pairs.transpose(2, 3))
 
     def split_scores(
-        self, query: torch.Tensor, key: torch.Tensor, key_pairs: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, key_pairs: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Return query and key whose product, scaled, is a score but for the pairs' part; and that.
 
         States are as inside, the pairs' part is `(batch_size, num_heads, num_nodes, num_nodes)`.
         """
+        # CODEPATH: `pair_terms` without keys; in the "reference" form nothing is left of `u`.
+        if key_pairs is None:
+            is_paper = self.config.attention_form == "paper"
+            return query + self.content_bias[:, None, None] if is_paper else query, key, []
         scale, pair_bias = 1.0 / math.sqrt(self.head_size), self.pair_bias[:, None, None]
         # CODEPATH: "reference" is the authors' published weights, "paper" everything else.
         if self.config.attention_form == "paper":
@@ -374,8 +404,10 @@ class RMatSelfAttention(nn.Module):
         **pairs: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what all heads make of every node, side by side, and the probabilities."""
-        query, key, pair_scores = self.split_scores(query, key, self.key_pairs(**pairs))
-        value = (value + self.value_pair_constant[:, None, None]).contiguous()
+        key_pairs = None if self.key_pairs is None else self.key_pairs(**pairs)
+        query, key, pair_scores = self.split_scores(query, key, key_pairs)
+        if self.value_pairs is not None:
+            value = (value + self.value_pair_constant[:, None, None]).contiguous()
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -395,6 +427,9 @@ class RMatSelfAttention(nn.Module):
                 f"The attention {self.config._attn_implementation!r} returns no probabilities, "
                 'which the values of pairs need. Use attn_implementation="eager".'
             )
+        # CODEPATH: `pair_terms` without values.
+        if self.value_pairs is None:
+            return output.flatten(2), attention_probs
         mixed = torch.matmul(attention_probs.transpose(1, 2), self.value_pairs(**pairs))
         context = torch.einsum("bnhd,hed->hbne", mixed, self.value_pair_weight.to(mixed.dtype))
         context = context.add_(output.permute(2, 0, 1, 3))
@@ -417,7 +452,8 @@ class RMatSelfAttention(nn.Module):
             pair_codes, radial_basis: As from [`RMatPairFeatures`].
             code_features: What each code stands for, `(num_codes, num_code_features)`.
         """
-        dtype = self.key_pairs.radial_proj.weight.dtype
+        pairs = self.key_pairs or self.value_pairs
+        dtype = hidden_states.dtype if pairs is None else pairs.projections[0].weight.dtype
         per_head = (self.num_heads, self.head_size)
         heads = [
             linear(hidden_states).to(dtype).unflatten(-1, per_head).permute(2, 0, 1, 3)

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -31,6 +31,15 @@ UNREACHABLE_DISTANCE = 255
 
 # Å; outside every cutoff, so that the radial basis of the pair is zero.
 BEYOND_CUTOFF = 1.0e6
+
+# What may be known about a pair, in the order of the pair features: the fields with their numbers.
+PAIR_RELATIONS = {
+    "bond": "num_bond_features",
+    "neighborhood": "num_neighborhood_orders",
+    "distance": "num_radial_basis",
+}
+# Where it may come in: the bias on the keys, which the scores have, and that on the values.
+PAIR_TERMS = ("keys", "values")
 
 # Fields that belong to the labels a model was finetuned on.
 TASK_FIELDS = (
@@ -62,6 +71,17 @@ def bounded(
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         if not all(least <= number <= most for number in numbers):
             raise ValueError(f"Numbers must be finite, from {least} to {most}, got {value}.")
+
+    return validate
+
+
+def chosen_from(known: Iterable[str], *, least: int = 0) -> Callable[..., Any]:
+    """Return a field for a list of so many names at least, each a known one."""
+
+    @as_validated_field
+    def validate(value: list[str] | tuple[str, ...]) -> None:
+        if len(value) < least or not set(value) <= set(known):
+            raise ValueError(f"{value} has to name {least or 'none'} or more of {list(known)}.")
 
     return validate
 
@@ -113,6 +133,10 @@ class RMatConfig(PreTrainedConfig):
         layer_norm_eps: Epsilon of the layer normalizations.
         attention_form: `"paper"`, the score of the publication, or `"reference"`, that of the
             authors' code, which their published weights need.
+        pair_relations: What takes part of what is known about a pair, names in `PAIR_RELATIONS`:
+            `"bond"`, `"neighborhood"`, `"distance"`; at least one.
+        pair_terms: Where it comes in, names in `PAIR_TERMS`: `"keys"`, the bias that queries and
+            keys meet in the scores, and `"values"`; an empty list is attention without pairs.
         recompute_pairs: Compute the pairs again for the gradient instead of keeping them: less
             memory.
         pooling: How nodes become one vector, a name in `POOLINGS`: `"attention"` (GROVER's
@@ -188,6 +212,10 @@ class RMatConfig(PreTrainedConfig):
     initializer_range: float | int = bounded(0.0)(default=0.02)
     layer_norm_eps: float = bounded(0.0)(default=1e-5)
     attention_form: Literal["paper", "reference"] = "paper"
+    pair_relations: list[str] | tuple[str, ...] = chosen_from(PAIR_RELATIONS, least=1)(
+        default=tuple(PAIR_RELATIONS)
+    )
+    pair_terms: list[str] | tuple[str, ...] = chosen_from(PAIR_TERMS)(default=PAIR_TERMS)
     recompute_pairs: bool = False
     pooling: str = "attention"
     num_pooling_heads: int = interval(min=1)(default=4)
@@ -298,14 +326,20 @@ class RMatConfig(PreTrainedConfig):
         return self.max_neighborhood_order + 2
 
     @property
-    def num_code_features(self) -> int:
-        """Width of what an integer code tells about a pair: bond and neighborhood order."""
-        return self.num_bond_features + self.num_neighborhood_orders
+    def relation_sizes(self) -> dict[str, int]:
+        """Width of each relation in the pair features; 0 of one that takes no part."""
+        sizes = {name: getattr(self, field) for name, field in PAIR_RELATIONS.items()}
+        return {name: size * (name in self.pair_relations) for name, size in sizes.items()}
 
     @property
     def num_pair_features(self) -> int:
-        """Width of everything known about a pair: bond, neighborhood order and radial basis."""
-        return self.num_code_features + self.num_radial_basis
+        """Width of everything known about a pair: by default 8 + 6 + 32."""
+        return sum(self.relation_sizes.values())
+
+    @property
+    def num_code_features(self) -> int:
+        """Width of what an integer code tells about a pair: bond and neighborhood order."""
+        return self.num_pair_features - self.relation_sizes["distance"]
 
     @property
     def output_names(self) -> list[str]:

@@ -276,23 +276,31 @@ class RMatPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.PReLU):
             init.constant_(module.weight, 0.25)
         elif isinstance(module, RMatSelfAttention):
-            for bias in (module.content_bias, module.pair_bias):
-                init.normal_(bias, std=self.config.initializer_range)
-            # Xavier's limits of the whole layers of the pair networks, of which these are parts
-            limit = math.sqrt(6 / (self.config.num_pair_features + module.head_size))
-            for embedding in (module.key_pairs, module.value_pairs):
-                init.uniform_(embedding.code_proj.weight, -limit, limit)
-                init.uniform_(embedding.radial_proj.weight, -limit, limit)
-            limit = math.sqrt(6 / (module.head_size + self.config.hidden_size))
-            for weight in (module.key_pair_weight, module.value_pair_weight):
-                init.uniform_(weight, -limit, limit)
-            for constant in (module.key_pair_constant, module.value_pair_constant):
-                init.zeros_(constant)
+            self._init_attention(module)
         elif isinstance(module, RMatPairFeatures):
             init.copy_(module.code_features, module.compute_code_features())
         elif isinstance(module, RMatDescriptorScaler):
             init.zeros_(module.mean)
             init.ones_(module.std)
+
+    def _init_attention(self, layer: RMatSelfAttention) -> None:
+        own = dict(layer.named_parameters(recurse=False))
+
+        def list_own(*names: str) -> list[nn.Parameter]:
+            return [own[name] for name in names if name in own]
+
+        for bias in list_own("content_bias", "pair_bias"):
+            init.normal_(bias, std=self.config.initializer_range)
+        # Xavier's limits of the whole layers of the pair networks, of which these are parts
+        limit = math.sqrt(6 / (self.config.num_pair_features + layer.head_size))
+        for embedding in (layer.key_pairs, layer.value_pairs):
+            for projection in () if embedding is None else embedding.projections:
+                init.uniform_(projection.weight, -limit, limit)
+        limit = math.sqrt(6 / (layer.head_size + self.config.hidden_size))
+        for weight in list_own("key_pair_weight", "value_pair_weight"):
+            init.uniform_(weight, -limit, limit)
+        for constant in list_own("key_pair_constant", "value_pair_constant"):
+            init.zeros_(constant)
 
 
 class RMatModel(RMatPreTrainedModel):

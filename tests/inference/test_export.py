@@ -29,6 +29,8 @@ FORMS = [
     {"pooling": "attention", "attention_form": "paper"},
     {"pooling": "mean", "attention_form": "reference"},
     {"pooling": "dummy_node", "attention_form": "paper", "num_head_layers": 2},
+    {"pair_relations": ["distance"], "pair_terms": ["keys"]},
+    {"pair_relations": ["bond"], "pair_terms": ["values"]},
 ]
 NUM_NODES = {"node_features": (1,), "attention_mask": (1,)}
 
@@ -81,7 +83,7 @@ def run(path: Path, batch: dict[str, Any]) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", FORMS[:2])
+@pytest.mark.parametrize("options", [*FORMS[:2], *FORMS[3:]])
 def test_an_onnx_program_predicts_in_units_for_other_sizes(
     processor: RMatProcessor, tmp_path: Path, options: dict[str, Any]
 ) -> None:

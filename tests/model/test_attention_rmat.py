@@ -1,6 +1,7 @@
 """The attention: the fast form against the plain one, pair features, half precision."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,13 @@ from rmat_hf.model.attention_rmat import (
     compute_plain_attention,
     compute_radial_basis,
 )
-from rmat_hf.model.configuration_rmat import BEYOND_CUTOFF, UNREACHABLE_DISTANCE, RMatConfig
+from rmat_hf.model.configuration_rmat import (
+    BEYOND_CUTOFF,
+    PAIR_RELATIONS,
+    PAIR_TERMS,
+    UNREACHABLE_DISTANCE,
+    RMatConfig,
+)
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -26,12 +33,20 @@ EXACT = {"rtol": 0, "atol": 1e-10}
 each_form = pytest.mark.parametrize("form", ["paper", "reference"])
 
 
+def list_choices(names: Iterable[str], *, least: int) -> list[list[str]]:
+    """Return every set of so many names at least."""
+    names = list(names)
+    sizes = range(least, len(names) + 1)
+    return [list(it) for it in chain.from_iterable(combinations(names, size) for size in sizes)]
+
+
 class Case:
     """The first layer of a float64 model with large random weights, and its inputs."""
 
-    def __init__(self, form: str, *, dropout: float = 0.0) -> None:
+    def __init__(self, form: str, *, dropout: float = 0.0, **options: Any) -> None:
         config = RMatConfig(
             **TINY_ARCHITECTURE,
+            **options,
             attention_form=form,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
@@ -75,12 +90,12 @@ class Case:
             )
         return output[self.nodes], probs.transpose(1, 2)[self.nodes]
 
-    def compute_gradients(self, output: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    def compute_gradients(self, output: torch.Tensor) -> dict[str, torch.Tensor]:
         inputs = {"hidden_states": self.hidden_states, "radial_basis": self.radial_basis}
         inputs |= dict(self.layer.named_parameters())
         weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).double()
         loss = (output * weights).sum()
-        gradients = torch.autograd.grad(loss, [*inputs.values()], allow_unused=True)
+        gradients = torch.autograd.grad(loss, [*inputs.values()], materialize_grads=True)
         return dict(zip(inputs, gradients, strict=True))
 
 
@@ -88,8 +103,12 @@ class Case:
 
 
 @each_form
-def test_fast_attention_equals_the_plain_equations_in_values_and_gradients(form: str) -> None:
-    case = Case(form)
+@pytest.mark.parametrize("terms", list_choices(PAIR_TERMS, least=0), ids=str)
+@pytest.mark.parametrize("relations", list_choices(PAIR_RELATIONS, least=1), ids=str)
+def test_fast_attention_equals_the_plain_equations_in_values_and_gradients(
+    form: str, terms: list[str], relations: list[str]
+) -> None:
+    case = Case(form, pair_terms=terms, pair_relations=relations)
     fast, fast_probs = case.run()
     plain, plain_probs = case.run("plain")
     torch.testing.assert_close(fast, plain, **EXACT)
@@ -97,10 +116,48 @@ def test_fast_attention_equals_the_plain_equations_in_values_and_gradients(form:
     assert plain_probs.std() > 0.05
     ours = case.compute_gradients(fast)
     for name, expected in case.compute_gradients(plain).items():
-        gradient = torch.zeros_like(expected) if ours[name] is None else ours[name]
         torch.testing.assert_close(
-            gradient, expected, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: name + text
+            ours[name], expected, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: name + text
         )
+
+
+def count_weights(**options: Any) -> int:
+    return RMatModel(RMatConfig(**TINY_ARCHITECTURE, **options)).num_parameters()
+
+
+def test_what_takes_no_part_has_no_weights() -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE)
+    num_layers, head_size = config.num_hidden_layers, config.hidden_size // 4
+    per_layer = head_size * (config.num_pair_features + 1) + config.hidden_size * (head_size + 1)
+    full, num_bases = count_weights(), TINY_ARCHITECTURE["num_radial_basis"]
+    for relation, size in {"bond": 8, "neighborhood": 6, "distance": num_bases}.items():
+        others = [name for name in PAIR_RELATIONS if name != relation]
+        fewer = count_weights(pair_relations=others)
+        assert fewer == full - 2 * num_layers * size * head_size
+    assert count_weights(pair_terms=["keys"]) == full - num_layers * per_layer
+    # and `v`, which meets the bias on the keys
+    without_keys = num_layers * (per_layer + config.hidden_size)
+    assert count_weights(pair_terms=["values"]) == full - without_keys
+
+
+@pytest.mark.parametrize(
+    ("relations", "changed", "kept"),
+    [
+        (["neighborhood", "distance"], "bond_types", "interatomic_distances"),
+        (["bond", "distance"], "topological_distances", "bond_types"),
+        (["bond", "neighborhood"], "interatomic_distances", "topological_distances"),
+    ],
+)
+def test_a_relation_that_takes_no_part_changes_no_output(
+    relations: list[str], changed: str, kept: str, tiny_batch: dict[str, torch.Tensor]
+) -> None:
+    torch.manual_seed(0)
+    model = RMatModel(RMatConfig(**TINY_ARCHITECTURE, pair_relations=relations)).eval()
+    output = model(**tiny_batch).pooler_output
+    for name in (changed, kept):
+        other = torch.ones_like(tiny_batch[name])
+        is_equal = torch.equal(model(**(tiny_batch | {name: other})).pooler_output, output)
+        assert is_equal == (name == changed)
 
 
 class FixedDropout(torch.nn.Module):
@@ -222,9 +279,7 @@ def test_computing_pairs_again_changes_no_gradient_also_with_dropout(form: str) 
         num_per_pair = max(sizes) / case.pair_codes.numel()
         assert num_per_pair <= 2 * case.layer.head_size < case.config.hidden_size
     for name, kept in gradients[0].items():
-        again = gradients[1][name]
-        assert (kept is None) == (again is None)
-        assert kept is None or torch.equal(kept, again), name
+        assert torch.equal(kept, gradients[1][name]), name
     assert num_saved[1] < 0.5 * num_saved[0]
 
 

@@ -36,6 +36,8 @@ OTHER_VALUES: dict[str, Any] = {
     "initializer_range": 0.5,
     "layer_norm_eps": 1e-7,
     "attention_form": "reference",
+    "pair_relations": ["bond", "distance"],
+    "pair_terms": ["values"],
     "recompute_pairs": True,
     "pooling": "mean",
     "num_pooling_heads": 2,
@@ -169,7 +171,7 @@ def test_a_value_that_cannot_be_is_refused_with_its_name(
         *(("hidden_size", None), ("distance_cutoff", "20"), ("layer_norm_eps", "1e-5")),
         *(("attention_form", "authors"), ("num_head_layers", 2.5), ("label_mean", 1.0)),
         *(("label_std", ["1.0"]), ("label_units", "kcal/mol"), ("label_name", 3)),
-        ("loss_weights", "balanced"),
+        *(("loss_weights", "balanced"), ("pair_terms", "keys")),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_field_name(name: str, value: object) -> None:
@@ -187,6 +189,8 @@ def test_a_value_of_another_type_is_refused_by_field_name(name: str, value: obje
         *(("hidden_dropout_prob", 1.0, 1.01), ("hidden_dropout_prob", 0.0, -0.01)),
         *(("attention_probs_dropout_prob", 1, 2), ("initializer_range", 0.0, -0.1)),
         *(("num_pooling_heads", 1, 0), ("num_molecule_descriptors", 0, -1)),
+        *(("pair_relations", ["bond"], []), ("pair_relations", ["bond"], ["bond", "angle"])),
+        ("pair_terms", [], ["queries"]),
     ],
 )
 def test_a_value_out_of_range_is_refused_and_the_last_one_in_range_is_not(
