@@ -24,6 +24,8 @@ LEVEL_OF = {wing: level for level, wings in enumerate(WINGS) for wing in wings}
 
 MAX_LINES = 700
 MAX_SCRIPT_LINES = 40
+# those in the form of transformers' examples, which are copied and changed
+MAX_EXAMPLE_LINES = 150
 
 # Files that travel with a checkpoint may import these and the standard library.
 PORTABLE_IMPORTS = {"transformers", "huggingface_hub", "torch", "numpy", "rdkit"}
@@ -104,7 +106,9 @@ def test_scripts_are_short_launchers() -> None:
     for path in find_files("scripts", "*"):
         if path.is_file() and "__pycache__" not in path.parts:
             num_lines = len(path.read_text(encoding="utf-8").splitlines())
-            assert num_lines <= MAX_SCRIPT_LINES, f"{path.name} has {num_lines} lines"
+            is_example = path.match("run_*.py")
+            limit = MAX_EXAMPLE_LINES if is_example else MAX_SCRIPT_LINES
+            assert num_lines <= limit, f"{path.name} has {num_lines} lines"
 
 
 def test_notebooks_have_no_outputs_and_define_nothing() -> None:

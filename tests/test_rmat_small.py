@@ -12,11 +12,9 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 import rmat_hf
 from rmat_hf import checkpoint_path, embed
 from rmat_hf.data.stored_features import pack_features
-from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.objectives import load_objectives
-from rmat_hf.training.pretraining_arguments import PretrainingArguments
 from rmat_hf.training.pretraining_trainer import PretrainingBatch, RMatDataCollatorForPreTraining
 
 NAME = "rmat-small"
@@ -59,21 +57,15 @@ def test_its_vectors_tell_molecules_apart(freesolv: pd.DataFrame) -> None:
 
 
 def test_it_solves_both_tasks_on_molecules_it_has_never_seen(freesolv: pd.DataFrame) -> None:
-    path = checkpoint_path(NAME)
-    objectives = load_objectives(path)
-    names = list(objectives["descriptors"].state)
-    options = AutoProcessor.from_pretrained(path).to_dict() | {"molecule_descriptors": names}
-    processor = RMatProcessor(**options)
+    collator = RMatDataCollatorForPreTraining.from_pretrained(NAME)
     smiles = freesolv["smiles"][::5]
-    packed = [pack_features(processor.featurize_compactly(text)) for text in smiles]
-    arguments = PretrainingArguments(corpus="freesolv", output_dir="none")
-    collator = RMatDataCollatorForPreTraining(objectives, processor=processor, arguments=arguments)
+    packed = [pack_features(collator.processor.featurize_compactly(text)) for text in smiles]
     batch = collator([PretrainingBatch(0, packed)])
-    model = AutoModelForPreTraining.from_pretrained(path).eval()
+    model = AutoModelForPreTraining.from_pretrained(checkpoint_path(NAME)).eval()
     with torch.no_grad():
         logits = model(**batch).logits
     report = {}
-    for objective in objectives.values():
+    for objective in collator.objectives.values():
         labels = batch[f"{objective.head}_labels"]
         sums = objective.compute_sums(logits[objective.head], labels=labels)
         report |= objective.compute_metrics(sums)

@@ -295,7 +295,7 @@ def _load_objectives(arguments: PretrainingArguments) -> dict[str, Objective]:
         _raise_exceptions_for_missing_entries=False,
     )
     if path is not None:
-        return load_objectives(Path(path).parent)
+        return load_objectives(arguments.model, revision=arguments.model_revision)
     logger.warning(
         "%s has no %s: its heads start untrained, for this corpus.", arguments.model, TARGETS_FILE
     )

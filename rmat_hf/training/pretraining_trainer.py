@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain, count
-from typing import Any, NamedTuple, cast
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
 
 import datasets
 import numpy as np
@@ -22,8 +23,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from rmat_hf.data.stored_features import expand_features, group_by_length
 from rmat_hf.errors import UserError
+from rmat_hf.loading import load_processor
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import rotated_by_step
+from rmat_hf.training.objectives import load_objectives, save_objectives
 from rmat_hf.training.objectives.objective import Objective, ObjectiveBatch
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
 
@@ -218,8 +221,8 @@ def _find_worker() -> tuple[int, int]:
     return (worker.id, worker.num_workers) if worker else (0, 1)
 
 
-def _choose_masking() -> PretrainingArguments:
-    return PretrainingArguments(corpus="none", output_dir="none")
+def _choose_masking(**options: Any) -> PretrainingArguments:
+    return PretrainingArguments(corpus="none", output_dir="none", **options)
 
 
 @dataclass
@@ -232,7 +235,7 @@ class RMatDataCollatorForPreTraining:
 
     Args:
         objectives (`Mapping[str, Objective]`):
-            What is learned, by name: from `load_objectives` of a pretrained folder, or fitted to a
+            What is learned, by name: those of a model with [`from_pretrained`], or fitted to a
             corpus by `OBJECTIVES[name].fit`.
         processor ([`RMatProcessor`]): Featurized the rows.
         arguments ([`PretrainingArguments`], *optional*):
@@ -246,16 +249,15 @@ class RMatDataCollatorForPreTraining:
     ```python
     >>> from datasets import Dataset
     >>> from rmat_hf import RMatDataCollatorForPreTraining, RMatForPreTraining
-    >>> from rmat_hf import RMatProcessor, checkpoint_path, featurize_dataset
-    >>> from rmat_hf.training.objectives import load_objectives
-    >>> path = checkpoint_path("rmat-small")
-    >>> processor = RMatProcessor.from_pretrained(path)
-    >>> rows = featurize_dataset(Dataset.from_dict({"smiles": ["CCO", "c1ccccc1"]}), processor)
-    >>> contexts = {"contexts": load_objectives(path)["contexts"]}
-    >>> batch = RMatDataCollatorForPreTraining(contexts, processor=processor)(list(rows))
+    >>> from rmat_hf import checkpoint_path, featurize_dataset
+    >>> collator = RMatDataCollatorForPreTraining.from_pretrained("rmat-small", mask_ratio=0.2)
+    >>> table = Dataset.from_dict({"smiles": ["CCO", "c1ccccc1"]})
+    >>> batch = collator(list(featurize_dataset(table, collator.processor)))
     >>> batch["context_labels"].shape  # (batch_size, num_nodes)
     torch.Size([2, 7])
-    >>> RMatForPreTraining.from_pretrained(path)(**batch).loss.ndim
+    >>> batch["descriptor_labels"].shape  # (batch_size, number of descriptors)
+    torch.Size([2, 215])
+    >>> RMatForPreTraining.from_pretrained(checkpoint_path("rmat-small"))(**batch).loss.ndim
     0
 
     ```
@@ -265,6 +267,29 @@ class RMatDataCollatorForPreTraining:
     _: KW_ONLY
     processor: RMatProcessor
     arguments: PretrainingArguments = field(default_factory=_choose_masking)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, *, revision: str | None = None, **options: Any
+    ) -> Self:
+        """Return the collator of a pretrained model, whose processor computes what it asks for.
+
+        Args:
+            model (`str` or `Path`): Folder, Hub id, or a name of [`list_checkpoints`].
+            revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
+            options: `seed`, `mask_ratio` and `masked_distances` of `rmat pretrain`.
+
+        Raises:
+            UserError: The model was not pretrained here, or an option is out of bounds.
+        """
+        objectives = load_objectives(model, revision=revision)
+        names = [name for it in objectives.values() for name in it.list_descriptors()]
+        processor = load_processor(model, revision=revision, molecule_descriptors=names or None)
+        return cls(objectives, processor=processor, arguments=_choose_masking(**options))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `pretraining_targets.json`, which tells what the outputs of a model mean."""
+        save_objectives(folder, self.objectives)
 
     def __call__(
         self, batches: Sequence[PretrainingBatch] | Sequence[Mapping[str, Any]]

@@ -212,7 +212,7 @@ class RMatTrainingArguments(TrainingArguments):
     logging_strategy: str = "epoch"
     save_total_limit: int | None = 1
     load_best_model_at_end: bool = True
-    report_to: str | list[str] | None = "none"
+    report_to: None | str | list[str] = "none"  # noqa: RUF036 - as `HfArgumentParser` needs it
     # the collator reads the packed features, which are no arguments of the model
     remove_unused_columns: bool = False
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])

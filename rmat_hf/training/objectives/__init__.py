@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from transformers.utils.hub import cached_file
+
 from rmat_hf.errors import explained_reading
+from rmat_hf.loading import find_checkpoint
 from rmat_hf.output_folder import load_json, save_json
 from rmat_hf.training.objectives.contexts import ContextObjective
 from rmat_hf.training.objectives.descriptors import DescriptorObjective
@@ -37,16 +40,18 @@ def save_objectives(folder: str | Path, objectives: Mapping[str, Objective]) -> 
     save_json(Path(folder) / TARGETS_FILE, states, indent=None)
 
 
-def load_objectives(folder: str | Path) -> dict[str, Objective]:
-    """Return the objectives in `pretraining_targets.json`, by name.
+def load_objectives(model: str | Path, *, revision: str | None = None) -> dict[str, Objective]:
+    """Return the objectives in the `pretraining_targets.json` of a model, by name.
 
     Raises:
         UserError: If it is missing or damaged.
     """
-    path = Path(folder) / TARGETS_FILE
     way_out = "Restore the file of rmat pretrain; without it pretraining starts from scratch."
-    with explained_reading(path, way_out=way_out, also=(TypeError, AttributeError)):
-        content = load_json(path)
+    with explained_reading(
+        f"{TARGETS_FILE} of {model}", way_out=way_out, also=(TypeError, AttributeError)
+    ):
+        path = cached_file(find_checkpoint(model), TARGETS_FILE, revision=revision)
+        content = load_json(str(path))
         return {
             name: objective(content[objective.state_key])
             for name, objective in OBJECTIVES.items()

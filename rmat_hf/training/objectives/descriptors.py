@@ -86,6 +86,10 @@ class DescriptorObjective(Objective):
         """Return a head of the molecule with an output for every descriptor."""
         return {"level": "molecule", "size": len(self.names), "loss": "regression"}
 
+    def list_descriptors(self) -> list[str]:
+        """Return the names of its outputs."""
+        return self.names
+
     def validate_corpus(self, processor: RMatProcessor) -> None:
         """Raise a `UserError` if the corpus lacks a descriptor."""
         _list_columns(self.names, processor=processor)

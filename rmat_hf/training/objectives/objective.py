@@ -60,6 +60,10 @@ class Objective(ABC):
     def describe_head(self) -> dict[str, str | int]:
         """Return its entry in `RMatConfig.pretraining_heads`."""
 
+    def list_descriptors(self) -> list[str]:
+        """Return the molecule descriptors that a processor has to compute for it."""
+        return []
+
     def validate_corpus(self, processor: RMatProcessor) -> None:  # noqa: B027 - most need nothing
         """Raise a `UserError` if the corpus lacks what this objective asks for."""
 
