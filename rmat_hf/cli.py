@@ -34,9 +34,9 @@ def featurize(arguments: Any) -> None:
 
 def pretrain(arguments: Any) -> None:
     """Pretrain on a featurized corpus; write a model to finetune."""
-    from rmat_hf.training.pretraining import run_pretraining
+    from rmat_hf.training.pretraining import pretrain as run
 
-    result = run_pretraining(arguments)
+    result = run(**vars(arguments))
     if _is_main_process():
         for stage, metrics in result.metrics.items():
             numbers = [f"{name} {it:.4f}" for name, it in metrics.items() if isinstance(it, float)]
@@ -46,10 +46,10 @@ def pretrain(arguments: Any) -> None:
 
 def finetune(arguments: Any) -> None:
     """Finetune on a table of SMILES and labels; write a folder that predicts."""
-    from rmat_hf.training.finetuning import run_finetuning
+    from rmat_hf.training.finetuning import finetune as run
     from rmat_hf.training.model_card import describe_metrics
 
-    result = run_finetuning(arguments)
+    result = run(**vars(arguments))
     if _is_main_process():
         print(describe_metrics(result.metrics, result.baselines))
         print(f"\nWrote {result.output_dir}: model, metrics.json, predictions.csv and model card.")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,28 +160,47 @@ class ModelCardCallback(TrainerCallback):
             self._save(args, state, **parts)
 
     def _save(self, args: Any, state: Any, **parts: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        config, processor = parts["model"].config, parts.get("processing_class")
+        if state.is_world_process_zero:
+            processor = parts.get("processing_class")
+            max_atoms = getattr(processor, "max_atoms", "–")
+            self.save(args.output_dir, parts["model"].config, max_atoms=max_atoms)
+
+    def save(
+        self,
+        folder: str | Path,
+        config: RMatConfig,
+        *,
+        max_atoms: Any,
+        facts: Sequence[str] = (),
+        baselines: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+        plots: Sequence[str] = (),
+    ) -> None:
+        """Write `README.md` with the `metrics`, facts about the training, and what else is given.
+
+        `rmat finetune` calls it with the metrics of `baselines` and `plots`, in Markdown.
+        """
         problem_type, dataset = config.problem_type or "regression", self.facts["dataset"]
+        started = f"started from: {self.facts['base_model']}"
+        lines = [f"data: {dataset}; {self.split} split", started, *facts]
         sections = [
             _describe_model(config),
-            f"- data: {dataset}; {self.split} split\n- started from: {self.facts['base_model']}",
+            "\n".join(f"- {line}" for line in lines),
             USE,
             "## Metrics",
-            describe_metrics(self.metrics, {}) if self.metrics else "(None were computed.)",
-            _describe_limits(getattr(processor, "max_atoms", "–")) + TRUST,
+            describe_metrics(self.metrics, baselines) if self.metrics else "(None were computed.)",
+            *plots,
+            _describe_limits(max_atoms) + TRUST,
         ]
+        results = build_eval_results(
+            self.metrics, problem_type=problem_type, dataset=dataset, split=self.split
+        )
         _save_card(
-            Path(args.output_dir),
+            Path(folder),
             sections,
             tag="molecule-property-prediction",
             license_name=self.license_name,
             model_name=f"R-MAT {', '.join(config.label_columns)}",
-            eval_results=build_eval_results(
-                self.metrics, problem_type=problem_type, dataset=dataset, split=self.split
-            )
-            or None,
+            eval_results=results or None,
             **self.facts,
         )
 
@@ -192,7 +212,7 @@ def _strip_prefix(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def describe_metrics(
-    metrics: dict[str, dict[str, Any]], baselines: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, Any]], baselines: Mapping[str, dict[str, Any]]
 ) -> str:
     """Return a table, in Markdown: one row per model and part, one column per metric."""
     first = next(iter(metrics.values()))
@@ -212,38 +232,28 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
 
     The plot needs matplotlib (`pip install rmat-hf[viz]`); a card without one says so.
     """
-    arguments, names = report.arguments, describe_labels(report.config)
-    dataset, split = name_source(arguments.dataset), name_split(arguments)
-    base_model, problem_type = name_source(arguments.model), arguments.problem_type
-    results = build_eval_results(
-        report.metrics, problem_type=problem_type, dataset=dataset, split=split
+    arguments, config = report.arguments, report.config
+    card = ModelCardCallback(
+        arguments.dataset,
+        split=name_split(arguments),
+        base_model=arguments.model,
+        license=arguments.license,
     )
+    card.metrics = report.metrics
     sizes = ", ".join(f"{len(labels)} {part}" for part, labels in report.labels.items())
-    sections = [
-        _describe_model(report.config),
-        f"- data: {dataset}; {sizes} molecules, {split} split; "
-        f"{report.num_dropped} rows dropped (`dropped_rows.csv`)\n"
-        f"- started from: {base_model}\n{_describe_ensemble(report)}"
-        "- chosen by the validation metric; the test part was scored once\n"
-        "- every value: `metrics.json`, `predictions.csv`, `split.csv`",
-        USE,
-        "## Metrics",
-        describe_metrics(report.metrics, report.baselines),
+    facts = [
+        f"molecules: {sizes}; {report.num_dropped} rows dropped (`dropped_rows.csv`)",
+        *_describe_ensemble(report),
+        "chosen by the validation metric; the test part was scored once",
+        "every value: `metrics.json`, `predictions.csv`, `split.csv`",
     ]
-    if problem_type == "regression":
-        draw = [partial(_draw_parity, report=report, label_idx=idx) for idx in range(len(names))]
-        sections.append(_save_plot(folder / PARITY_PLOT, draw, panel_size=(4.8, 4.8)))
-    sections += [_describe_limits(report.max_atoms) + TRUST]
-    _save_card(
-        folder,
-        sections,
-        tag="molecule-property-prediction",
-        license_name=arguments.license,
-        dataset=dataset,
-        base_model=base_model,
-        model_name=f"R-MAT {', '.join(report.config.label_columns)}",
-        eval_results=results,
-    )
+    plots = []
+    if arguments.problem_type == "regression":
+        labels = range(len(config.label_columns))
+        draw = [partial(_draw_parity, report=report, label_idx=idx) for idx in labels]
+        plots = [_save_plot(folder / PARITY_PLOT, draw, panel_size=(4.8, 4.8))]
+    options: dict[str, Any] = {"facts": facts, "baselines": report.baselines, "plots": plots}
+    card.save(folder, config, max_atoms=report.max_atoms, **options)
 
 
 def build_eval_results(
@@ -445,17 +455,17 @@ def _describe_cost(reports: Mapping[str, dict[str, Any]]) -> str:
     return f"{steps:,} steps in {hours:.2f} hours (of the last resumption), {device}."
 
 
-def _describe_ensemble(report: FinetuningReport) -> str:
-    """Return a line about the members; empty for one model."""
+def _describe_ensemble(report: FinetuningReport) -> list[str]:
+    """Return a line about the members; none for one model."""
     if not report.member_metrics:
-        return ""
+        return []
     folds = ""
     if report.arguments.member_folds:
         folds = ", each held out another fold of train and valid, and `valid` is out of fold"
-    return (
-        f"- an ensemble of {len(report.member_metrics)} models with different seeds{folds}; each "
-        "alone: `member_metrics.json`; the spread of a prediction is their standard deviation\n"
-    )
+    return [
+        f"an ensemble of {len(report.member_metrics)} models with different seeds{folds}; each "
+        "alone: `member_metrics.json`; the spread of a prediction is their standard deviation"
+    ]
 
 
 def _format_cell(value: Any) -> str:

@@ -137,7 +137,8 @@ def test_card_tells_labels_units_data_and_sizes(tmp_path: Path) -> None:
     text = save_card(tmp_path, report).text
     assert "# R-MAT for a (nM), b (kcal/mol)" in text
     assert "- predicts: a (nM), b (kcal/mol) (regression)" in text
-    assert "- data: table.csv; 8 train, 4 valid, 5 test molecules, scaffold split" in text
+    assert "- data: table.csv; scaffold split" in text
+    assert "- molecules: 8 train, 4 valid, 5 test; " in text
     assert "7 rows dropped" in text
     assert "Compare metrics only with those of the same kind of split" in text
 
