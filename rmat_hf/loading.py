@@ -178,20 +178,17 @@ def load_processor(
 
 def load_predictor(
     model: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
-) -> tuple[RMatForSequenceClassification, RMatProcessor]:
+) -> tuple[RMatForSequenceClassification | RMatForTokenClassification, RMatProcessor]:
     """Load a finetuned model or ensemble with its processor from a folder or the Hub.
 
     Raises:
         UserError: If it cannot be loaded, is not R-MAT or has no trained prediction head.
     """
     checkpoint = read_checkpoint(model, revision=revision, allows_ensemble=True)
-    if RMatForTokenClassification.__name__ in (checkpoint.config.architectures or []):
-        raise UserError(
-            f"The model {str(model)!r} predicts properties of atoms. Use "
-            'transformers.pipeline("atom-property-prediction", model=...).'
-        )
     model_class: Any = RMatForSequenceClassification
-    if isinstance(checkpoint.config, RMatEnsembleConfig):
+    if RMatForTokenClassification.__name__ in (checkpoint.config.architectures or []):
+        model_class = RMatForTokenClassification
+    elif isinstance(checkpoint.config, RMatEnsembleConfig):
         model_class = RMatEnsembleForSequenceClassification
     predictor, processor = _load_trained(checkpoint, model_class, device=device)
     found = len(processor.molecule_descriptors or [])

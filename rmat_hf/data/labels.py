@@ -114,8 +114,7 @@ def arrange_atom_labels(
         MoleculeError: It is no valid molecule.
         ValueError: There is not one label, or list of labels, for each atom.
     """
-    options: Any = {"max_atoms": processor.max_atoms, "hydrogens": processor.hydrogens}
-    order = parse_canonical(molecule, **options).compute_atom_order()
+    order = _find_atom_order(molecule, processor)
     values = np.array(labels, dtype=np.float64)
     values = values[:, None] if values.ndim == 1 else values
     if isinstance(molecule, Chem.Mol) and len(values) == molecule.GetNumAtoms() != len(order):
@@ -126,6 +125,25 @@ def arrange_atom_labels(
             "them one, in the order of the SMILES, NaN where it is not known."
         )
     return values[order]
+
+
+def restore_atom_order(
+    values: np.ndarray, molecule: Molecule, *, processor: RMatProcessor
+) -> np.ndarray:
+    """Return what the stored atoms of a molecule have in the order in which it was given.
+
+    Args:
+        values (`np.ndarray` of shape `(num_atoms, ...)`): As from [`arrange_atom_labels`].
+        molecule, processor: As there.
+    """
+    restored = np.empty_like(values)
+    restored[_find_atom_order(molecule, processor)] = values
+    return restored
+
+
+def _find_atom_order(molecule: Molecule, processor: RMatProcessor) -> np.ndarray:
+    options: Any = {"max_atoms": processor.max_atoms, "hydrogens": processor.hydrogens}
+    return parse_canonical(molecule, **options).compute_atom_order()
 
 
 def is_missing(label: float | str) -> bool:

@@ -2,11 +2,13 @@
 
 import csv
 import io
+import json
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
@@ -24,13 +26,17 @@ logger = logging.getLogger(__name__)
 ERROR_COLUMN = "error"
 # What to do with text that starts like a formula: an apostrophe in front, or nothing.
 FormulaHandling = Literal["escape", "keep"]
-ColumnKind = Literal["text", "integer", "number", "vector"]
+ColumnKind = Literal["text", "integer", "number", "vector", "texts", "numbers"]
 ARROW_TYPES: dict[ColumnKind, pa.DataType] = {
     "text": pa.string(),
     "integer": pa.int64(),
     "number": pa.float64(),
     "vector": pa.list_(pa.float32()),
+    "texts": pa.list_(pa.string()),
+    "numbers": pa.list_(pa.float64()),
 }
+# What a column of molecules is for their atoms.
+ATOM_KINDS: dict[ColumnKind, ColumnKind] = {"text": "texts", "number": "numbers"}
 OUTPUT_EXTENSIONS = (".csv", ".parquet")
 # The starts that OWASP lists, after any blanks, tabs and line breaks; full-width ones count in
 # Japanese spreadsheets.
@@ -85,8 +91,9 @@ class TableWriter:
         input_schema (`pa.Schema`, *optional*):
             Columns carried over from an input table (`Table.schema`), with their types.
         added_columns (`Mapping[str, ColumnKind]`, *optional*):
-            Columns that follow: `"text"`, `"integer"`, `"number"` or `"vector"` (a list of
-            float32). In a CSV file `None` and NaN become an empty cell.
+            Columns that follow: `"text"`, `"integer"`, `"number"`, `"vector"` (a list of
+            float32), `"texts"` or `"numbers"`. In a CSV file `None` and NaN become an empty cell
+            and lists are JSON.
         csv_formulas (`str`, *optional*, defaults to `"escape"`):
             In a CSV file text that a spreadsheet would run as a formula gets an apostrophe in
             front, as do names of columns; the log tells how often. `"keep"`: it does not.
@@ -158,6 +165,8 @@ def _list_csv_cells(column: pa.ChunkedArray) -> list[Any]:
         column = column.cast(pa.string())
     if pa.types.is_floating(kind):
         return [None if cell != cell else cell for cell in column.to_pylist()]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [cell and json.dumps(cell, default=str) for cell in column.to_pylist()]
     return list(column.to_pylist())
 
 
@@ -178,7 +187,9 @@ class Predictions(NamedTuple):
     Args:
         values (`np.ndarray` of shape `(num_molecules, num_outputs)`, float64):
             Regression: in the units of the training labels. Multi-label: probabilities. Single-
-            label: one probability per class. NaN in the rows that have an error.
+            label: one probability per class. NaN in the rows that have an error. Of atoms an
+            array of objects, `(num_molecules,)`: each `(num_atoms, num_outputs)`, the heavy atoms
+            in the order of the SMILES or RDKit molecule that was given; `None` with an error.
         errors (`list[str | None]` of length `num_molecules`): Why a row has no prediction.
         config (`RMatConfig`): Configuration of the model that predicted.
         spread (`np.ndarray` of shape `(num_molecules, num_outputs)`, *optional*):
@@ -206,8 +217,15 @@ class Predictions(NamedTuple):
         Single-label classification: with the classes 0 and 1, `prediction_<label>` is the
         probability of 1; with others it is the most probable class, followed by one column
         `probability_<label>_<class>` for each. An ensemble adds `spread_<label>`, or
-        `spread_<label>_<class>` for several classes.
+        `spread_<label>_<class>` for several classes. Of atoms each cell is a list.
         """
+        if self.values.dtype == object:
+            known = [it for it in self.values if it is not None]
+            atoms = np.concatenate(known or [np.empty((0, len(self.output_names)))])
+            of_atoms = self._replace(values=atoms, errors=[None] * len(atoms)).to_columns()
+            sizes = [None if it is None else len(it) for it in self.values]
+            of_molecules = {name: group_cells(it, sizes) for name, it in of_atoms.items()}
+            return {**of_molecules, ERROR_COLUMN: list(self.errors)}
         label, names = self.config.label_name, self.output_names
         values = _list_columns(self.values)
         spreads = [] if self.spread is None else _list_columns(self.spread)
@@ -226,13 +244,23 @@ class Predictions(NamedTuple):
         return {**columns, ERROR_COLUMN: list(self.errors)}
 
 
-def describe_prediction_columns(config: RMatConfig) -> dict[str, ColumnKind]:
+def group_cells(cells: Sequence[Any], sizes: Sequence[int | None]) -> list[list[Any] | None]:
+    """Return the cells of atoms as one list per molecule, which has so many, `None` for `None`."""
+    rest = iter(cells)
+    return [None if size is None else list(islice(rest, size)) for size in sizes]
+
+
+def describe_prediction_columns(
+    config: RMatConfig, *, level: str = "molecule"
+) -> dict[str, ColumnKind]:
     """Return the columns that predictions add to a table, with what they hold."""
     empty = np.empty((0, len(config.output_names)))
     no_rows = Predictions(empty, [], config, spread=empty if is_ensemble(config) else None)
     kinds: dict[str, ColumnKind] = dict.fromkeys(no_rows.to_columns(), "number")
     if config.label_name is not None and not no_rows.is_binary:
         kinds[f"prediction_{config.label_name}"] = "text"
+    if level == "atom":
+        kinds = {name: ATOM_KINDS[kind] for name, kind in kinds.items()}
     kinds[ERROR_COLUMN] = "text"
     return kinds
 

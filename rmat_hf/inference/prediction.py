@@ -13,13 +13,18 @@ import torch
 from rdkit import Chem
 
 from rmat_hf.data.featurization import iterate_featurized
+from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.stored_features import count_nodes, expand_features, group_by_length
 from rmat_hf.data.table_writer import Predictions, is_ensemble
 from rmat_hf.errors import is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
-from rmat_hf.model.features_rmat import Molecule, parse_canonical
+from rmat_hf.model.features_rmat import Molecule
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
+from rmat_hf.model.modeling_rmat import (
+    RMatForSequenceClassification,
+    RMatForTokenClassification,
+    RMatPreTrainedModel,
+)
 from rmat_hf.model.pipeline_rmat import LEVELS
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -57,7 +62,7 @@ class Embeddings(NamedTuple):
 
 
 def predict(
-    model: str | Path | RMatForSequenceClassification,
+    model: str | Path | RMatForSequenceClassification | RMatForTokenClassification,
     molecules: Iterable[Molecule],
     *,
     processor: RMatProcessor | None = None,
@@ -67,10 +72,11 @@ def predict(
     device: str | torch.device | None = None,
     cache_dir: str | Path | None = None,
 ) -> Predictions:
-    """Predict the properties of molecules with a finetuned model.
+    """Predict the properties of molecules, or of each of their atoms, with a finetuned model.
 
     Args:
-        model (`str`, `Path` or a loaded model): Folder, Hub id or finetuned model or ensemble.
+        model (`str`, `Path` or a loaded model):
+            Folder, Hub id or finetuned model, of molecules or of atoms, or ensemble.
         molecules (`Iterable[str | Chem.Mol | None]`): SMILES or RDKit molecules, a column too.
         processor (`RMatProcessor`, *optional*): Needed with a loaded model.
         revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
@@ -81,7 +87,8 @@ def predict(
         cache_dir (`str` or `Path`, *optional*): Folder of a feature cache; by default none.
 
     Returns:
-        [`Predictions`] with one row per molecule; an invalid molecule has NaN and a reason.
+        [`Predictions`] with one row per molecule, of atoms an array of them; an invalid molecule
+        has NaN, or `None`, and a reason.
 
     Raises:
         ValueError: If a loaded model comes without its processor, or with a revision.
@@ -103,7 +110,7 @@ def predict(
     predictor, used_processor = _open(
         load_predictor, model, processor=processor, revision=revision, device=device
     )
-    config = predictor.config
+    config, molecules = predictor.config, _list_molecules(molecules)
     num_outputs = len(config.output_names)
     rows, errors = _run_batches(
         predictor,
@@ -114,6 +121,9 @@ def predict(
         num_workers=num_workers,
         cache_dir=cache_dir,
     )
+    if isinstance(predictor, RMatForTokenClassification):
+        atoms = _arrange_atoms(rows, molecules, processor=used_processor)
+        return Predictions(atoms, errors, config)
     # a member of an ensemble has the configuration of that, and no spread
     has_spread = is_ensemble(config) and not isinstance(predictor, RMatForSequenceClassification)
     values = _stack(rows, num_columns=num_outputs * (2 if has_spread else 1))
@@ -182,14 +192,19 @@ def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     if level == "molecule":
         values = _stack(rows, num_columns=encoder.pooler.output_size)
         return Embeddings(values.astype(np.float32), errors)
-    which: Any = {"max_atoms": used_processor.max_atoms, "hydrogens": used_processor.hydrogens}
-    atoms = np.full(len(rows), None, dtype=object)
-    for idx, (states, molecule) in enumerate(zip(rows, molecules, strict=True)):
-        if states is not None:
-            parsed = parse_canonical(molecule, **which)
-            atoms[idx] = np.empty(states.shape, dtype=np.float32)
-            atoms[idx][parsed.compute_atom_order()] = states
-    return Embeddings(atoms, errors)
+    rows = [None if row is None else row.astype(np.float32) for row in rows]
+    return Embeddings(_arrange_atoms(rows, molecules, processor=used_processor), errors)
+
+
+def _arrange_atoms(
+    rows: list[np.ndarray | None], molecules: list[Molecule], *, processor: RMatProcessor
+) -> np.ndarray:
+    """Return an array of objects: the rows of each molecule's atoms as it was given, or `None`."""
+    arranged = np.full(len(rows), None, dtype=object)
+    for idx, (row, molecule) in enumerate(zip(rows, molecules, strict=True)):
+        if row is not None:
+            arranged[idx] = restore_atom_order(row, molecule, processor=processor)
+    return arranged
 
 
 def _stack(rows: list[np.ndarray | None], *, num_columns: int) -> np.ndarray:

@@ -46,6 +46,7 @@ from rmat_hf.errors import UserError, escape_message
 from rmat_hf.flags import NO_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.inference.prediction import Embeddings, embed, limit_processor, predict
 from rmat_hf.loading import compute_model_hash, load_embedder, load_predictor
+from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.output_folder import lock_output, open_atomically, save_json
 
 SUMMARY_FILE = "summary.json"
@@ -160,7 +161,9 @@ def run_prediction(
 
     The output has every column of the input, `prediction_<label>` for every label and `error`. A
     file appears when all rows are done. A folder gets shards with these columns; the same call
-    again continues it, and its bytes are the same whatever the number of processes and tasks.
+    again continues it, and its bytes are the same whatever the number of processes and tasks. Of a
+    model of atoms a cell is a list, JSON in a CSV file: the heavy atoms in the order of the SMILES,
+    or of the record of an SDF file.
 
     Args:
         arguments (`PredictionArguments`): Model, molecules, output and how.
@@ -381,7 +384,8 @@ def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -
     processor = limit_processor(processor, max_atoms=arguments.max_atoms)
     added: dict[str, ColumnKind] = {"embedding": "vector", ERROR_COLUMN: "text"}
     if verb == "predict":
-        added = describe_prediction_columns(model.config)
+        level = "atom" if isinstance(model, RMatForTokenClassification) else "molecule"
+        added = describe_prediction_columns(model.config, level=level)
     # a column that cannot be added or decide is found before there is a folder
     build_output_schema(
         table.schema, {**added, ROW_COLUMN: "integer"} if arguments.top_k else added

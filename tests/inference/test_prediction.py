@@ -485,6 +485,43 @@ def test_a_model_of_atoms_gives_vectors_of_atoms_and_none_of_molecules(
     found = embed(tmp_path, TINY_SMILES, device="cpu", level="atom")
     for ours, theirs in zip(found.values, expected.values, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-    for run, message in ((embed, "no trained"), (predict, "atom-property-prediction")):
-        with pytest.raises(UserError, match=message):
-            run(tmp_path, ["CCO"])
+    with pytest.raises(UserError, match="no trained"):
+        embed(tmp_path, ["CCO"])
+
+
+@pytest.mark.parametrize("problem_type", ["regression", "single_label_classification"])
+def test_properties_of_atoms_come_in_the_order_of_the_molecule_that_was_given(
+    problem_type: str, processor: RMatProcessor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    is_class = problem_type == "single_label_classification"
+    fields: dict[str, Any] = {"label_name": "site"} if is_class else {"label_units": ["e"] * 3}
+    names = {0: "none", 1: "donor", 2: "acceptor"}
+    config = RMatConfig(**TINY_ARCHITECTURE, id2label=names, problem_type=problem_type, **fields)
+    model = RMatForTokenClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    hydrated = Chem.AddHs(Chem.MolFromSmiles("OC(=O)c1ccccc1"))
+    molecules = ["OC(=O)c1ccccc1", "C1CC", "c1ccccc1C(O)=O", hydrated, "C"]
+    result = predict(tmp_path, molecules, device="cpu", batch_size=2)
+    assert [error is not None for error in result.errors] == [False, True, False, False, False]
+    columns = result.to_columns()
+    for idx, molecule in enumerate(molecules):
+        if idx == 1:
+            assert result.values[1] is None
+            assert {
+                name: it[1] for name, it in columns.items() if name != "error"
+            } == dict.fromkeys(columns.keys() - {"error"})
+            continue
+        # the processor keeps the order of the atoms
+        with torch.no_grad():
+            logits = model(**processor([molecule], return_tensors="pt")).logits[0, 1:].double()
+        expected = logits.softmax(-1) if is_class else logits
+        np.testing.assert_allclose(result.values[idx], expected, rtol=0, atol=5e-5)
+        for label, name in names.items():
+            column = columns[f"probability_site_{name}" if is_class else f"prediction_{name}"]
+            np.testing.assert_allclose(column[idx], expected[:, label], rtol=0, atol=5e-5)
+        if is_class:
+            best = [names[int(it)] for it in result.values[idx].argmax(1)]
+            assert columns["prediction_site"][idx] == best
+    assert predict(tmp_path, ["C1"], device="cpu").values.tolist() == [None]

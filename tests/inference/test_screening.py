@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
-from tiny import TINY_SMILES
+from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import limit_processor, predict
@@ -22,7 +23,10 @@ from rmat_hf.inference.screening import (
     run_prediction,
 )
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.modeling_rmat import (
+    RMatForSequenceClassification,
+    RMatForTokenClassification,
+)
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 PREDICTION = "prediction_LABEL_0"
@@ -157,6 +161,39 @@ def test_what_cannot_work_is_refused_before_the_model_is_loaded(
 def test_embeddings_are_not_squeezed_into_a_csv(library: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Write a \.parquet file"):
         screen("no model here", library, tmp_path / "out.csv", run=run_embedding)
+
+
+def test_predictions_of_atoms_are_lists_in_the_order_of_the_record(tmp_path: Path) -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, id2label={0: "charge"}, problem_type="regression")
+    RMatForTokenClassification(config).save_pretrained(tmp_path / "model")
+    RMatProcessor(geometry="bounds").save_pretrained(tmp_path / "model")
+    mol = Chem.AddHs(Chem.MolFromSmiles("OC(=O)c1ccccc1"))
+    with Chem.SDWriter(str(tmp_path / "acids.sdf")) as writer:
+        writer.write(mol)
+    tables = []
+    for molecules, name in (
+        ([Chem.MolToSmiles(Chem.RemoveHs(mol), canonical=False), "C1"], "out.csv"),
+        (tmp_path / "acids.sdf", "out.parquet"),
+        (tmp_path / "acids.sdf", "shards"),
+    ):
+        result = screen(tmp_path / "model", molecules, tmp_path / name)
+        assert result.num_rows - result.num_failed == 1
+        if name.endswith(".csv"):
+            written = [row["prediction_charge"] for row in read_csv(tmp_path / name)]
+            assert written[1] == ""
+            tables.append(json.loads(written[0]))
+        else:
+            path = tmp_path / name
+            (path,) = path.rglob("*.parquet") if path.is_dir() else [path]
+            (cell,) = pq.read_table(path)["prediction_charge"].to_pylist()
+            tables.append(cell)
+    (expected,) = predict(tmp_path / "model", ["OC(=O)c1ccccc1"]).values
+    for charges in tables:
+        assert charges == pytest.approx(expected[:, 0].tolist(), abs=1e-6)
+    # of hydroxyl and carbonyl, which the canonical SMILES has elsewhere
+    assert abs(expected[0, 0] - expected[2, 0]) > 1e-4
+    with pytest.raises(UserError, match="leave --top-k out"):
+        screen(tmp_path / "model", ["CO"], tmp_path / "best.csv", top_k=1)
 
 
 def test_prediction_columns_of_classes() -> None:
