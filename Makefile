@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install quickstart test test-slow test-upstream notebooks bench bench-featurization \
+.PHONY: help install quickstart test test-slow test-upstream test-transformers-range notebooks bench bench-featurization \
 	fuzz hostile-input-table bench-chemprop bench-embeddings bench-accuracy bench-screening \
 	bench-learning-curve bench-machine house walks startup gemm-share check audit lint format wheel constraints clean
 
@@ -45,6 +45,11 @@ test-slow: $(INSTALLED) ## Run the tests marked slow
 
 test-upstream: $(INSTALLED) ## Download transformers' own common tests and run them on our classes
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/test_upstream.sh
+
+VERSIONS ?=
+
+test-transformers-range: $(INSTALLED) ## Run the tests of remote code and README scripts with the ends of transformers' range, or VERSIONS; takes minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/test_transformers_range.sh $(VERSIONS)
 
 # What they share goes to a Hub on this machine that ends with them.
 notebooks: $(INSTALLED) ## Run the notebooks

@@ -95,6 +95,18 @@ def test_every_import_of_the_package_is_declared(repo_root: Path) -> None:
         assert imported <= provided, f"{path.name} imports {imported - provided}"
 
 
+def test_the_range_of_transformers_is_the_one_that_its_script_tries(repo_root: Path) -> None:
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (declared,) = [it for it in project["dependencies"] if it.startswith("transformers")]
+    oldest, above = re.findall(r"5\.\d+", declared)
+    script = (repo_root / "scripts" / "test_transformers_range.sh").read_text(encoding="utf-8")
+    tried = [int(minor) for minor in re.findall(r"\b5\.(\d+)\.\d+", script)]
+    assert declared == f"transformers>={oldest},<{above}"
+    assert [f"5.{tried[0]}", f"5.{tried[-1] + 1}"] == [oldest, above] and len(tried) > 2
+    readme = (repo_root / "README.md").read_text(encoding="utf-8")
+    assert f"transformers {oldest} to 5.{tried[-1]} are tested" in readme
+
+
 def test_constraints_pin_every_declared_requirement(repo_root: Path) -> None:
     project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]

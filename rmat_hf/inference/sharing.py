@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from importlib.metadata import requires
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -31,12 +30,13 @@ from rmat_hf.training.model_card import (
     ROW_FILES,
     build_eval_results,
     build_plain_card,
+    list_requirements,
 )
 
 logger = logging.getLogger(__name__)
 
 HANDLER_FILE, REQUIREMENTS_FILE = "handler.py", "requirements.txt"
-ENDPOINT_REQUIREMENTS = ("rdkit>", "transformers>")
+ENDPOINT_REQUIREMENTS = ("rdkit", "transformers")
 EVAL_RESULTS_FILE = ".eval_results/rmat_hf.yaml"
 # How much is shared → the files of it, beside those of the levels before. What is in no list stays.
 SHARES: dict[str, tuple[str, ...]] = {
@@ -211,7 +211,7 @@ def _add_code(stage: Path) -> None:
         for path in Path(modeling_rmat.__file__).parent.glob("*_rmat.py"):
             shutil.copyfile(path, stage / path.name)
     shutil.copyfile(endpoint.__file__, stage / HANDLER_FILE)
-    needed = [it for it in requires("rmat-hf") or [] if it.startswith(ENDPOINT_REQUIREMENTS)]
+    needed = list_requirements(*ENDPOINT_REQUIREMENTS)
     (stage / REQUIREMENTS_FILE).write_text("\n".join(needed) + "\n")
 
 

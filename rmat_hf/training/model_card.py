@@ -1,8 +1,10 @@
 """The cards of finetuned and pretrained models: learned from what, how well, and for what."""
 
+import importlib.metadata
 import importlib.util
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -283,13 +285,14 @@ def build_eval_results(
 def build_plain_card(repo_id: str) -> ModelCard:
     """Return the card of a model of which nothing but its place on the Hub is known."""
     data = ModelCardData(library_name="transformers", pipeline_tag="graph-ml", tags=TAGS)
+    versions = "".join(f"\nTested with `{it}`.\n" for it in list_requirements("transformers"))
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# {repo_id.split('/')[-1]}\n\n"
         "A Relative Molecule Attention Transformer (arXiv 2110.05841).\n\n"
         "## Use without rmat-hf\n\n"
         "```python\nfrom transformers import pipeline\n\n"
         f'pipe = pipeline(model="{repo_id}", trust_remote_code=True)\n'
-        'pipe(["CCO", "c1ccccc1"], batch_size=2)\n```\n'
+        f'pipe(["CCO", "c1ccccc1"], batch_size=2)\n```\n{versions}'
     )
 
 
@@ -435,13 +438,23 @@ def _describe_model(config: RMatConfig) -> str:
     )
 
 
+def list_requirements(*names: str) -> list[str]:
+    """Return what this package, if it is installed, requires of others, as pip takes it."""
+    try:
+        required = importlib.metadata.requires("rmat-hf") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [it for it in required if re.split(r"[^\w-]", it)[0] in names and ";" not in it]
+
+
 def _describe_limits(max_atoms: Any) -> str:
     """Return the limits of every R-MAT model, with the processor's `max_atoms`."""
+    versions = "".join(f"\n- Tested with `{it}`." for it in list_requirements("transformers"))
     return (
         "## Limits\n\n"
         "- Heavy atoms only, no stereo feature: enantiomers differ only through the conformer.\n"
         f"- Molecules with more heavy atoms than the processor's `max_atoms` (here {max_atoms}) "
-        "are refused."
+        f"are refused.{versions}"
     )
 
 

@@ -18,6 +18,7 @@ from rmat_hf.training.model_card import (
     LOSS_PLOT,
     PARITY_PLOT,
     FinetuningReport,
+    list_requirements,
     save_model_card,
     save_pretraining_card,
 )
@@ -269,6 +270,7 @@ def test_a_pretrained_card_tells_what_was_learned_of_what_and_how_well(tmp_path:
         "200 steps in 1.00 hours",
         '"seed": 7',
         "`max_atoms` (here 64)",
+        f"Tested with `{list_requirements('transformers')[0]}`.",
         f"]({LOSS_PLOT})",
     ):
         assert text in card.text, text
