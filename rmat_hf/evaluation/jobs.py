@@ -34,6 +34,7 @@ from rmat_hf.training.arguments import (
     TRIALS_FILE,
     FinetuningArguments,
     describe_arguments,
+    keeps_last_epoch,
 )
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.metrics import METRICS, list_metrics
@@ -275,12 +276,18 @@ def describe_choices(folder: Path) -> dict[str, Any]:
     Returns:
         `dict` with `part` (where it was chosen; `None` if it was fixed) and, for a model, `metric`,
         `epochs` and `num_epochs` (one each, or one per member of an ensemble) and the values of a
-        search over `hpo_trials` settings; for a baseline `setting` by label.
+        search over `hpo_trials` settings; for a baseline, and for a run that keeps its last epoch,
+        `setting`.
     """
     if (folder / SETTING_FILE).is_file():
         return load_json(folder / SETTING_FILE)
     arguments = load_json(folder / ARGUMENTS_FILE)
-    metric = arguments.get("training_arguments", {}).get("metric_for_best_model")
+    overrides = arguments.get("training_arguments", {})
+    # runs of before there were recipes have no such field
+    if keeps_last_epoch(arguments.get("recipe", "rmat"), overrides):
+        rates = {"learning_rate": arguments["learning_rate"]}
+        return {"part": None, "setting": {"last epoch": rates}}
+    metric = overrides.get("metric_for_best_model")
     metric = str(metric or list_metrics(arguments["problem_type"])[0].name).removeprefix("eval_")
     # runs of before there were folds have no such field
     part = "own folds of train and valid" if arguments.get("member_folds") else "valid"

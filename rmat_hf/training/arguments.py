@@ -44,6 +44,28 @@ REGRESSION_HEAD: dict[str, Any] = {
     "head_norm": False,
     "classifier_dropout": 0.3,
 }
+# How a finetuning trains, unless it is told otherwise: fields of `RMatTrainingArguments` by recipe.
+RECIPES: dict[str, dict[str, Any]] = {
+    "rmat": {
+        "per_device_train_batch_size": 32,
+        "weight_decay": 0.01,
+        "warmup_steps": 0.1,
+        "lr_scheduler_type": "cosine",
+        "ema_decay": 0.99,
+        "load_best_model_at_end": True,
+    },
+    # That of the authors' code; behind a warm-up, Noam's schedule is `inverse_sqrt`.
+    "authors": {
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 100.0,
+        "noam_factor": 5e-3,
+        "weight_decay": 0.0,
+        "warmup_steps": 0.2,
+        "lr_scheduler_type": "inverse_sqrt",
+        "ema_decay": 0.0,
+        "load_best_model_at_end": False,
+    },
+}
 
 
 @dataclass(kw_only=True)
@@ -53,7 +75,7 @@ class RunArguments:
     output_dir: str = declare_required("Folder to write, with all that a model needs.")
     model_revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
     model_config: str | None = declare_flag(None, "JSON file with RMatConfig fields to override.")
-    weight_decay: float = declare_flag(0.01, "Weight decay of AdamW.", least=0)
+    weight_decay: float | None = declare_flag(0.01, "Weight decay of AdamW.", least=0)
     seed: int = declare_flag(0, "Seed of split, weights, order and masks.", least=0)
     overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
     resume: bool = declare_flag(False, "Continue an interrupted run of the same output folder.")
@@ -110,6 +132,18 @@ class FinetuningArguments(RunArguments):
     conflict_tolerance: float = declare_flag(
         0.1, "Standard deviations between labels of one molecule that do not conflict.", least=0
     )
+    recipe: str = declare_flag(
+        "rmat",
+        "Defaults of the flags that follow: ours, or those of the authors' code (Noam's schedule, "
+        "100 epochs, batches of 16, no average of the weights, the last epoch).",
+        choices=RECIPES,
+    )
+    noam_factor: float | None = declare_flag(
+        None,
+        "Without --learning-rate: its peak is this over the root of (width x steps of warm-up). "
+        "Default of the authors: 0.005, 100 times their nominal rate.",
+        above=0,
+    )
     learning_rate: float | None = declare_flag(
         None, "Peak of AdamW. Default: 5e-4 from scratch, 3e-4 for a trained model.", least=0
     )
@@ -125,14 +159,25 @@ class FinetuningArguments(RunArguments):
         "few rows need.",
         least=1e-6,
     )
-    batch_size: int = declare_flag(32, "Molecules in a batch.", least=1)
+    batch_size: int | None = declare_flag(
+        None, "Molecules in a batch. Default: 32; of the authors 16.", least=1
+    )
+    weight_decay: float | None = declare_flag(
+        None, "Weight decay of AdamW. Default: 0.01; of the authors 0.", least=0
+    )
     dropout: float | None = declare_flag(
         None, "Dropout of the hidden layers. Default: the model's.", least=0, below=1
     )
-    ema_decay: float = declare_flag(
-        0.99, "Decay of the average of the weights that the run keeps; 0: none.", least=0, below=1
+    ema_decay: float | None = declare_flag(
+        None,
+        "Decay of the average of the weights that the run keeps; 0: none. Default: 0.99; of the "
+        "authors 0.",
+        least=0,
+        below=1,
     )
-    warmup_ratio: float = declare_flag(0.1, "Share of steps with a rising rate.", least=0)
+    warmup_ratio: float | None = declare_flag(
+        None, "Share of steps with a rising rate. Default: 0.1; of the authors 0.2.", least=0
+    )
     early_stopping_patience: int = declare_flag(
         30, "Epochs without a better validation metric, then training stops.", least=1
     )
@@ -192,6 +237,12 @@ def describe_arguments(arguments: Any) -> dict[str, Any]:
     for name in ("model_config", "training_arguments"):
         fields[name] = load_json_fields(fields[name])
     return fields
+
+
+def keeps_last_epoch(recipe: str, training_arguments: dict[str, Any]) -> bool:
+    """Return whether a run with these overrides keeps its last epoch, not the best on valid."""
+    fields = RECIPES[recipe] | training_arguments
+    return not fields["load_best_model_at_end"]
 
 
 def name_source(source: str) -> str:

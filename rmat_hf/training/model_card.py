@@ -18,7 +18,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.trainer_callback import TrainerCallback
 
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.training.arguments import FinetuningArguments, name_source, name_split
+from rmat_hf.training.arguments import (
+    FinetuningArguments,
+    keeps_last_epoch,
+    load_json_fields,
+    name_source,
+    name_split,
+)
 from rmat_hf.training.metrics import METRICS, format_metric, list_metrics
 
 if TYPE_CHECKING:
@@ -242,11 +248,13 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         license=arguments.license,
     )
     card.metrics = report.metrics
+    is_last = keeps_last_epoch(arguments.recipe, load_json_fields(arguments.training_arguments))
+    choice = "the last epoch, chosen on nothing" if is_last else "chosen by the validation metric"
     sizes = ", ".join(f"{len(labels)} {part}" for part, labels in report.labels.items())
     facts = [
         f"molecules: {sizes}; {report.num_dropped} rows dropped (`dropped_rows.csv`)",
         *_describe_ensemble(report),
-        "chosen by the validation metric; the test part was scored once",
+        f"{choice}; the test part was scored once",
         "every value: `metrics.json`, `predictions.csv`, `split.csv`",
     ]
     plots = []

@@ -24,9 +24,11 @@ from rmat_hf.errors import UserError
 from rmat_hf.loading import Checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.losses_rmat import choose
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatForTokenClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import (
+    RECIPES,
     REGRESSION_HEAD,
     SCRATCH,
     SCRATCH_ARCHITECTURE,
@@ -56,6 +58,13 @@ DEFAULT_NUM_EPOCHS = 60
 # From a trained model, by whether the problem is a regression.
 FINETUNING_EPOCHS = {True: 40, False: 10}
 LEAST_FINETUNING_STEPS = 500
+# Flags that a recipe sets → the fields of the training arguments.
+RECIPE_FLAGS = {
+    **{name: name for name in ("learning_rate", "head_learning_rate", "num_train_epochs")},
+    **{name: name for name in ("noam_factor", "weight_decay", "ema_decay")},
+    "batch_size": "per_device_train_batch_size",
+    "warmup_ratio": "warmup_steps",
+}
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,14 @@ class RMatTrainingArguments(TrainingArguments):
 
     Args:
         output_dir (`str`): Folder of the checkpoints.
+        recipe (`str`, *optional*, defaults to `"rmat"`):
+            A name in `RECIPES`; `"authors"` has the defaults of the authors' code: Noam's schedule
+            with a fifth of warm-up, 100 epochs, batches of 16, Adam, no moving average and no rate
+            of the head, and keeps the last epoch.
+        noam_factor (`float`, *optional*):
+            Without a `learning_rate` its peak is `noam_factor / sqrt(hidden_size * warm-up steps)`.
+            5e-3 in the recipe of the authors: 100 times their nominal rate, the one value that
+            they tuned, from 1e-6 to 1e-3.
         learning_rate (`float`, *optional*):
             Peak rate of AdamW. 3e-4 for a pretrained encoder, 5e-4 for random weights.
         head_learning_rate (`float`, *optional*):
@@ -194,24 +211,26 @@ class RMatTrainingArguments(TrainingArguments):
     ```
     """
 
-    # the type is that of transformers, which knows no choice to be made later
+    # the types are those of transformers, which knows no choice to be made later
+    recipe: str = "rmat"
+    noam_factor: float | None = None
     learning_rate: float = cast(Any, None)
     head_learning_rate: float | None = None
     num_train_epochs: float = cast(Any, None)
-    ema_decay: float = 0.99
+    ema_decay: float = cast(Any, None)
     num_frozen_epochs: float = 0.0
     early_stopping_patience: int | None = 30
-    per_device_train_batch_size: int = 32
+    per_device_train_batch_size: int = cast(Any, None)
     per_device_eval_batch_size: int = 64
-    weight_decay: float = 0.01
-    warmup_steps: float = 0.1
-    lr_scheduler_type: str = "cosine"
+    weight_decay: float = cast(Any, None)
+    warmup_steps: float = cast(Any, None)
+    lr_scheduler_type: str = cast(Any, None)
     seed: int = 0
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
     logging_strategy: str = "epoch"
     save_total_limit: int | None = 1
-    load_best_model_at_end: bool = True
+    load_best_model_at_end: bool = cast(Any, None)
     report_to: None | str | list[str] = "none"  # noqa: RUF036 - as `HfArgumentParser` needs it
     # the collator reads the packed features, which are no arguments of the model
     remove_unused_columns: bool = False
@@ -221,7 +240,10 @@ class RMatTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
 
     def __post_init__(self) -> None:
-        """Tell of a known metric whether more is better; keep one that is to be chosen open."""
+        """Fill in the recipe; tell of a known metric whether more is better, keep none open."""
+        for name, value in choose(RECIPES, self.recipe).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         metric = self.metric_for_best_model
         if self.greater_is_better is None and metric is not None:
             known = METRICS.get(metric.removeprefix("eval_"))
@@ -232,12 +254,6 @@ class RMatTrainingArguments(TrainingArguments):
     def choose_defaults(self, config: RMatConfig, *, num_train_rows: int) -> None:
         """Set the fields that are left to the recipe, for a model that is about to be trained."""
         problem_type, is_pretrained = config.problem_type, bool(config.architectures)
-        if self.learning_rate is None:
-            self.learning_rate = DEFAULT_LEARNING_RATES[not is_pretrained]
-        if self.head_learning_rate is None and has_new_regression_head(
-            problem_type, config.architectures
-        ):
-            self.head_learning_rate = REGRESSION_HEAD_LEARNING_RATE
         if self.num_train_epochs is None:
             self.num_train_epochs = compute_num_epochs(
                 problem_type,
@@ -245,10 +261,25 @@ class RMatTrainingArguments(TrainingArguments):
                 batch_size=self.per_device_train_batch_size,
                 is_pretrained=is_pretrained,
             )
+        # CODEPATH: the recipe of the authors has one rate.
+        if self.noam_factor is not None:
+            if self.learning_rate is None:
+                self.learning_rate = self._compute_noam_peak(config, num_train_rows=num_train_rows)
+        else:
+            if self.learning_rate is None:
+                self.learning_rate = DEFAULT_LEARNING_RATES[not is_pretrained]
+            has_new_head = has_new_regression_head(problem_type, config.architectures)
+            if self.head_learning_rate is None and has_new_head:
+                self.head_learning_rate = REGRESSION_HEAD_LEARNING_RATE
         if self.metric_for_best_model is None:
             metric = list_metrics(problem_type or "regression")[0]
             self.metric_for_best_model = metric.name
             self.greater_is_better = metric.greater_is_better
+
+    def _compute_noam_peak(self, config: RMatConfig, *, num_train_rows: int) -> float:
+        num_batches = math.ceil(num_train_rows / self.per_device_train_batch_size)
+        num_steps = self.get_warmup_steps(math.ceil(num_batches * self.num_train_epochs))
+        return float(self.noam_factor or 0.0) / math.sqrt(config.hidden_size * max(num_steps, 1))
 
 
 def resolve_defaults(
@@ -257,8 +288,7 @@ def resolve_defaults(
     """Return the arguments with the rates and epochs that the Trainer would choose itself."""
     chosen = build_training_arguments(arguments, Path(arguments.output_dir))
     chosen.choose_defaults(config, num_train_rows=num_train_rows)
-    names = ("learning_rate", "head_learning_rate", "num_train_epochs")
-    return replace(arguments, **{name: getattr(chosen, name) for name in names})
+    return replace(arguments, **{flag: getattr(chosen, it) for flag, it in RECIPE_FLAGS.items()})
 
 
 def compute_num_epochs(
@@ -538,8 +568,12 @@ def build_training_arguments(
         RMatTrainingArguments,
         arguments,
         folder=checkpoint_dir,
+        recipe=arguments.recipe,
+        noam_factor=arguments.noam_factor,
+        # that of the recipe
+        lr_scheduler_type=None,
         per_device_train_batch_size=arguments.batch_size,
-        per_device_eval_batch_size=2 * arguments.batch_size,
+        per_device_eval_batch_size=arguments.batch_size and 2 * arguments.batch_size,
         head_learning_rate=arguments.head_learning_rate,
         ema_decay=arguments.ema_decay,
         early_stopping_patience=arguments.early_stopping_patience,

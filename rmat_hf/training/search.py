@@ -57,11 +57,11 @@ def search_hyperparameters(
 ) -> FinetuningArguments:
     """Train with several settings and return the arguments with the one that did best on valid.
 
-    A trial is a whole run with early stopping and the seed of the arguments, judged by its best
-    epoch, so that a run with the returned arguments repeats the best trial. The first trial is the
-    arguments as they are, with the dropout of the model. Test is not looked at. An interrupted
-    search of the same arguments goes on after its last finished trial, with the settings that it
-    would have tried. The folder gets the table of the trials.
+    A trial is a whole run with early stopping and the seed of the arguments, judged by the epoch
+    that it keeps, so that a run with the returned arguments repeats the best trial. The first trial
+    is the arguments as they are, with the dropout of the model. Test is not looked at. An
+    interrupted search of the same arguments goes on after its last finished trial, with the
+    settings that it would have tried. The folder gets the table of the trials.
     """
     import optuna
 
@@ -77,7 +77,7 @@ def search_hyperparameters(
             # the best trial is trained again, so nothing needs to be kept of any
             trainer.args.save_strategy = SaveStrategy.NO
             trainer.train()
-            values.append(float(cast(float, trainer.state.best_metric)))
+            values.append(_read_metric(trainer))
             save_json(progress_file, {"arguments": described, "values": values})
         return values[trial.number]
 
@@ -90,7 +90,7 @@ def search_hyperparameters(
         {
             "learning_rate": arguments.learning_rate,
             "dropout": min(dropout, MAX_DROPOUT),
-            "weight_decay": min(max(arguments.weight_decay, low), high),
+            "weight_decay": min(max(arguments.weight_decay or 0.0, low), high),
             "batch_size": arguments.batch_size,
         }
     )
@@ -104,10 +104,18 @@ def search_hyperparameters(
     return replace(arguments, **study.best_params)
 
 
+def _read_metric(trainer: Trainer) -> float:
+    """Return the metric on valid of the epoch that a training keeps."""
+    if trainer.args.load_best_model_at_end:
+        return float(cast(float, trainer.state.best_metric))
+    name = f"eval_{str(trainer.args.metric_for_best_model).removeprefix('eval_')}"
+    return float(next(it[name] for it in reversed(trainer.state.log_history) if name in it))
+
+
 def _suggest(trial: "optuna.Trial", arguments: FinetuningArguments) -> dict[str, Any]:
     center = arguments.learning_rate or 0.0
     low, high = center / LEARNING_RATE_FACTOR, center * LEARNING_RATE_FACTOR
-    sizes = sorted({*BATCH_SIZES, arguments.batch_size})
+    sizes = sorted({*BATCH_SIZES, cast(int, arguments.batch_size)})
     return {
         "learning_rate": trial.suggest_float("learning_rate", low, high, log=True),
         "dropout": trial.suggest_float("dropout", 0.0, MAX_DROPOUT),

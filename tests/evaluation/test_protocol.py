@@ -12,7 +12,7 @@ from rmat_hf.evaluation.protocol import (
     compute_model_checksum,
     load_protocol,
 )
-from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.arguments import RECIPES, FinetuningArguments
 from rmat_hf.training.recipe import compute_num_epochs
 
 TINY = ("models", "tiny")
@@ -126,7 +126,7 @@ def test_protocols_of_the_effect_give_random_weights_as_many_epochs(
             usual = compute_num_epochs(
                 arguments.problem_type,
                 num_train_rows=num_train_rows,
-                batch_size=arguments.batch_size,
+                batch_size=RECIPES[arguments.recipe]["per_device_train_batch_size"],
                 is_pretrained=arguments.model != "scratch",
             )
             epochs.append(arguments.num_train_epochs or usual)

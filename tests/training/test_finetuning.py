@@ -81,6 +81,16 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_the_authors_recipe_keeps_the_last_epoch_and_says_so(work: Path) -> None:
+    arguments = build_arguments(work, recipe="authors", learning_rate=0.3, num_train_epochs=4)
+    result = run_finetuning(arguments)
+    log = json.loads((work / "run" / "training_log.json").read_text())
+    errors = [entry["eval_rmse"] for entry in log if "eval_rmse" in entry]
+    assert result.metrics["valid"]["rmse"] == pytest.approx(errors[-1], rel=1e-6)
+    assert errors[-1] > min(errors)
+    assert "the last epoch" in (work / "run" / "README.md").read_text()
+
+
 def test_a_run_leaves_one_complete_folder_that_predicts_what_it_reported(work: Path) -> None:
     result = run_finetuning(build_arguments(work, label_units=["log units"], with_baselines=True))
     folder = work / "run"

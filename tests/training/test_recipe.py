@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
+from transformers.optimization import get_scheduler
 
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
@@ -241,7 +242,49 @@ def test_json_file_overrides_flags_and_defaults(tmp_path: Path) -> None:
     assert trainer.learning_rate == 0.5
     assert trainer.lr_scheduler_type == "linear"
     assert trainer.max_steps == 3
-    assert trainer.weight_decay == build().weight_decay
+    assert trainer.weight_decay == 0.01
+
+
+@pytest.mark.parametrize("step", [1, 50, 99, 100, 101, 250, 499])
+def test_the_authors_recipe_has_the_rates_of_their_code(tmp_path: Path, step: int) -> None:
+    # 400 rows in batches of 16 for 20 epochs: 500 steps, of which 100 warm up
+    arguments = build(recipe="authors", num_train_epochs=20)
+    config, nominal = RMatConfig(hidden_size=768), 5e-5
+    chosen = build_training_arguments(
+        resolve_defaults(arguments, config, num_train_rows=400), tmp_path
+    )
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=chosen.learning_rate)
+    num_warmup_steps = chosen.get_warmup_steps(500)
+    schedule: Any = get_scheduler(
+        chosen.lr_scheduler_type, optimizer, num_warmup_steps=num_warmup_steps
+    )
+    rate = schedule.base_lrs[0] * schedule.lr_lambdas[0](step)
+    # `NoamLRScheduler` of gmum/huggingmolecules
+    expected = nominal * 100 * 768**-0.5 * min(step**-0.5, step * 100**-1.5)
+    assert rate == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_recipe_is_a_set_of_defaults_over_which_what_is_given_wins(tmp_path: Path) -> None:
+    config = RMatConfig(architectures=["RMatForPreTraining"], problem_type="regression")
+    by_flag = resolve_defaults(build(recipe="authors"), config, num_train_rows=513)
+    assert (by_flag.num_train_epochs, by_flag.batch_size, by_flag.warmup_ratio) == (100, 16, 0.2)
+    assert (by_flag.ema_decay, by_flag.weight_decay, by_flag.head_learning_rate) == (0, 0, None)
+    # 7e-6, as measured on FreeSolv in their code
+    assert by_flag.learning_rate == pytest.approx(7.0e-6, rel=0.01)
+    in_python = RMatTrainingArguments(str(tmp_path), recipe="authors")
+    in_python.choose_defaults(config, num_train_rows=513)
+    assert in_python.learning_rate == by_flag.learning_rate
+    assert not in_python.load_best_model_at_end
+    given = {"batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5, "warmup_ratio": 0.3}
+    given |= {"weight_decay": 0.1, "head_learning_rate": 2e-3, "num_train_epochs": 7}
+    chosen = resolve_defaults(build(recipe="authors", **given), config, num_train_rows=513)
+    assert {name: getattr(chosen, name) for name in given} == given
+    ours = resolve_defaults(build(), config, num_train_rows=513)
+    assert (ours.batch_size, ours.warmup_ratio, ours.weight_decay) == (32, 0.1, 0.01)
+    assert (ours.ema_decay, ours.learning_rate, ours.head_learning_rate) == (0.99, 3e-4, 3e-3)
+    with pytest.raises(ValueError, match=r"'mine' is unknown.*authors"):
+        RMatTrainingArguments(str(tmp_path), recipe="mine")
 
 
 def test_json_key_that_cannot_be_overridden_is_an_error_that_names_file_and_key(
