@@ -21,6 +21,8 @@ __all__ = [
     "RMatForPreTraining",
     "RMatForSequenceClassification",
     "RMatForTokenClassification",
+    "RMatKernelConfig",
+    "RMatKernelForSequenceClassification",
     "RMatModel",
     "RMatProcessor",
     "RMatPropertyPredictionPipeline",
@@ -34,6 +36,7 @@ __all__ = [
     "export_onnx",
     "featurize_dataset",
     "finetune",
+    "fit_kernel_head",
     "list_checkpoints",
     "load_for_finetuning",
     "predict",
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from rmat_hf.inference.sharing import push_folder
     from rmat_hf.loading import checkpoint_path, list_checkpoints
     from rmat_hf.training.finetuning import finetune
+    from rmat_hf.training.kernel_head import fit_kernel_head
     from rmat_hf.training.metrics import build_compute_metrics
     from rmat_hf.training.model_card import ModelCardCallback
     from rmat_hf.training.pretraining import pretrain
@@ -77,6 +81,7 @@ _PLACES = {
     "export_onnx": "rmat_hf.inference.export",
     "featurize_dataset": "rmat_hf.data.training_table",
     "finetune": "rmat_hf.training.finetuning",
+    "fit_kernel_head": "rmat_hf.training.kernel_head",
     "list_checkpoints": "rmat_hf.loading",
     "load_for_finetuning": "rmat_hf.training.recipe",
     "predict": "rmat_hf.inference.prediction",
@@ -103,8 +108,11 @@ if Path(sys.argv[0]).name not in ("rmat", "rmat.exe"):
     from transformers.models.auto import modeling_auto
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig
-    from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
+    from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig, RMatKernelConfig
+    from rmat_hf.model.ensemble_rmat import (
+        RMatEnsembleForSequenceClassification,
+        RMatKernelForSequenceClassification,
+    )
     from rmat_hf.model.modeling_rmat import (
         RMatForPreTraining,
         RMatForSequenceClassification,
@@ -118,7 +126,7 @@ if Path(sys.argv[0]).name not in ("rmat", "rmat.exe"):
     )
     from rmat_hf.model.processing_rmat import RMatProcessor
 
-    for _config in (RMatConfig, RMatEnsembleConfig):
+    for _config in (RMatConfig, RMatEnsembleConfig, RMatKernelConfig):
         AutoConfig.register(_config.model_type, _config)
         AutoProcessor.register(_config, RMatProcessor)
         AutoFeatureExtractor.register(_config, RMatProcessor)
@@ -128,6 +136,7 @@ if Path(sys.argv[0]).name not in ("rmat", "rmat.exe"):
         RMatForSequenceClassification,
         RMatForTokenClassification,
         RMatEnsembleForSequenceClassification,
+        RMatKernelForSequenceClassification,
     ):
         getattr(modeling_auto, _model._auto_class).register(_model.config_class, _model)
     for _pipeline in (

@@ -25,8 +25,11 @@ from transformers.utils import (
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 
 from rmat_hf.errors import UserError, explained_reading
-from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig
-from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
+from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig, RMatKernelConfig
+from rmat_hf.model.ensemble_rmat import (
+    RMatEnsembleForSequenceClassification,
+    RMatKernelForSequenceClassification,
+)
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.modeling_rmat import (
     RMatForSequenceClassification,
@@ -39,6 +42,9 @@ from rmat_hf.output_folder import load_json
 
 # What weights may be stored as; a network computes with nothing else.
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+# Of the rows that a kernel head keeps.
+INTEGER_TYPES = ("I32", "U8")
+_OF_ROWS = re.compile(r"classifier\.(count_\w+|is_labeled)")
 # Most values that start untrained, where the files have fewer: the memory of a head, no more.
 MAX_UNTRAINED_VALUES = 10_000_000
 
@@ -52,6 +58,12 @@ _IRRELEVANT_FIELDS = ("_name_or_path", "architectures", "auto_map", "transformer
 _CONFIG_CLASSES: dict[Any, type[RMatConfig]] = {
     RMatConfig.model_type: RMatConfig,
     RMatEnsembleConfig.model_type: RMatEnsembleConfig,
+    RMatKernelConfig.model_type: RMatKernelConfig,
+}
+_PREDICTORS: dict[str, Any] = {
+    RMatConfig.model_type: RMatForSequenceClassification,
+    RMatEnsembleConfig.model_type: RMatEnsembleForSequenceClassification,
+    RMatKernelConfig.model_type: RMatKernelForSequenceClassification,
 }
 
 ModelT = TypeVar("ModelT", bound=RMatPreTrainedModel)
@@ -185,12 +197,16 @@ def load_predictor(
         UserError: If it cannot be loaded, is not R-MAT or has no trained prediction head.
     """
     checkpoint = read_checkpoint(model, revision=revision, allows_ensemble=True)
-    model_class: Any = RMatForSequenceClassification
+    model_class = _PREDICTORS[checkpoint.config.model_type]
     if RMatForTokenClassification.__name__ in (checkpoint.config.architectures or []):
         model_class = RMatForTokenClassification
-    elif isinstance(checkpoint.config, RMatEnsembleConfig):
-        model_class = RMatEnsembleForSequenceClassification
     predictor, processor = _load_trained(checkpoint, model_class, device=device)
+    counted = processor.fingerprints or []
+    if counted != getattr(checkpoint.config, "fingerprints", counted):
+        raise UserError(
+            f"The model {str(model)!r} has a {FEATURE_EXTRACTOR_NAME} with the fingerprints "
+            f"{counted}, which are not those of its {CONFIG_NAME}. Restore the folder's own files."
+        )
     found = len(processor.molecule_descriptors or [])
     expected = checkpoint.config.num_molecule_descriptors
     if found != expected:
@@ -269,7 +285,8 @@ def _read_shapes(paths: list[str]) -> dict[str, tuple[int, ...]]:
         with explained_reading(path), safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - no mapping
                 weight = weights.get_slice(name)
-                if weight.get_dtype() not in FLOAT_TYPES:
+                known = INTEGER_TYPES if _OF_ROWS.fullmatch(name) else FLOAT_TYPES
+                if weight.get_dtype() not in known:
                     raise ValueError(f"{name} is stored as {weight.get_dtype()}, not as floats.")
                 shapes[name] = tuple(weight.get_shape())
     return shapes

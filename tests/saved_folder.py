@@ -18,6 +18,10 @@ ENSEMBLE_CLASSES = {
     "AutoConfig": "configuration_rmat.RMatEnsembleConfig",
     "AutoModelForSequenceClassification": "ensemble_rmat.RMatEnsembleForSequenceClassification",
 }
+KERNEL_CLASSES = {
+    "AutoConfig": "configuration_rmat.RMatKernelConfig",
+    "AutoModelForSequenceClassification": "ensemble_rmat.RMatKernelForSequenceClassification",
+}
 PROCESSOR_CLASSES = {
     "AutoFeatureExtractor": "processing_rmat.RMatProcessor",
     "AutoProcessor": "processing_rmat.RMatProcessor",
@@ -36,7 +40,8 @@ PIPELINES["RMatForTokenClassification"] = (
     *("atom-property-prediction", "RMatAtomPropertyPredictionPipeline"),
     "AutoModelForTokenClassification",
 )
-PIPELINES["RMatEnsembleForSequenceClassification"] = PIPELINES["RMatForSequenceClassification"]
+for _name in ("RMatEnsembleForSequenceClassification", "RMatKernelForSequenceClassification"):
+    PIPELINES[_name] = PIPELINES["RMatForSequenceClassification"]
 
 
 def iterate_texts(folder: Path) -> Iterator[tuple[str, str]]:

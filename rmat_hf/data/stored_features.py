@@ -2,7 +2,8 @@
 
 Layout, little-endian: header (8 bytes), atom codes (uint16, or what the list of atom features
 needs), first atoms, second atoms and types of the bonds (uint8, or uint16 beyond 256 atoms),
-geometry, molecule descriptors (float32).
+geometry, fingerprint counts (number of columns and of those that are not 0, these columns, uint16,
+and their counts, uint8), molecule descriptors (float32).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from rmat_hf.model.processing_rmat import RMatCompactFeatures, build_batch
 # Kinds of geometry: coordinates or distances above the diagonal, in steps of 0.001 Å or in Å.
 _GEOMETRIES = (("i2", 2), ("f4", 2), ("u2", 1), ("f4", 1))
 _GIVEN = len(_GEOMETRIES)
+_COUNTED = 2 * _GIVEN
 _HEADER = np.dtype(
     [("kind", "<u2"), ("num_atoms", "<u2"), ("num_bonds", "<u2"), ("num_descriptors", "<u2")]
 )
@@ -40,16 +42,20 @@ def pack_features(features: RMatCompactFeatures) -> bytes:
     kind = _GEOMETRIES.index((geometry.dtype.str[1:], geometry.ndim))
     is_given = features.geometry_source == "given"
     num_atoms, descriptors = len(features.atom_codes), features.molecule_descriptors
+    counts = features.fingerprint_counts
+    kind += _GIVEN * is_given + _COUNTED * (counts is not None)
     num_descriptors = 0 if descriptors is None else len(descriptors)
-    header = np.array(
-        (kind + _GIVEN * is_given, num_atoms, len(features.bonds), num_descriptors), dtype=_HEADER
-    )
+    header = np.array((kind, num_atoms, len(features.bonds), num_descriptors), dtype=_HEADER)
     parts = [
         header,
         features.atom_codes.astype(_CODE),
         features.bonds.T.astype(_get_bond_type(num_atoms)),
         geometry.astype(geometry.dtype.newbyteorder("<")),
     ]
+    if counts is not None:
+        columns = np.flatnonzero(counts)
+        numbers = np.array([len(counts), len(columns), *columns], dtype="<u2")
+        parts += [numbers, counts[columns].astype(np.uint8)]
     parts += [] if descriptors is None else [descriptors.astype("<f4")]
     return b"".join(part.tobytes() for part in parts)
 
@@ -65,13 +71,23 @@ def unpack_features(packed: bytes) -> RMatCompactFeatures:
     dtype, num_axes = _GEOMETRIES[kind % _GIVEN]
     size = 3 * num_atoms if num_axes == 2 else num_atoms * (num_atoms - 1) // 2
     geometry = np.frombuffer(packed, "<" + dtype, size, start)
-    descriptors = np.frombuffer(packed, "<f4", num_descriptors, start + geometry.nbytes)
+    start += geometry.nbytes
+    counts = None
+    if kind >= _COUNTED:
+        num_columns, num_entries = np.frombuffer(packed, "<u2", 2, start).tolist()
+        columns = np.frombuffer(packed, "<u2", num_entries, start + 4)
+        counts = np.zeros(num_columns, dtype=np.uint8)
+        start += 4 + columns.nbytes
+        counts[columns] = np.frombuffer(packed, np.uint8, num_entries, start)
+        start += num_entries
+    descriptors = np.frombuffer(packed, "<f4", num_descriptors, start)
     return RMatCompactFeatures(
         codes,
         bonds.reshape(3, -1).T,
         geometry.reshape(-1, 3) if num_axes == 2 else geometry,
-        "given" if kind >= _GIVEN else "",
+        "given" if kind // _GIVEN % 2 else "",
         descriptors if num_descriptors else None,
+        counts,
     )
 
 

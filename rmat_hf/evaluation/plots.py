@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rdkit import DataStructs
-from rdkit.Chem import rdFingerprintGenerator
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import RocCurveDisplay
 
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, SPREAD_PREFIX
 from rmat_hf.evaluation.protocol import DatasetProtocol
 from rmat_hf.evaluation.summary import FoldOutcome
-from rmat_hf.model.features_rmat import parse_molecule
+from rmat_hf.model.features_rmat import FINGERPRINTS, parse_molecule
 from rmat_hf.output_folder import open_atomically
-from rmat_hf.training.baselines import FINGERPRINT_RADIUS, FINGERPRINT_SIZE, MAX_ATOMS
+from rmat_hf.training.baselines import MAX_ATOMS
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +85,7 @@ def compute_distances_to_train(rows: pd.DataFrame) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(num_test_rows,)`, 0 to 1.
     """
-    generator = rdFingerprintGenerator.GetMorganGenerator(
-        radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_SIZE
-    )
+    generator = FINGERPRINTS["ecfp4"]()
     mols = [parse_molecule(smiles, max_atoms=MAX_ATOMS) for smiles in rows["smiles"]]
     fingerprints = pd.Series(generator.GetFingerprints(mols), rows.index)
     train = fingerprints[rows["split"] == "train"].tolist()

@@ -17,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from rmat_hf.errors import UserError
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.loading import load_predictor
+from rmat_hf.model.configuration_rmat import RMatKernelConfig
 from rmat_hf.model.processing_rmat import NODE_INPUTS, RMatProcessor
 from rmat_hf.output_folder import create_folder_atomically
 
@@ -106,8 +107,8 @@ def export_onnx(
         [`Export`]: where it is, and how well it agrees.
 
     Raises:
-        UserError: The extra `onnx` is not installed, or the program predicts something else; then
-            there is no file.
+        UserError: The extra `onnx` is not installed, the model has a kernel head, or the program
+            predicts something else; then there is no file.
 
     Example:
         >>> config = RMatConfig(
@@ -125,6 +126,8 @@ def export_onnx(
         import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError as error:
         raise UserError(f"{error}. Install the extra: pip install 'rmat-hf[onnx]'.") from error
+    if model.config.model_type == RMatKernelConfig.model_type:
+        raise UserError("A kernel head is no ONNX program. Finetune with --head network.")
     path, program = Path(path), _Program(model).eval()
     batches = [dict(processor(list(smiles), return_tensors="pt")) for smiles in EXAMPLES]
     with _without_exporter_report():

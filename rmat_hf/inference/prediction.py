@@ -15,7 +15,7 @@ from rdkit import Chem
 from rmat_hf.data.featurization import iterate_featurized
 from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.stored_features import count_nodes, expand_features, group_by_length
-from rmat_hf.data.table_writer import Predictions, is_ensemble
+from rmat_hf.data.table_writer import Predictions, gives_spread
 from rmat_hf.errors import is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
 from rmat_hf.model.features_rmat import Molecule
@@ -125,7 +125,7 @@ def predict(
         atoms = _arrange_atoms(rows, molecules, processor=used_processor)
         return Predictions(atoms, errors, config)
     # a member of an ensemble has the configuration of that, and no spread
-    has_spread = is_ensemble(config) and not isinstance(predictor, RMatForSequenceClassification)
+    has_spread = gives_spread(config) and not isinstance(predictor, RMatForSequenceClassification)
     values = _stack(rows, num_columns=num_outputs * (2 if has_spread else 1))
     spread = values[:, num_outputs:] if has_spread else None
     return Predictions(values[:, :num_outputs], errors, config, spread)
@@ -253,9 +253,7 @@ def _run_batches(
     cache_dir: str | Path | None,
 ) -> tuple[list[np.ndarray | None], list[str | None]]:
     """Return the numbers of each molecule, or of its atoms, in float64, or why there are none."""
-    if getattr(model, "descriptor_scaler", None) is None:
-        processor = copy.copy(processor)
-        processor.molecule_descriptors = None
+    processor = _without_unread(processor, model)
     model.eval()
     rows = _list_molecules(molecules)
     values: list[np.ndarray | None] = [None] * len(rows)
@@ -283,6 +281,16 @@ def _run_batches(
         if numbers is not None and not np.isfinite(numbers).all():
             values[row], errors[row] = None, "the model's output is not a finite number"
     return values, errors
+
+
+def _without_unread(processor: RMatProcessor, model: RMatPreTrainedModel) -> RMatProcessor:
+    """Return a processor that computes nothing that the model does not read."""
+    processor = copy.copy(processor)
+    if getattr(model, "descriptor_scaler", None) is None:
+        processor.molecule_descriptors = None
+    if not getattr(model, "reads_fingerprints", False):
+        processor.fingerprints = None
+    return processor
 
 
 def _list_molecules(molecules: Iterable[Molecule]) -> list[Molecule]:
@@ -327,8 +335,10 @@ def _run_batch(
 
 
 def _read_predictions(output: Any, problem_type: str | None) -> torch.Tensor:
-    """Return what a user reads off a model's output, followed by the spread of an ensemble."""
+    """Return what a user reads off a model's output, followed by the spread if there is one."""
     values = compute_probabilities(output.logits, problem_type)
+    if "variance" in output:
+        return torch.cat((values, output.variance.double().sqrt()), dim=1)
     if "member_logits" not in output:
         return values
     spread = compute_spread(output.member_logits, problem_type)

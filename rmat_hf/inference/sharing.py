@@ -19,6 +19,7 @@ from rmat_hf.flags import declare_flag, declare_positional, validate_flags
 from rmat_hf.inference import endpoint
 from rmat_hf.loading import find_checkpoint
 from rmat_hf.model import modeling_rmat
+from rmat_hf.model.configuration_rmat import RMatKernelConfig
 from rmat_hf.model.pipeline_rmat import describe_pipeline
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import load_json, save_json
@@ -139,7 +140,8 @@ def push_folder(
         [`Push`]: The address, the files that left and those that did not.
 
     Raises:
-        UserError: The folder has no model, the name is none of the Hub's, or the Hub refuses.
+        UserError: The folder has no model, the name is none of the Hub's, or the Hub refuses; a
+            kernel head is to be sent without `share="molecules"`, of which its weights are made.
 
     Example:
     ```python
@@ -155,6 +157,7 @@ def push_folder(
         raise UserError(f"share {share!r} is unknown. Choose one of {', '.join(SHARES)}.")
     with explained_reading(f"The repository {repo_id!r}", also=(HFValidationError,)):
         validate_repo_id(repo_id)
+    _validate_share(source, share)
     with TemporaryDirectory() as staging:
         stage = Path(staging)
         kept = _stage_files(source, stage, share=share)
@@ -172,6 +175,16 @@ def describe_push(files: dict[str, int], kept: list[str], *, repo_id: str) -> st
     if kept:
         lines += ["Stays here:", *(f"  {name}" for name in kept)]
     return "\n".join(lines)
+
+
+def _validate_share(source: Path, share: str) -> None:
+    """Refuse to send molecules that nobody has said are to be sent."""
+    config = load_json(source / CONFIG_NAME) if (source / CONFIG_NAME).is_file() else {}
+    if config.get("model_type") == RMatKernelConfig.model_type and share != "molecules":
+        raise UserError(
+            f"{source} has a kernel head, whose weights hold the vectors, counts and labels of its "
+            "training molecules: these can be reconstructed. Pass --share molecules to send them."
+        )
 
 
 def _list_files(folder: Path) -> list[Path]:

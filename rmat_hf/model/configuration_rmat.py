@@ -4,7 +4,7 @@ import difflib
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import as_validated_field, strict
@@ -28,6 +28,9 @@ NUM_BOND_FEATURES = 1 + NUM_BOND_ORDERS + 3
 
 # `topological_distances` between unconnected nodes; a real distance is at most one less.
 UNREACHABLE_DISTANCE = 255
+
+# Columns of `fingerprint_counts` of each fingerprint.
+FINGERPRINT_SIZE = 2048
 
 # Å; outside every cutoff, so that the radial basis of the pair is zero.
 BEYOND_CUTOFF = 1.0e6
@@ -303,7 +306,7 @@ class RMatConfig(PreTrainedConfig):
     @classmethod
     def list_architecture_fields(cls) -> list[str]:
         """Return the names of the fields that describe the network and not the labels."""
-        return [name for name in cls.__annotations__ if name not in TASK_FIELDS]
+        return [name for name in RMatConfig.__annotations__ if name not in TASK_FIELDS]
 
     def get_architecture(self) -> dict[str, Any]:
         """Return the fields that describe the network, to build a config for other labels."""
@@ -400,3 +403,37 @@ class RMatEnsembleConfig(RMatConfig):
     )
 
     num_members: int = interval(min=1)(default=1)
+
+
+@strict
+class RMatKernelConfig(RMatConfig):
+    r"""Configuration of a kernel head on an encoder, which keeps the rows that it was fitted on.
+
+    Args:
+        kernel_features: What has a kernel: `"vectors"` of the encoder, `"descriptors"`, and names
+            of fingerprints, whose order is that of the processor.
+        num_train_rows: Rows that the head keeps.
+        num_count_entries: Fingerprint counts of all rows together that are not 0.
+        kwargs: Fields of [`RMatConfig`].
+
+    Raises:
+        ValueError: As [`RMatConfig`].
+
+    Example:
+    ```python
+    >>> RMatKernelConfig(kernel_features=["vectors", "ecfp4"], num_labels=1).fingerprints
+    ['ecfp4']
+
+    ```
+    """
+
+    model_type = "rmat_kernel"
+
+    kernel_features: list[str] = field(default_factory=lambda: ["vectors"])
+    num_train_rows: int = interval(min=1)(default=1)
+    num_count_entries: int = interval(min=0)(default=0)
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Names of the fingerprints that have a kernel."""
+        return [name for name in self.kernel_features if name not in ("vectors", "descriptors")]

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rdkit import Chem, rdBase
-from rdkit.Chem import Descriptors
+from rdkit.Chem import Descriptors, rdFingerprintGenerator
 
-from .configuration_rmat import DUMMY_COLUMN, NUM_BOND_ORDERS
+from .configuration_rmat import DUMMY_COLUMN, FINGERPRINT_SIZE, NUM_BOND_ORDERS
 
 # Goes up whenever the features of a molecule change, so that caches and checkpoints notice.
 FEATURIZER_VERSION = 2
@@ -410,3 +410,25 @@ def compute_molecule_descriptors(mol: Chem.Mol, names: Sequence[str]) -> np.ndar
                 values[idx] = functions[name](copy)
     values[~(np.abs(values) <= np.finfo(np.float32).max)] = np.nan
     return values.astype(np.float32)
+
+
+# Counts of substructures: name → what builds RDKit's generator.
+FINGERPRINTS: dict[str, Callable[[], Any]] = {
+    "ecfp4": lambda: rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=FINGERPRINT_SIZE),
+    "atom_pairs": lambda: rdFingerprintGenerator.GetAtomPairGenerator(fpSize=FINGERPRINT_SIZE),
+}
+
+
+def compute_fingerprint_counts(mol: Chem.Mol, names: Sequence[str]) -> np.ndarray:
+    """Return how often a molecule has the substructures of each column of fingerprints.
+
+    Args:
+        mol: A molecule.
+        names: Out of `FINGERPRINTS`: `"ecfp4"` (doi 10.1021/ci100050t) and `"atom_pairs"`
+            (doi 10.1021/ci00046a002), hashed to 2,048 columns each.
+
+    Returns:
+        `np.ndarray` of shape `(2048 * len(names),)`, uint8: 255 stands for more.
+    """
+    counts = [FINGERPRINTS[name]().GetCountFingerprintAsNumPy(mol) for name in names]
+    return np.minimum(np.concatenate(counts), 255).astype(np.uint8)

@@ -118,7 +118,8 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
 
     Of a saved model: `pipeline("molecule-property-prediction", model="path or id")`. A regression
     gives `value`, with its `unit`, a classification `score`, a probability. An ensemble adds
-    `spread`, the standard deviation of its members' predictions.
+    `spread`, the standard deviation of its members' predictions, a regression with a kernel head
+    the standard deviation of its Gaussian process.
 
     Args:
         model ([`RMatForSequenceClassification`] or an ensemble): Finetuned.
@@ -149,12 +150,14 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
     auto_class: Any = AutoModelForSequenceClassification
 
     def compute_rows(self, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
-        """Return values or probabilities, followed by the spreads of an ensemble."""
+        """Return values or probabilities, followed by the spreads if there are any."""
         output, meaning = self.model(**inputs, return_dict=True), self.model.meaning
         rows = [meaning.compute_values(output.logits.double())]
         if "member_logits" in output:
             values = meaning.compute_values(output.member_logits.double())
             rows.append(values.std(1, correction=0))
+        elif "variance" in output:
+            rows.append(output.variance.double().sqrt())
         return torch.cat(rows, dim=1)
 
     def describe_row(self, row: list[float]) -> list[dict[str, Any]]:

@@ -22,12 +22,14 @@ from .configuration_rmat import (
 from .features_rmat import (
     ATOM_FEATURES,
     FEATURIZER_VERSION,
+    FINGERPRINTS,
     FIRST_ATOM_COLUMN,
     Hydrogens,
     Molecule,
     MoleculeError,
     RMatParsedMolecule,
     compute_bonds,
+    compute_fingerprint_counts,
     compute_molecule_descriptors,
     describe_molecule,
     list_molecule_descriptor_names,
@@ -40,6 +42,12 @@ logger = logging.get_logger(__name__)
 
 MASK_INPUT = "attention_mask"
 DESCRIPTOR_INPUT = "molecule_descriptors"
+FINGERPRINT_INPUT = "fingerprint_counts"
+# Type of every model input of a molecule as a whole.
+MOLECULE_INPUTS: dict[str, type[np.generic]] = {
+    DESCRIPTOR_INPUT: np.float32,
+    FINGERPRINT_INPUT: np.uint8,
+}
 LABELS = "labels"
 
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
@@ -104,8 +112,8 @@ class RMatBatchFeature(BatchFeature):
 class RMatCompactFeatures(NamedTuple):
     """Everything the model sees of a molecule, before it becomes one value per pair of nodes.
 
-    In the form of `ATOM_FEATURES`, [`compute_bonds`], `GEOMETRIES`, and
-    [`compute_molecule_descriptors`] if there are any.
+    In the form of `ATOM_FEATURES`, [`compute_bonds`], `GEOMETRIES`, and, if there are any,
+    [`compute_molecule_descriptors`] and [`compute_fingerprint_counts`].
     """
 
     atom_codes: np.ndarray
@@ -113,6 +121,7 @@ class RMatCompactFeatures(NamedTuple):
     geometry: np.ndarray
     geometry_source: str
     molecule_descriptors: np.ndarray | None
+    fingerprint_counts: np.ndarray | None = None
 
 
 def build_batch(
@@ -123,10 +132,10 @@ def build_batch(
     Returns:
         `dict[str, np.ndarray]`: `node_features` `(batch_size, num_nodes, num_node_features)`,
         `bond_types`, `topological_distances` and `interatomic_distances` (in Å)
-        `(batch_size, num_nodes, num_nodes)`, `molecule_descriptors` if there are any, and
-        `attention_mask`.
+        `(batch_size, num_nodes, num_nodes)`, `molecule_descriptors` and `fingerprint_counts` if
+        there are any, and `attention_mask`.
     """
-    codes, bonds, geometries, sources, descriptors = zip(*features, strict=True)
+    codes, bonds, geometries, sources, *of_molecules = zip(*features, strict=True)
     num_atoms, num_bonds = (np.array([len(array) for array in arrays]) for arrays in (codes, bonds))
     batch_size, num_nodes = len(features), num_nodes or int(num_atoms.max()) + 1
     molecule_of_atom = np.repeat(np.arange(batch_size), num_atoms)
@@ -171,8 +180,9 @@ def build_batch(
         "topological_distances": topological_distances,
         "interatomic_distances": interatomic_distances,
     }
-    if any(values is not None for values in descriptors):
-        batch[DESCRIPTOR_INPUT] = np.stack(descriptors)
+    for name, rows in zip(MOLECULE_INPUTS, of_molecules, strict=True):
+        if any(values is not None for values in rows):
+            batch[name] = np.stack(rows)
     batch[MASK_INPUT] = is_node.astype(np.int64)
     return batch
 
@@ -249,6 +259,8 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
             RDKit's `RemoveHs` keeps (`"rdkit"`): isotopes, hydrides and bridging ones, for example.
         max_atoms: Largest number of heavy atoms, and of atoms that are nodes, of a molecule.
         molecule_descriptors: Names of the RDKit descriptors to compute.
+        fingerprints: Names of the fingerprints of which to compute counts, out of `FINGERPRINTS`:
+            `"ecfp4"`, `"atom_pairs"`.
         featurizer_version: Of saved processors; one that is not the code's is refused.
 
     Raises:
@@ -274,6 +286,7 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
     hydrogens: Hydrogens = "none"
     max_atoms: int = interval(min=1)(default=256)
     molecule_descriptors: list[str] | None = None
+    fingerprints: list[str] | None = None
     featurizer_version: int = FEATURIZER_VERSION
 
     def __post_init__(self, **saved: Any) -> None:
@@ -295,15 +308,28 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
                 f"Molecule descriptors are {sorted({*names} - known) or names}. Pass a list of "
                 "different names of RDKit's Descriptors.descList."
             )
+        counted = self.fingerprints
+        if counted is not None and (
+            not counted or len({*FINGERPRINTS} & {*counted}) < len(counted)
+        ):
+            raise ValueError(
+                f"fingerprints are {counted}. Pass a list of different names out of "
+                f"{[*FINGERPRINTS]}."
+            )
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of what a batch holds."""
-        return [*NODE_INPUTS, *([DESCRIPTOR_INPUT] if self.molecule_descriptors else [])]
+        asked = {DESCRIPTOR_INPUT: self.molecule_descriptors, FINGERPRINT_INPUT: self.fingerprints}
+        return [*NODE_INPUTS, *(name for name in MOLECULE_INPUTS if asked[name])]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options. The name of the class lets a processor be found without a model."""
-        return {**super().to_dict(), "processor_class": type(self).__name__}
+        options = {**super().to_dict(), "processor_class": type(self).__name__}
+        # as releases that know no fingerprints have it
+        if self.fingerprints is None:
+            del options["fingerprints"]
+        return options
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
@@ -381,12 +407,16 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
         descriptors = None
         if self.molecule_descriptors:
             descriptors = compute_molecule_descriptors(molecule.mol, self.molecule_descriptors)
+        counts = None
+        if self.fingerprints:
+            counts = compute_fingerprint_counts(molecule.mol, self.fingerprints)
         return RMatCompactFeatures(
             ATOM_FEATURES.compute_codes(molecule.mol),
             compute_bonds(molecule.mol),
             geometry,
             geometry_source,
             descriptors,
+            counts,
         )
 
     def pad(  # type: ignore[override]  # molecules are never cut, so nothing is truncated
@@ -420,7 +450,8 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
             lists = zip(*features.values(), strict=True)
             features = [dict(zip(features, values, strict=True)) for values in lists]
         # without molecules, the keys and sizes are those of any molecule
-        other = type(self)(geometry="2d", molecule_descriptors=self.molecule_descriptors)
+        names = ("molecule_descriptors", "fingerprints")
+        other = type(self)(geometry="2d", **{name: getattr(self, name) for name in names})
         given = features or [other.featurize("C")[0]]
         rows = [_build_row(row, idx=idx, keys=given[0].keys()) for idx, row in enumerate(given)]
         num_nodes = choose_num_nodes(
@@ -431,7 +462,7 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
         )
         batch: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
         if padding not in UNPADDED:
-            for name in batch.keys() & {*NODE_INPUTS, DESCRIPTOR_INPUT}:
+            for name in batch.keys() & {*NODE_INPUTS, *MOLECULE_INPUTS}:
                 batch[name] = _pad_and_stack(batch[name], name=name, num_nodes=num_nodes)
             num_atoms = [len(row["node_features"]) - 1 for row in rows]
             for name in batch.keys() & {*LABEL_KEYS}:
@@ -520,8 +551,8 @@ def _build_row(row: Mapping[str, Any], *, idx: int, keys: Iterable[str]) -> dict
 
 
 def _pad_and_stack(arrays: Sequence[np.ndarray], *, name: str, num_nodes: int) -> np.ndarray:
-    if name == DESCRIPTOR_INPUT:
-        return np.stack(arrays, dtype=np.float32)
+    if name in MOLECULE_INPUTS:
+        return np.stack(arrays).astype(MOLECULE_INPUTS[name])
     dtype, padding_value, num_node_axes = NODE_INPUTS[name]
     shape = (len(arrays), *[num_nodes] * num_node_axes, *arrays[0].shape[num_node_axes:])
     padded = np.full(shape, padding_value, dtype=dtype)

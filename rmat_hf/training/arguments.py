@@ -10,7 +10,7 @@ from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_sp
 from rmat_hf.errors import UserError, hide_credentials
 from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.features_rmat import ATOM_FEATURES
+from rmat_hf.model.features_rmat import ATOM_FEATURES, FINGERPRINTS
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.losses_rmat import PROBLEM_TYPES
 from rmat_hf.output_folder import load_json
@@ -24,6 +24,10 @@ Built = TypeVar("Built")
 ARGUMENTS_FILE = "finetuning_arguments.json"
 TRIALS_FILE = "hpo_trials.csv"
 
+# What learns: the whole network, or a Gaussian process on the vectors of one that does not.
+HEADS = ("network", "kernel")
+# What the latter can compare.
+KERNEL_FEATURES = ("vectors", *FINGERPRINTS, "descriptors")
 SCRATCH = "scratch"
 DEFAULT_MODEL = "rmat-small"
 RESERVED_COLUMNS = ("row", "smiles", "split", "error")
@@ -128,6 +132,16 @@ class FinetuningArguments(RunArguments):
         None,
         "Molecule descriptors to concatenate before the head. Default: the model's, else none.",
     )
+    head: str = declare_flag(
+        "network",
+        "What learns: the network, or kernel: a Gaussian process on its frozen vectors and on "
+        "fingerprints, fitted in seconds on train and valid together.",
+        choices=HEADS,
+    )
+    kernel_features: list[str] = declare_flag(
+        ["vectors", "ecfp4", "atom_pairs"],
+        f"What --head kernel compares, each with a kernel: of {', '.join(KERNEL_FEATURES)}.",
+    )
     class_weighting: ClassWeighting = declare_flag("none", "Weight of rare classes.")
     conflict_tolerance: float = declare_flag(
         0.1, "Standard deviations between labels of one molecule that do not conflict.", least=0
@@ -223,8 +237,25 @@ class FinetuningArguments(RunArguments):
             yield "--class-weighting balanced is for classification. Leave it out."
         if self.member_folds and self.num_members < 2:
             yield "--member-folds needs --num-members 2 or more: one fold for each."
+        if self.head == "kernel":
+            yield from self._list_kernel_contradictions()
         if self.feature_cache == "":
             yield "--feature-cache is empty. Name a folder, 'default' or 'none'."
+
+    def _list_kernel_contradictions(self) -> Iterator[str]:
+        known = len({*self.kernel_features} & {*KERNEL_FEATURES})
+        if not known or known < len(self.kernel_features):
+            yield (
+                f"--kernel-features {' '.join(self.kernel_features)}: name some of "
+                f"{', '.join(KERNEL_FEATURES)}, each once."
+            )
+        if self.model == SCRATCH:
+            yield "--head kernel takes the vectors of a trained --model; scratch has none."
+        unread: dict[str, Any] = {"num_members": 1, "hpo_trials": 0, "class_weighting": "none"}
+        unread |= dict.fromkeys(("molecule_descriptors", "dropout", "model_config"))
+        if given := [name for name, default in unread.items() if getattr(self, name) != default]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            yield f"--head kernel does not read {flags}. Leave it out."
 
 
 def describe_arguments(arguments: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from rdkit import Chem
-from rdkit.Chem import rdFingerprintGenerator
 from scipy.special import softmax
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import (
@@ -28,6 +27,7 @@ from sklearn.svm import SVC, SVR
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import (
+    compute_fingerprint_counts,
     compute_molecule_descriptors,
     list_molecule_descriptor_names,
     parse_molecule,
@@ -36,8 +36,6 @@ from rmat_hf.training.metrics import compute_metrics
 
 logger = logging.getLogger(__name__)
 
-FINGERPRINT_RADIUS = 2
-FINGERPRINT_SIZE = 2048
 LARGEST_DESCRIPTOR = 8.0  # standard deviations
 MAX_SVM_ROWS = 5_000  # the time to fit an SVM grows with the square of the rows or faster
 MAX_ROWS_TO_CHOOSE = 2_000  # of those, to choose a setting on folds
@@ -48,10 +46,7 @@ _ROWS_PER_CHUNK = 1_000
 
 def compute_fingerprints(mols: list[Chem.Mol]) -> np.ndarray:
     """Return ECFP4 counts, float32 `(num_mols, 2048)` (doi 10.1021/ci100050t)."""
-    generator = rdFingerprintGenerator.GetMorganGenerator(
-        radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_SIZE
-    )
-    return np.array([generator.GetCountFingerprintAsNumPy(mol) for mol in mols], dtype=np.float32)
+    return np.array([compute_fingerprint_counts(mol, ["ecfp4"]) for mol in mols], dtype=np.float32)
 
 
 def compute_descriptors(mols: list[Chem.Mol]) -> np.ndarray:

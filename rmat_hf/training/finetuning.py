@@ -20,10 +20,10 @@ from rmat_hf.data.table_writer import (
     describe_prediction_columns,
 )
 from rmat_hf.data.training_table import DroppedRow
-from rmat_hf.loading import load_predictor
+from rmat_hf.loading import Checkpoint, load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.modeling_rmat import RMatPreTrainedModel
 from rmat_hf.output_folder import (
     name_work_dir,
     open_run,
@@ -35,6 +35,7 @@ from rmat_hf.training.arguments import (
     FinetuningArguments,
     describe_arguments,
 )
+from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import ROW_FILES, FinetuningReport, save_model_card
 from rmat_hf.training.recipe import (
@@ -54,6 +55,18 @@ logger = logging.getLogger(__name__)
 ROW_COLUMNS: dict[str, ColumnKind] = {"row": "integer", "smiles": "text", "split": "text"}
 # Where `Trainer` lets TensorBoard write; the names of its files tell that of the machine.
 TENSORBOARD_DIR = "runs"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model that was fitted on rows says of each without that one, `(num_rows, num_labels)`.
+
+    `variances` are of a regression.
+    """
+
+    rows: np.ndarray
+    outputs: np.ndarray
+    variances: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -163,10 +176,17 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
                 dropout=config.hidden_dropout_prob,
                 folder=run.work_dir,
             )
-        trainer, log = _train(arguments, task, work_dir=run.work_dir)
+        log: list[dict[str, Any]] = []
+        if arguments.head == "kernel":
+            trainer, held_out = _fit_kernel(arguments, task, work_dir=run.work_dir)
+        else:
+            trainer, log = _train(arguments, task, work_dir=run.work_dir)
+            held_out = None
         # choosing a checkpoint needs a defined metric, reporting does not
         trainer.compute_metrics = None
-        report = build_finetuning_report(arguments, task, trainer=trainer, baselines=baselines)
+        report = build_finetuning_report(
+            arguments, task, trainer=trainer, baselines=baselines, held_out=held_out
+        )
         if is_main_process:
             with run.publish() as folder:
                 model = cast(Any, trainer.model)
@@ -204,6 +224,24 @@ def _train(
     return _build_trainer(arguments, task, folder=work_dir, model=model), log
 
 
+def _fit_kernel(
+    arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
+) -> tuple[Trainer, HeldOut]:
+    """Return a `Trainer` with a kernel head, and what that says of each of its rows without it."""
+    rows = np.sort(np.concatenate([task.split.train, task.split.valid]))
+    model, outputs, variances = fit_with_held_out(
+        cast(Checkpoint, task.checkpoint),
+        task.dataset.select(rows),
+        label_columns=arguments.label_columns,
+        kernel_features=arguments.kernel_features,
+        problem_type=arguments.problem_type,
+        label_units=arguments.label_units,
+        seed=arguments.seed,
+    )
+    trainer = _build_trainer(arguments, task, folder=work_dir, model=model)
+    return trainer, HeldOut(rows, outputs, variances)
+
+
 def _build_trainer(
     arguments: FinetuningArguments,
     task: FinetuningTask,
@@ -228,11 +266,13 @@ def build_finetuning_report(
     *,
     trainer: Trainer,
     baselines: dict[str, dict[str, Any]],
+    held_out: HeldOut | None = None,
 ) -> FinetuningReport:
     """Score the best model, or the ensemble and each of its members, on every part.
 
     Members with folds of their own have learned from most rows of valid. There the predictions are
-    out of fold, each by the one member that did not, and a member is scored on its own fold.
+    out of fold, each by the one member that did not, and a member is scored on its own fold. Rows
+    that a kernel head was fitted on have the predictions that leave them out.
     """
     labels = np.array(task.dataset["labels"][:], dtype=np.float64)
     outputs, *others = predict_rows(trainer, task)
@@ -240,7 +280,12 @@ def build_finetuning_report(
         compute_metrics_for_problem, arguments.problem_type, label_names=arguments.label_columns
     )
     parts = vars(task.split)
-    members, member_metrics = None, []
+    members, spreads, member_metrics = None, None, []
+    if held_out is not None:
+        outputs[held_out.rows] = held_out.outputs
+        for variances in others:
+            variances[held_out.rows] = held_out.variances
+            spreads = {part: np.sqrt(variances[rows]) for part, rows in parts.items()}
     if arguments.num_members > 1:
         (of_members,) = others
         splits = split_for_members(arguments, task)
@@ -265,6 +310,7 @@ def build_finetuning_report(
         predictions={part: outputs[rows] for part, rows in parts.items()},
         member_predictions=members,
         member_metrics=member_metrics,
+        spreads=spreads,
         num_dropped=len(task.dropped),
         max_atoms=task.processor.max_atoms,
     )
@@ -289,7 +335,7 @@ def predict_out_of_fold(
 def save_run_folder(
     folder: Path,
     *,
-    model: RMatForSequenceClassification | RMatEnsembleForSequenceClassification,
+    model: RMatPreTrainedModel,
     task: FinetuningTask,
     report: FinetuningReport,
     log_history: list[dict[str, Any]],
@@ -332,6 +378,8 @@ def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport
     if report.member_predictions is not None:
         logits = torch.from_numpy(np.concatenate(list(report.member_predictions.values())))
         spread = compute_spread(logits, config.problem_type).numpy()
+    elif report.spreads is not None:
+        spread = np.concatenate(list(report.spreads.values()))
     columns |= Predictions(values, [None] * len(values), config, spread).to_columns()
     kinds = {**ROW_COLUMNS, **dict.fromkeys(config.label_columns, label_kind)}
     kinds |= describe_prediction_columns(config)

@@ -84,7 +84,7 @@ class FinetuningReport:
     """What a finetuning run found out, and its card tells.
 
     Metrics, labels and predictions, in the labels' units, are by part. Those of an ensemble's
-    members have the shape `(num_rows, num_members, num_labels)`.
+    members have the shape `(num_rows, num_members, num_labels)`; `spreads` are of a kernel head.
     """
 
     config: RMatConfig
@@ -97,6 +97,7 @@ class FinetuningReport:
     max_atoms: int
     member_predictions: dict[str, np.ndarray] | None = None
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    spreads: dict[str, np.ndarray] | None = None
 
 
 class ModelCardCallback(TrainerCallback):
@@ -248,13 +249,11 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         license=arguments.license,
     )
     card.metrics = report.metrics
-    is_last = keeps_last_epoch(arguments.recipe, load_json_fields(arguments.training_arguments))
-    choice = "the last epoch, chosen on nothing" if is_last else "chosen by the validation metric"
     sizes = ", ".join(f"{len(labels)} {part}" for part, labels in report.labels.items())
     facts = [
         f"molecules: {sizes}; {report.num_dropped} rows dropped (`dropped_rows.csv`)",
         *_describe_ensemble(report),
-        f"{choice}; the test part was scored once",
+        *_describe_choice(report),
         "every value: `metrics.json`, `predictions.csv`, `split.csv`",
     ]
     plots = []
@@ -486,6 +485,26 @@ def _describe_ensemble(report: FinetuningReport) -> list[str]:
     return [
         f"an ensemble of {len(report.member_metrics)} models with different seeds{folds}; each "
         "alone: `member_metrics.json`; the spread of a prediction is their standard deviation"
+    ]
+
+
+def _describe_choice(report: FinetuningReport) -> list[str]:
+    """Return where it was chosen what is kept, and what the metrics therefore mean."""
+    arguments = report.arguments
+    if arguments.head != "kernel":
+        is_last = keeps_last_epoch(arguments.recipe, load_json_fields(arguments.training_arguments))
+        choice = (
+            "the last epoch, chosen on nothing" if is_last else "chosen by the validation metric"
+        )
+        return [f"{choice}; the test part was scored once"]
+    return [
+        "a Gaussian process on the frozen encoder, with one kernel for each of: "
+        f"{', '.join(arguments.kernel_features)}; fitted on train and valid together by "
+        "marginal likelihood",
+        "metrics of train and valid leave out the row that is predicted; the test part was scored "
+        "once",
+        "the weights hold vectors, counts and labels of the training molecules, from which these "
+        "can be reconstructed",
     ]
 
 

@@ -23,7 +23,7 @@ from rmat_hf.data.training_table import DroppedRow, load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.loading import Checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.features_rmat import FINGERPRINTS, list_molecule_descriptor_names
 from rmat_hf.model.losses_rmat import choose
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatForTokenClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -155,6 +155,12 @@ def _build_processor(
         options["molecule_descriptors"] = list_molecule_descriptor_names()
     elif arguments.molecule_descriptors == "none":
         options["molecule_descriptors"] = None
+    options["fingerprints"] = None
+    if arguments.head == "kernel":
+        counted = [name for name in arguments.kernel_features if name in FINGERPRINTS]
+        described = "descriptors" in arguments.kernel_features
+        options["fingerprints"] = counted or None
+        options["molecule_descriptors"] = list_molecule_descriptor_names() if described else None
     if checkpoint is None:
         return RMatProcessor(**options)
     return load_processor(checkpoint.name, revision=checkpoint.revision, **options)

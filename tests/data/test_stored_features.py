@@ -56,8 +56,13 @@ def assert_expansion_equals_padding(molecules: list[Molecule], processor: RMatPr
 
 @pytest.mark.parametrize("geometry", ["conformer", "bounds", "2d"])
 @pytest.mark.parametrize("descriptors", [None, DESCRIPTORS])
-def test_batch_is_the_one_of_the_processor_bit_for_bit(geometry: Any, descriptors: Any) -> None:
-    processor = RMatProcessor(geometry=geometry, molecule_descriptors=descriptors)
+@pytest.mark.parametrize("fingerprints", [None, ["ecfp4", "atom_pairs"]])
+def test_batch_is_the_one_of_the_processor_bit_for_bit(
+    geometry: Any, descriptors: Any, fingerprints: Any
+) -> None:
+    processor = RMatProcessor(
+        geometry=geometry, molecule_descriptors=descriptors, fingerprints=fingerprints
+    )
     assert_expansion_equals_padding(list(VARIED_SMILES), processor)
     for smiles in VARIED_SMILES:
         assert_expansion_equals_padding([smiles], processor)

@@ -1,0 +1,292 @@
+"""fit_kernel_head(...): a Gaussian process on the vectors of an encoder, fitted in seconds."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+
+from rmat_hf.data.stored_features import count_nodes, expand_features, group_by_length
+from rmat_hf.errors import UserError
+from rmat_hf.loading import Checkpoint, read_checkpoint
+from rmat_hf.model.configuration_rmat import FINGERPRINT_SIZE, RMatConfig, RMatKernelConfig
+from rmat_hf.model.ensemble_rmat import (
+    RMatKernelForSequenceClassification,
+    RMatKernelHead,
+    compute_kernel,
+)
+from rmat_hf.model.losses_rmat import LOSSES
+from rmat_hf.model.modeling_rmat import RMatModel
+from rmat_hf.training.recipe import build_labeled_config
+
+logger = logging.getLogger(__name__)
+
+# The kernel of so many rows, and what it takes to solve it, are a few GB.
+MAX_ROWS = 10_000
+# Of which at most so many decide the widths and weights.
+MAX_ROWS_TO_CHOOSE = 1_000
+_BATCH_SIZE = 64
+_MAX_STEPS = 30
+# Least variance of the noise, and the widths of a normal prior of all logarithms around their
+# start: they keep a few labels from saying what they cannot.
+_LEAST_NOISE = 1e-3
+_PRIOR_VARIANCE = 5.0
+
+
+def fit_kernel_head(
+    model: str | Path | Checkpoint,
+    dataset: Dataset,
+    *,
+    label_columns: Sequence[str],
+    kernel_features: Sequence[str] = ("vectors",),
+    problem_type: str = "regression",
+    label_units: Sequence[str] = (),
+    revision: str | None = None,
+    seed: int = 0,
+) -> RMatKernelForSequenceClassification:
+    """Fit an exact Gaussian process on the vectors of a pretrained encoder, which does not learn.
+
+    Its kernel is the sum of one RBF kernel for each of `kernel_features`. Each label has
+    widths, weights and noise of its own, those of the largest marginal likelihood (Rasmussen and
+    Williams 2006, eq. 5.8), of at most 1,000 rows. Classes are a regression of -1 and 1, brought to
+    probabilities by a logistic regression on the leave-one-out predictions.
+
+    An encoder that was finetuned on labels of the same rows makes the head too sure of itself.
+
+    Args:
+        model (`str` or `Path`): Folder, Hub id, or a name of [`list_checkpoints`].
+        dataset (`datasets.Dataset`):
+            The training rows alone, as [`featurize_dataset`] gives them: `features` and `labels`,
+            `(num_rows, num_labels)`, NaN where missing.
+        label_columns (`Sequence[str]`): Names of the labels.
+        kernel_features (`Sequence[str]`, *optional*, defaults to `("vectors",)`):
+            What has a kernel: `"vectors"`, all fingerprints of the processor that made the
+            features, in its order, and `"descriptors"`, if it has them.
+        problem_type, label_units, revision: As in [`load_for_finetuning`].
+        seed (`int`, *optional*, defaults to 0): Of the choice of 1,000 rows.
+
+    Returns:
+        [`RMatKernelForSequenceClassification`].
+
+    Raises:
+        UserError: The model cannot be read, a label has no value, there are more than 10,000 rows,
+            or the features of the rows were made with other fingerprints.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from rmat_hf import RMatProcessor, featurize_dataset, fit_kernel_head, predict
+    >>> table = Dataset.from_dict({"smiles": ["C" * n for n in range(1, 31)], "y": range(30)})
+    >>> processor = RMatProcessor(geometry="bounds", fingerprints=["ecfp4"])
+    >>> rows = featurize_dataset(table, processor, label_columns=["y"])
+    >>> kinds = ["vectors", "ecfp4"]
+    >>> model = fit_kernel_head("rmat-small", rows, label_columns=["y"], kernel_features=kinds)
+    >>> result = predict(model, ["CCCCCC"], processor=processor)
+    >>> result.values.shape, result.spread.shape  # a value and its standard deviation
+    ((1, 1), (1, 1))
+
+    ```
+    """
+    options: dict[str, Any] = {"label_columns": label_columns, "kernel_features": kernel_features}
+    options |= {"problem_type": problem_type, "label_units": label_units, "seed": seed}
+    checkpoint = (
+        model if isinstance(model, Checkpoint) else read_checkpoint(model, revision=revision)
+    )
+    return fit_with_held_out(checkpoint, dataset, **options)[0]
+
+
+def fit_with_held_out(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    *,
+    label_columns: Sequence[str],
+    kernel_features: Sequence[str],
+    problem_type: str,
+    label_units: Sequence[str],
+    seed: int,
+) -> tuple[RMatKernelForSequenceClassification, np.ndarray, np.ndarray]:
+    """Return the model of [`fit_kernel_head`] and what it says of each row without that row.
+
+    The latter are logits and variances, `(num_rows, num_labels)`, as the outputs of the model, with
+    the same widths, weights and noise; of a row without a label they are those of the model itself.
+    """
+    if len(dataset) > MAX_ROWS:
+        raise UserError(
+            f"{len(dataset)} rows are more than the {MAX_ROWS} that a kernel head can keep. Use "
+            "--head network, or fewer rows."
+        )
+    labeled = build_labeled_config(
+        checkpoint,
+        dataset,
+        label_columns=label_columns,
+        problem_type=problem_type,
+        label_units=label_units,
+        class_weighting="none",
+        overrides={},
+    )
+    encoder = checkpoint.load_model(RMatModel).eval()
+    inputs = _compute_inputs(encoder, dataset["features"][:])
+    counts, descriptors = inputs.get("fingerprint_counts"), inputs.get("molecule_descriptors")
+    names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
+    config = RMatKernelConfig(
+        **{name: getattr(labeled, name) for name in names},
+        kernel_features=list(kernel_features),
+        num_train_rows=len(dataset),
+        num_count_entries=0 if counts is None else int((counts > 0).sum()),
+    )
+    model = RMatKernelForSequenceClassification(config)
+    model.rmat = encoder
+    _set_rows(model, inputs["vectors"], counts=counts, descriptors=descriptors)
+    labels = np.array(dataset["labels"][:], dtype=np.float64).reshape(len(dataset), -1)
+    targets = torch.from_numpy(_arrange_targets(labels, config))
+    head = cast(RMatKernelHead, model.classifier)
+    fitted = [_fit_label(head, it, label=idx, seed=seed) for idx, it in enumerate(targets.T)]
+    outputs, variances = (torch.stack(parts, dim=1) for parts in zip(*fitted, strict=True))
+    if problem_type == "regression":
+        mean, std = (torch.tensor(it).double() for it in (config.label_mean, config.label_std))
+        return model.eval(), (outputs * std + mean).numpy(), (variances * std**2).numpy()
+    scale, shift = _calibrate(outputs, torch.from_numpy(labels), problem_type=problem_type)
+    head.output_scale.copy_(scale)
+    head.output_shift.copy_(shift)
+    return model.eval(), (outputs * scale + shift).numpy(), (variances * scale**2).numpy()
+
+
+@torch.no_grad()
+def _compute_inputs(encoder: RMatModel, packed: list[bytes]) -> dict[str, torch.Tensor]:
+    """Return vectors, and the counts and descriptors in the features, of all rows in order."""
+    found: dict[str, list[torch.Tensor]] = {}
+    batches = group_by_length(count_nodes(packed), batch_size=_BATCH_SIZE)
+    for batch in batches:
+        arrays = expand_features([packed[row] for row in batch])
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        for name in ("fingerprint_counts", "molecule_descriptors"):
+            if name in inputs:
+                found.setdefault(name, []).append(inputs.pop(name))
+        output = encoder(**{name: it.to(encoder.device) for name, it in inputs.items()})
+        found.setdefault("vectors", []).append(output.pooler_output.float().cpu())
+    place = torch.from_numpy(np.argsort(np.concatenate(batches)))
+    return {name: torch.cat(parts)[place] for name, parts in found.items()}
+
+
+def _arrange_targets(labels: np.ndarray, config: RMatKernelConfig) -> np.ndarray:
+    """Return standardized labels, or -1 and 1 for each class, NaN where missing."""
+    if config.problem_type == "regression":
+        return (labels - np.array(config.label_mean)) / np.array(config.label_std)
+    if config.problem_type == "single_label_classification":
+        is_class = labels == np.arange(len(config.output_names))
+        labels = np.where(np.isnan(labels), np.nan, is_class)
+    return 2 * labels - 1
+
+
+def _set_rows(
+    model: RMatKernelForSequenceClassification,
+    vectors: torch.Tensor,
+    *,
+    counts: torch.Tensor | None,
+    descriptors: torch.Tensor | None,
+) -> None:
+    """Let the head keep the rows, if they have what it compares."""
+    names, num_counted = model.config.fingerprints, 0 if counts is None else counts.shape[1]
+    if num_counted != FINGERPRINT_SIZE * len(names):
+        raise UserError(
+            f"The rows have {num_counted} columns of counts, which are not those of the "
+            f"fingerprints {names}. Featurize them with these."
+        )
+    if model.descriptor_scaler is None:
+        descriptors = None
+    elif descriptors is None:
+        raise UserError("The rows have no molecule descriptors. Featurize them with some.")
+    else:
+        model.descriptor_scaler.fit(descriptors)
+        descriptors = model.descriptor_scaler(descriptors)
+    model.classifier.set_rows(vectors, counts, descriptors)
+
+
+@torch.no_grad()
+def _fit_label(
+    head: RMatKernelHead, targets: torch.Tensor, *, label: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit the process of a label; return means and variances that leave out the row they are of."""
+    features, known = head.list_row_features(), (~targets.isnan()).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(seed)
+    chosen = known[torch.randperm(len(known), generator=generator)[:MAX_ROWS_TO_CHOOSE]]
+    rows = [it[chosen] for it in features]
+    options = _maximize_likelihood(head.compute_distances(rows, rows), targets[chosen])
+    for name, value in zip(("log_weights", "log_widths", "log_noise"), options, strict=True):
+        getattr(head, name)[label].copy_(value)
+    head.is_labeled[label, known] = 1
+    rows = [it[known] for it in features]
+    kernel = head.compute_label_kernel(head.compute_distances(rows, rows), label)
+    kernel.diagonal().add_(head.log_noise[label].double().exp())
+    factor = torch.linalg.cholesky(kernel)
+    coefficients = torch.cholesky_solve(targets[known, None], factor)[:, 0]
+    head.coefficients[label, known] = coefficients.to(head.coefficients.dtype)
+    outputs, variances = torch.empty_like(targets), torch.empty_like(targets)
+    # Rasmussen and Williams, eq. 5.12
+    variances[known] = 1 / torch.cholesky_inverse(factor).diagonal()
+    outputs[known] = targets[known] - coefficients * variances[known]
+    if len(other := targets.isnan().nonzero()[:, 0]):
+        distances = head.compute_distances([it[other] for it in features], rows)
+        kernel = head.compute_label_kernel(distances, label)
+        outputs[other] = kernel @ coefficients
+        variances[other] = head.compute_variance(kernel, factor, label=label)
+    return outputs, variances
+
+
+@torch.enable_grad()
+def _maximize_likelihood(
+    distances: list[torch.Tensor], targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the logarithms of weights, widths and noise of the largest marginal likelihood."""
+    num_kinds, eye = len(distances), torch.eye(len(targets), dtype=torch.float64)
+    start = torch.zeros(2 * num_kinds + 1, dtype=torch.float64)
+    start[:num_kinds], start[-1] = -np.log(num_kinds), np.log(0.15)
+    options = nn.Parameter(start.clone())
+
+    def split() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return options[:num_kinds], options[num_kinds:-1], (options[-1].exp() + _LEAST_NOISE).log()
+
+    def evaluate() -> torch.Tensor:
+        log_weights, log_widths, log_noise = split()
+        kernel = compute_kernel(distances, log_weights, log_widths)
+        noise, prior = log_noise.exp(), ((options - start) ** 2).sum() / (2 * _PRIOR_VARIANCE)
+        with torch.no_grad():
+            factor = torch.linalg.cholesky(kernel + noise * eye)
+            solved = torch.cholesky_solve(targets[:, None], factor)
+            value = 0.5 * (targets @ solved[:, 0]) + factor.diagonal().log().sum()
+            weight = 0.5 * (torch.cholesky_inverse(factor) - solved @ solved.T)
+        # eq. 5.9: has the gradient of the likelihood, without one through the factor
+        surrogate = (weight * kernel).sum() + weight.diagonal().sum() * noise + prior
+        (options.grad,) = torch.autograd.grad(surrogate, [options])
+        return value + prior.detach()
+
+    optimizer = torch.optim.LBFGS([options], max_iter=_MAX_STEPS, line_search_fn="strong_wolfe")
+    optimizer.step(evaluate)
+    log_weights, log_widths, log_noise = split()
+    return log_weights.detach(), log_widths.detach(), log_noise.detach()
+
+
+def _calibrate(
+    outputs: torch.Tensor, labels: torch.Tensor, *, problem_type: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scale and shift of each output that make logits of it."""
+    scale = nn.Parameter(torch.full((outputs.shape[1],), 2.0, dtype=torch.float64))
+    shift = nn.Parameter(torch.zeros(outputs.shape[1], dtype=torch.float64))
+    loss = LOSSES[problem_type]
+
+    def evaluate() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = outputs * scale + shift
+        # a normal prior of variance 9 around the start, in units of one row
+        prior = (((scale - 2) ** 2).sum() + (shift**2).sum()) / (18 * len(outputs))
+        value = loss(logits, loss.arrange_labels(labels, logits)) + prior
+        value.backward()
+        return value.detach()
+
+    optimizer = torch.optim.LBFGS([scale, shift], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer.step(evaluate)
+    return scale.detach(), shift.detach()
