@@ -137,7 +137,7 @@ def main() -> None:
             table.insert(0, "row", parts["test"]["row"][:])
             table.to_csv(f"{training_args.output_dir}/predictions.csv", index=False)
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset=source, finetuned_from=name)
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

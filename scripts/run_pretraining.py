@@ -12,6 +12,7 @@ budget of memory and corpora that fit in none: `rmat pretrain`.
 import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datasets import Dataset, load_dataset
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
@@ -122,8 +123,11 @@ def main() -> None:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics | {"eval_samples": len(parts["test"])})
     if training_args.push_to_hub:
-        source = data_args.dataset_name or data_args.train_file
-        trainer.push_to_hub(dataset=source, finetuned_from=name)
+        # the card names no path of this machine
+        kwargs = {"dataset": data_args.dataset_name or Path(data_args.train_file).name}
+        if not model_args.from_scratch:
+            kwargs["finetuned_from"] = Path(name).name if Path(name).exists() else name
+        trainer.push_to_hub(tags=["rmat", "pretrained"], **kwargs)
 
 
 if __name__ == "__main__":
