@@ -35,6 +35,7 @@ __all__ = [
     "embed",
     "export_onnx",
     "featurize_dataset",
+    "find_processor",
     "finetune",
     "fit_kernel_head",
     "list_checkpoints",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from rmat_hf.data.featurization import find_processor
     from rmat_hf.data.splits.registry import split_dataset
     from rmat_hf.data.training_table import featurize_dataset
     from rmat_hf.inference.conversion import convert_checkpoint
@@ -80,6 +82,7 @@ _PLACES = {
     "embed": "rmat_hf.inference.prediction",
     "export_onnx": "rmat_hf.inference.export",
     "featurize_dataset": "rmat_hf.data.training_table",
+    "find_processor": "rmat_hf.data.featurization",
     "finetune": "rmat_hf.training.finetuning",
     "fit_kernel_head": "rmat_hf.training.kernel_head",
     "list_checkpoints": "rmat_hf.loading",

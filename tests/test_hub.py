@@ -252,6 +252,25 @@ def test_finetuning_a_model_from_the_hub_on_data_from_the_hub(
     assert predict(run, ["CCO"]).errors == [None]
 
 
+# Features that somebody has shared
+
+
+@pytest.mark.slow
+def test_a_model_finetuned_from_pushed_features_is_that_of_the_table(
+    run_online: RunProcess, tmp_path: Path
+) -> None:
+    done = run_online(TESTS / "hub_featurizer.py", tmp_path, token=TOKEN)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["processor"] == report["expected"]
+    features = report["row"]["features"]
+    assert len(features["atom_codes"]) == report["row"]["num_nodes"] - 1
+    for name in ("metrics.json", "model.safetensors", "predictions.csv"):
+        table, stream, hub = (tmp_path / it / name for it in ("table", "stream", "hub"))
+        assert table.read_bytes() == stream.read_bytes() == hub.read_bytes(), name
+    assert report["pretraining"]["contexts"]["num_centers"] > 0
+
+
 # rmat push, on real data
 
 

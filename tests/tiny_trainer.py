@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_SMILES
 from transformers.trainer import Trainer
 
 from rmat_hf.data.featurization import LENGTH_COLUMN
-from rmat_hf.data.stored_features import count_nodes, pack_features
+from rmat_hf.data.stored_features import build_features_column, count_nodes, pack_features
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -29,14 +29,13 @@ def build_rows(num_rows: int, *, share_missing: float = 0.0) -> Dataset:
     labels[
         rng.permutation(num_rows * NUM_LABELS).reshape(labels.shape) < share_missing * 2 * num_rows
     ] = np.nan
-    rows = []
+    rows, packed = [], []
     for row in range(num_rows):
         smiles = "C" * (row % 3) + TABLE_SMILES[row % len(TABLE_SMILES)]
-        features = pack_features(PROCESSOR.featurize_compactly(smiles))
-        (num_nodes,) = count_nodes([features])
-        rows.append({"features": features, "row": row, "labels": labels[row].tolist()})
-        rows[-1][LENGTH_COLUMN] = num_nodes
-    return Dataset.from_list(rows)
+        packed.append(pack_features(PROCESSOR.featurize_compactly(smiles)))
+        rows.append({"row": row, "labels": labels[row].tolist()})
+    features = {"features": build_features_column(packed), LENGTH_COLUMN: count_nodes(packed)}
+    return concatenate_datasets([Dataset.from_list(rows), Dataset.from_dict(features)], axis=1)
 
 
 def build_model(**options: Any) -> RMatForSequenceClassification:

@@ -1,7 +1,7 @@
 """`rmat featurize` and what it writes: Parquet shards of featurized molecules, for pretraining.
 
-A shard is self-contained. The metadata of its schema hold the options of the processor and the
-rows that have no features.
+A shard is self-contained: its columns are those of stored_features.py, one of which tells the
+options of the processor. The metadata of its schema hold the rows that have no features.
 """
 
 import glob
@@ -24,7 +24,17 @@ import rdkit
 from datasets.exceptions import DatasetsError
 
 from rmat_hf import __version__
-from rmat_hf.data.featurization import FeaturizedMolecule, describe_processor, iterate_featurized
+from rmat_hf.data.featurization import (
+    FEATURE_FIELDS,
+    LENGTH_COLUMN,
+    PROCESSOR_COLUMN,
+    FeaturizedMolecule,
+    build_processor,
+    describe_processor,
+    describe_processor_column,
+    find_options,
+    iterate_featurized,
+)
 from rmat_hf.data.shards import (
     Piece,
     Result,
@@ -35,9 +45,15 @@ from rmat_hf.data.shards import (
     write_shards,
 )
 from rmat_hf.data.sources import find_hub_files, open_table
-from rmat_hf.data.stored_features import count_nodes
+from rmat_hf.data.stored_features import (
+    FEATURES_COLUMN,
+    LIST_FIELDS,
+    build_features_column,
+    count_nodes,
+    has_features,
+)
 from rmat_hf.data.table_writer import ColumnKind, TableWriter
-from rmat_hf.data.tables import open_parquet, validate_smiles_column
+from rmat_hf.data.tables import find_kind, read_header, validate_smiles_column
 from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.features_rmat import Molecule, list_molecule_descriptor_names
@@ -51,19 +67,9 @@ CORPUS_FILE = "corpus.json"
 FAILED_ROWS_FILE = "failed_rows.csv"
 PROCESSOR_FILE = "preprocessor_config.json"
 _README_FILE = "README.md"
-# large_binary: the features of a shard may take more than 2 GiB.
-SHARD_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("smiles", pa.string()),
-        ("features", pa.large_binary()),
-        ("num_nodes", pa.int32()),
-        ("geometry_source", pa.string()),
-    ]
-)
-_REQUIRED_COLUMNS = ("smiles", "features", "num_nodes")
+SHARD_FIELDS = pa.schema([("row", pa.int64()), ("smiles", pa.string()), *FEATURE_FIELDS])
+_REQUIRED_COLUMNS = ("smiles", FEATURES_COLUMN, LENGTH_COLUMN)
 _NOT_FEATURIZED = "Its molecules have no features: run `rmat featurize` first and load its folder."
-_PROCESSOR_KEY = b"rmat_hf.processor"
 _FAILURES_KEY = b"rmat_hf.failures"
 _COMPRESSION_LEVEL = 9
 # Molecules that a reader holds at a time.
@@ -81,7 +87,8 @@ configs:
 ---
 
 Molecules featurized with `rmat featurize`. `corpus.json` counts them and tells the options,
-`failed_rows.csv` lists those that could not be featurized.
+`failed_rows.csv` lists those that could not be featurized. The columns, with their units, are in
+`rmat_hf/data/stored_features.py`.
 """
 
 
@@ -285,20 +292,29 @@ def write_shard(
     columns = {
         "row": [row for row, _, _ in kept],
         "smiles": [smiles for _, smiles, _ in kept],
-        "features": features,
-        "num_nodes": count_nodes(features),
+        FEATURES_COLUMN: build_features_column(features),
+        LENGTH_COLUMN: count_nodes(features),
         "geometry_source": [outcome.geometry_source for _, _, outcome in kept],
+        PROCESSOR_COLUMN: [0] * len(kept),
     }
-    metadata = {_PROCESSOR_KEY: describe_processor(processor), _FAILURES_KEY: failures}
-    schema = SHARD_SCHEMA.with_metadata(
-        {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
-    )
+    schema = _build_features(SHARD_FIELDS, processor).arrow_schema
+    schema = schema.with_metadata({**schema.metadata, _FAILURES_KEY: json.dumps(failures)})
     options: dict[str, Any] = {"compression": "zstd", "compression_level": _COMPRESSION_LEVEL}
-    options |= {"use_dictionary": ["geometry_source"], "write_statistics": ["row", "num_nodes"]}
+    options["use_dictionary"] = [
+        "geometry_source",
+        PROCESSOR_COLUMN,
+        *(f"{FEATURES_COLUMN}.{name}.list.element" for name in LIST_FIELDS),
+    ]
+    options["write_statistics"] = ["row", LENGTH_COLUMN]
     with open_atomically(path) as stream, pq.ParquetWriter(stream, schema, **options) as writer:
         # datasets cannot read an empty row group, but a file without any
         if kept:
             writer.write_table(pa.table(columns, schema=schema), row_group_size=_ROW_GROUP_SIZE)
+
+
+def _build_features(fields: pa.Schema, processor: RMatProcessor) -> datasets.Features:
+    types = datasets.Features.from_arrow_schema(fields)
+    return datasets.Features({**types, PROCESSOR_COLUMN: describe_processor_column(processor)})
 
 
 # Reading
@@ -309,8 +325,8 @@ class Corpus(NamedTuple):
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            Columns `smiles`, `features` (as from `pack_features`), `num_nodes`, and where the
-            shards have them `row` (position in the input) and `geometry_source`.
+            Columns `smiles`, `features`, `num_nodes` and `processor`, as stored_features.py tells,
+            and where the shards have them `row` (position in the input) and `geometry_source`.
         processor (`RMatProcessor`): Decided the geometry and the molecule descriptors.
     """
 
@@ -339,8 +355,8 @@ def load_corpus(
 
     Args:
         source (`str` or `os.PathLike`):
-            A folder written by `rmat featurize`, one of its shards, a glob of shards, or a data
-            set on the Hub that consists of shards.
+            A folder written by `rmat featurize`, one of its shards, a glob of shards, a folder of
+            `save_to_disk`, or a data set on the Hub that consists of shards or was pushed there.
         revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a data set on the Hub; local shards are all `"train"`.
@@ -357,7 +373,7 @@ def load_corpus(
     if path.exists() or path.is_absolute() or glob.has_magic(name) or path.suffix:
         if revision is not None or split != "train":
             raise UserError(f"{name} is not on the Hub: leave out the revision and the split.")
-        paths, processor_file = _find_local_shards(name), str(path / PROCESSOR_FILE)
+        paths = _find_local_shards(name)
     else:
         found = find_hub_files(name, revision=revision, with_download=not streaming)
         names = found.splits.get(split, found.splits.get("", []) if split == "train" else [])
@@ -365,24 +381,28 @@ def load_corpus(
             raise UserError(f"{name} has no split {split!r}, it has {list(found.splits)}.")
         with explained_reading(name), ThreadPoolExecutor(_NUM_CONNECTIONS) as executor:
             paths = list(executor.map(found.locate, names))
-            processor_file = found.locate(PROCESSOR_FILE) if PROCESSOR_FILE in found.files else ""
     with ThreadPoolExecutor(_NUM_CONNECTIONS) as executor:
         headers = list(executor.map(_read_header, paths))
     if not any(header.num_rows for header in headers):
         raise UserError(f"{name} has no molecule. {FAILED_ROWS_FILE} tells why.")
-    columns = [it for it in SHARD_SCHEMA.names if all(it in its.schema.names for its in headers)]
+    processor = _find_processor(headers)
+    columns = [it for it in SHARD_FIELDS.names if all(it in its.schema.names for its in headers)]
+    columns.append(PROCESSOR_COLUMN)
     filled = [path for path, header in zip(paths, headers, strict=True) if header.num_rows]
     way_out = "If a shard is damaged, delete it and repeat the command that made it."
     with explained_reading(name, way_out=way_out, also=(DatasetsError, TypeError)):
-        processor = RMatProcessor(**_find_options(headers, processor_file=processor_file))
+        if find_kind(filled[0]) == ".arrow":
+            tables = [datasets.Dataset.from_file(path) for path in filled]
+            dataset = datasets.concatenate_datasets(tables).select_columns(columns)
+            if streaming:
+                dataset = dataset.to_iterable_dataset(num_shards=len(filled))
+            return Corpus(dataset, processor)
         dataset = datasets.load_dataset(
             "parquet",
             data_files={"train": filled},
             split="train",
             columns=columns,
-            features=datasets.Features.from_arrow_schema(
-                pa.schema([SHARD_SCHEMA.field(column) for column in columns])
-            ),
+            features=_build_features(pa.schema(map(SHARD_FIELDS.field, columns[:-1])), processor),
             streaming=streaming,
         )
     return Corpus(dataset, processor)
@@ -392,7 +412,9 @@ def _find_local_shards(name: str) -> list[str]:
     folder = Path(name)
     if not folder.is_dir():
         return sorted(glob.glob(name, recursive=True)) or [name]
-    paths = sorted(str(path) for path in folder.glob("*.parquet"))
+    paths = sorted(map(str, folder.glob("*.parquet"))) or sorted(
+        map(str, folder.glob("data-*.arrow"))
+    )
     way_out = "Repeat the `rmat featurize` command that made it"
     counts = f"{folder} has {len(paths)} shards (part-*.parquet)"
     if not paths:
@@ -404,31 +426,29 @@ def _find_local_shards(name: str) -> list[str]:
     return paths
 
 
-def _find_options(headers: Sequence[_Header], *, processor_file: str) -> dict[str, Any]:
-    """Return the options of the one processor that has made all shards."""
+def _find_processor(headers: Sequence[_Header]) -> RMatProcessor:
+    """Return the one processor that has made all shards."""
     first = headers[0]
     for header in headers:
         if missing := [it for it in _REQUIRED_COLUMNS if it not in header.schema.names]:
             raise UserError(f"{header.name} has no column {missing[0]!r}. {_NOT_FEATURIZED}")
+        if not has_features(header.schema):
+            raise UserError(f"{header.name} has features in another form. {_NOT_FEATURIZED}")
         if difference := find_difference(first.processor or {}, header.processor or {}):
             raise UserError(
                 f"{first.name} and {header.name} were made by different processors: {difference}. "
                 "Load them as two corpora, or featurize one of them anew."
             )
-    if first.processor is not None:
-        return first.processor
-    if not Path(processor_file).is_file():
-        raise UserError(f"{first.name} does not say which processor made it. {_NOT_FEATURIZED}")
-    return load_json(Path(processor_file))
+    return build_processor(first.processor, source=first.name)
 
 
 def _read_header(path: str) -> _Header:
     way_out = (
         f"If it is a damaged shard, delete it and repeat the command. If not: {_NOT_FEATURIZED}"
     )
-    with explained_reading(path, way_out=way_out), open_parquet(path) as parquet:
-        schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+    with explained_reading(path, way_out=way_out):
+        schema, num_rows = read_header(path)
+        processor = find_options(datasets.Features.from_arrow_schema(schema))
         metadata = schema.metadata or {}
-        processor = json.loads(metadata.get(_PROCESSOR_KEY, b"null"))
         failures = [tuple(row) for row in json.loads(metadata.get(_FAILURES_KEY, b"[]"))]
     return _Header(path, schema, num_rows, processor, failures)

@@ -12,15 +12,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
+import pyarrow as pa
 import rdkit
 from rdkit import Chem
 from tqdm.auto import tqdm
 from transformers.utils.logging import warning_once
 
-from rmat_hf.data.stored_features import pack_features
+from rmat_hf.data.shards import find_difference
+from rmat_hf.data.stored_features import FEATURES_COLUMN, FEATURES_TYPE, pack_features
 from rmat_hf.data.supervised_map import map_supervised
+from rmat_hf.errors import UserError
 from rmat_hf.flags import DEFAULT_CACHE, NO_CACHE
-from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_canonical
+from rmat_hf.model.features_rmat import FEATURIZER_VERSION, Molecule, MoleculeError, parse_canonical
 from rmat_hf.model.geometry_rmat import TIME_LIMIT
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -28,6 +32,15 @@ logger = logging.getLogger(__name__)
 
 # Column with the number of nodes of every row.
 LENGTH_COLUMN = "num_nodes"
+PROCESSOR_COLUMN = "processor"
+# The other columns of features; see stored_features.py.
+FEATURE_FIELDS = pa.schema(
+    [
+        (FEATURES_COLUMN, FEATURES_TYPE),
+        (LENGTH_COLUMN, pa.int32()),
+        ("geometry_source", pa.string()),
+    ]
+)
 # Goes up whenever the table or the layout of the packed features changes.
 CACHE_VERSION = 2
 # Molecules that a worker takes at a time, and that the cache gets in one transaction.
@@ -39,6 +52,13 @@ _TOO_LITTLE_MEMORY = "there is not enough memory to featurize it; a smaller max_
 _DEAD_PROCESS = "the process that featurizes it"
 # What a saved processor holds beside its options: where its code is.
 _CODE_KEYS = ("auto_map", "custom_pipelines")
+# Options that decide which molecules have features, and not which features.
+_LIMITS = (
+    "max_atoms",
+    "max_conformer_attempts",
+    "conformer_time_limit_s",
+    "on_conformer_failure",
+)
 
 
 class FeaturizedMolecule(NamedTuple):
@@ -256,6 +276,76 @@ def describe_processor(processor: RMatProcessor) -> dict[str, Any]:
     """Return the options of a processor as `preprocessor_config.json` holds them."""
     options = json.loads(processor.to_json_string())
     return {name: value for name, value in options.items() if name not in _CODE_KEYS}
+
+
+def describe_processor_column(processor: RMatProcessor) -> datasets.ClassLabel:
+    """Return the type of the column `processor`, in which every row has the value 0."""
+    return datasets.ClassLabel(names=[json.dumps(describe_processor(processor), sort_keys=True)])
+
+
+def find_options(features: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the options in the type of the column `processor`, `None` if there are none."""
+    kind = (features or {}).get(PROCESSOR_COLUMN)
+    return json.loads(kind.names[0]) if isinstance(kind, datasets.ClassLabel) else None
+
+
+def build_processor(options: Mapping[str, Any] | None, *, source: str) -> RMatProcessor:
+    """Return the processor that featurized a source, or say why it is of no use here."""
+    way_out = "Featurize the molecules anew, with `rmat featurize` or featurize_dataset"
+    if options is None:
+        raise UserError(f"{source} does not say which processor made its features. {way_out}.")
+    version = options.get("featurizer_version")
+    if version != FEATURIZER_VERSION:
+        raise UserError(
+            f"{source} has features of featurizer version {version}, this code has "
+            f"{FEATURIZER_VERSION}. {way_out}, or use the release of rmat_hf that made them."
+        )
+    return RMatProcessor(**options)
+
+
+def find_processor(dataset: datasets.Dataset | datasets.IterableDataset) -> RMatProcessor:
+    """Return the processor that featurized the rows of a data set.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            From [`featurize_dataset`] or `rmat featurize`, also after it was saved, or pushed to
+            the Hub by somebody else, and loaded.
+
+    Returns:
+        [`RMatProcessor`], for [`RMatTrainer`] and for molecules to predict.
+
+    Raises:
+        UserError: The data set does not tell, or this code has another featurizer version.
+
+    Example:
+    ```python
+    >>> from datasets import Dataset
+    >>> from rmat_hf import RMatProcessor, featurize_dataset, find_processor
+    >>> table = Dataset.from_dict({"smiles": ["CCO", "CCC"]})
+    >>> rows = featurize_dataset(table, RMatProcessor(geometry="bounds"))
+    >>> find_processor(rows).geometry
+    'bounds'
+
+    ```
+    """
+    return build_processor(find_options(dataset.features), source="The data set")
+
+
+def validate_processor(
+    features: Mapping[str, Any] | None, processor: RMatProcessor, *, source: str
+) -> None:
+    """Raise a `UserError` if a data set, by its columns' types, has features of another kind."""
+    made_by = build_processor(find_options(features), source=source)
+    kinds = [
+        {name: it for name, it in describe_processor(one).items() if name not in _LIMITS}
+        for one in (made_by, processor)
+    ]
+    if difference := find_difference(*kinds):
+        raise UserError(
+            f"{source} has features of another processor than the model's: {difference}. Choose "
+            "the options of the data set, as --geometry, or find_processor(rows) for a Trainer of "
+            "yours; or featurize it anew."
+        )
 
 
 def choose_cache_dir(feature_cache: str | Path | None) -> Path | None:

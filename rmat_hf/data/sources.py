@@ -165,7 +165,9 @@ def find_hub_files(name: str, *, revision: str | None, with_download: bool = Fal
 
 def _group_files(files: list[str], locate: Callable[[str], str], *, source: str) -> Source:
     """Divide the names of a folder's files, from the folder on, into splits."""
-    tables = [file for file in files if find_kind(file) and not re.search(r"(^|/)\.", file)]
+    # what `datasets` keeps of computations stands beside the data in a saved folder
+    hidden = re.compile(r"(^|/)(\.|cache-[^/]*\.arrow$)")
+    tables = [file for file in files if find_kind(file) and not hidden.search(file)]
     if any(find_kind(file) == ".parquet" for file in tables):
         tables = [file for file in tables if find_kind(file) == ".parquet"]
     splits: dict[str, list[str]] = {}

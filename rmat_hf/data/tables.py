@@ -12,6 +12,7 @@ import reprlib
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -234,7 +235,8 @@ def open_file(path: str | Path) -> Table:
 
     Args:
         path (`str` or `Path`):
-            A .csv, .smi, .sdf (each also .gz) or .parquet file; Parquet also at an `hf://` address.
+            A .csv, .smi, .sdf (each also .gz), .parquet or .arrow file, as `save_to_disk` of
+            `datasets` writes; Parquet also at an `hf://` address.
 
     Raises:
         UserError: It cannot be read; names the file, and the line or record if there is one.
@@ -246,7 +248,7 @@ def open_file(path: str | Path) -> Table:
         if is_endless or kind is None:
             raise UserError(
                 f"{path} is a folder, a pipe or a device, or a file of another kind. Use "
-                f"{', '.join(KINDS)} files, all but .parquet also with .gz."
+                f"{', '.join(KINDS)} files, text also with .gz."
             )
         schema, num_rows, read = KINDS[kind](path)
     name, count = Counter(schema.names).most_common(1)[0]
@@ -257,7 +259,7 @@ def open_file(path: str | Path) -> Table:
 
 def find_kind(name: str) -> str | None:
     """Return which of `KINDS` a file is by its name, `None` if none."""
-    found = re.search(r"(\.csv|\.sdf|\.smi)(\.gz)?$|(\.parquet)$", name.lower())
+    found = re.search(r"(\.csv|\.sdf|\.smi)(\.gz)?$|(\.parquet|\.arrow)$", name.lower())
     return found and (found[1] or found[3])
 
 
@@ -389,9 +391,9 @@ def open_parquet(path: str, *, text_columns: Sequence[str] = ()) -> pq.ParquetFi
 
 
 def _open_parquet(path: str) -> _Opened:
-    with open_parquet(path) as file:
-        # metadata of the schema describe the old set of columns, wrong as soon as one is added
-        return file.schema_arrow.remove_metadata(), file.metadata.num_rows, _read_parquet
+    schema, num_rows = read_header(path)
+    # its metadata describe the old set of columns, wrong as soon as one is added
+    return schema.remove_metadata(), num_rows, _read_parquet
 
 
 def _read_parquet(path: str, schema: pa.Schema) -> Iterator[TableChunk]:
@@ -416,12 +418,40 @@ def _expand(column: pa.Array, field: pa.Field) -> pa.Array:
     return column.dictionary_decode().cast(field.type)
 
 
+@contextmanager
+def _open_stream(path: str) -> Iterator[pa.RecordBatchReader]:
+    with pa.memory_map(path) as file, pa.ipc.open_stream(file) as batches:
+        yield batches
+
+
+def _open_arrow(path: str) -> _Opened:
+    schema, num_rows = read_header(path)
+    return schema.remove_metadata(), num_rows, _read_arrow
+
+
+def _read_arrow(path: str, schema: pa.Schema) -> Iterator[TableChunk]:
+    with _open_stream(path) as batches:
+        for batch in batches:
+            batch.validate()
+            yield TableChunk(path, pa.Table.from_batches([batch]).select(schema.names))
+
+
+def read_header(path: str) -> tuple[pa.Schema, int]:
+    """Return columns, with all metadata, and number of rows of a .parquet or .arrow file."""
+    if find_kind(path) == ".arrow":
+        with _open_stream(path) as batches:
+            return batches.schema, sum(batch.num_rows for batch in batches)
+    with open_parquet(path) as file:
+        return file.schema_arrow, file.metadata.num_rows
+
+
 # How a file of each kind is opened; files of different kinds are not read together.
 KINDS: dict[str, Callable[[str], _Opened]] = {
     ".csv": _open_csv,
     ".parquet": _open_parquet,
     ".sdf": _open_sdf,
     ".smi": _open_smi,
+    ".arrow": _open_arrow,
 }
 
 

@@ -5,14 +5,23 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from rdkit import Chem
 
-from rmat_hf.data.featurization import LENGTH_COLUMN, FeaturizedMolecule, featurize_molecules
+from rmat_hf.data.featurization import (
+    FEATURE_FIELDS,
+    LENGTH_COLUMN,
+    PROCESSOR_COLUMN,
+    FeaturizedMolecule,
+    describe_processor_column,
+    featurize_molecules,
+    validate_processor,
+)
 from rmat_hf.data.labels import (
     arrange_atom_labels,
     find_label_conflicts,
@@ -22,11 +31,18 @@ from rmat_hf.data.labels import (
 )
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_split_cells
-from rmat_hf.data.stored_features import count_nodes
+from rmat_hf.data.stored_features import (
+    FEATURES_COLUMN,
+    build_features_column,
+    count_nodes,
+    has_features,
+    pack_column,
+)
 from rmat_hf.data.tables import (
     SMILES_COLUMN,
     Table,
     build_table,
+    read_header,
     validate_columns,
     validate_smiles_column,
 )
@@ -37,6 +53,9 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 1000
+Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
+# Of rows that are featurized already.
+_FEATURIZED = ("canonical_smiles", FEATURES_COLUMN, "geometry_source")
 _LISTS = (datasets.List, datasets.LargeList)
 
 
@@ -57,8 +76,8 @@ class LoadedData:
             Columns `row` (position in the source, from 0), `smiles`, `canonical_smiles`, `labels`
             (float64 per label column, NaN where missing; the class index for a single-label
             classification), `split` or `time` (when such a column is given), `mol` (SDF
-            structures only: the binary molecule with its coordinates), `features`, packed,
-            `num_nodes` and `geometry_source`.
+            structures only: the binary molecule with its coordinates), and the columns of features,
+            see stored_features.py.
         dropped (`list[DroppedRow]`): All rows of the source that are not in `dataset`, in order.
         class_names (`list[str]`, *optional*): Classes of a single-label classification, by index.
     """
@@ -69,7 +88,7 @@ class LoadedData:
 
 
 def load_training_table(
-    dataset: str | os.PathLike[str],
+    dataset: str | os.PathLike[str] | Rows,
     processor: RMatProcessor,
     *,
     smiles_column: str,
@@ -82,11 +101,12 @@ def load_training_table(
 ) -> LoadedData:
     """Load a table of labeled molecules with their features; rows that cannot be used are listed.
 
-    Molecules are compared by the canonical SMILES of their heavy atoms, labels of one molecule must
-    not contradict each other.
+    Features that the table has, from [`featurize_dataset`], are used. Molecules are compared by the
+    canonical SMILES of their heavy atoms, labels of one molecule must not contradict each other.
 
     Args:
-        dataset (`str` or `os.PathLike`): As in [`open_table`].
+        dataset (`str`, `os.PathLike`, `datasets.Dataset` or `datasets.IterableDataset`):
+            Rows, or a source as in [`open_table`].
         processor (`RMatProcessor`): Decides the geometry and the largest molecule.
         smiles_column (`str`): Column of SMILES; in an SDF file `"smiles"` are its structures.
         label_columns (`Sequence[str]`): Label columns, in the order of the model's outputs.
@@ -103,15 +123,24 @@ def load_training_table(
         **options: `num_workers` and the like, as in [`featurize_molecules`].
 
     Raises:
-        UserError: A column is missing, a label or a cell of the split cannot be read, or there is
-            nothing to learn.
+        UserError: A column is missing, a label or a cell of the split cannot be read, there is
+            nothing to learn, or the features are of another processor.
     """
     label_columns = list(label_columns)
     # without a label to learn, the column of SMILES is no other than that of labels
     _validate_names(smiles_column, label_columns or [smiles_column], problem_type=problem_type)
-    table = open_table(dataset, revision=revision, joins_splits=True)
+    if isinstance(dataset, Rows):
+        table, kinds = _read_rows(dataset), [dataset.features]
+    else:
+        table = open_table(dataset, revision=revision, joins_splits=True)
+        kinds = [datasets.Features.from_arrow_schema(it) for it in _read_schemas(table)]
     split_column = split_column or table.split_column
     columns = [smiles_column, *label_columns, *filter(None, [split_column])]
+    featurized = None
+    if has_features(table.schema):
+        featurized = table.select(_FEATURIZED)
+        for kind in kinds:
+            validate_processor(kind, processor, source=table.source)
     return _build_training_data(
         table.select(columns),
         processor,
@@ -120,8 +149,18 @@ def load_training_table(
         problem_type=problem_type,
         split_column=split_column,
         conflict_tolerance=conflict_tolerance,
+        featurized=featurized,
         **options,
     )
+
+
+def _read_rows(dataset: Rows) -> Table:
+    chunks = dataset.with_format("arrow").iter(batch_size=CHUNK_SIZE)
+    return build_table(pa.concat_tables(chunks), source="The data set")
+
+
+def _read_schemas(table: Table) -> list[pa.Schema]:
+    return [read_header(file)[0] for file in table.files] if has_features(table.schema) else []
 
 
 def featurize_dataset(
@@ -163,8 +202,9 @@ def featurize_dataset(
         `smiles`, `canonical_smiles` (of the heavy atoms), `labels` (float64 of shape
         `(num_labels,)`, NaN where missing; of a single-label classification the class, whose names
         the column knows; of atoms `(num_atoms, num_labels)`, in the order of the stored
-        features), `features`, `num_nodes` (atoms and the dummy node) and
-        `geometry_source`.
+        features), and the columns of features in `data/stored_features.py`: `features`, `num_nodes`
+        (atoms and the dummy node), `geometry_source` and `processor`. They can be filtered, saved
+        and pushed, and trained on by others: [`finetune`], [`find_processor`].
 
     Raises:
         UserError: A column is missing, a label cannot be read, there is nothing to learn, or a
@@ -242,6 +282,7 @@ def _build_training_data(
     problem_type: str,
     split_column: str | None = None,
     conflict_tolerance: float,
+    featurized: Table | None = None,
     **options: Any,
 ) -> LoadedData:
     """Check and featurize the rows of a table, as [`load_training_table`]."""
@@ -251,7 +292,10 @@ def _build_training_data(
     given = _iterate_rows(table, problem_type=problem_type, **names)
     columns = ["smiles", "molecule", "labels", "cells"]
     rows = pd.DataFrame(given, columns=columns, dtype=object)
-    outcomes = featurize_molecules(rows["molecule"].to_list(), processor, **options)
+    if featurized is not None:
+        outcomes = _read_outcomes(featurized, rows["molecule"])
+    else:
+        outcomes = featurize_molecules(rows["molecule"].to_list(), processor, **options)
     rows = rows.join(pd.DataFrame(outcomes, columns=FeaturizedMolecule._fields, dtype=object))
     tolerance = conflict_tolerance if problem_type == "regression" else 0.0
     reasons = {row: reason for row, reason in rows["failure"].items() if reason}
@@ -273,10 +317,24 @@ def _build_training_data(
     labels, found = _encode_labels(kept["labels"])
     class_names = found if is_single else None
     return LoadedData(
-        _build_dataset(kept, labels=labels, split=split, class_names=class_names),
+        _build_dataset(kept, processor, labels=labels, split=split, class_names=class_names),
         dropped,
         class_names,
     )
+
+
+def _read_outcomes(table: Table, molecules: Iterable[Molecule]) -> list[FeaturizedMolecule]:
+    """Return the outcomes that a table has; of a row that is left out for another reason, that."""
+    outcomes = []
+    rest = iter(molecules)
+    for chunk in table.iterate_chunks(CHUNK_SIZE):
+        smiles, features, sources = (chunk.table[name] for name in _FEATURIZED)
+        cells = (pack_column(features), sources.to_pylist(), smiles.to_pylist())
+        for packed, source, canonical, molecule in zip(*cells, rest, strict=False):
+            reason = molecule.reason if isinstance(molecule, MoleculeError) else ""
+            known = "" if reason else canonical
+            outcomes.append(FeaturizedMolecule(packed, source, reason, known))
+    return outcomes
 
 
 def _iterate_rows(
@@ -342,6 +400,7 @@ def _validate_labels(
 
 def _build_dataset(
     rows: pd.DataFrame,
+    processor: RMatProcessor,
     *,
     labels: np.ndarray,
     split: dict[str, list[Any]],
@@ -354,9 +413,6 @@ def _build_dataset(
         "row": (rows.index, "int64"),
         "smiles": (rows["smiles"], "string"),
         "canonical_smiles": (rows["canonical_smiles"], "string"),
-        "features": (rows["features"], "large_binary"),
-        LENGTH_COLUMN: (count_nodes(rows["features"]), "int64"),
-        "geometry_source": (rows["geometry_source"], "string"),
         **{
             name: (cells, "string" if name == "split" else "float64")
             for name, cells in split.items()
@@ -366,7 +422,13 @@ def _build_dataset(
     if any(mols):
         columns["mol"] = (mols, "binary")
     kinds: dict[str, Any] = {name: datasets.Value(kind) for name, (_, kind) in columns.items()}
-    values = {name: list(values) for name, (values, _) in columns.items()}
+    values: dict[str, Any] = {name: list(values) for name, (values, _) in columns.items()}
+    kinds |= datasets.Features.from_arrow_schema(FEATURE_FIELDS)
+    values[FEATURES_COLUMN] = build_features_column(rows["features"].to_list())
+    values[LENGTH_COLUMN] = count_nodes(rows["features"])
+    values["geometry_source"] = rows["geometry_source"].to_list()
+    kinds[PROCESSOR_COLUMN] = describe_processor_column(processor)
+    values[PROCESSOR_COLUMN] = [0] * len(rows)
     if labels.size:
         # a row of a single-label classification has its class, else it is left out
         kind = datasets.ClassLabel(names=class_names) if class_names else datasets.Value("float64")

@@ -105,7 +105,9 @@ class RunArguments:
 class FinetuningArguments(RunArguments):
     """Everything `run_finetuning` needs to know; each field is a flag of `rmat finetune`."""
 
-    dataset: str = declare_required("CSV, Parquet or SDF file, freesolv, or Hub data set.")
+    dataset: str = declare_required(
+        "CSV, Parquet or SDF file, freesolv, or Hub data set; features that it has are used."
+    )
     label_columns: list[str] = declare_required("Columns with the labels, one or several.")
     model: str = declare_flag(
         DEFAULT_MODEL, "Bundled name, model folder, Hub id, or 'scratch' for random weights."
@@ -281,6 +283,11 @@ def name_source(source: str) -> str:
     path = Path(source)
     is_local = path.exists() or path.is_absolute()
     return path.resolve().name if is_local else hide_credentials(source)
+
+
+def name_rows(rows: Any) -> str:
+    """Return the name of a data set in memory, as `datasets` knows it."""
+    return rows.info.dataset_name or "dataset_in_memory"
 
 
 def name_split(arguments: FinetuningArguments) -> str:

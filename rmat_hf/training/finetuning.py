@@ -19,7 +19,7 @@ from rmat_hf.data.table_writer import (
     TableWriter,
     describe_prediction_columns,
 )
-from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.data.training_table import DroppedRow, Rows
 from rmat_hf.loading import Checkpoint, load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
@@ -34,6 +34,7 @@ from rmat_hf.training.arguments import (
     TRIALS_FILE,
     FinetuningArguments,
     describe_arguments,
+    name_rows,
 )
 from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.metrics import compute_metrics_for_problem
@@ -87,12 +88,19 @@ class FinetuningResult:
 
 
 def finetune(
-    dataset: str, *, label_columns: Sequence[str], output_dir: str | Path, **options: Any
+    dataset: str | Path | Rows,
+    *,
+    label_columns: Sequence[str],
+    output_dir: str | Path,
+    **options: Any,
 ) -> FinetuningResult:
     """Finetune R-MAT on a table of SMILES and labels, as `rmat finetune` does.
 
     Args:
-        dataset (`str`): CSV, Parquet or SDF file, `"freesolv"`, or a data set on the Hub.
+        dataset (`str`, `Path`, `datasets.Dataset` or `datasets.IterableDataset`):
+            CSV, Parquet or SDF file, folder of `save_to_disk`, `"freesolv"`, the id of a data set
+            on the Hub, or rows. Those that [`featurize_dataset`] has made, one's own or somebody
+            else's, are not featurized again.
         label_columns (`Sequence[str]`): Columns with the labels; an empty cell is a missing one.
         output_dir (`str` or `Path`):
             Folder to write: the model, its processor, `metrics.json` and `predictions.csv` in the
@@ -112,9 +120,8 @@ def finetune(
     >>> from datasets import Dataset
     >>> from rmat_hf import finetune, predict
     >>> table = Dataset.from_dict({"smiles": ["C" * n for n in range(1, 31)], "y": range(30)})
-    >>> _ = table.to_csv(folder / "table.csv")
     >>> result = finetune(
-    ...     str(folder / "table.csv"),
+    ...     table,
     ...     label_columns=["y"],
     ...     output_dir=folder / "run",
     ...     num_train_epochs=1,
@@ -128,15 +135,23 @@ def finetune(
     ```
     """
     fields = {"label_columns": list(label_columns), "output_dir": str(output_dir), **options}
-    return run_finetuning(FinetuningArguments(dataset=dataset, **fields))
+    if isinstance(dataset, Rows):
+        arguments = FinetuningArguments(dataset=name_rows(dataset), **fields)
+        return run_finetuning(arguments, rows=dataset)
+    return run_finetuning(FinetuningArguments(dataset=str(dataset), **fields))
 
 
-def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
+def run_finetuning(arguments: FinetuningArguments, *, rows: Rows | None = None) -> FinetuningResult:
     """Finetune R-MAT on labeled molecules and write the whole predictor to a folder.
 
     The folder gets weights, config with label scaling, processor, `metrics.json`, `split.csv`,
     `predictions.csv`, `dropped_rows.csv`, the training log and a model card with a plot. It appears
     when everything is done. Until then checkpoints lie beside it, in `<output_dir>.in_progress`.
+
+    Args:
+        arguments (`FinetuningArguments`): Data, model and training options.
+        rows (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
+            Labeled molecules, of which the data set of the arguments is the name.
 
     Raises:
         UserError: If data, options or output folder do not allow the run.
@@ -148,7 +163,7 @@ def run_finetuning(arguments: FinetuningArguments) -> FinetuningResult:
         validate_search(arguments, num_processes=shared.world_size)
     description, is_main_process = describe_arguments(arguments), shared.process_index == 0
     with open_run(arguments, description=description, is_main_process=is_main_process) as run:
-        task = build_finetuning_task(arguments)
+        task = build_finetuning_task(arguments, rows)
         # refuses what cannot be before anything is written
         config = build_finetuning_config(arguments, task)
         arguments = resolve_defaults(arguments, config, num_train_rows=len(task.split.train))

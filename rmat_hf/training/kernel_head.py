@@ -10,7 +10,12 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from rmat_hf.data.stored_features import count_nodes, expand_features, group_by_length
+from rmat_hf.data.stored_features import (
+    count_nodes,
+    expand_features,
+    group_by_length,
+    pack_dataset,
+)
 from rmat_hf.errors import UserError
 from rmat_hf.loading import Checkpoint, read_checkpoint
 from rmat_hf.model.configuration_rmat import FINGERPRINT_SIZE, RMatConfig, RMatKernelConfig
@@ -129,7 +134,7 @@ def fit_with_held_out(
         overrides={},
     )
     encoder = checkpoint.load_model(RMatModel).eval()
-    inputs = _compute_inputs(encoder, dataset["features"][:])
+    inputs = _compute_inputs(encoder, pack_dataset(dataset))
     counts, descriptors = inputs.get("fingerprint_counts"), inputs.get("molecule_descriptors")
     names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
     config = RMatKernelConfig(

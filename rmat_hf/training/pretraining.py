@@ -13,7 +13,16 @@ from accelerate import PartialState
 from transformers.trainer_utils import set_seed
 from transformers.utils.hub import cached_file
 
-from rmat_hf.data.corpus import load_corpus
+from rmat_hf.data.corpus import Corpus, load_corpus
+from rmat_hf.data.featurization import LENGTH_COLUMN, find_processor
+from rmat_hf.data.stored_features import (
+    FEATURES_COLUMN,
+    build_features_column,
+    count_nodes,
+    pack_column,
+    pack_dataset,
+)
+from rmat_hf.data.training_table import Rows
 from rmat_hf.errors import UserError
 from rmat_hf.loading import find_checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
@@ -26,7 +35,7 @@ from rmat_hf.output_folder import (
     open_run,
     save_json,
 )
-from rmat_hf.training.arguments import SCRATCH, describe_arguments
+from rmat_hf.training.arguments import SCRATCH, describe_arguments, name_rows
 from rmat_hf.training.model_card import save_pretraining_card
 from rmat_hf.training.objectives import (
     OBJECTIVES,
@@ -46,6 +55,7 @@ from rmat_hf.training.pretraining_trainer import (
     PretrainingTrainer,
     RMatDataCollatorForPreTraining,
     StreamedBatches,
+    pack_stream,
 )
 from rmat_hf.training.trainer import MODEL_DIR, train_stage
 
@@ -77,7 +87,8 @@ class PretrainingTask:
     """What there is to learn.
 
     Args:
-        train (`datasets.Dataset` or `datasets.IterableDataset`): With `features`, `num_nodes`.
+        train (`datasets.Dataset` or `datasets.IterableDataset`):
+            With `features`, of a stream as from `pack_stream`, and `num_nodes`.
         valid (`datasets.Dataset`): Molecules held out.
         processor (`RMatProcessor`): Featurized both.
         objectives (`dict[str, Objective]`):
@@ -90,11 +101,16 @@ class PretrainingTask:
     objectives: dict[str, Objective]
 
 
-def pretrain(corpus: str | Path, *, output_dir: str | Path, **options: Any) -> PretrainingResult:
+def pretrain(
+    corpus: str | Path | Rows, *, output_dir: str | Path, **options: Any
+) -> PretrainingResult:
     """Pretrain R-MAT on featurized molecules, as `rmat pretrain` does.
 
     Args:
-        corpus (`str` or `Path`): Folder written by `rmat featurize`, or such a data set on the Hub.
+        corpus (`str`, `Path`, `datasets.Dataset` or `datasets.IterableDataset`):
+            Featurized molecules: a folder written by `rmat featurize` or `save_to_disk`, the id of
+            a data set on the Hub, or rows of [`featurize_dataset`], one's own or somebody else's.
+            A stream, and `streaming=True` with a name, are read while training.
         output_dir (`str` or `Path`):
             Folder to write: a model to finetune, its processor, metrics and a model card.
         options: The flags of `rmat pretrain` with underscores, as `objective="contexts"`,
@@ -121,11 +137,17 @@ def pretrain(corpus: str | Path, *, output_dir: str | Path, **options: Any) -> P
 
     ```
     """
-    arguments = PretrainingArguments(corpus=str(corpus), output_dir=str(output_dir), **options)
-    return run_pretraining(arguments)
+    fields = {"output_dir": str(output_dir), **options}
+    if isinstance(corpus, Rows):
+        fields |= {"corpus": name_rows(corpus)}
+        fields["streaming"] = isinstance(corpus, datasets.IterableDataset)
+        return run_pretraining(PretrainingArguments(**fields), rows=corpus)
+    return run_pretraining(PretrainingArguments(corpus=str(corpus), **fields))
 
 
-def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
+def run_pretraining(
+    arguments: PretrainingArguments, *, rows: Rows | None = None
+) -> PretrainingResult:
     """Pretrain R-MAT on featurized molecules and write a model to finetune.
 
     The folder gets weights, config, processor, the meaning of the outputs
@@ -137,6 +159,8 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
 
     Args:
         arguments (`PretrainingArguments`): Corpus, model and training options.
+        rows (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
+            Featurized molecules, of which the corpus of the arguments is the name.
 
     Returns:
         [`PretrainingResult`].
@@ -152,7 +176,7 @@ def run_pretraining(arguments: PretrainingArguments) -> PretrainingResult:
     is_main_process = shared.process_index == 0
     with open_run(arguments, description=description, is_main_process=is_main_process) as run:
         with shared.main_process_first(local=False):
-            task = build_pretraining_task(arguments)
+            task = build_pretraining_task(arguments, rows)
             heads = {it.head: it.describe_head() for it in task.objectives.values()}
             checkpoint = None
             if arguments.model != SCRATCH:
@@ -235,31 +259,46 @@ def _save_results(
         save_pretraining_card(folder, task, arguments=run.description, reports=reports)
 
 
-def build_pretraining_task(arguments: PretrainingArguments) -> PretrainingTask:
+def build_pretraining_task(
+    arguments: PretrainingArguments, rows: Rows | None = None
+) -> PretrainingTask:
     """Load and divide the corpus; fit objectives, or take those of the model to continue from.
 
     A molecule is held out by a checksum of its features: whatever stands beside it, in a table and
     in a stream.
+
+    Args:
+        arguments (`PretrainingArguments`): Corpus and objectives.
+        rows (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
+            Featurized molecules, instead of the corpus.
     """
-    corpus = load_corpus(
-        arguments.corpus, revision=arguments.corpus_revision, streaming=arguments.streaming
-    )
-    fraction = arguments.valid_fraction
-    dataset: Any = corpus.dataset.select_columns(["features", "num_nodes"])
-    if arguments.streaming:
-        options = {"expected": False, "fraction": fraction}
-        train = dataset.filter(is_held_out, input_columns=["features"], fn_kwargs=options)
-        beginning = dataset.take(int(MAX_STREAMED_VALID / fraction))
-        rows = [row for row in beginning if is_held_out(row["features"], fraction)]
-        valid = datasets.Dataset.from_list(rows)
-        sample = [row["features"] for row in train.take(MAX_MOLECULES_COUNTED)]
+    if rows is not None:
+        corpus = Corpus(rows, find_processor(rows))
     else:
-        chunks = dataset.iter(batch_size=_CHUNK_SIZE)
-        held_out = [is_held_out(it, fraction) for chunk in chunks for it in chunk["features"]]
+        corpus = load_corpus(
+            arguments.corpus, revision=arguments.corpus_revision, streaming=arguments.streaming
+        )
+    fraction = arguments.valid_fraction
+    dataset: Any = corpus.dataset.select_columns([FEATURES_COLUMN, LENGTH_COLUMN])
+    if isinstance(dataset, datasets.IterableDataset):
+        stream: Any = pack_stream(dataset)
+        options = {"expected": False, "fraction": fraction}
+        train = stream.filter(is_held_out, input_columns=[FEATURES_COLUMN], fn_kwargs=options)
+        beginning = stream.take(int(MAX_STREAMED_VALID / fraction))
+        packed = [it for row in beginning if is_held_out(it := row[FEATURES_COLUMN], fraction)]
+        columns = {LENGTH_COLUMN: count_nodes(packed)}
+        valid = datasets.Dataset.from_dict(
+            {FEATURES_COLUMN: build_features_column(packed), **columns}
+        )
+        sample = [row[FEATURES_COLUMN] for row in train.take(MAX_MOLECULES_COUNTED)]
+    else:
+        chunks = dataset.with_format("arrow").iter(batch_size=_CHUNK_SIZE)
+        all_packed = (it for chunk in chunks for it in pack_column(chunk[FEATURES_COLUMN]))
+        held_out = [is_held_out(it, fraction) for it in all_packed]
         valid = dataset.select(np.flatnonzero(held_out))
         train = dataset.select(np.flatnonzero(~np.array(held_out)))
         places = np.linspace(0, len(train) - 1, min(len(train), MAX_MOLECULES_COUNTED))
-        sample = train[np.unique(places.astype(int))]["features"]
+        sample = pack_dataset(train.select(np.unique(places.astype(int))))
     for part, is_empty in (("train", not sample), ("valid", not len(valid))):
         if is_empty:
             raise UserError(

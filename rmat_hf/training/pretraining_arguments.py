@@ -40,7 +40,7 @@ class PretrainingArguments(RunArguments):
     """Everything `run_pretraining` needs to know; each field is a flag of `rmat pretrain`."""
 
     corpus: str = declare_required(
-        "Folder written by rmat featurize, its shards, or such a data set on the Hub."
+        "Folder of rmat featurize or save_to_disk, its shards, or a featurized data set on the Hub."
     )
     corpus_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub corpus.")
     streaming: bool = declare_flag(False, "Read the corpus while training; needs --max-steps.")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self, cast
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
@@ -21,7 +22,15 @@ from transformers.trainer import Trainer
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from rmat_hf.data.stored_features import expand_features, group_by_length
+from rmat_hf.data.featurization import LENGTH_COLUMN
+from rmat_hf.data.stored_features import (
+    FEATURES_COLUMN,
+    expand_features,
+    group_by_length,
+    pack_column,
+    pack_features,
+    read_rows,
+)
 from rmat_hf.errors import UserError
 from rmat_hf.loading import load_processor
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -95,7 +104,7 @@ class CorpusBatches(Dataset[PretrainingBatch]):
     """
 
     def __init__(self, dataset: datasets.Dataset, *, seed: int, **limits: int) -> None:
-        self.dataset = dataset.select_columns(["features"])
+        self.dataset = dataset.select_columns([FEATURES_COLUMN]).with_format("arrow")
         self.num_nodes = np.asarray(dataset["num_nodes"][:])
         self.seed = seed
         self.limits = limits
@@ -107,7 +116,7 @@ class CorpusBatches(Dataset[PretrainingBatch]):
     def __getitem__(self, key: tuple[int, list[int]]) -> PretrainingBatch:
         """Return the molecules of an epoch and rows."""
         epoch, rows = key
-        return PretrainingBatch(epoch, self.dataset[rows]["features"])
+        return PretrainingBatch(epoch, pack_column(self.dataset[rows][FEATURES_COLUMN]))
 
     def form_epoch(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of every batch of an epoch, equally many in all of them."""
@@ -135,6 +144,31 @@ class CorpusBatchSampler(Sampler[tuple[int, list[int]]]):
             yield self.epoch, rows.tolist()
 
 
+def pack_stream(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
+    """Return the rows of a stream with `num_nodes`, and `features` as from `pack_features`.
+
+    The stream itself would make a Python number of every value.
+    """
+    columns = {FEATURES_COLUMN: datasets.Value("binary"), LENGTH_COLUMN: datasets.Value("int32")}
+    return (
+        dataset.select_columns(list(columns))
+        .with_format("arrow")
+        .map(
+            _pack_table,
+            batched=True,
+            batch_size=STREAM_CHUNK_SIZE,
+            features=datasets.Features(columns),
+        )
+        .with_format(None)
+    )
+
+
+def _pack_table(table: pa.Table) -> pa.Table:
+    packed = pa.array(pack_column(table[FEATURES_COLUMN]), pa.binary())
+    lengths = table[LENGTH_COLUMN].cast(pa.int32())
+    return pa.table({FEATURES_COLUMN: packed, LENGTH_COLUMN: lengths})
+
+
 class StreamedBatches(IterableDataset[PretrainingBatch]):
     """The batches of a stream, epoch after epoch without an end, grouped by size within a buffer.
 
@@ -148,7 +182,8 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
     no whole step.
 
     Args:
-        dataset, seed, limits: As in [`CorpusBatches`]; `multiple` processes share the batches.
+        dataset (`datasets.IterableDataset`): From [`pack_stream`].
+        seed, limits: As in [`CorpusBatches`]; `multiple` processes share the batches.
         num_skipped (`int`): Batches of every process that come without molecules, because `Trainer`
             drops them when it resumes.
         buffer_size (`int`): Rows of the buffer.
@@ -301,14 +336,15 @@ class RMatDataCollatorForPreTraining:
                 Rows of [`featurize_dataset`], which are masked anew whenever they come, or the
                 items of [`CorpusBatches`], which are masked by their epoch.
         """
-        epochs = {it.epoch for it in batches if isinstance(it, PretrainingBatch)}
-        packed: list[bytes] = []
-        for it in batches:
-            packed += it.features if isinstance(it, PretrainingBatch) else [it["features"]]
+        formed = [it for it in batches if isinstance(it, PretrainingBatch)]
+        packed = [molecule for batch in formed for molecule in batch.features]
+        if not formed:
+            rows = [cast("Mapping[str, Any]", row)[FEATURES_COLUMN] for row in batches]
+            packed = list(map(pack_features, read_rows(rows)))
         if not packed:  # a batch that a resumed run skips
             return {}
         # a row knows no epoch
-        epochs = epochs or {int(torch.randint(2**31, ()))}
+        epochs = {batch.epoch for batch in formed} or {int(torch.randint(2**31, ()))}
         seed = (self.arguments.seed, *epochs)
         is_masked = self._draw_roles(packed, seed=(*seed, ROLE_DRAW))
         inputs = expand_features(packed)

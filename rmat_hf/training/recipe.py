@@ -18,8 +18,12 @@ from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.molecule_splits import assign_folds
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.splits.registry import find_split_options, split_rows
-from rmat_hf.data.stored_features import read_molecule_descriptors
-from rmat_hf.data.training_table import DroppedRow, load_training_table
+from rmat_hf.data.stored_features import (
+    FEATURES_COLUMN,
+    pack_dataset,
+    read_molecule_descriptors,
+)
+from rmat_hf.data.training_table import DroppedRow, Rows, load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.loading import Checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
@@ -90,15 +94,17 @@ class FinetuningTask:
         return np.array(self.select(part)["labels"], dtype=np.float64)
 
 
-def build_finetuning_task(arguments: FinetuningArguments) -> FinetuningTask:
-    """Load, check, featurize and split the training table."""
+def build_finetuning_task(
+    arguments: FinetuningArguments, rows: Rows | None = None
+) -> FinetuningTask:
+    """Load, check, featurize and split the training table, or rows in memory."""
     checkpoint = None
     if arguments.model != SCRATCH:
         checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
     processor = _build_processor(arguments, checkpoint)
     time_column = TimeColumn(arguments.time_column) if arguments.time_column else None
     loaded = load_training_table(
-        arguments.dataset,
+        arguments.dataset if rows is None else rows,
         processor,
         smiles_column=arguments.smiles_column,
         label_columns=arguments.label_columns,
@@ -238,7 +244,7 @@ class RMatTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 1
     load_best_model_at_end: bool = cast(Any, None)
     report_to: None | str | list[str] = "none"  # noqa: RUF036 - as `HfArgumentParser` needs it
-    # the collator reads the packed features, which are no arguments of the model
+    # the collator reads the column of features, which is no argument of the model
     remove_unused_columns: bool = False
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
     train_sampling_strategy: str = "group_by_length"
@@ -388,7 +394,7 @@ def load_for_finetuning(
     else:
         built = checkpoint.load_model(RMatForSequenceClassification, config=config)
     if built.descriptor_scaler is not None:
-        descriptors = read_molecule_descriptors(dataset["features"][:])
+        descriptors = read_molecule_descriptors(pack_dataset(dataset))
         built.descriptor_scaler.fit(torch.from_numpy(descriptors))
     return built
 
@@ -482,9 +488,9 @@ def build_labeled_config(
 
 
 def _count_descriptors(dataset: Dataset) -> int:
-    if "features" not in dataset.column_names:
+    if FEATURES_COLUMN not in dataset.column_names:
         return 0
-    return read_molecule_descriptors(dataset["features"][:1]).shape[1]
+    return read_molecule_descriptors(pack_dataset(dataset.select(range(1)))).shape[1]
 
 
 def compute_label_scaling(

@@ -8,15 +8,23 @@ import datasets
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
 from transformers.trainer import Trainer
 from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from rmat_hf.data.stored_features import LengthGroupedSampler, compute_length_order, expand_features
+from rmat_hf.data.featurization import find_options, validate_processor
+from rmat_hf.data.stored_features import (
+    FEATURES_COLUMN,
+    LengthGroupedSampler,
+    compute_length_order,
+    has_features,
+    read_column,
+    read_rows,
+)
 from rmat_hf.model.losses_rmat import compute_loss_denominator
 from rmat_hf.model.modeling_rmat import RMatPreTrainedModel
-from rmat_hf.model.processing_rmat import RMatProcessor, stack_labels
+from rmat_hf.model.processing_rmat import LABELS, RMatProcessor, build_batch, stack_labels
 from rmat_hf.output_folder import (
     load_json,
     rotated_by_step,
@@ -71,24 +79,56 @@ class RMatDataCollator:
 
         `(batch_size, num_labels)`, or of atoms `(batch_size, num_nodes, num_labels)`.
         """
-        names = [*self.processor.model_input_names, "labels"]
-        if "features" not in rows[0]:
+        names = [*self.processor.model_input_names, LABELS]
+        if FEATURES_COLUMN not in rows[0]:
             plain = [{name: row[name] for name in names if name in row} for row in rows]
             return dict(self.processor.pad(plain, return_tensors="pt"))
-        features = expand_features([row["features"] for row in rows])
+        features = build_batch(read_rows([row[FEATURES_COLUMN] for row in rows]))
         num_descriptors = len(self.processor.molecule_descriptors or [])
         if num_descriptors != features.get("molecule_descriptors", np.empty((0, 0))).shape[1]:
             raise ValueError(
                 f"The rows were not featurized with the {num_descriptors} molecule "
                 "descriptors of the processor. Featurize them with it."
             )
-        if "labels" in rows[0]:
+        if LABELS in rows[0]:
             num_nodes = features["attention_mask"]
             labels = stack_labels(
-                [row["labels"] for row in rows], num_nodes.sum(1) - 1, num_nodes=num_nodes.shape[1]
+                [row[LABELS] for row in rows], num_nodes.sum(1) - 1, num_nodes=num_nodes.shape[1]
             )
-            features["labels"] = labels.astype(np.float32)
+            features[LABELS] = labels.astype(np.float32)
         return {name: torch.from_numpy(array) for name, array in features.items()}
+
+
+class FeaturizedRows(Dataset[dict[str, Any]]):
+    """What the collator reads of featurized rows: features that are views of Arrow, and labels.
+
+    `datasets` makes a Python number of every value instead, at about the cost of the batch itself.
+
+    Args:
+        dataset (`datasets.Dataset`): From [`featurize_dataset`].
+    """
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        self.dataset = dataset
+        names = [name for name in (FEATURES_COLUMN, LABELS) if name in dataset.column_names]
+        self._table = dataset.select_columns(names).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        """Return rows; a dataloader asks for those of a batch at once."""
+        table = self._table[rows]
+        columns: dict[str, list[Any]] = {FEATURES_COLUMN: read_column(table[FEATURES_COLUMN])}
+        if LABELS in table.column_names:
+            columns[LABELS] = table[LABELS].to_pylist()
+        return [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
 
 
 class WeightAverage:
@@ -172,7 +212,8 @@ class RMatTrainer(Trainer):
 
     Raises:
         ValueError: There is no `eval_dataset` and the arguments evaluate.
-        UserError: The metric that chooses the epoch is undefined on the rows of `eval_dataset`.
+        UserError: The metric that chooses the epoch is undefined on the rows of `eval_dataset`, or
+            rows were featurized by a processor of another kind than `processing_class`.
 
     Example:
     ```python
@@ -219,6 +260,7 @@ class RMatTrainer(Trainer):
         processor = options.get("processing_class")
         if data_collator is None and processor is not None:
             data_collator = RMatDataCollator(processor)
+            _validate_rows(processor, options)
         # what the recipe chooses follows from the configuration and the rows
         config = (options["model_init"]() if model is None else model).config
         rows: Any = options.get("train_dataset")
@@ -276,10 +318,10 @@ class RMatTrainer(Trainer):
         """
         self._show_average()
         output = super().evaluation_loop(dataloader, *args, **kwargs)
-        order = self._compute_length_order(dataloader.dataset)
-        if order is None:
+        lengths = self._find_lengths(dataloader.dataset)
+        if lengths is None:
             return output
-        place = np.argsort(order)
+        place = np.argsort(compute_length_order(lengths))
         return output._replace(
             predictions=_select_rows(output.predictions, place),
             label_ids=_select_rows(output.label_ids, place),
@@ -338,36 +380,49 @@ class RMatTrainer(Trainer):
         is_training = options.get("is_training", False)
         if self.args.world_size > 1 and isinstance(dataset, IterableDataset) and not is_training:
             dataset = list(dataset)
+        is_ours = isinstance(self.data_collator, RMatDataCollator)
+        if is_ours and isinstance(dataset, datasets.Dataset) and has_features(dataset.data.schema):
+            dataset = FeaturizedRows(dataset)
         return super()._get_dataloader(dataset, *args, **options)
 
-    def _compute_length_order(self, dataset: Any) -> np.ndarray | None:
-        """Return the rows from the largest molecule to the smallest, if they are to be grouped."""
+    def _find_lengths(self, dataset: Any) -> list[int] | None:
+        """Return the length of every row, if batches are to have rows of similar lengths."""
+        rows = dataset.dataset if isinstance(dataset, FeaturizedRows) else dataset
         column = self.args.length_column_name
         is_grouped = self.args.train_sampling_strategy == "group_by_length"
-        if not is_grouped or not isinstance(dataset, datasets.Dataset):
+        if not is_grouped or not isinstance(rows, datasets.Dataset):
             return None
-        return compute_length_order(dataset[column][:]) if column in dataset.column_names else None
+        return rows[column][:] if column in rows.column_names else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self._compute_length_order(dataset) is None:
+        lengths = self._find_lengths(dataset)
+        if lengths is None:
             return super()._get_train_sampler(train_dataset)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         return LengthGroupedSampler(
-            dataset[self.args.length_column_name][:],
+            lengths,
             batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps,
             seed=seed,
         )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         # the one of transformers permutes the rows if those of training are grouped
-        order = self._compute_length_order(eval_dataset)
-        if order is not None:
-            return order.tolist()
+        lengths = self._find_lengths(eval_dataset)
+        if lengths is not None:
+            return compute_length_order(lengths).tolist()
         return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
 
     def _compute_denominator(self, batch: dict[str, Any]) -> torch.Tensor:
         return compute_loss_denominator(batch["labels"], cast(Any, self.model).config)
+
+
+def _validate_rows(processor: RMatProcessor, options: dict[str, Any]) -> None:
+    """Raise a `UserError` if rows have features that tell of another processor."""
+    for name in ("train_dataset", "eval_dataset"):
+        columns = getattr(options.get(name), "features", None)
+        if find_options(columns) is not None:
+            validate_processor(columns, processor, source=name)
 
 
 def train_stage(

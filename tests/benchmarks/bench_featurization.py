@@ -25,8 +25,9 @@ from rdkit.Chem import rdDistGeom
 from versions import write_rows
 
 from rmat_hf.data.featurization import featurize_molecules
+from rmat_hf.data.stored_features import build_features_column
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.trainer import RMatDataCollator
+from rmat_hf.training.trainer import FeaturizedRows, RMatDataCollator
 
 PROCESSORS = {
     "same protocol (etkdg_v2, UFF)": RMatProcessor(conformer_method="etkdg_v2", force_field="uff"),
@@ -77,8 +78,10 @@ def time_featurization(smiles: list[str]) -> dict[str, np.ndarray]:
 def time_second_epoch(smiles: list[str], *, geometry: Any) -> dict[str, float]:
     """Return the seconds per molecule of reading, of reading + expanding + padding, of parsing."""
     processor = RMatProcessor(geometry=geometry)
-    features = [outcome.features for outcome in featurize_molecules(smiles, processor)]
-    dataset = Dataset.from_dict({"features": features, "labels": [[0.0]] * len(smiles)})
+    packed = [outcome.features for outcome in featurize_molecules(smiles, processor)]
+    features = build_features_column(packed)
+    rows = Dataset.from_dict({"features": features, "labels": [[0.0]] * len(smiles)})
+    dataset = FeaturizedRows(rows)
     collator = RMatDataCollator(processor)
     starts = range(0, len(smiles) - BATCH_SIZE + 1, BATCH_SIZE)
     batches = [list(range(start, start + BATCH_SIZE)) for start in starts]
@@ -120,7 +123,9 @@ def measure_bytes(smiles: list[str]) -> dict[str, float]:
         outcomes = featurize_molecules(smiles, processor)
         packed = [outcome.features for outcome in outcomes if not outcome.failure]
         file = io.BytesIO()
-        pq.write_table(pa.table({"features": packed}), file, compression="zstd")
+        pq.write_table(
+            pa.table({"features": build_features_column(packed)}), file, compression="zstd"
+        )
         sizes[f"{name}, raw"] = float(np.mean([len(features) for features in packed]))
         sizes[f"{name}, Parquet with zstd"] = len(file.getvalue()) / len(packed)
     return sizes

@@ -26,7 +26,7 @@ from versions import write_rows
 from rmat_hf import __version__
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.sources import open_table
-from rmat_hf.data.stored_features import count_nodes, group_by_length
+from rmat_hf.data.stored_features import count_nodes, group_by_length, unpack_features
 from rmat_hf.data.tables import validate_columns
 from rmat_hf.errors import UserError
 from rmat_hf.flags import declare_flag, validate_flags
@@ -216,7 +216,10 @@ class Workload:
         for positions in group_by_length(
             self.num_nodes.tolist(), batch_size=self.arguments.batch_size
         ):
-            rows = [{"features": features[idx], "labels": labels[idx]} for idx in positions]
+            rows = [
+                {"features": unpack_features(features[idx]), "labels": labels[idx]}
+                for idx in positions
+            ]
             batches.append({name: it.to(self.device) for name, it in collate(rows).items()})
         return batches
 

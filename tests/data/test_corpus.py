@@ -25,12 +25,12 @@ from rmat_hf.data.corpus import (
     run_featurization,
 )
 from rmat_hf.data.featurization import featurize_molecules
-from rmat_hf.data.stored_features import expand_features
+from rmat_hf.data.stored_features import expand_features, pack_features, read_rows
 from rmat_hf.errors import UserError
-from rmat_hf.model.features_rmat import list_molecule_descriptor_names
+from rmat_hf.model.features_rmat import FEATURIZER_VERSION, list_molecule_descriptor_names
 from rmat_hf.model.processing_rmat import RMatProcessor
 
-COLUMNS = ["row", "smiles", "features", "num_nodes", "geometry_source"]
+COLUMNS = ["row", "smiles", "features", "num_nodes", "geometry_source", "processor"]
 each_way = pytest.mark.parametrize("streaming", [False, True])
 
 
@@ -44,6 +44,10 @@ def change_table(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     pq.write_table(change(pq.read_table(path)), path)
 
 
+def pack(rows: list[dict[str, Any]]) -> list[bytes]:
+    return [pack_features(it) for it in read_rows([row["features"] for row in rows])]
+
+
 @each_way
 def test_rows_are_those_of_the_shards_in_order(tmp_path: Path, streaming: bool) -> None:
     corpus = load_corpus(write_corpus(tmp_path / "corpus"), streaming=streaming)
@@ -54,10 +58,10 @@ def test_rows_are_those_of_the_shards_in_order(tmp_path: Path, streaming: bool) 
     assert [list(row) for row in rows] == [COLUMNS] * 6
     assert [row["row"] for row in rows] == list(range(6))
     assert [row["smiles"] for row in rows] == TINY_SMILES
-    assert [row["features"] for row in rows] == [outcome.features for outcome in outcomes]
+    assert pack(rows) == [outcome.features for outcome in outcomes]
     assert [row["num_nodes"] for row in rows] == [4, 10, 2, 6, 10, 8]
     assert {row["geometry_source"] for row in rows} == {"bounds"}
-    assert expand_features([row["features"] for row in rows])["node_features"].shape == (6, 10, 37)
+    assert expand_features(pack(rows))["node_features"].shape == (6, 10, 37)
 
 
 @pytest.mark.parametrize(("pattern", "num_rows"), [("part-*.parquet", 6), ("part-00001.*", 2)])
@@ -66,6 +70,25 @@ def test_pattern_and_single_shard_load_without_a_folder(
 ) -> None:
     folder = write_corpus(tmp_path / "corpus")
     assert len(load_corpus(f"{folder}/{pattern}").dataset) == num_rows
+
+
+@each_way
+def test_a_saved_folder_is_a_corpus_and_tells_its_processor(
+    tmp_path: Path, streaming: bool
+) -> None:
+    corpus = load_corpus(write_corpus(tmp_path / "corpus"))
+    corpus.dataset.save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    saved = load_corpus(tmp_path / "saved", streaming=streaming)
+    assert isinstance(saved.dataset, datasets.IterableDataset) == streaming
+    assert list(saved.dataset) == list(corpus.dataset)
+    assert saved.processor.to_dict() == corpus.processor.to_dict()
+
+
+def test_features_of_an_earlier_release_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    columns = {"smiles": ["C"], "features": [b"\2\0\1\0"], "num_nodes": [2]}
+    pq.write_table(pa.table(columns), tmp_path / "part-00000.parquet")
+    with pytest.raises(UserError, match=r"part-00000.*another form.*run `rmat featurize` first"):
+        load_corpus(tmp_path)
 
 
 @each_way
@@ -78,11 +101,13 @@ def test_shards_of_different_processors_are_refused(tmp_path: Path, streaming: b
 
 def test_shards_of_another_featurizer_version_are_refused(tmp_path: Path) -> None:
     folder = write_corpus(tmp_path / "corpus", ["CCO"])
-    options = json.loads((folder / "preprocessor_config.json").read_text())
+    name, version = rb"featurizer_version\": ", str(FEATURIZER_VERSION).encode()
 
     def age(table: pa.Table) -> pa.Table:
-        old = json.dumps({**options, "featurizer_version": 1})
-        return table.replace_schema_metadata({"rmat_hf.processor": old})
+        types = table.schema.metadata[b"huggingface"]
+        old = types.replace(name + version, name + b"1")
+        assert old != types
+        return table.replace_schema_metadata({"huggingface": old})
 
     change_table(folder / "part-00000.parquet", age)
     with pytest.raises(UserError, match="featurizer version 1"):
@@ -204,7 +229,7 @@ api.create_tag(name, repo_type="dataset", tag="v1")
 report = {}
 for streaming in (False, True):
     corpus = load_corpus(name, revision="v1", streaming=streaming)
-    rows = [[row["row"], row["smiles"], row["features"].hex()] for row in corpus.dataset]
+    rows = [[row["row"], row["smiles"], row["features"]] for row in corpus.dataset]
     report[str(streaming)] = [rows, corpus.processor.to_dict()]
 for change in ({"split": "test"}, {"revision": "v2"}):
     try:
@@ -231,7 +256,7 @@ def test_corpus_on_the_hub_has_the_rows_of_the_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads(done.stdout.splitlines()[-1])
     rows = [
-        [row["row"], row["smiles"], row["features"].hex()]
+        [row["row"], row["smiles"], row["features"]]
         for row in load_corpus(tmp_path / "corpus").dataset
     ]
     for streaming in ("False", "True"):
@@ -271,7 +296,7 @@ def test_flags_decide_the_corpus(table: Path, tmp_path: Path) -> None:
     assert corpus.processor.on_conformer_failure == "raise"
     assert corpus.processor.molecule_descriptors == list_molecule_descriptor_names()
     expected = featurize_molecules(["CCO"], corpus.processor)[0].features
-    assert [row["features"] for row in corpus.dataset] == [expected]
+    assert pack(list(corpus.dataset)) == [expected]
 
 
 def test_failures_are_counted_by_reason_and_listed_by_row(table: Path, tmp_path: Path) -> None:

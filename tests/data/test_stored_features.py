@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,11 +13,14 @@ from tiny import TINY_SMILES
 
 from rmat_hf.data.stored_features import (
     LengthGroupedSampler,
+    build_features_column,
     compute_length_order,
     expand_features,
     group_by_length,
+    pack_column,
     pack_features,
     read_molecule_descriptors,
+    read_rows,
 )
 from rmat_hf.model.processing_rmat import Molecule, RMatProcessor
 
@@ -45,6 +49,11 @@ def embed(smiles: str, shift: float = 0.0) -> Chem.Mol:
 
 def assert_expansion_equals_padding(molecules: list[Molecule], processor: RMatProcessor) -> None:
     packed = [pack_features(processor.featurize_compactly(molecule)) for molecule in molecules]
+    column = build_features_column(packed)
+    # as a column of a data set, in one piece, in several and in Python
+    assert pack_column(column) == pack_column(pa.chunked_array([column[:1], column[1:]])) == packed
+    assert pack_column(column[1:]) == packed[1:]
+    assert [pack_features(it) for it in read_rows(column.to_pylist())] == packed
     expected = processor.pad([processor.featurize(molecule)[0] for molecule in molecules])
     expanded = expand_features(packed)
     assert set(expanded) == set(expected)
@@ -91,6 +100,25 @@ def test_drug_like_molecule_takes_less_than_300_bytes() -> None:
     features = RMatProcessor().featurize_compactly("Cc1cc(C)nc(C2CCN(C(=O)c3noc4c3CCCC4)C2)n1")
     assert len(features.atom_codes) == 24
     assert len(pack_features(features)) < 300
+
+
+def test_columns_have_what_a_chemist_reads_off_them() -> None:
+    molecules = [embed("CCO", shift=100.0), "C[O-].[Na+]"]
+    features = [RMatProcessor().featurize_compactly(it) for it in molecules]
+    features.append(RMatProcessor(geometry="bounds").featurize_compactly("CCO"))
+    given, salt, bounds = build_features_column(map(pack_features, features)).to_pylist()
+    assert [given["is_given"], salt["is_given"], bounds["is_given"]] == [True, False, False]
+    assert list(zip(given["bond_begins"], given["bond_ends"], strict=True)) == [(0, 1), (1, 2)]
+    assert (len(salt["atom_codes"]), len(salt["bond_types"])) == (3, 1)
+    # in Å
+    mol = molecules[0]
+    positions = mol.GetConformer().GetPositions()[:3]
+    found = np.reshape(given["coordinates"], (3, 3))
+    np.testing.assert_allclose(np.diff(found, axis=0), np.diff(positions, axis=0), atol=1e-5)
+    assert given["distances"] is bounds["coordinates"] is None
+    limits = rdDistGeom.GetMoleculeBoundsMatrix(Chem.MolFromSmiles("CCO"))
+    expected = [(limits[pair] + limits[pair[::-1]]) / 2 for pair in ((0, 1), (0, 2), (1, 2))]
+    np.testing.assert_allclose(bounds["distances"], expected, atol=6e-4)
 
 
 def test_undefined_descriptor_stays_nan() -> None:

@@ -6,12 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset, List, Value
+from datasets import Dataset, List, Value, concatenate_datasets
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
+from rmat_hf.data import training_table
+from rmat_hf.data.featurization import find_processor
 from rmat_hf.data.splits.column_splits import TimeColumn
-from rmat_hf.data.stored_features import expand_features, pack_features, unpack_features
+from rmat_hf.data.stored_features import (
+    build_features_column,
+    expand_features,
+    pack_dataset,
+    pack_features,
+    unpack_features,
+)
 from rmat_hf.data.training_table import (
     DroppedRow,
     LoadedData,
@@ -40,9 +48,10 @@ def test_rows_keep_position_and_text_and_have_features(tmp_path: Path) -> None:
         "row": [0, 2],
         "smiles": ["OCC", "c1ccccc1"],
         "canonical_smiles": ["CCO", "c1ccccc1"],
-        "features": packed,
+        "features": build_features_column(packed).to_pylist(),
         "num_nodes": [4, 7],
         "geometry_source": ["bounds", "bounds"],
+        "processor": [0, 0],
         "labels": [[1.5], [-1.0]],
     }
     assert loaded.dataset.features["labels"] == List(Value("float64"))
@@ -210,9 +219,10 @@ def test_sdf_structures_come_with_their_coordinates(tmp_path: Path) -> None:
     loaded = load_training_table(tmp_path / "mols.sdf", RMatProcessor(geometry="given"), **options)
     assert loaded.dropped == [DroppedRow(2, "C", "no label")]
     assert loaded.dataset["canonical_smiles"][:] == ["CCO", "CCN"]
-    for row, mol in zip(loaded.dataset, mols, strict=False):
+    packed = pack_dataset(loaded.dataset)
+    for row, features, mol in zip(loaded.dataset, packed, mols[:2], strict=True):
         expected = Chem.Get3DDistanceMatrix(mol)
-        distances = expand_features([row["features"]])["interatomic_distances"][0, 1:, 1:]
+        distances = expand_features([features])["interatomic_distances"][0, 1:, 1:]
         # a mol block has four decimals
         np.testing.assert_allclose(distances, expected, rtol=0, atol=3e-4)
         found = Chem.Get3DDistanceMatrix(Chem.Mol(row["mol"]))
@@ -230,7 +240,7 @@ def test_a_data_set_keeps_its_columns_beside_features_and_labels(processor: RMat
     rows = featurize_dataset(table, processor, smiles_column="text", label_columns=["y"])
     assert rows["id"][:] == ["a", "d", "e"] and rows["row"][:] == [0, 3, 4]
     assert rows["labels"][:] == [[1.0], [4.0], [5.0]]
-    assert unpack_features(rows["features"][0]).atom_codes.shape == (3,)
+    assert unpack_features(pack_dataset(rows)[0]).atom_codes.shape == (3,)
     unlabeled = featurize_dataset(table, processor, smiles_column="text")
     assert unlabeled["id"][:] == ["a", "c", "d", "e"]
     assert "labels" not in unlabeled.column_names
@@ -244,6 +254,64 @@ def test_the_classes_of_a_data_set_are_in_the_type_of_its_labels(processor: RMat
     rows = featurize_dataset(table, processor, **options)
     assert rows.features["labels"].feature.names == ["oil", "water"]
     assert rows["labels"][:] == [[0], [1], [0]]
+
+
+# Features that are there already
+
+
+@pytest.fixture
+def featurized() -> Dataset:
+    smiles = ["OCC", "c1ccccc1", "CCN", "CC", "C[O-].[Na+]"]
+    table = Dataset.from_dict({"smiles": smiles, "y": [1.0, None, 3.0, 4.0, -2.5]})
+    return featurize_dataset(table, PROCESSOR)
+
+
+def save(rows: Dataset, folder: Path, *, way: str) -> Any:
+    """Return the rows as somebody else gets them."""
+    if way == "folder":
+        rows.save_to_disk(str(folder / "rows"))
+        return folder / "rows"
+    if way == "parquet":
+        rows.to_parquet(folder / "rows.parquet")
+        return folder / "rows.parquet"
+    return rows.to_iterable_dataset(num_shards=2) if way == "stream" else rows
+
+
+@pytest.mark.parametrize("way", ["memory", "stream", "folder", "parquet"])
+def test_features_that_a_data_set_has_are_not_computed_again(
+    tmp_path: Path, featurized: Dataset, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n".join(f"{row['smiles']},{row['y'] or ''}" for row in featurized)
+    expected = load(tmp_path, f"smiles,y\n{text}\n")
+    monkeypatch.setattr(training_table, "featurize_molecules", None)
+    source, options = save(featurized, tmp_path, way=way), {"smiles_column": "smiles"}
+    # a limit decides who has features, and not which
+    other = RMatProcessor(**{**PROCESSOR.to_dict(), "max_atoms": 77})
+    loaded = load_training_table(
+        source, other, label_columns=["y"], problem_type="regression", **options
+    )
+    assert loaded.dataset.to_dict() == expected.dataset.to_dict()
+    assert loaded.dropped == expected.dropped == [DroppedRow(1, "c1ccccc1", "no label")]
+
+
+def test_rows_are_filtered_and_keep_their_processor(featurized: Dataset) -> None:
+    small = featurized.filter(lambda row: row["num_nodes"] < 5)
+    long = featurized.filter(lambda row: max(row["features"]["distances"]) > 100)
+    assert small["smiles"][:] == ["OCC", "CCN", "CC", "C[O-].[Na+]"]
+    assert long["smiles"][:] == ["C[O-].[Na+]"]
+    assert find_processor(small).to_dict() == PROCESSOR.to_dict()
+
+
+def test_features_of_another_processor_are_refused_in_one_line(featurized: Dataset) -> None:
+    options = {"smiles_column": "smiles", "label_columns": ["y"], "problem_type": "regression"}
+    with pytest.raises(UserError, match=r"^[^\n]*geometry is \"bounds\" in one and \"2d\"[^\n]*$"):
+        load_training_table(featurized, RMatProcessor(geometry="2d"), **options)
+    with pytest.raises(UserError, match="does not say which processor"):
+        load_training_table(featurized.remove_columns("processor"), PROCESSOR, **options)
+    with pytest.raises(ValueError, match="align"):
+        concatenate_datasets(
+            [featurized, featurize_dataset(featurized, RMatProcessor(geometry="2d"))]
+        )
 
 
 # Labels of atoms

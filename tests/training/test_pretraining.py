@@ -20,7 +20,7 @@ from tiny_pretraining import (
 )
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, TrainerCallback
 
-from rmat_hf.data.stored_features import read_molecule_descriptors
+from rmat_hf.data.stored_features import pack_dataset, read_molecule_descriptors
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed
 from rmat_hf.training import pretraining
@@ -267,6 +267,8 @@ def get_states(task: PretrainingTask) -> dict[str, Any]:
 
 
 def list_molecules(dataset: Any) -> list[bytes]:
+    if isinstance(dataset, datasets.Dataset):
+        return pack_dataset(dataset)
     return [row["features"] for row in dataset]
 
 

@@ -19,7 +19,12 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
-from rmat_hf.data.stored_features import expand_features, pack_features
+from rmat_hf.data.stored_features import (
+    build_features_column,
+    expand_features,
+    pack_dataset,
+    pack_features,
+)
 from rmat_hf.model.configuration_rmat import MASK_COLUMN, RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -35,6 +40,7 @@ from rmat_hf.training.pretraining_trainer import (
     RMatDataCollatorForPreTraining,
     StreamedBatches,
     form_batches,
+    pack_stream,
 )
 
 LIMITS = {"batch_size": 8, "max_pairs": 1500}
@@ -93,7 +99,7 @@ def test_every_molecule_is_seen_once_an_epoch_in_batches_within_the_limits(
 ) -> None:
     trainer = build_trainer(tmp_path, task)
     trainer.train()
-    num_nodes = dict(zip(task.train["features"][:], task.train["num_nodes"][:], strict=True))
+    num_nodes = dict(zip(pack_dataset(task.train), task.train["num_nodes"][:], strict=True))
     orders = []
     for epoch in (0, 1):
         batches = [batch for batch in trainer.data_collator.batches if batch.epoch == epoch]
@@ -135,14 +141,14 @@ def test_an_evaluation_gives_the_metrics_of_all_molecules_held_out_and_repeats_i
     metrics = trainer.evaluate()
     batches = trainer.data_collator.batches
     assert sorted(molecule for batch in batches for molecule in batch.features) == sorted(
-        task.valid["features"][:]
+        pack_dataset(task.valid)
     )
     # whatever the batches are
     collate = trainer.data_collator
     expected: dict[str, Any] = {}
     for objective in task.objectives.values():
         sums = torch.zeros(())
-        for molecule in task.valid["features"][:]:
+        for molecule in pack_dataset(task.valid):
             inputs = collate([PretrainingBatch(0, [molecule])])
             with torch.no_grad():
                 logits = trainer.model.eval()(**inputs).logits[objective.head]
@@ -185,10 +191,21 @@ SIZES = np.random.default_rng(0).integers(2, 60, size=403)
 GROUPS = {"batch_size": 16, "max_pairs": 5000}
 
 
+def build_molecule(idx: int) -> bytes:
+    """Return the features of a molecule that is no other's, and of one atom whatever its size."""
+    atom = PROCESSOR.featurize_compactly("C")
+    descriptors = np.full(3, idx, dtype=np.float32)
+    return pack_features(atom._replace(molecule_descriptors=descriptors))
+
+
 @pytest.fixture(scope="module")
 def table() -> datasets.Dataset:
-    features = [f"molecule {idx}".encode() for idx in range(len(SIZES))]
+    features = build_features_column([build_molecule(idx) for idx in range(len(SIZES))])
     return datasets.Dataset.from_dict({"features": features, "num_nodes": SIZES.tolist()})
+
+
+def stream(table: datasets.Dataset) -> datasets.IterableDataset:
+    return pack_stream(table.to_iterable_dataset(num_shards=4))
 
 
 def take_first(batches: list[PretrainingBatch]) -> PretrainingBatch:
@@ -243,7 +260,7 @@ def test_epochs_differ_in_order_and_company_and_not_in_number(table: datasets.Da
     assert len(corpus) == len(table)
     # a key brings the molecules of its rows
     epoch, rows = first[0]
-    assert corpus[first[0]] == (epoch, [f"molecule {row}".encode() for row in rows])
+    assert corpus[first[0]] == (epoch, [build_molecule(row) for row in rows])
     sampler.set_epoch(1)
     second = list(sampler)
     assert len(first) == len(second) == len(sampler)
@@ -260,31 +277,32 @@ def test_epochs_differ_in_order_and_company_and_not_in_number(table: datasets.Da
 def test_a_stream_gives_every_molecule_once_to_one_process(
     table: datasets.Dataset, num_workers: int, num_processes: int, buffer_size: int
 ) -> None:
-    stream = StreamedBatches(
-        table.to_iterable_dataset(num_shards=4),
+    batches = StreamedBatches(
+        stream(table),
         multiple=num_processes,
         seed=0,
         buffer_size=buffer_size,
         **GROUPS,
     )
-    shares = [read_epoch(stream, num_workers, rank) for rank in range(num_processes)]
+    shares = [read_epoch(batches, num_workers, rank) for rank in range(num_processes)]
     assert len({len(share) for share in shares}) == 1
     molecules = Counter(m for share in shares for batch in share for m in batch.features)
-    assert molecules == Counter(table["features"][:])
+    assert molecules == Counter(pack_dataset(table))
 
 
 def test_epochs_of_a_stream_differ_and_repeat(table: datasets.Dataset) -> None:
     def build(**options: int) -> StreamedBatches:
-        shards = table.to_iterable_dataset(num_shards=4)
-        return StreamedBatches(shards, multiple=1, seed=0, buffer_size=100, **GROUPS, **options)
+        return StreamedBatches(
+            stream(table), multiple=1, seed=0, buffer_size=100, **GROUPS, **options
+        )
 
-    stream, resumed = build(), build()
-    first, second = list(stream.iterate_epoch(0)), list(stream.iterate_epoch(1))
+    batches, resumed = build(), build()
+    first, second = list(batches.iterate_epoch(0)), list(batches.iterate_epoch(1))
     assert {batch.epoch for batch in second} == {1}
     assert [batch.features for batch in second] != [batch.features for batch in first]
     assert list(resumed.iterate_epoch(1)) == second
     # Trainer drops what a resumed run has behind it: those batches need no molecules
-    both = list(takewhile(lambda batch: batch.epoch < 2, stream))
+    both = list(takewhile(lambda batch: batch.epoch < 2, batches))
     assert both == [*first, *second]
     skipped = list(takewhile(lambda batch: batch.epoch < 2, build(num_skipped=len(first) + 2)))
     assert [len(batch.features) for batch in skipped[: len(first) + 2]] == [0] * (len(first) + 2)
@@ -293,23 +311,22 @@ def test_epochs_of_a_stream_differ_and_repeat(table: datasets.Dataset) -> None:
 
 def test_a_worker_in_another_epoch_does_not_change_the_order(table: datasets.Dataset) -> None:
     """Workers skip to where a run was interrupted, each at its own speed."""
-    shards = table.to_iterable_dataset(num_shards=4)
-    stream = StreamedBatches(shards, multiple=1, seed=0, buffer_size=100, **GROUPS)
-    undisturbed = list(stream.iterate_epoch(0))
+    batches = StreamedBatches(stream(table), multiple=1, seed=0, buffer_size=100, **GROUPS)
+    undisturbed = list(batches.iterate_epoch(0))
     worker = multiprocessing.get_context("fork").Process(
-        target=partial(next, stream.iterate_epoch(2))
+        target=partial(next, batches.iterate_epoch(2))
     )
     worker.start()
     worker.join()
     assert worker.exitcode == 0
-    assert list(stream.iterate_epoch(0)) == undisturbed
+    assert list(batches.iterate_epoch(0)) == undisturbed
 
 
 def test_a_stream_shorter_than_the_number_of_processes_is_refused() -> None:
     table = datasets.Dataset.from_dict({"features": [b"a"], "num_nodes": [3]})
-    stream = StreamedBatches(table.to_iterable_dataset(), multiple=2, seed=0, **GROUPS)
+    batches = StreamedBatches(table.to_iterable_dataset(), multiple=2, seed=0, **GROUPS)
     with pytest.raises(ValueError, match="1 molecules are too few for 2"):
-        list(stream)
+        list(batches)
 
 
 # Collator

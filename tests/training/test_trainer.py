@@ -19,6 +19,7 @@ from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
 from rmat_hf.data.featurization import featurize_molecules
+from rmat_hf.data.stored_features import build_features_column
 from rmat_hf.data.training_table import featurize_dataset
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.losses_rmat import compute_loss_denominator
@@ -264,7 +265,8 @@ def test_the_best_average_is_loaded_and_stays(tmp_path: Path) -> None:
 def featurize(
     processor: RMatProcessor, labels: list[list[float]], smiles: list[str] = TINY_SMILES
 ) -> datasets.Dataset:
-    features = [outcome.features for outcome in featurize_molecules(smiles, processor)]
+    packed = [outcome.features for outcome in featurize_molecules(smiles, processor)]
+    features = build_features_column(packed)
     return datasets.Dataset.from_dict({"features": features, "labels": labels})
 
 

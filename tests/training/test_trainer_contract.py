@@ -92,7 +92,7 @@ def test_batches_of_a_finetuning_hold_molecules_of_similar_size(
     collate = RMatDataCollator.__call__
 
     def record(self: RMatDataCollator, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batches.append([row["num_nodes"] for row in rows])
+        batches.append([len(row["features"].atom_codes) + 1 for row in rows])
         return collate(self, rows)
 
     monkeypatch.setattr(RMatDataCollator, "__call__", record)
