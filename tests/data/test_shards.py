@@ -35,6 +35,7 @@ from rmat_hf.data.shards import (
     take_best,
 )
 from rmat_hf.data.sources import open_table
+from rmat_hf.data.stored_features import pack_dataset
 from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -80,11 +81,12 @@ def test_corpus_has_the_features_of_its_molecules(source: Path, tmp_path: Path) 
     report = featurize(source, tmp_path / "corpus")
     processor = RMatProcessor(geometry="bounds", max_atoms=20)
     kept = [0, 1, 2, 3, 4, 5, 9]
-    rows = load_corpus(tmp_path / "corpus").dataset[:]
+    dataset = load_corpus(tmp_path / "corpus").dataset
+    rows = dataset[:]
     assert rows["row"] == kept
     assert rows["smiles"] == [SMILES[row] for row in kept]
     outcomes = featurize_molecules(rows["smiles"], processor)
-    assert rows["features"] == [outcome.features for outcome in outcomes]
+    assert pack_dataset(dataset) == [outcome.features for outcome in outcomes]
     assert (report.num_shards, report.num_rows, report.num_molecules) == (4, 10, 7)
     assert sorted(read_files(tmp_path / "corpus")) == [
         "README.md",
