@@ -1,6 +1,7 @@
 """run_accuracy_benchmark(...): a protocol → runs, `results.json`, `report.md` and plots."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,9 +30,15 @@ from rmat_hf.evaluation.predictions import (
 )
 from rmat_hf.evaluation.protocol import Fold, Protocol, load_protocol
 from rmat_hf.evaluation.report import build_report
-from rmat_hf.evaluation.summary import FoldOutcome, summarize_dataset
+from rmat_hf.evaluation.summary import (
+    FoldOutcome,
+    compute_average_ranks,
+    compute_part_metrics,
+    summarize_dataset,
+)
 from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.output_folder import load_json, lock_output, open_atomically, save_json
+from rmat_hf.training.metrics import list_metrics
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.md"
@@ -72,7 +79,8 @@ def run_accuracy_benchmark(
 ) -> dict[str, Any]:
     """Compare models, baselines and other tools on the same rows and splits.
 
-    Every data set, split, seed and model is one `run_finetuning`. Runs that are there already, with
+    Every data set, split, seed and model is one `run_finetuning`, of a model with a grid one for
+    each setting, of which the best on valid is the model's. Runs that are there already, with
     the same arguments, data and weights, are not repeated; interrupted ones continue. The baselines
     are fitted on the rows that all models could use. A run that fails is reported, and the others
     go on.
@@ -100,20 +108,23 @@ def run_accuracy_benchmark(
             protocol, output_dir=output_dir, feature_cache=arguments.feature_cache
         )
         failures = run(jobs)
+        chosen = _choose_settings(jobs, protocol)
         rows = {
             fold: find_common_rows(found, where=str(fold))
-            for fold, found in _load_finished(jobs).items()
+            for fold, found in _load_finished(chosen).items()
         }
-        jobs += build_baseline_jobs(protocol, rows, output_dir=output_dir)
-        failures |= run([job for job in jobs if job.method in protocol.baselines])
+        baselines = build_baseline_jobs(protocol, rows, output_dir=output_dir)
+        failures |= run(baselines)
+        jobs, chosen = [*jobs, *baselines], [*chosen, *baselines]
         outcomes = [
-            _collect_outcome(fold, common, jobs=jobs, tools=tools) for fold, common in rows.items()
+            _collect_outcome(fold, common, jobs=chosen, tools=tools)
+            for fold, common in rows.items()
         ]
         results = {
             "protocol": json.loads(hide_folders(json.dumps(protocol.content))),
             "num_resamples": arguments.num_resamples,
             **_summarize(protocol, outcomes, arguments=arguments),
-            **_describe_runs(jobs, failures, output_dir=output_dir),
+            **_describe_runs(jobs, failures, chosen=chosen, output_dir=output_dir),
         }
         save_json(output_dir / RESULTS_FILE, results)
         with open_atomically(output_dir / REPORT_FILE) as stream:
@@ -126,6 +137,25 @@ def _validate_output_dir(output_dir: Path) -> None:
     if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir()) and not is_known):
         raise UserError(f"{str(output_dir)!r} holds something else. Choose another folder.")
     (output_dir / "runs").mkdir(parents=True, exist_ok=True)
+
+
+def _choose_settings(jobs: Sequence[Job], protocol: Protocol) -> list[Job]:
+    """Return the finished jobs, of each grid on a fold the one that did best on valid."""
+    grids: dict[tuple[Fold, str], list[Job]] = {}
+    for job in jobs:
+        if job.is_finished:
+            grids.setdefault((job.fold, job.method), []).append(job)
+
+    def score(job: Job) -> float:
+        dataset = protocol.datasets[job.fold.dataset]
+        metric = list_metrics(dataset.options["problem_type"])[0]
+        found = compute_part_metrics(dataset, load_predictions(job.folder), part="valid") or {}
+        value = found.get(metric.name)
+        if value is None:
+            return -math.inf
+        return float(value if metric.greater_is_better else -value)
+
+    return [group[0] if len(group) == 1 else max(group, key=score) for group in grids.values()]
 
 
 def _load_finished(jobs: Sequence[Job]) -> dict[Fold, dict[str, pd.DataFrame]]:
@@ -172,11 +202,12 @@ def _summarize(
             folder = Path(arguments.output_dir) / "plots"
             file_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
             plots[name] = save_plots(folder, file_name, outcomes=own, dataset=dataset)
-    return {"datasets": summaries, "plots": plots}
+    ranks = compute_average_ranks(summaries)
+    return {"datasets": summaries, "average_ranks": ranks, "plots": plots}
 
 
 def _describe_runs(
-    jobs: Sequence[Job], failures: Mapping[Job, str], *, output_dir: Path
+    jobs: Sequence[Job], failures: Mapping[Job, str], *, chosen: Sequence[Job], output_dir: Path
 ) -> dict[str, Any]:
     """Return folder, time, versions and choices of every run, and why some have none."""
     runs = []
@@ -190,6 +221,8 @@ def _describe_runs(
             {
                 **asdict(job.fold),
                 "method": job.method,
+                "setting": job.setting,
+                "is_chosen": job in chosen,
                 "folder": job.folder.relative_to(output_dir).as_posix(),
                 "seconds": record.get("seconds"),
                 "core_seconds": record.get("core_seconds"),

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,13 @@ from rmat_hf.data.supervised_map import run_in_processes
 from rmat_hf.data.table_writer import TableWriter
 from rmat_hf.errors import hide_credentials, stopped_by_signals
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, PREDICTIONS_FILE
-from rmat_hf.evaluation.protocol import Fold, Protocol, compute_model_checksum
+from rmat_hf.evaluation.protocol import (
+    JSON_FIELDS,
+    Fold,
+    Protocol,
+    compute_model_checksum,
+    list_settings,
+)
 from rmat_hf.output_folder import create_folder_atomically, load_json, save_json
 from rmat_hf.training import baselines
 from rmat_hf.training.arguments import (
@@ -63,15 +69,16 @@ class BaselineTask:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A run: a model or baseline on one fold."""
+    """A run: a model or baseline on one fold, with one setting of its grid."""
 
     fold: Fold
     method: str
     folder: Path
     task: FinetuningArguments | BaselineTask
+    setting: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.method}, {self.fold}"
+        return ", ".join([self.method, *describe_setting(self.setting), str(self.fold)])
 
     @property
     def record_file(self) -> Path:
@@ -92,7 +99,7 @@ class Job:
 def build_finetuning_jobs(
     protocol: Protocol, *, output_dir: Path, feature_cache: str | None
 ) -> list[Job]:
-    """Return one run per fold and model.
+    """Return one run per fold, model and setting of its grid.
 
     The name of its folder ends with a hash of everything that decides the result: all arguments,
     the data file and the weights to start from. Other arguments therefore are another run.
@@ -104,7 +111,16 @@ def build_finetuning_jobs(
     jobs = []
     for fold in protocol.list_folds():
         dataset = protocol.datasets[fold.dataset]
-        for model, options in protocol.models.items():
+        runs = [
+            (name, it) for name in protocol.models for it in list_settings(protocol.models[name])
+        ]
+        for model, setting in runs:
+            options = {**protocol.models[model], **setting}
+            options.pop("grid", None)
+            # CODEPATH: a protocol with objects in the place of JSON files.
+            for name in options.keys() & JSON_FIELDS:
+                if isinstance(options[name], dict):
+                    options[name] = json.dumps(options[name])
             fields = {**dataset.options, **dataset.splits[fold.split], **options}
             fields |= {"seed": fold.seed, "feature_cache": feature_cache, "resume": True}
             try:
@@ -116,8 +132,13 @@ def build_finetuning_jobs(
             key = compute_key([described, dataset.checksum, checksums[model]])
             folder = output_dir / "runs" / _name_folder(fold, model, key=key)
             arguments.output_dir = str(folder)
-            jobs.append(Job(fold, model, folder, arguments))
+            jobs.append(Job(fold, model, folder, arguments, setting))
     return jobs
+
+
+def describe_setting(setting: dict[str, Any]) -> list[str]:
+    """Return a text for each value of a grid's setting."""
+    return [f"{name} {value}" for name, value in setting.items()]
 
 
 def build_baseline_jobs(
@@ -283,16 +304,16 @@ def describe_choices(folder: Path) -> dict[str, Any]:
         return load_json(folder / SETTING_FILE)
     arguments = load_json(folder / ARGUMENTS_FILE)
     overrides = arguments.get("training_arguments", {})
-    # runs of before there were recipes have no such field
-    if keeps_last_epoch(arguments.get("recipe", "rmat"), overrides):
-        rates = {"learning_rate": arguments["learning_rate"]}
-        return {"part": None, "setting": {"last epoch": rates}}
     metric = overrides.get("metric_for_best_model")
     metric = str(metric or list_metrics(arguments["problem_type"])[0].name).removeprefix("eval_")
     # runs of before there were folds have no such field
     part = "own folds of train and valid" if arguments.get("member_folds") else "valid"
     choices: dict[str, Any] = {"part": part, "metric": metric}
-    if (folder / LOG_FILE).is_file():
+    # runs of before there were recipes have no such field
+    if keeps_last_epoch(arguments.get("recipe", "rmat"), overrides):
+        choices = {"part": part if (folder / TRIALS_FILE).is_file() else None}
+        choices["setting"] = {"last epoch": {"learning_rate": arguments["learning_rate"]}}
+    elif (folder / LOG_FILE).is_file():
         log = pd.DataFrame(json.loads((folder / LOG_FILE).read_text(encoding="utf-8")))
         is_error = metric not in METRICS or not METRICS[metric].greater_is_better
         choices |= _find_best_epochs(log, f"eval_{metric}", is_error=is_error)

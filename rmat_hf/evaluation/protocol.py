@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -26,6 +27,8 @@ DATASET_FIELDS = (
     *("dataset", "dataset_revision", "label_columns", "label_units", "problem_type"),
     *("smiles_column", "conflict_tolerance", "time_column", "num_folds", "cluster_cutoff"),
 )
+# Flags that name a JSON file or are its content.
+JSON_FIELDS = ("model_config", "training_arguments")
 REQUIRED = ("dataset", "label_columns", "problem_type", "splits", "seeds")
 PROBLEM_TYPES = Literal["regression", "multi_label_classification"]
 SPLIT_NAMES: Any = Literal[tuple(name for name in SPLITS if name != "column")]
@@ -92,7 +95,9 @@ def load_protocol(path: str | Path, *, data: str | Path) -> Protocol:
     - `datasets`: by name `dataset` (a file in the data folder, bundled name or Hub id),
       `label_columns`, `problem_type`, `splits` (a list of columns, or the name of a split of
       `rmat finetune`), `seeds`, and other fields of `FinetuningArguments` that describe data.
-    - `models`: by name every other field of `FinetuningArguments`.
+    - `models`: by name every other field of `FinetuningArguments`, of which `model_config` and
+      `training_arguments` may be objects; and `grid`, by field a list of values, of which all
+      combinations are trained and, on each fold, the best on valid is the model.
     - `baselines`: a list of names.
     - `predictions`: by name of a tool the file with its predictions.
 
@@ -107,6 +112,12 @@ def load_protocol(path: str | Path, *, data: str | Path) -> Protocol:
     }
     predictions = {name: Path(file) for name, file in content.get("predictions", {}).items()}
     return Protocol(datasets, content["models"], content.get("baselines", []), predictions, content)
+
+
+def list_settings(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every combination of the values in the grid of a model; without one, an empty one."""
+    grid = options.get("grid", {})
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
 def compute_file_checksum(path: Path) -> str:
@@ -162,6 +173,7 @@ def _iterate_problems(content: dict[str, Any], *, folder: Path) -> Iterator[str]
         "seeds": list[int],
     }
     model = {name: hint for name, hint in model.items() if name not in MANAGED_FIELDS}
+    model |= dict.fromkeys(JSON_FIELDS, str | dict[str, Any] | None)
     yield from _find_wrong(content, SECTIONS, required=("datasets", "models"))
     for name, options in content["datasets"].items():
         for problem in _find_wrong(options, dataset, required=REQUIRED):
@@ -169,8 +181,14 @@ def _iterate_problems(content: dict[str, Any], *, folder: Path) -> Iterator[str]
         for problem in _find_contradictions(options, folder=folder):
             yield f"data set {name!r}: {problem}"
     for name, options in content["models"].items():
-        for problem in _find_wrong(options, model):
+        for problem in _find_wrong(options, {**model, "grid": dict[str, list[Any]]}):
             yield f"model {name!r}: {problem}"
+        settings = list_settings(options)
+        if not settings:
+            yield f"model {name!r}: a field of the grid has no value. Give it one, or drop it."
+        for setting in settings:
+            for problem in _find_wrong(setting, model):
+                yield f"model {name!r}, grid: {problem}"
     methods = [content["models"], content.get("baselines", []), content.get("predictions", {})]
     yield from _find_repeated([name for names in methods for name in names])
 

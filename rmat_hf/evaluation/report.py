@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rmat_hf.evaluation.jobs import describe_setting
 from rmat_hf.training.metrics import METRICS
 from rmat_hf.training.search import SEARCHED_FLAGS
 
@@ -26,6 +27,10 @@ HOW_TO_READ_RUNS = """
 What is no setting here was given by the protocol. How other tools chose is for them to say. The
 trials of a search are in `hpo_trials.csv` of the run.
 """.strip()
+HOW_TO_READ_RANKS = """
+By the mean on test of each data set, 1 is the best. Methods without a value on some split take no
+part.
+""".strip()
 NOTE_ON_HASHES = "SHA-256 of the sorted canonical SMILES of a part; in full in `results.json`."
 
 
@@ -42,6 +47,9 @@ def build_report(results: Mapping[str, Any]) -> str:
     for name, summary in results["datasets"].items():
         sections += _build_dataset_sections(name, summary)
         sections += [f"![{file}](plots/{file})" for file in results["plots"].get(name, [])]
+    if len(results["datasets"]) > 1 and results["average_ranks"]:
+        table = _build_table(_list_ranks(results["average_ranks"]))
+        sections += ["## Average ranks", HOW_TO_READ_RANKS, table]
     versions = [
         ", ".join(f"{name} {number}" for name, number in found.items())
         for found in results["versions"]
@@ -95,6 +103,12 @@ def _list_scores(summary: Mapping[str, Any], part: str) -> Iterable[dict[str, st
         yield cells | (_describe_bootstrap(scores) if part == "test" else {})
 
 
+def _list_ranks(ranks: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    for method, found in sorted(ranks.items(), key=lambda item: float(item[1]["mean"])):
+        cells = {name: f"{rank:g}" for name, rank in found["ranks"].items()}
+        yield {"method": method, **cells, "mean": _format(found["mean"], ".2f")}
+
+
 def _describe_difference(found: Mapping[str, Any]) -> dict[str, str]:
     return {
         "method": found["method"],
@@ -124,10 +138,13 @@ def _describe_fold(fold: Mapping[str, Any]) -> dict[str, str]:
 
 def _describe_run(run: Mapping[str, Any]) -> dict[str, str]:
     names = {"data set": "dataset", "split": "split", "seed": "seed", "method": "method"}
-    choices = run["choices"]
+    choices, texts = run["choices"], describe_setting(run["setting"])
+    if texts and run["is_chosen"]:
+        texts.append("best of the grid on valid")
+    texts += [_describe_setting(choices)] if choices else []
     return {
         **{name: str(run[field]) for name, field in names.items()},
-        "setting": _describe_setting(choices) if choices else "–",
+        "setting": "; ".join(texts) or "–",
         "chosen on": choices["part"] or "fixed" if choices else "–",
         "seconds": _format(run["seconds"], ".1f"),
         "core seconds": _format(run["core_seconds"], ".1f"),

@@ -105,6 +105,37 @@ def _compare(
     return {"method": method, "reference": reference, **compared}
 
 
+def compute_average_ranks(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rank the methods on each data set by their mean on test, and average the ranks.
+
+    Args:
+        summaries (`Mapping`): What [`summarize_dataset`] returns, by data set.
+
+    Returns:
+        `dict`: of each method that has a value on every fold of every set its `mean` rank and its
+        `ranks` by data set, 1 for the best; equal means share the average of their ranks.
+    """
+    complete = [
+        {name for name, it in found["methods"].items() if it["test"]["num_values"] == num_folds}
+        for found in summaries.values()
+        if (num_folds := len(found["folds"]))
+    ]
+    if len(complete) < len(summaries):
+        return {}
+    methods = next(iter(summaries.values()))["methods"]
+    names = [name for name in methods if all(name in known for known in complete)]
+    ranks: dict[str, dict[str, float]] = {name: {} for name in names}
+    for dataset, found in summaries.items():
+        sign = 1 if found["lower_is_better"] else -1
+        means = [sign * found["methods"][name]["test"]["mean"] for name in names]
+        for name, rank in zip(names, rankdata(means), strict=True):
+            ranks[name][dataset] = float(rank)
+    return {
+        name: {"mean": float(np.mean(list(own.values()))), "ranks": own}
+        for name, own in ranks.items()
+    }
+
+
 def select_part(
     dataset: DatasetProtocol, frame: pd.DataFrame, *, part: str
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """The dataclasses behind every CLI flag: a field is a flag, its `help` is the flag's help."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +79,9 @@ class RunArguments:
 
     output_dir: str = declare_required("Folder to write, with all that a model needs.")
     model_revision: str | None = declare_flag(None, "Branch, tag or commit of a model on the Hub.")
-    model_config: str | None = declare_flag(None, "JSON file with RMatConfig fields to override.")
+    model_config: str | None = declare_flag(
+        None, "JSON file, or object, with RMatConfig fields to override."
+    )
     weight_decay: float | None = declare_flag(0.01, "Weight decay of AdamW.", least=0)
     seed: int = declare_flag(0, "Seed of split, weights, order and masks.", least=0)
     overwrite: bool = declare_flag(False, "Replace the output folder if it has files.")
@@ -86,7 +89,7 @@ class RunArguments:
     license: str | None = declare_flag(None, "License of the model, for example cc-by-4.0.")
     report_to: list[str] = declare_flag(["none"], "Experiment trackers, for example tensorboard.")
     training_arguments: str | None = declare_flag(
-        None, "JSON file with transformers.TrainingArguments to override, for example bf16."
+        None, "JSON file, or object, with transformers.TrainingArguments to override, as bf16."
     )
 
     def __post_init__(self) -> None:
@@ -300,12 +303,20 @@ def name_split(arguments: FinetuningArguments) -> str:
 
 
 def load_json_fields(path: str | None, *, known: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the object in the JSON file of a flag; empty without a path.
+    """Return the object in the JSON file of a flag, or in the flag itself; empty without a path.
 
     Raises:
         UserError: If the file is missing, holds no object, or has a name that is not `known`.
     """
-    fields = {} if path is None else load_json(path)
+    if path is not None and path.lstrip().startswith("{"):
+        try:
+            fields = json.loads(path)
+        except ValueError as error:
+            raise UserError(
+                f'{path} is no JSON: {error}. Write it as {{"name": value}}.'
+            ) from error
+    else:
+        fields = {} if path is None else load_json(path)
     if known is not None and (unknown := sorted(set(fields) - set(known))):
         raise UserError(f"{path} has unknown fields {unknown}. Known: {known}.")
     return fields

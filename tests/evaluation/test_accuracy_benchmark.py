@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from full_disks import mounted_disk, resize_disk
+from tiny import TINY_ARCHITECTURE
 from tiny_evaluation import (
     FOREST,
     build_class_dataset,
@@ -77,6 +78,32 @@ def test_second_call_recomputes_nothing_and_a_changed_argument_only_its_model(
         "Finished: tiny fast, numbers, part_1, seed 0",
     ]
     assert {name: state for name, state in list_states(out).items() if name in states} == states
+
+
+def test_of_a_grid_the_best_on_valid_is_the_model(tmp_path: Path) -> None:
+    content = build_tiny_protocol(tmp_path, baselines=[])
+    model = {**content["models"]["tiny"], "recipe": "authors", "num_train_epochs": 2}
+    model["model_config"] = {**TINY_ARCHITECTURE, "pair_terms": ["keys"]}
+    content["models"] = {"tiny": {**model, "grid": {"noam_factor": [1e-9, 0.1], "batch_size": [4]}}}
+    results = run_accuracy_benchmark(build_tiny_evaluation(tmp_path, content))
+    assert results["is_complete"]
+    assert len(results["runs"]) == 4
+    entries = {
+        it["split"]: it for it in results["datasets"]["numbers"]["methods"]["tiny"]["metrics"]
+    }
+    for split, entry in entries.items():
+        own = [run for run in results["runs"] if run["split"] == split]
+        assert [run["setting"]["noam_factor"] for run in own] == [1e-9, 0.1]
+        metrics = [
+            json.loads((tmp_path / "out" / run["folder"] / "metrics.json").read_text())
+            for run in own
+        ]
+        (chosen,) = [idx for idx, run in enumerate(own) if run["is_chosen"]]
+        errors = [found["valid"]["rmse"] for found in metrics]
+        assert errors[chosen] == min(errors) < max(errors)
+        assert entry["test"]["rmse"] == pytest.approx(metrics[chosen]["test"]["rmse"], rel=1e-5)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert report.count("batch_size 4; best of the grid on valid; last epoch: learning_rate") == 2
 
 
 def test_scores_are_those_of_the_runs_and_a_tool_stands_beside_them(tmp_path: Path) -> None:

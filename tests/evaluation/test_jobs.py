@@ -200,6 +200,13 @@ def test_searched_values_and_the_setting_of_a_baseline_are_told(tmp_path: Path) 
     write_table(tmp_path / "hpo_trials.csv", {"trial": [0, 1]})
     choices = {"part": "valid", "metric": "rmse", "hpo_trials": 2, **chosen}
     assert describe_choices(tmp_path) == choices
+    last = {"problem_type": "regression", "recipe": "authors", **chosen}
+    write_json(tmp_path / "finetuning_arguments.json", last)
+    setting = {"last epoch": {"learning_rate": 1e-3}}
+    searched = {"part": "valid", "setting": setting, "hpo_trials": 2, **chosen}
+    assert describe_choices(tmp_path) == searched
+    (tmp_path / "hpo_trials.csv").unlink()
+    assert describe_choices(tmp_path) == {"part": None, "setting": setting}
     setting = {"part": "valid", "setting": {"y": {"penalty": 3.0}}}
     write_json(tmp_path / "setting.json", setting)
     assert describe_choices(tmp_path) == setting

@@ -6,13 +6,15 @@ import pandas as pd
 import pytest
 from tiny_evaluation import FOREST, build_tiny_protocol, load_tiny_protocol, save_protocol
 
+from rmat_hf.evaluation.jobs import build_finetuning_jobs
 from rmat_hf.evaluation.protocol import (
     Fold,
     compute_file_checksum,
     compute_model_checksum,
     load_protocol,
 )
-from rmat_hf.training.arguments import RECIPES, FinetuningArguments
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.training.arguments import RECIPES, FinetuningArguments, load_json_fields
 from rmat_hf.training.recipe import compute_num_epochs
 
 TINY = ("models", "tiny")
@@ -68,6 +70,10 @@ def test_bundled_data_set_needs_no_file(tmp_path: Path) -> None:
         ((*TINY, "learning_rate"), "high", "'tiny': .*learning_rate.*'high'"),
         ((*TINY, "batch_size"), True, "batch_size.*int.*True"),
         ((*TINY, "geometry"), "4d", "geometry.*'4d'"),
+        ((*TINY, "grid"), {"batch_size": []}, "'tiny': a field of the grid has no value"),
+        ((*TINY, "grid"), {"batch_size": [4, "8"]}, "'tiny', grid: .*batch_size.*int.*'8'"),
+        ((*TINY, "grid"), {"seed": [0, 1]}, "'tiny', grid: unknown field 'seed'"),
+        ((*TINY, "grid"), {"batch_size": 4}, "'tiny': .*grid"),
         ((*NUMBERS, "file"), "x.csv", "'numbers': unknown field 'file'. Known: .*dataset"),
         ((*NUMBERS, "dataset"), None, "'numbers': .*'dataset' is missing"),
         ((*NUMBERS, "dataset"), "none.csv", "'none.csv' is no file in the data folder"),
@@ -107,6 +113,28 @@ def test_protocol_of_the_mat_sets_is_one_for_them(repo_root: Path, shared_dir: P
         *("rmat-small + descriptors", "rmat-small + descriptors, 3 members", "random weights"),
     ]
     assert {options["geometry"] for options in protocol.models.values()} == {"bounds"}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_runs"),
+    [
+        ("paper_small_budget", 18 * 2 * 7),
+        ("paper_large_budget", 18 * 2),
+        ("attention_ablation", 72),
+    ],
+)
+def test_protocols_of_the_publication_are_runs_that_can_be(
+    name: str, num_runs: int, repo_root: Path, shared_dir: Path, tmp_path: Path
+) -> None:
+    path = repo_root / "scripts" / "protocols" / f"{name}.json"
+    protocol = load_protocol(path, data=shared_dir / "data" / "mat_benchmark")
+    jobs = build_finetuning_jobs(protocol, output_dir=tmp_path, feature_cache="none")
+    assert len({job.folder for job in jobs}) == len(jobs) == num_runs
+    for job in jobs:
+        fields = load_json_fields(
+            job.task.model_config, known=RMatConfig.list_architecture_fields()
+        )
+        RMatConfig(**fields)
 
 
 @pytest.mark.parametrize("name", ["pretraining_effect", "pretraining_effect_classes"])

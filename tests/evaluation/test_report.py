@@ -25,6 +25,7 @@ def results(tmp_path: Path) -> dict[str, Any]:
     )
     run = {"dataset": "classes", "split": "part_0", "seed": 0, "method": "a|b"}
     run |= {"folder": "runs/a", "seconds": 12.0, "core_seconds": 3600.0}
+    run |= {"setting": {}, "is_chosen": True}
     searched = {"learning_rate": 1e-3, "dropout": 0.1, "weight_decay": 0.01, "batch_size": 16}
     epoch = {"metric": "roc_auc", "part": "valid", "epochs": [7.0, 5.0], "num_epochs": [9.0, 8.0]}
     setting = {"part": None, "setting": {"is_odd": {"num_trees": 5}}}
@@ -72,6 +73,18 @@ def test_rows_of_a_table_have_as_many_cells_as_its_header(results: dict[str, Any
     assert len(tables) == 5
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_several_data_sets_have_average_ranks_the_best_first(results: dict[str, Any]) -> None:
+    ranks = {
+        "b": {"mean": 2.25, "ranks": {"one": 2.0, "two": 2.5}},
+        "a": {"mean": 1.0, "ranks": {"one": 1.0, "two": 1.0}},
+    }
+    assert "Average ranks" not in build_report(results | {"average_ranks": ranks})
+    datasets = {"one": results["datasets"]["classes"], "two": results["datasets"]["classes"]}
+    report = build_report(results | {"datasets": datasets, "average_ranks": ranks})
+    header = "| method | one | two | mean |\n| --- | --- | --- | --- |\n"
+    assert header + "| a | 1 | 1 | 1.00 |\n| b | 2 | 2.5 | 2.25 |" in report
 
 
 def test_overview_has_a_line_for_each_method(results: dict[str, Any]) -> None:

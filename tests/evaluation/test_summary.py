@@ -9,6 +9,7 @@ from tiny_evaluation import build_class_dataset, build_class_rows, build_rows, l
 from rmat_hf.evaluation.protocol import Fold
 from rmat_hf.evaluation.summary import (
     FoldOutcome,
+    compute_average_ranks,
     compute_bootstrap_error,
     compute_paired_difference,
     compute_part_metrics,
@@ -49,6 +50,22 @@ def test_methods_are_compared_on_the_splits_that_both_have(tmp_path: Path) -> No
     assert (pairs["b", "c"]["num_values"], pairs["b", "c"]["num_wins"]) == (1, 0)
     assert summary["folds"][0]["num_rows"] == {"train": 8, "valid": 2, "test": 2}
     assert summary["folds"][0]["num_dropped"] == 3
+
+
+def test_ranks_follow_the_mean_on_test_where_a_method_has_every_split(tmp_path: Path) -> None:
+    outcomes = [build_outcome(f"part_{idx}", a=1.0, b=3.0, c=3.0) for idx in (0, 1)]
+    errors = summarize_numbers(tmp_path, outcomes)
+    others = [build_outcome("part_0", a=2.0, b=1.0, c=3.0)]
+    ranks = compute_average_ranks({"first": errors, "second": summarize_numbers(tmp_path, others)})
+    assert ranks["a"] == {"mean": 1.5, "ranks": {"first": 1.0, "second": 2.0}}
+    assert ranks["b"]["ranks"] == {"first": 2.5, "second": 1.0}
+    assert ranks["c"]["mean"] == 2.75
+    # of areas the largest is the best
+    areas = {**errors, "lower_is_better": False}
+    assert compute_average_ranks({"areas": areas})["a"]["mean"] == 3.0
+    incomplete = [*outcomes, build_outcome("part_2", a=1.0, c=1.0)]
+    assert set(compute_average_ranks({"x": summarize_numbers(tmp_path, incomplete)})) == {"a", "c"}
+    assert compute_average_ranks({"x": summarize_numbers(tmp_path, [])}) == {}
 
 
 def test_classes_have_the_error_of_their_test_rows(tmp_path: Path) -> None:

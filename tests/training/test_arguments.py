@@ -82,6 +82,10 @@ def test_json_fields_are_the_object_in_the_file(tmp_path: Path) -> None:
     content = {"bf16": True, "max_steps": 3, "name": "é"}
     assert load_json_fields(write_json(tmp_path / "fields.json", content)) == content
     assert load_json_fields(None) == {}
+    # the object itself in the place of a file
+    assert load_json_fields(json.dumps(content)) == content
+    with pytest.raises(UserError, match="is no JSON"):
+        load_json_fields("{pooling: mean}")
 
 
 def test_a_value_that_a_class_refuses_is_an_error_with_the_file(tmp_path: Path) -> None:
