@@ -1,6 +1,7 @@
 """Turn the label cells of a table into numbers and find contradictions between them."""
 
 import math
+import re
 import reprlib
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset, LargeList, List
 from rdkit import Chem
 
 from rmat_hf.errors import UserError
@@ -15,7 +17,10 @@ from rmat_hf.model.features_rmat import Molecule, parse_canonical
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 MISSING_NUMBERS = frozenset({"", "nan", "na", "n/a", "null", "none"})
+LISTS = (List, LargeList)
 MISSING_CLASSES = frozenset({"", "nan"})
+# Between the labels of atoms where they are text: as JSON, Python, numpy and SDF files write lists.
+_SEPARATORS = re.compile(r"[\s,;\[\]\"']+")
 LARGEST_LABEL = float(np.finfo(np.float32).max)
 
 
@@ -85,11 +90,34 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
     parse, fault = LABEL_PARSERS[problem_type]
     label = parse(value)
     if label is None:
+        is_list = isinstance(value, list) or len(_SEPARATORS.split(str(value).strip())) > 1
         raise UserError(
             f"Row {row} (counted from 0): label {column!r} is {reprlib.repr(value)}, {fault}. "
             "Fix the cell, or leave it empty when the value is not known."
+            + " Lists of the labels of atoms need --level atom."
+            * is_list
         )
     return label
+
+
+def parse_atom_labels(
+    value: object, *, problem_type: str, row: int, column: str
+) -> list[float | str]:
+    """Return the labels of a molecule's atoms in a cell, each as from [`parse_label`].
+
+    Args:
+        value: The cell: a list, or the text of one, as `[0.1, null]`, or `0.1 n/a` in an SDF file.
+            Empty where no atom has a label.
+        problem_type, row, column: As in [`parse_label`].
+
+    Raises:
+        UserError: One is no label; names row, column and value.
+    """
+    if not isinstance(value, list):
+        texts = _SEPARATORS.split("" if value is None else str(value))
+        value = [None if text.lower() in MISSING_NUMBERS else text for text in texts if text]
+    options: Any = {"problem_type": problem_type, "row": row, "column": column}
+    return [parse_label(label, **options) for label in value]
 
 
 def arrange_atom_labels(
@@ -108,14 +136,14 @@ def arrange_atom_labels(
         processor (`RMatProcessor`): Says which atoms are nodes.
 
     Returns:
-        `np.ndarray` of shape `(num_atoms, num_labels)`, float64.
+        `np.ndarray` of shape `(num_atoms, num_labels)`, float64, with names of classes objects.
 
     Raises:
         MoleculeError: It is no valid molecule.
         ValueError: There is not one label, or list of labels, for each atom.
     """
     order = _find_atom_order(molecule, processor)
-    values = np.array(labels, dtype=np.float64)
+    values = np.array(labels, dtype=object)
     values = values[:, None] if values.ndim == 1 else values
     if isinstance(molecule, Chem.Mol) and len(values) == molecule.GetNumAtoms() != len(order):
         values = values[[atom.GetAtomicNum() != 1 for atom in molecule.GetAtoms()]]
@@ -124,7 +152,8 @@ def arrange_atom_labels(
             f"There are labels of shape {values.shape} for {len(order)} heavy atoms. Give each of "
             "them one, in the order of the SMILES, NaN where it is not known."
         )
-    return values[order]
+    is_text = any(isinstance(label, str) for label in values.flat)
+    return values[order] if is_text else values[order].astype(np.float64)
 
 
 def restore_atom_order(
@@ -146,9 +175,22 @@ def _find_atom_order(molecule: Molecule, processor: RMatProcessor) -> np.ndarray
     return parse_canonical(molecule, **options).compute_atom_order()
 
 
-def is_missing(label: float | str) -> bool:
-    """Tell whether a parsed label is missing."""
-    return label != label
+def is_missing(label: float | str | list[float | str]) -> bool:
+    """Tell whether a parsed label, or that of every atom, is missing."""
+    return all(map(is_missing, label)) if isinstance(label, list) else label != label
+
+
+def has_atom_labels(dataset: Dataset) -> bool:
+    """Return whether the labels of a data set are those of atoms: lists of lists."""
+    return isinstance(getattr(dataset.features["labels"], "feature", None), LISTS)
+
+
+def flatten_labels(labels: Any) -> np.ndarray:
+    """Return labels of molecules or, one after the other, of atoms, `(num_rows, num_labels)`."""
+    if len(labels) and np.ndim(labels[0]) == 2:
+        labels = [of_atom for of_molecule in labels for of_atom in of_molecule]
+    values = np.array(labels, dtype=np.float64)
+    return values.reshape(len(values), -1) if values.size else values
 
 
 def list_class_names(labels: Sequence[object]) -> list[str]:

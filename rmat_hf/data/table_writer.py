@@ -166,7 +166,9 @@ def _list_csv_cells(column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_floating(kind):
         return [None if cell != cell else cell for cell in column.to_pylist()]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return [cell and json.dumps(cell, default=str) for cell in column.to_pylist()]
+        # NaN is no JSON
+        lists = [cell and [it if it == it else None for it in cell] for cell in column.to_pylist()]
+        return [None if cell is None else json.dumps(cell, default=str) for cell in lists]
     return list(column.to_pylist())
 
 

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import datasets
@@ -23,10 +24,12 @@ from rmat_hf.data.featurization import (
     validate_processor,
 )
 from rmat_hf.data.labels import (
+    LISTS,
     arrange_atom_labels,
     find_label_conflicts,
     is_missing,
     list_class_names,
+    parse_atom_labels,
     parse_label,
 )
 from rmat_hf.data.sources import open_table
@@ -38,6 +41,7 @@ from rmat_hf.data.stored_features import (
     has_features,
     pack_column,
 )
+from rmat_hf.data.table_writer import group_cells
 from rmat_hf.data.tables import (
     SMILES_COLUMN,
     Table,
@@ -56,7 +60,6 @@ CHUNK_SIZE = 1000
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 # Of rows that are featurized already.
 _FEATURIZED = ("canonical_smiles", FEATURES_COLUMN, "geometry_source")
-_LISTS = (datasets.List, datasets.LargeList)
 
 
 class DroppedRow(NamedTuple):
@@ -75,9 +78,9 @@ class LoadedData:
         dataset (`datasets.Dataset`):
             Columns `row` (position in the source, from 0), `smiles`, `canonical_smiles`, `labels`
             (float64 per label column, NaN where missing; the class index for a single-label
-            classification), `split` or `time` (when such a column is given), `mol` (SDF
-            structures only: the binary molecule with its coordinates), and the columns of features,
-            see stored_features.py.
+            classification; of atoms one such list for each), `split` or `time` (when such a
+            column is given), `mol` (SDF structures only: the binary molecule with its
+            coordinates), and the columns of features, see stored_features.py.
         dropped (`list[DroppedRow]`): All rows of the source that are not in `dataset`, in order.
         class_names (`list[str]`, *optional*): Classes of a single-label classification, by index.
     """
@@ -120,7 +123,8 @@ def load_training_table(
         conflict_tolerance (`float`, *optional*, defaults to 0.1):
             Largest difference between regression labels of one molecule, in standard deviations of
             the label column. Class labels must agree.
-        **options: `num_workers` and the like, as in [`featurize_molecules`].
+        **options: `num_workers` and the like, as in [`featurize_molecules`]; `level="atom"`, where
+            a cell has the labels of all heavy atoms, as [`parse_atom_labels`] reads them.
 
     Raises:
         UserError: A column is missing, a label or a cell of the split cannot be read, there is
@@ -225,16 +229,14 @@ def featurize_dataset(
     _validate_names(smiles_column, label_columns, problem_type=problem_type)
     names = [smiles_column, *label_columns]
     validate_columns(dataset.column_names, names, source=source)
-    if any(isinstance(dataset.features[name], _LISTS) for name in label_columns):
-        options: dict[str, Any] = {"num_workers": num_workers, "cache_dir": cache_dir}
-        rows = featurize_dataset(dataset, processor, smiles_column=smiles_column, **options)
-        return _add_atom_labels(rows, label_columns, processor=processor)
+    is_of_atoms = any(isinstance(dataset.features[name], LISTS) for name in label_columns)
     built = _build_training_data(
         build_table(dataset.select_columns(names).with_format("arrow")[:], source=source),
         processor,
         smiles_column=smiles_column,
         label_columns=label_columns,
         problem_type=problem_type,
+        level="atom" if is_of_atoms else "molecule",
         conflict_tolerance=conflict_tolerance,
         num_workers=num_workers,
         cache_dir=cache_dir,
@@ -243,23 +245,6 @@ def featurize_dataset(
     others = [name for name in dataset.column_names if name not in built.column_names]
     kept = dataset.select_columns(others).select(built["row"][:])
     return datasets.concatenate_datasets([kept, built], axis=1) if others else built
-
-
-def _add_atom_labels(
-    rows: datasets.Dataset, label_columns: list[str], *, processor: RMatProcessor
-) -> datasets.Dataset:
-    labels = []
-    columns = [rows[name] for name in ("row", "smiles", LENGTH_COLUMN, *label_columns)]
-    for row, smiles, num_nodes, *cells in zip(*columns, strict=True):
-        missing = [math.nan] * (num_nodes - 1)
-        try:
-            values = np.array([missing if it is None else it for it in cells], dtype=np.float64).T
-            arranged = arrange_atom_labels(values, smiles, processor=processor)
-        except ValueError as error:
-            raise UserError(f"Row {row}: {label_columns} do not fit {smiles!r}: {error}") from error
-        labels.append(arranged.tolist())
-    kind = datasets.List(datasets.List(datasets.Value("float64")))
-    return rows.add_column("labels", labels, feature=kind)
 
 
 def _validate_names(smiles_column: str, label_columns: list[str], *, problem_type: str) -> None:
@@ -286,10 +271,13 @@ def _build_training_data(
     **options: Any,
 ) -> LoadedData:
     """Check and featurize the rows of a table, as [`load_training_table`]."""
-    is_single = problem_type == "single_label_classification"
+    is_single, level = (
+        problem_type == "single_label_classification",
+        options.pop("level", "molecule"),
+    )
     validate_smiles_column(table.schema, smiles_column, source=table.source)
     names: dict[str, Any] = {"smiles_column": smiles_column, "label_columns": label_columns}
-    given = _iterate_rows(table, problem_type=problem_type, **names)
+    given = _iterate_rows(table, problem_type=problem_type, level=level, **names)
     columns = ["smiles", "molecule", "labels", "cells"]
     rows = pd.DataFrame(given, columns=columns, dtype=object)
     if featurized is not None:
@@ -300,24 +288,31 @@ def _build_training_data(
     tolerance = conflict_tolerance if problem_type == "regression" else 0.0
     reasons = {row: reason for row, reason in rows["failure"].items() if reason}
     known = rows[rows["canonical_smiles"] != ""]
-    reasons |= _find_conflicts(known, label_columns=label_columns, tolerance=tolerance)
+    if level == "molecule":
+        reasons |= _find_conflicts(known, label_columns=label_columns, tolerance=tolerance)
     dropped = [DroppedRow(row, rows["smiles"][row], reasons[row]) for row in sorted(reasons)]
     if dropped:
         counts = f"{len(dropped)} of {len(rows)}"
         first = f"row {dropped[0].row}: {dropped[0].reason}"
         logger.warning("Dropped %s rows of %s, the first is %s.", counts, table.source, first)
     kept = rows.drop(index=list(reasons))
-    _validate_labels(kept, dropped, label_columns=label_columns, source=table.source)
+    given_labels, sizes = kept["labels"].to_list(), None
+    if level == "atom":
+        of_atoms = _arrange_labels(kept, label_columns, processor=processor)
+        given_labels, sizes = list(chain(*of_atoms)), list(map(len, of_atoms))
+    _validate_labels(given_labels, dropped, label_columns=label_columns, source=table.source)
     split = parse_split_cells(
         split_column,
         [cells[split_column] for cells in kept["cells"]] if split_column else [],
         rows=kept.index,
         groups=kept["canonical_smiles"],
     )
-    labels, found = _encode_labels(kept["labels"])
+    labels, found = _encode_labels(given_labels)
     class_names = found if is_single else None
     return LoadedData(
-        _build_dataset(kept, processor, labels=labels, split=split, class_names=class_names),
+        _build_dataset(
+            kept, processor, labels=labels, sizes=sizes, split=split, class_names=class_names
+        ),
         dropped,
         class_names,
     )
@@ -338,15 +333,15 @@ def _read_outcomes(table: Table, molecules: Iterable[Molecule]) -> list[Featuriz
 
 
 def _iterate_rows(
-    table: Table, *, smiles_column: str, label_columns: list[str], problem_type: str
-) -> Iterator[tuple[str, Molecule, list[float | str], dict[str, Any]]]:
+    table: Table, *, smiles_column: str, label_columns: list[str], problem_type: str, level: str
+) -> Iterator[tuple[str, Molecule, list[Any], dict[str, Any]]]:
     """Yield SMILES, molecule, labels and all cells of every row; none without a label is built."""
-    row = 0
+    row, parse = 0, parse_atom_labels if level == "atom" else parse_label
     for chunk in table.iterate_chunks(CHUNK_SIZE):
         molecules = chunk.molecules(smiles_column)
         for cells, molecule in zip(chunk.table.to_pylist(), molecules, strict=True):
-            labels = [
-                parse_label(cells[name], problem_type=problem_type, row=row, column=name)
+            labels: list[Any] = [
+                parse(cells[name], problem_type=problem_type, row=row, column=name)
                 for name in label_columns
             ]
             is_labeled = not labels or not all(map(is_missing, labels))
@@ -374,6 +369,25 @@ def _find_conflicts(
     return reasons
 
 
+def _arrange_labels(
+    rows: pd.DataFrame, label_columns: list[str], *, processor: RMatProcessor
+) -> list[list[list[float | str]]]:
+    """Return the labels of each molecule's atoms as its features are stored, a list per atom."""
+    arranged = []
+    columns = ("molecule", "smiles", "labels", "features")
+    for row, molecule, smiles, cells, features in rows[list(columns)].itertuples():
+        missing, found = [math.nan] * (count_nodes([features])[0] - 1), []
+        for name, labels in zip(label_columns, cells, strict=True):
+            try:
+                found.append(arrange_atom_labels(labels or missing, molecule, processor=processor))
+            except ValueError as error:
+                raise UserError(
+                    f"Row {row} (counted from 0): label {name!r} does not fit {smiles!r}. {error}"
+                ) from error
+        arranged.append(np.hstack(found).tolist())
+    return arranged
+
+
 def _encode_labels(rows: Iterable[list[float | str]]) -> tuple[np.ndarray, list[str]]:
     """Return labels, `(num_rows, num_labels)`, a class as its index, and the classes there are."""
     labels = [list(row) for row in rows]
@@ -384,10 +398,10 @@ def _encode_labels(rows: Iterable[list[float | str]]) -> tuple[np.ndarray, list[
 
 
 def _validate_labels(
-    rows: pd.DataFrame, dropped: list[DroppedRow], *, label_columns: list[str], source: str
+    rows: Sequence[list[Any]], dropped: list[DroppedRow], *, label_columns: list[str], source: str
 ) -> None:
     for label_idx, column in enumerate(label_columns):
-        values = {labels[label_idx] for labels in rows["labels"]}
+        values = {labels[label_idx] for labels in rows}
         values = {label for label in values if not is_missing(label)}
         if len(values) < 2:
             found = f"is {values.pop()} in every usable row" if values else "has no usable value"
@@ -403,6 +417,7 @@ def _build_dataset(
     processor: RMatProcessor,
     *,
     labels: np.ndarray,
+    sizes: list[int] | None,
     split: dict[str, list[Any]],
     class_names: list[str] | None,
 ) -> datasets.Dataset:
@@ -430,8 +445,13 @@ def _build_dataset(
     kinds[PROCESSOR_COLUMN] = describe_processor_column(processor)
     values[PROCESSOR_COLUMN] = [0] * len(rows)
     if labels.size:
-        # a row of a single-label classification has its class, else it is left out
         kind = datasets.ClassLabel(names=class_names) if class_names else datasets.Value("float64")
         kinds["labels"] = datasets.List(kind)
-        values["labels"] = labels.astype(int if class_names else float).tolist()
+        values["labels"] = labels.tolist()
+        if class_names:
+            # of molecules every row has its class, else it is left out
+            values["labels"] = [[None if it != it else int(it)] for (it,) in labels.tolist()]
+        if sizes is not None:
+            kinds["labels"] = datasets.List(kinds["labels"])
+            values["labels"] = group_cells(values["labels"], sizes)
     return datasets.Dataset.from_dict(values, features=datasets.Features(kinds))

@@ -14,6 +14,7 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES, FINGERPRINTS
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.losses_rmat import PROBLEM_TYPES
+from rmat_hf.model.pipeline_rmat import LEVELS
 from rmat_hf.output_folder import load_json
 
 DescriptorSet = Literal["none", "rdkit_2d"]
@@ -119,6 +120,11 @@ class FinetuningArguments(RunArguments):
     smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
     label_units: list[str] = declare_flag([], "Unit of each label, for example kcal/mol.")
     problem_type: str = declare_flag("regression", "What the labels are.", choices=PROBLEM_TYPES)
+    level: str = declare_flag(
+        "molecule",
+        "What has a label. atom: a cell lists one for each heavy atom, in the order of the SMILES.",
+        choices=LEVELS,
+    )
     split: str = declare_flag("random", "What divides the rows into parts.", choices=SPLITS)
     split_column: str | None = declare_flag(None, "For --split column: train, valid or test.")
     time_column: str | None = declare_flag(
@@ -244,6 +250,13 @@ class FinetuningArguments(RunArguments):
             yield "--member-folds needs --num-members 2 or more: one fold for each."
         if self.head == "kernel":
             yield from self._list_kernel_contradictions()
+        if self.level == "atom" and (
+            self.num_members > 1 or self.with_baselines or self.molecule_descriptors == "rdkit_2d"
+        ):
+            yield (
+                "--num-members, --with-baselines and --molecule-descriptors are for labels of "
+                "molecules. Leave them out with --level atom."
+            )
         if self.feature_cache == "":
             yield "--feature-cache is empty. Name a folder, 'default' or 'none'."
 
@@ -257,6 +270,7 @@ class FinetuningArguments(RunArguments):
         if self.model == SCRATCH:
             yield "--head kernel takes the vectors of a trained --model; scratch has none."
         unread: dict[str, Any] = {"num_members": 1, "hpo_trials": 0, "class_weighting": "none"}
+        unread |= {"level": "molecule"}
         unread |= dict.fromkeys(("molecule_descriptors", "dropout", "model_config"))
         if given := [name for name, default in unread.items() if getattr(self, name) != default]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)

@@ -5,19 +5,25 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from rdkit import Chem
 from transformers.trainer import Trainer
 
+from rmat_hf.data.featurization import LENGTH_COLUMN
+from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.table_writer import (
+    ATOM_KINDS,
     ColumnKind,
     Predictions,
     TableWriter,
     describe_prediction_columns,
+    group_cells,
 )
 from rmat_hf.data.training_table import DroppedRow, Rows
 from rmat_hf.loading import Checkpoint, load_predictor
@@ -101,7 +107,10 @@ def finetune(
             CSV, Parquet or SDF file, folder of `save_to_disk`, `"freesolv"`, the id of a data set
             on the Hub, or rows. Those that [`featurize_dataset`] has made, one's own or somebody
             else's, are not featurized again.
-        label_columns (`Sequence[str]`): Columns with the labels; an empty cell is a missing one.
+        label_columns (`Sequence[str]`):
+            Columns with the labels; an empty cell is a missing one. With `level="atom"` a cell
+            has those of all heavy atoms, in the order of the SMILES: a list, JSON in a CSV file,
+            or the atom property of an SDF file, `"atom.dprop.NAME"`.
         output_dir (`str` or `Path`):
             Folder to write: the model, its processor, `metrics.json` and `predictions.csv` in the
             units of the labels, and a model card.
@@ -289,12 +298,14 @@ def build_finetuning_report(
     out of fold, each by the one member that did not, and a member is scored on its own fold. Rows
     that a kernel head was fitted on have the predictions that leave them out.
     """
-    labels = np.array(task.dataset["labels"][:], dtype=np.float64)
-    outputs, *others = predict_rows(trainer, task)
+    if arguments.level == "atom":
+        labels, outputs, parts = predict_atoms(trainer, task)
+    else:
+        labels, parts = np.array(task.dataset["labels"][:], dtype=np.float64), vars(task.split)
+        outputs, *others = predict_rows(trainer, task)
     score = partial(
         compute_metrics_for_problem, arguments.problem_type, label_names=arguments.label_columns
     )
-    parts = vars(task.split)
     members, spreads, member_metrics = None, None, []
     if held_out is not None:
         outputs[held_out.rows] = held_out.outputs
@@ -339,6 +350,34 @@ def predict_rows(trainer: Trainer, task: FinetuningTask) -> list[np.ndarray]:
     return [np.concatenate(arrays)[place] for arrays in zip(*parts, strict=True)]
 
 
+def predict_atoms(
+    trainer: Trainer, task: FinetuningTask
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return labels and outputs of all atoms, one after the other, and those of each part.
+
+    Atoms come in the order in which their molecule was given, parts in that of `PARTS`.
+    """
+    config = cast(Any, trainer.model).config
+    labels = [np.empty((0, len(config.label_columns)))]
+    outputs = [np.empty((0, len(config.output_names)))]
+    stops = [0]
+    for part in PARTS:
+        rows: Any = task.select(part)
+        # batches differ in their number of nodes, of which the first is no atom
+        padded = trainer.predict(rows).predictions if len(rows) else ()
+        names = {"smiles", "mol", "labels", LENGTH_COLUMN} & {*rows.column_names}
+        for row, output in zip(rows.select_columns([*names]), padded, strict=True):
+            molecule = Chem.Mol(row["mol"]) if row.get("mol") else row["smiles"]
+            atoms = output[1 : row[LENGTH_COLUMN]]
+            for known, values in ((labels, row["labels"]), (outputs, atoms)):
+                stored = np.array(values, dtype=np.float64)
+                known.append(restore_atom_order(stored, molecule, processor=task.processor))
+        stops.append(sum(map(len, labels)))
+    pairs = zip(PARTS, pairwise(stops), strict=True)
+    parts = {part: np.arange(start, stop) for part, (start, stop) in pairs}
+    return np.concatenate(labels), np.concatenate(outputs), parts
+
+
 def predict_out_of_fold(
     member_outputs: np.ndarray, rows: np.ndarray, *, splits: Sequence[SplitIndices]
 ) -> np.ndarray:
@@ -377,7 +416,7 @@ def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport
     """Write each row's part, labels and predictions, and the rows that were not used."""
     rows = task.dataset.select(np.concatenate([getattr(task.split, part) for part in PARTS]))
     columns: dict[str, Any] = {"row": rows["row"][:], "smiles": rows["smiles"][:]}
-    columns["split"] = [part for part in PARTS for _ in range(len(report.labels[part]))]
+    columns["split"] = [part for part in PARTS for _ in getattr(task.split, part)]
     _write_table(folder / "split.csv", columns, kinds=ROW_COLUMNS)
     config, labels = report.config, np.concatenate(list(report.labels.values()))
     if config.label_name is None:
@@ -396,9 +435,14 @@ def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport
     elif report.spreads is not None:
         spread = np.concatenate(list(report.spreads.values()))
     columns |= Predictions(values, [None] * len(values), config, spread).to_columns()
-    kinds = {**ROW_COLUMNS, **dict.fromkeys(config.label_columns, label_kind)}
+    kinds = {**dict.fromkeys(config.label_columns, label_kind)}
     kinds |= describe_prediction_columns(config)
     del columns["error"], kinds["error"]
+    if report.arguments.level == "atom":
+        sizes = [num_nodes - 1 for num_nodes in rows[LENGTH_COLUMN]]
+        columns |= {name: group_cells(columns[name], sizes) for name in kinds}
+        kinds = {name: ATOM_KINDS[kind] for name, kind in kinds.items()}
+    kinds = {**ROW_COLUMNS, **kinds}
     _write_table(folder / "predictions.csv", columns, kinds=kinds)
     kinds = {"row": "integer", "smiles": "text", "reason": "text"}
     columns = {name: [getattr(row, name) for row in task.dropped] for name in kinds}

@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.trainer_callback import TrainerCallback
 
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.training.arguments import (
     FinetuningArguments,
     keeps_last_epoch,
@@ -50,7 +51,7 @@ UNKNOWN_LICENSE = "unknown"
 PROBLEM_NAMES = {
     "regression": "regression",
     "multi_label_classification": "classification, one probability per label",
-    "single_label_classification": "classification, one class per molecule",
+    "single_label_classification": "classification, one class",
 }
 
 
@@ -172,7 +173,9 @@ class ModelCardCallback(TrainerCallback):
         if state.is_world_process_zero:
             processor = parts.get("processing_class")
             max_atoms = getattr(processor, "max_atoms", "–")
-            self.save(args.output_dir, parts["model"].config, max_atoms=max_atoms)
+            is_of_atoms = isinstance(parts["model"], RMatForTokenClassification)
+            level = "atom" if is_of_atoms else "molecule"
+            self.save(args.output_dir, parts["model"].config, max_atoms=max_atoms, level=level)
 
     def save(
         self,
@@ -180,6 +183,7 @@ class ModelCardCallback(TrainerCallback):
         config: RMatConfig,
         *,
         max_atoms: Any,
+        level: str = "molecule",
         facts: Sequence[str] = (),
         baselines: Mapping[str, dict[str, Any]] = MappingProxyType({}),
         plots: Sequence[str] = (),
@@ -192,7 +196,7 @@ class ModelCardCallback(TrainerCallback):
         started = f"started from: {self.facts['base_model']}"
         lines = [f"data: {dataset}; {self.split} split", started, *facts]
         sections = [
-            _describe_model(config),
+            _describe_model(config, level=level),
             "\n".join(f"- {line}" for line in lines),
             USE,
             "## Metrics",
@@ -206,7 +210,7 @@ class ModelCardCallback(TrainerCallback):
         _save_card(
             Path(folder),
             sections,
-            tag="molecule-property-prediction",
+            tag=f"{level}-property-prediction",
             license_name=self.license_name,
             model_name=f"R-MAT {', '.join(config.label_columns)}",
             eval_results=results or None,
@@ -251,7 +255,7 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
     card.metrics = report.metrics
     sizes = ", ".join(f"{len(labels)} {part}" for part, labels in report.labels.items())
     facts = [
-        f"molecules: {sizes}; {report.num_dropped} rows dropped (`dropped_rows.csv`)",
+        f"{arguments.level}s: {sizes}; {report.num_dropped} rows dropped (`dropped_rows.csv`)",
         *_describe_ensemble(report),
         *_describe_choice(report),
         "every value: `metrics.json`, `predictions.csv`, `split.csv`",
@@ -262,7 +266,7 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         draw = [partial(_draw_parity, report=report, label_idx=idx) for idx in labels]
         plots = [_save_plot(folder / PARITY_PLOT, draw, panel_size=(4.8, 4.8))]
     options: dict[str, Any] = {"facts": facts, "baselines": report.baselines, "plots": plots}
-    card.save(folder, config, max_atoms=report.max_atoms, **options)
+    card.save(folder, config, max_atoms=report.max_atoms, level=arguments.level, **options)
 
 
 def build_eval_results(
@@ -435,13 +439,14 @@ def _draw_losses(axes: "Axes", *, log: list[dict[str, Any]], title: str) -> None
     axes.grid(visible=True, which="both", color="#e4e7eb", linewidth=0.6)
 
 
-def _describe_model(config: RMatConfig) -> str:
+def _describe_model(config: RMatConfig, *, level: str) -> str:
     """Return the title of a finetuned model's card, and what the model predicts."""
     names = ", ".join(describe_labels(config))
     return (
         f"# R-MAT for {names}\n\n"
         "A Relative Molecule Attention Transformer (arXiv 2110.05841), finetuned with rmat-hf.\n\n"
-        f"- predicts: {names} ({PROBLEM_NAMES[config.problem_type or 'regression']})"
+        f"- predicts for every {level}: {names} "
+        f"({PROBLEM_NAMES[config.problem_type or 'regression']})"
     )
 
 

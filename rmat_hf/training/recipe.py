@@ -14,6 +14,7 @@ from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.featurization import LENGTH_COLUMN, choose_cache_dir
+from rmat_hf.data.labels import LISTS, flatten_labels, has_atom_labels
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.molecule_splits import assign_folds
 from rmat_hf.data.splits.parts import SplitIndices
@@ -91,7 +92,7 @@ class FinetuningTask:
 
     def labels(self, part: str) -> np.ndarray:
         """Return the labels of a part, `(num_rows, num_labels)`, NaN where missing."""
-        return np.array(self.select(part)["labels"], dtype=np.float64)
+        return flatten_labels(self.select(part)["labels"][:])
 
 
 def build_finetuning_task(
@@ -109,6 +110,7 @@ def build_finetuning_task(
         smiles_column=arguments.smiles_column,
         label_columns=arguments.label_columns,
         problem_type=arguments.problem_type,
+        level=arguments.level,
         split_column=time_column or arguments.split_column,
         revision=arguments.dataset_revision,
         conflict_tolerance=arguments.conflict_tolerance,
@@ -117,7 +119,7 @@ def build_finetuning_task(
         show_progress=True,
     )
     dataset = loaded.dataset
-    labels = np.array(dataset["labels"][:], dtype=np.float64)
+    labels = flatten_labels(dataset["labels"][:])
     if arguments.problem_type == "regression" and set(labels[~np.isnan(labels)]) <= {0.0, 1.0}:
         logger.warning(
             "The labels are only 0 and 1: for yes/no labels pass --problem-type "
@@ -159,7 +161,7 @@ def _build_processor(
     options = {name: it for name in names if (it := getattr(arguments, name)) is not None}
     if arguments.molecule_descriptors == "rdkit_2d":
         options["molecule_descriptors"] = list_molecule_descriptor_names()
-    elif arguments.molecule_descriptors == "none":
+    elif arguments.molecule_descriptors == "none" or arguments.level == "atom":
         options["molecule_descriptors"] = None
     options["fingerprints"] = None
     if arguments.head == "kernel":
@@ -333,7 +335,7 @@ def load_for_finetuning(
     revision: str | None = None,
     seed: int = 0,
     **architecture: Any,
-) -> RMatForSequenceClassification:
+) -> RMatForSequenceClassification | RMatForTokenClassification:
     """Load a pretrained model with the head of the recipe, for labels as the training rows have.
 
     Mean and standard deviation of regression labels are taken from the rows and saved in the
@@ -344,8 +346,8 @@ def load_for_finetuning(
             Folder, Hub id, or a name of [`list_checkpoints`]; `None` for random weights.
         dataset (`datasets.Dataset`):
             The training rows alone, with `labels` of shape `(num_rows, num_labels)`, NaN where
-            missing, as [`featurize_dataset`] gives them. Molecule descriptors in their features
-            go beside the molecule vector.
+            missing, as [`featurize_dataset`] gives them; those of atoms are lists of lists.
+            Molecule descriptors in their features go beside the molecule vector.
         label_columns (`Sequence[str]`): Names of the labels.
         problem_type (`str`, *optional*, defaults to `"regression"`):
             Or `"multi_label_classification"` or `"single_label_classification"`, whose classes
@@ -359,7 +361,7 @@ def load_for_finetuning(
 
     Returns:
         [`RMatForSequenceClassification`], whose `logits` have the shape
-        `(batch_size, num_labels)`.
+        `(batch_size, num_labels)`; for labels of atoms [`RMatForTokenClassification`].
 
     Raises:
         UserError: The model cannot be read or does not fit, a label has no value in the rows, or a
@@ -389,11 +391,13 @@ def load_for_finetuning(
         overrides=architecture,
     )
     set_seed(seed)
+    is_of_atoms = has_atom_labels(dataset)
+    model_class: Any = RMatForTokenClassification if is_of_atoms else RMatForSequenceClassification
     if checkpoint is None:
-        built = RMatForSequenceClassification(config)
+        built = model_class(config)
     else:
-        built = checkpoint.load_model(RMatForSequenceClassification, config=config)
-    if built.descriptor_scaler is not None:
+        built = checkpoint.load_model(model_class, config=config)
+    if getattr(built, "descriptor_scaler", None) is not None:
         descriptors = read_molecule_descriptors(pack_dataset(dataset))
         built.descriptor_scaler.fit(torch.from_numpy(descriptors))
     return built
@@ -401,7 +405,7 @@ def load_for_finetuning(
 
 def build_finetuning_model(
     arguments: FinetuningArguments, task: FinetuningTask
-) -> RMatForSequenceClassification:
+) -> RMatForSequenceClassification | RMatForTokenClassification:
     """Return the model to train, with the scaling of labels and descriptors fitted on train."""
     options, overrides = _read_options(arguments, task)
     try:
@@ -457,11 +461,12 @@ def build_labeled_config(
 
     `source` is the file of the overrides, for messages.
     """
-    labels = np.array(dataset["labels"][:], dtype=np.float64)
-    kind = getattr(dataset.features["labels"], "feature", None)
+    labels, kind = flatten_labels(dataset["labels"][:]), dataset.features["labels"]
+    while isinstance(kind, LISTS):
+        kind = kind.feature
     names = list(kind.names if isinstance(kind, ClassLabel) else label_columns)
     own: dict[str, Any] = {
-        "num_molecule_descriptors": _count_descriptors(dataset),
+        "num_molecule_descriptors": 0 if has_atom_labels(dataset) else _count_descriptors(dataset),
         "id2label": dict(enumerate(names)),
         "label2id": {name: idx for idx, name in enumerate(names)},
         "problem_type": problem_type,
@@ -525,10 +530,7 @@ def compute_label_scaling(
 
     ```
     """
-    if np.ndim(labels[0]) == 2:
-        labels = [values for of_molecule in labels for values in of_molecule]
-    values = np.array(labels, dtype=np.float64)
-    values = values.reshape(len(values), -1)
+    values = flatten_labels(labels)
     names = label_columns or range(values.shape[1])
     unlabeled = np.flatnonzero(np.isnan(values).all(axis=0))
     if len(unlabeled):

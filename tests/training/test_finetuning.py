@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 import torch
 from rdkit import Chem
-from rdkit.Chem import Crippen, Descriptors
+from rdkit.Chem import Crippen, Descriptors, rdPartialCharges
 from safetensors.torch import load_file
 from tiny import TINY_ARCHITECTURE
+from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 from transformers import AutoModelForSequenceClassification, AutoProcessor, TrainerCallback
 from transformers.trainer import Trainer
 
+import rmat_hf
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed, predict
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.baselines import SHOWN
-from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.finetuning import finetune, run_finetuning
+
+FREESOLV = Path(rmat_hf.__file__).parent / "data" / "freesolv" / "freesolv.csv"
 
 SMILES = [
     *["C", "CC", "CCC", "CCCC", "CCCCC", "CCO", "CCCO", "CCCCO", "OCCO", "CC(C)O", "CC(C)C"],
@@ -291,3 +295,115 @@ def test_descriptors_of_a_model_can_be_left_out(work: Path) -> None:
     assert np.isfinite(predict(kept, ["CCO"]).values).all()
     # the encoder alone needs none
     assert np.isfinite(embed(kept, ["CCO"]).values).all()
+
+
+# Labels of atoms
+
+
+def build_charged_molecules() -> list[Chem.Mol]:
+    """Molecules with their hydrogens and Gasteiger charges, as RDKit writes them to SDF files."""
+    mols = [Chem.AddHs(Chem.MolFromSmiles(smiles)) for smiles in TABLE_SMILES]
+    for mol in mols:
+        rdPartialCharges.ComputeGasteigerCharges(mol)
+        for atom in mol.GetAtoms():
+            atom.SetDoubleProp("charge", round(atom.GetDoubleProp("_GasteigerCharge"), 4))
+        Chem.CreateAtomDoublePropertyList(mol, "charge")
+    return mols
+
+
+def test_charges_of_atoms_come_from_an_sdf_file_and_go_to_the_table(work: Path) -> None:
+    mols = build_charged_molecules()
+    with Chem.SDWriter(str(work / "charges.sdf")) as writer:
+        for mol, part in zip(mols, TABLE_PARTS, strict=True):
+            mol.SetProp("part", part)
+            writer.write(mol)
+    arguments = build_tiny_arguments(
+        work,
+        dataset=str(work / "charges.sdf"),
+        label_columns=["atom.dprop.charge"],
+        label_units=["e"],
+        level="atom",
+        split="column",
+        split_column="part",
+        num_train_epochs=1,
+        num_workers=0,
+    )
+    result = run_finetuning(arguments)
+    written = read_csv(result.output_dir / "predictions.csv")
+    assert [row["split"] for row in written] == TABLE_PARTS
+    predictions = predict(result.output_dir, mols, device="cpu")
+    errors = []
+    for row, mol, values in zip(written, mols, predictions.values, strict=True):
+        heavy = [it.GetDoubleProp("charge") for it in mol.GetAtoms() if it.GetAtomicNum() > 1]
+        predicted = json.loads(row["prediction_atom.dprop.charge"])
+        assert json.loads(row["atom.dprop.charge"]) == heavy
+        assert predicted == pytest.approx(values[:, 0].tolist(), abs=1e-5)
+        if row["split"] == "train":
+            errors += (np.array(predicted) - heavy).tolist()
+    assert result.metrics["train"]["rmse"] == pytest.approx(np.square(errors).mean() ** 0.5)
+    card = (result.output_dir / "README.md").read_text(encoding="utf-8")
+    assert "- predicts for every atom: atom.dprop.charge (e) (regression)" in card
+    num_atoms = sum(mol.GetNumHeavyAtoms() for mol in mols[:8])
+    assert f"atoms: {num_atoms} train" in card and "atom-property-prediction" in card
+
+
+@pytest.mark.slow
+def test_classes_of_atoms_come_from_lists_in_a_table(work: Path) -> None:
+    elements = [[atom.GetSymbol() for atom in parse(smiles)] for smiles in TABLE_SMILES]
+    lists: list[str] = [str(labels) for labels in elements]
+    # unknown: one atom, and all of a molecule
+    lists[0] = lists[0].replace("'O'", "None")
+    lists[1] = ""
+    columns = {"element": lists, "part": TABLE_PARTS}
+    options = {"problem_type": "single_label_classification", "level": "atom", "num_workers": 0}
+    result = run_finetuning(build_tiny_arguments(work, columns, num_train_epochs=2, **options))
+    assert [row.reason for row in result.dropped] == ["no label"]
+    assert result.metrics["train"].keys() == {"roc_auc", "pr_auc", "accuracy", "mcc"}
+    first = read_csv(result.output_dir / "predictions.csv")[0]
+    assert json.loads(first["element"]) == ["C", "C", None]
+    assert len(json.loads(first["prediction_element"])) == 3
+    assert len(json.loads(first["probability_element_C"])) == 3
+
+
+@pytest.mark.slow
+def test_charges_of_atoms_are_learned_by_the_pretrained_model(work: Path) -> None:
+    with FREESOLV.open(newline="", encoding="utf-8") as stream:
+        smiles = [row["smiles"] for row in csv.DictReader(stream)][:120]
+    write_table(work / "charges.csv", smiles=smiles, charge=[compute_charges(it) for it in smiles])
+    options = {"level": "atom", "num_train_epochs": 10, "num_workers": 0, "feature_cache": "none"}
+    result = finetune(
+        str(work / "charges.csv"), label_columns=["charge"], output_dir=work / "run", **options
+    )
+    # the mean of each element gives .61 on all of FreeSolv
+    assert result.metrics["test"]["r2"] > 0.7
+
+
+def compute_charges(smiles: str) -> list[float]:
+    mol = Chem.MolFromSmiles(smiles)
+    rdPartialCharges.ComputeGasteigerCharges(mol)
+    return [atom.GetDoubleProp("_GasteigerCharge") for atom in mol.GetAtoms()]
+
+
+def parse(smiles: str) -> list[Chem.Atom]:
+    return list(Chem.MolFromSmiles(smiles).GetAtoms())
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "message"),
+    [
+        ("[0.1, 0.2]", {}, r"Row 3 .*label 'y' does not fit 'CC\(=O\)O'.*for 4 heavy atoms"),
+        ("0.1 high 0.2 n/a", {}, r"Row 3 .*label 'y' is 'high', not a number"),
+        ("0.1 0.2 0.3 n/a", {"level": "molecule"}, "Row 3 .*not a number.*--level atom"),
+        ("0.1 0.2 0.3 n/a", {"num_members": 2}, "labels of molecules.*--level atom"),
+    ],
+)
+def test_labels_of_atoms_that_cannot_be_used_are_refused(
+    cell: str, options: dict[str, Any], message: str, work: Path
+) -> None:
+    lists = [str([0.1 * it for it, _ in enumerate(parse(smiles))]) for smiles in TABLE_SMILES]
+    if "level" in options:
+        lists = ["0.5"] * len(lists)
+    lists[3] = cell
+    fields = {"level": "atom", "num_workers": 0, **options}
+    with pytest.raises(UserError, match=message):
+        run_finetuning(build_tiny_arguments(work, {"y": lists, "part": TABLE_PARTS}, **fields))

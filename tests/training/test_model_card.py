@@ -137,7 +137,7 @@ def test_card_tells_labels_units_data_and_sizes(tmp_path: Path) -> None:
     report.config.label_units = ["nM", "kcal/mol"]
     text = save_card(tmp_path, report).text
     assert "# R-MAT for a (nM), b (kcal/mol)" in text
-    assert "- predicts: a (nM), b (kcal/mol) (regression)" in text
+    assert "- predicts for every molecule: a (nM), b (kcal/mol) (regression)" in text
     assert "- data: table.csv; scaffold split" in text
     assert "- molecules: 8 train, 4 valid, 5 test; " in text
     assert "7 rows dropped" in text
@@ -192,7 +192,7 @@ def test_card_without_matplotlib_says_so(
     ("problem_type", "description"),
     [
         ("multi_label_classification", "one probability per label"),
-        ("single_label_classification", "one class per molecule"),
+        ("single_label_classification", "one class)"),
     ],
 )
 def test_classification_has_no_plot_and_does_not_miss_one(
