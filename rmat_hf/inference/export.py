@@ -93,10 +93,11 @@ def export_onnx(
     nodes. Its output `predictions`, `(num_molecules, num_labels)` float32, is in the units of the
     labels; of a classification it has probabilities. An ensemble adds `spread` of the same shape,
     the standard deviation of its members. `problem_type`, `labels` and `label_units` stand in the
-    program's metadata, as JSON.
+    program's metadata, as JSON. A model of atoms predicts at every node, `(num_molecules,
+    num_nodes, num_labels)`: behind the dummy node the heavy atoms in the order of the SMILES.
 
     Args:
-        model ([`RMatForSequenceClassification`] or [`RMatEnsembleForSequenceClassification`]):
+        model ([`RMatForSequenceClassification`], an ensemble, or [`RMatForTokenClassification`]):
             On the CPU, in float32.
         path (`str` or `Path`): File to write.
         processor ([`RMatProcessor`]): The one saved with the model.
@@ -184,7 +185,9 @@ class _Program(nn.Module):
         molecule_descriptors: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         inputs = (node_features, bond_types, topological_distances, interatomic_distances)
-        options = {"attention_mask": attention_mask, "molecule_descriptors": molecule_descriptors}
+        options = {"attention_mask": attention_mask}
+        if molecule_descriptors is not None:  # which a model of atoms does not know
+            options["molecule_descriptors"] = molecule_descriptors
         output, meaning = self.model(*inputs, **options, return_dict=True), self.model.meaning
         predictions = meaning.compute_values(output.logits)
         if "member_logits" not in output:

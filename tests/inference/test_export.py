@@ -15,7 +15,7 @@ from rmat_hf.errors import UserError
 from rmat_hf.inference.export import MAX_DIFFERENCE, ExportArguments, export_onnx, run_export
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatForTokenClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 # other numbers of molecules and atoms than in the example batch of the export
@@ -112,6 +112,26 @@ def test_an_ensemble_of_classifiers_gives_probabilities_and_their_spread(
     predictions, spread = run(export.path, batch)
     np.testing.assert_allclose(predictions, expected.mean(0), rtol=0, atol=1e-5)
     np.testing.assert_allclose(spread, expected.std(0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_program_of_atoms_predicts_at_every_node(
+    processor: RMatProcessor, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = RMatForTokenClassification(build_model().config).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    arguments = ExportArguments(
+        model=str(tmp_path / "model"), output_dir=str(tmp_path / "exported")
+    )
+    path = run_export(arguments).path
+    batch = dict(processor(OTHER_BATCHES[-1], return_tensors="pt"))
+    (predictions,) = run(path, batch)
+    expected = compute_logits(model, batch).numpy()
+    assert predictions.shape == (*batch["attention_mask"].shape, len(model.config.output_names))
+    np.testing.assert_allclose(predictions, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
