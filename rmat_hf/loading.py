@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,6 +24,7 @@ from transformers.utils import (
 )
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 
+from rmat_hf.adapters import MERGE, Adapter, merge_adapter, read_adapter
 from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig, RMatKernelConfig
 from rmat_hf.model.ensemble_rmat import (
@@ -31,6 +32,7 @@ from rmat_hf.model.ensemble_rmat import (
     RMatKernelForSequenceClassification,
 )
 from rmat_hf.model.features_rmat import ATOM_FEATURES
+from rmat_hf.model.losses_rmat import without_loading_report
 from rmat_hf.model.modeling_rmat import (
     RMatForSequenceClassification,
     RMatForTokenClassification,
@@ -78,12 +80,14 @@ class Checkpoint:
         revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
         config (`RMatConfig`): The saved configuration.
         shapes (`Mapping[str, tuple[int, ...]]`): Shape of each weight in the files.
+        adapter ([`Adapter`], *optional*): What the files add to the weights of a base model.
     """
 
     name: str | Path
     revision: str | None
     config: RMatConfig
     shapes: Mapping[str, tuple[int, ...]]
+    adapter: Adapter | None = None
 
     def load_model(self, model_class: type[ModelT], *, config: RMatConfig | None = None) -> ModelT:
         """Load a model; head and pooling that do not fit the configuration start untrained.
@@ -97,14 +101,17 @@ class Checkpoint:
         """
         config = config or self.config
         untrained = self.find_untrained(model_class, config=config)
-        with _explained(self.name), _without_loading_report():
+        with _explained(self.name), without_loading_report():
+            adapter = self.adapter
             model = model_class.from_pretrained(
-                self.name,
+                self.name if adapter is None else adapter.base,
                 config=config,
-                revision=self.revision or "main",
+                revision=(self.revision if adapter is None else adapter.base_revision) or "main",
                 use_safetensors=True,
-                ignore_mismatched_sizes=bool(untrained),
+                ignore_mismatched_sizes=bool(untrained) or adapter is not None,
             )
+            if adapter is not None:
+                model = merge_adapter(model, adapter, untrained=untrained)
             for name, tensor in model.state_dict().items():
                 if not bool(torch.isfinite(tensor).all()):
                     raise ValueError(
@@ -131,7 +138,11 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    model: str | Path, *, revision: str | None = None, allows_ensemble: bool = False
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    allows_ensemble: bool = False,
+    allows_adapter: bool = True,
 ) -> Checkpoint:
     """Read the configuration of an R-MAT model and the headers of its weights.
 
@@ -140,6 +151,8 @@ def read_checkpoint(
         revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
         allows_ensemble (`bool`, *optional*, defaults to `False`):
             An ensemble predicts, but has no single encoder to train further or to take vectors of.
+        allows_adapter (`bool`, *optional*, defaults to `True`):
+            An adapter is read with its base model, which is no adapter itself.
 
     Raises:
         UserError: If it cannot be read, is not R-MAT's or is an ensemble's, or if there are no
@@ -161,10 +174,41 @@ def read_checkpoint(
                 "its weights are quantized. Load it with from_pretrained and pass model and "
                 "processor to rmat_hf.predict, or give the model that it was made of."
             )
-        shapes = _read_shapes(_list_weight_files(name, revision=revision))
+        adapter = _find_adapter(name, revision=revision)
+        if adapter is None:
+            shapes = _read_shapes(_list_weight_files(name, revision=revision))
+        elif not allows_adapter:
+            raise ValueError(f"it is an adapter itself. {MERGE}")
+        else:
+            shapes = {**_name_in_full(_read_base(adapter).shapes), **adapter.whole_shapes}
         for problem in _iterate_config_problems(fields, shapes):
             raise ValueError(f"{CONFIG_NAME} does not fit: {problem}. {_RESTORE}.")
-        return Checkpoint(name, revision, config_class.from_dict(fields), shapes)
+        return Checkpoint(name, revision, config_class.from_dict(fields), shapes, adapter)
+
+
+def _find_adapter(name: str | Path, *, revision: str | None) -> Adapter | None:
+    """Return the adapter of a folder or repository that has no model of its own.
+
+    One in the folder of a model is checked, and left to transformers, which applies it.
+    """
+    find = partial(_find_file, name, revision=revision)
+    config_file, weights = find(ADAPTER_CONFIG_NAME), find(ADAPTER_SAFE_WEIGHTS_NAME)
+    if config_file is None or weights is None:
+        return None  # a pickle of one is refused with those of models
+    is_within_model = find(SAFE_WEIGHTS_NAME) or find(SAFE_WEIGHTS_INDEX_NAME)
+    base = str(name) if is_within_model else None
+    adapter = read_adapter(name, config_file=config_file, weights=weights, base=base)
+    return None if is_within_model else adapter
+
+
+def _read_base(adapter: Adapter) -> Checkpoint:
+    try:
+        return read_checkpoint(adapter.base, revision=adapter.base_revision, allows_adapter=False)
+    except UserError as error:
+        raise UserError(
+            f"The adapter's base model ({ADAPTER_CONFIG_NAME}, base_model_name_or_path) is needed "
+            f"too. {error}"
+        ) from error
 
 
 def load_processor(
@@ -252,13 +296,14 @@ def _load_trained(
     return model.to(find_device(device)), processor
 
 
+def _find_file(model: str | Path, name: str, *, revision: str | None) -> str | None:
+    missing = {"_raise_exceptions_for_missing_entries": False}
+    return cached_file(model, name, revision=revision, **missing)
+
+
 def _list_weight_files(model: str | Path, *, revision: str | None) -> list[str]:
     """Return the safetensors that hold a model's weights; a pickle can run code and is refused."""
-
-    def find(name: str) -> str | None:
-        missing = {"_raise_exceptions_for_missing_entries": False}
-        return cached_file(model, name, revision=revision, **missing)
-
+    find = partial(_find_file, model, revision=revision)
     wanted = f"{SAFE_WEIGHTS_NAME} is not there"
     if find(ADAPTER_CONFIG_NAME) and not find(ADAPTER_SAFE_WEIGHTS_NAME):
         wanted = f"{ADAPTER_SAFE_WEIGHTS_NAME} is not there"
@@ -338,22 +383,6 @@ def _explained(model: str | Path, *, way_out: str = "") -> AbstractContextManage
     # a stranger's numbers overflow, and his names are unknown, anywhere below transformers
     also = (KeyError, RuntimeError, TypeError)
     return explained_reading(f"The model {str(model)!r}", way_out=way_out, also=also)
-
-
-@contextmanager
-def _without_loading_report() -> Iterator[None]:
-    """Keep transformers from its table of missing weights; they have been compared."""
-    logger = logging.getLogger("transformers.modeling_utils")
-
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    # not its level: a high one makes transformers check, and report, a plan for parallel tensors
-    logger.addFilter(is_error)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_error)
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

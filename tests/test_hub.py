@@ -360,3 +360,23 @@ def test_a_push_shares_no_training_molecule_and_a_stranger_loads_it(
         rtol=0,
         atol=1e-4,
     )
+
+
+# Adapters
+
+
+@pytest.mark.slow
+def test_an_adapter_is_used_by_its_name_with_its_base_beside_it(
+    run_online: RunProcess, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    done = run_online(TESTS / "hub_adapter.py", tmp_path, USER, token=TOKEN)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert "model.safetensors" not in report["files"]
+    assert {"adapter_config.json", "config.json", "README.md"} <= {*report["files"]}
+    for way in ("predict", "class", "pipeline"):
+        for found, expected in zip(report[way], report["expected"], strict=True):
+            assert found == pytest.approx(expected, abs=1e-4), way
+    assert report["labels"] == ["dG"]
+    assert report["vector"] == [2, 512]

@@ -12,12 +12,18 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResultEntry, HfApi, ModelCard, eval_result_entries_to_yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump
-from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    FEATURE_EXTRACTOR_NAME,
+    SAFE_WEIGHTS_NAME,
+)
 
+from rmat_hf.adapters import HUB_ID
 from rmat_hf.errors import UserError, explained_reading, get_reason, list_reading_errors
 from rmat_hf.flags import declare_flag, declare_positional, validate_flags
 from rmat_hf.inference import endpoint
-from rmat_hf.loading import find_checkpoint
+from rmat_hf.loading import find_checkpoint, list_checkpoints
 from rmat_hf.model import modeling_rmat
 from rmat_hf.model.configuration_rmat import RMatKernelConfig
 from rmat_hf.model.pipeline_rmat import describe_pipeline
@@ -210,9 +216,26 @@ def _stage_files(source: Path, stage: Path, *, share: str) -> list[str]:
     return [name for name in names if name not in shared]
 
 
+def _is_adapter(stage: Path) -> bool:
+    """Return whether a folder adds to a base model.
+
+    Raises:
+        UserError: Nobody else has that base model.
+    """
+    if not (stage / ADAPTER_CONFIG_NAME).is_file() or (stage / SAFE_WEIGHTS_NAME).is_file():
+        return False
+    base = str(load_json(stage / ADAPTER_CONFIG_NAME).get("base_model_name_or_path"))
+    if base not in list_checkpoints() and not HUB_ID.fullmatch(base):
+        raise UserError(
+            f"The adapter's base model {base!r} is a folder of this machine. Push that first, and "
+            f"set base_model_name_or_path in {ADAPTER_CONFIG_NAME} to its name on the Hub."
+        )
+    return True
+
+
 def _add_code(stage: Path) -> None:
     """Add the code, which a model of the package lacks, and what an Inference Endpoint needs."""
-    if not (stage / CONFIG_NAME).is_file():
+    if not (stage / CONFIG_NAME).is_file() or _is_adapter(stage):
         return  # an adapter, which loads with its base model
     fields = load_json(stage / CONFIG_NAME)
     if "auto_map" not in fields:
@@ -237,7 +260,7 @@ def _add_card(source: Path, stage: Path, *, kept: list[str], repo_id: str) -> No
         text = text.replace(f" (`{name}`)", "")
     stays = tuple(it for name in kept for it in (f"`{name}`", f"({name})"))
     lines = [line for line in text.splitlines() if not any(it in line for it in stays)]
-    if repo_id not in text and (stage / CONFIG_NAME).is_file():
+    if repo_id not in text and (stage / CONFIG_NAME).is_file() and not _is_adapter(stage):
         # its last section: how to use it
         lines += ["", "## " + build_plain_card(repo_id).text.rpartition("\n## ")[2].strip()]
     card.text = "\n".join(lines) + "\n"

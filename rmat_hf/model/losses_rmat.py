@@ -1,13 +1,26 @@
-"""What a head learns by, and what its outputs therefore mean: losses, and values for users."""
+"""What a head learns by, and what its outputs therefore mean: losses, labels, adapters' labels."""
 
+import copy
+import json
+import logging
 import math
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+)
 
-from .configuration_rmat import RMatConfig
+from .configuration_rmat import TASK_FIELDS, RMatConfig
 
 # A class index that is no label.
 IGNORED_LABEL = -100
@@ -178,9 +191,151 @@ def compute_spread(member_logits: torch.Tensor, problem_type: str | None) -> tor
     return compute_probabilities(member_logits, problem_type).std(1, correction=0)
 
 
+# An adapter brings a head and labels of its own, which stand in the `config.json` beside it.
+
+HEAD_FIELDS = (
+    *(*TASK_FIELDS, "id2label", "label2id", "problem_type"),
+    *("num_head_layers", "head_hidden_size", "head_norm", "classifier_dropout"),
+)
+
+
+class RMatAdapterMixin:
+    """What loading an adapter of peft changes in a model: its layers, and its head and labels."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a model as [`PreTrainedModel.from_pretrained`], of an adapter's folder with it."""
+        parent: Any = super()
+        folder = str(pretrained_model_name_or_path)
+        path = os.path.join(folder, ADAPTER_CONFIG_NAME)
+        if not os.path.isfile(path) or _has_weights(folder):
+            return parent.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        with open(path, encoding="utf-8") as file:
+            base = json.load(file)["base_model_name_or_path"]
+        options = {"config": kwargs.pop("config", None) or RMatConfig.from_pretrained(folder)}
+        wants_info = kwargs.pop("output_loading_info", False)
+        name, known = (
+            kwargs.pop("adapter_name", None),
+            dict(kwargs.pop("adapter_kwargs", None) or {}),
+        )
+        known.pop("_adapter_model_path", None)
+        # the head that the base lacks is that of the adapter
+        with without_loading_report():
+            options["ignore_mismatched_sizes"] = True
+            model = parent.from_pretrained(
+                resolve_base(base, folder=folder), *args, **{**kwargs, **options}
+            )
+        loaded = model.load_adapter(folder, name, adapter_kwargs=known)
+        return (model, loaded.to_dict()) if wants_info else model
+
+    def load_adapter(
+        self: Any, peft_model_id: Any = None, adapter_name: Any = None, *args: Any, **options: Any
+    ) -> Any:
+        """Load an adapter with its head and labels, and use it.
+
+        As [`PeftAdapterMixin.load_adapter`]. [`set_adapter`] changes to another one.
+
+        Raises:
+            ValueError: The adapter needs molecule descriptors that the model has no scaling of.
+        """
+        config = _load_adapter_config(peft_model_id, options.get("adapter_kwargs") or {})
+        if config is not None:
+            self._fit_head(config)
+        parent: Any = super()
+        loaded = parent.load_adapter(peft_model_id, adapter_name, *args, **options)
+        if config is not None:
+            known, name = self.__dict__.setdefault("adapter_configs", {}), adapter_name or "default"
+            known[name] = config
+            # peft would use the new head with the layers of the adapter before
+            self.set_adapter(name)
+        return loaded
+
+    def set_adapter(self: Any, adapter_name: Any) -> None:
+        """Use another adapter, with its head and labels, as [`PeftAdapterMixin.set_adapter`]."""
+        parent: Any = super()
+        parent.set_adapter(adapter_name)
+        self._use_labels(adapter_name)
+
+    def _fit_head(self: Any, config: RMatConfig) -> None:
+        """Give the model a head that the weights of an adapter fit."""
+        head = getattr(self, "classifier", None)
+        if head is None:
+            return
+        if config.num_molecule_descriptors != self.config.num_molecule_descriptors:
+            raise ValueError(
+                f"The adapter has {config.num_molecule_descriptors} molecule descriptors, the "
+                f"model {self.config.num_molecule_descriptors}. Load it with a model of its own."
+            )
+        new = self.build_head(config).to(device=self.device, dtype=self.dtype)
+        is_wrapped = hasattr(head, "original_module")
+        old = head.original_module if is_wrapped else head
+        if [it.shape for it in new.state_dict().values()] == [
+            it.shape for it in old.state_dict().values()
+        ]:
+            return
+        if is_wrapped:
+            head.original_module = new
+        else:
+            self.classifier = new
+
+    def _use_labels(self: Any, adapter_name: Any) -> None:
+        """Take the labels of an adapter, if it has any, for those of the model."""
+        config = self.__dict__.get("adapter_configs", {}).get(str(adapter_name))
+        if config is None or not hasattr(self, "classifier"):
+            return
+        self.config = copy.copy(self.config)
+        for name in HEAD_FIELDS:
+            setattr(self.config, name, getattr(config, name))
+        self.num_labels = len(config.output_names)
+        self.meaning = choose(LOSSES, config.problem_type or "regression")
+
+
+@contextmanager
+def without_loading_report() -> Iterator[None]:
+    """Keep transformers from its table of weights that are missing."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    # not its level: a high one makes transformers check, and report, a plan for parallel tensors
+    logger.addFilter(is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_error)
+
+
+def resolve_base(base: str, *, folder: str) -> str:
+    """Return the folder of an adapter's base model, or the name itself if it is on the Hub.
+
+    That is a folder relative to the adapter's, or one of a model that comes with the package.
+    """
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for path in (os.path.join(folder, base), os.path.join(package, "checkpoints", base)):
+        if base and os.path.isdir(path):
+            return os.path.abspath(path)
+    return base
+
+
+def _has_weights(folder: str) -> bool:
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    return any(os.path.isfile(os.path.join(folder, name)) for name in names)
+
+
+def _load_adapter_config(name: Any, options: dict[str, Any]) -> RMatConfig | None:
+    """Return the configuration beside an adapter, unless that stands in a whole model's folder."""
+    if name is None or _has_weights(str(name)):
+        return None
+    known = {it: options[it] for it in ("revision", "token", "cache_dir") if it in options}
+    path = cached_file(name, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **known)
+    return None if path is None else RMatConfig.from_pretrained(path)
+
+
 __all__ = [
     "LOSSES",
     "PROBLEM_TYPES",
+    "RMatAdapterMixin",
     "RMatLoss",
     "choose",
     "choose_loss",

@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_rmat import RMatPairFeatures, RMatSelfAttention, build_activation, widen
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
-from .losses_rmat import LOSSES, build_loss_weights, choose, choose_loss
+from .losses_rmat import LOSSES, RMatAdapterMixin, build_loss_weights, choose, choose_loss
 
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
 MAX_SCALED_DESCRIPTOR = 8.0
@@ -223,7 +223,7 @@ class RMatPredictionHead(nn.Module):
         return self.out_proj(self.dropout(pooled_output))
 
 
-class RMatPreTrainedModel(PreTrainedModel):
+class RMatPreTrainedModel(RMatAdapterMixin, PreTrainedModel):
     """Weight initialization and everything else that `PreTrainedModel` needs to know."""
 
     config: RMatConfig
@@ -503,6 +503,12 @@ class RMatPredictor(RMatPreTrainedModel):
         choose(LOSSES, config.loss or "regression")
         self.rmat = RMatModel(config, add_pooling_layer)
 
+    def build_head(self, config: RMatConfig) -> RMatPredictionHead:
+        """Return a new head for the labels of a configuration."""
+        pooler, num_descriptors = self.rmat.pooler, config.num_molecule_descriptors
+        size = pooler.output_size + num_descriptors if pooler else config.hidden_size
+        return RMatPredictionHead(config, input_size=size, output_size=len(config.output_names))
+
     def compute_loss(
         self,
         head_output: torch.Tensor,
@@ -581,11 +587,7 @@ class RMatForSequenceClassification(RMatPredictor):
         # CODEPATH: descriptors are models finetuned with `--molecule-descriptors rdkit_2d`.
         has_descriptors = config.num_molecule_descriptors > 0
         self.descriptor_scaler = RMatDescriptorScaler(config) if has_descriptors else None
-        self.classifier = RMatPredictionHead(
-            config,
-            input_size=self.rmat.pooler.output_size + config.num_molecule_descriptors,
-            output_size=self.num_labels,
-        )
+        self.classifier = self.build_head(config)
         self.post_init()
 
     @can_return_tuple
@@ -654,9 +656,7 @@ class RMatForTokenClassification(RMatPredictor):
 
     def __init__(self, config: RMatConfig) -> None:
         super().__init__(config, add_pooling_layer=False)
-        self.classifier = RMatPredictionHead(
-            config, input_size=config.hidden_size, output_size=self.num_labels
-        )
+        self.classifier = self.build_head(config)
         self.post_init()
 
     @can_return_tuple

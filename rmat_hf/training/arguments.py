@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from rmat_hf.adapters import DEFAULT_RANK, PEFT_METHODS
 from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.errors import UserError, hide_credentials
@@ -190,6 +191,14 @@ class FinetuningArguments(RunArguments):
     weight_decay: float | None = declare_flag(
         None, "Weight decay of AdamW. Default: 0.01; of the authors 0.", least=0
     )
+    peft: str | None = declare_flag(
+        None,
+        "Train and save a small adapter and the head alone; several members are merged.",
+        choices=PEFT_METHODS,
+    )
+    peft_rank: int | None = declare_flag(
+        None, f"Rank of --peft lora. Default: {DEFAULT_RANK}.", least=1
+    )
     dropout: float | None = declare_flag(
         None, "Dropout of the hidden layers. Default: the model's.", least=0, below=1
     )
@@ -257,8 +266,15 @@ class FinetuningArguments(RunArguments):
                 "--num-members, --with-baselines and --molecule-descriptors are for labels of "
                 "molecules. Leave them out with --level atom."
             )
+        yield from self._list_peft_contradictions()
         if self.feature_cache == "":
             yield "--feature-cache is empty. Name a folder, 'default' or 'none'."
+
+    def _list_peft_contradictions(self) -> Iterator[str]:
+        if self.peft is not None and self.model == SCRATCH:
+            yield "--peft needs a model to adapt, and --model scratch is random. Name one."
+        if self.peft_rank is not None and self.peft is None:
+            yield "--peft-rank is of --peft lora. Pass that too, or leave it out."
 
     def _list_kernel_contradictions(self) -> Iterator[str]:
         known = len({*self.kernel_features} & {*KERNEL_FEATURES})
@@ -271,7 +287,7 @@ class FinetuningArguments(RunArguments):
             yield "--head kernel takes the vectors of a trained --model; scratch has none."
         unread: dict[str, Any] = {"num_members": 1, "hpo_trials": 0, "class_weighting": "none"}
         unread |= {"level": "molecule"}
-        unread |= dict.fromkeys(("molecule_descriptors", "dropout", "model_config"))
+        unread |= dict.fromkeys(("molecule_descriptors", "dropout", "model_config", "peft"))
         if given := [name for name, default in unread.items() if getattr(self, name) != default]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             yield f"--head kernel does not read {flags}. Leave it out."

@@ -14,6 +14,7 @@ import torch
 from rdkit import Chem
 from transformers.trainer import Trainer
 
+from rmat_hf.adapters import is_adapted, list_fields, load_adapter_weights, save_model
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.splits.parts import SplitIndices
@@ -29,7 +30,6 @@ from rmat_hf.data.training_table import DroppedRow, Rows
 from rmat_hf.loading import Checkpoint, load_predictor
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
-from rmat_hf.model.modeling_rmat import RMatPreTrainedModel
 from rmat_hf.output_folder import (
     name_work_dir,
     open_run,
@@ -98,6 +98,7 @@ def finetune(
     *,
     label_columns: Sequence[str],
     output_dir: str | Path,
+    peft_config: Any = None,
     **options: Any,
 ) -> FinetuningResult:
     """Finetune R-MAT on a table of SMILES and labels, as `rmat finetune` does.
@@ -114,6 +115,8 @@ def finetune(
         output_dir (`str` or `Path`):
             Folder to write: the model, its processor, `metrics.json` and `predictions.csv` in the
             units of the labels, and a model card.
+        peft_config (`peft.LoraConfig`, *optional*):
+            Trains and saves an adapter and the head alone. `peft="lora"` has our defaults.
         options: The flags of `rmat finetune` with underscores, as `split="scaffold"`,
             `problem_type="multi_label_classification"`, `label_units=["kcal/mol"]` or `seed=1`.
 
@@ -146,11 +149,14 @@ def finetune(
     fields = {"label_columns": list(label_columns), "output_dir": str(output_dir), **options}
     if isinstance(dataset, Rows):
         arguments = FinetuningArguments(dataset=name_rows(dataset), **fields)
-        return run_finetuning(arguments, rows=dataset)
-    return run_finetuning(FinetuningArguments(dataset=str(dataset), **fields))
+        return run_finetuning(arguments, rows=dataset, peft_config=peft_config)
+    arguments = FinetuningArguments(dataset=str(dataset), **fields)
+    return run_finetuning(arguments, peft_config=peft_config)
 
 
-def run_finetuning(arguments: FinetuningArguments, *, rows: Rows | None = None) -> FinetuningResult:
+def run_finetuning(
+    arguments: FinetuningArguments, *, rows: Rows | None = None, peft_config: Any = None
+) -> FinetuningResult:
     """Finetune R-MAT on labeled molecules and write the whole predictor to a folder.
 
     The folder gets weights, config with label scaling, processor, `metrics.json`, `split.csv`,
@@ -171,11 +177,18 @@ def run_finetuning(arguments: FinetuningArguments, *, rows: Rows | None = None) 
 
         validate_search(arguments, num_processes=shared.world_size)
     description, is_main_process = describe_arguments(arguments), shared.process_index == 0
+    if peft_config is not None:
+        description["peft_config"] = list_fields(peft_config)
     with open_run(arguments, description=description, is_main_process=is_main_process) as run:
-        task = build_finetuning_task(arguments, rows)
+        task = build_finetuning_task(arguments, rows, peft_config=peft_config)
         # refuses what cannot be before anything is written
         config = build_finetuning_config(arguments, task)
-        arguments = resolve_defaults(arguments, config, num_train_rows=len(task.split.train))
+        arguments = resolve_defaults(
+            arguments,
+            config,
+            num_train_rows=len(task.split.train),
+            has_adapter=task.peft_config is not None,
+        )
         # before training: labels that no baseline can be fitted on should not cost a training
         baselines: dict[str, dict[str, Any]] = {}
         if arguments.with_baselines and is_main_process:
@@ -238,6 +251,10 @@ def _train(
         trainer = _build_trainer(chosen, replace(task, split=split), folder=folder, scaled_as=task)
         member = {"member": idx} if arguments.num_members > 1 else {}
         log += [{**member, **entry} for entry in train_stage(trainer, folder)["log_history"]]
+        if arguments.num_members == 1 and is_adapted(trainer.model):
+            # an interrupted run may have trained it; a loaded predictor is merged
+            load_adapter_weights(cast(Any, trainer.model), folder / MODEL_DIR)
+            return trainer, log
         # else an interrupted run has trained it
         if arguments.num_members == 1 and trainer.state.global_step > 0:
             return trainer, log
@@ -339,6 +356,7 @@ def build_finetuning_report(
         spreads=spreads,
         num_dropped=len(task.dropped),
         max_atoms=task.processor.max_atoms,
+        is_adapter=is_adapted(trainer.model),
     )
 
 
@@ -389,13 +407,13 @@ def predict_out_of_fold(
 def save_run_folder(
     folder: Path,
     *,
-    model: RMatPreTrainedModel,
+    model: Any,
     task: FinetuningTask,
     report: FinetuningReport,
     log_history: list[dict[str, Any]],
 ) -> None:
     """Write model, processor, metrics, tables, training log and model card to an empty folder."""
-    model.save_pretrained(folder)
+    save_model(model, folder)
     task.processor.save_pretrained(folder)
     files: dict[str, Any] = {
         "metrics.json": report.metrics,

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.trainer_callback import TrainerCallback
 
+from rmat_hf.adapters import is_adapted
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.training.arguments import (
@@ -64,6 +65,15 @@ pipeline(model="{FOLDER_PLACEHOLDER}", trust_remote_code=True)(["CCO", "c1ccccc1
 
 or `rmat predict --model {FOLDER_PLACEHOLDER} --smiles CCO c1ccccc1 --output predictions.csv`. \
 On the Hub, its id takes the place of the path."""
+USE_ADAPTER = f"""## Use
+
+```python
+from rmat_hf import predict  # pip install 'rmat-hf[peft]'
+predict("{FOLDER_PLACEHOLDER}", ["CCO", "c1ccccc1"]).values
+```
+
+It is an adapter of peft (LoRA) and needs the model that it started from, which \
+`adapter_config.json` names, too."""
 TRUST = """
 - Trust it for molecules like those in the training table; metrics of a random split are \
 optimistic for new chemical series.
@@ -96,6 +106,7 @@ class FinetuningReport:
     predictions: dict[str, np.ndarray]
     num_dropped: int
     max_atoms: int
+    is_adapter: bool = False
     member_predictions: dict[str, np.ndarray] | None = None
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     spreads: dict[str, np.ndarray] | None = None
@@ -173,9 +184,13 @@ class ModelCardCallback(TrainerCallback):
         if state.is_world_process_zero:
             processor = parts.get("processing_class")
             max_atoms = getattr(processor, "max_atoms", "–")
-            is_of_atoms = isinstance(parts["model"], RMatForTokenClassification)
+            model = parts["model"]
+            is_adapter = is_adapted(model)
+            network = model.get_base_model() if is_adapter else model
+            is_of_atoms = isinstance(network, RMatForTokenClassification)
             level = "atom" if is_of_atoms else "molecule"
-            self.save(args.output_dir, parts["model"].config, max_atoms=max_atoms, level=level)
+            options: dict[str, Any] = {"max_atoms": max_atoms, "is_adapter": is_adapter}
+            self.save(args.output_dir, model.config, level=level, **options)
 
     def save(
         self,
@@ -184,6 +199,7 @@ class ModelCardCallback(TrainerCallback):
         *,
         max_atoms: Any,
         level: str = "molecule",
+        is_adapter: bool = False,
         facts: Sequence[str] = (),
         baselines: Mapping[str, dict[str, Any]] = MappingProxyType({}),
         plots: Sequence[str] = (),
@@ -198,7 +214,7 @@ class ModelCardCallback(TrainerCallback):
         sections = [
             _describe_model(config, level=level),
             "\n".join(f"- {line}" for line in lines),
-            USE,
+            USE_ADAPTER if is_adapter else USE,
             "## Metrics",
             describe_metrics(self.metrics, baselines) if self.metrics else "(None were computed.)",
             *plots,
@@ -214,6 +230,7 @@ class ModelCardCallback(TrainerCallback):
             license_name=self.license_name,
             model_name=f"R-MAT {', '.join(config.label_columns)}",
             eval_results=results or None,
+            library_name="peft" if is_adapter else "transformers",
             **self.facts,
         )
 
@@ -266,7 +283,8 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         draw = [partial(_draw_parity, report=report, label_idx=idx) for idx in labels]
         plots = [_save_plot(folder / PARITY_PLOT, draw, panel_size=(4.8, 4.8))]
     options: dict[str, Any] = {"facts": facts, "baselines": report.baselines, "plots": plots}
-    card.save(folder, config, max_atoms=report.max_atoms, level=arguments.level, **options)
+    options |= {"max_atoms": report.max_atoms, "is_adapter": report.is_adapter}
+    card.save(folder, config, level=arguments.level, **options)
 
 
 def build_eval_results(
@@ -371,10 +389,11 @@ def _save_card(
     license_name: str | None,
     dataset: str,
     base_model: str,
+    library_name: str = "transformers",
     **fields: Any,
 ) -> None:
     data = ModelCardData(
-        library_name="transformers",
+        library_name=library_name,
         pipeline_tag="graph-ml",
         license=license_name or UNKNOWN_LICENSE,
         tags=[*TAGS, tag],

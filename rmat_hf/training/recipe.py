@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset
 from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
+from rmat_hf.adapters import DEFAULT_RANK, PEFT_METHODS, add_adapter
 from rmat_hf.data.featurization import LENGTH_COLUMN, choose_cache_dir
 from rmat_hf.data.labels import LISTS, flatten_labels, has_atom_labels
 from rmat_hf.data.splits.column_splits import TimeColumn
@@ -59,6 +60,7 @@ CLASS_HEAD: dict[str, Any] = {
 REGRESSION_HEAD_LEARNING_RATE = 3e-3
 # Peak learning rate by whether training starts from random weights.
 DEFAULT_LEARNING_RATES = {True: 5e-4, False: 3e-4}
+ADAPTER_LEARNING_RATE = 3e-3
 DEFAULT_NUM_EPOCHS = 60
 # From a trained model, by whether the problem is a regression.
 FINETUNING_EPOCHS = {True: 40, False: 10}
@@ -77,6 +79,7 @@ class FinetuningTask:
     """Featurized rows, divided into parts, and the processor that featurized them.
 
     `class_names` are of a single-label classification; without `checkpoint` weights are random.
+    With a `peft_config` an adapter is trained.
     """
 
     dataset: Dataset
@@ -85,6 +88,7 @@ class FinetuningTask:
     class_names: list[str] | None
     processor: RMatProcessor
     checkpoint: Checkpoint | None
+    peft_config: Any = None
 
     def select(self, part: str) -> Dataset:
         """Return the rows of train, valid or test."""
@@ -96,12 +100,21 @@ class FinetuningTask:
 
 
 def build_finetuning_task(
-    arguments: FinetuningArguments, rows: Rows | None = None
+    arguments: FinetuningArguments, rows: Rows | None = None, *, peft_config: Any = None
 ) -> FinetuningTask:
     """Load, check, featurize and split the training table, or rows in memory."""
     checkpoint = None
     if arguments.model != SCRATCH:
         checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
+    if peft_config is not None and (arguments.peft is not None or arguments.head == "kernel"):
+        raise UserError("peft_config excludes peft and a head that is a kernel. Pass one of them.")
+    if arguments.peft is not None:
+        peft_config = PEFT_METHODS[arguments.peft](arguments.peft_rank or DEFAULT_RANK)
+    if peft_config is not None and (checkpoint is None or checkpoint.adapter is not None):
+        raise UserError(
+            f"{arguments.model!r} is no base model of an adapter. Name a model with weights of its "
+            "own, such as rmat-small; an adapter can be merged with merge_and_unload() of peft."
+        )
     processor = _build_processor(arguments, checkpoint)
     time_column = TimeColumn(arguments.time_column) if arguments.time_column else None
     loaded = load_training_table(
@@ -132,7 +145,8 @@ def build_finetuning_task(
     for part in ("valid", "test"):
         if (num_rows := len(getattr(split, part))) < MIN_PART_ROWS:
             logger.warning("%s has %d rows: its metrics say little.", part, num_rows)
-    return FinetuningTask(dataset, split, loaded.dropped, loaded.class_names, processor, checkpoint)
+    known = (loaded.dropped, loaded.class_names, processor, checkpoint, peft_config)
+    return FinetuningTask(dataset, split, *known)
 
 
 def split_for_members(arguments: FinetuningArguments, task: FinetuningTask) -> list[SplitIndices]:
@@ -193,7 +207,8 @@ class RMatTrainingArguments(TrainingArguments):
             5e-3 in the recipe of the authors: 100 times their nominal rate, the one value that
             they tuned, from 1e-6 to 1e-3.
         learning_rate (`float`, *optional*):
-            Peak rate of AdamW. 3e-4 for a pretrained encoder, 5e-4 for random weights.
+            Peak rate of AdamW. 3e-4 for a pretrained encoder, 5e-4 for random weights, 3e-3 for an
+            adapter.
         head_learning_rate (`float`, *optional*):
             Peak rate of the prediction head. 3e-3 for the untrained head of a regression on a
             pretrained encoder, else that of the rest.
@@ -265,7 +280,9 @@ class RMatTrainingArguments(TrainingArguments):
         super().__post_init__()
         self.metric_for_best_model = metric
 
-    def choose_defaults(self, config: RMatConfig, *, num_train_rows: int) -> None:
+    def choose_defaults(
+        self, config: RMatConfig, *, num_train_rows: int, has_adapter: bool = False
+    ) -> None:
         """Set the fields that are left to the recipe, for a model that is about to be trained."""
         problem_type, is_pretrained = config.problem_type, bool(config.architectures)
         if self.num_train_epochs is None:
@@ -281,7 +298,8 @@ class RMatTrainingArguments(TrainingArguments):
                 self.learning_rate = self._compute_noam_peak(config, num_train_rows=num_train_rows)
         else:
             if self.learning_rate is None:
-                self.learning_rate = DEFAULT_LEARNING_RATES[not is_pretrained]
+                usual = DEFAULT_LEARNING_RATES[not is_pretrained]
+                self.learning_rate = ADAPTER_LEARNING_RATE if has_adapter else usual
             has_new_head = has_new_regression_head(problem_type, config.architectures)
             if self.head_learning_rate is None and has_new_head:
                 self.head_learning_rate = REGRESSION_HEAD_LEARNING_RATE
@@ -297,11 +315,15 @@ class RMatTrainingArguments(TrainingArguments):
 
 
 def resolve_defaults(
-    arguments: FinetuningArguments, config: RMatConfig, *, num_train_rows: int
+    arguments: FinetuningArguments,
+    config: RMatConfig,
+    *,
+    num_train_rows: int,
+    has_adapter: bool = False,
 ) -> FinetuningArguments:
     """Return the arguments with the rates and epochs that the Trainer would choose itself."""
     chosen = build_training_arguments(arguments, Path(arguments.output_dir))
-    chosen.choose_defaults(config, num_train_rows=num_train_rows)
+    chosen.choose_defaults(config, num_train_rows=num_train_rows, has_adapter=has_adapter)
     return replace(arguments, **{flag: getattr(chosen, it) for flag, it in RECIPE_FLAGS.items()})
 
 
@@ -403,13 +425,14 @@ def load_for_finetuning(
     return built
 
 
-def build_finetuning_model(
-    arguments: FinetuningArguments, task: FinetuningTask
-) -> RMatForSequenceClassification | RMatForTokenClassification:
-    """Return the model to train, with the scaling of labels and descriptors fitted on train."""
+def build_finetuning_model(arguments: FinetuningArguments, task: FinetuningTask) -> Any:
+    """Return the model to train, with the scaling of labels and descriptors fitted on train.
+
+    With an adapter that is a `PeftModel`.
+    """
     options, overrides = _read_options(arguments, task)
     try:
-        return load_for_finetuning(
+        model = load_for_finetuning(
             task.checkpoint, task.select("train"), seed=arguments.seed, **options, **overrides
         )
     except UserError as error:
@@ -419,6 +442,15 @@ def build_finetuning_model(
             f"{error} If {arguments.model_config!r} is to change sizes that the weights of "
             f"{arguments.model!r} have, pass --model scratch to train from random weights."
         ) from error
+    if task.peft_config is None or task.checkpoint is None:
+        return model
+    untrained = task.checkpoint.find_untrained(type(model), config=model.config)
+    return add_adapter(
+        model,
+        task.peft_config,
+        whole_modules=["pooler"] if any(".pooler." in name for name in untrained) else [],
+        revision=task.checkpoint.revision,
+    )
 
 
 def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask) -> RMatConfig:

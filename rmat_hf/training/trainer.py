@@ -13,6 +13,7 @@ from transformers.trainer import Trainer
 from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
+from rmat_hf.adapters import is_adapted, save_model
 from rmat_hf.data.featurization import find_options, validate_processor
 from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,
@@ -23,7 +24,6 @@ from rmat_hf.data.stored_features import (
     read_rows,
 )
 from rmat_hf.model.losses_rmat import compute_loss_denominator
-from rmat_hf.model.modeling_rmat import RMatPreTrainedModel
 from rmat_hf.model.processing_rmat import LABELS, RMatProcessor, build_batch, stack_labels
 from rmat_hf.output_folder import (
     load_json,
@@ -200,7 +200,9 @@ class RMatTrainer(Trainer):
     `rmat finetune` trains with it: the same rows, arguments and seed give the same weights.
 
     Args:
-        model ([`RMatForSequenceClassification`]): For example from [`load_for_finetuning`].
+        model ([`RMatForSequenceClassification`]):
+            For example from [`load_for_finetuning`], or what `peft.get_peft_model` makes of it:
+            then the adapter is saved, with its labels beside it.
         args ([`RMatTrainingArguments`]): By default those of the recipe.
         data_collator (`Callable`, *optional*):
             Makes a batch of rows. By default [`RMatDataCollator`] of the processor.
@@ -264,7 +266,8 @@ class RMatTrainer(Trainer):
         # what the recipe chooses follows from the configuration and the rows
         config = (options["model_init"]() if model is None else model).config
         rows: Any = options.get("train_dataset")
-        args.choose_defaults(config, num_train_rows=len(rows) if has_length(rows) else 0)
+        num_rows = len(rows) if has_length(rows) else 0
+        args.choose_defaults(config, num_train_rows=num_rows, has_adapter=is_adapted(model))
         needed = str(args.metric_for_best_model).removeprefix("eval_")
         best_metric = needed if args.load_best_model_at_end else None
         compute_metrics = compute_metrics or build_compute_metrics(config, best_metric=best_metric)
@@ -303,7 +306,8 @@ class RMatTrainer(Trainer):
         """Keep the weights of the encoder that learn from learning, or let them learn again."""
         if is_frozen == bool(self._frozen):
             return
-        encoder = cast(RMatPreTrainedModel, self.model).base_model
+        model: Any = self.model
+        encoder = (model.get_base_model() if is_adapted(model) else model).base_model
         learning = [weight for weight in encoder.parameters() if weight.requires_grad]
         self._frozen, changed = (learning, learning) if is_frozen else ([], self._frozen)
         for weight in changed:
@@ -359,6 +363,18 @@ class RMatTrainer(Trainer):
         self._show_average()
         with rotated_by_step(self, trial=trial):
             super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        model = self.accelerator.unwrap_model(cast(nn.Module, self.model))
+        if not is_adapted(model):
+            super()._save(output_dir, state_dict)
+        # peft alone would write a card that names paths, and no labels
+        elif self.args.should_save:
+            folder = Path(str(output_dir or self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(model, folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
 
     def _load_best_model(self) -> None:
         # after this the model holds the best average, and nothing is swapped any more
