@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,7 @@ def build_finetuning_jobs(
     The name of its folder ends with a hash of everything that decides the result: all arguments,
     the data file and the weights to start from. Other arguments therefore are another run.
     """
-    checksums = {
-        name: compute_model_checksum(options.get("model", DEFAULT_MODEL))
-        for name, options in protocol.models.items()
-    }
+    compute_checksum = cache(compute_model_checksum)
     jobs = []
     for fold in protocol.list_folds():
         dataset = protocol.datasets[fold.dataset]
@@ -129,7 +126,8 @@ def build_finetuning_jobs(
             except ValueError as error:
                 raise ValueError(f"Model {model!r} on {fold}: {error}") from error
             del described["output_dir"]
-            key = compute_key([described, dataset.checksum, checksums[model]])
+            checksum = compute_checksum(options.get("model", DEFAULT_MODEL))
+            key = compute_key([described, dataset.checksum, checksum])
             folder = output_dir / "runs" / _name_folder(fold, model, key=key)
             arguments.output_dir = str(folder)
             jobs.append(Job(fold, model, folder, arguments, setting))

@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, Trai
 from rmat_hf.data.stored_features import pack_dataset, read_molecule_descriptors
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed
+from rmat_hf.loading import load_predictor
 from rmat_hf.training import pretraining
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.objectives import load_objectives, save_objectives
@@ -397,3 +398,18 @@ def test_a_part_without_molecules_or_contexts_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_task(tmp_path, **options)
+
+
+@pytest.mark.slow
+def test_a_pretraining_without_some_pairs_is_finetuned_without_them(tmp_path: Path) -> None:
+    fewer = {"pair_relations": ["neighborhood", "distance"], "pair_terms": ["keys"]}
+    config = json.dumps(ARCHITECTURE | fewer)
+    run_pretraining(build_pretraining_arguments(tmp_path, model_config=config, num_train_epochs=1))
+    (tmp_path / "finetuned").mkdir()
+    arguments = build_tiny_arguments(
+        tmp_path / "finetuned", model=str(tmp_path / "run"), num_train_epochs=1
+    )
+    run_finetuning(arguments)
+    model, _ = load_predictor(arguments.output_dir)
+    assert {name: getattr(model.config, name) for name in fewer} == fewer
+    assert model.rmat.layers[0].self_attention.value_pairs is None

@@ -57,6 +57,18 @@ def test_the_run_after_a_search_repeats_its_best_trial(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_search_with_the_authors_recipe_judges_the_last_epoch(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    result = run_finetuning(build_search(tmp_path, recipe="authors", learning_rate=0.1))
+    (best,) = [trial for trial in read_trials(tmp_path / "run") if trial["is_best"] == "1"]
+    assert result.metrics["valid"]["rmse"] == pytest.approx(float(best["valid_metric"]), rel=1e-6)
+    log = json.loads((tmp_path / "run" / "training_log.json").read_text())
+    errors = [entry["eval_rmse"] for entry in log if "eval_rmse" in entry]
+    assert errors[-1] == pytest.approx(float(best["valid_metric"]), rel=1e-6)
+    assert len(errors) == 3
+
+
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_to_the_trials_of_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
