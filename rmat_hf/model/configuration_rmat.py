@@ -84,7 +84,7 @@ def chosen_from(known: Iterable[str], *, least: int = 0) -> Callable[..., Any]:
     @as_validated_field
     def validate(value: list[str] | tuple[str, ...]) -> None:
         if len(value) < least or not set(value) <= set(known):
-            raise ValueError(f"{value} has to name {least or 'none'} or more of {list(known)}.")
+            raise ValueError(f"Choose {least} or more of {list(known)}, got {value}.")
 
     return validate
 
