@@ -28,8 +28,6 @@ from rmat_hf import (
     split_dataset,
 )
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass
 class ModelArguments:
