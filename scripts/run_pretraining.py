@@ -83,7 +83,7 @@ def main() -> None:
     collator = RMatDataCollatorForPreTraining.from_pretrained(
         name, revision=revision, mask_ratio=data_args.mask_ratio, seed=training_args.seed
     )
-    # the collator reads the packed features, which are no arguments of the model
+    # the collator reads features, which are no arguments of the model
     training_args.remove_unused_columns = False
     training_args.label_names = [f"{it.head}_labels" for it in collator.objectives.values()]
     training_args.prediction_loss_only = True
