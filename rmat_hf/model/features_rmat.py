@@ -415,6 +415,12 @@ def compute_molecule_descriptors(mol: Chem.Mol, names: Sequence[str]) -> np.ndar
 # Counts of substructures: name → what builds RDKit's generator.
 FINGERPRINTS: dict[str, Callable[[], Any]] = {
     "ecfp4": lambda: rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=FINGERPRINT_SIZE),
+    # atoms by what they bind: donor, acceptor, aromatic, halogen, basic, acidic
+    "fcfp4": lambda: rdFingerprintGenerator.GetMorganGenerator(
+        radius=2,
+        fpSize=FINGERPRINT_SIZE,
+        atomInvariantsGenerator=rdFingerprintGenerator.GetMorganFeatureAtomInvGen(),
+    ),
     "atom_pairs": lambda: rdFingerprintGenerator.GetAtomPairGenerator(fpSize=FINGERPRINT_SIZE),
 }
 
@@ -424,8 +430,8 @@ def compute_fingerprint_counts(mol: Chem.Mol, names: Sequence[str]) -> np.ndarra
 
     Args:
         mol: A molecule.
-        names: Out of `FINGERPRINTS`: `"ecfp4"` (doi 10.1021/ci100050t) and `"atom_pairs"`
-            (doi 10.1021/ci00046a002), hashed to 2,048 columns each.
+        names: Out of `FINGERPRINTS`: `"ecfp4"`, `"fcfp4"` (doi 10.1021/ci100050t) and
+            `"atom_pairs"` (doi 10.1021/ci00046a002), hashed to 2,048 columns each.
 
     Returns:
         `np.ndarray` of shape `(2048 * len(names),)`, uint8: 255 stands for more.

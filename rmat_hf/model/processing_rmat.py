@@ -260,7 +260,7 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
         max_atoms: Largest number of heavy atoms, and of atoms that are nodes, of a molecule.
         molecule_descriptors: Names of the RDKit descriptors to compute.
         fingerprints: Names of the fingerprints of which to compute counts, out of `FINGERPRINTS`:
-            `"ecfp4"`, `"atom_pairs"`.
+            `"ecfp4"`, `"fcfp4"`, `"atom_pairs"`.
         featurizer_version: Of saved processors; one that is not the code's is refused.
 
     Raises:

@@ -38,7 +38,7 @@ from rmat_hf.training.kernel_head import fit_with_held_out
 ENDS = ("O", "N", "F", "C#N", "")
 SMILES = ["C" * size + end for end in ENDS for size in range(1, 9)]
 NEW_SMILES = ["CCCCCCCCCO", "CC(C)N", "c1ccccc1"]
-KINDS = ["vectors", "ecfp4", "atom_pairs", "descriptors"]
+KINDS = ["vectors", *FINGERPRINTS, "descriptors"]
 SIZES = np.array([len(smiles.replace("#", "")) for smiles in SMILES], dtype=float)
 DESCRIPTORS = ["MolWt", "TPSA"]
 
