@@ -31,6 +31,9 @@ UNREACHABLE_DISTANCE = 255
 
 # Columns of `fingerprint_counts` of each fingerprint.
 FINGERPRINT_SIZE = 2048
+# Kinds of atoms after a layer, and layers that a kernel head looks at: as many columns together.
+NUM_ENVIRONMENTS = 512
+MAX_ENVIRONMENT_LAYERS = FINGERPRINT_SIZE // NUM_ENVIRONMENTS
 
 # Å; outside every cutoff, so that the radial basis of the pair is zero.
 BEYOND_CUTOFF = 1.0e6
@@ -410,8 +413,9 @@ class RMatKernelConfig(RMatConfig):
     r"""Configuration of a kernel head on an encoder, which keeps the rows that it was fitted on.
 
     Args:
-        kernel_features: What has a kernel: `"vectors"` of the encoder, `"descriptors"`, and names
-            of fingerprints, whose order is that of the processor.
+        kernel_features: What has a kernel: `"vectors"` of the encoder, `"environments"`, how often
+            its atoms are in each of 512 kinds that their states after each of its first four layers
+            are divided into, `"descriptors"`, and names of fingerprints, in the processor's order.
         num_train_rows: Rows that the head keeps.
         num_count_entries: Fingerprint counts of all rows together that are not 0.
         kwargs: Fields of [`RMatConfig`].
@@ -436,4 +440,16 @@ class RMatKernelConfig(RMatConfig):
     @property
     def fingerprints(self) -> list[str]:
         """Names of the fingerprints that have a kernel."""
-        return [name for name in self.kernel_features if name not in ("vectors", "descriptors")]
+        own = ("vectors", "environments", "descriptors")
+        return [name for name in self.kernel_features if name not in own]
+
+    @property
+    def counted(self) -> list[str]:
+        """Names of what is counted in a molecule: the fingerprints, and `"environments"`."""
+        return [*self.fingerprints, *{"environments"} & {*self.kernel_features}]
+
+    @property
+    def num_environment_layers(self) -> int:
+        """Layers whose states of atoms are divided into kinds."""
+        has_any = "environments" in self.kernel_features
+        return min(self.num_hidden_layers, MAX_ENVIRONMENT_LAYERS) if has_any else 0

@@ -10,7 +10,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_rmat import (
+    DUMMY_NODE_IDX,
     FINGERPRINT_SIZE,
+    NUM_ENVIRONMENTS,
     RMatConfig,
     RMatEnsembleConfig,
     RMatKernelConfig,
@@ -181,6 +183,37 @@ def compute_kernel(
     ).sum(0)
 
 
+class RMatEnvironments(nn.Module):
+    """Counts the atoms of each kind: the nearest of the centers, after each of a few layers."""
+
+    def __init__(self, config: RMatKernelConfig) -> None:
+        super().__init__()
+        num_layers, size = config.num_environment_layers, config.hidden_size
+        self.state_mean = nn.Buffer(torch.zeros(num_layers, size))
+        self.state_std = nn.Buffer(torch.ones(num_layers, size))
+        self.centers = nn.Buffer(torch.zeros(num_layers, NUM_ENVIRONMENTS, size))
+
+    def forward(
+        self, hidden_states: tuple[torch.Tensor, ...], attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the counts `(batch_size, 2048)`, uint8.
+
+        Args:
+            hidden_states: Input and output of every layer, `(batch_size, num_nodes, hidden_size)`.
+            attention_mask: `(batch_size, num_nodes)`.
+        """
+        is_atom = attention_mask != 0
+        is_atom[:, DUMMY_NODE_IDX] = False
+        rows = is_atom.nonzero()[:, 0]
+        counts = torch.zeros(len(is_atom), FINGERPRINT_SIZE, device=is_atom.device)
+        for layer, states in enumerate(hidden_states[1 : 1 + len(self.centers)]):
+            scaled = (states[is_atom].float() - self.state_mean[layer]) / self.state_std[layer]
+            kinds = compute_squared_distances(scaled, self.centers[layer]).argmin(1)
+            places = (rows, kinds + layer * NUM_ENVIRONMENTS)
+            counts.index_put_(places, counts.new_ones(len(rows)), accumulate=True)
+        return counts.clamp_max(255).to(torch.uint8)
+
+
 class RMatKernelHead(nn.Module):
     """The mean and variance of an exact Gaussian process, one for each label, in float64.
 
@@ -191,7 +224,7 @@ class RMatKernelHead(nn.Module):
 
     def __init__(self, config: RMatKernelConfig, *, vector_size: int) -> None:
         super().__init__()
-        self.kinds, self.fingerprints = config.kernel_features, config.fingerprints
+        self.kinds, self.counted = config.kernel_features, config.counted
         num_rows, num_kinds = config.num_train_rows, len(self.kinds)
         num_labels, num_entries = len(config.output_names), config.num_count_entries
         self.vectors = nn.Buffer(torch.zeros(num_rows, vector_size))
@@ -238,7 +271,7 @@ class RMatKernelHead(nn.Module):
         """Return the prepared features of the rows of train."""
         num_rows, device = len(self.vectors), self.vectors.device
         counts = torch.zeros(
-            *(num_rows, FINGERPRINT_SIZE * len(self.fingerprints)), dtype=torch.uint8, device=device
+            *(num_rows, FINGERPRINT_SIZE * len(self.counted)), dtype=torch.uint8, device=device
         )
         sizes = self.count_offsets.diff()
         rows = torch.arange(num_rows, device=device).repeat_interleave(sizes)
@@ -257,7 +290,7 @@ class RMatKernelHead(nn.Module):
         if descriptors is not None:
             found["descriptors"] = descriptors.double()
         if counts is not None:
-            for idx, name in enumerate(self.fingerprints):
+            for idx, name in enumerate(self.counted):
                 columns = slice(idx * FINGERPRINT_SIZE, (idx + 1) * FINGERPRINT_SIZE)
                 found[name] = counts[:, columns].double().log1p()
         return [found[kind] for kind in self.kinds]
@@ -309,7 +342,8 @@ class RMatKernelHead(nn.Module):
 
         Args:
             vectors: Of the encoder, `(batch_size, vector_size)`.
-            counts: Of the fingerprints, `(batch_size, 2048 * num_fingerprints)`.
+            counts: Of the fingerprints and, behind them, environments,
+                `(batch_size, 2048 * num_counted)`.
             descriptors: Scaled, `(batch_size, num_molecule_descriptors)`.
 
         Returns:
@@ -360,7 +394,7 @@ class RMatKernelForSequenceClassification(RMatPredictor):
         "AutoConfig": "configuration_rmat.RMatKernelConfig",
         "AutoModelForSequenceClassification": "ensemble_rmat.RMatKernelForSequenceClassification",
     }
-    _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs", "classifier"]
+    _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs", "classifier", "environments_head"]
 
     @property
     def reads_fingerprints(self) -> bool:
@@ -373,6 +407,9 @@ class RMatKernelForSequenceClassification(RMatPredictor):
         super().__init__(config)
         has_descriptors = "descriptors" in config.kernel_features
         self.descriptor_scaler = RMatDescriptorScaler(config) if has_descriptors else None
+        # CODEPATH: models fitted with `--kernel-features environments`.
+        has_environments = config.num_environment_layers > 0
+        self.environments_head = RMatEnvironments(config) if has_environments else None
         self.classifier = RMatKernelHead(config, vector_size=self.rmat.pooler.output_size)
         self.post_init()
 
@@ -383,6 +420,10 @@ class RMatKernelForSequenceClassification(RMatPredictor):
             ones = ("vector_std", "distance_scales", "output_scale")
             for name, buffer in module.named_buffers(recurse=False):
                 (init.ones_ if name in ones else init.zeros_)(buffer)
+        elif isinstance(module, RMatEnvironments):
+            init.zeros_(module.state_mean)
+            init.ones_(module.state_std)
+            init.zeros_(module.centers)
 
     @can_return_tuple
     def forward(
@@ -407,6 +448,8 @@ class RMatKernelForSequenceClassification(RMatPredictor):
             kwargs: Options of [`RMatModel`].
         """
         inputs = (node_features, bond_types, topological_distances, interatomic_distances)
+        if self.environments_head is not None:
+            kwargs["output_hidden_states"] = True
         outputs = self.rmat(*inputs, attention_mask, return_dict=True, **kwargs)
         needed = [(self.descriptor_scaler is not None, molecule_descriptors)]
         needed.append((len(self.config.fingerprints) > 0, fingerprint_counts))
@@ -417,6 +460,10 @@ class RMatKernelForSequenceClassification(RMatPredictor):
             )
         descriptors = self.descriptor_scaler and self.descriptor_scaler(molecule_descriptors)
         counts = fingerprint_counts if self.config.fingerprints else None
+        if self.environments_head is not None:
+            mask = torch.ones_like(bond_types[:, 0]) if attention_mask is None else attention_mask
+            own = self.environments_head(outputs.hidden_states, mask)
+            counts = own if counts is None else torch.cat((counts, own), dim=1)
         mean, variance = self.classifier(outputs.pooler_output, counts, descriptors)
         head_output = mean.float()
         loss = None if labels is None else self.compute_loss(head_output, labels)

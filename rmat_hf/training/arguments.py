@@ -30,7 +30,7 @@ TRIALS_FILE = "hpo_trials.csv"
 # What learns: the whole network, or a Gaussian process on the vectors of one that does not.
 HEADS = ("network", "kernel")
 # What the latter can compare.
-KERNEL_FEATURES = ("vectors", *FINGERPRINTS, "descriptors")
+KERNEL_FEATURES = ("vectors", "environments", *FINGERPRINTS, "descriptors")
 SCRATCH = "scratch"
 DEFAULT_MODEL = "rmat-small"
 RESERVED_COLUMNS = ("row", "smiles", "split", "error")

@@ -1,7 +1,7 @@
 """fit_kernel_head(...): a Gaussian process on the vectors of an encoder, fitted in seconds."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,14 +18,22 @@ from rmat_hf.data.stored_features import (
 )
 from rmat_hf.errors import UserError
 from rmat_hf.loading import Checkpoint, read_checkpoint
-from rmat_hf.model.configuration_rmat import FINGERPRINT_SIZE, RMatConfig, RMatKernelConfig
+from rmat_hf.model.configuration_rmat import (
+    DUMMY_NODE_IDX,
+    FINGERPRINT_SIZE,
+    NUM_ENVIRONMENTS,
+    RMatConfig,
+    RMatKernelConfig,
+)
 from rmat_hf.model.ensemble_rmat import (
+    RMatEnvironments,
     RMatKernelForSequenceClassification,
     RMatKernelHead,
     compute_kernel,
 )
 from rmat_hf.model.losses_rmat import LOSSES
 from rmat_hf.model.modeling_rmat import RMatModel
+from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT, FINGERPRINT_INPUT, MOLECULE_INPUTS
 from rmat_hf.training.recipe import build_labeled_config
 
 logger = logging.getLogger(__name__)
@@ -69,8 +77,9 @@ def fit_kernel_head(
             `(num_rows, num_labels)`, NaN where missing.
         label_columns (`Sequence[str]`): Names of the labels.
         kernel_features (`Sequence[str]`, *optional*, defaults to `("vectors",)`):
-            What has a kernel: `"vectors"`, all fingerprints of the processor that made the
-            features, in its order, and `"descriptors"`, if it has them.
+            What has a kernel: `"vectors"`, `"environments"` (kinds of atoms, by k-means of their
+            states in the encoder), all fingerprints of the processor that made the features, in
+            its order, and `"descriptors"`, if it has them.
         problem_type, label_units, revision: As in [`load_for_finetuning`].
         seed (`int`, *optional*, defaults to 0): Of the choice of 1,000 rows.
 
@@ -134,17 +143,19 @@ def fit_with_held_out(
         overrides={},
     )
     encoder = checkpoint.load_model(RMatModel).eval()
-    inputs = _compute_inputs(encoder, pack_dataset(dataset))
-    counts, descriptors = inputs.get("fingerprint_counts"), inputs.get("molecule_descriptors")
     names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
+    fields = {name: getattr(labeled, name) for name in names}
     config = RMatKernelConfig(
-        **{name: getattr(labeled, name) for name in names},
-        kernel_features=list(kernel_features),
-        num_train_rows=len(dataset),
-        num_count_entries=0 if counts is None else int((counts > 0).sum()),
+        **fields, kernel_features=list(kernel_features), num_train_rows=len(dataset)
     )
+    environments, packed = None, pack_dataset(dataset)
+    if config.num_environment_layers:
+        environments = _fit_environments(encoder, packed, config=config, seed=seed)
+    inputs = _compute_inputs(encoder, packed, environments=environments)
+    counts, descriptors = inputs.get(FINGERPRINT_INPUT), inputs.get(DESCRIPTOR_INPUT)
+    config.num_count_entries = 0 if counts is None else int((counts > 0).sum())
     model = RMatKernelForSequenceClassification(config)
-    model.rmat = encoder
+    model.rmat, model.environments_head = encoder, environments
     _set_rows(model, inputs["vectors"], counts=counts, descriptors=descriptors)
     labels = np.array(dataset["labels"][:], dtype=np.float64).reshape(len(dataset), -1)
     targets = torch.from_numpy(_arrange_targets(labels, config))
@@ -161,18 +172,65 @@ def fit_with_held_out(
 
 
 @torch.no_grad()
-def _compute_inputs(encoder: RMatModel, packed: list[bytes]) -> dict[str, torch.Tensor]:
-    """Return vectors, and the counts and descriptors in the features, of all rows in order."""
-    found: dict[str, list[torch.Tensor]] = {}
-    batches = group_by_length(count_nodes(packed), batch_size=_BATCH_SIZE)
-    for batch in batches:
+def _encode(
+    encoder: RMatModel, packed: list[bytes]
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], Any]]:
+    """Yield the rows of each batch, its inputs and what the encoder says of it."""
+    for batch in group_by_length(count_nodes(packed), batch_size=_BATCH_SIZE):
         arrays = expand_features([packed[row] for row in batch])
         inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        for name in ("fingerprint_counts", "molecule_descriptors"):
-            if name in inputs:
-                found.setdefault(name, []).append(inputs.pop(name))
-        output = encoder(**{name: it.to(encoder.device) for name, it in inputs.items()})
-        found.setdefault("vectors", []).append(output.pooler_output.float().cpu())
+        read = [name for name in inputs if name not in MOLECULE_INPUTS]
+        on_device = {name: inputs[name].to(encoder.device) for name in read}
+        yield batch, inputs, encoder(**on_device, output_hidden_states=True)
+
+
+def _fit_environments(
+    encoder: RMatModel, packed: list[bytes], *, config: RMatKernelConfig, seed: int
+) -> RMatEnvironments:
+    """Return the kinds of the atoms of molecules: k-means of their standardized states."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    environments, layers = RMatEnvironments(config), range(config.num_environment_layers)
+    states: list[list[torch.Tensor]] = [[] for _ in layers]
+    for _, inputs, output in _encode(encoder, packed):
+        is_atom = inputs["attention_mask"] != 0
+        is_atom[:, DUMMY_NODE_IDX] = False
+        for layer in layers:
+            states[layer].append(output.hidden_states[1 + layer].float().cpu()[is_atom])
+    for layer in layers:
+        found = torch.cat(states[layer])
+        std, mean = torch.std_mean(found, 0, correction=0)
+        scaled = (found - mean) / torch.where(std > 0, std, 1.0)
+        kinds = MiniBatchKMeans(
+            min(NUM_ENVIRONMENTS, len(scaled)), random_state=seed, n_init=1, batch_size=2048
+        ).fit(scaled.numpy())
+        environments.state_mean[layer] = mean
+        environments.state_std[layer] = torch.where(std > 0, std, 1.0)
+        # what is left over is nearest to nothing
+        environments.centers[layer] = torch.finfo(torch.float32).max ** 0.25
+        centers = torch.from_numpy(kinds.cluster_centers_)
+        environments.centers[layer, : len(centers)] = centers
+    return environments
+
+
+@torch.no_grad()
+def _compute_inputs(
+    encoder: RMatModel, packed: list[bytes], *, environments: RMatEnvironments | None
+) -> dict[str, torch.Tensor]:
+    """Return vectors, all counts, and the descriptors in the features, of all rows in order."""
+    found: dict[str, list[torch.Tensor]] = {}
+    batches = []
+    for batch, inputs, output in _encode(encoder, packed):
+        batches.append(batch)
+        values = {name: it for name, it in inputs.items() if name in MOLECULE_INPUTS}
+        values["vectors"] = output.pooler_output.float().cpu()
+        if environments is not None:
+            states = tuple(it.cpu() for it in output.hidden_states)
+            counts = environments(states, inputs["attention_mask"])
+            own = values.get(FINGERPRINT_INPUT, counts[:, :0])
+            values[FINGERPRINT_INPUT] = torch.cat((own, counts), dim=1)
+        for name, it in values.items():
+            found.setdefault(name, []).append(it)
     place = torch.from_numpy(np.argsort(np.concatenate(batches)))
     return {name: torch.cat(parts)[place] for name, parts in found.items()}
 
@@ -195,11 +253,11 @@ def _set_rows(
     descriptors: torch.Tensor | None,
 ) -> None:
     """Let the head keep the rows, if they have what it compares."""
-    names, num_counted = model.config.fingerprints, 0 if counts is None else counts.shape[1]
+    names, num_counted = model.config.counted, 0 if counts is None else counts.shape[1]
     if num_counted != FINGERPRINT_SIZE * len(names):
         raise UserError(
-            f"The rows have {num_counted} columns of counts, which are not those of the "
-            f"fingerprints {names}. Featurize them with these."
+            f"There are {num_counted} columns of counts, which are not those of {names}. "
+            "Featurize the rows with these fingerprints."
         )
     if model.descriptor_scaler is None:
         descriptors = None

@@ -38,7 +38,7 @@ from rmat_hf.training.kernel_head import fit_with_held_out
 ENDS = ("O", "N", "F", "C#N", "")
 SMILES = ["C" * size + end for end in ENDS for size in range(1, 9)]
 NEW_SMILES = ["CCCCCCCCCO", "CC(C)N", "c1ccccc1"]
-KINDS = ["vectors", *FINGERPRINTS, "descriptors"]
+KINDS = ["vectors", "environments", *FINGERPRINTS, "descriptors"]
 SIZES = np.array([len(smiles.replace("#", "")) for smiles in SMILES], dtype=float)
 DESCRIPTORS = ["MolWt", "TPSA"]
 
@@ -288,7 +288,10 @@ def test_rows_without_what_has_a_kernel_are_refused(
     encoder: Path, counting: RMatProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = featurize(SIZES, RMatProcessor(geometry="bounds", fingerprints=["ecfp4"]))
-    for kinds, fault in ((["vectors"], "2048 columns"), (["ecfp4", "descriptors"], "descriptors")):
+    for kinds, fault in (
+        (["vectors"], "2048 columns of counts"),
+        (["ecfp4", "descriptors"], "descriptors"),
+    ):
         with pytest.raises(UserError, match=fault):
             fit_kernel_head(encoder, rows, label_columns=["y0"], kernel_features=kinds)
     monkeypatch.setattr("rmat_hf.training.kernel_head.MAX_ROWS", 10)
