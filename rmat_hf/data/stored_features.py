@@ -46,6 +46,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import Sampler
 
+from rmat_hf.model.configuration_rmat import MASKED_BOND_TYPE
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.geometry_rmat import STEPS_PER_ANGSTROM
 from rmat_hf.model.processing_rmat import RMatCompactFeatures, build_batch
@@ -276,9 +277,22 @@ def _read_geometries(
         return _split(steps.astype(short), offsets)
     pairs = zip(_split(steps, offsets), _split(values, offsets), is_given, strict=True)
     return [
-        whole if given or np.abs(rounded).max(initial=0) > limit else rounded.astype(short)
+        rounded.astype(short) if not given and np.abs(rounded).max(initial=0) <= limit else whole
         for rounded, whole, given in pairs
     ]
+
+
+def find_fault(features: RMatCompactFeatures, *, max_atoms: int) -> str:
+    """Return why features, perhaps a stranger's, are those of no molecule here, or nothing."""
+    num_atoms, geometry = len(features.atom_codes), features.geometry
+    num_values = num_atoms * (num_atoms - 1) // 2 if geometry.ndim == 1 else 3 * num_atoms
+    if not 0 < num_atoms <= max_atoms:
+        return f"its features have {num_atoms} atoms; max_atoms={max_atoms} is the most"
+    if geometry.size != num_values or not np.isfinite(geometry).all():
+        return "its features have no finite geometry of all atoms"
+    if (features.bonds >= (num_atoms, num_atoms, MASKED_BOND_TYPE)).any():
+        return "its features have bonds of other atoms or of an unknown type"
+    return ""
 
 
 def read_rows(features: Sequence[Any]) -> list[RMatCompactFeatures]:

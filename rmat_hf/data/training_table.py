@@ -38,8 +38,10 @@ from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,
     build_features_column,
     count_nodes,
+    find_fault,
     has_features,
-    pack_column,
+    pack_features,
+    read_column,
 )
 from rmat_hf.data.table_writer import group_cells
 from rmat_hf.data.tables import (
@@ -50,7 +52,7 @@ from rmat_hf.data.tables import (
     validate_columns,
     validate_smiles_column,
 )
-from rmat_hf.errors import UserError
+from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.model.features_rmat import Molecule, MoleculeError
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -281,7 +283,7 @@ def _build_training_data(
     columns = ["smiles", "molecule", "labels", "cells"]
     rows = pd.DataFrame(given, columns=columns, dtype=object)
     if featurized is not None:
-        outcomes = _read_outcomes(featurized, rows["molecule"])
+        outcomes = _read_outcomes(featurized, rows["molecule"], max_atoms=processor.max_atoms)
     else:
         outcomes = featurize_molecules(rows["molecule"].to_list(), processor, **options)
     rows = rows.join(pd.DataFrame(outcomes, columns=FeaturizedMolecule._fields, dtype=object))
@@ -318,17 +320,25 @@ def _build_training_data(
     )
 
 
-def _read_outcomes(table: Table, molecules: Iterable[Molecule]) -> list[FeaturizedMolecule]:
+def _read_outcomes(
+    table: Table, molecules: Iterable[Molecule], *, max_atoms: int
+) -> list[FeaturizedMolecule]:
     """Return the outcomes that a table has; of a row that is left out for another reason, that."""
     outcomes = []
     rest = iter(molecules)
     for chunk in table.iterate_chunks(CHUNK_SIZE):
-        smiles, features, sources = (chunk.table[name] for name in _FEATURIZED)
-        cells = (pack_column(features), sources.to_pylist(), smiles.to_pylist())
-        for packed, source, canonical, molecule in zip(*cells, rest, strict=False):
-            reason = molecule.reason if isinstance(molecule, MoleculeError) else ""
-            known = "" if reason else canonical
-            outcomes.append(FeaturizedMolecule(packed, source, reason, known))
+        smiles, column, sources = (chunk.table[name] for name in _FEATURIZED)
+        with explained_reading(table.source):
+            cells = (read_column(column), sources.to_pylist(), smiles.to_pylist())
+        for features, source, canonical, molecule in zip(*cells, rest, strict=False):
+            reason = find_fault(features, max_atoms=max_atoms)
+            if isinstance(molecule, MoleculeError):
+                reason = molecule.reason
+            if reason:
+                outcomes.append(FeaturizedMolecule(b"", "", reason, ""))
+            else:
+                packed = pack_features(features)
+                outcomes.append(FeaturizedMolecule(packed, source or "", "", canonical or ""))
     return outcomes
 
 

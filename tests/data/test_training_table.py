@@ -302,6 +302,28 @@ def test_rows_are_filtered_and_keep_their_processor(featurized: Dataset) -> None
     assert find_processor(small).to_dict() == PROCESSOR.to_dict()
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"bond_ends": [1, 99]}, "bonds of other atoms"),
+        ({"bond_types": [1, 250]}, "unknown type"),
+        ({"distances": [1.5, 2.4]}, "no finite geometry"),
+        ({"distances": [1.5, 2.4, math.nan]}, "no finite geometry"),
+        ({"atom_codes": [7] * 300, "distances": None, "coordinates": [0.0] * 900}, "300 atoms"),
+    ],
+)
+def test_features_that_are_no_molecule_are_dropped_rows(
+    featurized: Dataset, damage: dict[str, Any], reason: str
+) -> None:
+    first = [{**featurized[0]["features"], **damage}, *featurized["features"][1:]]
+    kind = featurized.features["features"]
+    damaged = featurized.remove_columns("features").add_column("features", first, feature=kind)
+    options = {"smiles_column": "smiles", "label_columns": ["y"], "problem_type": "regression"}
+    dropped = load_training_table(damaged, PROCESSOR, **options).dropped
+    assert [row.row for row in dropped] == [0, 1]
+    assert reason in dropped[0].reason
+
+
 def test_features_of_another_processor_are_refused_in_one_line(featurized: Dataset) -> None:
     options = {"smiles_column": "smiles", "label_columns": ["y"], "problem_type": "regression"}
     with pytest.raises(UserError, match=r"^[^\n]*geometry is \"bounds\" in one and \"2d\"[^\n]*$"):
