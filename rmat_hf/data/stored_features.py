@@ -72,6 +72,7 @@ FEATURES_TYPE = pa.struct(
 LIST_FIELDS = [field.name for field in FEATURES_TYPE if pa.types.is_list(field.type)]
 # Kinds of geometry: coordinates or distances above the diagonal, in steps of 0.001 Å or in Å.
 _GEOMETRIES = (("i2", 2), ("f4", 2), ("u2", 1), ("f4", 1))
+_GEOMETRY_TYPES = [np.dtype("<" + name) for name, _ in _GEOMETRIES]
 _GIVEN = len(_GEOMETRIES)
 _COUNTED = 2 * _GIVEN
 _HEADER = np.dtype(
@@ -98,6 +99,7 @@ def pack_features(features: RMatCompactFeatures) -> bytes:
     """
     geometry, descriptors = features.geometry, features.molecule_descriptors
     kind = _GEOMETRIES.index((geometry.dtype.str[1:], geometry.ndim))
+    dtype = _GEOMETRY_TYPES[kind]
     is_given, counts = features.geometry_source == "given", features.fingerprint_counts
     kind += _GIVEN * is_given + _COUNTED * (counts is not None)
     num_atoms = len(features.atom_codes)
@@ -106,7 +108,7 @@ def pack_features(features: RMatCompactFeatures) -> bytes:
         _HEADER_FORM.pack(kind, num_atoms, len(features.bonds), num_descriptors),
         features.atom_codes.astype(_CODE, copy=False).tobytes(),
         features.bonds.T.astype(_get_bond_type(num_atoms)).tobytes(),
-        geometry.astype(geometry.dtype.newbyteorder("<"), copy=False).tobytes(),
+        geometry.astype(dtype, copy=False).tobytes(),
     ]
     if counts is not None:
         columns = np.flatnonzero(counts)
@@ -215,7 +217,7 @@ def read_column(column: pa.Array | pa.ChunkedArray) -> list[RMatCompactFeatures]
         _read_geometries(*lists["coordinates"], is_given=is_given, short=np.int16),
         _read_geometries(*lists["distances"], is_given=is_given, short=np.uint16),
         is_given.tolist(),
-        _split(*lists["molecule_descriptors"]),
+        _split_filled(*lists["molecule_descriptors"]),
         _read_counts(array.field("num_fingerprint_columns"), lists),
         strict=True,
     )
@@ -225,7 +227,7 @@ def read_column(column: pa.Array | pa.ChunkedArray) -> list[RMatCompactFeatures]
             bonds_of_atoms,
             coordinates.reshape(-1, 3) if len(coordinates) else distances,
             "given" if given else "",
-            descriptors if len(descriptors) else None,
+            descriptors,
             counts,
         )
         for atom_codes, bonds_of_atoms, coordinates, distances, given, descriptors, counts in parts
@@ -260,6 +262,13 @@ def _read_counts(
 
 def _split(values: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
     return [values[start:stop] for start, stop in pairwise(offsets.tolist())]
+
+
+def _split_filled(values: np.ndarray, offsets: np.ndarray) -> list[np.ndarray | None]:
+    """Return the same with `None` for empty lists."""
+    if not len(values):
+        return [None] * (len(offsets) - 1)
+    return [array if len(array) else None for array in _split(values, offsets)]
 
 
 def _read_geometries(
