@@ -73,6 +73,8 @@ LIST_FIELDS = [field.name for field in FEATURES_TYPE if pa.types.is_list(field.t
 # Kinds of geometry: coordinates or distances above the diagonal, in steps of 0.001 Å or in Å.
 _GEOMETRIES = (("i2", 2), ("f4", 2), ("u2", 1), ("f4", 1))
 _GEOMETRY_TYPES = [np.dtype("<" + name) for name, _ in _GEOMETRIES]
+_KINDS = {(dtype, _GEOMETRIES[kind][1]): kind for kind, dtype in enumerate(_GEOMETRY_TYPES)}
+_BOND_TYPES = (np.dtype("<u1"), np.dtype("<u2"))
 _GIVEN = len(_GEOMETRIES)
 _COUNTED = 2 * _GIVEN
 _HEADER = np.dtype(
@@ -98,7 +100,7 @@ def pack_features(features: RMatCompactFeatures) -> bytes:
         features (`RMatCompactFeatures`): As from `RMatProcessor.featurize_compactly`.
     """
     geometry, descriptors = features.geometry, features.molecule_descriptors
-    kind = _GEOMETRIES.index((geometry.dtype.str[1:], geometry.ndim))
+    kind = _KINDS[geometry.dtype, geometry.ndim]
     dtype = _GEOMETRY_TYPES[kind]
     is_given, counts = features.geometry_source == "given", features.fingerprint_counts
     kind += _GIVEN * is_given + _COUNTED * (counts is not None)
@@ -349,8 +351,8 @@ def read_molecule_descriptors(packed: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(values, dtype="<f4").reshape(len(packed), -1).astype(np.float32)
 
 
-def _get_bond_type(num_atoms: int) -> str:
-    return "<u1" if num_atoms <= MAX_ATOMS_OF_SHORT_BONDS else "<u2"
+def _get_bond_type(num_atoms: int) -> np.dtype[Any]:
+    return _BOND_TYPES[num_atoms > MAX_ATOMS_OF_SHORT_BONDS]
 
 
 def _read_headers(packed: Sequence[bytes]) -> np.ndarray:
