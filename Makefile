@@ -81,7 +81,7 @@ bench-embeddings: $(INSTALLED) ## Frozen vectors of MODEL beside fingerprints an
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_embeddings.py $(MODEL) $(DATA)/mat_benchmark \
 	  .cache/benchmarks/embeddings.json
 
-bench-activity: $(INSTALLED) ## Baselines METHODS on the ten activity sets of DATA/activity, test RMSE
+bench-activity: $(INSTALLED) ## Baselines and kernel heads METHODS on the ten activity sets of DATA/activity, test RMSE
 	mkdir -p .cache/benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_activity.py $(DATA)/activity \
 	  .cache/benchmarks/activity.json $(METHODS)
