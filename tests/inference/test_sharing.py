@@ -117,7 +117,7 @@ def test_the_card_of_a_push_is_complete_and_names_no_file_that_stays(
     assert {"rmse", "mae", "r2"} <= set(found)
     assert f'pipeline(model="{REPO}"' in card.text and "path/to/this/folder" not in card.text
     assert not any(f"`{name}`" in card.text or f"({name})" in card.text for name in push.kept)
-    assert "8 train, 2 valid, 2 test molecules" in card.text
+    assert "molecules: 8 train, 2 valid, 2 test;" in card.text
 
 
 def test_results_on_a_data_set_of_the_hub_go_to_its_leaderboard_and_a_lost_card_is_rebuilt(
