@@ -343,8 +343,8 @@ def validate_processor(
     if difference := find_difference(*kinds):
         raise UserError(
             f"{source} has features of another processor than the model's: {difference}. Choose "
-            "the options of the data set, as --geometry, or find_processor(rows) for a Trainer of "
-            "yours; or featurize it anew."
+            "the options of the data set, as --geometry and --molecule-descriptors, or "
+            "find_processor(rows) for a Trainer of yours; or featurize it anew."
         )
 
 

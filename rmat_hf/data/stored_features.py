@@ -307,10 +307,17 @@ def find_fault(features: RMatCompactFeatures, *, max_atoms: int) -> str:
 
 
 def read_rows(features: Sequence[Any]) -> list[RMatCompactFeatures]:
-    """Return molecules that are read already, or are cells of the column `features` in Python."""
+    """Return molecules that are read already, or are cells of `features`, as any format has them.
+
+    That is `Dataset.with_format`: Python lists, arrays of numpy or tensors.
+    """
     if isinstance(features[0], RMatCompactFeatures):
         return list(features)
-    return read_column(pa.array(features, FEATURES_TYPE))
+    cells = [
+        {name: it.tolist() if hasattr(it, "tolist") else it for name, it in cell.items()}
+        for cell in features
+    ]
+    return read_column(pa.array(cells, FEATURES_TYPE))
 
 
 def pack_column(column: pa.Array | pa.ChunkedArray) -> list[bytes]:

@@ -545,7 +545,8 @@ def _build_row(row: Mapping[str, Any], *, idx: int, keys: Iterable[str]) -> dict
     if not fits:
         raise ValueError(
             f"Row {idx} is not one molecule with the keys of row 0, {sorted(keys)}. Pass what "
-            "RMatProcessor.featurize returns, of one processor."
+            "RMatProcessor.featurize returns, of one processor. Rows of rmat_hf.featurize_dataset "
+            "need the collator RMatDataCollator and remove_unused_columns=False."
         )
     return built
 

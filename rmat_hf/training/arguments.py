@@ -1,6 +1,7 @@
 """The dataclasses behind every CLI flag: a field is a flag, its `help` is the flag's help."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -318,9 +319,25 @@ def name_source(source: str) -> str:
     return path.resolve().name if is_local else hide_credentials(source)
 
 
-def name_rows(rows: Any) -> str:
-    """Return the name of a data set in memory, as `datasets` knows it."""
-    return rows.info.dataset_name or "dataset_in_memory"
+def name_dataset(dataset: Any) -> str:
+    """Return the name of a source, or of a data set in memory as `datasets` knows it.
+
+    Raises:
+        UserError: It is another object, or several data sets.
+    """
+    if isinstance(dataset, str | os.PathLike):
+        return os.fspath(dataset)
+    if isinstance(dataset, dict):
+        raise UserError(
+            f"The data set has the splits {', '.join(dataset)}. Pass one of them, as "
+            "data['train'], or all rows: datasets.concatenate_datasets([*data.values()])."
+        )
+    if not hasattr(dataset, "column_names"):
+        raise UserError(
+            f"The data set is a {type(dataset).__name__}. Pass a file, an id on the Hub or a "
+            "datasets.Dataset, as Dataset.from_pandas(table)."
+        )
+    return dataset.info.dataset_name or "dataset_in_memory"
 
 
 def name_split(arguments: FinetuningArguments) -> str:

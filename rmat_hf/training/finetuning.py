@@ -40,7 +40,7 @@ from rmat_hf.training.arguments import (
     TRIALS_FILE,
     FinetuningArguments,
     describe_arguments,
-    name_rows,
+    name_dataset,
 )
 from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.metrics import compute_metrics_for_problem
@@ -147,11 +147,9 @@ def finetune(
     ```
     """
     fields = {"label_columns": list(label_columns), "output_dir": str(output_dir), **options}
-    if isinstance(dataset, Rows):
-        arguments = FinetuningArguments(dataset=name_rows(dataset), **fields)
-        return run_finetuning(arguments, rows=dataset, peft_config=peft_config)
-    arguments = FinetuningArguments(dataset=str(dataset), **fields)
-    return run_finetuning(arguments, peft_config=peft_config)
+    arguments = FinetuningArguments(dataset=name_dataset(dataset), **fields)
+    rows = dataset if isinstance(dataset, Rows) else None
+    return run_finetuning(arguments, rows=rows, peft_config=peft_config)
 
 
 def run_finetuning(

@@ -35,7 +35,7 @@ from rmat_hf.output_folder import (
     open_run,
     save_json,
 )
-from rmat_hf.training.arguments import SCRATCH, describe_arguments, name_rows
+from rmat_hf.training.arguments import SCRATCH, describe_arguments, name_dataset
 from rmat_hf.training.model_card import save_pretraining_card
 from rmat_hf.training.objectives import (
     OBJECTIVES,
@@ -137,12 +137,11 @@ def pretrain(
 
     ```
     """
-    fields = {"output_dir": str(output_dir), **options}
-    if isinstance(corpus, Rows):
-        fields |= {"corpus": name_rows(corpus)}
-        fields["streaming"] = isinstance(corpus, datasets.IterableDataset)
-        return run_pretraining(PretrainingArguments(**fields), rows=corpus)
-    return run_pretraining(PretrainingArguments(corpus=str(corpus), **fields))
+    fields = {"corpus": name_dataset(corpus), "output_dir": str(output_dir), **options}
+    rows = corpus if isinstance(corpus, Rows) else None
+    if rows is not None:
+        fields["streaming"] = isinstance(rows, datasets.IterableDataset)
+    return run_pretraining(PretrainingArguments(**fields), rows=rows)
 
 
 def run_pretraining(

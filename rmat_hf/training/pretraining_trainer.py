@@ -348,6 +348,11 @@ class RMatDataCollatorForPreTraining:
         seed = (self.arguments.seed, *epochs)
         is_masked = self._draw_roles(packed, seed=(*seed, ROLE_DRAW))
         inputs = expand_features(packed)
+        if self.processor.molecule_descriptors and "molecule_descriptors" not in inputs:
+            raise ValueError(
+                "The rows have no molecule descriptors to learn. Featurize them with the "
+                "processor of the collator."
+            )
         labels: dict[str, np.ndarray] = {}
         hidden: dict[str, np.ndarray] = {}
         for objective in self.objectives.values():

@@ -262,7 +262,8 @@ class RMatTrainer(Trainer):
         processor = options.get("processing_class")
         if data_collator is None and processor is not None:
             data_collator = RMatDataCollator(processor)
-            _validate_rows(processor, options)
+            for name in ("train_dataset", "eval_dataset"):
+                _validate_rows(options.get(name), processor, source=name)
         # what the recipe chooses follows from the configuration and the rows
         config = (options["model_init"]() if model is None else model).config
         rows: Any = options.get("train_dataset")
@@ -396,9 +397,10 @@ class RMatTrainer(Trainer):
         is_training = options.get("is_training", False)
         if self.args.world_size > 1 and isinstance(dataset, IterableDataset) and not is_training:
             dataset = list(dataset)
-        is_ours = isinstance(self.data_collator, RMatDataCollator)
-        if is_ours and isinstance(dataset, datasets.Dataset) and has_features(dataset.data.schema):
-            dataset = FeaturizedRows(dataset)
+        if isinstance(self.data_collator, RMatDataCollator):
+            _validate_rows(dataset, self.data_collator.processor, source="The data set")
+            if isinstance(dataset, datasets.Dataset) and has_features(dataset.data.schema):
+                dataset = FeaturizedRows(dataset)
         return super()._get_dataloader(dataset, *args, **options)
 
     def _find_lengths(self, dataset: Any) -> list[int] | None:
@@ -433,12 +435,12 @@ class RMatTrainer(Trainer):
         return compute_loss_denominator(batch["labels"], cast(Any, self.model).config)
 
 
-def _validate_rows(processor: RMatProcessor, options: dict[str, Any]) -> None:
-    """Raise a `UserError` if rows have features that tell of another processor."""
-    for name in ("train_dataset", "eval_dataset"):
-        columns = getattr(options.get(name), "features", None)
+def _validate_rows(rows: Any, processor: RMatProcessor, *, source: str) -> None:
+    """Raise a `UserError` if rows, or those of a part, have features of another processor."""
+    for part in rows.values() if isinstance(rows, dict) else [rows]:
+        columns = getattr(part, "features", None)
         if find_options(columns) is not None:
-            validate_processor(columns, processor, source=name)
+            validate_processor(columns, processor, source=source)
 
 
 def train_stage(

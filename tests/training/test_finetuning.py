@@ -2,12 +2,15 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from rdkit import Chem
 from rdkit.Chem import Crippen, Descriptors, rdPartialCharges
 from safetensors.torch import load_file
@@ -22,6 +25,7 @@ from rmat_hf.inference.prediction import embed, predict
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.baselines import SHOWN
 from rmat_hf.training.finetuning import finetune, run_finetuning
+from rmat_hf.training.pretraining import pretrain
 
 FREESOLV = Path(rmat_hf.__file__).parent / "data" / "freesolv" / "freesolv.csv"
 
@@ -407,3 +411,17 @@ def test_labels_of_atoms_that_cannot_be_used_are_refused(
     fields = {"level": "atom", "num_workers": 0, **options}
     with pytest.raises(UserError, match=message):
         run_finetuning(build_tiny_arguments(work, {"y": lists, "part": TABLE_PARTS}, **fields))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (DatasetDict(train=Dataset.from_dict({"smiles": ["C"]})), r"Pass one of them, as data\["),
+        (pd.DataFrame({"smiles": ["C"]}), r"is a DataFrame. .* as Dataset.from_pandas"),
+    ],
+    ids=["splits", "pandas"],
+)
+def test_what_is_no_data_set_is_refused_with_a_way_out(dataset: Any, message: str) -> None:
+    for run in (partial(finetune, label_columns=["y"]), pretrain):
+        with pytest.raises(UserError, match=message):
+            run(dataset, output_dir="never")

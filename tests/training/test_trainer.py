@@ -14,19 +14,20 @@ from datasets import Dataset
 from rdkit import Chem
 from safetensors.torch import load_file
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
-from tiny_trainer import PROCESSOR, build_rows, build_trainer
+from tiny_trainer import PROCESSOR, build_model, build_rows, build_trainer
 from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.stored_features import build_features_column
 from rmat_hf.data.training_table import featurize_dataset
+from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.losses_rmat import compute_loss_denominator
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatForTokenClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.recipe import compute_label_scaling
-from rmat_hf.training.trainer import RMatDataCollator, WeightAverage
+from rmat_hf.training.recipe import RMatTrainingArguments, compute_label_scaling
+from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer, WeightAverage
 
 NAN = math.nan
 
@@ -274,14 +275,16 @@ def featurize(
 def test_batch_is_the_one_of_the_processor_with_labels(descriptors: list[str] | None) -> None:
     processor = RMatProcessor(geometry="bounds", molecule_descriptors=descriptors)
     rows = featurize(processor, [[float(i)] for i in range(len(TINY_SMILES))])
-    batch = RMatDataCollator(processor)([rows[i] for i in range(len(rows))])
-    labels = batch.pop("labels")
     expected = dict(processor(list(map(Chem.CanonSmiles, TINY_SMILES)), return_tensors="pt"))
-    assert set(batch) == set(expected)
-    for name, tensor in expected.items():
-        assert batch[name].dtype == tensor.dtype, name
-        assert torch.equal(batch[name], tensor), name
-    assert labels.tolist() == [[float(i)] for i in range(len(TINY_SMILES))]
+    for kind in (None, "numpy", "torch"):
+        shown = rows.with_format(kind)
+        batch = RMatDataCollator(processor)([shown[i] for i in range(len(rows))])
+        labels = batch.pop("labels")
+        assert set(batch) == set(expected)
+        for name, tensor in expected.items():
+            assert batch[name].dtype == tensor.dtype, name
+            assert torch.equal(batch[name], tensor), name
+        assert labels.tolist() == [[float(i)] for i in range(len(TINY_SMILES))]
 
 
 def test_rows_without_the_descriptors_of_the_processor_are_refused() -> None:
@@ -384,3 +387,21 @@ def test_an_encoder_stays_as_it_is_in_its_frozen_epochs(tmp_path: Path) -> None:
         assert all("classifier" in names for names in changed)
         assert "rmat" in changed[1] or num_frozen == math.inf
         assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("part", ["train", "eval", "one of several", "predict"])
+def test_rows_of_another_processor_are_refused(tmp_path: Path, part: str) -> None:
+    table = datasets.Dataset.from_dict({"smiles": TINY_SMILES, "y": range(len(TINY_SMILES))})
+    rows, others = (
+        featurize_dataset(table, RMatProcessor(geometry=geometry), label_columns=["y"])
+        for geometry in ("bounds", "2d")
+    )
+    given = {"one of several": {"eval_dataset": {"a": rows, "b": others}}, "predict": {}}
+    options = given.get(part, {f"{part}_dataset": others})
+    with pytest.raises(UserError, match='geometry is "2d" in one and "bounds" in the other'):
+        RMatTrainer(
+            build_model(num_labels=1),
+            RMatTrainingArguments(str(tmp_path)),
+            processing_class=RMatProcessor(geometry="bounds"),
+            **{"train_dataset": rows, "eval_dataset": rows, **options},
+        ).predict(others)
