@@ -281,7 +281,9 @@ def test_a_configuration_that_no_folder_can_have_is_refused(
 
 
 @pytest.mark.slow
-def test_an_adapter_is_shared_if_others_have_its_base(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_shared_if_others_have_its_base(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     build_adapter(tmp_path / "adapter", base)
     with pytest.raises(
         UserError, match=r"'\.\./base' is a folder of this machine. Push that first"
@@ -291,3 +293,8 @@ def test_an_adapter_is_shared_if_others_have_its_base(base: Path, tmp_path: Path
     push = push_folder(tmp_path / "adapter", "me/adapter", dry_run=True)
     assert {"adapter_config.json", "adapter_model.safetensors", "config.json"} <= {*push.files}
     assert "handler.py" not in push.files
+    assert "For these push the base too" not in caplog.text
+    change_fields(tmp_path / "adapter", base_model_name_or_path="rmat-small")
+    push_folder(tmp_path / "adapter", "me/adapter", dry_run=True)
+    assert "rmat-small comes with rmat-hf" in caplog.text
+    assert "For these push the base too" in caplog.text

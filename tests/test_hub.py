@@ -380,3 +380,5 @@ def test_an_adapter_is_used_by_its_name_with_its_base_beside_it(
             assert found == pytest.approx(expected, abs=1e-4), way
     assert report["labels"] == ["dG"]
     assert report["vector"] == [2, 512]
+    # the head that the base lacks is that of the adapter
+    assert "MISSING" not in done.stderr

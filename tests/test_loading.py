@@ -236,7 +236,7 @@ MAX_SECONDS = 20
         {"num_radial_basis": 10**8},
         {"num_pooling_heads": 10**9},
     ],
-    ids=str,
+    ids=lambda it: next(iter(it)),
 )
 def test_sizes_that_the_weights_do_not_have_are_refused_before_anything_is_built(
     changes: dict[str, Any], tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -42,6 +42,11 @@ from rmat_hf.training.model_card import (
 
 logger = logging.getLogger(__name__)
 
+_BASE_OF_PACKAGE = (
+    "The base model %s comes with rmat-hf and is not on the Hub: predict and embed of rmat-hf load "
+    "the adapter from there, the classes and pipelines of transformers do not. For these push the "
+    "base too, and set base_model_name_or_path in %s to its name on the Hub."
+)
 HANDLER_FILE, REQUIREMENTS_FILE = "handler.py", "requirements.txt"
 ENDPOINT_REQUIREMENTS = ("rdkit", "transformers")
 EVAL_RESULTS_FILE = ".eval_results/rmat_hf.yaml"
@@ -171,6 +176,8 @@ def push_folder(
         _add_card(source, stage, kept=kept, repo_id=repo_id)
         files = {it.relative_to(stage).as_posix(): it.stat().st_size for it in _list_files(stage)}
         (report_progress or logger.info)(describe_push(files, kept, repo_id=repo_id))
+        if (base := _find_base(stage)) in list_checkpoints():
+            logger.warning(_BASE_OF_PACKAGE, base, ADAPTER_CONFIG_NAME)
         url = None if dry_run else _upload(stage, repo_id, private=private)
     return Push(url, files, kept)
 
@@ -216,26 +223,26 @@ def _stage_files(source: Path, stage: Path, *, share: str) -> list[str]:
     return [name for name in names if name not in shared]
 
 
-def _is_adapter(stage: Path) -> bool:
-    """Return whether a folder adds to a base model.
+def _find_base(stage: Path) -> str | None:
+    """Return the base model of an adapter, `None` for a model.
 
     Raises:
         UserError: Nobody else has that base model.
     """
     if not (stage / ADAPTER_CONFIG_NAME).is_file() or (stage / SAFE_WEIGHTS_NAME).is_file():
-        return False
+        return None
     base = str(load_json(stage / ADAPTER_CONFIG_NAME).get("base_model_name_or_path"))
     if base not in list_checkpoints() and not HUB_ID.fullmatch(base):
         raise UserError(
             f"The adapter's base model {base!r} is a folder of this machine. Push that first, and "
             f"set base_model_name_or_path in {ADAPTER_CONFIG_NAME} to its name on the Hub."
         )
-    return True
+    return base
 
 
 def _add_code(stage: Path) -> None:
     """Add the code, which a model of the package lacks, and what an Inference Endpoint needs."""
-    if not (stage / CONFIG_NAME).is_file() or _is_adapter(stage):
+    if not (stage / CONFIG_NAME).is_file() or _find_base(stage) is not None:
         return  # an adapter, which loads with its base model
     fields = load_json(stage / CONFIG_NAME)
     if "auto_map" not in fields:
@@ -260,7 +267,7 @@ def _add_card(source: Path, stage: Path, *, kept: list[str], repo_id: str) -> No
         text = text.replace(f" (`{name}`)", "")
     stays = tuple(it for name in kept for it in (f"`{name}`", f"({name})"))
     lines = [line for line in text.splitlines() if not any(it in line for it in stays)]
-    if repo_id not in text and (stage / CONFIG_NAME).is_file() and not _is_adapter(stage):
+    if repo_id not in text and (stage / CONFIG_NAME).is_file() and _find_base(stage) is None:
         # its last section: how to use it
         lines += ["", "## " + build_plain_card(repo_id).text.rpartition("\n## ")[2].strip()]
     card.text = "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -209,7 +209,10 @@ class RMatAdapterMixin:
         folder = str(pretrained_model_name_or_path)
         path = os.path.join(folder, ADAPTER_CONFIG_NAME)
         if not os.path.isfile(path) or _has_weights(folder):
-            return parent.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            # the Auto classes give the base of an adapter on the Hub, which lacks its head
+            adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path", folder)
+            with without_loading_report() if str(adapter) != folder else nullcontext():
+                return parent.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         with open(path, encoding="utf-8") as file:
             base = json.load(file)["base_model_name_or_path"]
         options = {"config": kwargs.pop("config", None) or RMatConfig.from_pretrained(folder)}
