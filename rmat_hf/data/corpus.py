@@ -9,13 +9,14 @@ import json
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -24,6 +25,13 @@ import rdkit
 from datasets.exceptions import DatasetsError
 
 from rmat_hf import __version__
+from rmat_hf.data.assay_labels import (
+    LABEL_FIELDS,
+    NO_LABELS,
+    AssayLabels,
+    canonicalize,
+    read_assay_labels,
+)
 from rmat_hf.data.featurization import (
     FEATURE_FIELDS,
     LENGTH_COLUMN,
@@ -39,6 +47,7 @@ from rmat_hf.data.shards import (
     Piece,
     Result,
     count_failures,
+    describe_input,
     find_difference,
     parse_task,
     summarize,
@@ -56,7 +65,11 @@ from rmat_hf.data.table_writer import ColumnKind, TableWriter
 from rmat_hf.data.tables import find_kind, read_header, validate_smiles_column
 from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
-from rmat_hf.model.features_rmat import Molecule, list_molecule_descriptor_names
+from rmat_hf.model.features_rmat import (
+    DESCRIPTOR_SETS,
+    Molecule,
+    list_molecule_descriptor_names,
+)
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import load_json, open_atomically, save_json
@@ -108,8 +121,16 @@ class FeaturizationArguments:
     on_conformer_failure: ConformerFailure = declare_flag(
         "raise", "Geometry to step down to when no conformer is found; 'raise' drops the row."
     )
-    molecule_descriptors: Literal["none", "rdkit_2d"] = declare_flag(
-        "none", "Molecule descriptors to store, for example as labels of pretraining."
+    molecule_descriptors: str = declare_flag(
+        "none",
+        "Molecule descriptors to store, for example as labels of pretraining: RDKit's, 192 "
+        "autocorrelations, which cost next to nothing, or all.",
+        choices=["none", *DESCRIPTOR_SETS],
+    )
+    labels: str | None = declare_flag(
+        None,
+        "Long table with the columns smiles, assay, value and if need be kind (class or value) and "
+        "relation (=, < or >): labels for rmat pretrain --objective assays.",
     )
     max_atoms: int = declare_flag(256, "Most heavy atoms of a molecule.", least=1)
     num_proc: int = declare_flag(
@@ -166,12 +187,12 @@ def run_featurization(
     Raises:
         UserError: The folder belongs to other options or another input, or cannot be written.
     """
-    has_descriptors = arguments.molecule_descriptors == "rdkit_2d"
+    kind = arguments.molecule_descriptors
     processor = RMatProcessor(
         geometry=arguments.geometry,
         on_conformer_failure=arguments.on_conformer_failure,
         max_atoms=arguments.max_atoms,
-        molecule_descriptors=list_molecule_descriptor_names() if has_descriptors else None,
+        molecule_descriptors=None if kind == "none" else list_molecule_descriptor_names(kind),
     )
     folder = Path(arguments.output_dir)
     table = open_table(arguments.input, revision=arguments.revision, split=arguments.split)
@@ -220,13 +241,19 @@ class _FeaturizedShards:
     processor: RMatProcessor
     extension: str = "parquet"
 
+    @cached_property
+    def labels(self) -> dict[str, AssayLabels] | None:
+        source = self.arguments.labels
+        return None if source is None else read_assay_labels(source)
+
     @property
     def description(self) -> dict[str, Any]:
-        names = ("smiles_column", "revision", "split")
+        names, source = ("smiles_column", "revision", "split"), self.arguments.labels
         return {
             **{name: getattr(self.arguments, name) for name in names},
             "processor": describe_processor(self.processor),
             "rdkit": rdkit.__version__,
+            **({} if source is None else {"labels": describe_input(open_table(source))}),
         }
 
     def compute(self, pieces: Iterable[Piece]) -> Generator[Result, None, None]:
@@ -253,7 +280,8 @@ class _FeaturizedShards:
         self, path: Path, results: Iterable[list[tuple[str, FeaturizedMolecule]]], *, rows: range
     ) -> None:
         numbered = zip(rows, chain.from_iterable(results), strict=True)
-        write_shard(path, [(row, *result) for row, result in numbered], processor=self.processor)
+        numbered_rows = [(row, *result) for row, result in numbered]
+        write_shard(path, numbered_rows, processor=self.processor, labels=self.labels)
 
     def count(self, path: Path) -> Counter[str]:
         header = _read_header(str(path))
@@ -276,7 +304,11 @@ class _FeaturizedShards:
 
 
 def write_shard(
-    path: Path, rows: Sequence[tuple[int, str, FeaturizedMolecule]], *, processor: RMatProcessor
+    path: Path,
+    rows: Sequence[tuple[int, str, FeaturizedMolecule]],
+    *,
+    processor: RMatProcessor,
+    labels: Mapping[str, AssayLabels] | None = None,
 ) -> None:
     """Write a shard, the whole of it or nothing; equal rows give equal bytes.
 
@@ -285,11 +317,13 @@ def write_shard(
         rows (`Sequence[tuple[int, str, FeaturizedMolecule]]`):
             Position in the input, SMILES and outcome of every molecule.
         processor (`RMatProcessor`): Has made the features.
+        labels (`Mapping[str, AssayLabels]`, *optional*):
+            From [`read_assay_labels`], to store those of the molecules.
     """
     failures = [(row, smiles, outcome.failure) for row, smiles, outcome in rows if outcome.failure]
     kept = [row for row in rows if not row[2].failure]
     features = [outcome.features for _, _, outcome in kept]
-    columns = {
+    columns: dict[str, Any] = {
         "row": [row for row, _, _ in kept],
         "smiles": [smiles for _, smiles, _ in kept],
         FEATURES_COLUMN: build_features_column(features),
@@ -297,13 +331,19 @@ def write_shard(
         "geometry_source": [outcome.geometry_source for _, _, outcome in kept],
         PROCESSOR_COLUMN: [0] * len(kept),
     }
-    schema = _build_features(SHARD_FIELDS, processor).arrow_schema
+    fields = SHARD_FIELDS
+    if labels is not None:
+        found = [labels.get(text or "", NO_LABELS) for text in canonicalize(columns["smiles"])]
+        columns |= {name: [it[idx] for it in found] for idx, name in enumerate(LABEL_FIELDS.names)}
+        fields = pa.unify_schemas([SHARD_FIELDS, LABEL_FIELDS])
+    schema = _build_features(fields, processor).arrow_schema
     schema = schema.with_metadata({**schema.metadata, _FAILURES_KEY: json.dumps(failures)})
     options: dict[str, Any] = {"compression": "zstd", "compression_level": _COMPRESSION_LEVEL}
     options["use_dictionary"] = [
         "geometry_source",
         PROCESSOR_COLUMN,
         *(f"{FEATURES_COLUMN}.{name}.list.element" for name in LIST_FIELDS),
+        *(f"{name}.list.element" for name in LABEL_FIELDS.names),
     ]
     options["write_statistics"] = ["row", LENGTH_COLUMN]
     with open_atomically(path) as stream, pq.ParquetWriter(stream, schema, **options) as writer:
@@ -326,7 +366,8 @@ class Corpus(NamedTuple):
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             Columns `smiles`, `features`, `num_nodes` and `processor`, as stored_features.py tells,
-            and where the shards have them `row` (position in the input) and `geometry_source`.
+            and where the shards have them `row` (position in the input), `geometry_source` and the
+            labels of assay_labels.py.
         processor (`RMatProcessor`): Decided the geometry and the molecule descriptors.
     """
 
@@ -386,7 +427,8 @@ def load_corpus(
     if not any(header.num_rows for header in headers):
         raise UserError(f"{name} has no molecule. {FAILED_ROWS_FILE} tells why.")
     processor = _find_processor(headers)
-    columns = [it for it in SHARD_FIELDS.names if all(it in its.schema.names for its in headers)]
+    known = pa.unify_schemas([SHARD_FIELDS, LABEL_FIELDS])
+    columns = [it for it in known.names if all(it in its.schema.names for its in headers)]
     columns.append(PROCESSOR_COLUMN)
     filled = [path for path, header in zip(paths, headers, strict=True) if header.num_rows]
     way_out = "If a shard is damaged, delete it and repeat the command that made it."
@@ -402,7 +444,7 @@ def load_corpus(
             data_files={"train": filled},
             split="train",
             columns=columns,
-            features=_build_features(pa.schema(map(SHARD_FIELDS.field, columns[:-1])), processor),
+            features=_build_features(pa.schema(map(known.field, columns[:-1])), processor),
             streaming=streaming,
         )
     return Corpus(dataset, processor)

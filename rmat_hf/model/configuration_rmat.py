@@ -157,7 +157,8 @@ class RMatConfig(PreTrainedConfig):
         num_atom_contexts: Outputs of the head `"context"` of models without `pretraining_heads`.
         num_descriptor_labels: Outputs of their head `"descriptor"`.
         pretraining_heads: Heads of `RMatForPreTraining` by name. Each has a `"level"` (`"node"` or
-            `"molecule"`), a `"size"` (number of outputs) and a `"loss"` (a name in `LOSSES`).
+            `"molecule"`), a `"size"` (number of outputs) and a `"loss"` (a name in `LOSSES`); with
+            a `"rank"` it is two linear layers with that many channels between them.
         label_mean: Mean of each label on the training rows.
         label_std: Its standard deviation there.
         label_units: Units of regression labels, as `["kcal/mol"]`.
@@ -255,10 +256,11 @@ class RMatConfig(PreTrainedConfig):
             )
         for name, head in self.list_pretraining_heads().items():
             is_known = head.get("level") in ("node", "molecule") and "loss" in head
-            if not (name.isidentifier() and is_known and head.get("size", 0) >= 1):
+            widths = (head.get("size", 0), head.get("rank", 1))
+            if not (name.isidentifier() and is_known and min(widths) >= 1):
                 raise ValueError(
                     f"pretraining_heads[{name!r}]={head} is no head. It has a level, node or "
-                    "molecule, a size and a loss."
+                    "molecule, a size, a loss, and if it is to have fewer weights a rank."
                 )
 
     def validate_labels(self) -> None:

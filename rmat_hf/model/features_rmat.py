@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rdkit import Chem, rdBase
-from rdkit.Chem import Descriptors, rdFingerprintGenerator
+from rdkit.Chem import Descriptors, rdFingerprintGenerator, rdMolDescriptors
 
 from .configuration_rmat import DUMMY_COLUMN, FINGERPRINT_SIZE, NUM_BOND_ORDERS
 
@@ -388,13 +388,24 @@ def compute_bonds(mol: Chem.Mol) -> np.ndarray:
 # Descriptors of molecules
 
 
-def list_molecule_descriptor_names() -> list[str]:
-    """Return the names of RDKit's molecule descriptors, in RDKit's order."""
-    return [name for name, _ in Descriptors.descList]
+# Autocorrelations of masses, volumes, charges, ... over the molecular graph (AUTOCORR2D of RDKit).
+AUTOCORRELATIONS = tuple(f"AUTOCORR2D_{number}" for number in range(1, 193))
+_RDKIT_2D = [name for name, _ in Descriptors.descList]
+# Molecule descriptors by the name of a set of them.
+DESCRIPTOR_SETS: dict[str, list[str]] = {
+    "rdkit_2d": _RDKIT_2D,
+    "autocorr_2d": [*AUTOCORRELATIONS],
+    "all_2d": [*_RDKIT_2D, *AUTOCORRELATIONS],
+}
+
+
+def list_molecule_descriptor_names(descriptor_set: str = "rdkit_2d") -> list[str]:
+    """Return the names of a set out of `DESCRIPTOR_SETS`; the default is RDKit's `descList`."""
+    return list(DESCRIPTOR_SETS[descriptor_set])
 
 
 def compute_molecule_descriptors(mol: Chem.Mol, names: Sequence[str]) -> np.ndarray:
-    """Return RDKit descriptors of a molecule, out of `list_molecule_descriptor_names()`.
+    """Return RDKit descriptors of a molecule, out of those of `DESCRIPTOR_SETS`.
 
     Returns:
         `np.ndarray` of shape `(len(names),)`, float32; NaN where the descriptor is undefined, not
@@ -403,11 +414,17 @@ def compute_molecule_descriptors(mol: Chem.Mol, names: Sequence[str]) -> np.ndar
     functions = dict(Descriptors.descList)
     copy = Chem.Mol(mol)  # some descriptors leave charges and other properties on the molecule
     values = np.full(len(names), np.nan)
+    known: dict[str, float] = {}
+    # undefined for this molecule: stays NaN
+    undefined = suppress(ArithmeticError, IndexError, RuntimeError, ValueError)
     with silence_rdkit():
+        if not {*AUTOCORRELATIONS}.isdisjoint(names):
+            with undefined:
+                numbers = rdMolDescriptors.CalcAUTOCORR2D(copy)
+                known = dict(zip(AUTOCORRELATIONS, numbers, strict=True))
         for idx, name in enumerate(names):
-            # undefined for this molecule: stays NaN
-            with suppress(ArithmeticError, IndexError, RuntimeError, ValueError):
-                values[idx] = functions[name](copy)
+            with undefined:
+                values[idx] = known[name] if name in known else functions[name](copy)
     values[~(np.abs(values) <= np.finfo(np.float32).max)] = np.nan
     return values.astype(np.float32)
 
@@ -422,6 +439,9 @@ FINGERPRINTS: dict[str, Callable[[], Any]] = {
         atomInvariantsGenerator=rdFingerprintGenerator.GetMorganFeatureAtomInvGen(),
     ),
     "atom_pairs": lambda: rdFingerprintGenerator.GetAtomPairGenerator(fpSize=FINGERPRINT_SIZE),
+    "torsions": lambda: rdFingerprintGenerator.GetTopologicalTorsionGenerator(
+        fpSize=FINGERPRINT_SIZE
+    ),
 }
 
 
@@ -430,8 +450,9 @@ def compute_fingerprint_counts(mol: Chem.Mol, names: Sequence[str]) -> np.ndarra
 
     Args:
         mol: A molecule.
-        names: Out of `FINGERPRINTS`: `"ecfp4"`, `"fcfp4"` (doi 10.1021/ci100050t) and
-            `"atom_pairs"` (doi 10.1021/ci00046a002), hashed to 2,048 columns each.
+        names: Out of `FINGERPRINTS`: `"ecfp4"` and `"fcfp4"` (doi 10.1021/ci100050t),
+            `"atom_pairs"` (doi 10.1021/ci00046a002) and `"torsions"` (doi 10.1021/ci00054a008),
+            hashed to 2,048 columns each.
 
     Returns:
         `np.ndarray` of shape `(2048 * len(names),)`, uint8: 255 stands for more.

@@ -83,6 +83,16 @@ class RMatSquaredErrorLoss(RMatLoss):
         return errors if weights is None else errors * weights
 
 
+class RMatHuberLoss(RMatLoss):
+    """Half the squared error up to an error of 1, the absolute one beyond: outliers pull less."""
+
+    def compute_elements(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        errors = nn.functional.huber_loss(logits, labels, reduction="none")
+        return errors if weights is None else errors * weights
+
+
 class RMatBinaryCrossEntropyLoss(RMatLoss):
     """Labels 0 and 1, each with a sigmoid; `weights` are those of the positive rows."""
 
@@ -134,6 +144,46 @@ class RMatCrossEntropyLoss(RMatLoss):
         return average_log_probabilities(member_logits.log_softmax(-1))
 
 
+# Kinds of a label in an assay: whether a molecule is active, or its value, or a bound of that.
+ASSAY_LABEL_KINDS = ("class", "=", "<", ">")
+
+
+class RMatAssayLoss(RMatLoss):
+    """Mean over assays of the mean over their labels, so that a large assay counts no more.
+
+    Labels, `(num_rows, 2 * num_outputs)`, are values, NaN where missing, and then their kinds, the
+    index in `ASSAY_LABEL_KINDS`: a class costs its cross-entropy, a value the squared error, and
+    a bound this where the output lies beyond it.
+    """
+
+    def compute_elements(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss of outputs `(num_labels,)` of known labels `(2, num_labels)`."""
+        values, kinds = labels.to(logits.dtype)
+        errors = logits - values
+        is_bound_met = ((kinds == 2) & (errors < 0)) | ((kinds == 3) & (errors > 0))
+        classes = nn.functional.binary_cross_entropy_with_logits(
+            logits, values.clamp(0, 1), reduction="none"
+        )
+        return torch.where(kinds == 0, classes, (errors**2).masked_fill(is_bound_met, 0.0))
+
+    def compute_sums(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the number of labels and the sum of their losses, each by assay."""
+        arranged = labels.unflatten(-1, (2, -1)).transpose(0, 1)
+        rows, outputs = (~arranged[0].isnan()).nonzero(as_tuple=True)
+        losses = self.compute_elements(logits[rows, outputs].float(), arranged[:, rows, outputs])
+        parts = torch.stack([torch.ones_like(losses), losses])
+        return parts.new_zeros(2, logits.shape[-1]).index_add(1, outputs, parts)
+
+    def __call__(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss of outputs `(num_rows, num_outputs)`, 0 if no label is known."""
+        numbers, totals = self.compute_sums(logits, labels)
+        return (totals / numbers.clamp(min=1)).sum() / (numbers > 0).sum().clamp(min=1)
+
+
 def average_log_probabilities(log_probabilities: torch.Tensor) -> torch.Tensor:
     """Return the logarithm of the mean over axis 1; no probability underflows on the way."""
     return log_probabilities.logsumexp(1) - math.log(log_probabilities.shape[1])
@@ -143,9 +193,11 @@ LOSSES: dict[str, RMatLoss] = {
     "regression": RMatSquaredErrorLoss(),
     "multi_label_classification": RMatBinaryCrossEntropyLoss(),
     "single_label_classification": RMatCrossEntropyLoss(),
+    "huber": RMatHuberLoss(),
+    "assays": RMatAssayLoss(),
 }
-# Each problem type has the loss of its name, unless the configuration names another.
-PROBLEM_TYPES = tuple(LOSSES)
+# Each has the loss of its name, unless the configuration names another.
+PROBLEM_TYPES = ("regression", "multi_label_classification", "single_label_classification")
 
 
 def choose(registry: dict[str, Any], name: str) -> Any:
@@ -336,6 +388,7 @@ def _load_adapter_config(name: Any, options: dict[str, Any]) -> RMatConfig | Non
 
 
 __all__ = [
+    "ASSAY_LABEL_KINDS",
     "LOSSES",
     "PROBLEM_TYPES",
     "RMatAdapterMixin",

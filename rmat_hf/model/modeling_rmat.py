@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -427,7 +428,12 @@ class RMatForPreTraining(RMatPreTrainedModel):
         self.heads = config.list_pretraining_heads()
         sizes = {"node": config.hidden_size, "molecule": self.rmat.pooler.output_size}
         for name, head in self.heads.items():
-            self.add_module(f"{name}_head", nn.Linear(sizes[head["level"]], head["size"]))
+            between = [head["rank"]] if "rank" in head else []
+            widths = [sizes[head["level"]], *between, head["size"]]
+            layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+            self.add_module(
+                f"{name}_head", layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+            )
         self.post_init()
 
     def compute_loss(
@@ -435,7 +441,8 @@ class RMatForPreTraining(RMatPreTrainedModel):
     ) -> torch.Tensor:
         """Return the loss of a head's outputs `(batch_size, [num_nodes,] size)`.
 
-        The labels have the same shape; class indices come without the last axis.
+        The labels have the same shape, those of the loss `"assays"` a last axis of twice the size;
+        class indices come without the last axis.
         """
         rows = labels.flatten() if labels.ndim < logits.ndim else widen(labels).flatten(0, -2)
         return choose(LOSSES, self.heads[name]["loss"])(widen(logits).flatten(0, -2), rows)

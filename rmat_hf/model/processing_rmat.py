@@ -260,7 +260,7 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
         max_atoms: Largest number of heavy atoms, and of atoms that are nodes, of a molecule.
         molecule_descriptors: Names of the RDKit descriptors to compute.
         fingerprints: Names of the fingerprints of which to compute counts, out of `FINGERPRINTS`:
-            `"ecfp4"`, `"fcfp4"`, `"atom_pairs"`.
+            `"ecfp4"`, `"atom_pairs"`, `"fcfp4"`, `"torsions"`.
         featurizer_version: Of saved processors; one that is not the code's is refused.
 
     Raises:
@@ -302,11 +302,11 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
                 f"The processor was saved with featurizer version {self.featurizer_version}, this "
                 f"code has {FEATURIZER_VERSION}. Use the release of rmat_hf that saved it."
             )
-        names, known = self.molecule_descriptors, {*list_molecule_descriptor_names()}
+        names, known = self.molecule_descriptors, {*list_molecule_descriptor_names("all_2d")}
         if names is not None and (not names or len(known & {*names}) < len(names)):
             raise ValueError(
                 f"Molecule descriptors are {sorted({*names} - known) or names}. Pass a list of "
-                "different names of RDKit's Descriptors.descList."
+                "different names of RDKit's Descriptors.descList, or of AUTOCORR2D_1 to _192."
             )
         counted = self.fingerprints
         if counted is not None and (

@@ -2,7 +2,6 @@
 
 import logging
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,8 @@ class PretrainingTask:
 
     Args:
         train (`datasets.Dataset` or `datasets.IterableDataset`):
-            With `features`, of a stream as from `pack_stream`, and `num_nodes`.
+            With `features`, of a stream as from `pack_stream`, `num_nodes`, and what else the
+            objectives read.
         valid (`datasets.Dataset`): Molecules held out.
         processor (`RMatProcessor`): Featurized both.
         objectives (`dict[str, Objective]`):
@@ -206,7 +206,7 @@ def _build_trainer(
     task: PretrainingTask,
     *,
     model: RMatForPreTraining,
-    learned: Sequence[str],
+    learned: dict[str, float],
     folder: Path,
 ) -> PretrainingTrainer:
     """Return the trainer of a stage."""
@@ -241,6 +241,7 @@ def _build_trainer(
         eval_dataset=CorpusBatches(task.valid, **options),
         processing_class=processor,
         objectives=objectives,
+        weights=learned,
     )
 
 
@@ -278,18 +279,22 @@ def build_pretraining_task(
             arguments.corpus, revision=arguments.corpus_revision, streaming=arguments.streaming
         )
     fraction = arguments.valid_fraction
-    dataset: Any = corpus.dataset.select_columns([FEATURES_COLUMN, LENGTH_COLUMN])
+    objectives = _load_objectives(arguments)
+    columns = _list_read_columns(arguments, corpus)
+    dataset: Any = corpus.dataset.select_columns([FEATURES_COLUMN, LENGTH_COLUMN, *columns])
     if isinstance(dataset, datasets.IterableDataset):
-        stream: Any = pack_stream(dataset)
+        stream: Any = pack_stream(dataset, columns)
         options = {"expected": False, "fraction": fraction}
         train = stream.filter(is_held_out, input_columns=[FEATURES_COLUMN], fn_kwargs=options)
         beginning = stream.take(int(MAX_STREAMED_VALID / fraction))
-        packed = [it for row in beginning if is_held_out(it := row[FEATURES_COLUMN], fraction)]
-        columns = {LENGTH_COLUMN: count_nodes(packed)}
-        valid = datasets.Dataset.from_dict(
-            {FEATURES_COLUMN: build_features_column(packed), **columns}
-        )
-        sample = [row[FEATURES_COLUMN] for row in train.take(MAX_MOLECULES_COUNTED)]
+        rows = [row for row in beginning if is_held_out(row[FEATURES_COLUMN], fraction)]
+        packed = [row[FEATURES_COLUMN] for row in rows]
+        held: dict[str, Any] = {name: [row[name] for row in rows] for name in columns}
+        held |= {FEATURES_COLUMN: build_features_column(packed)}
+        valid = datasets.Dataset.from_dict({**held, LENGTH_COLUMN: count_nodes(packed)})
+        counted = list(train.take(MAX_MOLECULES_COUNTED))
+        sample = [row[FEATURES_COLUMN] for row in counted]
+        read = {name: [row[name] for row in counted] for name in columns}
     else:
         chunks = dataset.with_format("arrow").iter(batch_size=_CHUNK_SIZE)
         all_packed = (it for chunk in chunks for it in pack_column(chunk[FEATURES_COLUMN]))
@@ -297,7 +302,9 @@ def build_pretraining_task(
         valid = dataset.select(np.flatnonzero(held_out))
         train = dataset.select(np.flatnonzero(~np.array(held_out)))
         places = np.linspace(0, len(train) - 1, min(len(train), MAX_MOLECULES_COUNTED))
-        sample = pack_dataset(train.select(np.unique(places.astype(int))))
+        chosen = train.select(np.unique(places.astype(int)))
+        sample = pack_dataset(chosen)
+        read = {name: chosen[name][:] for name in columns}
     for part, is_empty in (("train", not sample), ("valid", not len(valid))):
         if is_empty:
             raise UserError(
@@ -305,16 +312,29 @@ def build_pretraining_task(
                 f"{part} part with --valid-fraction {arguments.valid_fraction}. Choose another "
                 "one, for example 0.1, or give more molecules."
             )
-    objectives = _load_objectives(arguments)
     for name in {name for stage in arguments.stages.values() for name in stage}:
         if name in objectives:
             objectives[name].validate_corpus(corpus.processor)
         else:
             objectives[name] = OBJECTIVES[name].fit(
-                sample, processor=corpus.processor, arguments=arguments
+                sample, processor=corpus.processor, arguments=arguments, columns=read
             )
     ordered = {name: objectives[name] for name in OBJECTIVES if name in objectives}
     return PretrainingTask(train, valid, corpus.processor, ordered)
+
+
+def _list_read_columns(arguments: PretrainingArguments, corpus: Corpus) -> list[str]:
+    """Return the columns that objectives read beside the features, which the corpus has."""
+    learned = {name for stage in arguments.stages.values() for name in stage}
+    reads = {name: OBJECTIVES[name].columns for name in OBJECTIVES if name in learned}
+    known = corpus.dataset.column_names or []
+    for name, columns in reads.items():
+        if missing := [column for column in columns if column not in known]:
+            raise UserError(
+                f"--objective {name} reads the column {missing[0]!r}, which {arguments.corpus!r} "
+                "lacks. Featurize it with `rmat featurize`, for label_assays with --labels."
+            )
+    return list(dict.fromkeys(column for columns in reads.values() for column in columns))
 
 
 def is_held_out(features: bytes, fraction: float, *, expected: bool = True) -> bool:

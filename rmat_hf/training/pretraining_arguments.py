@@ -19,7 +19,8 @@ from rmat_hf.training.arguments import (
     build_trainer_arguments,
     load_json_fields,
 )
-from rmat_hf.training.objectives import STAGES
+from rmat_hf.training.objectives import parse_objective
+from rmat_hf.training.objectives.descriptors import SCALES
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -47,9 +48,15 @@ class PretrainingArguments(RunArguments):
     model: str = declare_flag(SCRATCH, "Model to continue from, or 'scratch' for random weights.")
     objective: str = declare_flag(
         "joint",
-        "contexts of masked atoms, molecule descriptors, both one after the other (sequential), "
-        "or at once (joint).",
-        choices=STAGES,
+        "contexts of masked atoms, molecule descriptors, both at once (joint) or one after the "
+        "other (sequential), counts of substructures; or a mix, with weights if need be: "
+        "contexts,descriptors,counts=0.5.",
+    )
+    descriptor_scale: str = declare_flag(
+        "ranks",
+        "Labels of descriptors: ranks in the corpus, or standardized and ending at 6, so that "
+        "rare counts matter.",
+        choices=SCALES,
     )
     mask_ratio: float = declare_flag(0.15, "Share of atoms to find.", above=0, below=1)
     masked_distances: Literal["visible", "hidden"] = declare_flag(
@@ -80,11 +87,12 @@ class PretrainingArguments(RunArguments):
         yield from super().list_contradictions()
         if self.streaming and self.max_steps is None:
             yield "--streaming needs --max-steps: a stream does not tell its length."
+        parse_objective(self.objective)
 
     @property
-    def stages(self) -> dict[str, tuple[str, ...]]:
-        """The stages one after the other, each with the names of what it learns at once."""
-        return STAGES[self.objective]
+    def stages(self) -> dict[str, dict[str, float]]:
+        """The stages one after the other, each with the weights of what it learns at once."""
+        return parse_objective(self.objective)
 
 
 def choose_precision(precision: Precision) -> Precision:

@@ -8,8 +8,10 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self, cast
 
 import datasets
@@ -22,6 +24,7 @@ from transformers.trainer import Trainer
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from rmat_hf.data.assay_labels import LABEL_FIELDS
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,
@@ -42,15 +45,22 @@ from rmat_hf.training.pretraining_arguments import PretrainingArguments
 # Rows of a stream that are shuffled and grouped together.
 STREAM_BUFFER_SIZE = 8192
 STREAM_CHUNK_SIZE = 1024
+# What objectives read beside the features.
+READ_FIELDS = pa.schema([("smiles", pa.string()), *LABEL_FIELDS])
+_PACKED, _LENGTH = pa.field(FEATURES_COLUMN, pa.binary()), pa.field(LENGTH_COLUMN, pa.int32())
 # Keeps the draw of the roles apart from others of the same molecule and epoch.
 ROLE_DRAW = 1
 
 
 class PretrainingBatch(NamedTuple):
-    """The packed molecules of one batch, and the epoch: masks are drawn anew in every one."""
+    """The packed molecules of one batch, and the epoch: masks are drawn anew in every one.
+
+    `columns` has what else objectives read of these molecules.
+    """
 
     epoch: int
     features: list[bytes]
+    columns: Mapping[str, Sequence[Any]] = {}
 
 
 def form_batches(
@@ -98,13 +108,15 @@ class CorpusBatches(Dataset[PretrainingBatch]):
     """A table of molecules that is asked for whole batches, see [`CorpusBatchSampler`].
 
     Args:
-        dataset (`datasets.Dataset`): With the columns `features` and `num_nodes`.
+        dataset (`datasets.Dataset`):
+            With the columns `features`, `num_nodes` and those that objectives read.
         seed (`int`): The order follows from it and the epoch, so that a resumed run repeats it.
         limits (`int`): `batch_size`, `max_pairs` and `multiple` of [`form_batches`].
     """
 
     def __init__(self, dataset: datasets.Dataset, *, seed: int, **limits: int) -> None:
-        self.dataset = dataset.select_columns([FEATURES_COLUMN]).with_format("arrow")
+        names = [name for name in dataset.column_names if name != LENGTH_COLUMN]
+        self.dataset = dataset.select_columns(names).with_format("arrow")
         self.num_nodes = np.asarray(dataset["num_nodes"][:])
         self.seed = seed
         self.limits = limits
@@ -116,7 +128,10 @@ class CorpusBatches(Dataset[PretrainingBatch]):
     def __getitem__(self, key: tuple[int, list[int]]) -> PretrainingBatch:
         """Return the molecules of an epoch and rows."""
         epoch, rows = key
-        return PretrainingBatch(epoch, pack_column(self.dataset[rows][FEATURES_COLUMN]))
+        table = self.dataset[rows]
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+        del columns[FEATURES_COLUMN]
+        return PretrainingBatch(epoch, pack_column(table[FEATURES_COLUMN]), columns)
 
     def form_epoch(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of every batch of an epoch, equally many in all of them."""
@@ -144,29 +159,35 @@ class CorpusBatchSampler(Sampler[tuple[int, list[int]]]):
             yield self.epoch, rows.tolist()
 
 
-def pack_stream(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
+def pack_stream(
+    dataset: datasets.IterableDataset, columns: Sequence[str] = ()
+) -> datasets.IterableDataset:
     """Return the rows of a stream with `num_nodes`, and `features` as from `pack_features`.
 
     The stream itself would make a Python number of every value.
+
+    Args:
+        dataset (`datasets.IterableDataset`): Featurized molecules.
+        columns (`Sequence[str]`, *optional*): Of `READ_FIELDS`, what else objectives read.
     """
-    columns = {FEATURES_COLUMN: datasets.Value("binary"), LENGTH_COLUMN: datasets.Value("int32")}
+    fields = pa.schema([_PACKED, _LENGTH, *map(READ_FIELDS.field, columns)])
     return (
-        dataset.select_columns(list(columns))
+        dataset.select_columns(fields.names)
         .with_format("arrow")
         .map(
-            _pack_table,
+            partial(_pack_table, schema=fields),
             batched=True,
             batch_size=STREAM_CHUNK_SIZE,
-            features=datasets.Features(columns),
+            features=datasets.Features.from_arrow_schema(fields),
         )
         .with_format(None)
     )
 
 
-def _pack_table(table: pa.Table) -> pa.Table:
+def _pack_table(table: pa.Table, *, schema: pa.Schema) -> pa.Table:
     packed = pa.array(pack_column(table[FEATURES_COLUMN]), pa.binary())
-    lengths = table[LENGTH_COLUMN].cast(pa.int32())
-    return pa.table({FEATURES_COLUMN: packed, LENGTH_COLUMN: lengths})
+    columns = {name: table[name] for name in schema.names} | {FEATURES_COLUMN: packed}
+    return pa.table(columns).cast(schema)
 
 
 class StreamedBatches(IterableDataset[PretrainingBatch]):
@@ -199,7 +220,7 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
         buffer_size: int = STREAM_BUFFER_SIZE,
         **limits: int,
     ) -> None:
-        self.dataset = dataset.select_columns(["features", "num_nodes"])
+        self.dataset = dataset
         self.limits = limits
         self.multiple = multiple
         self.seed = seed
@@ -219,20 +240,19 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
         multiple = num_workers * self.multiple
         generator = np.random.default_rng((self.seed, epoch))
         position = 0
-        for num_nodes, features in self._iterate_buffers(epoch, min_rows=multiple):
+        for rows in self._iterate_buffers(epoch, min_rows=multiple):
+            num_nodes, features = rows.pop(LENGTH_COLUMN), rows.pop(FEATURES_COLUMN)
             batches = form_batches(num_nodes, multiple=multiple, generator=generator, **self.limits)
             for batch in batches:
                 # a dataloader takes one batch of every worker in turn
                 if position % num_workers == worker_idx:
-                    yield PretrainingBatch(epoch, [features[row] for row in batch])
+                    columns = {name: [its[row] for row in batch] for name, its in rows.items()}
+                    yield PretrainingBatch(epoch, [features[row] for row in batch], columns)
                 position += 1
 
-    def _iterate_buffers(
-        self, epoch: int, *, min_rows: int
-    ) -> Iterator[tuple[list[int], list[bytes]]]:
-        """Yield sizes and features in buffers; the last has at least `min_rows` if there are."""
-        num_nodes: list[int] = []
-        features: list[bytes] = []
+    def _iterate_buffers(self, epoch: int, *, min_rows: int) -> Iterator[dict[str, list[Any]]]:
+        """Yield rows, as columns, in buffers; the last has at least `min_rows` if there are."""
+        rows: dict[str, list[Any]] = {}
         size = self.buffer_size
         # The buffer shuffles the rows. Mixing those of several shards takes thrice as long, and a
         # pause of 5 seconds in every epoch.
@@ -242,13 +262,12 @@ class StreamedBatches(IterableDataset[PretrainingBatch]):
         dataset.set_epoch(epoch)
         # unlike the iterator over rows, this one does not divide the shards between the workers
         for chunk in dataset.iter(batch_size=STREAM_CHUNK_SIZE):
-            num_nodes += chunk["num_nodes"]
-            features += chunk["features"]
-            while len(features) >= size + min_rows:
-                yield num_nodes[:size], features[:size]
-                num_nodes, features = num_nodes[size:], features[size:]
-        if features:
-            yield num_nodes, features
+            rows = {name: rows.get(name, []) + values for name, values in chunk.items()}
+            while len(rows[FEATURES_COLUMN]) >= size + min_rows:
+                yield {name: values[:size] for name, values in rows.items()}
+                rows = {name: values[size:] for name, values in rows.items()}
+        if rows:
+            yield rows
 
 
 def _find_worker() -> tuple[int, int]:
@@ -279,6 +298,7 @@ class RMatDataCollatorForPreTraining:
 
     Raises:
         ValueError: The rows lack the descriptors that an objective asks for.
+        KeyError: They lack a column that an objective reads, as `smiles`.
 
     Example:
     ```python
@@ -338,11 +358,15 @@ class RMatDataCollatorForPreTraining:
         """
         formed = [it for it in batches if isinstance(it, PretrainingBatch)]
         packed = [molecule for batch in formed for molecule in batch.features]
+        read = {name for objective in self.objectives.values() for name in objective.columns}
+        sources = [batch.columns for batch in formed]
         if not formed:
-            rows = [cast("Mapping[str, Any]", row)[FEATURES_COLUMN] for row in batches]
-            packed = list(map(pack_features, read_rows(rows)))
+            rows = [cast("Mapping[str, Any]", row) for row in batches]
+            packed = list(map(pack_features, read_rows([row[FEATURES_COLUMN] for row in rows])))
+            sources = [{name: [row[name]] for name in read} for row in rows]
         if not packed:  # a batch that a resumed run skips
             return {}
+        columns = {name: [it for source in sources for it in source[name]] for name in read}
         # a row knows no epoch
         epochs = {batch.epoch for batch in formed} or {int(torch.randint(2**31, ()))}
         seed = (self.arguments.seed, *epochs)
@@ -358,7 +382,9 @@ class RMatDataCollatorForPreTraining:
         for objective in self.objectives.values():
             is_asked = is_masked if objective.hides_input else ~is_masked
             labels[f"{objective.head}_labels"], changed = objective.prepare(
-                ObjectiveBatch(packed, inputs, is_asked, seed, self.processor, self.arguments)
+                ObjectiveBatch(
+                    packed, inputs, is_asked, seed, self.processor, self.arguments, columns
+                )
             )
             hidden |= changed
         inputs.pop("molecule_descriptors", None)
@@ -394,12 +420,20 @@ class PretrainingTrainer(Trainer):
 
     Args:
         objectives (`Mapping[str, Objective]`): What is learned at once, by name.
+        weights (`Mapping[str, float]`, *optional*): Of their losses, by default 1.
         options: As in [`Trainer`].
     """
 
-    def __init__(self, *, objectives: Mapping[str, Objective], **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        objectives: Mapping[str, Objective],
+        weights: Mapping[str, float] = MappingProxyType({}),
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.objectives = objectives
+        self.weights = {it.head: weights.get(name, 1.0) for name, it in objectives.items()}
         self.last_report: dict[str, Any] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._num_batches = 0
@@ -424,15 +458,17 @@ class PretrainingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the loss, and note down its parts for the log."""
+        """Return the weighted loss, and note down its parts, without weights, for the log."""
         outputs = model(**inputs)
+        parts = [self.weights[head] * loss for head, loss in outputs["losses"].items()]
+        loss = torch.stack(parts).sum()
         if model.training:
-            for head, loss in outputs["losses"].items():
+            for head, part in outputs["losses"].items():
                 name = f"{head}_loss"
-                self._sums[name] = self._sums.get(name, loss.new_zeros(())) + loss.detach()
+                self._sums[name] = self._sums.get(name, part.new_zeros(())) + part.detach()
             self._num_batches += 1
             self._num_molecules += len(inputs["node_features"])
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the parts of the training loss and the molecules per second since the last."""
@@ -473,7 +509,8 @@ class PretrainingTrainer(Trainer):
         for name, objective in self.objectives.items():
             of_all = self.accelerator.reduce(sums[name].to(self.args.device), "sum").cpu()
             metrics = objective.compute_metrics(of_all)
-            self.last_report["loss"] += metrics.get(f"{objective.head}_loss", 0.0)
+            loss = metrics.get(f"{objective.head}_loss", 0.0)
+            self.last_report["loss"] += self.weights[objective.head] * loss
             self.last_report |= metrics
         numbers = {
             f"{options['metric_key_prefix']}_{name}": value

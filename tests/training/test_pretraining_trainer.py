@@ -28,7 +28,7 @@ from rmat_hf.data.stored_features import (
 from rmat_hf.model.configuration_rmat import MASK_COLUMN, RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.objectives import OBJECTIVES, STAGES
+from rmat_hf.training.objectives import OBJECTIVES
 from rmat_hf.training.objectives.objective import Objective
 from rmat_hf.training.pretraining import PretrainingTask, build_pretraining_task
 from rmat_hf.training.pretraining_arguments import PretrainingArguments, build_pretraining_config
@@ -260,7 +260,7 @@ def test_epochs_differ_in_order_and_company_and_not_in_number(table: datasets.Da
     assert len(corpus) == len(table)
     # a key brings the molecules of its rows
     epoch, rows = first[0]
-    assert corpus[first[0]] == (epoch, [build_molecule(row) for row in rows])
+    assert corpus[first[0]] == (epoch, [build_molecule(row) for row in rows], {})
     sampler.set_epoch(1)
     second = list(sampler)
     assert len(first) == len(second) == len(sampler)
@@ -346,8 +346,8 @@ def objectives(corpus: list[bytes]) -> dict[str, Objective]:
     """Both, fitted to the corpus; the descriptors in another order than there."""
     arguments = PretrainingArguments(corpus="c", output_dir="o", min_context_count=1)
     fitted = {
-        name: objective.fit(corpus, processor=PROCESSOR, arguments=arguments)
-        for name, objective in OBJECTIVES.items()
+        name: OBJECTIVES[name].fit(corpus, processor=PROCESSOR, arguments=arguments)
+        for name in ("contexts", "descriptors")
     }
     state = fitted["descriptors"].state
     return fitted | {
@@ -364,10 +364,9 @@ def collate(
     masked_distances: str = "visible",
 ) -> dict[str, torch.Tensor]:
     """Return a batch of the first stage of an objective, of which a third is masked."""
-    arguments = PretrainingArguments(
-        corpus="c", output_dir="o", mask_ratio=0.3, masked_distances=masked_distances
-    )
-    names = next(iter(STAGES[learned].values()))
+    options = {"mask_ratio": 0.3, "masked_distances": masked_distances, "objective": learned}
+    arguments = PretrainingArguments(corpus="c", output_dir="o", **options)
+    names = next(iter(arguments.stages.values()))
     collator = RMatDataCollatorForPreTraining(
         {name: objectives[name] for name in names}, processor=PROCESSOR, arguments=arguments
     )

@@ -1,14 +1,16 @@
 """What pretraining can learn, how objectives are combined, and the file that keeps their states."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from transformers.utils.hub import cached_file
 
-from rmat_hf.errors import explained_reading
+from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.loading import find_checkpoint
 from rmat_hf.output_folder import load_json, save_json
 from rmat_hf.training.objectives.contexts import ContextObjective
+from rmat_hf.training.objectives.counts import CountObjective
 from rmat_hf.training.objectives.descriptors import DescriptorObjective
 from rmat_hf.training.objectives.objective import Objective
 
@@ -17,16 +19,45 @@ TARGETS_FILE = "pretraining_targets.json"
 OBJECTIVES: dict[str, type[Objective]] = {
     "contexts": ContextObjective,
     "descriptors": DescriptorObjective,
+    "counts": CountObjective,
 }
 
-# By the value of `--objective`: the stages of a run one after the other, each with the objectives
-# that it learns at once.
+# Names of mixes: the stages of a run one after the other, each with the objectives that it learns
+# at once.
 STAGES: dict[str, dict[str, tuple[str, ...]]] = {
-    **{name: {name: (name,)} for name in OBJECTIVES},
     "joint": {"joint": ("contexts", "descriptors")},
     # the two steps of the publication
     "sequential": {"contexts": ("contexts",), "descriptors": ("descriptors",)},
 }
+
+
+def parse_objective(text: str) -> dict[str, dict[str, float]]:
+    """Return the stages behind `--objective`, each with the weights of what it learns at once.
+
+    Args:
+        text (`str`): A name in `STAGES`, or names in `OBJECTIVES` as `"contexts,counts=0.5"`.
+
+    Raises:
+        UserError: A name is unknown or there twice, or a weight is no number above 0.
+    """
+    if text in STAGES:
+        return {stage: dict.fromkeys(names, 1.0) for stage, names in STAGES[text].items()}
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        known = [*OBJECTIVES, *STAGES]
+        if name not in OBJECTIVES or name in weights:
+            fault = "is there twice" if name in weights else f"is unknown. Known: {known}"
+            raise UserError(f"--objective {name!r} {fault}. Mix them as contexts,descriptors=0.5.")
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            weights[name] = math.nan
+        if not 0 < weights[name] < math.inf:
+            raise UserError(
+                f"--objective {part!r}: {weight!r} is no weight. Name a number above 0."
+            )
+    return {text: weights}
 
 
 def save_objectives(folder: str | Path, objectives: Mapping[str, Objective]) -> None:

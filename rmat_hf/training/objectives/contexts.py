@@ -28,7 +28,7 @@ from rmat_hf.model.configuration_rmat import (
 from rmat_hf.model.features_rmat import ATOM_FEATURES, BOND_ORDERS
 from rmat_hf.model.losses_rmat import IGNORED_LABEL
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.objectives.objective import Objective, ObjectiveBatch
+from rmat_hf.training.objectives.objective import NO_COLUMNS, Objective, ObjectiveBatch
 
 # The element of class 0, that of the contexts which are too rare for one of their own.
 RARE_CONTEXT = "rare"
@@ -149,7 +149,12 @@ class ContextObjective(Objective):
 
     @classmethod
     def fit(
-        cls, sample: Sequence[bytes], *, processor: RMatProcessor, arguments: Any
+        cls,
+        sample: Sequence[bytes],
+        *,
+        processor: RMatProcessor,
+        arguments: Any,
+        columns: Mapping[str, Sequence[Any]] = NO_COLUMNS,
     ) -> "ContextObjective":
         """Return the objective with the contexts that are frequent in the sample."""
         counts: Counter[int] = Counter()

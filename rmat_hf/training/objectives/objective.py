@@ -1,14 +1,17 @@
 """What an objective of pretraining is: labels, what it hides, its head, its metrics, its state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
 from rmat_hf.model.processing_rmat import RMatProcessor
+
+NO_COLUMNS: Mapping[str, Sequence[Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class ObjectiveBatch:
         seed (`tuple[int, ...]`): Of the run and the epoch.
         processor (`RMatProcessor`): Featurized the corpus.
         arguments (`PretrainingArguments`): Options of the run.
+        columns (`Mapping[str, Sequence]`, *optional*):
+            Of the molecules, the columns of the corpus that objectives ask for.
     """
 
     packed: list[bytes]
@@ -31,14 +36,16 @@ class ObjectiveBatch:
     seed: tuple[int, ...]
     processor: RMatProcessor
     arguments: Any
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class Objective(ABC):
-    """Something to learn from molecules that nobody has labeled.
+    """Something to learn from the molecules of a corpus.
 
     Class attributes: `head`, the name of its head, of which `<head>_head` are the weights,
     `<head>_labels` the labels and `<head>_loss` the loss; `state_key`, its place in
-    `pretraining_targets.json`; `hides_input`, whether molecules are masked for it.
+    `pretraining_targets.json`; `hides_input`, whether molecules are masked for it; `columns`, what
+    it reads of the corpus beside the features.
 
     Args:
         state: What the outputs mean, as JSON can hold it.
@@ -47,14 +54,25 @@ class Objective(ABC):
     head: ClassVar[str]
     state_key: ClassVar[str]
     hides_input: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, state: Any) -> None:
         self.state = state
 
     @classmethod
     @abstractmethod
-    def fit(cls, sample: Sequence[bytes], *, processor: RMatProcessor, arguments: Any) -> Self:
-        """Return the objective of a corpus, from packed molecules of its train part."""
+    def fit(
+        cls,
+        sample: Sequence[bytes],
+        *,
+        processor: RMatProcessor,
+        arguments: Any,
+        columns: Mapping[str, Sequence[Any]] = NO_COLUMNS,
+    ) -> Self:
+        """Return the objective of a corpus, from packed molecules of its train part.
+
+        `columns` has those of the corpus that it asks for, of the same molecules.
+        """
 
     @abstractmethod
     def describe_head(self) -> dict[str, str | int]:
@@ -84,3 +102,9 @@ class Objective(ABC):
 
         Numbers appear in the log, everything in `metrics.json` and in the card of the model.
         """
+
+
+def spread_evenly(values: Sequence[Any], number: int) -> list[Any]:
+    """Return at most a number of values, evenly spaced."""
+    places = np.linspace(0, len(values) - 1, min(len(values), number))
+    return [values[place] for place in np.unique(places.astype(int)).tolist()]

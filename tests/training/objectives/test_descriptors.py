@@ -23,16 +23,18 @@ def packed() -> list[bytes]:
     return [pack_features(processor.featurize_compactly(smiles)) for smiles in SMILES]
 
 
-def fit(packed: list[bytes], names: list[str] | None = NAMES) -> DescriptorObjective:
+def fit(
+    packed: list[bytes], names: list[str] | None = NAMES, scale: str = "ranks"
+) -> DescriptorObjective:
     processor = RMatProcessor(geometry="bounds", molecule_descriptors=names)
-    arguments = PretrainingArguments(corpus="c", output_dir="o")
+    arguments = PretrainingArguments(corpus="c", output_dir="o", descriptor_scale=scale)
     return DescriptorObjective.fit(packed, processor=processor, arguments=arguments)
 
 
 def test_labels_are_ranks_in_the_corpus_of_the_descriptors_that_vary(packed: list[bytes]) -> None:
     objective = fit(packed)
     assert objective.names == list(objective.state) == NAMES[:2]
-    labels = objective.compute_ranks(read_molecule_descriptors(packed)[:, :2])
+    labels = objective.compute_labels(read_molecule_descriptors(packed)[:, :2])
     weights = [Descriptors.MolWt(Chem.MolFromSmiles(smiles)) for smiles in SMILES]
     ranks = (rankdata(weights) - 1) / (len(weights) - 1)
     # straight lines between 100 quantiles
@@ -42,8 +44,26 @@ def test_labels_are_ranks_in_the_corpus_of_the_descriptors_that_vary(packed: lis
     assert 0 < labels[:, 1].var() < 0.4
     again = DescriptorObjective(objective.state)
     np.testing.assert_array_equal(
-        again.compute_ranks(read_molecule_descriptors(packed)[:, :2]), labels
+        again.compute_labels(read_molecule_descriptors(packed)[:, :2]), labels
     )
+
+
+def test_standardized_labels_give_a_rare_count_its_weight_and_end_at_6(
+    packed: list[bytes],
+) -> None:
+    objective = fit(packed, scale="standardized")
+    values = read_molecule_descriptors(packed)[:, :2].astype(float)
+    expected = (values - values.mean(0)) / values.std(0)
+    np.testing.assert_allclose(objective.compute_labels(values), expected.clip(-6, 6), atol=1e-5)
+    beyond = objective.compute_labels(np.array([[1e9, np.nan], [-np.inf, -1e9]]))
+    np.testing.assert_array_equal(beyond, [[6, np.nan], [np.nan, -6]])
+    assert objective.describe_head()["loss"] == "huber"
+    again = DescriptorObjective(objective.state)
+    np.testing.assert_array_equal(again.compute_labels(values), objective.compute_labels(values))
+    # its metric is the loss that is learned by: 1 - 1/2 at an error of 1
+    logits = torch.ones(3, 2)
+    metrics = again.compute_metrics(again.compute_sums(logits, labels=torch.zeros(3, 2)))
+    assert metrics["descriptor_loss"] == 0.5
 
 
 def test_unknown_values_stay_nan_and_those_beyond_the_corpus_take_the_ends(
@@ -51,7 +71,7 @@ def test_unknown_values_stay_nan_and_those_beyond_the_corpus_take_the_ends(
 ) -> None:
     rows = np.array([[-1e9, -1e9], [1e9, 1e9], [np.inf, np.nan]], dtype=np.float32)
     expected = [[-np.sqrt(3)] * 2, [np.sqrt(3)] * 2, [np.nan] * 2]
-    np.testing.assert_allclose(fit(packed).compute_ranks(rows), expected)
+    np.testing.assert_allclose(fit(packed).compute_labels(rows), expected)
 
 
 @pytest.mark.parametrize(
