@@ -93,6 +93,9 @@ def read_assay_labels(source: str) -> dict[str, AssayLabels]:
 
 def canonicalize(smiles: Sequence[str]) -> list[str | None]:
     """Return the canonical SMILES, `None` of what RDKit cannot read."""
+    canonical: list[str | None] = []
     with silence_rdkit():
-        mols = [Chem.MolFromSmiles(text) for text in smiles]
-        return [None if mol is None else Chem.MolToSmiles(mol) for mol in mols]
+        for text in smiles:
+            mol = Chem.MolFromSmiles(text)
+            canonical.append(None if mol is None else Chem.MolToSmiles(mol))
+    return canonical

@@ -62,6 +62,27 @@ from .configuration_rmat import (
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "selu": nn.SELU}
 
 
+class RMatLowRankLinear(nn.Module):
+    """A linear layer in two, with few channels between: thousands of outputs at few weights."""
+
+    def __init__(self, input_size: int, head: dict[str, Any]) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(input_size, head["rank"])
+        self.out_proj = nn.Linear(head["rank"], head["size"])
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return `(..., output_size)`."""
+        outputs: torch.Tensor = self.out_proj(self.in_proj(inputs))
+        return outputs
+
+
+def build_head(input_size: int, head: dict[str, Any]) -> nn.Module:
+    """Return the layer of a head as `RMatConfig.pretraining_heads` describes it."""
+    if "rank" in head:
+        return RMatLowRankLinear(input_size, head)
+    return nn.Linear(input_size, head["size"])
+
+
 def build_activation(config: RMatConfig, name: str | None = None) -> nn.Module:
     """Return the activation of a name, by default the one that `hidden_act` gives."""
     name = name or config.hidden_act

@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_rmat import RMatPairFeatures, RMatSelfAttention, build_activation, widen
+from .attention_rmat import RMatPairFeatures, RMatSelfAttention, build_activation, build_head, widen
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
 from .losses_rmat import LOSSES, RMatAdapterMixin, build_loss_weights, choose, choose_loss
 
@@ -428,12 +427,7 @@ class RMatForPreTraining(RMatPreTrainedModel):
         self.heads = config.list_pretraining_heads()
         sizes = {"node": config.hidden_size, "molecule": self.rmat.pooler.output_size}
         for name, head in self.heads.items():
-            between = [head["rank"]] if "rank" in head else []
-            widths = [sizes[head["level"]], *between, head["size"]]
-            layers = [nn.Linear(*pair) for pair in pairwise(widths)]
-            self.add_module(
-                f"{name}_head", layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-            )
+            self.add_module(f"{name}_head", build_head(sizes[head["level"]], head))
         self.post_init()
 
     def compute_loss(
@@ -441,8 +435,7 @@ class RMatForPreTraining(RMatPreTrainedModel):
     ) -> torch.Tensor:
         """Return the loss of a head's outputs `(batch_size, [num_nodes,] size)`.
 
-        The labels have the same shape, those of the loss `"assays"` a last axis of twice the size;
-        class indices come without the last axis.
+        The labels have the same shape or that of the loss; class indices lack the last axis.
         """
         rows = labels.flatten() if labels.ndim < logits.ndim else widen(labels).flatten(0, -2)
         return choose(LOSSES, self.heads[name]["loss"])(widen(logits).flatten(0, -2), rows)

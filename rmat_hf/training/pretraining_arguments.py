@@ -49,7 +49,7 @@ class PretrainingArguments(RunArguments):
     objective: str = declare_flag(
         "joint",
         "contexts of masked atoms, molecule descriptors, both at once (joint) or one after the "
-        "other (sequential), counts of substructures; or a mix, with weights if need be: "
+        "other (sequential), counts of substructures, labels of assays; or a mix, with weights: "
         "contexts,descriptors,counts=0.5.",
     )
     descriptor_scale: str = declare_flag(
@@ -65,6 +65,11 @@ class PretrainingArguments(RunArguments):
     )
     min_context_count: int = declare_flag(
         10, "Contexts that occur less often in the corpus are one class.", least=1
+    )
+    min_assay_labels: int = declare_flag(
+        10,
+        "Assays with fewer labels among the molecules counted, at most 100,000, are left out.",
+        least=1,
     )
     valid_fraction: float = declare_flag(0.01, "Share of molecules held out.", above=0, below=1)
     learning_rate: float = declare_flag(1e-3, "Peak learning rate of AdamW.", least=0)

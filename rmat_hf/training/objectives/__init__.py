@@ -9,6 +9,7 @@ from transformers.utils.hub import cached_file
 from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.loading import find_checkpoint
 from rmat_hf.output_folder import load_json, save_json
+from rmat_hf.training.objectives.assays import AssayObjective
 from rmat_hf.training.objectives.contexts import ContextObjective
 from rmat_hf.training.objectives.counts import CountObjective
 from rmat_hf.training.objectives.descriptors import DescriptorObjective
@@ -20,6 +21,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "contexts": ContextObjective,
     "descriptors": DescriptorObjective,
     "counts": CountObjective,
+    "assays": AssayObjective,
 }
 
 # Names of mixes: the stages of a run one after the other, each with the objectives that it learns
@@ -79,7 +81,7 @@ def load_objectives(model: str | Path, *, revision: str | None = None) -> dict[s
     """
     way_out = "Restore the file of rmat pretrain; without it pretraining starts from scratch."
     with explained_reading(
-        f"{TARGETS_FILE} of {model}", way_out=way_out, also=(TypeError, AttributeError)
+        f"{TARGETS_FILE} of {model}", way_out=way_out, also=(TypeError, AttributeError, KeyError)
     ):
         path = cached_file(find_checkpoint(model), TARGETS_FILE, revision=revision)
         content = load_json(str(path))
