@@ -1,5 +1,6 @@
 """A featurized corpus of a few dozen molecules and the arguments of a pretraining run on it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from tiny import TINY_ARCHITECTURE
 from tiny_corpus import write_corpus
 from tiny_finetuning import write_json
 
+from rmat_hf.data.assay_labels import AssayLabels
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.pretraining_arguments import PretrainingArguments
 
@@ -31,10 +33,12 @@ def write_pretraining_corpus(
     *,
     descriptors: list[str] | None = DESCRIPTORS,
     shard_size: int = 24,
+    labels: Mapping[str, AssayLabels] | None = None,
 ) -> Path:
     """Write shards of molecules with geometry bounds and some descriptors."""
     processor = RMatProcessor(geometry="bounds", molecule_descriptors=descriptors)
-    return write_corpus(folder, smiles or CORPUS_SMILES, shard_size=shard_size, processor=processor)
+    options: dict[str, Any] = {"shard_size": shard_size, "processor": processor, "labels": labels}
+    return write_corpus(folder, smiles or CORPUS_SMILES, **options)
 
 
 def build_pretraining_arguments(folder: Path, **options: Any) -> PretrainingArguments:

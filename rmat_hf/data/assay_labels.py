@@ -66,9 +66,11 @@ def read_assay_labels(source: str) -> dict[str, AssayLabels]:
     # a dictionary of texts would come with every chunk
     read = pa.schema([(name, pa.large_string()) for name in names])
     chunks = [chunk.table.cast(read) for chunk in table.select(names).iterate_chunks(_CHUNK_SIZE)]
-    rows = pa.concat_tables(chunks).to_pandas().reindex(columns=[*_REQUIRED, *_DEFAULTS])
+    rows = pa.concat_tables(chunks).to_pandas()
+    for name, default in _DEFAULTS.items():
+        rows[name] = rows[name].fillna(default) if name in names else default
     rows["value"] = pd.to_numeric(rows["value"], errors="coerce")
-    rows = rows.fillna(_DEFAULTS).dropna()
+    rows = rows.dropna()
     for name, known in {"kind": _KINDS, "relation": _RELATIONS}.items():
         if unknown := set(rows[name]) - set(known):
             raise UserError(

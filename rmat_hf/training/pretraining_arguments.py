@@ -49,7 +49,8 @@ class PretrainingArguments(RunArguments):
     objective: str = declare_flag(
         "joint",
         "contexts of masked atoms, molecule descriptors, both at once (joint) or one after the "
-        "other (sequential), counts of substructures, labels of assays; or a mix, with weights: "
+        "other (sequential), counts of substructures, labels of assays, properties of masked "
+        "atoms; or a mix, with weights: "
         "contexts,descriptors,counts=0.5.",
     )
     descriptor_scale: str = declare_flag(

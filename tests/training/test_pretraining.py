@@ -2,6 +2,7 @@
 
 import json
 import logging
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tiny_pretraining import (
 )
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, TrainerCallback
 
+from rmat_hf.data.assay_labels import AssayLabels, canonicalize
 from rmat_hf.data.stored_features import pack_dataset, read_molecule_descriptors
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import embed
@@ -229,6 +231,42 @@ def test_an_interrupted_run_is_continued_or_replaced_only_when_asked(
     anew = load_file(pretrain(tmp_path, overwrite=True) / "model.safetensors")
     assert all(torch.equal(anew[name], resumed[name]) for name in resumed)
     assert not (tmp_path / "run.in_progress").exists()
+
+
+def test_a_stream_of_a_weighted_mix_resumes_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"contexts": 1.0, "descriptors": 1.0, "counts": 0.5, "assays": 2.0, "atoms": 0.25}
+    heads = ["context", "descriptor", "count", "assay", "atom"]
+    labels = {
+        smiles: AssayLabels(["size", "aromatic"], ["=", "class"], [len(smiles), "c1" in smiles])
+        for smiles in canonicalize(CORPUS_SMILES)
+    }
+    write_pretraining_corpus(tmp_path / "corpus", labels=labels)
+    mix = "contexts,descriptors,counts=0.5,assays=2,atoms=0.25"
+    options = {"objective": mix, "streaming": True, "max_steps": 8}
+    interrupt(tmp_path, monkeypatch, **options)
+    folder = pretrain(tmp_path, resume=True, **options)
+    resumed = load_file(folder / "model.safetensors")
+    row = next(row for row in reversed(_read_log(folder, mix)) if "eval_loss" in row)
+    parts = [row[f"eval_{head}_loss"] for head in heads]
+    expected = sum(map(operator.mul, parts, weights.values()))
+    assert row["eval_loss"] == pytest.approx(expected)
+    straight = pretrain(tmp_path, output_dir=str(tmp_path / "straight"), **options)
+    again = load_file(straight / "model.safetensors")
+    assert all(torch.equal(again[name], resumed[name]) for name in again)
+    assert "count_head.in_proj.weight" in again
+    for row in _read_log(straight, mix):
+        if "loss" in row:
+            parts = [row[f"{head}_loss"] for head in heads]
+            expected = sum(map(operator.mul, parts, weights.values()))
+            assert row["loss"] == pytest.approx(expected, abs=1e-3)
+    assert f"learned: {mix}" in (straight / "README.md").read_text()
+    assert list(load_objectives(straight)) == list(weights)
+
+
+def _read_log(folder: Path, stage: str) -> list[dict[str, Any]]:
+    return json.loads((folder / "training_log.json").read_text())[stage]
 
 
 def test_a_stage_that_is_finished_is_not_repeated(

@@ -10,6 +10,7 @@ from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.loading import find_checkpoint
 from rmat_hf.output_folder import load_json, save_json
 from rmat_hf.training.objectives.assays import AssayObjective
+from rmat_hf.training.objectives.atoms import AtomObjective
 from rmat_hf.training.objectives.contexts import ContextObjective
 from rmat_hf.training.objectives.counts import CountObjective
 from rmat_hf.training.objectives.descriptors import DescriptorObjective
@@ -22,6 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "descriptors": DescriptorObjective,
     "counts": CountObjective,
     "assays": AssayObjective,
+    "atoms": AtomObjective,
 }
 
 # Names of mixes: the stages of a run one after the other, each with the objectives that it learns

@@ -20,6 +20,7 @@ STATES: dict[str, Any] = {
     "descriptors": {"MolWt": [0.0, 1.5], "TPSA": [0, 0]},
     "counts": {"ecfp4": [[7], [0.5], [0.25]], "torsions": [[0, 1], [1.0, 1.0], [2.0, 2.0]]},
     "assays": {"classes": ["hERG"], "values": {"A": [6.0, 1.5], "hERG": [5.0, 1.0]}},
+    "atoms": {"tpsa": [4.0, 8.0], "estate": [1.5, 2.0]},
 }
 
 
@@ -28,7 +29,7 @@ def test_saved_objectives_come_back_from_plain_words(tmp_path: Path, names: list
     save_objectives(tmp_path, {name: OBJECTIVES[name](STATES[name]) for name in names})
     content = json.loads((tmp_path / "pretraining_targets.json").read_text())
     keys = {"contexts": "atom_contexts", "descriptors": "descriptor_quantiles"}
-    keys |= {"counts": "fingerprint_counts", "assays": "assays"}
+    keys |= {"counts": "fingerprint_counts", "assays": "assays", "atoms": "atom_properties"}
     assert content == {keys[name]: STATES[name] for name in names}
     loaded = load_objectives(tmp_path)
     assert {name: objective.state for name, objective in loaded.items()} == {
@@ -59,7 +60,7 @@ def test_objectives_have_names_of_their_own_and_heads_that_the_configuration_kno
     objectives = [OBJECTIVES[name](state) for name, state in STATES.items()]
     heads = {objective.head: objective.describe_head() for objective in objectives}
     assert RMatConfig(pretraining_heads=heads).pretraining_heads == heads
-    assert [head["size"] for head in heads.values()] == [3, 2, 3, 3]
+    assert [head["size"] for head in heads.values()] == [3, 2, 3, 3, 2]
 
 
 def test_a_mix_has_names_and_weights() -> None:
