@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install quickstart test test-slow test-upstream test-transformers-range notebooks bench bench-featurization \
+.PHONY: help install quickstart test test-slow test-upstream test-transformers-range notebooks bench bench-pretraining bench-featurization \
 	fuzz hostile-input-table bench-chemprop bench-embeddings bench-accuracy bench-screening \
 	bench-learning-curve bench-machine house walks startup gemm-share check audit lint format wheel constraints clean
 
@@ -80,6 +80,9 @@ bench-embeddings: $(INSTALLED) ## Frozen vectors of MODEL beside fingerprints an
 	mkdir -p .cache/benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_embeddings.py $(MODEL) $(DATA)/mat_benchmark \
 	  .cache/benchmarks/embeddings.json
+
+bench-pretraining: $(INSTALLED) ## Short runs of each mix of objectives on CORPUS, and an SVM on their frozen vectors; takes hours
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_pretraining.py $(CORPUS) $(DATA) runs/pretraining-arms
 
 bench-activity: $(INSTALLED) ## Baselines and kernel heads METHODS on the ten activity sets of DATA/activity, test RMSE
 	mkdir -p .cache/benchmarks
