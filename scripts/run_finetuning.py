@@ -25,6 +25,7 @@ from rmat_hf import (
     featurize_dataset,
     list_checkpoints,
     load_for_finetuning,
+    predict,
     split_dataset,
 )
 
@@ -131,8 +132,8 @@ def main() -> None:
         trainer.save_metrics("test", found.metrics | {"test_samples": len(parts["test"])})
         if trainer.is_world_process_zero():
             # rows of the table instead of SMILES: what is pushed tells no molecule
-            table = pd.DataFrame(found.predictions, columns=model.config.output_names)
-            table.insert(0, "row", parts["test"]["row"][:])
+            columns = predict(model, parts["test"]["smiles"][:], processor=processor).to_columns()
+            table = pd.DataFrame({"row": parts["test"]["row"][:], **columns})
             table.to_csv(f"{training_args.output_dir}/predictions.csv", index=False)
     if training_args.push_to_hub:
         trainer.push_to_hub()
