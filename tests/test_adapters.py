@@ -127,13 +127,23 @@ def test_pipelines_take_the_folder_of_an_adapter(
     assert vector == pytest.approx(embed(name, ["CCO"], device="cpu").values[0].tolist(), abs=1e-5)
 
 
-def test_two_adapters_on_one_base_predict_as_each_alone(base: Path, tmp_path: Path) -> None:
+def test_two_adapters_on_one_base_predict_as_each_alone(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     expected = {
         name: compute_logits(build_adapter(tmp_path / name, base, name=name)) for name in LABELS
     }
     model = RMatForSequenceClassification.from_pretrained(base).eval()
+    caplog.clear()
     for name in LABELS:
         model.load_adapter(str(tmp_path / name), adapter_name=name)
+    # neither lacks what the other has
+    assert "missing" not in caplog.text.lower()
+    change_fields(tmp_path / "two", target_modules=["q_proj", "k_proj", "up_proj"])
+    model.load_adapter(str(tmp_path / "two"), adapter_name="more")
+    assert "k_proj.lora_A.more.weight, are missing" in caplog.text
+    model.delete_adapter("more")
+    model.set_adapter("two")
     assert_same(model, expected["two"])
     for name in ("one", "two", "one", "two"):
         model.set_adapter(name)

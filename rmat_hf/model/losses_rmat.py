@@ -249,6 +249,8 @@ HEAD_FIELDS = (
     *(*TASK_FIELDS, "id2label", "label2id", "problem_type"),
     *("num_head_layers", "head_hidden_size", "head_norm", "classifier_dropout"),
 )
+# Files of transformers that print a table of weights that are missing.
+_REPORTERS = ("modeling_utils", "integrations.peft")
 
 
 class RMatAdapterMixin:
@@ -297,9 +299,18 @@ class RMatAdapterMixin:
         if config is not None:
             self._fit_head(config)
         parent: Any = super()
-        loaded = parent.load_adapter(peft_model_id, adapter_name, *args, **options)
+        # transformers calls the weights of other adapters missing
+        with without_loading_report():
+            loaded = parent.load_adapter(peft_model_id, adapter_name, *args, **options)
+        name = adapter_name or "default"
+        missing = {it for it in loaded.missing_keys if f".{name}." in it}
+        if misfits := missing | {*loaded.unexpected_keys}:
+            logging.getLogger(__name__).warning(
+                "%d weights of the adapter %s, as %s, are missing or fit no module of the model.",
+                *(len(misfits), peft_model_id, min(misfits)),
+            )
         if config is not None:
-            known, name = self.__dict__.setdefault("adapter_configs", {}), adapter_name or "default"
+            known = self.__dict__.setdefault("adapter_configs", {})
             known[name] = config
             # peft would use the new head with the layers of the adapter before
             self.set_adapter(name)
@@ -348,17 +359,19 @@ class RMatAdapterMixin:
 @contextmanager
 def without_loading_report() -> Iterator[None]:
     """Keep transformers from its table of weights that are missing."""
-    logger = logging.getLogger("transformers.modeling_utils")
+    loggers = [logging.getLogger(f"transformers.{it}") for it in _REPORTERS]
 
     def is_error(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR
 
     # not its level: a high one makes transformers check, and report, a plan for parallel tensors
-    logger.addFilter(is_error)
+    for logger in loggers:
+        logger.addFilter(is_error)
     try:
         yield
     finally:
-        logger.removeFilter(is_error)
+        for logger in loggers:
+            logger.removeFilter(is_error)
 
 
 def resolve_base(base: str, *, folder: str) -> str:
