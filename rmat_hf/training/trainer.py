@@ -49,7 +49,8 @@ class RMatDataCollator:
     """Makes a padded batch of featurized rows, with their labels.
 
     Rows are those of [`featurize_dataset`], or hold what `RMatProcessor.featurize` returns; their
-    other columns are left out.
+    other columns are left out. A `Trainer` of transformers needs `remove_unused_columns=False`
+    to hand it the former.
 
     Args:
         processor (`RMatProcessor`): Featurized the rows.
