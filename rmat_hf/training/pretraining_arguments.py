@@ -56,13 +56,14 @@ class PretrainingArguments(RunArguments):
     descriptor_scale: str = declare_flag(
         "ranks",
         "Labels of descriptors: ranks in the corpus, or standardized and ending at 6, so that "
-        "rare counts matter.",
+        "rare counts matter. A model that continues keeps its own.",
         choices=SCALES,
     )
     mask_ratio: float = declare_flag(0.15, "Share of atoms to find.", above=0, below=1)
     masked_distances: Literal["visible", "hidden"] = declare_flag(
         "visible",
-        "Whether 3D distances of masked atoms are hidden too; bond lengths tell much of a context.",
+        "Whether 3D distances of masked atoms are hidden too; bond lengths tell much of a context. "
+        "With atoms among the objectives they always are.",
     )
     min_context_count: int = declare_flag(
         10, "Contexts that occur less often in the corpus are one class.", least=1
@@ -137,7 +138,8 @@ def build_stage_arguments(
     arguments: PretrainingArguments, stage_dir: Path, *, is_all_learned: bool
 ) -> TrainingArguments:
     """Return the `TrainingArguments` of a stage, overridden by `--training-arguments`."""
-    share = 1 / arguments.num_evaluations
+    # a share of 1 would be a number of steps to `Trainer`
+    share = min(1 / arguments.num_evaluations, 1 - 1e-9)
     has_accelerator = torch.accelerator.is_available()
     return build_trainer_arguments(
         TrainingArguments,

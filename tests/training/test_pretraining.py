@@ -199,6 +199,38 @@ def test_the_losses_fall_to_a_fraction_on_a_corpus_seen_often(
     assert rows[-1]["context_loss"] < 0.5 * rows[0]["context_loss"]
 
 
+@pytest.mark.slow
+def test_counts_assays_and_atoms_are_learned_on_a_corpus_seen_often(tmp_path: Path) -> None:
+    write_json(tmp_path / "plain.json", {**ARCHITECTURE, "hidden_dropout_prob": 0.0})
+    labels = {
+        smiles: AssayLabels(
+            # above 12 letters a molecule is only known to be longer
+            ["length", "aromatic"],
+            ["=" if len(smiles) <= 12 else ">", "class"],
+            [float(min(len(smiles), 12)), float("c1" in smiles)],
+        )
+        for smiles in canonicalize(CORPUS_SMILES)
+    }
+    write_pretraining_corpus(tmp_path / "corpus", labels=labels)
+    mix = "counts,assays,atoms"
+    folder = pretrain(
+        tmp_path,
+        objective=mix,
+        model_config=str(tmp_path / "plain.json"),
+        max_steps=400,
+        batch_size=32,
+        num_evaluations=1,
+    )
+    rows = [row for row in _read_log(folder, mix) if "count_loss" in row]
+    # one evaluation at the end, and the report
+    assert sum("eval_loss" in row for row in _read_log(folder, mix)) <= 2
+    for head, share in {"count": 0.7, "assay": 0.1}.items():
+        assert rows[-1][f"{head}_loss"] < share * rows[0][f"{head}_loss"], head
+    metrics = json.loads((folder / "metrics.json").read_text())[mix]
+    assert metrics["assay_class_error"] < 0.2
+    assert metrics["atom_r2"] > 0.1
+
+
 def test_an_unknown_field_or_value_of_the_configuration_is_refused_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
