@@ -400,7 +400,9 @@ class RMatTrainer(Trainer):
             dataset = list(dataset)
         if isinstance(self.data_collator, RMatDataCollator):
             _validate_rows(dataset, self.data_collator.processor, source="The data set")
-            if isinstance(dataset, datasets.Dataset) and has_features(dataset.data.schema):
+            is_stored = isinstance(dataset, datasets.Dataset) and has_features(dataset.data.schema)
+            # a transform of the user's is asked row by row
+            if is_stored and dataset.format["type"] != "custom":
                 dataset = FeaturizedRows(dataset)
         return super()._get_dataloader(dataset, *args, **options)
 
@@ -411,7 +413,7 @@ class RMatTrainer(Trainer):
         is_grouped = self.args.train_sampling_strategy == "group_by_length"
         if not is_grouped or not isinstance(rows, datasets.Dataset):
             return None
-        return rows[column][:] if column in rows.column_names else None
+        return rows.with_format(None)[column][:] if column in rows.column_names else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset

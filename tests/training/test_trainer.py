@@ -405,3 +405,13 @@ def test_rows_of_another_processor_are_refused(tmp_path: Path, part: str) -> Non
             processing_class=RMatProcessor(geometry="bounds"),
             **{"train_dataset": rows, "eval_dataset": rows, **options},
         ).predict(others)
+
+
+def test_a_transform_of_rows_is_applied(tmp_path: Path) -> None:
+    def shift(rows: dict[str, Any]) -> dict[str, Any]:
+        return {**rows, "labels": [[label + 5.0 for label in it] for it in rows["labels"]]}
+
+    rows = build_rows(4)
+    trainer = build_trainer(tmp_path, train_dataset=rows)
+    found = trainer.predict(rows.with_transform(shift)).label_ids
+    np.testing.assert_allclose(found, np.array(rows["labels"][:]) + 5.0, rtol=1e-6)
