@@ -25,6 +25,7 @@ Its columns, `num_atoms` and `num_bonds` those of the molecule:
 - `processor`, `ClassLabel`: its one name has the options of the [`RMatProcessor`] as JSON.
   `datasets` keeps it wherever rows go, so that a pushed data set tells how it was made, and two
   that were made differently do not concatenate.
+- `label_assays`, `label_kinds` and `label_values`, of a corpus with labels: see assay_labels.py.
 
 The model inputs that come out are those of the processor bit for bit. Version rule: `processor` has
 the `featurizer_version`, and code of another one refuses the rows, which are featurized anew.

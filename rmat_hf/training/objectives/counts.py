@@ -75,7 +75,10 @@ class CountObjective(RegressionObjective):
                 state[name] = [round_floats(kept), *scales]
             start += size
         if not state:
-            raise UserError("No molecule of the corpus has a SMILES to count substructures of.")
+            raise UserError(
+                "No molecule of the corpus has a SMILES to count substructures of. Featurize a "
+                "table with SMILES, or leave out --objective counts."
+            )
         return cls(state)
 
     def describe_head(self) -> dict[str, str | int]:
