@@ -163,7 +163,10 @@ def test_cache_lies_where_the_users_caches_lie(
     table: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
     chosen = []
-    monkeypatch.setattr("rmat_hf.training.finetuning.run_finetuning", chosen.append)
+    monkeypatch.setattr(
+        "rmat_hf.training.finetuning.run_finetuning",
+        lambda arguments, **_: chosen.append(arguments),
+    )
     state = SimpleNamespace(is_main_process=False)
     monkeypatch.setattr("accelerate.PartialState", lambda: state)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rmat_hf.errors import UserError
-from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig, RMatKernelConfig
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.output_folder import open_atomically
 
 logger = logging.getLogger(__name__)
@@ -257,7 +257,7 @@ def describe_prediction_columns(
 ) -> dict[str, ColumnKind]:
     """Return the columns that predictions add to a table, with what they hold."""
     empty = np.empty((0, len(config.output_names)))
-    no_rows = Predictions(empty, [], config, spread=empty if gives_spread(config) else None)
+    no_rows = Predictions(empty, [], config, spread=empty if config.gives_spread else None)
     kinds: dict[str, ColumnKind] = dict.fromkeys(no_rows.to_columns(), "number")
     if config.label_name is not None and not no_rows.is_binary:
         kinds[f"prediction_{config.label_name}"] = "text"
@@ -265,13 +265,6 @@ def describe_prediction_columns(
         kinds = {name: ATOM_KINDS[kind] for name, kind in kinds.items()}
     kinds[ERROR_COLUMN] = "text"
     return kinds
-
-
-def gives_spread(config: RMatConfig) -> bool:
-    """Return whether predictions of the model come with a spread."""
-    if config.model_type == RMatKernelConfig.model_type:
-        return config.problem_type in (None, "regression")
-    return config.model_type == RMatEnsembleConfig.model_type
 
 
 def _list_columns(values: np.ndarray) -> list[list[Any]]:

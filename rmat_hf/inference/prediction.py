@@ -15,7 +15,7 @@ from rdkit import Chem
 from rmat_hf.data.featurization import iterate_featurized
 from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.stored_features import count_nodes, expand_features, group_by_length
-from rmat_hf.data.table_writer import Predictions, gives_spread
+from rmat_hf.data.table_writer import Predictions
 from rmat_hf.errors import is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
 from rmat_hf.model.features_rmat import Molecule
@@ -125,7 +125,7 @@ def predict(
         atoms = _arrange_atoms(rows, molecules, processor=used_processor)
         return Predictions(atoms, errors, config)
     # a member of an ensemble has the configuration of that, and no spread
-    has_spread = gives_spread(config) and not isinstance(predictor, RMatForSequenceClassification)
+    has_spread = config.gives_spread and not isinstance(predictor, RMatForSequenceClassification)
     values = _stack(rows, num_columns=num_outputs * (2 if has_spread else 1))
     spread = values[:, num_outputs:] if has_spread else None
     return Predictions(values[:, :num_outputs], errors, config, spread)

@@ -350,6 +350,11 @@ class RMatConfig(PreTrainedConfig):
         return self.num_pair_features - self.relation_sizes["distance"]
 
     @property
+    def gives_spread(self) -> bool:
+        """Whether predictions come with a standard deviation."""
+        return False
+
+    @property
     def output_names(self) -> list[str]:
         """Names of the outputs of the head: labels, or the classes of a single label."""
         return _sort_names(self.id2label)
@@ -409,6 +414,11 @@ class RMatEnsembleConfig(RMatConfig):
 
     num_members: int = interval(min=1)(default=1)
 
+    @property
+    def gives_spread(self) -> bool:
+        """Whether predictions come with a standard deviation, that of the members."""
+        return True
+
 
 @strict
 class RMatKernelConfig(RMatConfig):
@@ -438,6 +448,11 @@ class RMatKernelConfig(RMatConfig):
     kernel_features: list[str] = field(default_factory=lambda: ["vectors"])
     num_train_rows: int = interval(min=1)(default=1)
     num_count_entries: int = interval(min=0)(default=0)
+
+    @property
+    def gives_spread(self) -> bool:
+        """Whether predictions come with a standard deviation, that of the process."""
+        return self.problem_type in (None, "regression")
 
     @property
     def fingerprints(self) -> list[str]:
