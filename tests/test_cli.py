@@ -183,7 +183,7 @@ def test_cache_lies_where_the_users_caches_lie(
 def test_an_interruption_says_how_to_go_on(
     table: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: object) -> None:
+    def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rmat_hf.training.finetuning.run_finetuning", interrupt)
