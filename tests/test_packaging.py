@@ -85,7 +85,7 @@ def test_every_import_of_the_package_is_declared(repo_root: Path) -> None:
     project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     provided = {"rmat_hf", *sys.stdlib_module_names}
     extras = project["optional-dependencies"]
-    named = itertools.chain(*(extras[name] for name in ("viz", "hpo", "tracking", "onnx")))
+    named = itertools.chain(*(extras[name] for name in ("viz", "hpo", "tracking", "onnx", "peft")))
     for requirement in [*project["dependencies"], *named]:
         (name,) = re.findall(r"^[\w-]+", requirement)
         provided |= PROVIDED_BY.get(name, {name.replace("-", "_")})

@@ -322,6 +322,11 @@ class RMatPairEmbedding(nn.Module):
         """The parts of the layer: of the codes, with the bias if it is there, and of the basis."""
         return [it for it in (self.code_proj, self.radial_proj) if it is not None]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights; those of the codes may be stored as integers."""
+        return self.projections[-1].weight.dtype
+
     def compute_plainly(self, pair_features: torch.Tensor) -> torch.Tensor:
         """Return `z` of every pair from all its features side by side."""
         weight = torch.cat([it.weight for it in self.projections], dim=1)
@@ -332,7 +337,7 @@ class RMatPairEmbedding(nn.Module):
         self, *, pair_codes: torch.Tensor, radial_basis: torch.Tensor, code_features: torch.Tensor
     ) -> torch.Tensor:
         """Return `z` of every pair, `(batch_size, num_nodes, num_nodes, head_size)`."""
-        dtype, hidden = self.projections[0].weight.dtype, None
+        dtype, hidden = self.dtype, None
         if self.code_proj is not None:
             code_table = self.code_proj(code_features.to(dtype))
             # the backward pass of `index_select` is several times faster than that of an embedding
@@ -474,7 +479,7 @@ class RMatSelfAttention(nn.Module):
             code_features: What each code stands for, `(num_codes, num_code_features)`.
         """
         pairs = self.key_pairs or self.value_pairs
-        dtype = hidden_states.dtype if pairs is None else pairs.projections[0].weight.dtype
+        dtype = hidden_states.dtype if pairs is None else pairs.dtype
         per_head = (self.num_heads, self.head_size)
         heads = [
             linear(hidden_states).to(dtype).unflatten(-1, per_head).permute(2, 0, 1, 3)
