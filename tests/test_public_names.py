@@ -28,7 +28,13 @@ def test_a_public_name_says_what_it_takes_and_what_goes_wrong(name: str) -> None
     assert "Raises:" in text or not has_parameters, f"{name} does not say what it raises"
 
 
-@pytest.mark.parametrize("name", rmat_hf.__all__)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(it, marks=pytest.mark.slow) if it == "export_onnx" else it
+        for it in rmat_hf.__all__
+    ],
+)
 def test_the_example_of_a_public_name_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,6 +287,7 @@ def test_disk_that_is_full_is_one_warning_and_no_wrong_features(
         assert cache.load([*large]) == large
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_whole_transactions(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPO_ROOT

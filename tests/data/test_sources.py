@@ -51,6 +51,7 @@ def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_hub_data_set_is_read_with_its_splits_or_one_line_tells_why(tmp_path: Path) -> None:
     with run_hub() as hub:
         hub.create({"type": "dataset", "organization": "lab", "name": "solubility"})

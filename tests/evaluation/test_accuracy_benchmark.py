@@ -44,6 +44,7 @@ def read_outputs(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("report.md", "results.json")]
 
 
+@pytest.mark.slow
 def test_second_call_recomputes_nothing_and_a_changed_argument_only_its_model(
     tmp_path: Path,
 ) -> None:
@@ -80,6 +81,7 @@ def test_second_call_recomputes_nothing_and_a_changed_argument_only_its_model(
     assert {name: state for name, state in list_states(out).items() if name in states} == states
 
 
+@pytest.mark.slow
 def test_of_a_grid_the_best_on_valid_is_the_model(tmp_path: Path) -> None:
     content = build_tiny_protocol(tmp_path, baselines=[])
     model = {**content["models"]["tiny"], "recipe": "authors", "num_train_epochs": 2}
@@ -187,13 +189,8 @@ def run_command(folder: Path, num_proc: int) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.parametrize(
-    ("size", "num_proc"),
-    [
-        ("64k", 0),
-        *(pytest.param(*it, marks=pytest.mark.slow) for it in (("4k", 0), ("600k", 0), ("64k", 2))),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "num_proc"), [("64k", 0), ("4k", 0), ("600k", 0), ("64k", 2)])
 def test_benchmark_on_a_full_disk_continues_when_there_is_room(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], size: str, num_proc: int
 ) -> None:

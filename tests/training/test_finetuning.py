@@ -281,6 +281,7 @@ def test_a_baseline_that_cannot_be_fitted_is_refused_before_training(
         run_finetuning(build_arguments(work, label_columns=["logp", "weight"], with_baselines=True))
 
 
+@pytest.mark.slow
 def test_descriptors_of_a_model_can_be_left_out(work: Path) -> None:
     def finetune(name: str, **changes: Any) -> Path:
         changes |= {"num_train_epochs": 1, "output_dir": str(work / name)}

@@ -265,6 +265,7 @@ def test_an_interrupted_run_is_continued_or_replaced_only_when_asked(
     assert not (tmp_path / "run.in_progress").exists()
 
 
+@pytest.mark.slow
 def test_a_stream_of_a_weighted_mix_resumes_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +302,7 @@ def _read_log(folder: Path, stage: str) -> list[dict[str, Any]]:
     return json.loads((folder / "training_log.json").read_text())[stage]
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_finished_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

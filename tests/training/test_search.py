@@ -30,6 +30,7 @@ def read_trials(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_the_run_after_a_search_repeats_its_best_trial(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     result = run_finetuning(build_search(tmp_path))

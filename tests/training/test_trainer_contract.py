@@ -195,9 +195,8 @@ run_finetuning(build_run(Path(sys.argv[2])))
 """
 
 
-@pytest.mark.parametrize(
-    "damage", ["state", pytest.param("state and weights", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["state", "state and weights"])
 def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
