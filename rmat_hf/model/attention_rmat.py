@@ -364,7 +364,9 @@ class RMatSelfAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        # CODEPATH: `pair_terms` that leave one out are models of the publication's design space.
         self.key_pairs = RMatPairEmbedding(config) if "keys" in config.pair_terms else None
+        # CODEPATH: as above.
         self.value_pairs = RMatPairEmbedding(config) if "values" in config.pair_terms else None
         # `W` and `c` of every head, for keys and for values
         per_head = (self.num_heads, self.head_size)

@@ -244,7 +244,7 @@ class RMatKernelHead(nn.Module):
         self.output_shift = nn.Buffer(torch.zeros(num_labels))
         self.solved: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
 
-    def set_rows(
+    def keep_rows(
         self,
         vectors: torch.Tensor,
         counts: torch.Tensor | None,
@@ -459,6 +459,7 @@ class RMatKernelForSequenceClassification(RMatPredictor):
                 "with the model."
             )
         descriptors = self.descriptor_scaler and self.descriptor_scaler(molecule_descriptors)
+        # CODEPATH: a kernel head on vectors alone reads no fingerprints.
         counts = fingerprint_counts if self.config.fingerprints else None
         if self.environments_head is not None:
             mask = torch.ones_like(bond_types[:, 0]) if attention_mask is None else attention_mask
@@ -469,6 +470,7 @@ class RMatKernelForSequenceClassification(RMatPredictor):
         loss = None if labels is None else self.compute_loss(head_output, labels)
         if self.meaning.is_probability:
             return RMatKernelOutput(loss, head_output)
+        # CODEPATH: labels that were never scaled, as those of a head built from a configuration.
         if self.config.label_mean is None:
             return RMatKernelOutput(loss, head_output, variance.float())
         label_mean, label_std = self.build_label_scaling(head_output)

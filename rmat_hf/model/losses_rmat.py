@@ -316,6 +316,7 @@ class RMatAdapterMixin:
             self.set_adapter(name)
         return loaded
 
+    # Its name is that of transformers. trf-ignore: TRF033
     def set_adapter(self: Any, adapter_name: Any) -> None:
         """Use another adapter, with its head and labels, as [`PeftAdapterMixin.set_adapter`]."""
         parent: Any = super()

@@ -156,7 +156,7 @@ def fit_with_held_out(
     config.num_count_entries = 0 if counts is None else int((counts > 0).sum())
     model = RMatKernelForSequenceClassification(config)
     model.rmat, model.environments_head = encoder, environments
-    _set_rows(model, inputs["vectors"], counts=counts, descriptors=descriptors)
+    _keep_rows(model, inputs["vectors"], counts=counts, descriptors=descriptors)
     labels = np.array(dataset["labels"][:], dtype=np.float64).reshape(len(dataset), -1)
     targets = torch.from_numpy(_arrange_targets(labels, config))
     head = cast(RMatKernelHead, model.classifier)
@@ -245,7 +245,7 @@ def _arrange_targets(labels: np.ndarray, config: RMatKernelConfig) -> np.ndarray
     return 2 * labels - 1
 
 
-def _set_rows(
+def _keep_rows(
     model: RMatKernelForSequenceClassification,
     vectors: torch.Tensor,
     *,
@@ -266,7 +266,7 @@ def _set_rows(
     else:
         model.descriptor_scaler.fit(descriptors)
         descriptors = model.descriptor_scaler(descriptors)
-    model.classifier.set_rows(vectors, counts, descriptors)
+    model.classifier.keep_rows(vectors, counts, descriptors)
 
 
 @torch.no_grad()
