@@ -46,11 +46,9 @@ from rmat_hf.data.featurization import (
 from rmat_hf.data.shards import (
     Piece,
     Result,
-    count_failures,
     describe_input,
     find_difference,
     parse_task,
-    summarize,
     write_shards,
 )
 from rmat_hf.data.sources import find_hub_files, open_table
@@ -61,7 +59,7 @@ from rmat_hf.data.stored_features import (
     count_nodes,
     has_features,
 )
-from rmat_hf.data.table_writer import ColumnKind, TableWriter
+from rmat_hf.data.table_writer import ColumnKind, TableWriter, count_failures, summarize
 from rmat_hf.data.tables import find_kind, read_header, validate_smiles_column
 from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.flags import declare_flag, declare_required, validate_flags

@@ -267,24 +267,6 @@ def find_difference(first: dict[str, Any], second: dict[str, Any]) -> str:
     return ""
 
 
-def count_failures(reasons: Iterable[str | None]) -> Counter[str]:
-    """Count rows by reason, without what is of one molecule only; those that have none as ''."""
-    return Counter(_generalize(reason) if reason else "" for reason in reasons)
-
-
-def _generalize(reason: str) -> str:
-    general = re.sub(r"'[^']*'", "'…'", reason.split("\n")[0])
-    return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"(while parsing|for input): .*", r"\1 …", general))
-
-
-def summarize(counts: Counter[str]) -> dict[str, Any]:
-    """Return the numbers of rows and of failures, and the reasons, the most frequent first."""
-    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    failures = {reason: number for reason, number in reasons if reason}
-    num_failed = sum(failures.values())
-    return {"num_rows": counts.total(), "num_failed": num_failed, "failures": failures}
-
-
 def take_best(tables: Iterable[pa.Table], num_rows: int, *, column: str, order: Order) -> pa.Table:
     """Return the best rows of tables of any size, the best first.
 

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -265,6 +266,24 @@ def describe_prediction_columns(
         kinds = {name: ATOM_KINDS[kind] for name, kind in kinds.items()}
     kinds[ERROR_COLUMN] = "text"
     return kinds
+
+
+def count_failures(reasons: Iterable[str | None]) -> Counter[str]:
+    """Count rows by reason, without what is of one molecule only; those that have none as ''."""
+    return Counter(_generalize(reason) if reason else "" for reason in reasons)
+
+
+def _generalize(reason: str) -> str:
+    general = re.sub(r"'[^']*'", "'…'", reason.split("\n")[0])
+    return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"(while parsing|for input): .*", r"\1 …", general))
+
+
+def summarize(counts: Counter[str]) -> dict[str, Any]:
+    """Return the numbers of rows and of failures, and the reasons, the most frequent first."""
+    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    failures = {reason: number for reason, number in reasons if reason}
+    num_failed = sum(failures.values())
+    return {"num_rows": counts.total(), "num_failed": num_failed, "failures": failures}
 
 
 def _list_columns(values: np.ndarray) -> list[list[Any]]:

@@ -23,9 +23,7 @@ from rmat_hf.data.shards import (
     ROW_COLUMN,
     Order,
     Piece,
-    count_failures,
     parse_task,
-    summarize,
     take_best,
     write_shards,
 )
@@ -38,7 +36,9 @@ from rmat_hf.data.table_writer import (
     Predictions,
     TableWriter,
     build_output_schema,
+    count_failures,
     describe_prediction_columns,
+    summarize,
     validate_output_path,
 )
 from rmat_hf.data.tables import Table, build_table, validate_smiles_column

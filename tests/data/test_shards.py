@@ -27,7 +27,6 @@ from rmat_hf.data.corpus import (
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.shards import (
     RunTask,
-    count_failures,
     describe_input,
     find_difference,
     parse_task,
@@ -276,14 +275,6 @@ def test_difference_names_option_and_values() -> None:
     first, second = ({"a": a, "b": {"c": a}} for a in (1, 2))
     assert find_difference(first, second) == "c is 1 in one and 2 in the other"
     assert find_difference({"b": {"c": 1}}, {"b": None}).startswith('b is {"c": 1} in one')
-
-
-def test_reasons_are_counted_without_what_is_of_one_molecule() -> None:
-    errors = ["cannot parse 'C1'", None, "cannot parse 'N1'", ""]
-    assert count_failures(errors) == {"cannot parse '…'": 2, "": 2}
-    for smiles in (["C1CC", "CC2CCC"], ["C" * 20, "C" * 30]):
-        outcomes = featurize_molecules(smiles, RMatProcessor(max_atoms=5))
-        assert list(count_failures(outcome.failure for outcome in outcomes).values()) == [2]
 
 
 def test_input_is_described_by_its_content_and_not_by_its_place(tmp_path: Path) -> None:

@@ -11,9 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rdkit import Chem, rdBase
 
+from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.sources import open_table
-from rmat_hf.data.table_writer import TableWriter, starts_like_formula, validate_output_path
+from rmat_hf.data.table_writer import (
+    TableWriter,
+    count_failures,
+    starts_like_formula,
+    validate_output_path,
+)
 from rmat_hf.errors import UserError
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 
 def test_csv_keeps_input_cells_and_adds_columns(tmp_path: Path) -> None:
@@ -249,3 +256,11 @@ def test_keep_leaves_every_cell_as_it_is(tmp_path: Path, caplog: pytest.LogCaptu
     with path.open(newline="") as stream:
         assert [row[0] for row in csv.reader(stream)] == ["x", *FORMULAS]
     assert caplog.messages == []
+
+
+def test_reasons_are_counted_without_what_is_of_one_molecule() -> None:
+    errors = ["cannot parse 'C1'", None, "cannot parse 'N1'", ""]
+    assert count_failures(errors) == {"cannot parse '…'": 2, "": 2}
+    for smiles in (["C1CC", "CC2CCC"], ["C" * 20, "C" * 30]):
+        outcomes = featurize_molecules(smiles, RMatProcessor(max_atoms=5))
+        assert list(count_failures(outcome.failure for outcome in outcomes).values()) == [2]

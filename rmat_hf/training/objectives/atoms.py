@@ -19,7 +19,7 @@ from rmat_hf.model.features_rmat import (
     silence_rdkit,
 )
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.objectives.contexts import CENTER_DRAW, draw_masked_centers, mask_contexts
+from rmat_hf.training.objectives.contexts import draw_asked_centers, mask_contexts
 from rmat_hf.training.objectives.objective import NO_COLUMNS, ObjectiveBatch, spread_evenly
 from rmat_hf.training.objectives.regression import (
     RegressionObjective,
@@ -100,13 +100,7 @@ class AtomObjective(RegressionObjective):
 
     def prepare(self, batch: ObjectiveBatch) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the properties of the centers, NaN for other nodes, and the masked molecules."""
-        centers = draw_masked_centers(
-            batch.packed,
-            batch.inputs["attention_mask"],
-            mask_ratio=batch.arguments.mask_ratio,
-            seed=(*batch.seed, CENTER_DRAW),
-        )
-        centers[~batch.is_asked] = False
+        centers = draw_asked_centers(batch)
         labels = np.full((*centers.shape, len(self.names)), np.nan, dtype=np.float32)
         kept = [idx for idx, name in enumerate(ATOM_PROPERTIES) if name in self.names]
         for row in np.flatnonzero(batch.is_asked).tolist():

@@ -104,6 +104,18 @@ def draw_masked_centers(
     return centers
 
 
+def draw_asked_centers(batch: ObjectiveBatch) -> np.ndarray:
+    """Draw the centers of the molecules of a batch that are asked, the same for each objective."""
+    centers = draw_masked_centers(
+        batch.packed,
+        batch.inputs["attention_mask"],
+        mask_ratio=batch.arguments.mask_ratio,
+        seed=(*batch.seed, CENTER_DRAW),
+    )
+    centers[~batch.is_asked] = False
+    return centers
+
+
 def mask_contexts(
     inputs: Mapping[str, np.ndarray], centers: np.ndarray, *, hides_distances: bool = False
 ) -> dict[str, np.ndarray]:
@@ -188,13 +200,7 @@ class ContextObjective(Objective):
 
     def prepare(self, batch: ObjectiveBatch) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return the classes of the centers, -100 for other nodes, and the masked molecules."""
-        centers = draw_masked_centers(
-            batch.packed,
-            batch.inputs["attention_mask"],
-            mask_ratio=batch.arguments.mask_ratio,
-            seed=(*batch.seed, CENTER_DRAW),
-        )
-        centers[~batch.is_asked] = False
+        centers = draw_asked_centers(batch)
         keys = compute_atom_contexts(batch.inputs["node_features"], batch.inputs["bond_types"])
         classes = self.classify(keys)
         labels = np.where(centers & (classes >= 0), classes, IGNORED_LABEL)
