@@ -100,6 +100,7 @@ def test_deadly_rows_of_a_folder_have_a_reason_and_the_others_their_bytes(
     assert (tmp_path / "screen" / last).read_bytes() == (tmp_path / "healthy" / last).read_bytes()
 
 
+@pytest.mark.slow
 def test_deadly_rows_of_one_file_of_embeddings_and_of_the_best_have_a_reason(
     deadly: pytest.MonkeyPatch, tiny_model_folder: Path, tmp_path: Path
 ) -> None:

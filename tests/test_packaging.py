@@ -120,6 +120,7 @@ def test_constraints_pin_every_declared_requirement(repo_root: Path) -> None:
         assert is_own_extra or name in pinned, f"constraints.txt has no {name}"
 
 
+@pytest.mark.slow
 def test_wheel_works_without_the_checkout(
     repo_root: Path, wheel: zipfile.ZipFile, tmp_path: Path
 ) -> None:

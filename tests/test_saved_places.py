@@ -67,10 +67,9 @@ def assert_nothing_is_told(folder: Path, *, name: str = "") -> None:
                 assert trace.encode() not in value, f"{name}: {path.name} tells {trace}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [{"with_baselines": True}, pytest.param({"num_members": 2}, marks=pytest.mark.slow)],
-    ids=["baselines", "ensemble"],
+    "options", [{"with_baselines": True}, {"num_members": 2}], ids=["baselines", "ensemble"]
 )
 def test_a_finetuned_folder_tells_nothing(options: dict[str, Any], place: Path) -> None:
     columns: dict[str, Any] = {"y": range(len(TABLE_SMILES))}

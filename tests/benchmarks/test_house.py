@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from house import measure_house
 from versions import REPO_ROOT, save_tiny_predictor
 from walks import walk_predict_call
 
 
+@pytest.mark.slow
 def test_one_smiles_walks_through_few_modules_and_is_parsed_once(tmp_path: Path) -> None:
     save_tiny_predictor(REPO_ROOT, tmp_path / "model")
     walk = walk_predict_call(tmp_path)

@@ -108,6 +108,7 @@ def test_of_a_grid_the_best_on_valid_is_the_model(tmp_path: Path) -> None:
     assert report.count("batch_size 4; best of the grid on valid; last epoch: learning_rate") == 2
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_runs_and_a_tool_stands_beside_them(tmp_path: Path) -> None:
     tool = write_table(
         tmp_path / "tool.csv",

@@ -57,9 +57,8 @@ def compute_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> to
         return model(**batch).logits
 
 
-@pytest.mark.parametrize(
-    "options", [FORMS[0], *(pytest.param(it, marks=pytest.mark.slow) for it in FORMS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", FORMS)
 def test_an_exported_program_equals_the_model_for_other_sizes(
     processor: RMatProcessor, tmp_path: Path, options: dict[str, Any]
 ) -> None:

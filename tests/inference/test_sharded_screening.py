@@ -128,6 +128,7 @@ def test_error_halfway_keeps_the_shards_before_it(
     assert screen() == result
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(screen: Any, tmp_path: Path) -> None:
     screen("whole")
     (tmp_path / "parts").mkdir()
