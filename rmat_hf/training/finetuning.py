@@ -52,6 +52,7 @@ from rmat_hf.training.recipe import (
     build_finetuning_model,
     build_finetuning_task,
     build_training_arguments,
+    fold_known_rows,
     resolve_defaults,
     split_for_members,
 )
@@ -66,14 +67,15 @@ TENSORBOARD_DIR = "runs"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model that was fitted on rows says of each without that one, `(num_rows, num_labels)`.
+    """What a model that was fitted on rows says of each without its fold, `(num_rows, num_labels)`.
 
-    `variances` are of a regression.
+    `variances` are of a regression; `folds` is the fold of each row, `(num_rows,)`.
     """
 
     rows: np.ndarray
     outputs: np.ndarray
     variances: np.ndarray
+    folds: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -266,8 +268,8 @@ def _train(
 def _fit_kernel(
     arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
 ) -> tuple[Trainer, HeldOut]:
-    """Return a `Trainer` with a kernel head, and what that says of each of its rows without it."""
-    rows = np.sort(np.concatenate([task.split.train, task.split.valid]))
+    """Return a `Trainer` with a kernel head, and what that says of each fold without it."""
+    rows, folds = fold_known_rows(arguments, task)
     model, outputs, variances = fit_with_held_out(
         cast(Checkpoint, task.checkpoint),
         task.dataset.select(rows),
@@ -276,9 +278,10 @@ def _fit_kernel(
         problem_type=arguments.problem_type,
         label_units=arguments.label_units,
         seed=arguments.seed,
+        folds=folds,
     )
     trainer = _build_trainer(arguments, task, folder=work_dir, model=model)
-    return trainer, HeldOut(rows, outputs, variances)
+    return trainer, HeldOut(rows, outputs, variances, folds)
 
 
 def _build_trainer(
@@ -311,7 +314,7 @@ def build_finetuning_report(
 
     Members with folds of their own have learned from most rows of valid. There the predictions are
     out of fold, each by the one member that did not, and a member is scored on its own fold. Rows
-    that a kernel head was fitted on have the predictions that leave them out.
+    that a kernel head was fitted on have the predictions that leave their fold out.
     """
     if arguments.level == "atom":
         labels, outputs, parts = predict_atoms(trainer, task)

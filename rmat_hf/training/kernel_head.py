@@ -66,7 +66,7 @@ def fit_kernel_head(
     Its kernel is the sum of one RBF kernel for each of `kernel_features`. Each label has
     widths, weights and noise of its own, those of the largest marginal likelihood (Rasmussen and
     Williams 2006, eq. 5.8), of at most 1,000 rows. Classes are a regression of -1 and 1, brought to
-    probabilities by a logistic regression on the leave-one-out predictions.
+    probabilities by a logistic regression on predictions that leave the row out.
 
     An encoder that was finetuned on labels of the same rows makes the head too sure of itself.
 
@@ -122,11 +122,13 @@ def fit_with_held_out(
     problem_type: str,
     label_units: Sequence[str],
     seed: int,
+    folds: np.ndarray | None = None,
 ) -> tuple[RMatKernelForSequenceClassification, np.ndarray, np.ndarray]:
-    """Return the model of [`fit_kernel_head`] and what it says of each row without that row.
+    """Return the model of [`fit_kernel_head`] and what it says of each row without its fold.
 
     The latter are logits and variances, `(num_rows, num_labels)`, as the outputs of the model, with
     the same widths, weights and noise; of a row without a label they are those of the model itself.
+    Without `folds`, `(num_rows,)`, each row is one.
     """
     if len(dataset) > MAX_ROWS:
         raise UserError(
@@ -160,7 +162,9 @@ def fit_with_held_out(
     labels = np.array(dataset["labels"][:], dtype=np.float64).reshape(len(dataset), -1)
     targets = torch.from_numpy(_arrange_targets(labels, config))
     head = cast(RMatKernelHead, model.classifier)
-    fitted = [_fit_label(head, it, label=idx, seed=seed) for idx, it in enumerate(targets.T)]
+    folds = np.arange(len(dataset)) if folds is None else folds
+    options: dict[str, Any] = {"folds": torch.from_numpy(folds), "seed": seed}
+    fitted = [_fit_label(head, it, label=idx, **options) for idx, it in enumerate(targets.T)]
     outputs, variances = (torch.stack(parts, dim=1) for parts in zip(*fitted, strict=True))
     if problem_type == "regression":
         mean, std = (torch.tensor(it).double() for it in (config.label_mean, config.label_std))
@@ -271,9 +275,9 @@ def _keep_rows(
 
 @torch.no_grad()
 def _fit_label(
-    head: RMatKernelHead, targets: torch.Tensor, *, label: int, seed: int
+    head: RMatKernelHead, targets: torch.Tensor, *, label: int, folds: torch.Tensor, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit the process of a label; return means and variances that leave out the row they are of."""
+    """Fit the process of a label; return means and variances that leave out the fold of a row."""
     features, known = head.list_row_features(), (~targets.isnan()).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(seed)
     chosen = known[torch.randperm(len(known), generator=generator)[:MAX_ROWS_TO_CHOOSE]]
@@ -289,9 +293,13 @@ def _fit_label(
     coefficients = torch.cholesky_solve(targets[known, None], factor)[:, 0]
     head.coefficients[label, known] = coefficients.to(head.coefficients.dtype)
     outputs, variances = torch.empty_like(targets), torch.empty_like(targets)
-    # Rasmussen and Williams, eq. 5.12
-    variances[known] = 1 / torch.cholesky_inverse(factor).diagonal()
-    outputs[known] = targets[known] - coefficients * variances[known]
+    # Rasmussen and Williams, eq. 5.12, of blocks
+    precision = torch.cholesky_inverse(factor)
+    for fold in folds[known].unique():
+        inside = (folds[known] == fold).nonzero()[:, 0]
+        covariance = torch.linalg.inv(precision[inside[:, None], inside])
+        variances[known[inside]] = covariance.diagonal()
+        outputs[known[inside]] = targets[known[inside]] - covariance @ coefficients[inside]
     if len(other := targets.isnan().nonzero()[:, 0]):
         distances = head.compute_distances([it[other] for it in features], rows)
         kernel = head.compute_label_kernel(distances, label)

@@ -525,8 +525,8 @@ def _describe_choice(report: FinetuningReport) -> list[str]:
         "a Gaussian process on the frozen encoder, with one kernel for each of: "
         f"{', '.join(arguments.kernel_features)}; fitted on train and valid together by "
         "marginal likelihood",
-        "metrics of train and valid leave out the row that is predicted; the test part was scored "
-        "once",
+        "metrics of train and valid leave out the fold of the row that is predicted, folds being "
+        "of the kind of the split; the test part was scored once",
         "the weights hold vectors, counts and labels of the training molecules, from which these "
         "can be reconstructed",
     ]

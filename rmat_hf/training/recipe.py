@@ -17,9 +17,8 @@ from rmat_hf.adapters import DEFAULT_RANK, PEFT_METHODS, add_adapter
 from rmat_hf.data.featurization import LENGTH_COLUMN, choose_cache_dir
 from rmat_hf.data.labels import LISTS, flatten_labels, has_atom_labels
 from rmat_hf.data.splits.column_splits import TimeColumn
-from rmat_hf.data.splits.molecule_splits import assign_folds
 from rmat_hf.data.splits.parts import SplitIndices
-from rmat_hf.data.splits.registry import find_split_options, split_rows
+from rmat_hf.data.splits.registry import find_split_options, split_into_folds, split_rows
 from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,
     pack_dataset,
@@ -49,6 +48,8 @@ from rmat_hf.training.metrics import METRICS, list_metrics
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "valid", "test")
+# Into which train and valid are divided to predict each row without it and its like.
+NUM_FOLDS = 5
 # With fewer rows a metric is luck.
 MIN_PART_ROWS = 5
 # For classes, for which that of a regression was no better.
@@ -152,19 +153,35 @@ def build_finetuning_task(
 def split_for_members(arguments: FinetuningArguments, task: FinetuningTask) -> list[SplitIndices]:
     """Return the parts of every member: those of the task, or its own fold of train and valid.
 
-    Equal molecules stand in one fold, which is valid of one member and train of the others.
+    A fold is valid of one member and train of the others.
     """
     if not arguments.member_folds:
         return [task.split] * arguments.num_members
-    rows = np.sort(np.concatenate([task.split.train, task.split.valid]))
-    smiles = task.dataset["canonical_smiles"][:]
-    folds = assign_folds(
-        [smiles[row] for row in rows], num_folds=arguments.num_members, seed=arguments.seed
-    )
+    rows, folds = fold_known_rows(arguments, task, num_folds=arguments.num_members)
+    if (found := 1 + folds.max()) < arguments.num_members:
+        raise UserError(
+            f"Train and valid have {found} folds of what --split {arguments.split} keeps together, "
+            f"too few for {arguments.num_members} members. Take fewer, or another split."
+        )
     return [
         SplitIndices(train=rows[folds != idx], valid=rows[folds == idx], test=task.split.test)
         for idx in range(arguments.num_members)
     ]
+
+
+def fold_known_rows(
+    arguments: FinetuningArguments, task: FinetuningTask, *, num_folds: int = NUM_FOLDS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of train and valid, and the fold of each, of the family of `--split`.
+
+    Everything that is chosen or calibrated on predictions of rows held out takes these folds.
+    """
+    rows = np.sort(np.concatenate([task.split.train, task.split.valid]))
+    known, options = task.dataset.select(rows), find_split_options(arguments)
+    folds = split_into_folds(
+        known, arguments.split, most_folds=num_folds, seed=arguments.seed, **options
+    )
+    return rows, folds
 
 
 def _build_processor(

@@ -116,22 +116,24 @@ def test_mean_and_variance_are_those_of_scikit_learn(
     np.testing.assert_allclose(found.spread[:, 0], expected, rtol=2e-2)
 
 
-def test_what_it_says_without_a_row_is_what_a_fit_without_it_says(
-    fitted: Any, counting: RMatProcessor
+@pytest.mark.parametrize("num_folds", [len(SMILES), 4])
+def test_what_it_says_without_a_fold_is_what_a_fit_without_it_says(
+    encoder: Path, counting: RMatProcessor, num_folds: int
 ) -> None:
-    model, outputs, variances = fitted
+    folds = np.random.default_rng(0).permutation(len(SMILES)) % num_folds
+    model, outputs, variances = fit(encoder, featurize(SIZES, counting), folds=folds)
     features, _ = model.classifier.solve()
     distances = model.classifier.compute_distances(features, features)
     kernel = model.classifier.compute_label_kernel(distances, 0).numpy()
     noise = model.classifier.log_noise[0].double().exp().item()
-    row, others = 7, np.delete(np.arange(len(SMILES)), 7)
+    rows, others = np.flatnonzero(folds == folds[7]), np.flatnonzero(folds != folds[7])
     among = kernel[np.ix_(others, others)] + noise * np.eye(len(others))
     standardized = (SIZES - SIZES.mean()) / SIZES.std()
-    weights = np.linalg.solve(among, kernel[others, row])
-    expected = weights @ standardized[others] * SIZES.std() + SIZES.mean()
-    assert outputs[row, 0] == pytest.approx(expected, abs=1e-4)
-    variance = kernel[row, row] - weights @ kernel[others, row] + noise
-    assert variances[row, 0] == pytest.approx(variance * SIZES.var(), rel=1e-3)
+    weights = np.linalg.solve(among, kernel[np.ix_(others, rows)])
+    expected = weights.T @ standardized[others] * SIZES.std() + SIZES.mean()
+    np.testing.assert_allclose(outputs[rows, 0], expected, atol=1e-4)
+    variance = kernel[rows, rows] - (weights * kernel[np.ix_(others, rows)]).sum(0) + noise
+    np.testing.assert_allclose(variances[rows, 0], variance * SIZES.var(), rtol=1e-3)
 
 
 def test_it_learns_and_knows_what_it_does_not_know(fitted: Any, counting: RMatProcessor) -> None:

@@ -14,6 +14,7 @@ from rmat_hf.data.splits.parts import (
     SplitIndices,
     build_split_indices,
     compute_part_sizes,
+    group_rows,
 )
 from rmat_hf.errors import UserError
 
@@ -90,12 +91,7 @@ def split_by_time(
         fractions: As in `split_randomly`.
     """
     targets = compute_part_sizes(len(times), fractions)
-    first_times: dict[str, float] = {}
-    for name, moment in zip(smiles, times, strict=True):
-        first_times[name] = min(moment, first_times.get(name, moment))
-    moments, idx_of_row, num_rows = np.unique(
-        [first_times[name] for name in smiles], return_inverse=True, return_counts=True
-    )
+    moments, idx_of_row, num_rows = _group_by_time(times, smiles)
     reason = f"column {time_column!r} has {len(moments)} different times of new molecules"
     num_parts = np.count_nonzero(targets)
     if len(moments) < num_parts:
@@ -113,6 +109,32 @@ def split_by_time(
             "Many rows share their time: %d are in train, %d in valid, %d in test.", *sizes
         )
     return build_split_indices(part_of_row, reason=reason)
+
+
+def group_by_period(
+    times: Sequence[float], *, smiles: Sequence[str], num_folds: int
+) -> dict[str, list[int]]:
+    """Return the rows of every period, these being of about one number of rows.
+
+    A molecule belongs to its earliest time, as in [`split_by_time`]. Rows of one time stay
+    together, so that there may be fewer periods than asked for.
+    """
+    moments, idx_of_row, num_rows = _group_by_time(times, smiles)
+    centers = np.cumsum(num_rows) - num_rows / 2
+    periods = (centers * min(num_folds, len(moments)) / len(times)).astype(np.int64)
+    return group_rows(map(str, periods[idx_of_row]))
+
+
+def _group_by_time(
+    times: Sequence[float], smiles: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the earliest times of molecules, which of them each row has, and how many rows do."""
+    first_times: dict[str, float] = {}
+    for name, moment in zip(smiles, times, strict=True):
+        first_times[name] = min(moment, first_times.get(name, moment))
+    return np.unique(
+        [first_times[name] for name in smiles], return_inverse=True, return_counts=True
+    )
 
 
 def _parse_cells(

@@ -22,6 +22,7 @@ from rmat_hf.errors import UserError
 logger = logging.getLogger(__name__)
 
 MAX_CLUSTERED_MOLECULES = 50_000
+CLUSTER_CUTOFF = 0.6  # that of DeepChem's ButinaSplitter
 _CHUNK_SIZE = 100
 _FINGERPRINT_SIZE = 2048
 
@@ -70,15 +71,25 @@ def validate_fold(fold: int, *, num_folds: int) -> None:
 
 
 def assign_folds(smiles: Sequence[str], *, num_folds: int, seed: int) -> np.ndarray:
-    """Return the fold of every row, int64 `(num_rows,)`: two or more, of about one size."""
-    row_lists = shuffle_groups(group_rows(smiles), seed=seed)
-    if len(row_lists) < num_folds:
+    """Return the fold of every row, int64 `(num_rows,)`: two or more, of about one size.
+
+    Rows of one name, as the canonical SMILES of a molecule, stand in one fold.
+    """
+    groups = group_rows(smiles)
+    if len(groups) < num_folds:
         raise UserError(
-            f"{len(row_lists)} different molecules cannot be divided into {num_folds} folds. "
+            f"{len(groups)} different molecules cannot be divided into {num_folds} folds. "
             "Take fewer folds or add molecules."
         )
+    return fill_folds(groups, num_folds=num_folds, seed=seed)
+
+
+def fill_folds(groups: dict[str, list[int]], *, num_folds: int, seed: int) -> np.ndarray:
+    """Return the fold of every row, with no group in two; fewer folds if there are fewer groups."""
+    num_folds = min(num_folds, len(groups))
+    row_lists = shuffle_groups(groups, seed=seed)
     sizes = np.zeros(num_folds, dtype=np.int64)
-    fold_of_row = np.empty(len(smiles), dtype=np.int64)
+    fold_of_row = np.empty(sum(map(len, row_lists)), dtype=np.int64)
     # not `GroupKFold`: its sort is not stable, so that other processors may give other folds
     for rows in sorted(row_lists, key=len, reverse=True):
         smallest = sizes.argmin()
@@ -103,7 +114,7 @@ def split_by_scaffold(
         smiles: One valid SMILES per row.
         fractions: As in `split_randomly`.
     """
-    rows_by_scaffold = _group_by_scaffold(smiles)
+    rows_by_scaffold = group_by_scaffold(smiles)
     scaffolds = sorted(rows_by_scaffold, key=lambda name: (-len(rows_by_scaffold[name]), name))
     return fill_parts([rows_by_scaffold[scaffold] for scaffold in scaffolds], fractions)
 
@@ -124,13 +135,19 @@ def split_by_balanced_scaffold(
         smiles: One valid SMILES per row.
         fractions, seed: As in `split_randomly`.
     """
-    row_lists = shuffle_groups(_group_by_scaffold(smiles), seed=seed)
+    row_lists = shuffle_groups(group_by_scaffold(smiles), seed=seed)
     targets = compute_part_sizes(len(smiles), fractions)
     half = targets[targets > 0].min() / 2
     return fill_parts(sorted(row_lists, key=lambda rows: len(rows) <= half), fractions)
 
 
-def _group_by_scaffold(smiles: Sequence[str]) -> dict[str, list[int]]:
+def group_by_molecule(smiles: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of every canonical SMILES."""
+    return group_rows(smiles)
+
+
+def group_by_scaffold(smiles: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of every Bemis-Murcko scaffold; as in [`split_by_scaffold`]."""
     mols = (_parse_row(text, row=row) for row, text in enumerate(smiles))
     rows_by_scaffold = group_rows(
         MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False) for mol in mols
@@ -146,7 +163,7 @@ def _group_by_scaffold(smiles: Sequence[str]) -> dict[str, list[int]]:
 def split_by_cluster(
     smiles: Sequence[str],
     *,
-    cluster_cutoff: float = 0.6,  # that of DeepChem's ButinaSplitter
+    cluster_cutoff: float = CLUSTER_CUTOFF,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
     seed: int,
 ) -> SplitIndices:
@@ -162,6 +179,14 @@ def split_by_cluster(
         cluster_cutoff: Largest Tanimoto distance to the center of a cluster, between 0 and 1.
         fractions, seed: As in `split_randomly`.
     """
+    rows_by_cluster = group_by_cluster(smiles, cluster_cutoff=cluster_cutoff)
+    return fill_parts(shuffle_groups(rows_by_cluster, seed=seed), fractions)
+
+
+def group_by_cluster(
+    smiles: Sequence[str], *, cluster_cutoff: float = CLUSTER_CUTOFF
+) -> dict[str, list[int]]:
+    """Return the rows of every Butina cluster, by its center; as in [`split_by_cluster`]."""
     rows_by_smiles = group_rows(smiles)
     # sorted, because of centers with equally many neighbors the first is taken
     distinct = sorted(rows_by_smiles)
@@ -178,7 +203,7 @@ def split_by_cluster(
     center_of_smiles = dict(zip(distinct, (distinct[center] for center in centers), strict=True))
     rows_by_cluster = group_rows(center_of_smiles[text] for text in smiles)
     logger.info("%d molecules form %d clusters.", len(distinct), len(rows_by_cluster))
-    return fill_parts(shuffle_groups(rows_by_cluster, seed=seed), fractions)
+    return rows_by_cluster
 
 
 def compute_butina_centers(fingerprints: np.ndarray, *, cutoff: float) -> np.ndarray:

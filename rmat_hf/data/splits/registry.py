@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rmat_hf.data.splits.column_splits import (
     TimeColumn,
+    group_by_period,
     parse_split_cells,
     split_by_column,
     split_by_time,
 )
 from rmat_hf.data.splits.molecule_splits import (
+    fill_folds,
+    group_by_cluster,
+    group_by_molecule,
+    group_by_scaffold,
     split_by_balanced_scaffold,
     split_by_cluster,
     split_by_fold,
@@ -37,6 +44,13 @@ SPLITS: dict[str, Callable[..., SplitIndices]] = {
     "time": split_by_time,
     "kfold": split_by_fold,
     "column": split_by_column,
+}
+# What a split keeps together, with parameters likewise; the others keep molecules.
+GROUPS: dict[str, Callable[..., dict[str, list[int]]]] = {
+    "scaffold": group_by_scaffold,
+    "scaffold_balanced": group_by_scaffold,
+    "cluster": group_by_cluster,
+    "time": group_by_period,
 }
 # parameter → the column of `load_training_table` that it takes
 COLUMNS = {"smiles": "canonical_smiles", "words": "split", "times": "time"}
@@ -129,10 +143,39 @@ def split_rows(
         UserError: If an option is missing or of another split, or a part would be empty.
     """
     validate_split(split, options)
-    values = {"seed": seed, **options}
-    parameters = inspect.signature(SPLITS[split]).parameters
-    values |= {name: dataset[COLUMNS[name]][:] for name in parameters if name in COLUMNS}
-    return SPLITS[split](**{name: values[name] for name in parameters if name in values})
+    return _call(SPLITS[split], dataset, values={"seed": seed, **options})
+
+
+def split_into_folds(
+    dataset: Any, split: str = "random", *, most_folds: int, seed: int = 0, **options: Any
+) -> np.ndarray:
+    """Divide rows into folds of the family of a split: what this keeps together stays together.
+
+    Held out in turn, they tell of train and valid what the split tells of test: of new scaffolds
+    for `"scaffold"`, of new clusters for `"cluster"`, of other periods for `"time"`, else of new
+    molecules.
+
+    Args:
+        dataset: As in [`split_rows`], the rows of train and valid alone.
+        split (`str`, *optional*, defaults to `"random"`): A name in `SPLITS`.
+        most_folds (`int`): Number of folds; there are fewer if fewer things stay together.
+        seed (`int`, *optional*, defaults to 0): Of the order in which folds are filled.
+        **options: Those of the split.
+
+    Returns:
+        `np.ndarray` of shape `(num_rows,)`, int64: the fold of each row.
+    """
+    validate_split(split, options)
+    values = {**options, "num_folds": most_folds}
+    groups = _call(GROUPS.get(split, group_by_molecule), dataset, values=values)
+    return fill_folds(groups, num_folds=most_folds, seed=seed)
+
+
+def _call(function: Callable[..., Any], dataset: Any, *, values: dict[str, Any]) -> Any:
+    """Call a function with the columns and those of the values that it takes."""
+    parameters = inspect.signature(function).parameters
+    values = values | {name: dataset[COLUMNS[name]][:] for name in parameters if name in COLUMNS}
+    return function(**{name: values[name] for name in parameters if name in values})
 
 
 def find_split_options(arguments: Any) -> dict[str, Any]:

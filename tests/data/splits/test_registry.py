@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from datasets import Dataset
 from split_checks import assert_is_partition, assert_keeps_together, list_names, read_freesolv
 
+from rmat_hf.data.splits.molecule_splits import group_by_cluster, group_by_scaffold
 from rmat_hf.data.splits.registry import (
     SPLITS,
     find_split_options,
     split_dataset,
+    split_into_folds,
     split_rows,
     validate_split,
 )
@@ -132,3 +135,32 @@ def test_a_data_set_is_divided_as_its_rows_are_with_or_without_features() -> Non
 def test_a_data_set_with_no_molecule_in_a_row_is_not_divided() -> None:
     with pytest.raises(UserError, match="Row 1"):
         split_dataset(Dataset.from_dict({"smiles": ["CC", "C1"]}))
+
+
+@pytest.mark.parametrize("name", [*SPLITS])
+def test_folds_keep_together_what_their_split_does(name: str) -> None:
+    smiles = read_freesolv()[:200]
+    table = build_table([*smiles, *smiles[:20]])
+    smiles = table["canonical_smiles"]
+    folds = split_into_folds(table, name, most_folds=5, **OPTIONS.get(name, {}))
+    assert folds.dtype == np.int64 and {*folds} == {*range(5)}
+    groups: dict[str, Any] = {"scaffold": group_by_scaffold(smiles)}
+    groups |= {"scaffold_balanced": groups["scaffold"], "cluster": group_by_cluster(smiles)}
+    together = [rows for rows in groups.get(name, {}).values() if len(rows) > 1]
+    together += [[row, 200 + row] for row in range(20)]
+    assert all(len({*folds[rows]}) == 1 for rows in together)
+    sizes = np.bincount(folds)
+    if name not in groups:
+        assert sizes.max() - sizes.min() <= 25
+    if name == "time":
+        days: dict[str, float] = {}
+        for text, day in zip(smiles, table["time"], strict=True):
+            days[text] = min(day, days.get(text, day))
+        spans = [[days[smiles[row]] for row in np.flatnonzero(folds == it)] for it in range(5)]
+        spans.sort()
+        assert all(max(a) < min(b) for a, b in pairwise(spans))
+
+
+def test_there_are_as_many_folds_as_groups_at_most() -> None:
+    table = build_table(["C1CCCCC1", "C1CCCCC1C", "c1ccccc1", "Cc1ccccc1", "Oc1ccccc1"])
+    assert len({*split_into_folds(table, "scaffold", most_folds=5)}) == 2
