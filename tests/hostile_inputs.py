@@ -184,7 +184,7 @@ MOLECULES = [
 
 
 def _build_label(description: str, label: str, words: str) -> HostileInput:
-    content = f'smiles,y\nCCO,1\nCCN,"{label}"\nCC,2\n'
+    content = f'smiles,y\nCCN,"{label}"\nCC,2\n'
     return HostileInput(description, CSV, content, words, verbs=("finetune",))
 
 

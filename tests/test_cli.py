@@ -105,7 +105,7 @@ def test_the_command_contract_from_table_to_predictions(table: Path, run_cli: Ru
     ("flags", "message"),
     [
         (["--label-columns", "yy"], "has no column 'yy'. Its columns are: smiles, y, z, text"),
-        (["--label-columns", "text"], "label 'text' is 'high', not a number"),
+        (["--label-columns", "text"], "label 'text' has no usable value"),
         (["--label-columns", "y", "--smiles-column", "S"], "has no column 'S'"),
         (["--label-columns", "y", "--split-column", "z"], "'z'"),
         (["--label-columns", "y", "--dataset", "missing.csv"], "missing.csv"),

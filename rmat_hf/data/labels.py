@@ -24,6 +24,17 @@ _SEPARATORS = re.compile(r"[\s,;\[\]\"']+")
 LARGEST_LABEL = float(np.finfo(np.float32).max)
 
 
+class LabelError(UserError):
+    """A cell that holds no label; `reason` says which and why, without the row."""
+
+    def __init__(self, reason: str, *, row: int) -> None:
+        super().__init__(
+            f"Row {row} (counted from 0): {reason}. Fix the cell, or leave it empty when the value "
+            "is not known."
+        )
+        self.reason = reason
+
+
 def parse_number(value: object) -> float | None:
     """Return a regression label, NaN for an empty cell, `None` for what is no number."""
     number = _parse_float(value, missing=MISSING_NUMBERS)
@@ -85,18 +96,15 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
         row, column: Its place, for messages.
 
     Raises:
-        UserError: It is no label; names row, column and value.
+        LabelError: It is no label; names row, column and value.
     """
     parse, fault = LABEL_PARSERS[problem_type]
     label = parse(value)
     if label is None:
         is_list = isinstance(value, list) or len(_SEPARATORS.split(str(value).strip())) > 1
-        raise UserError(
-            f"Row {row} (counted from 0): label {column!r} is {reprlib.repr(value)}, {fault}. "
-            "Fix the cell, or leave it empty when the value is not known."
-            + " Lists of the labels of atoms need --level atom."
-            * is_list
-        )
+        hint = "; lists of the labels of atoms need --level atom" * is_list
+        reason = f"label {column!r} is {reprlib.repr(value)}, {fault}{hint}"
+        raise LabelError(reason, row=row)
     return label
 
 
@@ -111,7 +119,7 @@ def parse_atom_labels(
         problem_type, row, column: As in [`parse_label`].
 
     Raises:
-        UserError: One is no label; names row, column and value.
+        LabelError: One is no label; names row, column and value.
     """
     if not isinstance(value, list):
         texts = _SEPARATORS.split("" if value is None else str(value))

@@ -25,6 +25,7 @@ from rmat_hf.data.featurization import (
 )
 from rmat_hf.data.labels import (
     LISTS,
+    LabelError,
     arrange_atom_labels,
     find_label_conflicts,
     is_missing,
@@ -345,19 +346,36 @@ def _read_outcomes(
 def _iterate_rows(
     table: Table, *, smiles_column: str, label_columns: list[str], problem_type: str, level: str
 ) -> Iterator[tuple[str, Molecule, list[Any], dict[str, Any]]]:
-    """Yield SMILES, molecule, labels and all cells of every row; none without a label is built."""
+    """Yield SMILES, molecule, labels and all cells of every row; none without a label is built.
+
+    A cell that is no label is a missing one. Those in rows with other labels are warned of here.
+    """
     row, parse = 0, parse_atom_labels if level == "atom" else parse_label
+    unread: list[LabelError] = []
     for chunk in table.iterate_chunks(CHUNK_SIZE):
         molecules = chunk.molecules(smiles_column)
         for cells, molecule in zip(chunk.table.to_pylist(), molecules, strict=True):
-            labels: list[Any] = [
-                parse(cells[name], problem_type=problem_type, row=row, column=name)
-                for name in label_columns
-            ]
+            labels: list[Any] = []
+            faults: list[LabelError] = []
+            for name in label_columns:
+                try:
+                    label: Any = parse(cells[name], problem_type=problem_type, row=row, column=name)
+                except LabelError as error:
+                    label = math.nan
+                    faults.append(error)
+                labels.append(label)
             is_labeled = not labels or not all(map(is_missing, labels))
-            given = molecule if is_labeled else MoleculeError("no label")
-            yield cells[smiles_column] or "", given, labels, cells
+            reason = faults[0].reason if faults else "no label"
+            yield (
+                cells[smiles_column] or "",
+                molecule if is_labeled else MoleculeError(reason),
+                labels,
+                cells,
+            )
+            unread += faults if is_labeled else []
             row += 1
+    if unread:
+        logger.warning("%d cells count as missing labels. %s", len(unread), unread[0])
 
 
 def _find_conflicts(

@@ -94,6 +94,17 @@ def test_dropped_rows_have_reasons_and_are_counted(
     assert "Dropped 6 of 8 rows" in caplog.text
 
 
+def test_a_cell_that_is_no_label_costs_itself_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = "smiles,a,b\nC,1,2\nN,n.d.,3\nO,see note,\nF,0,\n"
+    loaded = load(tmp_path, content, label_columns=["a", "b"])
+    labels = np.array(loaded.dataset["labels"])
+    np.testing.assert_array_equal(labels, [[1, 2], [math.nan, 3], [0, math.nan]])
+    assert loaded.dropped == [DroppedRow(2, "O", "label 'a' is 'see note', not a number")]
+    assert "1 cells count as missing labels. Row 1" in caplog.text and "'n.d.'" in caplog.text
+
+
 def test_contradictory_duplicates_are_dropped_and_equal_ones_kept(tmp_path: Path) -> None:
     content = "smiles,y\nCCO,0\nC,2\nOCC,10\nC,2\nN,5.0\nN,5.3\nO,0\n"
     loaded = load(tmp_path, content)
@@ -154,7 +165,10 @@ def test_class_without_a_usable_row_is_no_class(tmp_path: Path) -> None:
         ("smiles,y\nbad,1\n", r"label 'y' has no usable value.* Row 0: .*bad"),
         ("smiles,y\nC,\n", r"Row 0: no label"),
         ("smiles,y\nC,1\nN,1\n", r"label 'y' is 1.0 in every usable row: nothing to learn"),
-        ("smiles,y\nC,1\nN,0\nbad,high\n", r"^Row 2 \(counted from 0\): label 'y' is 'high', not"),
+        (
+            "smiles,y\nC,high\nN,high\n",
+            r"no usable value.* Row 0: label 'y' is 'high', not a number",
+        ),
     ],
 )
 def test_data_without_anything_to_learn_is_an_error(
@@ -364,3 +378,8 @@ def test_labels_that_are_not_one_for_each_atom_are_refused_with_their_row() -> N
     table = Dataset.from_dict({"smiles": ["CO", "CCO"], "charge": [[0.1, 0.2], [0.3]]})
     with pytest.raises(UserError, match=r"Row 1 .*'charge' does not fit 'CCO'.*3 heavy atoms"):
         featurize_dataset(table, PROCESSOR, label_columns=["charge"])
+
+
+def test_lists_as_labels_of_molecules_say_which_level_they_are_of(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no usable value.*not a number.*--level atom"):
+        load(tmp_path, 'smiles,y\nCO,"[0.1, 0.2]"\nCCO,"[0.3, 0.1, 0.2]"\n')

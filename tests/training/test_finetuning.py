@@ -397,8 +397,6 @@ def parse(smiles: str) -> list[Chem.Atom]:
     ("cell", "options", "message"),
     [
         ("[0.1, 0.2]", {}, r"Row 3 .*label 'y' does not fit 'CC\(=O\)O'.*for 4 heavy atoms"),
-        ("0.1 high 0.2 n/a", {}, r"Row 3 .*label 'y' is 'high', not a number"),
-        ("0.1 0.2 0.3 n/a", {"level": "molecule"}, "Row 3 .*not a number.*--level atom"),
         ("0.1 0.2 0.3 n/a", {"num_members": 2}, "labels of molecules.*--level atom"),
     ],
 )
