@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -204,6 +205,11 @@ class Predictions(NamedTuple):
     config: RMatConfig
     spread: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        """Return a short table: the first and last molecules, with their predictions."""
+        table = pd.DataFrame(self.to_columns()).to_string(max_rows=10, max_colwidth=40)
+        return f"{len(self.errors)} molecules\n{table}"
+
     @property
     def output_names(self) -> list[str]:
         """Names of the columns of `values`: labels, or classes for single-label classification."""
@@ -230,8 +236,8 @@ class Predictions(NamedTuple):
             of_molecules = {name: group_cells(it, sizes) for name, it in of_atoms.items()}
             return {**of_molecules, ERROR_COLUMN: list(self.errors)}
         label, names = self.config.label_name, self.output_names
-        values = _list_columns(self.values)
-        spreads = [] if self.spread is None else _list_columns(self.spread)
+        values = list_columns(self.values)
+        spreads = [] if self.spread is None else list_columns(self.spread)
         columns: dict[str, list[Any]] = {}
         kind = "prediction"
         if self.is_binary:
@@ -286,7 +292,8 @@ def summarize(counts: Counter[str]) -> dict[str, Any]:
     return {"num_rows": counts.total(), "num_failed": num_failed, "failures": failures}
 
 
-def _list_columns(values: np.ndarray) -> list[list[Any]]:
+def list_columns(values: np.ndarray) -> list[list[Any]]:
+    """Return the columns of numbers as cells, `None` for NaN."""
     return [
         # the shortest number that is the same in float32, the precision of the model
         [None if np.isnan(value) else float(str(np.float32(value))) for value in column]

@@ -2,23 +2,25 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from rdkit import Chem
 
 from rmat_hf.data.featurization import iterate_featurized
+from rmat_hf.data.frames import add_columns, list_molecules_of
 from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.stored_features import count_nodes, expand_features, group_by_length
-from rmat_hf.data.table_writer import Predictions
+from rmat_hf.data.table_writer import Predictions, list_columns
 from rmat_hf.errors import is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
-from rmat_hf.model.features_rmat import Molecule
+from rmat_hf.model.features_rmat import Molecule, is_table, list_molecules
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
 from rmat_hf.model.modeling_rmat import (
     RMatForSequenceClassification,
@@ -52,8 +54,14 @@ class Embeddings(NamedTuple):
     values: np.ndarray
     errors: list[str | None]
 
-    def to_columns(self) -> dict[str, list[Any]]:
-        """Return table columns: `embedding` (a list, None where there is no value) and `error`."""
+    def to_columns(self, *, is_wide: bool = False) -> dict[str, list[Any]]:
+        """Return table columns: `embedding` (a list, None where there is no value) and `error`.
+
+        With `is_wide` vectors of molecules have a column for each number, `embedding_0` and so on.
+        """
+        if is_wide and self.values.dtype != object:
+            numbers = list_columns(self.values)
+            return {**name_components(numbers), "error": list(self.errors)}
         embeddings = [
             None if error is not None else row.tolist()
             for row, error in zip(self.values, self.errors, strict=True)
@@ -61,23 +69,31 @@ class Embeddings(NamedTuple):
         return {"embedding": embeddings, "error": list(self.errors)}
 
 
-def predict(
+def name_components(numbers: Iterable[Any]) -> dict[str, Any]:
+    """Return the numbers of vectors by the names of their columns."""
+    return {f"embedding_{idx}": it for idx, it in enumerate(numbers)}
+
+
+def predict(  # noqa: PLR0913 - the column of a table, and how to run
     model: str | Path | RMatForSequenceClassification | RMatForTokenClassification,
-    molecules: Iterable[Molecule],
+    molecules: Iterable[Molecule] | pd.DataFrame,
     *,
+    smiles_column: str | None = None,
     processor: RMatProcessor | None = None,
     revision: str | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
     device: str | torch.device | None = None,
     cache_dir: str | Path | None = None,
-) -> Predictions:
+) -> Predictions | pd.DataFrame:
     """Predict the properties of molecules, or of each of their atoms, with a finetuned model.
 
     Args:
         model (`str`, `Path` or a loaded model):
             Folder, Hub id or finetuned model, of molecules or of atoms, or ensemble.
-        molecules (`Iterable[str | Chem.Mol | None]`): SMILES or RDKit molecules, a column too.
+        molecules (`Iterable[str | Chem.Mol | None]` or `pandas.DataFrame`):
+            SMILES or RDKit molecules, a column too; or a table with them.
+        smiles_column (`str`, *optional*, defaults to `"smiles"`): Column of a table.
         processor (`RMatProcessor`, *optional*): Needed with a loaded model.
         revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
         batch_size (`int`, *optional*, defaults to 32):
@@ -88,13 +104,17 @@ def predict(
 
     Returns:
         [`Predictions`] with one row per molecule, of atoms an array of them; an invalid molecule
-        has NaN, or `None`, and a reason.
+        has NaN, or `None`, and a reason. Of a table a copy with its index and columns, and behind
+        them those of [`Predictions.to_columns`].
 
     Raises:
+        TypeError: Molecules are another kind of table than one of pandas.
         ValueError: If a loaded model comes without its processor, or with a revision.
+        UserError: The table has no such column, or one that the result adds.
 
     Example:
     ```python
+    >>> import pandas as pd
     >>> from rmat_hf import RMatProcessor, predict
     >>> from rmat_hf import RMatForSequenceClassification, checkpoint_path
     >>> model = RMatForSequenceClassification.from_pretrained(
@@ -104,13 +124,18 @@ def predict(
     >>> result = predict(model, ["CCO", "C1CC"], processor=processor)
     >>> result.values.shape, result.errors[1]  # values in the units of the labels
     ((2, 1), "SMILES Parse Error: unclosed ring for input: 'C1CC'")
+    >>> table = pd.DataFrame({"id": [7], "structure": ["CCO"]})
+    >>> found = predict(model, table, smiles_column="structure", processor=processor)
+    >>> list(found.columns)
+    ['id', 'structure', 'prediction_LABEL_0', 'error']
 
     ```
     """
     predictor, used_processor = _open(
         load_predictor, model, processor=processor, revision=revision, device=device
     )
-    config, molecules = predictor.config, _list_molecules(molecules)
+    config, given = predictor.config, molecules
+    molecules = _list_molecules(molecules, smiles_column)
     num_outputs = len(config.output_names)
     rows, errors = _run_batches(
         predictor,
@@ -123,18 +148,19 @@ def predict(
     )
     if isinstance(predictor, RMatForTokenClassification):
         atoms = _arrange_atoms(rows, molecules, processor=used_processor)
-        return Predictions(atoms, errors, config)
+        return _return_as(given, Predictions(atoms, errors, config))
     # a member of an ensemble has the configuration of that, and no spread
     has_spread = config.gives_spread and not isinstance(predictor, RMatForSequenceClassification)
     values = _stack(rows, num_columns=num_outputs * (2 if has_spread else 1))
     spread = values[:, num_outputs:] if has_spread else None
-    return Predictions(values[:, :num_outputs], errors, config, spread)
+    return _return_as(given, Predictions(values[:, :num_outputs], errors, config, spread))
 
 
 def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     model: str | Path | RMatPreTrainedModel,
-    molecules: Iterable[Molecule],
+    molecules: Iterable[Molecule] | pd.DataFrame,
     *,
+    smiles_column: str | None = None,
     level: str = "molecule",
     processor: RMatProcessor | None = None,
     revision: str | None = None,
@@ -142,7 +168,7 @@ def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     num_workers: int = 0,
     device: str | torch.device | None = None,
     cache_dir: str | Path | None = None,
-) -> Embeddings:
+) -> Embeddings | pd.DataFrame:
     """Compute one vector per molecule, the `pooler_output`, or one per heavy atom.
 
     Padding takes no part in them.
@@ -150,14 +176,16 @@ def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     Args:
         model (`str`, `Path` or a loaded model): Folder, Hub id or model, with any head or none.
         level (`str`, *optional*, defaults to `"molecule"`): `"molecule"` or `"atom"`.
-        molecules, processor, revision, batch_size, num_workers, device, cache_dir:
+        molecules, smiles_column, processor, revision, batch_size, num_workers, device, cache_dir:
             As in [`predict`].
 
     Returns:
         [`Embeddings`] with one row per molecule, or one array of atoms in the order they were
-        given; an invalid molecule has NaN, or `None`, and a reason.
+        given; an invalid molecule has NaN, or `None`, and a reason. Of a table a copy with the
+        columns `embedding_0`, `embedding_1` and so on, of atoms `embedding`, and `error`.
 
     Raises:
+        TypeError, UserError: As in [`predict`].
         ValueError: As in [`predict`], or the model has no molecule vectors, but atoms only.
 
     Example:
@@ -177,7 +205,8 @@ def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     embedder, used_processor = _open(
         load, model, processor=processor, revision=revision, device=device
     )
-    encoder, molecules = embedder.base_model, _list_molecules(molecules)
+    encoder, given = embedder.base_model, molecules
+    molecules = _list_molecules(molecules, smiles_column)
     if level == "molecule" and encoder.pooler is None:
         raise ValueError("The model has vectors of atoms only. Pass level='atom'.")
     rows, errors = _run_batches(
@@ -191,9 +220,17 @@ def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     )
     if level == "molecule":
         values = _stack(rows, num_columns=encoder.pooler.output_size)
-        return Embeddings(values.astype(np.float32), errors)
+        return _return_as(given, Embeddings(values.astype(np.float32), errors), is_wide=True)
     rows = [None if row is None else row.astype(np.float32) for row in rows]
-    return Embeddings(_arrange_atoms(rows, molecules, processor=used_processor), errors)
+    atoms = _arrange_atoms(rows, molecules, processor=used_processor)
+    return _return_as(given, Embeddings(atoms, errors))
+
+
+def _return_as(given: Any, result: Any, **options: Any) -> Any:
+    """Return a result, of a table the table with the result's columns."""
+    if not isinstance(given, pd.DataFrame):
+        return result
+    return add_columns(given, result.to_columns(**options))
 
 
 def _arrange_atoms(
@@ -293,11 +330,17 @@ def _without_unread(processor: RMatProcessor, model: RMatPreTrainedModel) -> RMa
     return processor
 
 
-def _list_molecules(molecules: Iterable[Molecule]) -> list[Molecule]:
-    single = isinstance(molecules, str | bytes | Chem.Mol | Mapping)
-    if single or not isinstance(molecules, Iterable):
-        raise TypeError("Pass a list of molecules, for example ['CCO'].")
-    return list(molecules)
+def _list_molecules(
+    molecules: Iterable[Molecule] | pd.DataFrame, smiles_column: str | None = None
+) -> list[Molecule]:
+    if isinstance(molecules, pd.DataFrame):
+        return list_molecules_of(molecules, smiles_column)
+    if smiles_column is not None:
+        raise TypeError("smiles_column is that of a pandas.DataFrame. Pass one, or leave it out.")
+    single = isinstance(molecules, str | bytes | Chem.Mol)
+    if single or not (isinstance(molecules, Iterable) or is_table(molecules)):
+        raise TypeError("Pass a list of molecules, for example ['CCO'], or a pandas.DataFrame.")
+    return list_molecules(molecules)
 
 
 def _run_batch(

@@ -44,7 +44,13 @@ from rmat_hf.data.table_writer import (
 from rmat_hf.data.tables import Table, build_table, validate_smiles_column
 from rmat_hf.errors import UserError, escape_message
 from rmat_hf.flags import NO_CACHE, declare_flag, declare_required, validate_flags
-from rmat_hf.inference.prediction import Embeddings, embed, limit_processor, predict
+from rmat_hf.inference.prediction import (
+    Embeddings,
+    embed,
+    limit_processor,
+    name_components,
+    predict,
+)
 from rmat_hf.loading import compute_model_hash, load_embedder, load_predictor
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.output_folder import lock_output, open_atomically, save_json
@@ -66,7 +72,7 @@ class PredictionArguments:
 
     model: str = declare_required("Model folder written by rmat finetune, or Hub id.")
     output: str = declare_required(
-        "File to write: .csv or .parquet; embeddings: .parquet. A name without an extension is a "
+        "File to write: .csv or .parquet. A name without an extension is a "
         "folder of shards, which the same command again continues."
     )
     smiles: list[str] = declare_flag([], "Molecules as SMILES.")
@@ -130,6 +136,12 @@ class PredictionArguments:
             raise UserError(problem)
 
     @property
+    def is_csv(self) -> bool:
+        """Whether the file, or those of the folder, are CSV."""
+        kind = self.output_format if self.is_folder else Path(self.output).suffix.lower()[1:]
+        return kind == "csv"
+
+    @property
     def is_folder(self) -> bool:
         """Whether a folder of shards is written: the name of the output has no extension."""
         return Path(self.output).is_dir() or not Path(self.output).suffix
@@ -181,10 +193,9 @@ def run_embedding(
     """Embed every molecule of a table and write the table with the embeddings.
 
     The output has every column of the input, the list column `embedding` and `error`; the rest is
-    as in [`run_prediction`]. The model needs trained pooling.
+    as in [`run_prediction`]. In CSV files the numbers are columns, `embedding_0` and so on. The
+    model needs trained pooling.
     """
-    if "csv" in (Path(arguments.output).suffix.lower()[1:], arguments.output_format):
-        raise UserError("Embeddings are lists of numbers. Write a .parquet file.")
     return _run(arguments, "embed", show_progress=show_progress)
 
 
@@ -207,6 +218,7 @@ class _Screen:
     table: Table
     arguments: PredictionArguments
     compute_rows: Callable[[list[Any]], Predictions | Embeddings]
+    list_columns: Callable[..., dict[str, list[Any]]]
     added_columns: dict[str, ColumnKind]
     deciding_column: str
     description: dict[str, Any]
@@ -224,7 +236,7 @@ class _Screen:
         schema = build_output_schema(self.table.schema, self.added_columns)
         for idx, chunk in pieces:
             computed = self.compute_rows(chunk.molecules(self.arguments.smiles_column))
-            columns = {**chunk.columns, **computed.to_columns()}
+            columns = {**chunk.columns, **self.list_columns(computed)}
             yield idx, pa.Table.from_pydict(columns, schema=schema)
 
     def write(self, path: Path, results: Iterable[pa.Table], *, rows: range) -> None:
@@ -383,7 +395,13 @@ def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -
     model, processor = load(arguments.model, revision=arguments.revision, device=arguments.device)
     processor = limit_processor(processor, max_atoms=arguments.max_atoms)
     added: dict[str, ColumnKind] = {"embedding": "vector", ERROR_COLUMN: "text"}
-    if verb == "predict":
+    list_columns: Any = Embeddings.to_columns
+    if verb == "embed" and arguments.is_csv:
+        numbers = ["number"] * model.base_model.pooler.output_size
+        added = {**name_components(numbers), ERROR_COLUMN: "text"}
+        list_columns = partial(Embeddings.to_columns, is_wide=True)
+    elif verb == "predict":
+        list_columns = Predictions.to_columns
         level = "atom" if isinstance(model, RMatForTokenClassification) else "molecule"
         added = describe_prediction_columns(model.config, level=level)
     # a column that cannot be added or decide is found before there is a folder
@@ -410,7 +428,7 @@ def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -
         cache_dir=choose_cache_dir(arguments.feature_cache),
     )
     deciding = "" if arguments.top_k is None else _find_deciding(added, arguments.top_k_label)
-    return _Screen(table, arguments, compute_rows, added, deciding, description)
+    return _Screen(table, arguments, compute_rows, list_columns, added, deciding, description)
 
 
 def _find_deciding(columns: Mapping[str, ColumnKind], label: str | None) -> str:

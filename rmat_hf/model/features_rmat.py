@@ -250,12 +250,20 @@ def is_tractable(mol: Chem.Mol) -> bool:
 
 
 def list_molecules(molecules: Molecule | Iterable[Molecule]) -> list[Molecule]:
-    """Return one molecule or several as a list; a mapping is refused."""
-    if isinstance(molecules, Mapping):
-        raise TypeError("Molecules are given as a list, not as a mapping. Pass one column of it.")
+    """Return one molecule or several as a list; a mapping or a table is refused."""
+    if is_table(molecules):
+        raise TypeError(
+            f"Molecules are given as a list, not as a {type(molecules).__name__}. Pass its column "
+            "of SMILES, as table['smiles']."
+        )
     if isinstance(molecules, (str, bytes, Chem.Mol)) or not isinstance(molecules, Iterable):
         return [molecules]
     return list(molecules)
+
+
+def is_table(value: object) -> bool:
+    """Return whether a value is a mapping or a table, of which iteration gives no molecules."""
+    return isinstance(value, Mapping) or hasattr(value, "columns") or hasattr(value, "column_names")
 
 
 def describe_molecule(molecule: Molecule) -> str:

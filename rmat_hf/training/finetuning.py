@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from rdkit import Chem
 from transformers.trainer import Trainer
 
 from rmat_hf.adapters import is_adapted, list_fields, load_adapter_weights, save_model
 from rmat_hf.data.featurization import LENGTH_COLUMN
+from rmat_hf.data.frames import build_dataset
 from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.table_writer import (
@@ -96,7 +98,7 @@ class FinetuningResult:
 
 
 def finetune(
-    dataset: str | Path | Rows,
+    dataset: str | Path | Rows | pd.DataFrame,
     *,
     label_columns: Sequence[str],
     output_dir: str | Path,
@@ -106,7 +108,7 @@ def finetune(
     """Finetune R-MAT on a table of SMILES and labels, as `rmat finetune` does.
 
     Args:
-        dataset (`str`, `Path`, `datasets.Dataset` or `datasets.IterableDataset`):
+        dataset (`str`, `Path`, `pandas.DataFrame`, `datasets.Dataset` or `IterableDataset`):
             CSV, Parquet or SDF file, folder of `save_to_disk`, `"freesolv"`, the id of a data set
             on the Hub, or rows. Those that [`featurize_dataset`] has made, one's own or somebody
             else's, are not featurized again.
@@ -149,6 +151,8 @@ def finetune(
     ```
     """
     fields = {"label_columns": list(label_columns), "output_dir": str(output_dir), **options}
+    if isinstance(dataset, pd.DataFrame):
+        dataset = build_dataset(dataset)
     arguments = FinetuningArguments(dataset=name_dataset(dataset), **fields)
     rows = dataset if isinstance(dataset, Rows) else None
     return run_finetuning(arguments, rows=rows, peft_config=peft_config)

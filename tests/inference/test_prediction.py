@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,6 +160,47 @@ def test_arguments_that_cannot_be_are_refused(run: Any, processor: RMatProcessor
         run(model, ["CCO"])
     with pytest.raises(ValueError, match="takes no revision, but revision is 'v1'"):
         run(model, ["CCO"], processor=processor, revision="v1")
+
+
+TABLE = pd.DataFrame({"id": range(4), "smiles": ["CCO", "C1", None, "CCN"]}, index=list("abcd"))
+
+
+@pytest.mark.parametrize("run", [predict, embed])
+@pytest.mark.parametrize(
+    ("molecules", "options", "error", "message"),
+    [
+        (TABLE.rename(columns={"smiles": "SMILES"}), {}, UserError, "Did you mean 'SMILES'"),
+        (TABLE.assign(error="mine"), {}, UserError, "already has a column 'error'"),
+        (TABLE.to_dict("list"), {}, TypeError, r"not as a dict.*table\['smiles'\]"),
+        (pa.Table.from_pandas(TABLE), {}, TypeError, r"not as a Table.*table\['smiles'\]"),
+        (TABLE["smiles"], {"smiles_column": "smiles"}, TypeError, "that of a pandas.DataFrame"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_with_a_way_out(
+    run: Any, molecules: Any, options: Any, error: type, message: str, processor: RMatProcessor
+) -> None:
+    with pytest.raises(error, match=message):
+        run(build_regression_model(), molecules, processor=processor, **options)
+
+
+def test_a_table_of_pandas_keeps_its_index_and_columns(processor: RMatProcessor) -> None:
+    model = build_regression_model()
+    predicted = predict(model, TABLE, processor=processor)
+    pd.testing.assert_frame_equal(predicted[["id", "smiles"]], TABLE)
+    assert predicted["error"].notna().tolist() == [False, True, True, False]
+    assert predicted["prediction_logS"].notna().tolist() == [True, False, False, True]
+    embedded = embed(model, TABLE, processor=processor)
+    vectors = embed(model, ["CCO", "CCN"], processor=processor).values
+    numbers = embedded.filter(like="embedding_").loc[["a", "d"]].to_numpy(dtype=np.float64)
+    np.testing.assert_allclose(numbers, vectors, rtol=1e-5)
+    atoms = embed(model, TABLE, level="atom", processor=processor)
+    assert np.shape(atoms["embedding"]["a"]) == (3, model.config.hidden_size)
+
+
+def test_predictions_are_shown_as_a_short_table(processor: RMatProcessor) -> None:
+    shown = str(predict(build_regression_model(), TINY_SMILES * 20, processor=processor))
+    assert "prediction_melting_point" in shown and "120 molecules" in shown
+    assert len(shown.splitlines()) < 20
 
 
 @pytest.mark.parametrize("run", [predict, embed])

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -158,9 +160,17 @@ def test_what_cannot_work_is_refused_before_the_model_is_loaded(
         screen("no model here", source, output, smiles_column=arguments["smiles_column"])
 
 
-def test_embeddings_are_not_squeezed_into_a_csv(library: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Write a \.parquet file"):
-        screen("no model here", library, tmp_path / "out.csv", run=run_embedding)
+def test_embeddings_in_a_csv_have_a_column_for_each_number(
+    tiny_model_folder: Path, library: Path, tmp_path: Path
+) -> None:
+    for name in ("out.csv", "out.parquet"):
+        screen(tiny_model_folder, library, tmp_path / name, run=run_embedding)
+    wide = pd.read_csv(tmp_path / "out.csv")
+    stacked = pd.read_parquet(tmp_path / "out.parquet")
+    expected = np.stack(stacked.loc[stacked["error"].isna(), "embedding"])
+    numbers = wide.filter(like="embedding_")[wide["error"].isna()]
+    np.testing.assert_allclose(numbers, expected, rtol=1e-6)
+    assert list(numbers.columns[:2]) == ["embedding_0", "embedding_1"]
 
 
 def test_predictions_of_atoms_are_lists_in_the_order_of_the_record(tmp_path: Path) -> None:

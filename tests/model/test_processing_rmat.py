@@ -200,7 +200,7 @@ def test_wrong_call_options_are_refused() -> None:
     for options in ({"errors": "ignore"}, {"padding": "all"}):
         with pytest.raises(ValueError, match=r"ignore|all"):
             PROCESSOR(["CC"], **options)
-    with pytest.raises(TypeError, match="Pass one column of it"):
+    with pytest.raises(TypeError, match="Pass its column of SMILES"):
         PROCESSOR({"smiles": ["CCO"]})
     with pytest.raises(TypeError, match="no option 'geometri'"):
         RMatProcessor(geometri="bounds")

@@ -421,6 +421,21 @@ def test_labels_of_atoms_that_cannot_be_used_are_refused(
     ids=["splits", "pandas"],
 )
 def test_what_is_no_data_set_is_refused_with_a_way_out(dataset: Any, message: str) -> None:
-    for run in (partial(finetune, label_columns=["y"]), pretrain):
+    runs: list[Any] = [partial(finetune, label_columns=["y"]), pretrain]
+    # finetuning takes tables of pandas
+    for run in runs[isinstance(dataset, pd.DataFrame) :]:
         with pytest.raises(UserError, match=message):
             run(dataset, output_dir="never")
+
+
+def test_a_table_of_pandas_goes_in_and_comes_out_with_its_index_and_columns(work: Path) -> None:
+    arguments = build_tiny_arguments(work)
+    table = pd.read_csv(arguments.dataset).set_index(pd.Index([f"id-{it}" for it in range(12)]))
+    fields = {**vars(arguments), "smiles_column": "structure", "num_train_epochs": 1}
+    del fields["dataset"]
+    table = table.rename(columns={"smiles": "structure"})
+    result = finetune(table.astype({"y": object}), **fields)
+    found = predict(result.output_dir, table, smiles_column="structure")
+    pd.testing.assert_frame_equal(found[["structure", "y"]], table)
+    columns = predict(result.output_dir, table["structure"]).to_columns()
+    assert found["prediction_y"].tolist() == columns["prediction_y"]

@@ -1,0 +1,48 @@
+"""pandas in, pandas out: the molecules of a table, its rows, and new columns beside them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import pandas as pd
+
+from rmat_hf.data.tables import SMILES_COLUMN, validate_columns
+from rmat_hf.errors import UserError
+
+FRAME_NAME = "The table"
+
+
+def list_molecules_of(frame: pd.DataFrame, smiles_column: str | None = None) -> list[Any]:
+    """Return the molecules in a column of a table, by default `"smiles"`, `None` where missing.
+
+    Raises:
+        UserError: There is no such column.
+    """
+    name = smiles_column or SMILES_COLUMN
+    validate_columns(map(str, frame.columns), [name], source=FRAME_NAME)
+    return [None if it is None or it != it else it for it in frame[name].tolist()]
+
+
+def add_columns(frame: pd.DataFrame, columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Return a copy of a table, with its index and columns, and others behind them.
+
+    Raises:
+        UserError: The table has one of them already.
+    """
+    if known := sorted({*columns} & {*map(str, frame.columns)}):
+        raise UserError(
+            f"{FRAME_NAME} already has a column {known[0]!r}, which the result adds. Rename or "
+            "drop it first."
+        )
+    return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
+
+
+def build_dataset(frame: pd.DataFrame) -> datasets.Dataset:
+    """Return the rows of a table; a column of numbers and words, as `">10"`, becomes text."""
+    mixed = [
+        name
+        for name in frame.columns
+        if pd.api.types.infer_dtype(frame[name], skipna=True).startswith("mixed")
+    ]
+    as_text = {name: frame[name].astype("string") for name in mixed}
+    return datasets.Dataset.from_pandas(frame.assign(**as_text), preserve_index=False)
