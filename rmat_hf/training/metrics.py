@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from transformers.trainer_utils import EvalPrediction
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.losses_rmat import compute_probabilities
+from rmat_hf.training import resampling
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ class ScoredRows:
 
 
 Compute = Callable[["ScoredRows"], float | None]
+# rows, weights of the resamples
+Resample = Callable[["ScoredRows", np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,19 @@ class Metric:
     problem_types: tuple[str, ...]
     greater_is_better: bool
     compute: Compute
+    resample: Resample
 
 
 METRICS: dict[str, Metric] = {}
 
 
 def register_metric(
-    name: str, *, title: str, problem_types: tuple[str, ...], greater_is_better: bool
+    name: str,
+    *,
+    title: str,
+    problem_types: tuple[str, ...],
+    greater_is_better: bool,
+    resample: Resample | None = None,
 ) -> Callable[[Compute], Compute]:
     """Return a decorator that makes a function of [`ScoredRows`] a metric.
 
@@ -79,16 +89,42 @@ def register_metric(
         title (`str`): How a report writes it.
         problem_types (`tuple[str, ...]`): Those that it is for: `REGRESSION`, `CLASSIFICATION`.
         greater_is_better (`bool`): False for an error.
+        resample (`Callable`, *optional*):
+            Takes the rows and the weights of bootstrap resamples, `(num_resamples, num_rows)`, how
+            often each row was drawn, and returns the metric of each of them, NaN where undefined.
+            By default the function itself is called with the rows of each: right, but slow.
     """
 
     def register(compute: Compute) -> Compute:
-        METRICS[name] = Metric(name, title, problem_types, greater_is_better, compute)
+        found = resample or partial(_resample_one_by_one, compute=compute)
+        METRICS[name] = Metric(name, title, problem_types, greater_is_better, compute, found)
         return compute
 
     return register
 
 
-@register_metric("rmse", title="RMSE", problem_types=REGRESSION, greater_is_better=False)
+def _resample_one_by_one(rows: ScoredRows, weights: np.ndarray, *, compute: Compute) -> np.ndarray:
+    found = []
+    for counts in weights.astype(np.int64):
+        drawn = np.repeat(np.arange(len(counts)), counts)
+        probabilities = None if rows.probabilities is None else rows.probabilities[drawn]
+        values = ScoredRows(rows.labels[drawn], rows.predictions[drawn], probabilities)
+        found.append(compute(values) if len(drawn) else None)
+    return np.array(found, dtype=np.float64)
+
+
+def _resample_errors(rows: ScoredRows, weights: np.ndarray, *, power: int) -> np.ndarray:
+    errors = np.abs(rows.predictions - rows.labels) ** power
+    return np.asarray(resampling.resample_mean(errors, weights) ** (1 / power))
+
+
+@register_metric(
+    "rmse",
+    title="RMSE",
+    problem_types=REGRESSION,
+    greater_is_better=False,
+    resample=partial(_resample_errors, power=2),
+)
 def compute_rmse(rows: ScoredRows) -> float:
     """Return the root of the mean squared error, in the units of the label."""
     errors = rows.predictions - rows.labels
@@ -96,19 +132,41 @@ def compute_rmse(rows: ScoredRows) -> float:
     return math.sqrt(math.fsum(errors * errors) / len(errors))
 
 
-@register_metric("mae", title="MAE", problem_types=REGRESSION, greater_is_better=False)
+@register_metric(
+    "mae",
+    title="MAE",
+    problem_types=REGRESSION,
+    greater_is_better=False,
+    resample=partial(_resample_errors, power=1),
+)
 def compute_mae(rows: ScoredRows) -> float:
     """Return the mean absolute error, in the units of the label."""
     return float(mean_absolute_error(rows.labels, rows.predictions))
 
 
-@register_metric("r2", title="R²", problem_types=REGRESSION, greater_is_better=True)
+@register_metric(
+    "r2",
+    title="R²",
+    problem_types=REGRESSION,
+    greater_is_better=True,
+    resample=lambda rows, weights: resampling.resample_r2(
+        rows.labels, rows.predictions, weights=weights
+    ),
+)
 def compute_r2(rows: ScoredRows) -> float | None:
     """Return the share of the variance that is explained; undefined for constant labels."""
     return float(r2_score(rows.labels, rows.predictions)) if np.ptp(rows.labels) > 0 else None
 
 
-@register_metric("spearman", title="Spearman ρ", problem_types=REGRESSION, greater_is_better=True)
+@register_metric(
+    "spearman",
+    title="Spearman ρ",
+    problem_types=REGRESSION,
+    greater_is_better=True,
+    resample=lambda rows, weights: resampling.resample_spearman(
+        rows.labels, rows.predictions, weights=weights
+    ),
+)
 def compute_spearman(rows: ScoredRows) -> float | None:
     """Return the rank correlation; undefined for constant labels or predictions."""
     if np.ptp(rows.labels) == 0 or np.ptp(rows.predictions) == 0:
@@ -116,25 +174,72 @@ def compute_spearman(rows: ScoredRows) -> float | None:
     return float(spearmanr(rows.labels, rows.predictions).statistic)
 
 
-@register_metric("roc_auc", title="ROC AUC", problem_types=CLASSIFICATION, greater_is_better=True)
+def _resample_areas(
+    rows: ScoredRows, weights: np.ndarray, *, resample_area: Callable[..., np.ndarray]
+) -> np.ndarray:
+    """Return of each resample what [`_average_over_classes`] returns of all rows."""
+    probabilities, present = np.asarray(rows.probabilities), np.unique(rows.labels)
+    scored = [1] if probabilities.shape[1] == 2 else present
+    areas = np.array(
+        [
+            resample_area(rows.labels == idx, probabilities[:, idx], weights=weights)
+            for idx in scored
+        ]
+    )
+    num_defined = np.sum(~np.isnan(areas), axis=0)
+    means = np.nansum(areas, axis=0) / np.maximum(num_defined, 1)
+    # undefined where all rows are of one class
+    num_present = sum((weights @ (rows.labels == idx)) > 0 for idx in present)
+    return np.where((num_defined > 0) & (num_present > 1), means, np.nan)
+
+
+@register_metric(
+    "roc_auc",
+    title="ROC AUC",
+    problem_types=CLASSIFICATION,
+    greater_is_better=True,
+    resample=partial(_resample_areas, resample_area=resampling.resample_roc_auc),
+)
 def compute_roc_auc(rows: ScoredRows) -> float | None:
     """Return the area under the ROC curve, as [`_average_over_classes`] takes it."""
     return _average_over_classes(rows, roc_auc_score)
 
 
-@register_metric("pr_auc", title="PR AUC", problem_types=CLASSIFICATION, greater_is_better=True)
+@register_metric(
+    "pr_auc",
+    title="PR AUC",
+    problem_types=CLASSIFICATION,
+    greater_is_better=True,
+    resample=partial(_resample_areas, resample_area=resampling.resample_pr_auc),
+)
 def compute_pr_auc(rows: ScoredRows) -> float | None:
     """Return the average precision, as [`_average_over_classes`] takes it."""
     return _average_over_classes(rows, average_precision_score)
 
 
-@register_metric("accuracy", title="accuracy", problem_types=CLASSIFICATION, greater_is_better=True)
+@register_metric(
+    "accuracy",
+    title="accuracy",
+    problem_types=CLASSIFICATION,
+    greater_is_better=True,
+    resample=lambda rows, weights: resampling.resample_mean(
+        rows.labels == rows.predictions, weights
+    ),
+)
 def compute_accuracy(rows: ScoredRows) -> float:
     """Return the share of right classes; a yes is a probability of at least 0.5."""
     return float(accuracy_score(rows.labels, rows.predictions))
 
 
-@register_metric("mcc", title="MCC", problem_types=CLASSIFICATION, greater_is_better=True)
+@register_metric(
+    "mcc",
+    title="MCC",
+    problem_types=CLASSIFICATION,
+    greater_is_better=True,
+    resample=lambda rows, weights: resampling.resample_mcc(
+        rows.labels, rows.predictions, weights=weights
+    ),
+)
 def compute_mcc(rows: ScoredRows) -> float | None:
     """Return Matthews correlation, 0 for a constant prediction; undefined for one class."""
     if np.ptp(rows.labels) == 0:
