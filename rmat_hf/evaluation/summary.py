@@ -11,7 +11,14 @@ from scipy.stats import rankdata
 from rmat_hf.data.splits.parts import SPLIT_NAMES
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, compute_part_hashes
 from rmat_hf.evaluation.protocol import DatasetProtocol, Fold
-from rmat_hf.training.metrics import METRICS, compute_metrics, list_metrics
+from rmat_hf.training.metrics import (
+    CLASSIFICATION,
+    METRICS,
+    compute_metrics,
+    list_metrics,
+    select_known,
+)
+from rmat_hf.training.resampling import iterate_weights
 
 SCORED_PARTS = ("valid", "test")
 Scores = dict[Fold, dict[str, Any]]
@@ -205,22 +212,14 @@ def resample_roc_auc(
         `np.ndarray` of shape `(num_resamples,)`: mean over the labels; NaN where a label has one
         class only.
     """
-    num_rows = len(labels)
-    rows = np.random.default_rng(seed).integers(num_rows, size=(num_resamples, num_rows))
-    areas = np.empty((labels.shape[1], num_resamples))
+    drawn = iterate_weights(len(labels), num_resamples=num_resamples, seed=seed)
+    weights = np.concatenate(list(drawn))
+    known = ~np.isnan(labels)
+    areas = []
     for idx, column in enumerate(labels.T):
-        drawn, scores = column[rows], probabilities[:, idx][rows]
-        # unknown rows take the lowest ranks, which are then subtracted
-        is_known = ~np.isnan(drawn)
-        ranks = rankdata(np.where(is_known, scores, -np.inf), axis=1)
-        ranks -= np.sum(~is_known, axis=1, keepdims=True)
-        num_yes, num_no = np.sum(drawn == 1, axis=1), np.sum(drawn == 0, axis=1)
-        # the area is the share of pairs of a yes and a no that stand in the right order
-        sum_of_ranks = np.where(drawn == 1, ranks, 0.0).sum(axis=1)
-        num_right = sum_of_ranks - num_yes * (num_yes + 1) / 2
-        num_pairs = (num_yes * num_no).astype(np.float64)
-        areas[idx] = num_right / np.where(num_pairs > 0, num_pairs, np.nan)
-    return np.asarray(areas.mean(axis=0))
+        rows = select_known(CLASSIFICATION[0], probabilities, labels=column, label_idx=idx)
+        areas.append(METRICS["roc_auc"].resample(rows, weights[:, known[:, idx]]))
+    return np.asarray(np.mean(areas, axis=0))
 
 
 def compute_bootstrap_error(resamples: Sequence[np.ndarray]) -> float | None:

@@ -253,7 +253,12 @@ def list_metrics(problem_type: str) -> list[Metric]:
 
 
 def compute_metrics(
-    problem_type: str, predictions: np.ndarray, *, labels: np.ndarray, label_names: Sequence[str]
+    problem_type: str,
+    predictions: np.ndarray,
+    *,
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    is_quiet: bool = False,
 ) -> dict[str, Any]:
     """Return every metric of the problem type over the known labels.
 
@@ -265,6 +270,7 @@ def compute_metrics(
         labels (`np.ndarray` of shape `(num_rows, num_labels)`):
             Labels, NaN where missing; the class index for a single-label classification.
         label_names (`Sequence[str]`): Name of each label column.
+        is_quiet (`bool`, *optional*): Whether an undefined metric is no warning.
 
     Returns:
         `dict`: metrics by name; of several labels the mean over those where the metric is defined,
@@ -281,11 +287,11 @@ def compute_metrics(
     metrics = list_metrics(problem_type)
     per_label: dict[str, dict[str, float | None]] = {}
     for idx, name in enumerate(label_names):
-        rows = _select_known(problem_type, predictions, labels=labels[:, idx], label_idx=idx)
+        rows = select_known(problem_type, predictions, labels=labels[:, idx], label_idx=idx)
         has_rows = len(rows.labels) > 0
         found = {metric.name: metric.compute(rows) if has_rows else None for metric in metrics}
-        if undefined := [key for key, value in found.items() if value is None]:
-            logger.warning("Undefined for %r on these rows: %s.", name, ", ".join(undefined))
+        if not is_quiet:
+            _warn_of_gaps(name, rows, found=found)
         per_label[name] = found
     if len(label_names) == 1:
         return dict(per_label[label_names[0]])
@@ -294,6 +300,15 @@ def compute_metrics(
         values = [it for found in per_label.values() if (it := found[name]) is not None]
         averages[name] = float(np.mean(values)) if values else None
     return {**averages, "per_label": per_label}
+
+
+def _warn_of_gaps(label_name: str, rows: ScoredRows, *, found: dict[str, float | None]) -> None:
+    if undefined := [name for name, value in found.items() if value is None]:
+        logger.warning("Undefined for %r on these rows: %s.", label_name, ", ".join(undefined))
+    num_classes = 0 if rows.probabilities is None else rows.probabilities.shape[1]
+    num_found = len(np.unique(rows.labels))
+    if num_found < num_classes:
+        logger.warning("Only %d of %d classes have a label here.", num_found, num_classes)
 
 
 def compute_metrics_for_problem(
@@ -370,18 +385,16 @@ def format_metric(value: float | None, *, decimals: int = 3) -> str:
     return f"{value:.{decimals}{'g' if is_hidden else 'f'}}"
 
 
-def _select_known(
+def select_known(
     problem_type: str, predictions: np.ndarray, *, labels: np.ndarray, label_idx: int
 ) -> ScoredRows:
+    """Return the rows that have a label `(num_rows,)`, the one with an index."""
     known = ~np.isnan(labels)
     labels, predictions = labels[known], predictions[known]
     if problem_type in REGRESSION:
         return ScoredRows(labels, predictions[:, label_idx])
     classes = labels.astype(np.int64)
     if problem_type == "single_label_classification":
-        num_classes, num_found = predictions.shape[1], len(np.unique(classes))
-        if num_found < num_classes:
-            logger.warning("Only %d of %d classes have a label here.", num_found, num_classes)
         return ScoredRows(classes, predictions.argmax(axis=1), predictions)
     positive = predictions[:, label_idx]
     decisions = (positive >= DECISION_THRESHOLD).astype(np.int64)

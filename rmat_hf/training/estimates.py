@@ -1,0 +1,268 @@
+"""score_methods(...): metrics with intervals of methods on the same rows, and what follows from it.
+
+Intervals are percentiles of bootstrap resamples of the rows. Methods are resampled alike, so that
+the difference between two has its own interval, which is narrower than their two intervals say.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmat_hf.training.metrics import (
+    compute_metrics,
+    format_metric,
+    list_metrics,
+    select_known,
+)
+from rmat_hf.training.resampling import iterate_weights
+
+# Share of the resamples between the ends of an interval.
+COVERAGE = 0.95
+MOST_RESAMPLES, LEAST_RESAMPLES = 1000, 100
+# Of many rows fewer resamples will do: so many draws in all.
+_NUM_DRAWS = 5_000_000
+# Fewer rows are counted, but no verdict rests on them.
+FEW_ROWS = 30
+# The least that a model has to beat: the mean of its labels, or the frequencies of its classes.
+MEAN_OF_TRAIN = "mean_of_train_labels"
+
+
+class Estimate(NamedTuple):
+    """A metric, or the difference of two, with its interval; `None` where undefined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        """Return `0.872 [0.610, 1.100]`."""
+        interval = ""
+        if self.low is not None:
+            interval = f" [{format_metric(self.low)}, {format_metric(self.high)}]"
+        return format_metric(self.value) + interval
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What methods are worth on the same rows, of several labels the mean over them.
+
+    Args:
+        problem_type (`str`): As in the config of a model.
+        num_rows (`int`): Rows with any label.
+        num_known (`dict[str, int]`): Rows that have each label.
+        metrics (`dict`): Of each method, as from [`compute_metrics`].
+        resamples (`dict`): Of each method and metric, `(num_labels, num_resamples)`.
+    """
+
+    problem_type: str
+    num_rows: int
+    num_known: dict[str, int]
+    metrics: dict[str, dict[str, Any]]
+    resamples: dict[str, dict[str, np.ndarray]]
+
+    def estimate(self, method: str, metric: str, *, label: str | None = None) -> Estimate:
+        """Return a metric of a method with its interval, of one label or the mean of all."""
+        found, resamples = self.metrics[method], self.resamples[method].get(metric)
+        if label is not None and "per_label" in found:
+            resamples = None if resamples is None else resamples[[*self.num_known].index(label)]
+            return _build_estimate(found["per_label"][label][metric], resamples)
+        return _build_estimate(found[metric], _average(resamples))
+
+    def compare(self, method: str, reference: str, *, metric: str) -> Estimate:
+        """Return how much a metric of a method is above that of a reference."""
+        values = [self.metrics[name].get(metric) for name in (method, reference)]
+        if values[0] is None or values[1] is None:
+            return Estimate(None)
+        drawn = [self.resamples[name].get(metric) for name in (method, reference)]
+        if drawn[0] is None or drawn[1] is None:
+            return Estimate(values[0] - values[1])
+        return _build_estimate(values[0] - values[1], _average(drawn[0] - drawn[1]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every method's metrics as `[value, low, high]`."""
+        names = [it.name for it in list_metrics(self.problem_type)]
+        labels = list(self.num_known) if len(self.num_known) > 1 else []
+        return {
+            method: {
+                **{name: list(self.estimate(method, name)) for name in names},
+                **{
+                    label: {name: list(self.estimate(method, name, label=label)) for name in names}
+                    for label in labels
+                },
+            }
+            for method in self.metrics
+        }
+
+
+def score_methods(
+    problem_type: str,
+    methods: Mapping[str, np.ndarray],
+    *,
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    seed: int = 0,
+) -> Scores:
+    """Score the predictions of methods for the same rows, with intervals.
+
+    Args:
+        problem_type (`str`): As in the config of a model.
+        methods (`Mapping[str, np.ndarray]`):
+            Predictions of each, `(num_rows, num_outputs)`, as [`compute_metrics`] takes them.
+        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Labels, NaN where missing.
+        label_names (`Sequence[str]`): Name of each label.
+        seed (`int`): Of the bootstrap.
+    """
+    labels = np.asarray(labels, dtype=np.float64).reshape(-1, len(label_names))
+    known, number = ~np.isnan(labels), len(labels)
+    metrics = list_metrics(problem_type)
+    options: dict[str, Any] = {"labels": labels, "label_names": label_names, "is_quiet": True}
+    drawn: dict[str, dict[str, list[list[np.ndarray]]]] = {
+        method: {metric.name: [[] for _ in label_names] for metric in metrics} for method in methods
+    }
+    num_resamples = int(np.clip(_NUM_DRAWS // max(number, 1), LEAST_RESAMPLES, MOST_RESAMPLES))
+    for weights in (
+        iterate_weights(number, num_resamples=num_resamples, seed=seed) if number else ()
+    ):
+        for method, predictions in methods.items():
+            for idx, column in enumerate(labels.T):
+                rows = select_known(problem_type, predictions, labels=column, label_idx=idx)
+                own = weights[:, known[:, idx]]
+                for metric in metrics if len(rows.labels) else ():
+                    drawn[method][metric.name][idx].append(metric.resample(rows, own))
+    return Scores(
+        problem_type,
+        int(known.any(axis=1).sum()),
+        dict(zip(label_names, known.sum(axis=0).tolist(), strict=True)),
+        {name: compute_metrics(problem_type, it, **options) for name, it in methods.items()},
+        {
+            method: {name: _stack(found, num_resamples) for name, found in own.items()}
+            for method, own in drawn.items()
+        },
+    )
+
+
+def predict_mean(problem_type: str, labels: np.ndarray, *, num_outputs: int) -> np.ndarray:
+    """Return the outputs `(num_outputs,)` of a model that has learned nothing but the labels."""
+    if problem_type == "single_label_classification":
+        classes = labels[~np.isnan(labels)].astype(np.int64)
+        return np.bincount(classes, minlength=num_outputs) / max(len(classes), 1)
+    num_known = np.sum(~np.isnan(labels), axis=0)
+    return np.asarray(np.nansum(labels, axis=0) / np.maximum(num_known, 1))
+
+
+def describe_scores(parts: Mapping[str, Scores], *, with_intervals: int | None = None) -> str:
+    """Return a table, in Markdown: a row for each part and method, a column for each metric.
+
+    Args:
+        parts (`Mapping[str, Scores]`): By name of the part.
+        with_intervals (`int`, *optional*): So many metrics have their intervals; by default all.
+    """
+    names = [it.name for it in list_metrics(next(iter(parts.values())).problem_type)]
+    rows = [["model", "part", "n", *names]]
+    for part, scores in parts.items():
+        for method in scores.metrics:
+            cells = [scores.estimate(method, name) for name in names]
+            shown = [
+                str(it if with_intervals is None or idx < with_intervals else Estimate(it.value))
+                for idx, it in enumerate(cells)
+            ]
+            rows.append([method, part, str(scores.num_rows), *shown])
+    return build_table(rows)
+
+
+def build_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells, the first of them the header, as a table in Markdown."""
+    rows = [[cell.replace("|", "/") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def describe_verdict(
+    scores: Scores,
+    method: str,
+    *,
+    references: Iterable[str] = (),
+    unit: str = "",
+    noun: str = "rows",
+) -> list[str]:
+    """Return what may be said of a method: its metric, and where it stands beside others.
+
+    Args:
+        scores ([`Scores`]): Of all of them.
+        method (`str`): Whom it is about.
+        references (`Iterable[str]`, *optional*): Beside whom.
+        unit (`str`, *optional*): Of the metric of a regression.
+        noun (`str`, *optional*): What a row is.
+    """
+    metric = list_metrics(scores.problem_type)[0]
+    own = scores.estimate(method, metric.name)
+    these = f"{scores.num_rows} {noun}"
+    if own.value is None:
+        return [f"{metric.title} of {method} is undefined on these {these}."]
+    of_labels = f", mean of {len(scores.num_known)} labels" if len(scores.num_known) > 1 else ""
+    lines = [f"{method}: {metric.title}{of_labels} {format_metric(own.value)}{_add(unit)}"]
+    if own.low is not None:
+        ends = " to ".join(map(format_metric, own[1:]))
+        lines[0] += f" ({COVERAGE:.0%} interval {ends})"
+    lines[0] += f" on {these}."
+    lines += [
+        text
+        for it in references
+        if (text := _describe_difference(scores, (method, it), these=these, unit=unit))
+    ]
+    if scores.num_rows < FEW_ROWS:
+        lines.append(f"{these} are few: another choice of them could turn this round.")
+    return lines
+
+
+def _describe_difference(scores: Scores, pair: tuple[str, str], *, these: str, unit: str) -> str:
+    method, reference = pair
+    metric = list_metrics(scores.problem_type)[0]
+    found = scores.compare(method, reference, metric=metric.name)
+    if found.value is None or found.low is None or found.high is None:
+        return ""
+    sign = 1 if metric.greater_is_better else -1
+    ends = sorted((sign * found.low, sign * found.high))
+    verdict = "no better than"
+    if ends[0] > 0:
+        verdict = "better than"
+    elif ends[1] < 0:
+        verdict = "worse than"
+    other = format_metric(scores.metrics[reference][metric.name])
+    half = (found.high - found.low) / 2
+    return (
+        f"{method} is {verdict} {reference} ({metric.title} {other}) on these {these}: difference "
+        f"{format_metric(found.value)} ± {format_metric(half)}{_add(unit)}."
+    )
+
+
+def _add(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+def _stack(found: Sequence[list[np.ndarray]], num_resamples: int) -> np.ndarray:
+    missing = np.full(num_resamples, np.nan)
+    return np.stack([np.concatenate(it) if it else missing for it in found])
+
+
+def _average(resamples: np.ndarray | None) -> np.ndarray | None:
+    """Return the mean over the labels that are defined, as [`compute_metrics`] has it."""
+    if resamples is None:
+        return None
+    is_defined = ~np.isnan(resamples)
+    number = is_defined.sum(axis=0)
+    return np.where(number > 0, np.nansum(resamples, axis=0) / np.maximum(number, 1), np.nan)
+
+
+def _build_estimate(value: float | None, resamples: np.ndarray | None) -> Estimate:
+    """Return a value with the percentiles of its resamples, if most of these are defined."""
+    known = [] if resamples is None else resamples[~np.isnan(resamples)]
+    if value is None or resamples is None or len(known) * 2 <= len(resamples):
+        return Estimate(value)
+    tail = (1 - COVERAGE) / 2
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))

@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from rmat_hf.training.estimates import (
+    MEAN_OF_TRAIN,
+    Estimate,
+    describe_scores,
+    describe_verdict,
+    predict_mean,
+    score_methods,
+)
+from rmat_hf.training.metrics import METRICS, ScoredRows, compute_metrics, list_metrics
+from rmat_hf.training.resampling import iterate_weights
+
+NUM_ROWS = 40
+KINDS = ["regression", "multi_label_classification", "single_label_classification"]
+
+
+def build_rows(problem_type: str, *, num_rows: int = NUM_ROWS, seed: int = 0) -> ScoredRows:
+    """Rows with ties, of which the predictions know something."""
+    rng = np.random.default_rng(seed)
+    if problem_type == "regression":
+        labels = rng.normal(size=num_rows).round(1)
+        return ScoredRows(labels, (labels + rng.normal(size=num_rows)).round(1))
+    num_classes = 2 if problem_type == "multi_label_classification" else 3
+    classes = rng.integers(num_classes, size=num_rows)
+    probabilities = rng.dirichlet([1] * num_classes, size=num_rows).round(1)
+    probabilities[np.arange(num_rows), classes] += 0.3
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return ScoredRows(classes, probabilities.argmax(axis=1), probabilities)
+
+
+@pytest.mark.parametrize("problem_type", KINDS)
+@pytest.mark.parametrize("num_rows", [3, NUM_ROWS])
+def test_a_resampled_metric_is_that_of_the_drawn_rows(problem_type: str, num_rows: int) -> None:
+    rows = build_rows(problem_type, num_rows=num_rows)
+    (weights,) = iterate_weights(num_rows, num_resamples=8, seed=1)
+    assert (weights.sum(axis=1) == num_rows).all()
+    for metric in list_metrics(problem_type):
+        found = metric.resample(rows, weights)
+        for value, counts in zip(found, weights.astype(int), strict=True):
+            drawn = np.repeat(np.arange(num_rows), counts)
+            probabilities = None if rows.probabilities is None else rows.probabilities[drawn]
+            expected = metric.compute(
+                ScoredRows(rows.labels[drawn], rows.predictions[drawn], probabilities)
+            )
+            expected = np.nan if expected is None else expected
+            assert value == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True), metric.name
+
+
+def test_weights_do_not_depend_on_how_many_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    (together,) = iterate_weights(7, num_resamples=9, seed=3)
+    monkeypatch.setattr("rmat_hf.training.resampling._MAX_CELLS", 14)
+    apart = list(iterate_weights(7, num_resamples=9, seed=3))
+    assert len(apart) == 5
+    np.testing.assert_array_equal(np.concatenate(apart), together)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    """200 samples of 60 rows with errors of standard deviation 1: an RMSE of 1, intervals of 95 %.
+
+    Percentiles of a bootstrap are a little narrow at 60 rows.
+    """
+    rng = np.random.default_rng(0)
+    (weights,) = iterate_weights(60, num_resamples=500, seed=0)
+    num_held = 0
+    for _ in range(200):
+        labels = rng.normal(size=60)
+        rows = ScoredRows(labels, labels + rng.normal(size=60))
+        low, high = np.quantile(METRICS["rmse"].resample(rows, weights), [0.025, 0.975])
+        num_held += low <= 1.0 <= high
+    assert 0.88 <= num_held / 200 <= 0.98
+
+
+def test_metrics_of_several_labels_are_means_over_the_known_cells() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=(50, 2)).astype(float)
+    labels[:10, 0] = labels[45:, 1] = np.nan
+    values = rng.random((50, 2))
+    kind, names = "multi_label_classification", ["a", "b"]
+    scores = score_methods(kind, {"m": values}, labels=labels, label_names=names)
+    assert (scores.num_rows, scores.num_known) == (50, {"a": 40, "b": 45})
+    expected = [roc_auc_score(labels[10:, 0], values[10:, 0])]
+    expected.append(roc_auc_score(labels[:45, 1], values[:45, 1]))
+    value, low, high = scores.estimate("m", "roc_auc")
+    assert value == pytest.approx(np.mean(expected))
+    assert low is not None
+    assert high is not None
+    assert low < value < high
+    assert scores.estimate("m", "roc_auc", label="b").value == pytest.approx(expected[1])
+    assert scores.to_json()["m"]["roc_auc"] == [value, low, high]
+    assert list(scores.to_json()["m"]) == [it.name for it in list_metrics(kind)] + names
+
+
+def test_an_undefined_metric_has_no_interval() -> None:
+    labels = np.ones((8, 1))
+    values = np.full((8, 1), 0.5)
+    kind = "multi_label_classification"
+    scores = score_methods(kind, {"m": values}, labels=labels, label_names=["y"])
+    assert scores.estimate("m", "roc_auc") == Estimate(None, None, None)
+    assert "undefined" in describe_verdict(scores, "m")[0]
+    empty = score_methods(kind, {"m": values[:0]}, labels=labels[:0], label_names=["y"])
+    assert empty.estimate("m", "accuracy").value is None
+
+
+@pytest.mark.parametrize(
+    ("factors", "verdict"),
+    [((0.5, 1.0), "better than"), ((1.0, 1.02), "no better than"), ((1.0, 0.5), "worse than")],
+)
+def test_a_verdict_rests_on_paired_differences(factors: tuple[float, float], verdict: str) -> None:
+    """Two methods with nearly the same errors are told apart although their intervals overlap."""
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=(65, 1))
+    errors = rng.standard_t(2, size=(65, 1))
+    noise = rng.normal(scale=0.3, size=(65, 1))
+    methods = {"m": labels + factors[0] * errors, "svm": labels + factors[1] * errors + noise}
+    scores = score_methods("regression", methods, labels=labels, label_names=["y"])
+    own, text = describe_verdict(scores, "m", references=["svm"], unit="kcal/mol", noun="molecules")
+    assert "on 65 molecules" in own
+    assert f"m is {verdict} svm" in text
+    found = scores.compare("m", "svm", metric="rmse")
+    assert found.value == pytest.approx(
+        scores.metrics["m"]["rmse"] - scores.metrics["svm"]["rmse"], abs=1e-12
+    )
+    assert f"difference {found.value:.3f} ± " in text
+    assert text.endswith("kcal/mol.")
+
+
+def test_more_is_better_for_classes() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=(80, 1)).astype(float)
+    methods = {"m": 0.9 * labels + 0.1 * rng.random((80, 1)), "chance": rng.random((80, 1))}
+    kind = "multi_label_classification"
+    scores = score_methods(kind, methods, labels=labels, label_names=["y"])
+    assert "m is better than chance" in describe_verdict(scores, "m", references=["chance"])[1]
+    assert "chance is worse than m" in describe_verdict(scores, "chance", references=["m"])[1]
+
+
+def test_few_rows_are_said_to_be_few() -> None:
+    labels = np.arange(6.0)[:, None]
+    scores = score_methods("regression", {"m": labels + 1}, labels=labels, label_names=["y"])
+    assert "6 rows are few" in describe_verdict(scores, "m")[-1]
+
+
+def test_the_mean_of_train_is_what_a_model_has_to_beat() -> None:
+    labels = np.array([[1.0, 0.0], [3.0, np.nan], [np.nan, 1.0]])
+    np.testing.assert_allclose(predict_mean("regression", labels, num_outputs=2), [2.0, 0.5])
+    classes = np.array([[0.0], [2.0], [2.0], [np.nan]])
+    kind = "single_label_classification"
+    np.testing.assert_allclose(predict_mean(kind, classes, num_outputs=3), [1 / 3, 0, 2 / 3])
+
+
+def test_table_has_a_row_for_each_part_and_method_with_its_number_of_rows() -> None:
+    labels = np.arange(9.0)[:, None]
+    labels[0] = np.nan
+    methods = {"m": np.arange(9.0)[:, None] + 0.5, MEAN_OF_TRAIN: np.full((9, 1), 4.5)}
+    scores = score_methods("regression", methods, labels=labels, label_names=["y"])
+    lines = describe_scores({"valid": scores, "test": scores}, with_intervals=1).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert rows[0] == ["model", "part", "n", "rmse", "mae", "r2", "spearman"]
+    assert [row[:3] for row in rows[2:4]] == [["m", "valid", "8"], [MEAN_OF_TRAIN, "valid", "8"]]
+    assert rows[4][3] == "0.500 [0.500, 0.500]"
+    assert rows[4][4] == "0.500"
+    assert rows[5][6] == "–"
+    metrics = compute_metrics("regression", methods["m"], labels=labels, label_names=["y"])
+    assert scores.metrics["m"] == metrics
