@@ -6,6 +6,7 @@ TEST_WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
+USABLE := $(VENV)/usable
 INSTALLED := $(VENV)/installed
 AUDIT := .cache/audit-venv/bin/pip-audit
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -13,7 +14,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install quickstart test test-slow test-upstream test-transformers-range notebooks bench bench-pretraining bench-featurization \
+.PHONY: help install quickstart test test-slow test-upstream test-transformers-range test-min-versions notebooks notebook-outputs \
+	docs test-demo bench bench-pretraining bench-featurization \
 	fuzz hostile-input-table bench-chemprop bench-embeddings bench-accuracy bench-screening \
 	bench-learning-curve bench-machine house walks startup gemm-share check audit lint format wheel constraints clean
 
@@ -22,17 +24,21 @@ help: ## List the commands
 
 install: $(INSTALLED) ## Make .venv with the package and the tested versions of everything it needs
 
-# A Python without ensurepip (Debian's python3 without python3-venv) lends its own pip to the new environment.
-$(INSTALLED): pyproject.toml setup.py constraints.txt
+# What a user needs. A Python without ensurepip (Debian's python3 without python3-venv) lends its own pip to the new environment.
+$(USABLE): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 	  f"rmat-hf needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
 	else $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; fi
 	$(PIP_INSTALL) setuptools
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,viz]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[viz]'
 	@touch $@
 
-quickstart: $(INSTALLED) ## Install, finetune on FreeSolv, compare with baselines, predict three molecules
+$(INSTALLED): $(USABLE)
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+quickstart: $(USABLE) ## Install, finetune on FreeSolv, compare with baselines, predict three molecules
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/quickstart.sh
 
 # One thread per test process: the workers already fill the cores. The tests of a file share what
@@ -50,6 +56,25 @@ VERSIONS ?=
 
 test-transformers-range: $(INSTALLED) ## Run the tests of remote code and README scripts with the ends of transformers' range, or VERSIONS; takes minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/test_transformers_range.sh $(VERSIONS)
+
+test-min-versions: ## Run the tests with the lowest versions that pyproject.toml declares, in an environment of its own
+	PYTHON=$(PYTHON) bash scripts/test_min_versions.sh -n $(TEST_WORKERS) --dist loadfile
+
+# gradio stays out of the environment, which it sees
+DEMO := .cache/demo-venv
+$(DEMO)/ready: $(INSTALLED)
+	rm -rf $(DEMO) && $(PYTHON) -m venv $(DEMO)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(DEMO)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(DEMO)/bin/pip install --disable-pip-version-check --constraint constraints.txt gradio playwright
+	@touch $@
+
+test-demo: $(DEMO)/ready ## Open the demo in Chromium, which has to be there, and look at it
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(DEMO)/bin/python -m pytest -m "slow or not slow" tests/test_demo.py
+
+docs: $(INSTALLED) ## Build the site in site/, from docs/, the docstrings and the flags
+	$(BIN)/python scripts/write_reference.py docs
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 # What they share goes to a Hub on this machine that ends with them.
 notebooks: $(INSTALLED) ## Run the notebooks

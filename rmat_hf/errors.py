@@ -1,5 +1,6 @@
 """What a user is told: which errors are a user's, in one line, with the way out; and signals."""
 
+import _thread
 import csv
 import errno
 import logging
@@ -7,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -181,16 +183,14 @@ def stopped_by_signals() -> Iterator[None]:
     So `finally` and `with` clean up after a SIGTERM too. A second signal ends the process at once.
     A signal that the caller ignores, as `nohup` does, stays ignored. Processes that are forked in
     the block leave Ctrl-C, which goes to all of them, to this one, and end at SIGTERM as usual.
+    Windows has no SIGHUP; its Ctrl-Break is a SIGBREAK.
     """
-    usual: dict[int, Any] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGHUP: signal.SIG_DFL,
-    }
-    caught = {
-        number: usual[number] for number in usual if signal.getsignal(number) is usual[number]
-    }
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+    names = {"SIGTERM", "SIGHUP", "SIGBREAK"} & vars(signal).keys()
+    usual |= {getattr(signal, name): signal.SIG_DFL for name in names}
+    caught = [number for number in usual if signal.getsignal(number) is usual[number]]
     owner, received = os.getpid(), []
+    timers: list[threading.Timer] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:
@@ -209,8 +209,9 @@ def stopped_by_signals() -> Iterator[None]:
         if not isinstance(unraisable.exc_value, Interruption):
             sys.__unraisablehook__(unraisable)
             return
-        signal.signal(signal.SIGALRM, lambda _, frame: interrupt(received[0], frame))
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        signal.signal(received[0], interrupt)
+        timers.append(threading.Timer(0.05, _signal_main_thread, received[:1]))
+        timers[-1].start()
 
     for number in caught:
         signal.signal(number, interrupt)
@@ -220,12 +221,21 @@ def stopped_by_signals() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook, sys.excepthook = hooks
+        for timer in timers:
+            timer.cancel()
         for number in caught:
             signal.signal(number, usual[number])
         error = sys.exc_info()[1]
         # what goes wrong meanwhile, as with workers that have got the signal too, is its effect
         if received and error is not None and not isinstance(error, KeyboardInterrupt):
             raise Interruption(received[0]) from error
+
+
+def _signal_main_thread(number: Any) -> None:
+    if hasattr(signal, "pthread_kill"):  # which ends a system call that waits
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        _thread.interrupt_main(number)
 
 
 @contextmanager

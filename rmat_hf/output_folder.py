@@ -34,9 +34,8 @@ def validate_output_folder(folder: str | Path, *, overwrite: bool = False) -> No
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and (
-        not folder.is_dir() or folder.is_mount() or Path.cwd().is_relative_to(folder.resolve())
-    ):
+    is_above = Path.cwd().is_relative_to(folder.resolve())
+    if folder.exists() and (is_above or not folder.is_dir() or os.path.ismount(folder)):
         raise UserError(
             f"{str(folder)!r} is a file, the current folder, one above it or a mounted one. Choose "
             "another output folder."

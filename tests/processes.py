@@ -11,9 +11,16 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 
-# Python imports a module of this name at its start; it is as if the blocked ones were missing.
+# Python imports a module of this name at its start; it is as if the blocked ones were missing, and
+# the hidden names of others. psutil has the system's own code for each system and may use it.
 SITECUSTOMIZE = """
-import os, sys
+import importlib, os, psutil, sys
+
+for name in os.environ["HIDDEN_NAMES"].split():
+    module, attribute = name.split(".")
+    vars(importlib.import_module(module)).pop(attribute, None)
+for name in os.environ["BLOCKED_MODULES"].split():
+    sys.modules.pop(name, None)
 
 class Without:
     def __init__(self, finder):
@@ -32,15 +39,19 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 
 
 def build_environment(
-    folder: Path, *, blocked: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    blocked: Sequence[str] = (),
+    hidden: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the variables of a process: this checkout, offline, caches in a folder.
 
     Args:
-        folder, blocked, environment: As in [`run_python`].
+        folder, blocked, hidden, environment: As in [`run_python`].
     """
     path = [str(TESTS), str(TESTS.parent)]
-    if blocked:
+    if blocked or hidden:
         site = folder / "site"
         site.mkdir(parents=True, exist_ok=True)
         (site / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
@@ -48,6 +59,7 @@ def build_environment(
     variables = {
         **os.environ,
         "BLOCKED_MODULES": " ".join(blocked),
+        "HIDDEN_NAMES": " ".join(hidden),
         "PYTHONPATH": os.pathsep.join(path),
         "HF_HOME": str(folder / "hf_home"),
         "HF_HUB_OFFLINE": "1",
@@ -68,6 +80,7 @@ def run_python(
     *,
     folder: Path,
     blocked: Sequence[str] = (),
+    hidden: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     timeout_s: int = 300,
 ) -> subprocess.CompletedProcess[str]:
@@ -77,10 +90,11 @@ def run_python(
         arguments (`Sequence[str | Path]`): What follows `python`.
         folder (`Path`): Working directory; nothing outside it is written.
         blocked (`Sequence[str]`, *optional*): Modules that cannot be imported.
+        hidden (`Sequence[str]`, *optional*): Names that modules lack: `os.fork`.
         environment (`Mapping[str, str]`, *optional*): More variables; an empty one is removed.
         timeout_s (`int`, *optional*, defaults to 300): Seconds after which to give up.
     """
-    variables = build_environment(folder, blocked=blocked, environment=environment)
+    variables = build_environment(folder, blocked=blocked, hidden=hidden, environment=environment)
     command = [sys.executable, *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         # files and not pipes: a worker that outlives its killed parent would keep a pipe open

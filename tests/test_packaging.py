@@ -22,6 +22,8 @@ PROVIDED_BY = {
     "huggingface-hub": {"huggingface_hub", "filelock", "yaml"},
     "datasets": {"datasets", "pandas", "pyarrow", "tqdm"},
 }
+# Extras whose packages the library itself imports, where somebody asks for it.
+IMPORTED_EXTRAS = ("demo", "excel", "hpo", "onnx", "peft", "tracking", "viz")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,9 @@ def test_wheel_metadata_agree_with_the_package(repo_root: Path, wheel: zipfile.Z
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     assert {"viz", "hpo", "tracking", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"Documentation", "Source", "Issues", "Changelog"} <= {
+        url.split(",")[0] for url in metadata.get_all("Project-URL", [])
+    }
     text = wheel.read(find_member(wheel, "licenses/LICENSE")).decode()
     assert text == (repo_root / "LICENSE").read_text(encoding="utf-8")
     changelog = (repo_root / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -85,7 +90,7 @@ def test_every_import_of_the_package_is_declared(repo_root: Path) -> None:
     project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     provided = {"rmat_hf", *sys.stdlib_module_names}
     extras = project["optional-dependencies"]
-    named = itertools.chain(*(extras[name] for name in ("viz", "hpo", "tracking", "onnx", "peft")))
+    named = itertools.chain(*(extras[name] for name in IMPORTED_EXTRAS))
     for requirement in [*project["dependencies"], *named]:
         (name,) = re.findall(r"^[\w-]+", requirement)
         provided |= PROVIDED_BY.get(name, {name.replace("-", "_")})
@@ -105,6 +110,28 @@ def test_the_range_of_transformers_is_the_one_that_its_script_tries(repo_root: P
     assert [f"5.{tried[0]}", f"5.{tried[-1] + 1}"] == [oldest, above] and len(tried) > 2
     readme = (repo_root / "README.md").read_text(encoding="utf-8")
     assert f"transformers {oldest} to 5.{tried[-1]} are tested" in readme
+
+
+def test_extras_of_users_bring_no_tool_of_developers(repo_root: Path) -> None:
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    (everything,) = extras["all"]
+    named = set(re.findall(r"[\w-]+", everything)) - {"rmat-hf"}
+    assert named == extras.keys() - {"all", "dev", "docs"}
+    tools = {re.findall(r"^[\w-]+", it)[0] for it in extras["dev"]} - {"rmat-hf"}
+    of_users = itertools.chain(project["dependencies"], *(extras[name] for name in named))
+    assert not tools & {re.findall(r"^[\w-]+", it)[0] for it in of_users}
+
+
+def test_the_recipe_of_conda_asks_for_what_the_package_needs(repo_root: Path) -> None:
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    recipe = (repo_root / "conda" / "meta.yaml").read_text(encoding="utf-8")
+    names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    names["huggingface-hub"] = "huggingface_hub"
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["viz"]]:
+        name, versions = re.findall(r"^([\w-]+)(.*)$", requirement)[0]
+        assert f"    - {names.get(name, name)} {versions}\n" in recipe, requirement
+    assert f'version = "{read_version(repo_root)}"' in recipe
 
 
 def test_constraints_pin_every_declared_requirement(repo_root: Path) -> None:

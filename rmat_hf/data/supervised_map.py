@@ -1,5 +1,6 @@
 """Compute in processes that may die: every item has its outcome or the reason why it has none."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -31,9 +32,13 @@ _BEGUN = "begun"
 _TOO_MANY = (
     "A worker process ended before it began. There is too little memory for so many: use fewer."
 )
-# A process that was itself spawned would spawn its workers, which takes seconds for each.
-_FORK: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+# A process that was itself spawned would spawn its workers, which takes seconds for each. macOS has
+# a fork that its own libraries do not survive, Windows none.
+_CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
+_FORK: Any = multiprocessing.get_context("fork" if _CAN_FORK else "spawn")
 _SPAWN: Any = multiprocessing.get_context("spawn")
+# How a process ends that the timer of `_limit_time` has ended.
+_TIME_LIMIT_EXIT = -signal.SIGALRM if hasattr(signal, "setitimer") else 1
 
 
 class WorkerError(UserError):
@@ -169,14 +174,14 @@ def follow_parent() -> None:
     if parent is None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGALRM):  # a fork has the handlers of its parent
-        signal.signal(number, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the handlers of its parent
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    # the pipe that multiprocessing closes with the parent stays open in forks of the same parent
-    while os.getppid() == parent:
+def _end_with(parent: BaseProcess) -> None:
+    # the pipe that multiprocessing closes with the parent stays open in forks of the same parent,
+    # and on Windows the parent's number stays
+    while os.getppid() == parent.pid and parent.is_alive():
         time.sleep(_POLL_INTERVAL_S)
     os._exit(1)
 
@@ -265,7 +270,7 @@ def _explained_start() -> Iterator[None]:
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Let what starts meanwhile never get a Ctrl-C, which is the parent's; Windows has no masks."""
-    if sys.platform == "win32":
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -276,7 +281,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _describe_exit(exit_code: int | None) -> str:
-    if exit_code == -signal.SIGALRM:
+    if exit_code == _TIME_LIMIT_EXIT:
         return "took more than its time limit"
     if exit_code is not None and exit_code < 0:
         cause = f"was killed by signal {-exit_code} ({signal.strsignal(-exit_code)})"
@@ -291,13 +296,28 @@ def _describe_exit(exit_code: int | None) -> str:
 def _compute_chunk(  # noqa: PLR0917 - processes call it by position
     compute: Callable[[Any], Any], time_limit_s: int, chunk: Sequence[Any]
 ) -> list[Any]:
-    """Let the kernel kill this process if an item takes too long; RDKit would not notice."""
     outcomes = []
     for item in chunk:
-        signal.setitimer(signal.ITIMER_REAL, time_limit_s)
+        _limit_time(time_limit_s)
         outcomes.append(compute(item))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _limit_time(0)
     return outcomes
+
+
+def _limit_time(seconds: int) -> None:
+    """End this process in so many seconds, with 0 never: RDKit would notice no Python thread."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    elif seconds:
+        # a thread of C; the traceback goes where nobody reads it
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_open_null_device())
+    else:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@cache
+def _open_null_device() -> int:
+    return os.open(os.devnull, os.O_WRONLY)
 
 
 def _serve(work: Callable[[Any], list[Any]], connection: Connection) -> None:
