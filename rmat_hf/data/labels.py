@@ -101,7 +101,8 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
     parse, fault = LABEL_PARSERS[problem_type]
     label = parse(value)
     if label is None:
-        is_list = isinstance(value, list) or len(_SEPARATORS.split(str(value).strip())) > 1
+        parts = [part for part in _SEPARATORS.split(str(value)) if part]
+        is_list = isinstance(value, list) or (len(parts) > 1 and None not in map(parse, parts))
         hint = "; lists of the labels of atoms need --level atom" * is_list
         reason = f"label {column!r} is {reprlib.repr(value)}, {fault}{hint}"
         raise LabelError(reason, row=row)
