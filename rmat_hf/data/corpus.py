@@ -59,8 +59,9 @@ from rmat_hf.data.stored_features import (
     count_nodes,
     has_features,
 )
+from rmat_hf.data.table_files import find_kind, read_header
 from rmat_hf.data.table_writer import ColumnKind, TableWriter, count_failures, summarize
-from rmat_hf.data.tables import find_kind, read_header, validate_smiles_column
+from rmat_hf.data.tables import validate_smiles_column
 from rmat_hf.errors import UserError, explained_reading
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.features_rmat import (

@@ -16,7 +16,11 @@ from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import Molecule, parse_canonical
 from rmat_hf.model.processing_rmat import RMatProcessor
 
-MISSING_NUMBERS = frozenset({"", "nan", "na", "n/a", "null", "none"})
+# As people and spreadsheets write that a value is not known.
+MISSING_NUMBERS = frozenset(
+    {"", "nan", "na", "n/a", "null", "none", "-", "--", "?", "n.a.", "n.d.", "nd", "n.t.", "nt"}
+    | {"not determined", "not tested", "missing", "#n/a", "#value!", "#div/0!", "#ref!"}
+)
 LISTS = (List, LargeList)
 MISSING_CLASSES = frozenset({"", "nan"})
 # Between the labels of atoms where they are text: as JSON, Python, numpy and SDF files write lists.

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from rmat_hf.data.tables import HUB_PREFIX, Table, TableChunk
+from rmat_hf.data.table_files import HUB_PREFIX
+from rmat_hf.data.tables import Table, TableChunk
 from rmat_hf.errors import UserError, explained_reading, explained_writing
 from rmat_hf.output_folder import hold_lock, load_json, save_json
 

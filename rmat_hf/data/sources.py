@@ -14,7 +14,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rmat_hf.data.tables import HUB_PREFIX, KINDS, Table, find_kind, join_tables, open_file
+from rmat_hf.data.table_files import HUB_PREFIX, KINDS, find_kind, open_file
+from rmat_hf.data.tables import Table, join_tables
 from rmat_hf.errors import UserError, explained_reading
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,8 @@ def _group_files(files: list[str], locate: Callable[[str], str], *, source: str)
     # what `datasets` keeps of computations stands beside the data in a saved folder
     hidden = re.compile(r"(^|/)(\.|cache-[^/]*\.arrow$)")
     tables = [file for file in files if find_kind(file) and not hidden.search(file)]
+    # beside tables, what is called .txt is a note
+    tables = [file for file in tables if find_kind(file) != ".txt"] or tables
     if any(find_kind(file) == ".parquet" for file in tables):
         tables = [file for file in tables if find_kind(file) == ".parquet"]
     splits: dict[str, list[str]] = {}

@@ -44,12 +44,12 @@ from rmat_hf.data.stored_features import (
     pack_features,
     read_column,
 )
+from rmat_hf.data.table_files import read_header
 from rmat_hf.data.table_writer import group_cells
 from rmat_hf.data.tables import (
     SMILES_COLUMN,
     Table,
     build_table,
-    read_header,
     validate_columns,
     validate_smiles_column,
 )

@@ -14,7 +14,14 @@ from pathlib import Path
 import atheris
 
 INPUTS = Path(__file__).parent / "inputs"
-READER_MODULES = ["data.tables", "data.sources", "data.sdf", "model.features_rmat"]
+READER_MODULES = [
+    "data.tables",
+    "data.table_files",
+    "data.text_files",
+    "data.sources",
+    "data.sdf",
+    "model.features_rmat",
+]
 DEFAULT_CASES = {
     "smiles": 30_000,
     "mol_block": 20_000,
