@@ -153,13 +153,13 @@ def test_bundled_data_sets_are_listed_and_open_by_name() -> None:
         ("missing.csv", "no such file"),
         ("missing.SDF", "no such file"),
         ("missing/*.parquet", "no such file"),
-        ("table.xlsx", r"Use \.csv, \.parquet, \.sdf"),
+        ("table.ods", r"Use \.csv, \.parquet, \.sdf"),
     ],
 )
 def test_what_is_no_table_is_not_looked_for_on_the_hub(
     tmp_path: Path, name: str, words: str
 ) -> None:
-    (tmp_path / "table.xlsx").write_text("x")
+    (tmp_path / "table.ods").write_text("x")
     with pytest.raises(UserError, match=words):
         open_table(tmp_path / name)
 
