@@ -187,9 +187,7 @@ def _featurize(molecule: Molecule | bytes, *, processor: RMatProcessor) -> Featu
     canonical_smiles = ""
     try:
         given: Molecule = Chem.Mol(molecule) if isinstance(molecule, bytes) else molecule  # type: ignore[arg-type]  # typed str
-        parsed = parse_canonical(
-            given, max_atoms=processor.max_atoms, hydrogens=processor.hydrogens
-        )
+        parsed = parse_canonical(given, **processor.parsing_options)
         canonical_smiles = parsed.canonical_smiles or Chem.MolToSmiles(parsed.mol)
         features = processor.featurize_compactly(parsed)
     except MoleculeError as error:

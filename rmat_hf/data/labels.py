@@ -184,8 +184,7 @@ def restore_atom_order(
 
 
 def _find_atom_order(molecule: Molecule, processor: RMatProcessor) -> np.ndarray:
-    options: Any = {"max_atoms": processor.max_atoms, "hydrogens": processor.hydrogens}
-    return parse_canonical(molecule, **options).compute_atom_order()
+    return parse_canonical(molecule, **processor.parsing_options).compute_atom_order()
 
 
 def is_missing(label: float | str | list[float | str]) -> bool:

@@ -35,6 +35,8 @@ from rmat_hf.data.labels import (
 )
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_split_cells
+from rmat_hf.data.splits.parents import name_by_parent
+from rmat_hf.data.splits.registry import GROUP_COLUMN
 from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,
     build_features_column,
@@ -81,8 +83,8 @@ class LoadedData:
         dataset (`datasets.Dataset`):
             Columns `row` (position in the source, from 0), `smiles`, `canonical_smiles`, `labels`
             (float64 per label column, NaN where missing; the class index for a single-label
-            classification; of atoms one such list for each), `split` or `time` (when such a
-            column is given), `mol` (SDF structures only: the binary molecule with its
+            classification; of atoms one such list for each), `split`, `time` or `group` (when such
+            a column is given), `mol` (SDF structures only: the binary molecule with its
             coordinates), and the columns of features, see stored_features.py.
         dropped (`list[DroppedRow]`): All rows of the source that are not in `dataset`, in order.
         class_names (`list[str]`, *optional*): Classes of a single-label classification, by index.
@@ -127,7 +129,8 @@ def load_training_table(
             Largest difference between regression labels of one molecule, in standard deviations of
             the label column. Class labels must agree.
         **options: `num_workers` and the like, as in [`featurize_molecules`]; `level="atom"`, where
-            a cell has the labels of all heavy atoms, as [`parse_atom_labels`] reads them.
+            a cell has the labels of all heavy atoms, as [`parse_atom_labels`] reads them;
+            `group_column`, of what rows of one part have in common.
 
     Raises:
         UserError: A column is missing, a label or a cell of the split cannot be read, there is
@@ -143,6 +146,7 @@ def load_training_table(
         kinds = [datasets.Features.from_arrow_schema(it) for it in _read_schemas(table)]
     split_column = split_column or table.split_column
     columns = [smiles_column, *label_columns, *filter(None, [split_column])]
+    columns += filter(None, [options.get("group_column")])
     featurized = None
     if has_features(table.schema):
         featurized = table.select(_FEATURIZED)
@@ -274,10 +278,8 @@ def _build_training_data(
     **options: Any,
 ) -> LoadedData:
     """Check and featurize the rows of a table, as [`load_training_table`]."""
-    is_single, level = (
-        problem_type == "single_label_classification",
-        options.pop("level", "molecule"),
-    )
+    is_single = problem_type == "single_label_classification"
+    level, group_column = options.pop("level", "molecule"), options.pop("group_column", None)
     validate_smiles_column(table.schema, smiles_column, source=table.source)
     names: dict[str, Any] = {"smiles_column": smiles_column, "label_columns": label_columns}
     given = _iterate_rows(table, problem_type=problem_type, level=level, **names)
@@ -308,8 +310,10 @@ def _build_training_data(
         split_column,
         [cells[split_column] for cells in kept["cells"]] if split_column else [],
         rows=kept.index,
-        groups=kept["canonical_smiles"],
+        groups=name_by_parent(kept["canonical_smiles"].to_list()),
     )
+    if group_column is not None:
+        split[GROUP_COLUMN] = [str(cells[group_column] or "") for cells in kept["cells"]]
     labels, found = _encode_labels(given_labels)
     class_names = found if is_single else None
     return LoadedData(
@@ -457,7 +461,7 @@ def _build_dataset(
         "smiles": (rows["smiles"], "string"),
         "canonical_smiles": (rows["canonical_smiles"], "string"),
         **{
-            name: (cells, "string" if name == "split" else "float64")
+            name: (cells, "float64" if name == "time" else "string")
             for name, cells in split.items()
         },
     }

@@ -18,6 +18,7 @@ from rdkit import Chem, rdBase
 from rdkit.Chem import Descriptors, rdFingerprintGenerator, rdMolDescriptors
 
 from .configuration_rmat import DUMMY_COLUMN, FINGERPRINT_SIZE, NUM_BOND_ORDERS
+from .standardization_rmat import standardize_mol
 
 # Goes up whenever the features of a molecule change, so that caches and checkpoints notice.
 FEATURIZER_VERSION = 2
@@ -101,7 +102,11 @@ def silence_rdkit() -> Iterator[list[str]]:
 
 
 def parse_molecule(
-    molecule: Molecule, *, max_atoms: int, hydrogens: Hydrogens = "none"
+    molecule: Molecule,
+    *,
+    max_atoms: int,
+    hydrogens: Hydrogens = "none",
+    standardize: Sequence[str] = (),
 ) -> Chem.Mol:
     """Return the sanitized heavy-atom molecule behind a SMILES or an RDKit molecule.
 
@@ -112,7 +117,7 @@ def parse_molecule(
         molecule: SMILES, with a CXSMILES extension at most, or RDKit molecule. `None` and NaN, the
             marks of an empty table cell, are refused like every other type.
         max_atoms: Largest number of heavy atoms that is accepted.
-        hydrogens: As of [`RMatProcessor`].
+        hydrogens, standardize: As of [`RMatProcessor`].
 
     Raises:
         MoleculeError: The molecule is missing, empty, a pattern, too large or invalid.
@@ -123,7 +128,8 @@ def parse_molecule(
     if isinstance(mol, str) or fault:
         raise MoleculeError(fault)
     has_hydrogens = mol.GetNumHeavyAtoms() < mol.GetNumAtoms()
-    if isinstance(molecule, str) and not has_hydrogens:
+    # CODEPATH: only processors that were made with `standardize` have steps.
+    if isinstance(molecule, str) and not has_hydrogens and not standardize:
         return mol
     with silence_rdkit():
         try:
@@ -132,6 +138,7 @@ def parse_molecule(
             # CODEPATH: "rdkit" is the processor of the authors' converted checkpoints.
             remove_hydrogens = Chem.RemoveHs if hydrogens == "rdkit" else Chem.RemoveAllHs
             mol = remove_hydrogens(mol) if has_hydrogens else mol
+            mol = standardize_mol(mol, standardize)
         except (RuntimeError, ValueError) as error:
             raise MoleculeError(_find_reason(str(error).splitlines())) from error
     if (num_atoms := mol.GetNumAtoms()) > max_atoms:
@@ -140,7 +147,11 @@ def parse_molecule(
 
 
 def parse_canonical(
-    molecule: Molecule, *, max_atoms: int, hydrogens: Hydrogens = "none"
+    molecule: Molecule,
+    *,
+    max_atoms: int,
+    hydrogens: Hydrogens = "none",
+    standardize: Sequence[str] = (),
 ) -> RMatParsedMolecule:
     """Return what [`parse_molecule`] does, in one order however the SMILES is written.
 
@@ -148,11 +159,13 @@ def parse_canonical(
     order of bonds decides its distance bounds and conformers, and renumbering atoms keeps it. An
     RDKit molecule keeps its order.
     """
-    mol = parse_molecule(molecule, max_atoms=max_atoms, hydrogens=hydrogens)
+    mol = parse_molecule(
+        molecule, max_atoms=max_atoms, hydrogens=hydrogens, standardize=standardize
+    )
     if not isinstance(molecule, str):
         return RMatParsedMolecule(mol)
     canonical_smiles = Chem.MolToSmiles(mol)
-    if canonical_smiles != molecule:
+    if canonical_smiles != molecule or standardize:
         # RDKit does not read back what it writes for some metal complexes: they keep their order.
         with suppress(MoleculeError):
             canonical_mol = parse_molecule(

@@ -37,6 +37,7 @@ from .features_rmat import (
     parse_molecule,
 )
 from .geometry_rmat import GEOMETRIES, RMatGeometryOptions, compute_interatomic_distances
+from .standardization_rmat import STANDARDIZER_VERSION, STANDARDIZERS
 
 logger = logging.get_logger(__name__)
 
@@ -261,6 +262,10 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
         molecule_descriptors: Names of the RDKit descriptors to compute.
         fingerprints: Names of the fingerprints of which to compute counts, out of `FINGERPRINTS`:
             `"ecfp4"`, `"atom_pairs"`, `"fcfp4"`, `"torsions"`.
+        standardize: Names of steps out of `STANDARDIZERS` that every molecule goes through first:
+            `"largest_fragment"`, `"uncharge"`, `"tautomer"`. With all of them a salt, an ion or a
+            tautomer is its parent. By default there are none.
+        standardizer_version: Of saved processors with such steps; as the following.
         featurizer_version: Of saved processors; one that is not the code's is refused.
 
     Raises:
@@ -287,6 +292,8 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
     max_atoms: int = interval(min=1)(default=256)
     molecule_descriptors: list[str] | None = None
     fingerprints: list[str] | None = None
+    standardize: list[str] | None = None
+    standardizer_version: int = STANDARDIZER_VERSION
     featurizer_version: int = FEATURIZER_VERSION
 
     def __post_init__(self, **saved: Any) -> None:
@@ -317,18 +324,46 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
                 f"{[*FINGERPRINTS]}."
             )
 
+    def validate_standardize(self) -> None:
+        """Raise if this code cannot standardize as the processor does."""
+        if self.standardize is None:
+            return
+        if not self.standardize or len({*STANDARDIZERS} & {*self.standardize}) < len(
+            self.standardize
+        ):
+            raise ValueError(
+                f"standardize is {self.standardize}. Pass a list of different names out of "
+                f"{[*STANDARDIZERS]}."
+            )
+        if self.standardizer_version != STANDARDIZER_VERSION:
+            raise ValueError(
+                f"The processor was saved with standardizer version {self.standardizer_version}, "
+                f"this code has {STANDARDIZER_VERSION}. Use the release of rmat_hf that saved it."
+            )
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of what a batch holds."""
         asked = {DESCRIPTOR_INPUT: self.molecule_descriptors, FINGERPRINT_INPUT: self.fingerprints}
         return [*NODE_INPUTS, *(name for name in MOLECULE_INPUTS if asked[name])]
 
+    @property
+    def parsing_options(self) -> dict[str, Any]:
+        """Arguments of [`parse_molecule`] and [`parse_canonical`]."""
+        return {
+            "max_atoms": self.max_atoms,
+            "hydrogens": self.hydrogens,
+            "standardize": self.standardize or (),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options. The name of the class lets a processor be found without a model."""
         options = {**super().to_dict(), "processor_class": type(self).__name__}
-        # as releases that know no fingerprints have it
+        # as releases that know neither have it
         if self.fingerprints is None:
             del options["fingerprints"]
+        if self.standardize is None:
+            del options["standardize"], options["standardizer_version"]
         return options
 
     def save_pretrained(
@@ -401,8 +436,9 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
     def featurize_compactly(self, molecule: Molecule | RMatParsedMolecule) -> RMatCompactFeatures:
         """Return what [`~RMatProcessor.featurize`] gives, in a form without pairs of nodes."""
         if not isinstance(molecule, RMatParsedMolecule):
-            mol = parse_molecule(molecule, max_atoms=self.max_atoms, hydrogens=self.hydrogens)
-            molecule = RMatParsedMolecule(mol, molecule if isinstance(molecule, str) else None)
+            mol = parse_molecule(molecule, **self.parsing_options)
+            is_as_written = isinstance(molecule, str) and not self.standardize
+            molecule = RMatParsedMolecule(mol, molecule if is_as_written else None)
         geometry, geometry_source = GEOMETRIES[self.geometry](molecule, self)
         descriptors = None
         if self.molecule_descriptors:

@@ -1,10 +1,6 @@
-"""One form of a molecule for its salts, charges and tautomers, by RDKit's MolStandardize.
-
-The steps are those of the ChEMBL pipeline's spirit (Bento 2020, doi 10.1186/s13321-020-00456-1).
-"""
+"""One form of a molecule for its salts, charges and tautomers, by RDKit's MolStandardize."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 from rdkit import Chem
 from rdkit.Chem import rdMolHash
@@ -14,37 +10,26 @@ from rdkit.Chem.MolStandardize import rdMolStandardize
 STANDARDIZER_VERSION = 1
 
 
-@cache
-def _build_chooser() -> rdMolStandardize.LargestFragmentChooser:
-    return rdMolStandardize.LargestFragmentChooser(preferOrganic=True)
-
-
-@cache
-def _build_uncharger() -> rdMolStandardize.Uncharger:
-    # a betaine and its hydrochloride are one acid, although its nitrogen stays charged
-    return rdMolStandardize.Uncharger(canonicalOrder=True, force=True)
-
-
-@cache
-def _build_enumerator() -> rdMolStandardize.TautomerEnumerator:
-    enumerator = rdMolStandardize.TautomerEnumerator()
-    # by default it forgets the stereo of amino acids
-    enumerator.SetRemoveSp3Stereo(False)
-    enumerator.SetRemoveBondStereo(False)
-    return enumerator
+_FRAGMENT_CHOOSER = rdMolStandardize.LargestFragmentChooser(preferOrganic=True)
+# a betaine and its hydrochloride are one acid, although its nitrogen stays charged
+_UNCHARGER = rdMolStandardize.Uncharger(canonicalOrder=True, force=True)
+_ENUMERATOR = rdMolStandardize.TautomerEnumerator()
+# by default it forgets the stereo of amino acids
+_ENUMERATOR.SetRemoveSp3Stereo(False)
+_ENUMERATOR.SetRemoveBondStereo(False)
 
 
 def _choose_largest_fragment(mol: Chem.Mol) -> Chem.Mol:
-    return _build_chooser().choose(mol) if len(Chem.GetMolFrags(mol)) > 1 else mol
+    return _FRAGMENT_CHOOSER.choose(mol) if len(Chem.GetMolFrags(mol)) > 1 else mol
 
 
 def _uncharge(mol: Chem.Mol) -> Chem.Mol:
     is_charged = any(map(Chem.Atom.GetFormalCharge, mol.GetAtoms()))
-    return _build_uncharger().uncharge(mol) if is_charged else mol
+    return _UNCHARGER.uncharge(mol) if is_charged else mol
 
 
 def _canonicalize_tautomer(mol: Chem.Mol) -> Chem.Mol:
-    return _build_enumerator().Canonicalize(mol)
+    return _ENUMERATOR.Canonicalize(mol)
 
 
 # Applied in this order, whatever the order in which they are named.

@@ -17,6 +17,7 @@ from rmat_hf.model.features_rmat import ATOM_FEATURES, FINGERPRINTS
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.losses_rmat import PROBLEM_TYPES
 from rmat_hf.model.pipeline_rmat import LEVELS
+from rmat_hf.model.standardization_rmat import STANDARDIZERS
 from rmat_hf.output_folder import load_json
 
 DescriptorSet = Literal["none", "rdkit_2d"]
@@ -128,7 +129,12 @@ class FinetuningArguments(RunArguments):
         choices=LEVELS,
     )
     split: str = declare_flag("random", "What divides the rows into parts.", choices=SPLITS)
-    split_column: str | None = declare_flag(None, "For --split column: train, valid or test.")
+    split_column: str | None = declare_flag(
+        None, "Column of train, valid (val, dev) and test. Without valid --split takes it of train."
+    )
+    group_column: str | None = declare_flag(
+        None, "For --split random or kfold: rows of one value, as a project, stay together."
+    )
     time_column: str | None = declare_flag(
         None, "Column of ISO dates or numbers, for --split time: the newest are test."
     )
@@ -140,6 +146,12 @@ class FinetuningArguments(RunArguments):
     geometry: Geometry | None = declare_flag(None, "Source of distances. Default: the model's.")
     on_conformer_failure: ConformerFailure | None = declare_flag(
         None, "Geometry to step down to when no conformer is found. Default: drop the row."
+    )
+    standardize: list[str] = declare_flag(
+        [],
+        "What every molecule becomes first, here and in prediction: largest_fragment, uncharge, "
+        "tautomer, or several. Default: the model's, else nothing.",
+        choices=STANDARDIZERS,
     )
     molecule_descriptors: DescriptorSet | None = declare_flag(
         None,
@@ -261,11 +273,14 @@ class FinetuningArguments(RunArguments):
         if self.head == "kernel":
             yield from self._list_kernel_contradictions()
         if self.level == "atom" and (
-            self.num_members > 1 or self.with_baselines or self.molecule_descriptors == "rdkit_2d"
+            self.num_members > 1
+            or self.with_baselines
+            or self.standardize
+            or self.molecule_descriptors == "rdkit_2d"
         ):
             yield (
-                "--num-members, --with-baselines and --molecule-descriptors are for labels of "
-                "molecules. Leave them out with --level atom."
+                "--num-members, --with-baselines, --standardize and --molecule-descriptors are for "
+                "labels of molecules. Leave them out with --level atom."
             )
         yield from self._list_peft_contradictions()
         if self.feature_cache == "":

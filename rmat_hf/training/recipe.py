@@ -18,7 +18,7 @@ from rmat_hf.data.featurization import LENGTH_COLUMN, choose_cache_dir
 from rmat_hf.data.labels import LISTS, flatten_labels, has_atom_labels
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.parts import SplitIndices
-from rmat_hf.data.splits.registry import find_split_options, split_into_folds, split_rows
+from rmat_hf.data.splits.registry import can_carve, find_split_options, split_into_folds, split_rows
 from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,
     pack_dataset,
@@ -126,6 +126,7 @@ def build_finetuning_task(
         problem_type=arguments.problem_type,
         level=arguments.level,
         split_column=time_column or arguments.split_column,
+        group_column=arguments.group_column,
         revision=arguments.dataset_revision,
         conflict_tolerance=arguments.conflict_tolerance,
         num_workers=arguments.num_workers,
@@ -140,6 +141,9 @@ def build_finetuning_task(
             "multi_label_classification."
         )
     options = find_split_options(arguments)
+    # parts that come with the data set hold for every family that can divide train once more
+    if "split" in dataset.column_names and can_carve(arguments.split):
+        options["split_column"] = arguments.split_column or "split"
     split = split_rows(dataset, arguments.split, seed=arguments.seed, **options)
     if len(split.valid) == 0:
         raise UserError("The valid part is empty, and the best checkpoint is chosen on it.")
@@ -194,6 +198,8 @@ def _build_processor(
         options["molecule_descriptors"] = list_molecule_descriptor_names()
     elif arguments.molecule_descriptors == "none" or arguments.level == "atom":
         options["molecule_descriptors"] = None
+    if arguments.standardize:
+        options["standardize"] = arguments.standardize
     options["fingerprints"] = None
     if arguments.head == "kernel":
         counted = [name for name in arguments.kernel_features if name in FINGERPRINTS]

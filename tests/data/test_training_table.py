@@ -97,12 +97,12 @@ def test_dropped_rows_have_reasons_and_are_counted(
 def test_a_cell_that_is_no_label_costs_itself_and_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    content = "smiles,a,b\nC,1,2\nN,n.d.,3\nO,see note,\nF,0,\n"
+    content = "smiles,a,b\nC,1,2\nN,12 mg?,3\nO,see note,\nF,0,\n"
     loaded = load(tmp_path, content, label_columns=["a", "b"])
     labels = np.array(loaded.dataset["labels"])
     np.testing.assert_array_equal(labels, [[1, 2], [math.nan, 3], [0, math.nan]])
     assert loaded.dropped == [DroppedRow(2, "O", "label 'a' is 'see note', not a number")]
-    assert "1 cells count as missing labels. Row 1" in caplog.text and "'n.d.'" in caplog.text
+    assert "1 cells count as missing labels. Row 1" in caplog.text and "'12 mg?'" in caplog.text
 
 
 def test_contradictory_duplicates_are_dropped_and_equal_ones_kept(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from rmat_hf.data.labels import parse_number
 from rmat_hf.data.splits.parts import (
     DEFAULT_FRACTIONS,
+    PART_WORDS,
     SPLIT_NAMES,
     SplitIndices,
     build_split_indices,
@@ -40,7 +41,7 @@ def parse_split_cells(
         column: A `TimeColumn` holds times, any other the words of a split; none gives nothing.
         cells: Its cells.
         rows: Their positions in the source, counted from 0, for messages.
-        groups: Canonical SMILES of each row; one that stands in several parts is warned of.
+        groups: Name of the parent of each row; one that stands in several parts is warned of.
 
     Raises:
         UserError: If a cell is no word or no time, or train or test would be empty.
@@ -49,15 +50,15 @@ def parse_split_cells(
         return {}
     if isinstance(column, TimeColumn):
         return {"time": list(_parse_cells(cells, _parse_time, rows=rows, column=column))}
-    _parse_cells(cells, _parse_word, rows=rows, column=column)
-    words = [str(cell) for cell in cells]
+    numbers = _parse_cells(cells, _parse_word, rows=rows, column=column)
+    words = [SPLIT_NAMES[int(number)] for number in numbers]
     split_by_column(words, split_column=column)
     num_leaking = len(set(zip(groups, words, strict=True))) - len(set(groups))
     if num_leaking:
         logger.warning(
             "%d molecules stand in more than one part of the split: their labels leak.", num_leaking
         )
-    return {"split": list(words)}
+    return {"split": words}
 
 
 def split_by_column(words: Sequence[str], *, split_column: str) -> SplitIndices:
@@ -163,8 +164,9 @@ def _parse_cells(
 
 def _parse_word(value: object) -> tuple[str, float]:
     """Return what a cell holds, in words, and its part as a number; NaN if it is none."""
-    if value in SPLIT_NAMES:
-        return "a part", SPLIT_NAMES.index(str(value))
+    part = PART_WORDS.get(str(value).strip().lower())
+    if part is not None:
+        return "a part", SPLIT_NAMES.index(part)
     return "no part of a split", math.nan
 
 

@@ -8,6 +8,12 @@ import numpy as np
 from rmat_hf.errors import UserError
 
 SPLIT_NAMES = ("train", "valid", "test")
+# Words, in small letters, that people give the parts.
+PART_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
+}
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
 
 

@@ -26,7 +26,8 @@ from rmat_hf.data.splits.molecule_splits import (
     split_by_scaffold,
     split_randomly,
 )
-from rmat_hf.data.splits.parts import SplitIndices
+from rmat_hf.data.splits.parents import name_by_parent
+from rmat_hf.data.splits.parts import DEFAULT_FRACTIONS, SplitIndices
 from rmat_hf.errors import UserError
 from rmat_hf.flags import name_flag
 from rmat_hf.model.features_rmat import MoleculeError, parse_canonical
@@ -54,6 +55,10 @@ GROUPS: dict[str, Callable[..., dict[str, list[int]]]] = {
 }
 # parameter → the column of `load_training_table` that it takes
 COLUMNS = {"smiles": "canonical_smiles", "words": "split", "times": "time"}
+# Of `load_training_table`, with what else rows have in common that stand in one part.
+GROUP_COLUMN = "group"
+# Splits that know molecules alone, and so divide by groups of them as well.
+_OF_NAMES = ("random", "kfold")
 
 
 def split_dataset(
@@ -66,21 +71,22 @@ def split_dataset(
 ) -> "DatasetDict":
     """Divide the rows of a data set into train, valid and test (80, 10 and 10 %).
 
-    Rows of one molecule are in one part, except that `"column"` is taken at its word. A metric says
-    something only beside others of the same split.
+    Rows of one molecule, its salts, charges and tautomers are in one part, except that the words
+    of a column are taken as they are. A metric says something only beside others of the same split.
 
     Args:
         dataset (`datasets.Dataset`): From [`featurize_dataset`], or any with a column of SMILES.
         method (`str`, *optional*, defaults to `"random"`):
             `"scaffold"` (deterministic: the rarest Bemis-Murcko scaffolds to test),
             `"scaffold_balanced"` (seeded, easier), `"cluster"` (Butina clusters of ECFP4),
-            `"time"`, `"kfold"`, `"column"` or another name in `SPLITS`.
+            `"time"`, `"kfold"`, `"column"` or another name in `SPLITS`. With a `split_column` that
+            has no valid rows, what divides train once more.
         seed (`int`, *optional*, defaults to 0): For those that draw.
         smiles_column (`str`, *optional*, defaults to `"smiles"`):
             Of rows that are not featurized yet.
         options: What the method needs or takes: `split_column` (with the words train, valid and
-            test), `time_column` (numbers or ISO dates), `num_folds` and `fold`, `cluster_cutoff`
-            (Tanimoto distance), `fractions`.
+            test), `group_column` (rows of one value stand in one part), `time_column` (numbers or
+            ISO dates), `num_folds` and `fold`, `cluster_cutoff` (Tanimoto distance), `fractions`.
 
     Returns:
         `datasets.DatasetDict` with `"train"`, `"valid"` and `"test"`: together all rows, in order.
@@ -113,8 +119,10 @@ def split_dataset(
         options["time_column"] = TimeColumn(options["time_column"])
     for name in (options.get("split_column"), options.get("time_column")):
         if name is not None:
-            groups, rows = columns[groups_column], range(len(dataset))
+            groups, rows = name_by_parent(columns[groups_column]), range(len(dataset))
             columns |= parse_split_cells(name, dataset[name][:], rows=rows, groups=groups)
+    if group_column := options.get("group_column"):
+        columns[GROUP_COLUMN] = dataset[group_column][:]
     split = split_rows(columns, method, seed=seed, **options)
     return DatasetDict({part: dataset.select(rows) for part, rows in vars(split).items()})
 
@@ -143,7 +151,22 @@ def split_rows(
         UserError: If an option is missing or of another split, or a part would be empty.
     """
     validate_split(split, options)
-    return _call(SPLITS[split], dataset, values={"seed": seed, **options})
+    if options.get("split_column") is None:
+        return _call(SPLITS[split], dataset, values={"seed": seed, **options})
+    column = options.pop("split_column")
+    parts = split_by_column(dataset[COLUMNS["words"]][:], split_column=column)
+    if len(parts.valid):
+        return parts
+    # of an own train and test, valid is as large a share of train as of a table without parts
+    family = "random" if split == "column" else split
+    train, valid, _ = DEFAULT_FRACTIONS
+    options["fractions"] = (train / (train + valid), 0.0, valid / (train + valid))
+    names = (COLUMNS["smiles"], GROUP_COLUMN)
+    known = [name for name in names if name in getattr(dataset, "column_names", dataset)]
+    columns = {name: dataset[name][:] for name in known}
+    rows = {name: [cells[row] for row in parts.train] for name, cells in columns.items()}
+    divided = _call(SPLITS[family], rows, values={"seed": seed, **options})
+    return SplitIndices(parts.train[divided.train], parts.train[divided.test], parts.test)
 
 
 def split_into_folds(
@@ -175,6 +198,10 @@ def _call(function: Callable[..., Any], dataset: Any, *, values: dict[str, Any])
     """Call a function with the columns and those of the values that it takes."""
     parameters = inspect.signature(function).parameters
     values = values | {name: dataset[COLUMNS[name]][:] for name in parameters if name in COLUMNS}
+    if "smiles" in values:
+        is_grouped = GROUP_COLUMN in getattr(dataset, "column_names", dataset)
+        groups = dataset[GROUP_COLUMN][:] if is_grouped else None
+        values["smiles"] = name_by_parent(values["smiles"], groups=groups)
     return function(**{name: values[name] for name in parameters if name in values})
 
 
@@ -198,11 +225,22 @@ def validate_split(split: str, options: Mapping[str, Any]) -> None:
         raise UserError(f"{name_flag(name)} {options[name]} needs --split {owners}, not {split}.")
 
 
+def can_carve(split: str) -> bool:
+    """Tell whether a split takes valid out of train where a column gives train and test."""
+    return "split_column" in _find_options(split)
+
+
 def _find_options(split: str) -> dict[str, bool]:
     """Return the options of a split, and whether they have to be given."""
     parameters = inspect.signature(SPLITS[split]).parameters
-    return {
+    options = {
         name: parameter.default is parameter.empty
         for name, parameter in parameters.items()
         if name != "seed" and name not in COLUMNS
     }
+    # what divides molecules into shares divides train as well, where a column gives the parts
+    if {"smiles", "fractions"} <= {*parameters} and "times" not in parameters:
+        options["split_column"] = False
+    if split in _OF_NAMES:
+        options["group_column"] = False
+    return options

@@ -127,9 +127,8 @@ def compute_properties(
         processor (`RMatProcessor`): Has made them.
     """
     features = unpack_features(packed)
-    options: Any = {"max_atoms": processor.max_atoms, "hydrogens": processor.hydrogens}
     try:
-        parsed = parse_canonical(smiles or "", **options)
+        parsed = parse_canonical(smiles or "", **processor.parsing_options)
     except MoleculeError:
         return None
     # a corpus has the canonical order, the processor alone that of the SMILES

@@ -103,7 +103,7 @@ def count_substructures(smiles: Sequence[str | None], *, processor: RMatProcesso
         if text is None:
             continue
         try:
-            mol = parse_molecule(text, max_atoms=processor.max_atoms, hydrogens=processor.hydrogens)
+            mol = parse_molecule(text, **processor.parsing_options)
         except MoleculeError:
             continue
         counts = compute_fingerprint_counts(mol, [*FOLDED_SIZES]).astype(np.float32)

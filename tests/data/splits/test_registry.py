@@ -164,3 +164,44 @@ def test_folds_keep_together_what_their_split_does(name: str) -> None:
 def test_there_are_as_many_folds_as_groups_at_most() -> None:
     table = build_table(["C1CCCCC1", "C1CCCCC1C", "c1ccccc1", "Cc1ccccc1", "Oc1ccccc1"])
     assert len({*split_into_folds(table, "scaffold", most_folds=5)}) == 2
+
+
+FORMS = ("OC(=O)c1ccccc1", "[O-]C(=O)c1ccccc1.[Na+]", "[O-]C(=O)c1ccccc1")
+
+
+@pytest.mark.parametrize("name", ["random", "scaffold", "scaffold_balanced", "cluster", "kfold"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_split_parts_a_parent_from_its_salts_and_ions(name: str, seed: int) -> None:
+    chains = ["C" * size for size in range(1, 25)]
+    smiles = [*chains, *FORMS, *FORMS, "Oc1ccccn1", "O=c1cccc[nH]1"]
+    options = {"num_folds": 4, "fold": seed} if name == "kfold" else {}
+    parts = split_rows({"canonical_smiles": smiles}, name, seed=seed, **options)
+    part_of_row = {row: part for part, rows in vars(parts).items() for row in rows.tolist()}
+    assert len({part_of_row[row] for row in range(24, 30)}) == 1
+    assert part_of_row[30] == part_of_row[31]
+
+
+@pytest.mark.parametrize("family", ["column", "random", "scaffold"])
+def test_valid_is_taken_of_train_where_a_column_has_none(family: str) -> None:
+    rings = [f"{'C' * size}C1{'C' * ring}C1" for ring in range(1, 12) for size in (0, 1)]
+    table = Dataset.from_dict({"smiles": rings, "set": ["Training"] * 18 + ["TEST"] * 4})
+    parts = split_dataset(table, family, seed=1, split_column="set")
+    assert {*parts["test"]["set"]} == {"TEST"} and len(parts["test"]) == 4
+    assert {*parts["valid"]["set"], *parts["train"]["set"]} == {"Training"}
+    assert not {*parts["valid"]["smiles"]} & {*parts["train"]["smiles"]}
+    words = ["train"] * 16 + ["dev"] * 2 + ["test"] * 4
+    parts = split_dataset(table.add_column("own", words), family, split_column="own")
+    assert parts["valid"]["own"] == ["dev"] * 2
+
+
+def test_rows_of_a_group_and_of_what_links_groups_stay_together() -> None:
+    smiles = ["C" * size for size in range(1, 31)]
+    groups = [f"project {row // 3}" for row in range(30)]
+    smiles[4] = smiles[6]  # joins the projects 1 and 2
+    table = Dataset.from_dict({"smiles": smiles, "project": groups})
+    parts = split_dataset(table, "random", seed=0, group_column="project")
+    seen = [{*rows["project"]} for rows in parts.values()]
+    assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
+    assert any({"project 1", "project 2"} <= projects for projects in seen)
+    with pytest.raises(UserError, match="--group-column project needs --split random or kfold"):
+        split_dataset(table, "scaffold", group_column="project")
