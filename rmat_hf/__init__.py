@@ -26,6 +26,8 @@ __all__ = [
     "RMatModel",
     "RMatProcessor",
     "RMatPropertyPredictionPipeline",
+    "RMatStackConfig",
+    "RMatStackForSequenceClassification",
     "RMatTrainer",
     "RMatTrainingArguments",
     "build_compute_metrics",
@@ -38,6 +40,7 @@ __all__ = [
     "find_processor",
     "finetune",
     "fit_kernel_head",
+    "fit_stack_head",
     "list_checkpoints",
     "load_for_finetuning",
     "predict",
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
         compute_label_scaling,
         load_for_finetuning,
     )
+    from rmat_hf.training.stack_head import fit_stack_head
     from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 # what needs more than the registration below is imported when somebody asks for it
@@ -85,6 +89,7 @@ _PLACES = {
     "find_processor": "rmat_hf.data.featurization",
     "finetune": "rmat_hf.training.finetuning",
     "fit_kernel_head": "rmat_hf.training.kernel_head",
+    "fit_stack_head": "rmat_hf.training.stack_head",
     "list_checkpoints": "rmat_hf.loading",
     "load_for_finetuning": "rmat_hf.training.recipe",
     "predict": "rmat_hf.inference.prediction",
@@ -111,11 +116,14 @@ if Path(sys.argv[0]).name not in ("rmat", "rmat.exe"):
     from transformers.models.auto import modeling_auto
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig, RMatKernelConfig
-    from rmat_hf.model.ensemble_rmat import (
-        RMatEnsembleForSequenceClassification,
-        RMatKernelForSequenceClassification,
+    from rmat_hf.model.configuration_rmat import (
+        RMatConfig,
+        RMatEnsembleConfig,
+        RMatKernelConfig,
+        RMatStackConfig,
     )
+    from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
+    from rmat_hf.model.kernel_rmat import RMatKernelForSequenceClassification
     from rmat_hf.model.modeling_rmat import (
         RMatForPreTraining,
         RMatForSequenceClassification,
@@ -128,8 +136,9 @@ if Path(sys.argv[0]).name not in ("rmat", "rmat.exe"):
         RMatPropertyPredictionPipeline,
     )
     from rmat_hf.model.processing_rmat import RMatProcessor
+    from rmat_hf.model.stack_rmat import RMatStackForSequenceClassification
 
-    for _config in (RMatConfig, RMatEnsembleConfig, RMatKernelConfig):
+    for _config in (RMatConfig, RMatEnsembleConfig, RMatKernelConfig, RMatStackConfig):
         AutoConfig.register(_config.model_type, _config)
         AutoProcessor.register(_config, RMatProcessor)
         AutoFeatureExtractor.register(_config, RMatProcessor)
@@ -140,6 +149,7 @@ if Path(sys.argv[0]).name not in ("rmat", "rmat.exe"):
         RMatForTokenClassification,
         RMatEnsembleForSequenceClassification,
         RMatKernelForSequenceClassification,
+        RMatStackForSequenceClassification,
     ):
         getattr(modeling_auto, _model._auto_class).register(_model.config_class, _model)
     for _pipeline in (

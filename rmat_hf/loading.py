@@ -26,12 +26,15 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEI
 
 from rmat_hf.adapters import MERGE, Adapter, merge_adapter, read_adapter
 from rmat_hf.errors import UserError, explained_reading
-from rmat_hf.model.configuration_rmat import RMatConfig, RMatEnsembleConfig, RMatKernelConfig
-from rmat_hf.model.ensemble_rmat import (
-    RMatEnsembleForSequenceClassification,
-    RMatKernelForSequenceClassification,
+from rmat_hf.model.configuration_rmat import (
+    RMatConfig,
+    RMatEnsembleConfig,
+    RMatKernelConfig,
+    RMatStackConfig,
 )
+from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.features_rmat import ATOM_FEATURES
+from rmat_hf.model.kernel_rmat import RMatKernelForSequenceClassification
 from rmat_hf.model.losses_rmat import without_loading_report
 from rmat_hf.model.modeling_rmat import (
     RMatForSequenceClassification,
@@ -40,13 +43,14 @@ from rmat_hf.model.modeling_rmat import (
     RMatPreTrainedModel,
 )
 from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.model.stack_rmat import RMatStackForSequenceClassification
 from rmat_hf.output_folder import load_json
 
 # What weights may be stored as; a network computes with nothing else.
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
-# Of the rows that a kernel head keeps.
+# Of the rows that a kernel head keeps, and of trees.
 INTEGER_TYPES = ("I32", "U8")
-_OF_ROWS = re.compile(r"classifier\.(count_\w+|is_labeled)")
+_INTEGERS = re.compile(r"classifier\.(count_\w+|is_labeled)|forest\.(roots|columns|right_nodes)")
 # Most values that start untrained, where the files have fewer: the memory of a head, no more.
 MAX_UNTRAINED_VALUES = 10_000_000
 
@@ -61,11 +65,13 @@ _CONFIG_CLASSES: dict[Any, type[RMatConfig]] = {
     RMatConfig.model_type: RMatConfig,
     RMatEnsembleConfig.model_type: RMatEnsembleConfig,
     RMatKernelConfig.model_type: RMatKernelConfig,
+    RMatStackConfig.model_type: RMatStackConfig,
 }
 _PREDICTORS: dict[str, Any] = {
     RMatConfig.model_type: RMatForSequenceClassification,
     RMatEnsembleConfig.model_type: RMatEnsembleForSequenceClassification,
     RMatKernelConfig.model_type: RMatKernelForSequenceClassification,
+    RMatStackConfig.model_type: RMatStackForSequenceClassification,
 }
 
 ModelT = TypeVar("ModelT", bound=RMatPreTrainedModel)
@@ -330,7 +336,7 @@ def _read_shapes(paths: list[str]) -> dict[str, tuple[int, ...]]:
         with explained_reading(path), safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - no mapping
                 weight = weights.get_slice(name)
-                known = INTEGER_TYPES if _OF_ROWS.fullmatch(name) else FLOAT_TYPES
+                known = INTEGER_TYPES if _INTEGERS.fullmatch(name) else FLOAT_TYPES
                 if weight.get_dtype() not in known:
                     raise ValueError(f"{name} is stored as {weight.get_dtype()}, not as floats.")
                 shapes[name] = tuple(weight.get_shape())

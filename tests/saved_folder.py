@@ -20,7 +20,11 @@ ENSEMBLE_CLASSES = {
 }
 KERNEL_CLASSES = {
     "AutoConfig": "configuration_rmat.RMatKernelConfig",
-    "AutoModelForSequenceClassification": "ensemble_rmat.RMatKernelForSequenceClassification",
+    "AutoModelForSequenceClassification": "kernel_rmat.RMatKernelForSequenceClassification",
+}
+STACK_CLASSES = {
+    "AutoConfig": "configuration_rmat.RMatStackConfig",
+    "AutoModelForSequenceClassification": "stack_rmat.RMatStackForSequenceClassification",
 }
 PROCESSOR_CLASSES = {
     "AutoFeatureExtractor": "processing_rmat.RMatProcessor",
@@ -40,8 +44,8 @@ PIPELINES["RMatForTokenClassification"] = (
     *("atom-property-prediction", "RMatAtomPropertyPredictionPipeline"),
     "AutoModelForTokenClassification",
 )
-for _name in ("RMatEnsembleForSequenceClassification", "RMatKernelForSequenceClassification"):
-    PIPELINES[_name] = PIPELINES["RMatForSequenceClassification"]
+for _kind in ("Ensemble", "Kernel", "Stack"):
+    PIPELINES[f"RMat{_kind}ForSequenceClassification"] = PIPELINES["RMatForSequenceClassification"]
 
 
 def iterate_texts(folder: Path) -> Iterator[tuple[str, str]]:

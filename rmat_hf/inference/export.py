@@ -127,7 +127,7 @@ def export_onnx(
         import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError as error:
         raise UserError(f"{error}. Install the extra: pip install 'rmat-hf[onnx]'.") from error
-    if model.config.model_type == RMatKernelConfig.model_type:
+    if isinstance(model.config, RMatKernelConfig):
         raise UserError("A kernel head is no ONNX program. Finetune with --head network.")
     path, program = Path(path), _Program(model).eval()
     batches = [dict(processor(list(smiles), return_tensors="pt")) for smiles in EXAMPLES]

@@ -25,7 +25,7 @@ from rmat_hf.flags import declare_flag, declare_positional, validate_flags
 from rmat_hf.inference import endpoint
 from rmat_hf.loading import find_checkpoint, list_checkpoints
 from rmat_hf.model import modeling_rmat
-from rmat_hf.model.configuration_rmat import RMatKernelConfig
+from rmat_hf.model.configuration_rmat import RMatKernelConfig, RMatStackConfig
 from rmat_hf.model.pipeline_rmat import describe_pipeline
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.output_folder import load_json, save_json
@@ -50,6 +50,8 @@ _BASE_OF_PACKAGE = (
 HANDLER_FILE, REQUIREMENTS_FILE = "handler.py", "requirements.txt"
 ENDPOINT_REQUIREMENTS = ("rdkit", "transformers")
 EVAL_RESULTS_FILE = ".eval_results/rmat_hf.yaml"
+# Models whose weights hold the features and labels of their training molecules.
+_KEEPING_ROWS = (RMatKernelConfig.model_type, RMatStackConfig.model_type)
 # How much is shared → the files of it, beside those of the levels before. What is in no list stays.
 SHARES: dict[str, tuple[str, ...]] = {
     # what predicts; of the labels their names, units, mean and standard deviation are in it
@@ -193,7 +195,7 @@ def describe_push(files: dict[str, int], kept: list[str], *, repo_id: str) -> st
 def _validate_share(source: Path, share: str) -> None:
     """Refuse to send molecules that nobody has said are to be sent."""
     config = load_json(source / CONFIG_NAME) if (source / CONFIG_NAME).is_file() else {}
-    if config.get("model_type") == RMatKernelConfig.model_type and share != "molecules":
+    if config.get("model_type") in _KEEPING_ROWS and share != "molecules":
         raise UserError(
             f"{source} has a kernel head, whose weights hold the vectors, counts and labels of its "
             "training molecules: these can be reconstructed. Pass --share molecules to send them."

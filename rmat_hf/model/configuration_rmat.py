@@ -420,6 +420,10 @@ class RMatEnsembleConfig(RMatConfig):
         return True
 
 
+# What the forest of a stack reads beside descriptors.
+FOREST_FINGERPRINT = "ecfp4"
+
+
 @strict
 class RMatKernelConfig(RMatConfig):
     r"""Configuration of a kernel head on an encoder, which keeps the rows that it was fitted on.
@@ -461,6 +465,11 @@ class RMatKernelConfig(RMatConfig):
         return [name for name in self.kernel_features if name not in own]
 
     @property
+    def reads_descriptors(self) -> bool:
+        """Whether predicting takes molecule descriptors."""
+        return "descriptors" in self.kernel_features
+
+    @property
     def counted(self) -> list[str]:
         """Names of what is counted in a molecule: the fingerprints, and `"environments"`."""
         return [*self.fingerprints, *{"environments"} & {*self.kernel_features}]
@@ -470,3 +479,41 @@ class RMatKernelConfig(RMatConfig):
         """Layers whose states of atoms are divided into kinds."""
         has_any = "environments" in self.kernel_features
         return min(self.num_hidden_layers, MAX_ENVIRONMENT_LAYERS) if has_any else 0
+
+
+@strict
+class RMatStackConfig(RMatKernelConfig):
+    r"""Configuration of a stack: a kernel head, a forest beside it, and the weight of each.
+
+    Args:
+        num_trees: Trees of each forest; a label has a forest of its own, classes share one.
+        num_tree_nodes: Nodes of all trees together.
+        max_tree_depth: Most splits from the root of a tree to a leaf.
+        kwargs: Fields of [`RMatKernelConfig`].
+
+    Raises:
+        ValueError: As [`RMatConfig`].
+
+    Example:
+    ```python
+    >>> RMatStackConfig(kernel_features=["vectors"], num_labels=1).fingerprints
+    ['ecfp4']
+
+    ```
+    """
+
+    model_type = "rmat_stack"
+
+    num_trees: int = interval(min=1)(default=1)
+    num_tree_nodes: int = interval(min=1)(default=1)
+    max_tree_depth: int = interval(min=0)(default=0)
+
+    @property
+    def reads_descriptors(self) -> bool:
+        """Whether predicting takes molecule descriptors: the forest always does."""
+        return True
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Names of the fingerprints that the kernel or the forest reads."""
+        return list(dict.fromkeys([*super().fingerprints, FOREST_FINGERPRINT]))

@@ -29,8 +29,9 @@ Built = TypeVar("Built")
 ARGUMENTS_FILE = "finetuning_arguments.json"
 TRIALS_FILE = "hpo_trials.csv"
 
-# What learns: the whole network, or a Gaussian process on the vectors of one that does not.
-HEADS = ("network", "kernel")
+# What learns: the whole network, or, on the vectors of one that does not, a Gaussian process, alone
+# or with a forest beside it.
+HEADS = ("network", "kernel", "stack")
 # What the latter can compare.
 KERNEL_FEATURES = ("vectors", "environments", *FINGERPRINTS, "descriptors")
 SCRATCH = "scratch"
@@ -159,13 +160,13 @@ class FinetuningArguments(RunArguments):
     )
     head: str = declare_flag(
         "network",
-        "What learns: the network, or kernel: a Gaussian process on its frozen vectors and on "
-        "fingerprints, fitted in seconds on train and valid together.",
+        "What learns: the network; kernel: a Gaussian process on its frozen vectors and on "
+        "fingerprints, fitted in seconds on train and valid together; stack: this and a forest.",
         choices=HEADS,
     )
     kernel_features: list[str] = declare_flag(
         ["vectors", "ecfp4", "fcfp4", "atom_pairs"],
-        f"What --head kernel compares, each with a kernel: of {', '.join(KERNEL_FEATURES)}.",
+        f"What a kernel head compares, each with a kernel: of {', '.join(KERNEL_FEATURES)}.",
     )
     class_weighting: ClassWeighting = declare_flag("none", "Weight of rare classes.")
     conflict_tolerance: float = declare_flag(
@@ -270,7 +271,7 @@ class FinetuningArguments(RunArguments):
             yield "--class-weighting balanced is for classification. Leave it out."
         if self.member_folds and self.num_members < 2:
             yield "--member-folds needs --num-members 2 or more: one fold for each."
-        if self.head == "kernel":
+        if self.head != "network":
             yield from self._list_kernel_contradictions()
         if self.level == "atom" and (
             self.num_members > 1
@@ -300,13 +301,15 @@ class FinetuningArguments(RunArguments):
                 f"{', '.join(KERNEL_FEATURES)}, each once."
             )
         if self.model == SCRATCH:
-            yield "--head kernel takes the vectors of a trained --model; scratch has none."
+            yield (
+                f"--head {self.head} takes the vectors of a trained --model, and scratch has none."
+            )
         unread: dict[str, Any] = {"num_members": 1, "hpo_trials": 0, "class_weighting": "none"}
         unread |= {"level": "molecule"}
         unread |= dict.fromkeys(("molecule_descriptors", "dropout", "model_config", "peft"))
         if given := [name for name, default in unread.items() if getattr(self, name) != default]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            yield f"--head kernel does not read {flags}. Leave it out."
+            yield f"--head {self.head} does not read {flags}. Leave it out."
 
 
 def describe_arguments(arguments: Any) -> dict[str, Any]:

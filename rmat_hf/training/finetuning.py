@@ -58,6 +58,7 @@ from rmat_hf.training.recipe import (
     resolve_defaults,
     split_for_members,
 )
+from rmat_hf.training.stack_head import fit_stack_with_held_out
 from rmat_hf.training.trainer import MODEL_DIR, RMatTrainer, train_stage
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,10 @@ logger = logging.getLogger(__name__)
 ROW_COLUMNS: dict[str, ColumnKind] = {"row": "integer", "smiles": "text", "split": "text"}
 # Where `Trainer` lets TensorBoard write; the names of its files tell that of the machine.
 TENSORBOARD_DIR = "runs"
+
+
+# What is fitted in seconds on a frozen encoder, and says of each row what it does without it.
+FITTED_HEADS = {"kernel": fit_with_held_out, "stack": fit_stack_with_held_out}
 
 
 @dataclass(frozen=True)
@@ -218,8 +223,8 @@ def run_finetuning(
                 folder=run.work_dir,
             )
         log: list[dict[str, Any]] = []
-        if arguments.head == "kernel":
-            trainer, held_out = _fit_kernel(arguments, task, work_dir=run.work_dir)
+        if arguments.head in FITTED_HEADS:
+            trainer, held_out = _fit_head(arguments, task, work_dir=run.work_dir)
         else:
             trainer, log = _train(arguments, task, work_dir=run.work_dir)
             held_out = None
@@ -269,12 +274,12 @@ def _train(
     return _build_trainer(arguments, task, folder=work_dir, model=model), log
 
 
-def _fit_kernel(
+def _fit_head(
     arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
 ) -> tuple[Trainer, HeldOut]:
-    """Return a `Trainer` with a kernel head, and what that says of each fold without it."""
+    """Return a `Trainer` with a head on a frozen encoder, and what it says of each fold without."""
     rows, folds = fold_known_rows(arguments, task)
-    model, outputs, variances = fit_with_held_out(
+    model, outputs, variances = FITTED_HEADS[arguments.head](
         cast(Checkpoint, task.checkpoint),
         task.dataset.select(rows),
         label_columns=arguments.label_columns,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from rmat_hf.model.configuration_rmat import (
     RMatConfig,
     RMatKernelConfig,
 )
-from rmat_hf.model.ensemble_rmat import (
+from rmat_hf.model.kernel_rmat import (
     RMatEnvironments,
     RMatKernelForSequenceClassification,
     RMatKernelHead,
@@ -48,6 +49,7 @@ _MAX_STEPS = 30
 # start: they keep a few labels from saying what they cannot.
 _LEAST_NOISE = 1e-3
 _PRIOR_VARIANCE = 5.0
+_MOST_CHANGE = 8.0
 
 
 def fit_kernel_head(
@@ -113,23 +115,61 @@ def fit_kernel_head(
     return fit_with_held_out(checkpoint, dataset, **options)[0]
 
 
+@dataclass(frozen=True)
+class FittedKernel:
+    """A fitted kernel head, and what it was fitted on.
+
+    `outputs` and `variances`, `(num_rows, num_labels)`, leave out the fold of each row: in standard
+    deviations of the labels, or logits. `inputs` are vectors, counts and raw descriptors.
+    """
+
+    model: RMatKernelForSequenceClassification
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    targets: torch.Tensor
+    folds: torch.Tensor
+    outputs: torch.Tensor
+    variances: torch.Tensor
+
+    def finish(
+        self, outputs: torch.Tensor, variances: torch.Tensor
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Return the model, and outputs and variances as it gives them, in the labels' units."""
+        config = self.model.config
+        if config.problem_type == "regression":
+            mean, std = (torch.tensor(it).double() for it in (config.label_mean, config.label_std))
+            outputs, variances = outputs * std + mean, variances * std**2
+        return self.model.eval(), outputs.numpy(), variances.numpy()
+
+
 def fit_with_held_out(
+    checkpoint: Checkpoint, dataset: Dataset, **options: Any
+) -> tuple[RMatKernelForSequenceClassification, np.ndarray, np.ndarray]:
+    """Return the model of [`fit_kernel_head`] and what it says of each row without its fold.
+
+    The latter are logits and variances, `(num_rows, num_labels)`, as the outputs of the model, with
+    the same widths, weights and noise; of a row without a label they are those of the model itself.
+    The options are those of [`fit_kernel`].
+    """
+    fitted = fit_kernel(
+        checkpoint, dataset, model_class=RMatKernelForSequenceClassification, **options
+    )
+    return fitted.finish(fitted.outputs, fitted.variances)
+
+
+def fit_kernel(  # noqa: PLR0913 - those of `fit_kernel_head`, what is fitted and folds
     checkpoint: Checkpoint,
     dataset: Dataset,
     *,
+    model_class: type[RMatKernelForSequenceClassification],
     label_columns: Sequence[str],
     kernel_features: Sequence[str],
     problem_type: str,
     label_units: Sequence[str],
     seed: int,
     folds: np.ndarray | None = None,
-) -> tuple[RMatKernelForSequenceClassification, np.ndarray, np.ndarray]:
-    """Return the model of [`fit_kernel_head`] and what it says of each row without its fold.
-
-    The latter are logits and variances, `(num_rows, num_labels)`, as the outputs of the model, with
-    the same widths, weights and noise; of a row without a label they are those of the model itself.
-    Without `folds`, `(num_rows,)`, each row is one.
-    """
+) -> FittedKernel:
+    """Fit a model with a kernel head; without `folds`, `(num_rows,)`, each row is one."""
     if len(dataset) > MAX_ROWS:
         raise UserError(
             f"{len(dataset)} rows are more than the {MAX_ROWS} that a kernel head can keep. Use "
@@ -147,7 +187,7 @@ def fit_with_held_out(
     encoder = checkpoint.load_model(RMatModel).eval()
     names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
     fields = {name: getattr(labeled, name) for name in names}
-    config = RMatKernelConfig(
+    config = model_class.config_class(
         **fields, kernel_features=list(kernel_features), num_train_rows=len(dataset)
     )
     environments, packed = None, pack_dataset(dataset)
@@ -156,23 +196,23 @@ def fit_with_held_out(
     inputs = _compute_inputs(encoder, packed, environments=environments)
     counts, descriptors = inputs.get(FINGERPRINT_INPUT), inputs.get(DESCRIPTOR_INPUT)
     config.num_count_entries = 0 if counts is None else int((counts > 0).sum())
-    model = RMatKernelForSequenceClassification(config)
+    model = model_class(config)
     model.rmat, model.environments_head = encoder, environments
     _keep_rows(model, inputs["vectors"], counts=counts, descriptors=descriptors)
     labels = np.array(dataset["labels"][:], dtype=np.float64).reshape(len(dataset), -1)
     targets = torch.from_numpy(_arrange_targets(labels, config))
     head = cast(RMatKernelHead, model.classifier)
-    folds = np.arange(len(dataset)) if folds is None else folds
-    options: dict[str, Any] = {"folds": torch.from_numpy(folds), "seed": seed}
-    fitted = [_fit_label(head, it, label=idx, **options) for idx, it in enumerate(targets.T)]
-    outputs, variances = (torch.stack(parts, dim=1) for parts in zip(*fitted, strict=True))
-    if problem_type == "regression":
-        mean, std = (torch.tensor(it).double() for it in (config.label_mean, config.label_std))
-        return model.eval(), (outputs * std + mean).numpy(), (variances * std**2).numpy()
-    scale, shift = _calibrate(outputs, torch.from_numpy(labels), problem_type=problem_type)
-    head.output_scale.copy_(scale)
-    head.output_shift.copy_(shift)
-    return model.eval(), (outputs * scale + shift).numpy(), (variances * scale**2).numpy()
+    fold_of_row = torch.from_numpy(np.arange(len(dataset)) if folds is None else folds)
+    options: dict[str, Any] = {"folds": fold_of_row, "seed": seed}
+    found = [_fit_label(head, it, label=idx, **options) for idx, it in enumerate(targets.T)]
+    outputs, variances = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+    known = torch.from_numpy(labels)
+    if problem_type != "regression":
+        scale, shift = calibrate(outputs, known, problem_type=problem_type)
+        head.output_scale.copy_(scale)
+        head.output_shift.copy_(shift)
+        outputs, variances = outputs * scale + shift, variances * scale**2
+    return FittedKernel(model, inputs, known, targets, fold_of_row, outputs, variances)
 
 
 @torch.no_grad()
@@ -319,7 +359,9 @@ def _maximize_likelihood(
     options = nn.Parameter(start.clone())
 
     def split() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return options[:num_kinds], options[num_kinds:-1], (options[-1].exp() + _LEAST_NOISE).log()
+        # a long step of the search must not end where no factor can be computed
+        near = options.clamp(start - _MOST_CHANGE, start + _MOST_CHANGE)
+        return near[:num_kinds], near[num_kinds:-1], (near[-1].exp() + _LEAST_NOISE).log()
 
     def evaluate() -> torch.Tensor:
         log_weights, log_widths, log_noise = split()
@@ -341,11 +383,12 @@ def _maximize_likelihood(
     return log_weights.detach(), log_widths.detach(), log_noise.detach()
 
 
-def _calibrate(
-    outputs: torch.Tensor, labels: torch.Tensor, *, problem_type: str
+@torch.enable_grad()
+def calibrate(
+    outputs: torch.Tensor, labels: torch.Tensor, *, problem_type: str, start: float = 2.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scale and shift of each output that make logits of it."""
-    scale = nn.Parameter(torch.full((outputs.shape[1],), 2.0, dtype=torch.float64))
+    """Return the scale, with this prior, and shift of each output that make logits of it."""
+    scale = nn.Parameter(torch.full((outputs.shape[1],), start, dtype=torch.float64))
     shift = nn.Parameter(torch.zeros(outputs.shape[1], dtype=torch.float64))
     loss = LOSSES[problem_type]
 
@@ -353,7 +396,7 @@ def _calibrate(
         optimizer.zero_grad()
         logits = outputs * scale + shift
         # a normal prior of variance 9 around the start, in units of one row
-        prior = (((scale - 2) ** 2).sum() + (shift**2).sum()) / (18 * len(outputs))
+        prior = (((scale - start) ** 2).sum() + (shift**2).sum()) / (18 * len(outputs))
         value = loss(logits, loss.arrange_labels(labels, logits)) + prior
         value.backward()
         return value.detach()

@@ -515,16 +515,23 @@ def _describe_ensemble(report: FinetuningReport) -> list[str]:
 def _describe_choice(report: FinetuningReport) -> list[str]:
     """Return where it was chosen what is kept, and what the metrics therefore mean."""
     arguments = report.arguments
-    if arguments.head != "kernel":
+    if arguments.head == "network":
         is_last = keeps_last_epoch(arguments.recipe, load_json_fields(arguments.training_arguments))
         choice = (
             "the last epoch, chosen on nothing" if is_last else "chosen by the validation metric"
         )
         return [f"{choice}; the test part was scored once"]
+    forest = []
+    if arguments.head == "stack":
+        forest = [
+            "beside it a forest on counts of ECFP4 and descriptors, the weight of each from "
+            "predictions of held-out folds"
+        ]
     return [
         "a Gaussian process on the frozen encoder, with one kernel for each of: "
         f"{', '.join(arguments.kernel_features)}; fitted on train and valid together by "
         "marginal likelihood",
+        *forest,
         "metrics of train and valid leave out the fold of the row that is predicted, folds being "
         "of the kind of the split; the test part was scored once",
         "the weights hold vectors, counts and labels of the training molecules, from which these "

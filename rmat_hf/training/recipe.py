@@ -27,7 +27,7 @@ from rmat_hf.data.stored_features import (
 from rmat_hf.data.training_table import DroppedRow, Rows, load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.loading import Checkpoint, load_processor, read_checkpoint
-from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.configuration_rmat import FOREST_FINGERPRINT, RMatConfig
 from rmat_hf.model.features_rmat import FINGERPRINTS, list_molecule_descriptor_names
 from rmat_hf.model.losses_rmat import choose
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatForTokenClassification
@@ -107,8 +107,8 @@ def build_finetuning_task(
     checkpoint = None
     if arguments.model != SCRATCH:
         checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
-    if peft_config is not None and (arguments.peft is not None or arguments.head == "kernel"):
-        raise UserError("peft_config excludes peft and a head that is a kernel. Pass one of them.")
+    if peft_config is not None and (arguments.peft is not None or arguments.head != "network"):
+        raise UserError("peft_config excludes peft, and every head but network. Pass one of them.")
     if arguments.peft is not None:
         peft_config = PEFT_METHODS[arguments.peft](arguments.peft_rank or DEFAULT_RANK)
     if peft_config is not None and (checkpoint is None or checkpoint.adapter is not None):
@@ -201,9 +201,11 @@ def _build_processor(
     if arguments.standardize:
         options["standardize"] = arguments.standardize
     options["fingerprints"] = None
-    if arguments.head == "kernel":
+    if arguments.head != "network":
+        has_forest = arguments.head == "stack"
         counted = [name for name in arguments.kernel_features if name in FINGERPRINTS]
-        described = "descriptors" in arguments.kernel_features
+        counted = list(dict.fromkeys([*counted, *[FOREST_FINGERPRINT] * has_forest]))
+        described = has_forest or "descriptors" in arguments.kernel_features
         options["fingerprints"] = counted or None
         options["molecule_descriptors"] = list_molecule_descriptor_names() if described else None
     if checkpoint is None:

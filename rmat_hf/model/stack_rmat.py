@@ -1,0 +1,161 @@
+"""What predicts with a Gaussian process and a forest together."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_rmat import FINGERPRINT_SIZE, FOREST_FINGERPRINT, RMatStackConfig
+from .kernel_rmat import RMatKernelForSequenceClassification, RMatKernelOutput
+
+# In the order of their weights.
+STACK_MEMBERS = ("kernel", "forest")
+
+
+class RMatForest(nn.Module):
+    """Trees as arrays: one node after the other, each before those on its left, then its right.
+
+    A node sends a molecule to the left, the node behind it, if the column of its features is at
+    most the threshold. `columns` is -1 at a leaf, whose `values` count.
+    """
+
+    def __init__(self, config: RMatStackConfig) -> None:
+        super().__init__()
+        num_labels, num_nodes = len(config.output_names), config.num_tree_nodes
+        # CODEPATH: the classes of one label have a forest together, each label else its own.
+        is_shared = config.problem_type == "single_label_classification"
+        num_forests, width = (1, num_labels) if is_shared else (num_labels, 1)
+        self.max_depth = config.max_tree_depth
+        self.roots = nn.Buffer(torch.zeros(num_forests, config.num_trees, dtype=torch.int32))
+        self.columns = nn.Buffer(torch.zeros(num_nodes, dtype=torch.int32))
+        self.right_nodes = nn.Buffer(torch.zeros(num_nodes, dtype=torch.int32))
+        self.thresholds = nn.Buffer(torch.zeros(num_nodes))
+        self.values = nn.Buffer(torch.zeros(num_nodes, width))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the mean over the trees of each forest, float64.
+
+        Args:
+            features: `(batch_size, num_columns)`, float32.
+
+        Returns:
+            `(batch_size, num_labels)`: standardized labels, or from -1 to 1 for classes.
+        """
+        num_rows = len(features)
+        nodes = self.roots.long().flatten().expand(num_rows, -1)
+        for _ in range(self.max_depth):
+            columns = self.columns[nodes].long()
+            goes_left = features.gather(1, columns.clamp_min(0)) <= self.thresholds[nodes]
+            below = torch.where(goes_left, nodes + 1, self.right_nodes[nodes])
+            nodes = torch.where(columns < 0, nodes, below)
+        values = self.values[nodes].double().view(num_rows, *self.roots.shape, -1)
+        return values.mean(2).flatten(1)
+
+
+class RMatMemberWeights(nn.Module):
+    """Adds up the outputs of kernel head and forest."""
+
+    def __init__(self, config: RMatStackConfig) -> None:
+        super().__init__()
+        num_labels = len(config.output_names)
+        self.weights = nn.Buffer(torch.full((len(STACK_MEMBERS), num_labels), 0.5))
+        self.intercepts = nn.Buffer(torch.zeros(num_labels))
+        # squared errors of the sum in units of the variance of the kernel head
+        self.variance_scale = nn.Buffer(torch.ones(num_labels))
+
+    def forward(
+        self, members: list[torch.Tensor], variance: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sum and its variance, from outputs `(batch_size, num_labels)` of each."""
+        pairs = zip(self.weights.double(), members, strict=True)
+        total = torch.stack([weights * member for weights, member in pairs]).sum(0)
+        return total + self.intercepts.double(), variance * self.variance_scale.double()
+
+
+class RMatStackForSequenceClassification(RMatKernelForSequenceClassification):
+    """Predicts with a kernel head and a forest, each with the weight that held-out rows gave it.
+
+    [`fit_stack_head`] makes one. The forest reads ECFP4 counts and descriptors. As a kernel head it
+    keeps the features of its training molecules.
+
+    Args:
+        config ([`RMatStackConfig`]): That of the kernel head, and the size of the forest.
+
+    Raises:
+        ValueError: As [`RMatKernelForSequenceClassification`].
+
+    Example:
+    ```python
+    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    >>> names = ["MolWt", "TPSA"]
+    >>> config = RMatStackConfig(**sizes, num_labels=1, num_molecule_descriptors=len(names))
+    >>> model = RMatStackForSequenceClassification(config)
+    >>> reading = {"fingerprints": config.fingerprints, "molecule_descriptors": names}
+    >>> batch = RMatProcessor(geometry="bounds", **reading)(["CCO", "CCN"], return_tensors="pt")
+    >>> model(**batch).logits.shape  # (batch_size, num_labels)
+    torch.Size([2, 1])
+
+    ```
+    """
+
+    config: RMatStackConfig
+    config_class = RMatStackConfig
+    saved_auto_map = {
+        "AutoConfig": "configuration_rmat.RMatStackConfig",
+        "AutoModelForSequenceClassification": "stack_rmat.RMatStackForSequenceClassification",
+    }
+    _keep_in_fp32_modules_strict = [
+        *("key_pairs", "value_pairs", "classifier", "environments_head"),
+        *("forest", "member_weights"),
+    ]
+
+    def __init__(self, config: RMatStackConfig) -> None:
+        super().__init__(config)
+        self.forest = RMatForest(config)
+        self.member_weights = RMatMemberWeights(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RMatForest):
+            for buffer in module.buffers():
+                init.zeros_(buffer)
+        elif isinstance(module, RMatMemberWeights):
+            init.constant_(module.weights, 0.5)
+            init.zeros_(module.intercepts)
+            init.ones_(module.variance_scale)
+
+    @can_return_tuple
+    def forward(
+        self,
+        node_features: torch.Tensor,
+        bond_types: torch.Tensor,
+        topological_distances: torch.Tensor,
+        interatomic_distances: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        molecule_descriptors: torch.Tensor | None = None,
+        fingerprint_counts: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> RMatKernelOutput:
+        """Predict the properties of a padded batch of molecules.
+
+        The arguments are those of [`RMatKernelForSequenceClassification`]; `molecule_descriptors`
+        and the counts of ECFP4 are always read.
+        """
+        inputs = (node_features, bond_types, topological_distances, interatomic_distances)
+        read = (molecule_descriptors, fingerprint_counts)
+        vectors, counts, descriptors = self.read_features(inputs, attention_mask, *read, **kwargs)
+        mean, variance = self.classifier(vectors, counts, descriptors)
+        of_forest = self.forest(self.read_forest_features(counts, descriptors))
+        total, variance = self.member_weights([mean, of_forest], variance)
+        return self.build_output(total, variance, labels)
+
+    def read_forest_features(self, counts: Any, descriptors: Any) -> torch.Tensor:
+        """Return what the trees compare, float32 `(batch_size, num_columns)`."""
+        start = FINGERPRINT_SIZE * self.config.fingerprints.index(FOREST_FINGERPRINT)
+        own = counts[:, start : start + FINGERPRINT_SIZE]
+        return torch.cat((own.float(), descriptors.float()), dim=1)
