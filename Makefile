@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .PHONY: help install quickstart test test-slow test-upstream test-transformers-range test-min-versions notebooks notebook-outputs \
 	docs test-demo bench bench-pretraining bench-featurization \
 	fuzz hostile-input-table bench-chemprop bench-embeddings bench-accuracy bench-screening \
-	bench-learning-curve bench-machine house walks startup gemm-share check audit lint format wheel constraints clean
+	bench-learning-curve bench-machine bench-explain house walks startup gemm-share check audit lint format wheel constraints clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,14 @@ bench-embeddings: $(INSTALLED) ## Frozen vectors of MODEL beside fingerprints an
 	mkdir -p .cache/benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_embeddings.py $(MODEL) $(DATA)/mat_benchmark \
 	  .cache/benchmarks/embeddings.json
+
+# Folders of models finetuned on NumHDonors, TPSA or MolLogP; BXAIC is a folder with its files
+MODELS ?=
+
+bench-explain: $(INSTALLED) ## Explanations of rmat-small and MODELS against exact contributions, relations that decide, sums, cost
+	mkdir -p .cache/benchmarks
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/bench_explain.py $(DATA) \
+	  .cache/benchmarks/explain.md --models $(MODELS) $(if $(BXAIC),--bxaic $(BXAIC))
 
 bench-pretraining: $(INSTALLED) ## Short runs of each mix of objectives on CORPUS, and an SVM on their frozen vectors; takes hours
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_pretraining.py $(CORPUS) $(DATA) runs/pretraining-arms

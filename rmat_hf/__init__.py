@@ -32,11 +32,14 @@ __all__ = [
     "RMatTrainingArguments",
     "build_compute_metrics",
     "checkpoint_path",
+    "compute_attention_maps",
     "compute_label_scaling",
     "convert_checkpoint",
     "embed",
+    "explain",
     "export_onnx",
     "featurize_dataset",
+    "find_counterfactuals",
     "find_processor",
     "finetune",
     "fit_kernel_head",
@@ -53,7 +56,10 @@ if TYPE_CHECKING:
     from rmat_hf.data.featurization import find_processor
     from rmat_hf.data.splits.registry import split_dataset
     from rmat_hf.data.training_table import featurize_dataset
+    from rmat_hf.inference.attention_maps import compute_attention_maps
     from rmat_hf.inference.conversion import convert_checkpoint
+    from rmat_hf.inference.counterfactuals import find_counterfactuals
+    from rmat_hf.inference.explanation import explain
     from rmat_hf.inference.export import export_onnx
     from rmat_hf.inference.prediction import embed, predict
     from rmat_hf.inference.sharing import push_folder
@@ -81,11 +87,14 @@ _PLACES = {
     "RMatTrainingArguments": "rmat_hf.training.recipe",
     "build_compute_metrics": "rmat_hf.training.metrics",
     "checkpoint_path": "rmat_hf.loading",
+    "compute_attention_maps": "rmat_hf.inference.attention_maps",
     "compute_label_scaling": "rmat_hf.training.recipe",
     "convert_checkpoint": "rmat_hf.inference.conversion",
     "embed": "rmat_hf.inference.prediction",
+    "explain": "rmat_hf.inference.explanation",
     "export_onnx": "rmat_hf.inference.export",
     "featurize_dataset": "rmat_hf.data.training_table",
+    "find_counterfactuals": "rmat_hf.inference.counterfactuals",
     "find_processor": "rmat_hf.data.featurization",
     "finetune": "rmat_hf.training.finetuning",
     "fit_kernel_head": "rmat_hf.training.kernel_head",

@@ -71,6 +71,17 @@ def embed(arguments: Any) -> None:
     print(describe_screening(run_embedding(arguments, show_progress=True), noun="embeddings"))
 
 
+def explain(arguments: Any) -> None:
+    """Say which atoms, groups and relations predictions come from; write rows, pictures, a page."""
+    from rmat_hf.inference.explanation_folder import PAGE_FILE, run_explanation
+    from rmat_hf.inference.screening import describe_screening
+
+    result = run_explanation(arguments, show_progress=True)
+    print(describe_screening(result, noun="explanations"))
+    if result.is_complete:
+        print(f"{arguments.output}/{PAGE_FILE} shows the molecules of interest.")
+
+
 def convert(arguments: Any) -> None:
     """Convert weights of the authors' code to a model folder."""
     from rmat_hf.inference.conversion import run_conversion
@@ -120,6 +131,7 @@ VERBS: dict[str, tuple[str, str, Any]] = {
     "finetune": ("rmat_hf.training.arguments", "FinetuningArguments", finetune),
     "predict": ("rmat_hf.inference.screening", "PredictionArguments", predict),
     "embed": ("rmat_hf.inference.screening", "PredictionArguments", embed),
+    "explain": ("rmat_hf.inference.explanation_folder", "ExplanationArguments", explain),
     "convert": ("rmat_hf.inference.conversion", "ConversionArguments", convert),
     "push": ("rmat_hf.inference.sharing", "PushArguments", push),
     "export": ("rmat_hf.inference.export", "ExportArguments", export),

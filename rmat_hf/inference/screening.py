@@ -56,7 +56,6 @@ from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.output_folder import lock_output, open_atomically, save_json
 
 SUMMARY_FILE = "summary.json"
-_Verb = Literal["predict", "embed"]
 # Key of the counts in the metadata of a shard that holds its best rows only.
 _COUNTS_KEY = b"rmat_hf.counts"
 _COUNT_CHUNK_SIZE = 8192
@@ -184,7 +183,8 @@ def run_prediction(
     Returns:
         [`ScreeningResult`]. A molecule that cannot be predicted is a row with a reason.
     """
-    return _run(arguments, "predict", show_progress=show_progress)
+    load = partial(load_screen, verb="predict")
+    return run_screen(arguments, load, show_progress=show_progress)
 
 
 def run_embedding(
@@ -196,7 +196,8 @@ def run_embedding(
     as in [`run_prediction`]. In CSV files the numbers are columns, `embedding_0` and so on. The
     model needs trained pooling.
     """
-    return _run(arguments, "embed", show_progress=show_progress)
+    load = partial(load_screen, verb="embed")
+    return run_screen(arguments, load, show_progress=show_progress)
 
 
 def describe_screening(result: ScreeningResult, *, noun: str) -> str:
@@ -217,11 +218,14 @@ class _Screen:
 
     table: Table
     arguments: PredictionArguments
-    compute_rows: Callable[[list[Any]], Predictions | Embeddings]
+    # molecules → what `list_columns` makes columns of
+    compute_rows: Callable[[list[Any]], Any]
     list_columns: Callable[..., dict[str, list[Any]]]
     added_columns: dict[str, ColumnKind]
     deciding_column: str
     description: dict[str, Any]
+    # what belongs beside the shards of a folder: itself, the folder and these
+    finish: Callable[[Any, Path, Sequence[Path]], None] | None = None
 
     @property
     def extension(self) -> str:
@@ -299,6 +303,8 @@ class _Screen:
             best = self.find_best(pq.read_table(it).replace_schema_metadata() for it in shards)
             self.write_table(folder / f"top.{self.arguments.output_format}", [best])
         numbers = {"num_shards": len(shards), "num_written": self.count_written(counts)}
+        if self.finish is not None:
+            self.finish(self, folder, shards)
         save_json(folder / SUMMARY_FILE, {**numbers, **summarize(counts)})
 
 
@@ -319,16 +325,22 @@ def _count_rows(
         report(len(rows))
 
 
-def _run(arguments: PredictionArguments, verb: _Verb, *, show_progress: bool) -> ScreeningResult:
+LoadScreen = Callable[[Any, Table], "_Screen"]
+
+
+def run_screen(
+    arguments: PredictionArguments, load: LoadScreen, *, show_progress: bool
+) -> ScreeningResult:
+    """Run a screen: `load` opens what its rows are computed with, in every process."""
     arguments, is_main = _join_launched_processes(arguments)
     output = Path(arguments.output)
     show_progress = show_progress and is_main
     if arguments.num_proc > 1:
-        _run_in_processes(arguments, verb, show_progress=show_progress)
+        _run_in_processes(arguments, load, show_progress=show_progress)
         arguments, show_progress = replace(arguments, num_proc=1), False
     if not arguments.is_folder:
         validate_output_path(output)
-    screen, is_complete = _load_screen(arguments, _open_input(arguments), verb=verb), True
+    screen, is_complete = load(arguments, _open_input(arguments)), True
     if arguments.is_folder:
         with one_thread():
             counts, is_complete = write_shards(
@@ -359,13 +371,15 @@ def _join_launched_processes(arguments: PredictionArguments) -> tuple[Prediction
     return replace(arguments, task=task, device=device), state.is_main_process
 
 
-def _run_in_processes(arguments: PredictionArguments, verb: _Verb, *, show_progress: bool) -> None:
+def _run_in_processes(
+    arguments: PredictionArguments, load: LoadScreen, *, show_progress: bool
+) -> None:
     """Run the tasks into which this one divides, each in a process."""
     rank, num_tasks = parse_task(arguments.task or "0/1")
     num_proc = arguments.num_proc
     tasks = [f"{rank + num_tasks * idx}/{num_tasks * num_proc}" for idx in range(num_proc)]
     parts = [replace(arguments, num_proc=1, task=task) for task in tasks]
-    run = partial(_run_part, verb=verb, shown=tasks[0] if show_progress else None)
+    run = partial(_run_part, load=load, shown=tasks[0] if show_progress else None)
     with closing(run_in_processes(run, parts, num_proc=num_proc)) as ended:
         for _, _, reason in ended:
             if reason is not None:
@@ -375,8 +389,8 @@ def _run_in_processes(arguments: PredictionArguments, verb: _Verb, *, show_progr
                 )
 
 
-def _run_part(arguments: PredictionArguments, *, verb: _Verb, shown: str | None) -> None:
-    _run(arguments, verb, show_progress=arguments.task == shown)
+def _run_part(arguments: PredictionArguments, *, load: LoadScreen, shown: str | None) -> None:
+    run_screen(arguments, load, show_progress=arguments.task == shown)
 
 
 def _open_input(arguments: PredictionArguments) -> Table:
@@ -389,7 +403,10 @@ def _open_input(arguments: PredictionArguments) -> Table:
     return table
 
 
-def _load_screen(arguments: PredictionArguments, table: Table, *, verb: _Verb) -> _Screen:
+def load_screen(
+    arguments: PredictionArguments, table: Table, *, verb: Literal["predict", "embed"]
+) -> _Screen:
+    """Load the model of a screen, after every check of the table that needs none."""
     load: Any = load_predictor if verb == "predict" else load_embedder
     run: Any = predict if verb == "predict" else embed
     model, processor = load(arguments.model, revision=arguments.revision, device=arguments.device)

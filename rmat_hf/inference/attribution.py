@@ -1,0 +1,321 @@
+"""What each part of a molecule does to an output: its inputs without the part, and `METHODS`.
+
+A molecule without an atom is the molecule with a 0 at its node in the `attention_mask`: no other
+node and no pooling sees it, and what they are stays as it was, their number of neighbors too. A
+relation of a pair is taken out by what pairs without it have: a distance beyond the cutoff, no
+bond, the neighborhood of atoms far away. Only inputs change, so this holds for every network.
+
+Of what a kernel head counts, an atom takes along what it is part of: the environments within their
+radius, the pairs and the torsions that have it. Descriptors of molecules stay: no atom has a share
+in them that RDKit could tell, so they are left to the rest that no atom explains.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rdkit import Chem
+from rdkit.Chem import rdFingerprintGenerator
+
+from rmat_hf.data.stored_features import expand_features, group_by_length
+from rmat_hf.errors import is_out_of_memory
+from rmat_hf.model.configuration_rmat import (
+    BEYOND_CUTOFF,
+    FINGERPRINT_SIZE,
+    MASK_COLUMN,
+    NO_BOND_TYPE,
+    UNREACHABLE_DISTANCE,
+)
+from rmat_hf.model.features_rmat import FINGERPRINTS
+from rmat_hf.model.losses_rmat import compute_probabilities
+from rmat_hf.model.processing_rmat import FINGERPRINT_INPUT, MASK_INPUT
+
+logger = logging.getLogger(__name__)
+
+# Of the pairs of a relation: the input that has it, and what stands there without it.
+RELATION_INPUTS: dict[str, tuple[str, float]] = {
+    "distance": ("interatomic_distances", BEYOND_CUTOFF),
+    "bond": ("bond_types", NO_BOND_TYPE),
+    "neighborhood": ("topological_distances", UNREACHABLE_DISTANCE - 1),
+}
+_NUM_STEPS = 16
+
+
+class Edit(NamedTuple):
+    """What is taken out of a molecule.
+
+    Args:
+        kind (`str`): `"drop"`, `"mask"` (the token of pretraining) or a relation.
+        atoms (`Sequence[int]`): Atoms, in the order of the features.
+        others (`Sequence[int]`): Of a relation: atoms with which the first ones have it.
+    """
+
+    kind: str
+    atoms: Sequence[int]
+    others: Sequence[int] = ()
+
+    def apply(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Change the inputs of one molecule, arrays without a batch axis, in place."""
+        nodes = np.asarray(self.atoms, dtype=np.int64) + 1
+        if self.kind == "drop":
+            inputs[MASK_INPUT][nodes] = 0
+        elif self.kind == "mask":
+            inputs["node_features"][nodes] = 0
+            inputs["node_features"][nodes, MASK_COLUMN] = 1
+        else:
+            name, nothing = RELATION_INPUTS[self.kind]
+            pairs, own = inputs[name], inputs[name].diagonal().copy()
+            places = np.ix_(nodes, np.asarray(self.others, dtype=np.int64) + 1)
+            pairs[places] = pairs.T[places] = nothing
+            np.fill_diagonal(pairs, own)
+
+
+@dataclass(frozen=True)
+class FeaturizedMol:
+    """A molecule, in the order of its features, and these.
+
+    Args:
+        mol (`Chem.Mol`): Its heavy atoms.
+        packed (`bytes`): As from `pack_features`.
+        fingerprints (`Sequence[str]`): Names of the fingerprints that are counted in it.
+    """
+
+    mol: Chem.Mol
+    packed: bytes
+    fingerprints: Sequence[str] = ()
+
+    @property
+    def num_atoms(self) -> int:
+        """Number of atoms that are nodes."""
+        return int(self.mol.GetNumAtoms())
+
+    @cached_property
+    def environments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Column of each substructure that is counted, and its atoms, `(number, num_atoms)`."""
+        found = [
+            (column + idx * FINGERPRINT_SIZE, atoms)
+            for idx, name in enumerate(self.fingerprints)
+            for column, atoms in list_environments(self.mol, name)
+        ]
+        members = np.zeros((len(found), self.num_atoms), dtype=bool)
+        for row, (_, atoms) in zip(members, found, strict=True):
+            row[list(atoms)] = True
+        return np.array([column for column, _ in found], dtype=np.int64), members
+
+    def count_without(self, atoms: Sequence[int]) -> np.ndarray:
+        """Return the fingerprint counts of what has none of some atoms, `(num_columns,)`, uint8."""
+        columns, members = self.environments
+        left = columns[~members[:, list(atoms)].any(axis=1)]
+        counts = np.bincount(left, minlength=FINGERPRINT_SIZE * len(self.fingerprints))
+        return np.minimum(counts, 255).astype(np.uint8)
+
+
+def list_environments(mol: Chem.Mol, name: str) -> list[tuple[int, Iterable[int]]]:
+    """Return the column and the atoms of every substructure that a fingerprint counts."""
+    extra = rdFingerprintGenerator.AdditionalOutput()
+    if name == "torsions":
+        extra.CollectBitPaths()
+        FINGERPRINTS[name]().GetCountFingerprintAsNumPy(mol, additionalOutput=extra)
+        return [(column, path) for column, paths in extra.GetBitPaths().items() for path in paths]
+    extra.CollectBitInfoMap()
+    FINGERPRINTS[name]().GetCountFingerprintAsNumPy(mol, additionalOutput=extra)
+    found = [(column, it) for column, its in extra.GetBitInfoMap().items() for it in its]
+    if name == "atom_pairs":
+        return found
+    bonds = Chem.GetDistanceMatrix(mol)
+    return [
+        (column, np.flatnonzero(bonds[center] <= radius).tolist())
+        for column, (center, radius) in found
+    ]
+
+
+# What is read off a model: a function of its output, `(batch_size, num_scores)`. The first score is
+# the one that is explained.
+Read = Callable[[Any], torch.Tensor]
+
+
+def read_label(output: Any, *, column: int, problem_type: str | None) -> torch.Tensor:
+    """Return what a model says of a label or class, `(batch_size, num_scores)`, float64.
+
+    The first score is the value of a regression, or the logit of a class, of one of several the
+    log-odds. Of classes the second one is the probability. Those of the members follow, if any.
+    """
+    logits = output.logits.double()
+    scores = [_read_score(logits, column=column, problem_type=problem_type)]
+    if problem_type not in (None, "regression"):
+        scores.append(compute_probabilities(logits, problem_type)[:, column])
+    columns = [torch.stack(scores, dim=1)]
+    if "member_logits" in output:
+        members = output.member_logits.double()
+        columns.append(_read_score(members, column=column, problem_type=problem_type))
+    return torch.cat(columns, dim=1)
+
+
+def _read_score(logits: torch.Tensor, *, column: int, problem_type: str | None) -> torch.Tensor:
+    if problem_type != "single_label_classification":
+        return logits[..., column]
+    others = [idx for idx in range(logits.shape[-1]) if idx != column]
+    return logits[..., column] - logits[..., others].logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A model in evaluation mode, and what of its output is to be explained.
+
+    Args:
+        model (`RMatPreTrainedModel`): The model.
+        read (`Callable`): Output → `(batch_size, num_scores)`.
+        batch_size (`int`): Most variants of molecules in one forward pass.
+    """
+
+    model: Any
+    read: Read
+    batch_size: int = 64
+
+    def compute(
+        self, molecules: Sequence[FeaturizedMol], edits: Sequence[Sequence[Edit | None]]
+    ) -> list[np.ndarray]:
+        """Return the scores of each molecule after each of its edits, `(num_edits, num_scores)`.
+
+        Variants of molecules of similar sizes share the forward passes, whose number of pairs of
+        nodes is bounded, and which are halved where memory does not suffice.
+        """
+        keys = [(row, idx) for row, of_row in enumerate(edits) for idx in range(len(of_row))]
+        sizes = [molecules[row].num_atoms + 1 for row, _ in keys]
+        scores: dict[tuple[int, int], np.ndarray] = {}
+        batches = [list(it) for it in group_by_length(sizes, batch_size=self.batch_size)[::-1]]
+        while batches:
+            batch = batches.pop()
+            chosen = [keys[position] for position in batch]
+            try:
+                inputs = build_variants([(molecules[row], edits[row][idx]) for row, idx in chosen])
+                with torch.inference_mode():
+                    numbers = self.run(inputs).cpu().numpy()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or len(batch) == 1:
+                    raise
+                logger.warning("%d variants at a time need more memory than there is.", len(batch))
+                half = len(batch) // 2
+                batches += [batch[half:], batch[:half]]
+                continue
+            scores.update(zip(chosen, numbers, strict=True))
+        return [
+            np.array([scores[row, idx] for idx in range(len(of_row))])
+            for row, of_row in enumerate(edits)
+        ]
+
+    def run(self, inputs: Mapping[str, np.ndarray], **changed: torch.Tensor) -> torch.Tensor:
+        """Return the scores of a batch, `(batch_size, num_scores)`."""
+        tensors = {name: torch.from_numpy(it).to(self.model.device) for name, it in inputs.items()}
+        return self.read(self.model(**{**tensors, **changed}, return_dict=True))
+
+
+def build_variants(variants: Sequence[tuple[FeaturizedMol, Edit | None]]) -> dict[str, np.ndarray]:
+    """Return the model inputs of a batch of molecules, each after its edit."""
+    rows = {id(molecule): molecule for molecule, _ in variants}
+    places = {key: row for row, key in enumerate(rows)}
+    whole = expand_features([molecule.packed for molecule in rows.values()])
+    chosen = [places[id(molecule)] for molecule, _ in variants]
+    inputs = {name: array[chosen] for name, array in whole.items()}
+    for row, (molecule, edit) in enumerate(variants):
+        if edit is None:
+            continue
+        edit.apply({name: array[row] for name, array in inputs.items()})
+        if edit.kind == "drop" and FINGERPRINT_INPUT in inputs:
+            inputs[FINGERPRINT_INPUT][row] = molecule.count_without(edit.atoms)
+    return inputs
+
+
+# Methods: the contribution of every atom of each molecule to each score, `(num_atoms, num_scores)`;
+# those of gradients to the first one only
+
+
+def compute_effects(
+    explainer: Explainer, molecules: Sequence[FeaturizedMol], *, kind: str
+) -> list[np.ndarray]:
+    """Return by how much the scores fall when an atom is dropped or masked."""
+    edits = [[None, *(Edit(kind, [atom]) for atom in range(it.num_atoms))] for it in molecules]
+    return [scores[0] - scores[1:] for scores in explainer.compute(molecules, edits)]
+
+
+def fit_environments(explainer: Explainer, molecules: Sequence[FeaturizedMol]) -> list[np.ndarray]:
+    """Return the contributions that add up best to what groups of atoms make, and all together.
+
+    The groups are each atom with all atoms within none, one and two bonds; a group of `k` atoms has
+    the weight `1 / k ** 2` in the least squares, and the sum over all atoms is exact: prediction
+    less baseline. One atom alone says too little where others stand in for it, as in a ring.
+    """
+    groups = [list_balls(it.mol) for it in molecules]
+    edits = [
+        [None, Edit("drop", range(molecule.num_atoms)), *(Edit("drop", it) for it in balls)]
+        for molecule, balls in zip(molecules, groups, strict=True)
+    ]
+    contributions = []
+    for scores, balls in zip(explainer.compute(molecules, edits), groups, strict=True):
+        falls = scores[0] - scores[1:]
+        num_atoms = max(map(max, balls)) + 1
+        members = np.zeros((len(balls), num_atoms))
+        for row, ball in zip(members, balls, strict=True):
+            row[list(ball)] = 1
+        weighted = members.T / members.sum(axis=1) ** 2
+        # the last row and column hold the condition on the sum and its multiplier
+        system = np.ones((num_atoms + 1, num_atoms + 1))
+        system[:-1, :-1], system[-1, -1] = weighted @ members, 0
+        right = np.concatenate((weighted @ falls[1:], falls[:1]))
+        contributions.append(np.linalg.solve(system, right)[:-1])
+    return contributions
+
+
+def list_balls(mol: Chem.Mol) -> list[list[int]]:
+    """Return the atoms within none, one and two bonds of each atom."""
+    bonds = Chem.GetDistanceMatrix(mol)
+    return [np.flatnonzero(row <= radius).tolist() for radius in range(3) for row in bonds]
+
+
+def compute_gradients(
+    explainer: Explainer, molecules: Sequence[FeaturizedMol], *, num_steps: int
+) -> list[np.ndarray]:
+    """Return gradient times node features, or with several steps their integral from zero.
+
+    Of several steps: integrated gradients (arXiv 1703.01365), midpoints.
+    """
+    shares = (np.arange(num_steps) + 0.5) / num_steps if num_steps > 1 else np.ones(1)
+    contributions = []
+    for molecule in molecules:
+        inputs = build_variants([(molecule, None)])
+        features = torch.from_numpy(inputs["node_features"]).to(explainer.model.device).float()
+        total = torch.zeros_like(features)
+        for share in shares.tolist():
+            point = (features * share).requires_grad_()
+            score = explainer.run(inputs, node_features=point)[:, 0].sum()
+            total += torch.autograd.grad(score, point)[0]
+        values = (features * total / num_steps).sum(-1)[0, 1:]
+        contributions.append(values.double().cpu().numpy()[:, None])
+    return contributions
+
+
+def draw_contributions(
+    explainer: Explainer, molecules: Sequence[FeaturizedMol]
+) -> list[np.ndarray]:
+    """Return random numbers, the same for the same molecule: what any method has to beat."""
+    return [
+        np.random.default_rng(list(it.packed)).standard_normal((it.num_atoms, 1))
+        for it in molecules
+    ]
+
+
+Method = Callable[[Explainer, Sequence[FeaturizedMol]], list[np.ndarray]]
+METHODS: dict[str, Method] = {
+    "environments": fit_environments,
+    "drop": lambda explainer, molecules: compute_effects(explainer, molecules, kind="drop"),
+    "mask": lambda explainer, molecules: compute_effects(explainer, molecules, kind="mask"),
+    "gradient": lambda explainer, molecules: compute_gradients(explainer, molecules, num_steps=1),
+    "integrated_gradients": lambda explainer, molecules: compute_gradients(
+        explainer, molecules, num_steps=_NUM_STEPS
+    ),
+    "random": draw_contributions,
+}

@@ -1,0 +1,279 @@
+"""`rmat explain`: a table in, a folder of explained rows, pictures and a page out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from rmat_hf.data.shards import ROW_COLUMN
+from rmat_hf.data.sources import open_table
+from rmat_hf.data.table_writer import ERROR_COLUMN, ColumnKind, build_output_schema
+from rmat_hf.data.tables import Table, validate_smiles_column
+from rmat_hf.errors import UserError
+from rmat_hf.flags import declare_flag
+from rmat_hf.inference.counterfactuals import find_counterfactuals
+from rmat_hf.inference.explanation import (
+    DEFAULT_PARTS,
+    EXPLANATION_COLUMNS,
+    PARTS,
+    Explanation,
+    choose_column,
+    explain,
+)
+from rmat_hf.inference.pictures import draw_contributions
+from rmat_hf.inference.screening import (
+    PredictionArguments,
+    ScreeningResult,
+    load_screen,
+    run_screen,
+)
+from rmat_hf.model.features_rmat import Molecule
+from rmat_hf.output_folder import open_atomically
+
+PAGE_FILE, PICTURES_FOLDER = "index.html", "pictures"
+PICTURE_COLUMN = "picture"
+COUNTERFACTUAL_COLUMNS: dict[str, ColumnKind] = {
+    "counterfactuals": "texts",
+    "counterfactual_groups": "texts",
+    "counterfactual_changes": "numbers",
+}
+_STYLE = (
+    "body{font:14px sans-serif;margin:2em;max-width:1400px}main{display:flex;flex-wrap:wrap;"
+    "gap:1em}article{border:1px solid #ccc;padding:.8em;width:430px}code{word-break:break-all}"
+    "td{padding:0 .6em 0 0;vertical-align:top}td.n{text-align:right;white-space:nowrap}"
+)
+
+
+@dataclass(kw_only=True)
+class ExplanationArguments(PredictionArguments):
+    """Everything `run_explanation` needs to know; each field is a flag."""
+
+    label: str | None = declare_flag(None, "Label, or class of one, if there are several.")
+    by: list[str] = declare_flag(
+        list(DEFAULT_PARTS), "What contributes beside atoms.", choices=PARTS
+    )
+    counterfactuals: int = declare_flag(
+        0, "Molecules with another group in one place to predict and to keep, of each.", least=0
+    )
+    replacements: str | None = declare_flag(
+        None, "Table with molecules, as those of training, whose groups are tried."
+    )
+    num_pictures: int = declare_flag(
+        200, "Molecules on the page, with a file of their picture each.", least=0
+    )
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for flags that contradict each other or are unknown."""
+        super().__post_init__()
+        if not self.is_folder or self.output_format != "parquet":
+            raise UserError(
+                f"{self.output} has to be a folder of Parquet files: name one without an extension."
+            )
+
+
+def run_explanation(
+    arguments: ExplanationArguments, *, show_progress: bool = False
+) -> ScreeningResult:
+    """Explain the prediction of every molecule of a table and write a folder.
+
+    Its shards have the columns that [`run_prediction`] writes, in the same order and with the same
+    reasons, those of [`Explanations.to_columns`] and `picture`, an SVG drawing. The same call
+    again continues it, and its bytes are the same. When all rows are there, `index.html` shows the
+    molecules of interest: with `top_k` the best, else those with the highest and the lowest
+    predictions; `pictures` has their drawings.
+
+    Args:
+        arguments (`ExplanationArguments`): Model, molecules, folder and how.
+        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
+
+    Returns:
+        [`ScreeningResult`].
+    """
+    return run_screen(arguments, load_explanation, show_progress=show_progress)
+
+
+def load_explanation(arguments: ExplanationArguments, table: Table) -> Any:
+    """Load the model, with what explains the rows of a table."""
+    screen = load_screen(arguments, table, verb="predict")
+    computation = Computation(screen, arguments)
+    # a column that cannot be added is found before there is a folder
+    build_output_schema(table.schema, computation.added_columns)
+    names = ("label", "by", "counterfactuals", "replacements", "num_pictures")
+    description = {name: getattr(arguments, name) for name in names}
+    return replace(
+        screen,
+        compute_rows=computation,
+        list_columns=dict,
+        added_columns=computation.added_columns,
+        description={**screen.description, **description, "command": "explain"},
+        finish=write_page,
+    )
+
+
+class Computation:
+    """Predicts the molecules of a chunk and explains those that may be kept.
+
+    Args:
+        screen: That of `rmat predict`.
+        arguments (`ExplanationArguments`): What to explain.
+    """
+
+    def __init__(self, screen: Any, arguments: ExplanationArguments) -> None:
+        self.arguments, self.predict = arguments, screen.compute_rows
+        options: Any = self.predict.keywords
+        (self.model,), self.processor = self.predict.args, options["processor"]
+        self.deciding_column, self.label = screen.deciding_column, arguments.label
+        choose_column(self.model, self.label)
+        self.replacements: list[Molecule] | None = None
+        if arguments.replacements is not None:
+            others = open_table(arguments.replacements)
+            validate_smiles_column(others.schema, arguments.smiles_column, source=others.source)
+            chunks = others.iterate_chunks(arguments.chunk_size)
+            self.replacements = [
+                it for chunk in chunks for it in chunk.molecules(arguments.smiles_column)
+            ]
+        added = {name: kind for name, kind in screen.added_columns.items() if name != ERROR_COLUMN}
+        added |= {name: kind for name, (kind, _) in EXPLANATION_COLUMNS.items()}
+        added |= COUNTERFACTUAL_COLUMNS if arguments.counterfactuals else {}
+        self.added_columns: dict[str, ColumnKind] = {
+            **added,
+            PICTURE_COLUMN: "text",
+            ERROR_COLUMN: "text",
+        }
+
+    def __call__(self, molecules: list[Molecule]) -> dict[str, list[Any]]:
+        """Return the columns of a chunk."""
+        columns = self.predict(molecules).to_columns()
+        kept = self.choose_rows(columns)
+        chosen: list[Molecule] = [molecules[row] for row in kept]
+        options: dict[str, Any] = {"label": self.label, "processor": self.processor}
+        found = explain(
+            self.model,
+            chosen,
+            by=self.arguments.by,
+            num_workers=self.arguments.num_workers if len(chosen) else 0,
+            **options,
+        )
+        added = {name: it for name, it in found.to_columns().items() if name != ERROR_COLUMN}
+        added[PICTURE_COLUMN] = [
+            None if row is None else _draw(row, label=found.label, units=found.units)
+            for row in found.rows
+        ]
+        if self.arguments.counterfactuals:
+            added |= self.replace_groups(chosen, options)
+        for name, cells in added.items():
+            columns[name] = [None] * len(molecules)
+            for row, cell in zip(kept, cells, strict=True):
+                columns[name][row] = cell
+        for row, error in zip(kept, found.errors, strict=True):
+            columns[ERROR_COLUMN][row] = columns[ERROR_COLUMN][row] or error
+        return columns
+
+    def choose_rows(self, columns: Mapping[str, Sequence[Any]]) -> list[int]:
+        """Return the rows that are predicted and may be among the best."""
+        rows = [row for row, error in enumerate(columns[ERROR_COLUMN]) if error is None]
+        if self.arguments.top_k is None:
+            return rows
+        sign = -1 if self.arguments.top_k_order == "descending" else 1
+        rows.sort(key=lambda row: (sign * columns[self.deciding_column][row], row))
+        return sorted(rows[: self.arguments.top_k])
+
+    def replace_groups(
+        self, molecules: Sequence[Molecule], options: Mapping[str, Any]
+    ) -> dict[str, list[Any]]:
+        """Return the columns of counterfactuals."""
+        found = find_counterfactuals(
+            self.model,
+            molecules,
+            replacements=self.replacements,
+            num_best=self.arguments.counterfactuals,
+            **options,
+        )
+        cells = (
+            [[it.smiles for it in row] for row in found],
+            [[f"{it.removed} → {it.added}" for it in row] for row in found],
+            [[it.change for it in row] for row in found],
+        )
+        return dict(zip(COUNTERFACTUAL_COLUMNS, cells, strict=True))
+
+
+def write_page(screen: Any, folder: Path, shards: Sequence[Path]) -> None:  # noqa: PLR0917 - as a method
+    """Write pictures and page beside the shards of a screen."""
+    rows = choose_rows(screen, shards)
+    pictures = folder / PICTURES_FOLDER
+    pictures.mkdir(exist_ok=True)
+    for row in rows:
+        with open_atomically(pictures / f"row-{row[ROW_COLUMN]:07}.svg") as stream:
+            stream.write(row[PICTURE_COLUMN].encode())
+    with open_atomically(folder / PAGE_FILE) as stream:
+        stream.write("".join(build_page(rows, arguments=screen.arguments)).encode())
+
+
+def choose_rows(screen: Any, shards: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the rows of interest, the highest prediction, or the best one, first."""
+    number = screen.arguments.num_pictures
+    if screen.arguments.top_k is not None:
+        best = screen.find_best(pq.read_table(it).replace_schema_metadata() for it in shards)
+        return list(best.slice(0, number).to_pylist())
+    columns = [pq.read_table(it, columns=["explained"])["explained"] for it in shards]
+    starts = np.cumsum([0, *map(len, columns)]).tolist()
+    values = np.concatenate([it.to_numpy().astype(np.float64) for it in columns])
+    known = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()].tolist()
+    ends = {*known[: -(-number // 2)], *known[max(len(known) - number // 2, 0) :]}
+    found: dict[int, dict[str, Any]] = {}
+    for start, stop, shard in zip(starts, starts[1:], shards, strict=False):
+        inside = sorted(it for it in ends if start <= it < stop)
+        rows = pq.read_table(shard).take([it - start for it in inside]).to_pylist()
+        found |= {it: {**row, ROW_COLUMN: it} for it, row in zip(inside, rows, strict=True)}
+    return [found[it] for it in known if it in ends]
+
+
+def _draw(row: Explanation, *, label: str, units: str) -> str:
+    said = f"{row.prediction:.3g} {units}"
+    if row.probability is not None:
+        said = f"probability {row.probability:.2f}"
+    return draw_contributions(row.mol, row.atoms, units=units, title=f"{label}: {said}")
+
+
+def build_page(rows: Sequence[Mapping[str, Any]], *, arguments: Any) -> Iterator[str]:
+    """Yield the HTML page of explained rows."""
+    title = escape(f"Why: {arguments.model}")
+    yield f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
+    yield f"<h1>{title}</h1><p>An atom or group contributes what the prediction loses without it. "
+    yield "The rest is what the model makes of atoms together. Pale atoms: the members disagree."
+    yield f"</p><main>{''.join(_build_card(row, arguments.smiles_column) for row in rows)}</main>"
+
+
+def _build_card(row: Mapping[str, Any], smiles_column: str) -> str:
+    total = sum(row["atom_contributions"])
+    numbers = {
+        "baseline": row["baseline"],
+        "sum of atoms": total,
+        "rest": row["residual"],
+        "faithfulness": row["faithfulness"],
+        "all distances": row["distance_effect"],
+        "all bonds": row["bond_effect"],
+        "all neighborhoods": row["neighborhood_effect"],
+    }
+    facts = [(name, it) for name, it in numbers.items() if it is not None]
+    groups = zip(
+        row["fragments"], row["fragment_kinds"], row["fragment_contributions"], strict=True
+    )
+    facts += sorted(
+        ((f"{kind} {smiles}", it) for smiles, kind, it in groups), key=lambda it: -abs(it[1])
+    )
+    names, changes = (row.get(f"counterfactual_{it}") or [] for it in ("groups", "changes"))
+    facts += [(f"if {name}", it) for name, it in zip(names, changes, strict=True)]
+    lines = "".join(
+        f"<tr><td>{escape(name)}</td><td class='n'>{it:+.3g}</td></tr>" for name, it in facts
+    )
+    # of an SDF file there is none
+    smiles = escape(str(row.get(smiles_column) or ""))
+    return (
+        f"<article><p>row {row[ROW_COLUMN]} <code>{smiles}</code></p>{row[PICTURE_COLUMN]}"
+        f"<table>{lines}</table></article>"
+    )

@@ -1,0 +1,159 @@
+"""Explanations as pictures: contributions and attention on the structure, with a legend."""
+
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from rdkit import Chem
+from rdkit.Chem import rdDepictor
+from rdkit.Chem.Draw import rdMolDraw2D
+from rdkit.Geometry import Point2D
+
+from rmat_hf.inference.explanation import Contributions
+
+Color = tuple[float, float, float]
+# Blue and orange are told apart with every common color blindness, and in gray by their signs.
+LOWERS: Color = (0.25, 0.53, 0.84)
+RAISES: Color = (0.95, 0.52, 0.10)
+WIDTH, HEIGHT, LEGEND_HEIGHT = 420, 240, 46
+# Atoms from this share of the largest contribution on have their number beside them.
+MIN_SHARE_WITH_NUMBER = 0.35
+# Pairs that attention is drawn of: the strongest.
+NUM_PAIRS = 12
+_STEPS = 21
+
+
+def choose_color(share: float) -> Color:
+    """Return the color of a share, from -1 (lowers, blue) by white to 1 (raises, orange)."""
+    end, strength = (RAISES if share > 0 else LOWERS), min(abs(share), 1.0)
+    red, green, blue = (1 - strength * (1 - part) for part in end)
+    return red, green, blue
+
+
+def draw_contributions(
+    mol: Chem.Mol, contributions: Contributions, *, units: str, title: str = ""
+) -> str:
+    """Return an SVG picture of a molecule with a contribution at each atom.
+
+    Blue atoms lower the prediction, orange ones raise it. Atoms on which the members of an ensemble
+    do not agree are pale: the color is that of the contribution less the spread.
+
+    Args:
+        mol (`Chem.Mol`): A molecule.
+        contributions ([`Contributions`], each `(num_atoms,)`): Of its atoms, as
+            `explanation.atoms` or `explanation.relations["distance"]`.
+        units (`str`): Of the contributions.
+        title (`str`, *optional*): Line above the legend.
+    """
+    values, spread = contributions.values, contributions.spread
+    largest = float(np.abs(values).max(initial=0))
+    limit = largest or 1.0
+    sure = values if spread is None else np.sign(values) * np.maximum(np.abs(values) - spread, 0)
+    drawing = _prepare(mol)
+    for atom, value in enumerate(values.tolist()):
+        if abs(value) >= MIN_SHARE_WITH_NUMBER * limit and largest:
+            doubt = "" if spread is None else f"±{spread[atom]:.2g}"
+            drawing.GetAtomWithIdx(atom).SetProp("atomNote", f"{value:+.2g}{doubt}")
+    colors = {atom: choose_color(value / limit) for atom, value in enumerate(sure.tolist())}
+    canvas = _open_canvas()
+    canvas.DrawMolecule(
+        drawing,
+        highlightAtoms=list(colors),
+        highlightAtomColors=colors,
+        highlightBonds=[],
+        highlightAtomRadii=dict.fromkeys(colors, 0.42),
+    )
+    legend = (f"{-limit:.2g}", f"{limit:+.2g}", f"{units}: the atom lowers | raises")
+    return _frame(canvas, title=title, legend=legend)
+
+
+def draw_pairs(mol: Chem.Mol, weights: np.ndarray, *, units: str, title: str = "") -> str:
+    """Return an SVG picture of a molecule with lines between pairs of atoms, the strongest 12.
+
+    Args:
+        mol (`Chem.Mol`): A molecule.
+        weights (`np.ndarray` of shape `(num_atoms, num_atoms)`): Of pairs, the mean of both
+            directions is drawn: the larger, the thicker; blue if it is negative.
+        units (`str`): Of the weights.
+        title (`str`, *optional*): Line above the legend.
+    """
+    weights = (weights + weights.T) / 2
+    firsts, seconds = np.triu_indices(len(weights), 1)
+    values = weights[firsts, seconds]
+    strongest = np.argsort(-np.abs(values), kind="stable")[:NUM_PAIRS]
+    limit = float(np.abs(values).max(initial=0)) or 1.0
+    drawing, canvas = _prepare(mol), _open_canvas()
+    canvas.DrawMolecule(drawing)
+    canvas.SetFillPolys(False)
+    for pair in strongest[::-1].tolist():
+        share = values[pair] / limit
+        ends = [canvas.GetDrawCoords(int(it)) for it in (firsts[pair], seconds[pair])]
+        canvas.SetColour(choose_color(share))
+        canvas.SetLineWidth(max(1, round(6 * abs(share))))
+        _draw_arc(canvas, ends)
+    legend = (f"{-limit:.2g}", f"{limit:+.2g}", units)
+    return _frame(canvas, title=title, legend=legend)
+
+
+def _draw_arc(canvas: Any, ends: list[Point2D]) -> None:
+    """Draw a flat arc, so that a line does not hide behind the bonds between its atoms."""
+    start, end = ends
+    across = Point2D(-(end.y - start.y), end.x - start.x)
+    points = [
+        Point2D(
+            start.x + (end.x - start.x) * share + 0.6 * share * (1 - share) * across.x,
+            start.y + (end.y - start.y) * share + 0.6 * share * (1 - share) * across.y,
+        )
+        for share in np.linspace(0, 1, 9).tolist()
+    ]
+    for first, second in pairwise(points):
+        canvas.DrawLine(first, second, True)
+
+
+def _prepare(mol: Chem.Mol) -> Chem.Mol:
+    drawing = Chem.Mol(mol)
+    drawing.RemoveAllConformers()
+    rdDepictor.Compute2DCoords(drawing, canonOrient=True)
+    return rdMolDraw2D.PrepareMolForDrawing(drawing, addChiralHs=False)
+
+
+def _open_canvas() -> Any:
+    canvas = rdMolDraw2D.MolDraw2DSVG(WIDTH, HEIGHT)
+    options: Any = canvas.drawOptions()
+    options.useBWAtomPalette()
+    options.fillHighlights = True
+    options.clearBackground = False
+    options.annotationFontScale = 0.6
+    options.padding = 0.08
+    return canvas
+
+
+def _frame(canvas: Any, *, title: str, legend: tuple[str, str, str]) -> str:
+    """Return the picture with a title and the scale of colors under it."""
+    canvas.FinishDrawing()
+    body = canvas.GetDrawingText()
+    body = body[body.index("<svg") :].replace("<svg", "<svg x='0' y='18'", 1)
+    total, bar = HEIGHT + 18 + LEGEND_HEIGHT, 160
+    left, top, step = (WIDTH - bar) / 2, HEIGHT + 24, bar / _STEPS
+    shares = np.linspace(-1, 1, _STEPS).tolist()
+    boxes = "".join(
+        f"<rect x='{left + idx * step:.1f}' y='{top}' width='{step + 0.3:.1f}' height='10' "
+        f"fill='{_name_color(choose_color(share))}'/>"
+        for idx, share in enumerate(shares)
+    )
+    low, high, text = map(escape, legend)
+    words = "font-family='sans-serif' font-size='11' fill='#222'"
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{total}' "
+        f"viewBox='0 0 {WIDTH} {total}'><rect width='100%' height='100%' fill='#fff'/>"
+        f"<text x='{WIDTH / 2}' y='14' text-anchor='middle' {words}>{escape(title)}</text>"
+        f"{body}{boxes}"
+        f"<text x='{left - 6}' y='{top + 9}' text-anchor='end' {words}>{low}</text>"
+        f"<text x='{left + bar + 6}' y='{top + 9}' {words}>{high}</text>"
+        f"<text x='{WIDTH / 2}' y='{top + 28}' text-anchor='middle' {words}>{text}</text></svg>"
+    )
+
+
+def _name_color(color: Color) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in color)
