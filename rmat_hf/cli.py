@@ -47,12 +47,14 @@ def pretrain(arguments: Any) -> None:
 def finetune(arguments: Any) -> None:
     """Finetune on a table of SMILES and labels; write a folder that predicts."""
     from rmat_hf.training.finetuning import finetune as run
-    from rmat_hf.training.model_card import describe_metrics
 
+    if _is_main_process():
+        # what was read, and which phase runs
+        logging.getLogger("rmat_hf.training").setLevel(logging.INFO)
     result = run(**vars(arguments))
     if _is_main_process():
-        print(describe_metrics(result.metrics, result.baselines))
-        print(f"\nWrote {result.output_dir}: model, metrics.json, predictions.csv and model card.")
+        print(result.summary)
+        print(f"\nWrote {result.output_dir}: model, predictions.csv, report.md and model card.")
         if result.dropped:
             print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
 

@@ -171,8 +171,10 @@ class MessageFormatter(logging.Formatter):
     """Formats log records whose messages name files and cells of strangers."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the line of a record with its message escaped."""
+        """Return the line of a record with its message escaped; progress is no warning."""
         record.message = escape_message(record.message)
+        if record.levelno <= logging.INFO:
+            return record.message
         return super().formatMessage(record)
 
 

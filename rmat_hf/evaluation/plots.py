@@ -9,23 +9,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rdkit import DataStructs
-from sklearn.calibration import CalibrationDisplay
-from sklearn.metrics import RocCurveDisplay
 
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, SPREAD_PREFIX
 from rmat_hf.evaluation.protocol import DatasetProtocol
 from rmat_hf.evaluation.summary import FoldOutcome
-from rmat_hf.model.features_rmat import FINGERPRINTS, parse_molecule
 from rmat_hf.output_folder import open_atomically
-from rmat_hf.training.baselines import MAX_ATOMS
+from rmat_hf.training.plots import (
+    DIAGONAL_COLOR,
+    LINE_COLOR,
+    NUM_BINS,
+    POINT_COLOR,
+    POINTS,
+    compute_novelty,
+    draw_calibration,
+    draw_errors,
+    draw_roc,
+)
 
 logger = logging.getLogger(__name__)
 
 NUM_COLUMNS = 3
-NUM_BINS = 10
-POINTS = {"s": 8, "alpha": 0.6, "color": "#9aa5b1", "linewidths": 0}
-LINE_COLOR, DIAGONAL_COLOR = "#d1495b", "#333333"
 
 
 def save_plots(
@@ -68,7 +71,8 @@ def collect_points(outcomes: Sequence[FoldOutcome], *, label_names: Sequence[str
     """
     found = []
     for outcome in outcomes:
-        distances = compute_distances_to_train(outcome.rows)
+        smiles = dict(iter(outcome.rows.groupby("split")["smiles"]))
+        distances = compute_novelty(smiles["test"], smiles["train"])
         for method, frame in outcome.methods.items():
             test = frame[frame["split"] == "test"]
             for label in label_names:
@@ -77,20 +81,6 @@ def collect_points(outcomes: Sequence[FoldOutcome], *, label_names: Sequence[str
                 columns |= {"spread": spread, "distance": pd.Series(distances, test.index)}
                 found.append(pd.DataFrame(columns, dtype=float).assign(method=method))
     return pd.concat(found).dropna(subset=["label"])
-
-
-def compute_distances_to_train(rows: pd.DataFrame) -> np.ndarray:
-    """Return for each test row 1 - the largest Tanimoto similarity (ECFP4) to a molecule of train.
-
-    Returns:
-        `np.ndarray` of shape `(num_test_rows,)`, 0 to 1.
-    """
-    generator = FINGERPRINTS["ecfp4"]()
-    mols = [parse_molecule(smiles, max_atoms=MAX_ATOMS) for smiles in rows["smiles"]]
-    fingerprints = pd.Series(generator.GetFingerprints(mols), rows.index)
-    train = fingerprints[rows["split"] == "train"].tolist()
-    test = fingerprints[rows["split"] == "test"]
-    return np.array([1 - max(DataStructs.BulkTanimotoSimilarity(it, train)) for it in test])
 
 
 def _save_panels(path: Path, points: pd.DataFrame, *, draw: Callable[..., None]) -> None:
@@ -113,7 +103,7 @@ def _save_panels(path: Path, points: pd.DataFrame, *, draw: Callable[..., None])
 
 def _draw_parity(axes: Any, points: pd.DataFrame) -> None:
     # not sklearn's `PredictionErrorDisplay`, which refuses panels of one scale
-    axes.scatter(points["label"], points["prediction"], **POINTS)
+    axes.scatter(points["label"], points["prediction"], **POINTS, color=POINT_COLOR)
     shown = points[["label", "prediction"]].to_numpy()
     limits = (shown.min(), shown.max())
     axes.plot(limits, limits, color=DIAGONAL_COLOR, linewidth=0.8)
@@ -121,15 +111,17 @@ def _draw_parity(axes: Any, points: pd.DataFrame) -> None:
 
 
 def _draw_roc(axes: Any, points: pd.DataFrame) -> None:
-    RocCurveDisplay.from_predictions(
-        points["label"], points["prediction"], ax=axes, plot_chance_level=True
-    )
+    draw_roc(axes, _list_curves(points))
+    axes.legend(fontsize=8)
 
 
 def _draw_calibration(axes: Any, points: pd.DataFrame) -> None:
-    CalibrationDisplay.from_predictions(
-        points["label"], points["prediction"].clip(0, 1), n_bins=NUM_BINS, ax=axes
-    )
+    draw_calibration(axes, _list_curves(points))
+
+
+def _list_curves(points: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    probabilities = points["prediction"].clip(0, 1)
+    return {"all labels": (points["label"].to_numpy(), probabilities.to_numpy())}
 
 
 def draw_spread(axes: Any, points: pd.DataFrame) -> None:
@@ -151,9 +143,4 @@ def draw_spread(axes: Any, points: pd.DataFrame) -> None:
 
 def _draw_errors(axes: Any, points: pd.DataFrame) -> None:
     error = (points["prediction"] - points["label"]).abs()
-    found = pd.DataFrame({"distance": points["distance"], "error": error})
-    axes.scatter(found["distance"], found["error"], **POINTS)
-    bins = pd.qcut(found["distance"], NUM_BINS, duplicates="drop", labels=False)
-    curve = found.groupby(bins).agg({"distance": "median", "error": "mean"})
-    axes.plot(curve["distance"], curve["error"], color=LINE_COLOR)
-    axes.set(xlabel="Tanimoto distance to train", ylabel="absolute error")
+    draw_errors(axes, points["distance"].to_numpy(), errors=error.to_numpy())

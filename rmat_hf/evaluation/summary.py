@@ -18,7 +18,7 @@ from rmat_hf.training.metrics import (
     list_metrics,
     select_known,
 )
-from rmat_hf.training.resampling import iterate_weights
+from rmat_hf.training.resampling import draw_weights
 
 SCORED_PARTS = ("valid", "test")
 Scores = dict[Fold, dict[str, Any]]
@@ -212,8 +212,7 @@ def resample_roc_auc(
         `np.ndarray` of shape `(num_resamples,)`: mean over the labels; NaN where a label has one
         class only.
     """
-    drawn = iterate_weights(len(labels), num_resamples=num_resamples, seed=seed)
-    weights = np.concatenate(list(drawn))
+    weights = draw_weights(len(labels), num_resamples=num_resamples, seed=seed)
     known = ~np.isnan(labels)
     areas = []
     for idx, column in enumerate(labels.T):

@@ -34,11 +34,11 @@ from rmat_hf.training.model_card import (
     CARD_FILE,
     FOLDER_PLACEHOLDER,
     LOSS_PLOT,
-    ROW_FILES,
     build_eval_results,
     build_plain_card,
     list_requirements,
 )
+from rmat_hf.training.report import ROW_FILES
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,6 @@ from rmat_hf.model.features_rmat import (
     list_molecule_descriptor_names,
     parse_molecule,
 )
-from rmat_hf.training.metrics import compute_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +140,7 @@ SHOWN = (SVM_COUNTS, SVM_BOTH, FOREST_BOTH, MEAN)
 
 def fit_baselines(
     dataset: Dataset, *, split: SplitIndices, **options: Any
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, tuple[np.ndarray, dict[str, dict[str, Any]]]]:
     """Fit the baselines that stand beside a finetuned model, `SHOWN`.
 
     Args:
@@ -149,26 +148,25 @@ def fit_baselines(
         split, options: As in [`fit_baseline`].
 
     Returns:
-        `dict` with the metrics of `train`, `valid` and `test` and the `setting` by label name, for
-        each of them.
+        `dict` with, for each of them, the values or probabilities `(num_rows, num_outputs)` of all
+        rows, as [`compute_metrics`] takes them, and the setting by label name.
     """
     logger.info("Fitting the baselines.")
     molecules: list[str | Chem.Mol] = dataset["smiles"][:]
     if "mol" in dataset.column_names:
         molecules = [Chem.Mol(binary) for binary in dataset["mol"]]
     labels = np.array(dataset["labels"][:], dtype=np.float64)
-    kinds = {name: options[name] for name in ("problem_type", "label_names")}
-    is_yes_no = options["problem_type"] == "multi_label_classification"
     fitted = _fit_several(SHOWN, molecules, labels=labels, split=split, **options)
-    results: dict[str, dict[str, Any]] = {}
-    for name, (found, setting) in fitted.items():
-        outputs = np.column_stack([output[:, 1] if is_yes_no else output for output in found])
-        results[name] = {
-            part: compute_metrics(predictions=outputs[rows], labels=labels[rows], **kinds)
-            for part, rows in vars(split).items()
-        }
-        results[name]["setting"] = setting
-    return results
+    return {
+        name: (stack_outputs(found, problem_type=options["problem_type"]), setting)
+        for name, (found, setting) in fitted.items()
+    }
+
+
+def stack_outputs(outputs: Sequence[np.ndarray], *, problem_type: str) -> np.ndarray:
+    """Return what [`fit_baseline`] says of each label as one array, as metrics take it."""
+    is_yes_no = problem_type == "multi_label_classification"
+    return np.column_stack([output[:, 1] if is_yes_no else output for output in outputs])
 
 
 def fit_baseline(

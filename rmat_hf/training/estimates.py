@@ -16,13 +16,13 @@ from rmat_hf.training.metrics import (
     list_metrics,
     select_known,
 )
-from rmat_hf.training.resampling import iterate_weights
+from rmat_hf.training.resampling import draw_weights
 
 # Share of the resamples between the ends of an interval.
 COVERAGE = 0.95
 MOST_RESAMPLES, LEAST_RESAMPLES = 1000, 100
 # Of many rows fewer resamples will do: so many draws in all.
-_NUM_DRAWS = 5_000_000
+_NUM_DRAWS = 2_000_000
 # Fewer rows are counted, but no verdict rests on them.
 FEW_ROWS = 30
 # The least that a model has to beat: the mean of its labels, or the frequencies of its classes.
@@ -102,6 +102,7 @@ def score_methods(
     *,
     labels: np.ndarray,
     label_names: Sequence[str],
+    with_intervals: bool = True,
     seed: int = 0,
 ) -> Scores:
     """Score the predictions of methods for the same rows, with intervals.
@@ -112,35 +113,61 @@ def score_methods(
             Predictions of each, `(num_rows, num_outputs)`, as [`compute_metrics`] takes them.
         labels (`np.ndarray` of shape `(num_rows, num_labels)`): Labels, NaN where missing.
         label_names (`Sequence[str]`): Name of each label.
-        seed (`int`): Of the bootstrap.
+        with_intervals (`bool`, *optional*): Whether to resample.
+        seed (`int`, *optional*): Of the bootstrap.
     """
     labels = np.asarray(labels, dtype=np.float64).reshape(-1, len(label_names))
     known, number = ~np.isnan(labels), len(labels)
-    metrics = list_metrics(problem_type)
-    options: dict[str, Any] = {"labels": labels, "label_names": label_names, "is_quiet": True}
-    drawn: dict[str, dict[str, list[list[np.ndarray]]]] = {
-        method: {metric.name: [[] for _ in label_names] for metric in metrics} for method in methods
-    }
-    num_resamples = int(np.clip(_NUM_DRAWS // max(number, 1), LEAST_RESAMPLES, MOST_RESAMPLES))
-    for weights in (
-        iterate_weights(number, num_resamples=num_resamples, seed=seed) if number else ()
-    ):
-        for method, predictions in methods.items():
-            for idx, column in enumerate(labels.T):
-                rows = select_known(problem_type, predictions, labels=column, label_idx=idx)
-                own = weights[:, known[:, idx]]
-                for metric in metrics if len(rows.labels) else ():
-                    drawn[method][metric.name][idx].append(metric.resample(rows, own))
+    options: dict[str, Any] = {"labels": labels, "label_names": label_names}
+    drawn: dict[str, dict[str, np.ndarray]] = {name: {} for name in methods}
+    if with_intervals and number:
+        num_resamples = int(np.clip(_NUM_DRAWS // number, LEAST_RESAMPLES, MOST_RESAMPLES))
+        weights = draw_weights(number, num_resamples=num_resamples, seed=seed)
+        drawn = {
+            name: _resample(problem_type, it, labels=labels, weights=weights)
+            for name, it in methods.items()
+        }
     return Scores(
         problem_type,
         int(known.any(axis=1).sum()),
         dict(zip(label_names, known.sum(axis=0).tolist(), strict=True)),
-        {name: compute_metrics(problem_type, it, **options) for name, it in methods.items()},
         {
-            method: {name: _stack(found, num_resamples) for name, found in own.items()}
-            for method, own in drawn.items()
+            name: compute_metrics(problem_type, it, is_quiet=True, **options)
+            for name, it in methods.items()
         },
+        drawn,
     )
+
+
+def _resample(
+    problem_type: str, predictions: np.ndarray, *, labels: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return every metric of every resample, `(num_labels, num_resamples)`, by name."""
+    found = {}
+    for metric in list_metrics(problem_type):
+        found[metric.name] = np.full((labels.shape[1], len(weights)), np.nan)
+        for idx, column in enumerate(labels.T):
+            known = ~np.isnan(column)
+            rows = select_known(problem_type, predictions, labels=column, label_idx=idx)
+            if len(rows.labels):
+                found[metric.name][idx] = metric.resample(rows, weights[:, known])
+    return found
+
+
+def compute_errors(
+    problem_type: str | None, predictions: np.ndarray, *, labels: np.ndarray
+) -> np.ndarray:
+    """Return how wrong every prediction is, `(num_rows, num_labels)`, NaN where no label is.
+
+    The absolute error of a value; of classes 1 - the probability of the one that is right.
+    """
+    if problem_type != "single_label_classification":
+        return np.asarray(np.abs(predictions - labels))
+    known = ~np.isnan(labels[:, 0])
+    errors = np.full(labels.shape, np.nan)
+    classes = labels[known, 0].astype(np.int64)
+    errors[known, 0] = 1 - predictions[known, classes]
+    return errors
 
 
 def predict_mean(problem_type: str, labels: np.ndarray, *, num_outputs: int) -> np.ndarray:
@@ -152,12 +179,12 @@ def predict_mean(problem_type: str, labels: np.ndarray, *, num_outputs: int) -> 
     return np.asarray(np.nansum(labels, axis=0) / np.maximum(num_known, 1))
 
 
-def describe_scores(parts: Mapping[str, Scores], *, with_intervals: int | None = None) -> str:
+def describe_scores(parts: Mapping[str, Scores], *, num_intervals: int | None = None) -> str:
     """Return a table, in Markdown: a row for each part and method, a column for each metric.
 
     Args:
         parts (`Mapping[str, Scores]`): By name of the part.
-        with_intervals (`int`, *optional*): So many metrics have their intervals; by default all.
+        num_intervals (`int`, *optional*): So many metrics have their intervals; by default all.
     """
     names = [it.name for it in list_metrics(next(iter(parts.values())).problem_type)]
     rows = [["model", "part", "n", *names]]
@@ -165,7 +192,7 @@ def describe_scores(parts: Mapping[str, Scores], *, with_intervals: int | None =
         for method in scores.metrics:
             cells = [scores.estimate(method, name) for name in names]
             shown = [
-                str(it if with_intervals is None or idx < with_intervals else Estimate(it.value))
+                str(it if num_intervals is None or idx < num_intervals else Estimate(it.value))
                 for idx, it in enumerate(cells)
             ]
             rows.append([method, part, str(scores.num_rows), *shown])
@@ -242,11 +269,6 @@ def _describe_difference(scores: Scores, pair: tuple[str, str], *, these: str, u
 
 def _add(unit: str) -> str:
     return f" {unit}" if unit else ""
-
-
-def _stack(found: Sequence[list[np.ndarray]], num_resamples: int) -> np.ndarray:
-    missing = np.full(num_resamples, np.nan)
-    return np.stack([np.concatenate(it) if it else missing for it in found])
 
 
 def _average(resamples: np.ndarray | None) -> np.ndarray | None:

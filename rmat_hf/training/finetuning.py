@@ -2,11 +2,12 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -46,7 +47,7 @@ from rmat_hf.training.arguments import (
 )
 from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.metrics import compute_metrics_for_problem
-from rmat_hf.training.model_card import ROW_FILES, FinetuningReport, save_model_card
+from rmat_hf.training.model_card import save_model_card
 from rmat_hf.training.recipe import (
     PARTS,
     FinetuningTask,
@@ -57,6 +58,13 @@ from rmat_hf.training.recipe import (
     fold_known_rows,
     resolve_defaults,
     split_for_members,
+)
+from rmat_hf.training.report import (
+    ROW_FILES,
+    FinetuningReport,
+    describe_rows,
+    describe_run,
+    save_run_report,
 )
 from rmat_hf.training.stack_head import fit_stack_with_held_out
 from rmat_hf.training.trainer import MODEL_DIR, RMatTrainer, train_stage
@@ -94,12 +102,15 @@ class FinetuningResult:
         metrics (`dict`): Metrics of train, valid and test, in the units of the labels.
         baselines (`dict`): The same for every baseline; empty unless asked for.
         dropped (`list[DroppedRow]`): Rows that were not used, with their reasons.
+        summary (`str`): How good the model is on the test part, and beside what: a table in
+            Markdown, with intervals, and sentences.
     """
 
     output_dir: Path
     metrics: dict[str, dict[str, Any]]
     baselines: dict[str, dict[str, Any]]
     dropped: list[DroppedRow]
+    summary: str
 
 
 def finetune(
@@ -169,8 +180,9 @@ def run_finetuning(
     """Finetune R-MAT on labeled molecules and write the whole predictor to a folder.
 
     The folder gets weights, config with label scaling, processor, `metrics.json`, `split.csv`,
-    `predictions.csv`, `dropped_rows.csv`, the training log and a model card with a plot. It appears
-    when everything is done. Until then checkpoints lie beside it, in `<output_dir>.in_progress`.
+    `predictions.csv`, `dropped_rows.csv`, the training log, a model card and `report.md`. It
+    appears when everything is done. Until then checkpoints lie beside it, in
+    `<output_dir>.in_progress`.
 
     Args:
         arguments (`FinetuningArguments`): Data, model and training options.
@@ -190,6 +202,13 @@ def run_finetuning(
         description["peft_config"] = list_fields(peft_config)
     with open_run(arguments, description=description, is_main_process=is_main_process) as run:
         task = build_finetuning_task(arguments, rows, peft_config=peft_config)
+        for line in describe_rows(
+            {part: task.labels(part) for part in PARTS},
+            arguments=arguments,
+            num_dropped=len(task.dropped),
+            class_names=task.class_names,
+        ):
+            logger.info(line)
         # refuses what cannot be before anything is written
         config = build_finetuning_config(arguments, task)
         arguments = resolve_defaults(
@@ -199,7 +218,7 @@ def run_finetuning(
             has_adapter=task.peft_config is not None,
         )
         # before training: labels that no baseline can be fitted on should not cost a training
-        baselines: dict[str, dict[str, Any]] = {}
+        baselines: dict[str, Any] = {}
         if arguments.with_baselines and is_main_process:
             from rmat_hf.training.baselines import fit_baselines
 
@@ -224,10 +243,12 @@ def run_finetuning(
             )
         log: list[dict[str, Any]] = []
         if arguments.head in FITTED_HEADS:
+            logger.info("Fitting the %s head.", arguments.head)
             trainer, held_out = _fit_head(arguments, task, work_dir=run.work_dir)
         else:
             trainer, log = _train(arguments, task, work_dir=run.work_dir)
             held_out = None
+        logger.info("Predicting train, valid and test, and writing the report.")
         # choosing a checkpoint needs a defined metric, reporting does not
         trainer.compute_metrics = None
         report = build_finetuning_report(
@@ -241,7 +262,8 @@ def run_finetuning(
                     shutil.copy(run.work_dir / TRIALS_FILE, folder)
                 for logs in run.work_dir.glob(f"stage-*/{TENSORBOARD_DIR}"):
                     shutil.copytree(logs, folder / TENSORBOARD_DIR, dirs_exist_ok=True)
-    return FinetuningResult(run.output_dir, report.metrics, report.baselines, task.dropped)
+    found = (report.metrics, report.baselines, task.dropped, describe_run(report))
+    return FinetuningResult(run.output_dir, *found)
 
 
 def _train(
@@ -256,6 +278,7 @@ def _train(
     for idx, split in enumerate(split_for_members(arguments, task)):
         folder = work_dir / f"stage-{idx}"
         chosen = replace(arguments, seed=arguments.seed + idx)
+        logger.info("Training model %d of %d.", idx + 1, arguments.num_members)
         # scaled as the whole task: the members share the scaling of the labels
         trainer = _build_trainer(chosen, replace(task, split=split), folder=folder, scaled_as=task)
         member = {"member": idx} if arguments.num_members > 1 else {}
@@ -316,7 +339,7 @@ def build_finetuning_report(
     task: FinetuningTask,
     *,
     trainer: Trainer,
-    baselines: dict[str, dict[str, Any]],
+    baselines: Mapping[str, tuple[np.ndarray, dict[str, Any]]] = MappingProxyType({}),
     held_out: HeldOut | None = None,
 ) -> FinetuningReport:
     """Score the best model, or the ensemble and each of its members, on every part.
@@ -358,7 +381,6 @@ def build_finetuning_report(
             part: score(outputs[rows], labels=labels[rows].astype(np.float32))
             for part, rows in parts.items()
         },
-        baselines=baselines,
         labels={part: labels[rows] for part, rows in parts.items()},
         predictions={part: outputs[rows] for part, rows in parts.items()},
         member_predictions=members,
@@ -367,7 +389,22 @@ def build_finetuning_report(
         num_dropped=len(task.dropped),
         max_atoms=task.processor.max_atoms,
         is_adapter=is_adapted(trainer.model),
+        baseline_values={
+            name: {part: values[rows] for part, rows in parts.items()}
+            for name, (values, _) in baselines.items()
+        },
+        baseline_settings={name: setting for name, (_, setting) in baselines.items()},
+        **_name_molecules(task) if arguments.level == "molecule" else {},
     )
+
+
+def _name_molecules(task: FinetuningTask) -> dict[str, dict[str, list[Any]]]:
+    """Return number and SMILES of every row, by part."""
+    names = {"rows": task.dataset["row"][:], "smiles": task.dataset["smiles"][:]}
+    return {
+        name: {part: [cells[row] for row in rows] for part, rows in vars(task.split).items()}
+        for name, cells in names.items()
+    }
 
 
 def predict_rows(trainer: Trainer, task: FinetuningTask) -> list[np.ndarray]:
@@ -437,7 +474,7 @@ def save_run_folder(
     _save_tables(folder, task, report=report)
     # git and `hf upload` of the folder leave out what only `rmat push --share molecules` sends
     (folder / ".gitignore").write_text("\n".join(ROW_FILES) + "\n")
-    save_model_card(folder, report)
+    save_model_card(folder, report, pictures=save_run_report(folder, report))
 
 
 def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport) -> None:

@@ -1,18 +1,13 @@
 """The cards of finetuned and pretrained models: learned from what, how well, and for what."""
 
 import importlib.metadata
-import importlib.util
 import json
-import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from accelerate import PartialState
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.trainer_callback import TrainerCallback
@@ -21,27 +16,26 @@ from rmat_hf.adapters import is_adapted
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.training.arguments import (
-    FinetuningArguments,
     keeps_last_epoch,
     load_json_fields,
     name_source,
     name_split,
 )
+from rmat_hf.training.estimates import build_table
 from rmat_hf.training.metrics import METRICS, format_metric, list_metrics
+from rmat_hf.training.plots import save_figure
+from rmat_hf.training.report import (
+    REPORT_FILE,
+    FinetuningReport,
+    describe_labels,
+    describe_principles,
+    describe_summary,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-logger = logging.getLogger(__name__)
-
 LOSS_PLOT = "loss_curves.png"
-PARITY_PLOT = "parity.png"
-# Files of a finetuned folder that have molecules, labels or predictions, row by row.
-ROW_FILES = ("predictions.csv", "split.csv", "dropped_rows.csv", PARITY_PLOT)
-PARITY_STYLES: dict[str, dict[str, Any]] = {
-    "train": {"color": "#9aa5b1", "s": 10, "alpha": 0.5},
-    "test": {"color": "#d1495b", "s": 22, "alpha": 0.9},
-}
 CARD_FILE = "README.md"
 # What a card says of itself until it is on the Hub.
 FOLDER_PLACEHOLDER = "path/to/this/folder"
@@ -79,37 +73,6 @@ TRUST = """
 optimistic for new chemical series.
 - Compare metrics only with those of the same kind of split: `scaffold` and `scaffold_balanced`, \
 for example, are two."""
-
-
-def describe_labels(config: RMatConfig) -> list[str]:
-    """Return the name of every label, with its unit if it has one."""
-    units = config.label_units or [""] * len(config.label_columns)
-    return [
-        f"{name} ({unit})" if unit else name
-        for name, unit in zip(config.label_columns, units, strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class FinetuningReport:
-    """What a finetuning run found out, and its card tells.
-
-    Metrics, labels and predictions, in the labels' units, are by part. Those of an ensemble's
-    members have the shape `(num_rows, num_members, num_labels)`; `spreads` are of a kernel head.
-    """
-
-    config: RMatConfig
-    arguments: FinetuningArguments
-    metrics: dict[str, dict[str, Any]]
-    baselines: dict[str, dict[str, Any]]
-    labels: dict[str, np.ndarray]
-    predictions: dict[str, np.ndarray]
-    num_dropped: int
-    max_atoms: int
-    is_adapter: bool = False
-    member_predictions: dict[str, np.ndarray] | None = None
-    member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
-    spreads: dict[str, np.ndarray] | None = None
 
 
 class ModelCardCallback(TrainerCallback):
@@ -201,23 +164,26 @@ class ModelCardCallback(TrainerCallback):
         level: str = "molecule",
         is_adapter: bool = False,
         facts: Sequence[str] = (),
-        baselines: Mapping[str, dict[str, Any]] = MappingProxyType({}),
-        plots: Sequence[str] = (),
+        metrics_section: str | None = None,
+        sections: Sequence[str] = (),
     ) -> None:
         """Write `README.md` with the `metrics`, facts about the training, and what else is given.
 
-        `rmat finetune` calls it with the metrics of `baselines` and `plots`, in Markdown.
+        `rmat finetune` calls it with a `metrics_section` of its own and `sections` behind that, in
+        Markdown.
         """
         problem_type, dataset = config.problem_type or "regression", self.facts["dataset"]
         started = f"started from: {self.facts['base_model']}"
         lines = [f"data: {dataset}; {self.split} split", started, *facts]
-        sections = [
+        if metrics_section is None:
+            metrics_section = describe_metrics(self.metrics) or "(None were computed.)"
+        texts = [
             _describe_model(config, level=level),
             "\n".join(f"- {line}" for line in lines),
             USE_ADAPTER if is_adapter else USE,
             "## Metrics",
-            describe_metrics(self.metrics, baselines) if self.metrics else "(None were computed.)",
-            *plots,
+            metrics_section,
+            *sections,
             _describe_limits(max_atoms) + TRUST,
         ]
         results = build_eval_results(
@@ -225,7 +191,7 @@ class ModelCardCallback(TrainerCallback):
         )
         _save_card(
             Path(folder),
-            sections,
+            texts,
             tag=f"{level}-property-prediction",
             license_name=self.license_name,
             model_name=f"R-MAT {', '.join(config.label_columns)}",
@@ -241,28 +207,25 @@ def _strip_prefix(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name in known}
 
 
-def describe_metrics(
-    metrics: dict[str, dict[str, Any]], baselines: Mapping[str, dict[str, Any]]
-) -> str:
-    """Return a table, in Markdown: one row per model and part, one column per metric."""
-    first = next(iter(metrics.values()))
-    names = [name for name, value in first.items() if not isinstance(value, dict)]
-    rows = [["model", "part", *names], ["---"] * (len(names) + 2)]
-    for model, scores in {"R-MAT": metrics, **baselines}.items():
-        for part in metrics:
-            cells = [format_metric(scores[part].get(name)) for name in names]
-            rows.append([model, part, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+def describe_metrics(metrics: dict[str, dict[str, Any]]) -> str:
+    """Return a table, in Markdown: one row per part, one column per metric; empty without any."""
+    parts = list(metrics)
+    names = [name for it in parts[:1] for name in metrics[it] if name != "per_label"]
+    rows = [[part, *(format_metric(metrics[part].get(it)) for it in names)] for part in parts]
+    return build_table([["part", *names], *rows]) if rows else ""
 
 
-def save_model_card(folder: Path, report: FinetuningReport) -> None:
-    """Write `README.md` and, for regression, the parity plot of a finetuned model into its folder.
+def save_model_card(
+    folder: Path, report: FinetuningReport, *, pictures: Sequence[str] = ()
+) -> None:
+    """Write `README.md` of a finetuned model into its folder: what it is, and how good.
 
-    The plot needs matplotlib (`pip install rmat-hf[viz]`); a card without one says so.
+    Args:
+        folder (`Path`): Of the model.
+        report ([`FinetuningReport`]): What the run found out.
+        pictures (`Sequence[str]`, *optional*): Of `report.md`, in Markdown.
     """
-    arguments, config = report.arguments, report.config
+    arguments = report.arguments
     card = ModelCardCallback(
         arguments.dataset,
         split=name_split(arguments),
@@ -275,16 +238,13 @@ def save_model_card(folder: Path, report: FinetuningReport) -> None:
         f"{arguments.level}s: {sizes}; {report.num_dropped} rows dropped (`dropped_rows.csv`)",
         *_describe_ensemble(report),
         *_describe_choice(report),
+        f"errors by novelty and the molecules it is most wrong about: `{REPORT_FILE}`",
         "every value: `metrics.json`, `predictions.csv`, `split.csv`",
     ]
-    plots = []
-    if arguments.problem_type == "regression":
-        labels = range(len(config.label_columns))
-        draw = [partial(_draw_parity, report=report, label_idx=idx) for idx in labels]
-        plots = [_save_plot(folder / PARITY_PLOT, draw, panel_size=(4.8, 4.8))]
-    options: dict[str, Any] = {"facts": facts, "baselines": report.baselines, "plots": plots}
+    sections = [*pictures, "## By the OECD principles", describe_principles(report)]
+    options: dict[str, Any] = {"facts": facts, "metrics_section": describe_summary(report)}
     options |= {"max_atoms": report.max_atoms, "is_adapter": report.is_adapter}
-    card.save(folder, config, level=arguments.level, **options)
+    card.save(folder, report.config, level=arguments.level, sections=sections, **options)
 
 
 def build_eval_results(
@@ -365,7 +325,7 @@ def save_pretraining_card(
         "--output vectors.parquet\n```",
         "## On the molecules held out",
         "\n".join(["| stage | metric | value |\n|---|---|---|", *metrics]),
-        _save_plot(folder / LOSS_PLOT, draw, panel_size=(6.0, 4.2)),
+        save_figure(folder / LOSS_PLOT, draw, panel_size=(6.0, 4.2)),
         "## Run",
         f"{_describe_cost(reports)} The arguments of `rmat pretrain`:",
         f"```json\n{json.dumps(arguments, indent=2)}\n```",
@@ -404,44 +364,6 @@ def _save_card(
     )
     text = "\n\n".join([f"---\n{data.to_yaml()}\n---", *sections])
     ModelCard(text + "\n").save(folder / CARD_FILE)
-
-
-def _save_plot(
-    path: Path, draw: Sequence[Callable[["Axes"], None]], *, panel_size: tuple[float, float]
-) -> str:
-    """Write a figure with what each function draws, and return what the card shows of it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        logger.warning("The card has no plot: matplotlib is missing. pip install rmat-hf[viz]")
-        return "(No plot: matplotlib was not installed.)"
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(panel_size[0] * len(draw), panel_size[1]), layout="constrained")
-    for axes, fill in zip(figure.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
-        fill(axes)
-        axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
-    return f"![{path.stem}]({path.name})"
-
-
-def _draw_parity(axes: "Axes", *, report: FinetuningReport, label_idx: int) -> None:
-    """Draw predicted against measured values of train and test."""
-    name = describe_labels(report.config)[label_idx]
-    shown = []
-    for part, style in PARITY_STYLES.items():
-        measured = report.labels[part][:, label_idx]
-        predicted = report.predictions[part][:, label_idx]
-        # one label has its metrics at the top
-        metrics = report.metrics[part]
-        metrics = metrics.get("per_label", {}).get(report.config.label_columns[label_idx], metrics)
-        legend = f"{part}: RMSE {format_metric(metrics['rmse'])}, R² {format_metric(metrics['r2'])}"
-        axes.scatter(measured, predicted, linewidths=0, label=legend, **style)
-        shown += [measured[~np.isnan(measured)], predicted]
-    low, high = np.min(np.concatenate(shown)), np.max(np.concatenate(shown))
-    margin = 0.04 * (high - low) or 1.0
-    limits = (low - margin, high + margin)
-    axes.plot(limits, limits, color="#333333", linewidth=0.8, zorder=0)
-    axes.set(xlim=limits, ylim=limits, aspect="equal")
-    axes.set(xlabel=f"measured {name}", ylabel=f"predicted {name}")
 
 
 def _draw_losses(axes: "Axes", *, log: list[dict[str, Any]], title: str) -> None:

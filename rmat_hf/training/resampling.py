@@ -4,27 +4,18 @@ A resample is a row of `weights`, `(num_resamples, num_rows)`: how often each ro
 function returns `(num_resamples,)`, NaN where a resample leaves the metric undefined.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
-# Cells of the weights in memory at a time.
-_MAX_CELLS = 2_000_000
 
-
-def iterate_weights(num_rows: int, *, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield the weights of resamples, a few at a time; the same for equal arguments.
+def draw_weights(num_rows: int, *, num_resamples: int, seed: int) -> np.ndarray:
+    """Return the weights of resamples, the same for equal arguments.
 
     What is resampled with one seed is therefore resampled alike, and differences are paired.
     """
-    generator = np.random.default_rng(seed)
-    size = max(1, _MAX_CELLS // max(1, num_rows))
-    for start in range(0, num_resamples, size):
-        num_drawn = min(size, num_resamples - start)
-        rows = generator.integers(num_rows, size=(num_drawn, num_rows))
-        rows += num_rows * np.arange(num_drawn)[:, None]
-        counts = np.bincount(rows.ravel(), minlength=num_drawn * num_rows)
-        yield counts.reshape(num_drawn, num_rows).astype(np.float64)
+    rows = np.random.default_rng(seed).integers(num_rows, size=(num_resamples, num_rows))
+    rows += num_rows * np.arange(num_resamples)[:, None]
+    counts = np.bincount(rows.ravel(), minlength=num_resamples * num_rows)
+    return counts.reshape(num_resamples, num_rows).astype(np.float64)
 
 
 def resample_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

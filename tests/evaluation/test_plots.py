@@ -8,14 +8,13 @@ from matplotlib.figure import Figure
 from tiny_evaluation import build_class_dataset, build_class_rows, build_rows, load_tiny_protocol
 
 from rmat_hf.evaluation.plots import (
-    NUM_BINS,
     collect_points,
-    compute_distances_to_train,
     draw_spread,
     save_plots,
 )
 from rmat_hf.evaluation.protocol import Fold
 from rmat_hf.evaluation.summary import FoldOutcome
+from rmat_hf.training.plots import NUM_BINS
 
 
 def test_regression_and_classification_have_their_plots(tmp_path: Path) -> None:
@@ -51,14 +50,6 @@ def test_missing_matplotlib_is_a_warning(
     outcomes = [FoldOutcome(Fold("set", "part_0", 0), {"a": build_rows()})]
     assert save_plots(tmp_path, "set", outcomes=outcomes, dataset=dataset) == []
     assert "pip install rmat-hf[viz]" in caplog.text
-
-
-def test_distance_is_zero_for_a_molecule_of_train() -> None:
-    rows = build_rows()
-    smiles = [*rows["smiles"][:10], rows["smiles"][0], "FC(F)(F)Cl"]
-    distances = compute_distances_to_train(build_rows(smiles=smiles))
-    assert distances[0] == 0.0
-    assert distances[1] > 0.9
 
 
 def test_points_are_the_known_labels_of_test_rows_of_all_folds_and_methods() -> None:

@@ -67,8 +67,16 @@ def list_tokens(folder: Path) -> set[str]:
     ("share", "present", "absent"),
     [
         ("model", [], ["metrics.json", "finetuning_arguments.json", "predictions.csv"]),
-        ("metrics", ["metrics.json", "baselines.json", "training_log.json"], ["parity.png"]),
-        ("molecules", ["predictions.csv", "split.csv", "dropped_rows.csv", "parity.png"], []),
+        (
+            "metrics",
+            ["metrics.json", "baselines.json", "training_log.json"],
+            ["parity.png", "report.md", "worst_molecules.svg"],
+        ),
+        (
+            "molecules",
+            [*("predictions.csv", "split.csv", "dropped_rows.csv", "parity.png"), "report.md"],
+            [],
+        ),
     ],
 )
 def test_what_leaves_is_what_was_chosen_and_is_listed_first(
@@ -160,8 +168,10 @@ def test_git_leaves_out_the_files_of_a_run_that_have_molecules(run_folder: Path)
     ignored = set((run_folder / ".gitignore").read_text().split())
     texts = {it.name: it.read_bytes() for it in run_folder.glob("*.*")}
     with_molecules = {name for name, text in texts.items() if b"CC1CCOCC1" in text}
-    assert with_molecules == {"predictions.csv", "split.csv"}
-    assert ignored == with_molecules | {"dropped_rows.csv", "parity.png"}
+    assert {"predictions.csv", "split.csv"} <= with_molecules <= ignored
+    drawn = {"parity.png", "roc_and_calibration.png", "error_by_novelty.png"}
+    drawn |= {"worst_molecules.svg", "report.md"}
+    assert ignored == {"predictions.csv", "split.csv", "dropped_rows.csv"} | drawn
 
 
 def test_a_dry_run_sends_nothing(run_folder: Path, hub: Path) -> None:

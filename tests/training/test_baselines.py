@@ -31,6 +31,7 @@ from rmat_hf.training.baselines import (
     fit_baselines,
     standardize_descriptors,
 )
+from rmat_hf.training.metrics import compute_metrics
 
 PARTS = ["train", "valid", "test"]
 SMILES = [
@@ -58,7 +59,15 @@ def fit(labels: np.ndarray, problem_type: str, **options: Any) -> dict[str, dict
     names = [f"label {i}" for i in range(labels.shape[1])]
     options = {"split": SPLIT, "seed": 0, "label_names": names, **options}
     dataset = Dataset.from_dict({"smiles": SMILES, "labels": labels.tolist()})
-    return fit_baselines(dataset, problem_type=problem_type, **options)
+    kinds = {"problem_type": problem_type, "label_names": options["label_names"]}
+    results: dict[str, dict[str, Any]] = {}
+    for name, (values, setting) in fit_baselines(dataset, **{**options, **kinds}).items():
+        results[name] = {
+            part: compute_metrics(predictions=values[rows], labels=labels[rows], **kinds)
+            for part, rows in vars(options["split"]).items()
+        }
+        results[name]["setting"] = setting
+    return results
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from rmat_hf.training.estimates import (
     score_methods,
 )
 from rmat_hf.training.metrics import METRICS, ScoredRows, compute_metrics, list_metrics
-from rmat_hf.training.resampling import iterate_weights
+from rmat_hf.training.resampling import draw_weights
 
 NUM_ROWS = 40
 KINDS = ["regression", "multi_label_classification", "single_label_classification"]
@@ -35,7 +35,7 @@ def build_rows(problem_type: str, *, num_rows: int = NUM_ROWS, seed: int = 0) ->
 @pytest.mark.parametrize("num_rows", [3, NUM_ROWS])
 def test_a_resampled_metric_is_that_of_the_drawn_rows(problem_type: str, num_rows: int) -> None:
     rows = build_rows(problem_type, num_rows=num_rows)
-    (weights,) = iterate_weights(num_rows, num_resamples=8, seed=1)
+    weights = draw_weights(num_rows, num_resamples=8, seed=1)
     assert (weights.sum(axis=1) == num_rows).all()
     for metric in list_metrics(problem_type):
         found = metric.resample(rows, weights)
@@ -49,21 +49,13 @@ def test_a_resampled_metric_is_that_of_the_drawn_rows(problem_type: str, num_row
             assert value == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True), metric.name
 
 
-def test_weights_do_not_depend_on_how_many_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    (together,) = iterate_weights(7, num_resamples=9, seed=3)
-    monkeypatch.setattr("rmat_hf.training.resampling._MAX_CELLS", 14)
-    apart = list(iterate_weights(7, num_resamples=9, seed=3))
-    assert len(apart) == 5
-    np.testing.assert_array_equal(np.concatenate(apart), together)
-
-
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     """200 samples of 60 rows with errors of standard deviation 1: an RMSE of 1, intervals of 95 %.
 
     Percentiles of a bootstrap are a little narrow at 60 rows.
     """
     rng = np.random.default_rng(0)
-    (weights,) = iterate_weights(60, num_resamples=500, seed=0)
+    weights = draw_weights(60, num_resamples=500, seed=0)
     num_held = 0
     for _ in range(200):
         labels = rng.normal(size=60)
@@ -156,7 +148,7 @@ def test_table_has_a_row_for_each_part_and_method_with_its_number_of_rows() -> N
     labels[0] = np.nan
     methods = {"m": np.arange(9.0)[:, None] + 0.5, MEAN_OF_TRAIN: np.full((9, 1), 4.5)}
     scores = score_methods("regression", methods, labels=labels, label_names=["y"])
-    lines = describe_scores({"valid": scores, "test": scores}, with_intervals=1).splitlines()
+    lines = describe_scores({"valid": scores, "test": scores}, num_intervals=1).splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert rows[0] == ["model", "part", "n", "rmse", "mae", "r2", "spearman"]
     assert [row[:3] for row in rows[2:4]] == [["m", "valid", "8"], [MEAN_OF_TRAIN, "valid", "8"]]

@@ -122,6 +122,18 @@ def test_a_run_leaves_one_complete_folder_that_predicts_what_it_reported(work: P
         metrics["test"]["rmse"], abs=1e-5
     )
     assert set(result.baselines) == {*SHOWN}
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    for name in ("R-MAT", "mean_of_train_labels", *SHOWN):
+        assert f"| {name} " in report
+    errors = np.abs(values - labels)
+    worst = int(errors.argmax())
+    first = next(line for line in report.splitlines() if f"`{rows[worst]['smiles']}`" in line)
+    cells = [cell.strip() for cell in first.strip("|").split("|")]
+    assert cells[0] == rows[worst]["row"]
+    assert float(cells[5]) == pytest.approx(errors[worst], abs=1e-3)
+    assert "<svg" in (folder / "worst_molecules.svg").read_text()
+    assert result.summary.splitlines()[2].startswith("| R-MAT ")
+    assert "on these" in result.summary
 
 
 def test_training_learns(work: Path) -> None:

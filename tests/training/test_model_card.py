@@ -16,13 +16,12 @@ from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import (
     LOSS_PLOT,
-    PARITY_PLOT,
-    FinetuningReport,
     list_requirements,
     save_model_card,
     save_pretraining_card,
 )
 from rmat_hf.training.pretraining import PretrainingTask
+from rmat_hf.training.report import PARITY_PLOT, FinetuningReport, save_run_report
 
 SIZES = {"train": 8, "valid": 4, "test": 5}
 PIXELS_PER_LABEL = 720
@@ -56,23 +55,24 @@ def build_report(
         )
         for part in SIZES
     }
-    baselines = fields.pop("baselines", {})
+    baselines = fields.pop("baseline_values", {})
     run = {"dataset": "table.csv", "split": "scaffold", "model": "scratch", "output_dir": "run"}
     run["problem_type"] = problem_type
     return FinetuningReport(
         config=RMatConfig(**TINY_ARCHITECTURE, **options),
         arguments=FinetuningArguments(label_columns=list(names), **{**run, **fields}),
         metrics=metrics,
-        baselines=baselines,
         labels=labels,
         predictions=predictions,
         num_dropped=7,
         max_atoms=99,
+        baseline_values=baselines,
+        baseline_settings={name: {} for name in baselines},
     )
 
 
 def save_card(folder: Path, report: FinetuningReport) -> ModelCard:
-    save_model_card(folder, report)
+    save_model_card(folder, report, pictures=save_run_report(folder, report))
     return ModelCard.load(folder / "README.md")
 
 
@@ -120,16 +120,48 @@ def test_names_with_yaml_syntax_make_a_valid_card(tmp_path: Path) -> None:
 
 
 def test_table_has_every_metric_of_every_part_and_model(tmp_path: Path) -> None:
-    baseline = {
-        part: {"rmse": 1.23449, "mae": 0.5, "r2": -0.25, "spearman": None} for part in SIZES
-    }
-    report = build_report(baselines={"random_forest": {**baseline, "setting": {"y": 1}}})
+    zeros = {part: np.zeros((size, 1)) for part, size in SIZES.items()}
+    report = build_report(baseline_values={"forest": zeros})
     header, _, *rows = read_table(save_card(tmp_path, report))
-    assert header == ["model", "part", "rmse", "mae", "r2", "spearman"]
-    for row, part in zip(rows[:3], SIZES, strict=True):
-        values = [f"{report.metrics[part][metric]:.3f}" for metric in header[2:]]
-        assert row == ["R-MAT", part, *values]
-    assert rows[3:] == [["random_forest", part, "1.234", "0.500", "-0.250", "–"] for part in SIZES]
+    assert header == ["model", "part", "n", "rmse", "mae", "r2", "spearman"]
+    names = ["R-MAT", "mean_of_train_labels", "forest"]
+    parts = [(part, str(size - 1)) for part, size in SIZES.items()]
+    assert [row[:3] for row in rows] == [[name, *it] for it in parts for name in names]
+    for row, part in zip(rows[::3], SIZES, strict=True):
+        values = [f"{report.metrics[part][metric]:.3f}" for metric in header[3:]]
+        assert [cell.split()[0] for cell in row[3:]] == values
+        # what was learned by heart has no interval
+        assert ("[" in row[3]) == (part != "train")
+    rmse = np.sqrt(np.nanmean(report.labels["test"] ** 2))
+    assert report.baselines["forest"]["test"]["rmse"] == pytest.approx(rmse)
+    assert rows[-1][3].startswith(f"{rmse:.3f} [")
+
+
+def test_card_ends_in_a_verdict_beside_the_mean_and_the_best_baseline(tmp_path: Path) -> None:
+    values = {name: {} for name in ("good", "bad")}
+    report = build_report(baseline_values=values)
+    for part, labels in report.labels.items():
+        values["good"][part] = np.nan_to_num(labels)
+        values["bad"][part] = np.nan_to_num(labels) + 5
+    text = save_card(tmp_path, report).text
+    assert "R-MAT is worse than good" in text
+    assert "bad" not in text.partition("| model")[0]
+    assert "4 test molecules are few" in text
+    alone = save_card(tmp_path, build_report()).text
+    assert "--with-baselines" in alone
+    for card in (text, alone):
+        assert "mean_of_train_labels" in card
+        assert card.count("**A defined endpoint.**") == 1
+
+
+def test_card_tells_no_single_label(tmp_path: Path) -> None:
+    """Means and deviations leave with the model; the smallest and the largest label do not."""
+    report = build_report()
+    labels = np.concatenate(list(report.labels.values()))
+    card = save_card(tmp_path, report).text
+    assert f"mean {np.nanmean(labels):.3f}" in card
+    for value in (np.nanmin(labels), np.nanmax(labels)):
+        assert f"{value:.3f}" not in card
 
 
 def test_card_tells_labels_units_data_and_sizes(tmp_path: Path) -> None:
@@ -195,13 +227,12 @@ def test_card_without_matplotlib_says_so(
         ("single_label_classification", "one class)"),
     ],
 )
-def test_classification_has_no_plot_and_does_not_miss_one(
-    tmp_path: Path, problem_type: str, description: str
-) -> None:
+def test_classes_have_their_curves(tmp_path: Path, problem_type: str, description: str) -> None:
     card = save_card(tmp_path, build_report(problem_type))
-    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert PARITY_PLOT not in card.text
-    assert "matplotlib" not in card.text
+    assert "![roc_and_calibration](roc_and_calibration.png)" in card.text
+    width, height = read_png_size(tmp_path / "roc_and_calibration.png")
+    assert (width, height) == (2 * PIXELS_PER_LABEL, PIXELS_PER_LABEL)
     assert description in card.text
 
 

@@ -14,7 +14,6 @@ from rmat_hf.inference.prediction import predict
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.finetuning import build_finetuning_report, save_run_folder
-from rmat_hf.training.model_card import FinetuningReport, describe_metrics
 from rmat_hf.training.recipe import (
     PARTS,
     FinetuningTask,
@@ -22,6 +21,7 @@ from rmat_hf.training.recipe import (
     build_finetuning_task,
     build_training_arguments,
 )
+from rmat_hf.training.report import FinetuningReport
 from rmat_hf.training.trainer import RMatDataCollator, RMatTrainer
 
 FILES = {
@@ -34,8 +34,10 @@ FILES = {
     "model.safetensors",
     "predictions.csv",
     "preprocessor_config.json",
+    "report.md",
     "split.csv",
     "training_log.json",
+    "worst_molecules.svg",
 }
 NUM_MEMBERS = 3
 LOG = [{"epoch": 1.0, "loss": 0.5}, {"epoch": 1.0, "eval_rmse": 2.0}]
@@ -69,7 +71,7 @@ def build_report(
         data_collator=RMatDataCollator(task.processor),
         eval_dataset=task.select("valid"),
     )
-    return build_finetuning_report(arguments, task, trainer=trainer, baselines={})
+    return build_finetuning_report(arguments, task, trainer=trainer)
 
 
 def compute_logits(model: Any, task: FinetuningTask, part: str) -> np.ndarray:
@@ -216,14 +218,3 @@ def test_an_ensemble_reports_itself_and_every_member_alone(tmp_path: Path) -> No
             np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
             rmse = np.sqrt(np.mean((expected - task.labels(part)) ** 2))
             assert metrics["rmse"] == pytest.approx(rmse, abs=1e-5)
-
-
-def test_every_model_and_part_is_a_row_and_every_number_a_column() -> None:
-    metrics = {part: {"rmse": 0.5, "r2": None, "per_label": {}} for part in PARTS}
-    forest = {part: {"rmse": 1.25, "r2": 0.75} for part in metrics}
-    table = describe_metrics(metrics, {"forest": forest})
-    header, _, *rows = [line.replace("|", " ").split() for line in table.splitlines()]
-    assert header == ["model", "part", "rmse", "r2"]
-    assert rows[0] == ["R-MAT", "train", "0.500", "–"]
-    assert rows[-1] == ["forest", "test", "1.250", "0.750"]
-    assert len(rows) == 6
