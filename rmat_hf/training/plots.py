@@ -159,7 +159,7 @@ def draw_coverage(axes: "Axes", wanted: Sequence[float], *, found: Sequence[floa
 
 def save_drawing(path: Path, smiles: Sequence[str], *, legends: Sequence[str]) -> str:
     """Draw molecules into an SVG file with a line or two below each; return what a page shows."""
-    options = Draw.MolDrawOptions()
+    options: Any = Draw.MolDrawOptions()
     options.legendFontSize, options.legendFraction = 18, 0.2
     drawing = Draw.MolsToGridImage(
         [_parse(it) for it in smiles],
