@@ -26,13 +26,15 @@ from rmat_hf.output_folder import open_atomically
 logger = logging.getLogger(__name__)
 
 ERROR_COLUMN = "error"
+WARNING_COLUMN = "warning"
 # What to do with text that starts like a formula: an apostrophe in front, or nothing.
 FormulaHandling = Literal["escape", "keep"]
-ColumnKind = Literal["text", "integer", "number", "vector", "texts", "numbers"]
+ColumnKind = Literal["text", "integer", "number", "boolean", "vector", "texts", "numbers"]
 ARROW_TYPES: dict[ColumnKind, pa.DataType] = {
     "text": pa.string(),
     "integer": pa.int64(),
     "number": pa.float64(),
+    "boolean": pa.bool_(),
     "vector": pa.list_(pa.float32()),
     "texts": pa.list_(pa.string()),
     "numbers": pa.list_(pa.float64()),
@@ -93,9 +95,9 @@ class TableWriter:
         input_schema (`pa.Schema`, *optional*):
             Columns carried over from an input table (`Table.schema`), with their types.
         added_columns (`Mapping[str, ColumnKind]`, *optional*):
-            Columns that follow: `"text"`, `"integer"`, `"number"`, `"vector"` (a list of
-            float32), `"texts"` or `"numbers"`. In a CSV file `None` and NaN become an empty cell
-            and lists are JSON.
+            Columns that follow: `"text"`, `"integer"`, `"number"`, `"boolean"`, `"vector"` (a
+            list of float32), `"texts"` or `"numbers"`. In a CSV file `None` and NaN become an empty
+            cell and lists are JSON.
         csv_formulas (`str`, *optional*, defaults to `"escape"`):
             In a CSV file text that a spreadsheet would run as a formula gets an apostrophe in
             front, as do names of columns; the log tells how often. `"keep"`: it does not.
@@ -197,13 +199,32 @@ class Predictions(NamedTuple):
         errors (`list[str | None]` of length `num_molecules`): Why a row has no prediction.
         config (`RMatConfig`): Configuration of the model that predicted.
         spread (`np.ndarray` of shape `(num_molecules, num_outputs)`, *optional*):
-            Standard deviation of the predictions of an ensemble's members, in the same units.
+            Standard deviation of the predictions of an ensemble's members, or that of a Gaussian
+            process, in the same units. Not how large errors are.
+        lower, upper (`np.ndarray` of shape `(num_molecules, num_outputs)`, *optional*):
+            Ends of the intervals of a regression, which hold as many measurements as was asked
+            for, in the same units; NaN of a label with too few rows that were held out.
+        probabilities (`np.ndarray` of shape `(num_molecules, num_outputs)`, *optional*):
+            Of classes, calibrated on rows that were held out.
+        is_possible (`np.ndarray` of shape `(num_molecules, num_sets)`, *optional*):
+            1 for a class that is in the set that holds the truth as often as was asked for: of
+            one label for each class, of several the class 1 of each and then the class 0 of each.
+        novelty (`np.ndarray` of shape `(num_molecules,)`, *optional*):
+            From 0, like a molecule of training, to 1, like none of them.
+        warnings (`list[str | None]` of length `num_molecules`, *optional*):
+            What the model cannot see of a molecule, or no molecule of its training has.
     """
 
     values: np.ndarray
     errors: list[str | None]
     config: RMatConfig
     spread: np.ndarray | None = None
+    lower: np.ndarray | None = None
+    upper: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    is_possible: np.ndarray | None = None
+    novelty: np.ndarray | None = None
+    warnings: list[str | None] | None = None
 
     def __repr__(self) -> str:
         """Return a short table: the first and last molecules, with their predictions."""
@@ -216,9 +237,45 @@ class Predictions(NamedTuple):
         return self.config.output_names
 
     @property
+    def is_classification(self) -> bool:
+        """Whether the values are probabilities."""
+        return self.config.problem_type not in (None, "regression")
+
+    @property
     def is_binary(self) -> bool:
         """Whether one label has the classes 0 and 1, so that one probability tells everything."""
         return self.config.label_name is not None and self.output_names == ["0", "1"]
+
+    @property
+    def in_domain(self) -> np.ndarray | None:
+        """Whether a molecule is no newer than 19 of 20 of training were to the others.
+
+        `(num_molecules,)`; None without a novelty.
+        """
+        trust: Any = self.config.trust
+        return None if self.novelty is None else self.novelty <= trust["threshold"]
+
+    def list_sets(self) -> dict[str, list[str | None]] | None:
+        """Return the classes of each label that are possible, as `"0 or 1"`; `"none"` for none."""
+        if self.is_possible is None:
+            return None
+        is_possible = self.is_possible
+        if self.config.label_name is not None:
+            columns = {self.config.label_name: list(enumerate(self.output_names))}
+        else:
+            size = len(self.output_names)
+            columns = {
+                name: [(size + idx, "0"), (idx, "1")] for idx, name in enumerate(self.output_names)
+            }
+        return {
+            label: [
+                None
+                if error is not None
+                else " or ".join(name for idx, name in classes if row[idx]) or "none"
+                for row, error in zip(is_possible, self.errors, strict=True)
+            ]
+            for label, classes in columns.items()
+        }
 
     def to_columns(self) -> dict[str, list[Any]]:
         """Return table columns: `prediction_<label>` and `error`; None where there is no value.
@@ -227,6 +284,10 @@ class Predictions(NamedTuple):
         probability of 1; with others it is the most probable class, followed by one column
         `probability_<label>_<class>` for each. An ensemble adds `spread_<label>`, or
         `spread_<label>_<class>` for several classes. Of atoms each cell is a list.
+
+        With trust a regression has `lower_<label>` and `upper_<label>`, a classification calibrated
+        `probability_...` and `set_<label>`; then follow `novelty`, `nearest_train`, `in_domain`
+        and `warning`.
         """
         if self.values.dtype == object:
             known = [it for it in self.values if it is not None]
@@ -237,20 +298,47 @@ class Predictions(NamedTuple):
             return {**of_molecules, ERROR_COLUMN: list(self.errors)}
         label, names = self.config.label_name, self.output_names
         values = list_columns(self.values)
-        spreads = [] if self.spread is None else list_columns(self.spread)
+        spreads, lower, upper, calibrated = (
+            [] if block is None else list_columns(block)
+            for block in (self.spread, self.lower, self.upper, self.probabilities)
+        )
         columns: dict[str, list[Any]] = {}
         kind = "prediction"
         if self.is_binary:
-            names, values, spreads = [str(label)], values[1:], spreads[1:]
+            names, values = [str(label)], values[1:]
+            spreads, calibrated = spreads[1:], calibrated[1:]
         elif label is not None:
             columns[f"prediction_{label}"] = [
                 None if error is not None else names[int(np.argmax(row))]
                 for row, error in zip(self.values, self.errors, strict=True)
             ]
             kind, names = "probability", [f"{label}_{name}" for name in names]
-        columns |= {f"{kind}_{name}": cells for name, cells in zip(names, values, strict=True)}
-        columns |= {f"spread_{name}": cells for name, cells in zip(names, spreads, strict=False)}
-        return {**columns, ERROR_COLUMN: list(self.errors)}
+        blocks = {kind: values, "spread": spreads, "lower": lower, "upper": upper}
+        # of several classes in place of what is not calibrated
+        for prefix, block in {
+            **blocks,
+            "probability": calibrated or blocks.get("probability", []),
+        }.items():
+            columns |= {f"{prefix}_{name}": it for name, it in zip(names, block, strict=False)}
+        return {**columns, **self._list_trust(), ERROR_COLUMN: list(self.errors)}
+
+    def _list_trust(self) -> dict[str, list[Any]]:
+        """Return the columns of what does not depend on the label, and of sets."""
+        if self.novelty is None or self.warnings is None:
+            return {}
+        (novelty,) = list_columns(self.novelty[:, None])
+        inside = np.asarray(self.in_domain).tolist()
+        columns: dict[str, list[Any]] = {
+            f"set_{label}": cells for label, cells in (self.list_sets() or {}).items()
+        }
+        columns["novelty"] = novelty
+        trust: Any = self.config.trust
+        if trust["kind"] == "fingerprints":
+            (columns["nearest_train"],) = list_columns(1 - self.novelty[:, None])
+        columns["in_domain"] = [
+            None if it is None else cell for it, cell in zip(novelty, inside, strict=True)
+        ]
+        return {**columns, WARNING_COLUMN: list(self.warnings)}
 
 
 def group_cells(cells: Sequence[Any], sizes: Sequence[int | None]) -> list[list[Any] | None]:
@@ -260,14 +348,23 @@ def group_cells(cells: Sequence[Any], sizes: Sequence[int | None]) -> list[list[
 
 
 def describe_prediction_columns(
-    config: RMatConfig, *, level: str = "molecule"
+    config: RMatConfig, *, level: str = "molecule", trust: bool = False
 ) -> dict[str, ColumnKind]:
     """Return the columns that predictions add to a table, with what they hold."""
     empty = np.empty((0, len(config.output_names)))
     no_rows = Predictions(empty, [], config, spread=empty if config.gives_spread else None)
+    if trust and config.trust is not None:
+        names = (
+            ("probabilities", "is_possible") if no_rows.is_classification else ("lower", "upper")
+        )
+        blocks: dict[str, Any] = dict.fromkeys(names, empty)
+        no_rows = no_rows._replace(**blocks, novelty=empty[:, 0], warnings=[])
     kinds: dict[str, ColumnKind] = dict.fromkeys(no_rows.to_columns(), "number")
     if config.label_name is not None and not no_rows.is_binary:
         kinds[f"prediction_{config.label_name}"] = "text"
+    kinds |= {f"set_{label}": "text" for label in no_rows.list_sets() or ()}
+    known: dict[str, ColumnKind] = {"in_domain": "boolean", WARNING_COLUMN: "text"}
+    kinds |= {name: kind for name, kind in known.items() if name in kinds}
     if level == "atom":
         kinds = {name: ATOM_KINDS[kind] for name, kind in kinds.items()}
     kinds[ERROR_COLUMN] = "text"

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -13,22 +13,28 @@ import pandas as pd
 import torch
 from rdkit import Chem
 
-from rmat_hf.data.featurization import iterate_featurized
+from rmat_hf.data.featurization import FeaturizedMolecule, iterate_featurized
 from rmat_hf.data.frames import add_columns, list_molecules_of
 from rmat_hf.data.labels import restore_atom_order
-from rmat_hf.data.stored_features import count_nodes, expand_features, group_by_length
+from rmat_hf.data.stored_features import (
+    count_nodes,
+    expand_features,
+    group_by_length,
+    unpack_features,
+)
 from rmat_hf.data.table_writer import Predictions, list_columns
-from rmat_hf.errors import is_out_of_memory
+from rmat_hf.errors import UserError, is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
 from rmat_hf.model.features_rmat import Molecule, is_table, list_molecules
-from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
+from rmat_hf.model.losses_rmat import compute_probabilities
 from rmat_hf.model.modeling_rmat import (
     RMatForSequenceClassification,
     RMatForTokenClassification,
     RMatPreTrainedModel,
 )
 from rmat_hf.model.pipeline_rmat import LEVELS
-from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.model.processing_rmat import RMatProcessor, list_warnings
+from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE, describe_blocks, predict_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +80,13 @@ def name_components(numbers: Iterable[Any]) -> dict[str, Any]:
     return {f"embedding_{idx}": it for idx, it in enumerate(numbers)}
 
 
-def predict(  # noqa: PLR0913 - the column of a table, and how to run
+def predict(  # noqa: PLR0913 - what is predicted, and how
     model: str | Path | RMatForSequenceClassification | RMatForTokenClassification,
     molecules: Iterable[Molecule] | pd.DataFrame,
     *,
     smiles_column: str | None = None,
+    coverage: float = DEFAULT_COVERAGE,
+    trust: bool = True,
     processor: RMatProcessor | None = None,
     revision: str | None = None,
     batch_size: int = 32,
@@ -94,6 +102,10 @@ def predict(  # noqa: PLR0913 - the column of a table, and how to run
         molecules (`Iterable[str | Chem.Mol | None]` or `pandas.DataFrame`):
             SMILES or RDKit molecules, a column too; or a table with them.
         smiles_column (`str`, *optional*, defaults to `"smiles"`): Column of a table.
+        coverage (`float`, *optional*, defaults to 0.9):
+            Share of the intervals, or sets of classes, that are to hold the truth.
+        trust (`bool`, *optional*, defaults to `True`):
+            Whether to say how far to trust each prediction, if the model has what that needs.
         processor (`RMatProcessor`, *optional*): Needed with a loaded model.
         revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
         batch_size (`int`, *optional*, defaults to 32):
@@ -110,7 +122,8 @@ def predict(  # noqa: PLR0913 - the column of a table, and how to run
     Raises:
         TypeError: Molecules are another kind of table than one of pandas.
         ValueError: If a loaded model comes without its processor, or with a revision.
-        UserError: The table has no such column, or one that the result adds.
+        UserError: The table has no such column, or one that the result adds, or the model has
+            too few held-out rows for the coverage.
 
     Example:
     ```python
@@ -136,24 +149,45 @@ def predict(  # noqa: PLR0913 - the column of a table, and how to run
     )
     config, given = predictor.config, molecules
     molecules = _list_molecules(molecules, smiles_column)
-    num_outputs = len(config.output_names)
-    rows, errors = _run_batches(
-        predictor,
-        molecules,
-        processor=used_processor,
-        read_output=lambda output: _read_predictions(output, config.problem_type),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        cache_dir=cache_dir,
-    )
+    options: dict[str, Any] = {"processor": used_processor, "batch_size": batch_size}
+    options |= {"num_workers": num_workers, "cache_dir": cache_dir}
     if isinstance(predictor, RMatForTokenClassification):
+        read = partial(_predict_atoms, predictor)
+        rows, errors, _ = _run_batches(predictor, molecules, compute=read, **options)
         atoms = _arrange_atoms(rows, molecules, processor=used_processor)
         return _return_as(given, Predictions(atoms, errors, config))
-    # a member of an ensemble has the configuration of that, and no spread
-    has_spread = config.gives_spread and not isinstance(predictor, RMatForSequenceClassification)
-    values = _stack(rows, num_columns=num_outputs * (2 if has_spread else 1))
-    spread = values[:, num_outputs:] if has_spread else None
-    return _return_as(given, Predictions(values[:, :num_outputs], errors, config, spread))
+    chosen = coverage if trust and predictor.trust_head is not None else None
+    validate_coverage(predictor, chosen)
+    sizes = describe_blocks(predictor, coverage=chosen)
+    rows, errors, warnings = _run_batches(
+        predictor,
+        molecules,
+        compute=lambda inputs: torch.cat(
+            [*predict_blocks(predictor, inputs, coverage=chosen).values()], dim=1
+        ),
+        num_values=len(config.output_names),
+        trust=None if chosen is None else config.trust,
+        **options,
+    )
+    values = _stack(rows, num_columns=sum(sizes.values()))
+    blocks = np.split(values, np.cumsum([*sizes.values()])[:-1], axis=1)
+    found: dict[str, Any] = dict(zip(sizes, blocks, strict=True))
+    if chosen is not None:
+        found["novelty"], found["warnings"] = found["novelty"][:, 0], warnings
+    return _return_as(given, Predictions(errors=errors, config=config, **found))
+
+
+def validate_coverage(model: Any, coverage: float | None) -> None:
+    """Raise a `UserError` if a model of molecules has too few held-out rows for a coverage."""
+    if coverage is None:
+        return
+    if not 0 < coverage < 1:
+        raise UserError(f"coverage is {coverage}. Choose a share between 0 and 1, as 0.9.")
+    if model.trust_head is not None and model.trust_head.is_regression:
+        try:
+            model.trust_head.find_quantiles(coverage)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def embed(  # noqa: PLR0913 - the level, and what `predict` takes
@@ -209,11 +243,11 @@ def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     molecules = _list_molecules(molecules, smiles_column)
     if level == "molecule" and encoder.pooler is None:
         raise ValueError("The model has vectors of atoms only. Pass level='atom'.")
-    rows, errors = _run_batches(
+    rows, errors, _ = _run_batches(
         encoder,
         molecules,
         processor=used_processor,
-        read_output=lambda output: output[LEVELS[level]],
+        compute=lambda inputs: encoder(**inputs, return_dict=True)[LEVELS[level]],
         batch_size=batch_size,
         num_workers=num_workers,
         cache_dir=cache_dir,
@@ -279,22 +313,28 @@ def limit_processor(processor: RMatProcessor, *, max_atoms: int | None = None) -
     return limited
 
 
-def _run_batches(
+def _run_batches(  # noqa: PLR0913 - what is computed of what, and how
     model: RMatPreTrainedModel,
     molecules: Iterable[Molecule],
     *,
     processor: RMatProcessor,
-    read_output: Callable[[Any], torch.Tensor],
+    compute: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     batch_size: int,
     num_workers: int,
     cache_dir: str | Path | None,
-) -> tuple[list[np.ndarray | None], list[str | None]]:
-    """Return the numbers of each molecule, or of its atoms, in float64, or why there are none."""
+    num_values: int | None = None,
+    trust: Mapping[str, Any] | None = None,
+) -> tuple[list[np.ndarray | None], list[str | None], list[str | None]]:
+    """Return the numbers of each molecule, or of its atoms, in float64, or why there are none.
+
+    And with a trust what a model that has it cannot see. The first `num_values` are finite.
+    """
     processor = _without_unread(processor, model)
     model.eval()
     rows = _list_molecules(molecules)
     values: list[np.ndarray | None] = [None] * len(rows)
     errors: list[str | None] = []
+    warnings: list[str | None] = []
     waiting: dict[int, bytes] = {}
     outcomes = iterate_featurized(rows, processor, num_workers=num_workers, cache_dir=cache_dir)
     with closing(outcomes):
@@ -302,22 +342,31 @@ def _run_batches(
             if not outcome.failure:
                 waiting[len(errors)] = outcome.features
             errors.append(outcome.failure or None)
+            warnings.append(None if trust is None else _find_warnings(outcome, trust))
             if len(waiting) < _BATCHES_GROUPED * batch_size and len(errors) < len(rows):
                 continue
             indices = np.array(list(waiting))
             num_nodes = count_nodes(list(waiting.values()))
             for batch in group_by_length(num_nodes, batch_size=batch_size):
                 features = {row: waiting[row] for row in indices[batch].tolist()}
-                for row, output in _run_batch(model, features, read_output=read_output):
+                for row, output in _run_batch(features, compute=compute, device=model.device):
                     if isinstance(output, str):
                         errors[row] = output
                     else:
                         values[row] = output
             waiting.clear()
     for row, numbers in enumerate(values):
-        if numbers is not None and not np.isfinite(numbers).all():
+        if numbers is not None and not np.isfinite(numbers[..., :num_values]).all():
             values[row], errors[row] = None, "the model's output is not a finite number"
-    return values, errors
+    return values, errors, warnings
+
+
+def _find_warnings(outcome: FeaturizedMolecule, trust: Mapping[str, Any]) -> str | None:
+    if outcome.failure:
+        return None
+    features = unpack_features(outcome.features)
+    known = features._replace(geometry_source=outcome.geometry_source)
+    return "; ".join(list_warnings(known, trust)) or None
 
 
 def _without_unread(processor: RMatProcessor, model: RMatPreTrainedModel) -> RMatProcessor:
@@ -344,20 +393,20 @@ def _list_molecules(
 
 
 def _run_batch(
-    model: RMatPreTrainedModel,
     features: dict[int, bytes],
     *,
-    read_output: Callable[[Any], torch.Tensor],
+    compute: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    device: torch.device,
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Yield the numbers of every row, or why it has none; a batch too large in two halves."""
     packed = list(features.values())
     try:
         inputs = {
-            name: torch.from_numpy(array).to(model.device)
+            name: torch.from_numpy(array).to(device)
             for name, array in expand_features(packed).items()
         }
         with torch.inference_mode():
-            outputs = read_output(model(**inputs, return_dict=True)).double().cpu().numpy()
+            outputs = compute(inputs).double().cpu().numpy()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -374,15 +423,11 @@ def _run_batch(
     logger.warning("%d molecules at a time need more memory than there is.", len(rows))
     for part in (rows[:half], rows[half:]):
         features_of_part = {row: features[row] for row in part}
-        yield from _run_batch(model, features_of_part, read_output=read_output)
+        yield from _run_batch(features_of_part, compute=compute, device=device)
 
 
-def _read_predictions(output: Any, problem_type: str | None) -> torch.Tensor:
-    """Return what a user reads off a model's output, followed by the spread if there is one."""
-    values = compute_probabilities(output.logits, problem_type)
-    if "variance" in output:
-        return torch.cat((values, output.variance.double().sqrt()), dim=1)
-    if "member_logits" not in output:
-        return values
-    spread = compute_spread(output.member_logits, problem_type)
-    return torch.cat((values, spread), dim=1)
+def _predict_atoms(
+    model: RMatForTokenClassification, inputs: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    logits = model(**inputs, return_dict=True).logits
+    return compute_probabilities(logits, model.config.problem_type)

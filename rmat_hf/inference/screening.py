@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,6 +31,7 @@ from rmat_hf.data.sources import open_table
 from rmat_hf.data.supervised_map import one_thread, run_in_processes
 from rmat_hf.data.table_writer import (
     ERROR_COLUMN,
+    WARNING_COLUMN,
     ColumnKind,
     FormulaHandling,
     Predictions,
@@ -50,9 +51,11 @@ from rmat_hf.inference.prediction import (
     limit_processor,
     name_components,
     predict,
+    validate_coverage,
 )
 from rmat_hf.loading import compute_model_hash, load_embedder, load_predictor
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
+from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE
 from rmat_hf.output_folder import lock_output, open_atomically, save_json
 
 SUMMARY_FILE = "summary.json"
@@ -95,6 +98,15 @@ class PredictionArguments:
         least=0,
     )
     chunk_size: int = declare_flag(2048, "Rows in memory at a time.", least=1)
+    coverage: float = declare_flag(
+        DEFAULT_COVERAGE,
+        "Share of the intervals, or sets of classes, that are to hold the truth.",
+        above=0,
+        below=1,
+    )
+    trust: bool = declare_flag(
+        True, "Whether to add how far to trust each prediction, if the model knows."
+    )
     shard_size: int = declare_flag(8192, "Rows of the input in one file of a folder.", least=1)
     output_format: Literal["parquet", "csv"] = declare_flag("parquet", "Kind of file in a folder.")
     num_proc: int = declare_flag(
@@ -155,6 +167,7 @@ class ScreeningResult:
         num_rows (`int`): Rows of the input, of a task that does not end last those of its shards.
         num_failed (`int`): Rows with a reason in the column `error` instead of a value.
         num_written (`int`): Rows in the output.
+        warnings (`dict[str, int]`): Rows by what the model cannot see of them.
         is_complete (`bool`): Whether the rows of all tasks are there.
     """
 
@@ -163,6 +176,7 @@ class ScreeningResult:
     num_failed: int
     num_written: int
     is_complete: bool = True
+    warnings: dict[str, int] = field(default_factory=dict)
 
 
 def run_prediction(
@@ -170,11 +184,11 @@ def run_prediction(
 ) -> ScreeningResult:
     """Predict every molecule of a table and write the table with the predictions.
 
-    The output has every column of the input, `prediction_<label>` for every label and `error`. A
-    file appears when all rows are done. A folder gets shards with these columns; the same call
-    again continues it, and its bytes are the same whatever the number of processes and tasks. Of a
-    model of atoms a cell is a list, JSON in a CSV file: the heavy atoms in the order of the SMILES,
-    or of the record of an SDF file.
+    The output has every column of the input, `prediction_<label>` for every label, how far to
+    trust it ([`Predictions.to_columns`]) and `error`. A file appears when all rows are done. A
+    folder gets shards with these columns; the same call again continues it, and its bytes are the
+    same whatever the number of processes and tasks. Of a model of atoms a cell is a list, JSON in
+    a CSV file: the heavy atoms in the order of the SMILES, or of the record of an SDF file.
 
     Args:
         arguments (`PredictionArguments`): Model, molecules, output and how.
@@ -205,11 +219,15 @@ def describe_screening(result: ScreeningResult, *, noun: str) -> str:
     output = escape_message(str(result.output))
     num_done = result.num_rows - result.num_failed
     counts = f"{result.num_rows} rows: {num_done} {noun}, {result.num_failed} failed"
+    warned = sorted(result.warnings.items(), key=lambda item: (-item[1], item[0]))
+    lines = [f"{number} rows have a warning: {text}." for text, number in warned]
     if not result.is_complete:
-        return f"{counts}, in the shards of this task. Those of others are missing."
-    if result.num_written < result.num_rows:
-        return f"{counts}. Wrote the best {result.num_written} to {output}."
-    return f"{counts} (reasons in the column 'error'). Wrote {output}."
+        end = f"{counts}, in the shards of this task. Those of others are missing."
+    elif result.num_written < result.num_rows:
+        end = f"{counts}. Wrote the best {result.num_written} to {output}."
+    else:
+        end = f"{counts} (reasons in the column 'error'). Wrote {output}."
+    return "\n".join([*lines, end])
 
 
 @dataclass(frozen=True)
@@ -226,6 +244,7 @@ class _Screen:
     description: dict[str, Any]
     # what belongs beside the shards of a folder: itself, the folder and these
     finish: Callable[[Any, Path, Sequence[Path]], None] | None = None
+    warnings: Counter[str] = field(default_factory=Counter)
 
     @property
     def extension(self) -> str:
@@ -259,13 +278,18 @@ class _Screen:
         pieces = ((0, chunk) for chunk in self.table.iterate_chunks(self.arguments.chunk_size))
         with tqdm(total=num_rows, unit="molecule", disable=not show_progress) as bar:
             results: Iterable[pa.Table] = _count_rows(
-                (rows for _, rows in self.compute(pieces)),
+                self.compute_file(pieces),
                 counts,
                 is_numbered=is_best,
                 report=bar.update,
             )
             self.write_table(path, [self.find_best(results)] if is_best else results)
         return counts
+
+    def compute_file(self, pieces: Iterable[Piece]) -> Iterator[pa.Table]:
+        for _, rows in self.compute(pieces):
+            self.count_warnings(dict(zip(rows.column_names, rows.columns, strict=True)))
+            yield rows
 
     def write_table(self, path: Path, results: Iterable[pa.Table]) -> None:
         with TableWriter(
@@ -292,7 +316,15 @@ class _Screen:
         counts: Counter[str] = Counter()
         for chunk in open_table(path).iterate_chunks(_COUNT_CHUNK_SIZE):
             counts += count_failures(chunk.columns[ERROR_COLUMN].to_pylist())
+            self.count_warnings(chunk.columns)
         return counts
+
+    def count_warnings(self, columns: Mapping[str, Any]) -> None:
+        """Add the rows that have a warning, by its text without numbers."""
+        if WARNING_COLUMN in self.added_columns:
+            cells = columns[WARNING_COLUMN].to_pylist()
+            texts = [text for cell in cells if cell for text in cell.split("; ")]
+            self.warnings.update(count_failures(texts))
 
     def count_written(self, counts: Counter[str]) -> int:
         top_k = self.arguments.top_k
@@ -356,8 +388,8 @@ def run_screen(
         with lock_output(output):
             counts = screen.write_file(output, show_progress=show_progress)
     num_rows, num_failed = counts.total(), counts.total() - counts[""]
-    num_written = screen.count_written(counts)
-    return ScreeningResult(output, num_rows, num_failed, num_written, is_complete)
+    numbers = (num_rows, num_failed, screen.count_written(counts))
+    return ScreeningResult(output, *numbers, is_complete, dict(screen.warnings))
 
 
 def _join_launched_processes(arguments: PredictionArguments) -> tuple[PredictionArguments, bool]:
@@ -420,11 +452,17 @@ def load_screen(
     elif verb == "predict":
         list_columns = Predictions.to_columns
         level = "atom" if isinstance(model, RMatForTokenClassification) else "molecule"
-        added = describe_prediction_columns(model.config, level=level)
+        has_trust = arguments.trust and level == "molecule"
+        if has_trust:
+            validate_coverage(model, arguments.coverage)
+        added = describe_prediction_columns(model.config, level=level, trust=has_trust)
     # a column that cannot be added or decide is found before there is a folder
     build_output_schema(
         table.schema, {**added, ROW_COLUMN: "integer"} if arguments.top_k else added
     )
+    trusted: dict[str, Any] = {}
+    if verb == "predict":
+        trusted = {"trust": arguments.trust, "coverage": arguments.coverage}
     names = ["smiles_column", "csv_formulas", "top_k", "top_k_label", "top_k_order"]
     names += ["output_format", "batch_size", "chunk_size"]  # the last two decide the last digits
     versions = {"rmat_hf": __version__, "rdkit": rdkit.__version__, "torch": torch.__version__}
@@ -434,6 +472,7 @@ def load_screen(
         "processor": describe_processor(processor),
         "device": model.device.type,
         **{name: getattr(arguments, name) for name in names},
+        **(trusted if model.config.trust else {}),
         "versions": versions,
     }
     compute_rows = partial(
@@ -443,6 +482,7 @@ def load_screen(
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
         cache_dir=choose_cache_dir(arguments.feature_cache),
+        **trusted,
     )
     deciding = "" if arguments.top_k is None else _find_deciding(added, arguments.top_k_label)
     return _Screen(table, arguments, compute_rows, list_columns, added, deciding, description)
@@ -451,7 +491,9 @@ def load_screen(
 def _find_deciding(columns: Mapping[str, ColumnKind], label: str | None) -> str:
     """Return the column that says which rows are the best."""
     numbers = [name for name, kind in columns.items() if kind == "number"]
-    found = [name for name in numbers if label is None or name in (label, f"prediction_{label}")]
+    found = [name for name in numbers if name in (label, f"prediction_{label}")]
+    if label is None:
+        found = [name for name in numbers if name.startswith("prediction_")] or numbers
     if len(found) != 1:
         raise UserError(
             f"--top-k needs one column of predicted numbers, and --top-k-label is {label!r}. "

@@ -35,6 +35,10 @@ FINGERPRINT_SIZE = 2048
 NUM_ENVIRONMENTS = 512
 MAX_ENVIRONMENT_LAYERS = FINGERPRINT_SIZE // NUM_ENVIRONMENTS
 
+# What a model keeps of the molecules of training, to tell how new others are: hashed environments,
+# or centers of its own vectors, from which no molecule can be told.
+TRUST_KINDS = ("fingerprints", "centers")
+
 # Å; outside every cutoff, so that the radial basis of the pair is zero.
 BEYOND_CUTOFF = 1.0e6
 
@@ -56,6 +60,7 @@ TASK_FIELDS = (
     "label_name",
     "loss",
     "loss_weights",
+    "trust",
 )
 # Those among them, and of transformers, that other labels do not inherit.
 LABEL_FIELDS = (*TASK_FIELDS[1:], "id2label", "label2id", "num_labels")
@@ -166,6 +171,10 @@ class RMatConfig(PreTrainedConfig):
         loss: A name in `LOSSES`; by default that of the problem type.
         loss_weights: Multi-label: weight of the positive rows of each label. Single-label: weight
             of each class. Regression: weight of each label.
+        trust: What the model knows of its own errors, as [`RMatTrust`] keeps it: `"kind"`, a name
+            in `TRUST_KINDS`, `"num_references"`, and for each output `"num_rows"` that were held
+            out; from which rows these came, as `"source"`; the largest novelty inside of the
+            domain, `"threshold"`; of training `"max_atoms"` and `"elements"`, their classes.
 
     Raises:
         ValueError: A value is out of bounds, fields contradict each other, or what is said of the
@@ -240,6 +249,7 @@ class RMatConfig(PreTrainedConfig):
     label_name: str | None = None
     loss: str | None = None
     loss_weights: list[float | int] | None = bounded()(default=None)
+    trust: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # CODEPATH: models of the authors' code with another `ffn_n_layers`.
@@ -272,6 +282,21 @@ class RMatConfig(PreTrainedConfig):
             raise ValueError(
                 f"{given} do not fit {self.num_labels} labels. Give one value for each label, and "
                 "label_mean and label_std together."
+            )
+
+    def validate_trust(self) -> None:
+        """Raise unless what is known of errors is known of each output."""
+        if self.trust is None:
+            return
+        rows, num_outputs = self.trust.get("num_rows"), len(self.output_names)
+        counts = [self.trust.get("num_references"), *(rows if isinstance(rows, list) else [])]
+        is_known = self.trust.get("kind") in TRUST_KINDS and len(counts) == 1 + num_outputs
+        is_known = is_known and isinstance(self.trust.get("threshold"), float | int)
+        if not is_known or not all(isinstance(it, int) and it >= 0 for it in counts):
+            raise ValueError(
+                f"trust={self.trust} has not a kind out of {TRUST_KINDS}, num_references, "
+                f"threshold and num_rows of {num_outputs} outputs. Restore the saved file, or "
+                "remove it."
             )
 
     @classmethod

@@ -11,6 +11,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_rmat import RMatConfig, RMatEnsembleConfig
 from .losses_rmat import LOSSES, choose
 from .modeling_rmat import RMatForSequenceClassification, RMatPreTrainedModel
+from .trust_rmat import build_trust
 
 
 @dataclass
@@ -68,6 +69,7 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
         self.members = nn.ModuleList(
             [RMatForSequenceClassification(config) for _ in range(config.num_members)]
         )
+        self.trust_head = build_trust(self, self.members[0].base_model)
         self.post_init()
 
     @classmethod

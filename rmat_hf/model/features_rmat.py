@@ -369,6 +369,11 @@ ATOM_FEATURES = RMatAtomFeatures(
         RMatAtomFeature("aromatic", (False, True), Chem.Atom.GetIsAromatic),
     ]
 )
+# Of the elements that have a class of their own.
+ELEMENT_SYMBOLS = [
+    Chem.GetPeriodicTable().GetElementSymbol(number)
+    for number in ATOM_FEATURES.features["atomic_number"].classes[:-1]
+]
 
 
 # Features of bonds

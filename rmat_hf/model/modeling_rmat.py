@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_rmat import RMatPairFeatures, RMatSelfAttention, build_activation, build_head, widen
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
 from .losses_rmat import LOSSES, RMatAdapterMixin, build_loss_weights, choose, choose_loss
+from .trust_rmat import build_trust
 
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
 MAX_SCALED_DESCRIPTOR = 8.0
@@ -235,7 +236,7 @@ class RMatPreTrainedModel(RMatAdapterMixin, PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ["RMatLayer"]
     # most of the error of half precision would come from these few weights
-    _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs"]
+    _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs", "trust_head"]
     # What quantization leaves alone, by names from their start. The second line is for modules with
     # widths that may be odd, not for their weights, which half precision would keep in float32.
     _keep_in_fp32_modules = [
@@ -499,9 +500,10 @@ class RMatPredictor(RMatPreTrainedModel):
         super().__init__(config)
         self.num_labels = len(config.output_names)
         # what the outputs mean; a name that nobody knows shows now, and not with the first batch
-        self.meaning = choose(LOSSES, config.problem_type or "regression")
-        choose(LOSSES, config.loss or "regression")
+        names = (config.problem_type, config.loss)
+        self.meaning, _ = (choose(LOSSES, name or "regression") for name in names)
         self.rmat = RMatModel(config, add_pooling_layer)
+        self.trust_head = build_trust(self, self.rmat)
 
     def build_head(self, config: RMatConfig) -> RMatPredictionHead:
         """Return a new head for the labels of a configuration."""
@@ -646,7 +648,6 @@ class RMatForTokenClassification(RMatPredictor):
     >>> logits.shape  # (batch_size, num_nodes, num_labels)
     torch.Size([1, 4, 1])
     >>> charges = logits[0, 1:, 0]  # of C, C and O, as the SMILES names them
-
     ```
     """
 

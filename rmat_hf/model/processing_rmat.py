@@ -21,6 +21,7 @@ from .configuration_rmat import (
 )
 from .features_rmat import (
     ATOM_FEATURES,
+    ELEMENT_SYMBOLS,
     FEATURIZER_VERSION,
     FINGERPRINTS,
     FIRST_ATOM_COLUMN,
@@ -36,7 +37,12 @@ from .features_rmat import (
     list_molecules,
     parse_molecule,
 )
-from .geometry_rmat import GEOMETRIES, RMatGeometryOptions, compute_interatomic_distances
+from .geometry_rmat import (
+    GEOMETRIES,
+    RMatGeometryOptions,
+    compute_interatomic_distances,
+    compute_squared_distances,
+)
 from .standardization_rmat import STANDARDIZER_VERSION, STANDARDIZERS
 
 logger = logging.get_logger(__name__)
@@ -82,6 +88,7 @@ class RMatBatchFeature(BatchFeature):
         skipped_rows: Position and reason of every molecule left out.
         geometry_sources: Origin of the distances of every molecule in the batch: `"given"`, the
             conformer method, `"bounds"`, `"2d"`, or e.g. `"bounds (step down: <reason>)"`.
+        compact_features: Every molecule in the batch in its short form.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -89,6 +96,7 @@ class RMatBatchFeature(BatchFeature):
         self.row_indices: list[int] = []
         self.skipped_rows: dict[int, str] = {}
         self.geometry_sources: list[str] = []
+        self.compact_features: list[RMatCompactFeatures] = []
 
     # The base class pickles the keys only.
     def __getstate__(self) -> dict[str, Any]:
@@ -420,6 +428,7 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
             batch = self.pad(dense, padding, return_tensors=return_tensors, **limits)
         batch.row_indices, batch.skipped_rows = list(features), skipped_rows
         batch.geometry_sources = [molecule.geometry_source for molecule in known]
+        batch.compact_features = known
         return batch
 
     def featurize(
@@ -506,6 +515,56 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
         if not features:
             batch = {name: values[:0] for name, values in batch.items()}
         return RMatBatchFeature(batch, return_tensors)
+
+
+# Å; heavy atoms closer than this are no conformer, though they do not coincide.
+_MIN_SEPARATION = 0.5
+
+
+def list_warnings(features: RMatCompactFeatures, trust: Mapping[str, Any]) -> list[str]:
+    """Return what a model cannot see of a molecule, and what no molecule of its training has.
+
+    Args:
+        features: Of the molecule.
+        trust: Of the configuration of the model.
+    """
+    columns = ATOM_FEATURES.expand_codes(features.atom_codes)
+
+    def find_classes(name: str) -> np.ndarray:
+        block = ATOM_FEATURES.columns[name]
+        own = columns[:, block.start - FIRST_ATOM_COLUMN : block.stop - FIRST_ATOM_COLUMN]
+        return np.any(own, axis=0)
+
+    elements, num_atoms = find_classes("atomic_number"), len(columns)
+    new = np.setdiff1d(elements[:-1].nonzero()[0], trust.get("elements", range(len(elements))))
+    symbols = [ELEMENT_SYMBOLS[idx] for idx in new.tolist()]
+    is_given = features.geometry_source == "given"
+    found = {
+        f"an element that is none of {' '.join(ELEMENT_SYMBOLS)}": elements[-1],
+        "a charge below -5 or above +4": find_classes("formal_charge")[-1],
+        "an atom with five neighbors or more": find_classes("num_neighbors")[-1],
+        "a single heavy atom, without bonds": num_atoms == 1,
+        "several fragments, whose distance is not known": not is_given
+        and _count_fragments(features) > 1,
+        f"no molecule of training has {' '.join(symbols)}": symbols,
+        f"{num_atoms} heavy atoms, more than any molecule of training": num_atoms
+        > trust.get("max_atoms", num_atoms),
+        "no conformer was found": "step down" in features.geometry_source,
+    }
+    if is_given and num_atoms > 1:
+        distances = np.sqrt(compute_squared_distances(features.geometry.astype(np.float64)))
+        is_close = distances[~np.eye(num_atoms, dtype=bool)].min() < _MIN_SEPARATION
+        found[f"its conformer has atoms closer than {_MIN_SEPARATION} Å"] = is_close
+        is_flat = num_atoms > 3 and not np.ptp(features.geometry[:, 2])
+        found["its conformer is flat: every z is the same"] = is_flat
+    return [text for text, is_so in found.items() if is_so]
+
+
+def _count_fragments(features: RMatCompactFeatures) -> int:
+    fragments = np.arange(len(features.atom_codes))
+    for begin, end in features.bonds[:, :2].tolist():
+        fragments[fragments == fragments[end]] = fragments[begin]
+    return len(np.unique(fragments))
 
 
 def _expand(features: RMatCompactFeatures) -> dict[str, np.ndarray]:

@@ -107,7 +107,7 @@ class RMatStackForSequenceClassification(RMatKernelForSequenceClassification):
         "AutoModelForSequenceClassification": "stack_rmat.RMatStackForSequenceClassification",
     }
     _keep_in_fp32_modules_strict = [
-        *("key_pairs", "value_pairs", "classifier", "environments_head"),
+        *("key_pairs", "value_pairs", "classifier", "environments_head", "trust_head"),
         *("forest", "member_weights"),
     ]
 
