@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.trust_rmat import list_possible_classes
 from rmat_hf.output_folder import open_atomically
 
 logger = logging.getLogger(__name__)
@@ -255,26 +256,20 @@ class Predictions(NamedTuple):
         trust: Any = self.config.trust
         return None if self.novelty is None else self.novelty <= trust["threshold"]
 
-    def list_sets(self) -> dict[str, list[str | None]] | None:
-        """Return the classes of each label that are possible, as `"0 or 1"`; `"none"` for none."""
+    def list_sets(self) -> dict[str, list[str | None]]:
+        """Return the possible classes of each label as `"0 or 1"`, or `"none"`, None with an error.
+
+        Empty without conformal sets.
+        """
         if self.is_possible is None:
-            return None
-        is_possible = self.is_possible
-        if self.config.label_name is not None:
-            columns = {self.config.label_name: list(enumerate(self.output_names))}
-        else:
-            size = len(self.output_names)
-            columns = {
-                name: [(size + idx, "0"), (idx, "1")] for idx, name in enumerate(self.output_names)
-            }
+            return {}
+        rows = [list_possible_classes(self.config, row) for row in self.is_possible]
         return {
             label: [
-                None
-                if error is not None
-                else " or ".join(name for idx, name in classes if row[idx]) or "none"
-                for row, error in zip(is_possible, self.errors, strict=True)
+                None if error is not None else " or ".join(row[label]) or "none"
+                for row, error in zip(rows, self.errors, strict=True)
             ]
-            for label, classes in columns.items()
+            for label in self.config.label_columns
         }
 
     def to_columns(self) -> dict[str, list[Any]]:
@@ -329,7 +324,7 @@ class Predictions(NamedTuple):
         (novelty,) = list_columns(self.novelty[:, None])
         inside = np.asarray(self.in_domain).tolist()
         columns: dict[str, list[Any]] = {
-            f"set_{label}": cells for label, cells in (self.list_sets() or {}).items()
+            f"set_{label}": cells for label, cells in self.list_sets().items()
         }
         columns["novelty"] = novelty
         trust: Any = self.config.trust
@@ -362,7 +357,7 @@ def describe_prediction_columns(
     kinds: dict[str, ColumnKind] = dict.fromkeys(no_rows.to_columns(), "number")
     if config.label_name is not None and not no_rows.is_binary:
         kinds[f"prediction_{config.label_name}"] = "text"
-    kinds |= {f"set_{label}": "text" for label in no_rows.list_sets() or ()}
+    kinds |= {f"set_{label}": "text" for label in no_rows.list_sets()}
     known: dict[str, ColumnKind] = {"in_domain": "boolean", WARNING_COLUMN: "text"}
     kinds |= {name: kind for name, kind in known.items() if name in kinds}
     if level == "atom":

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from types import GeneratorType
 from typing import Any
 
@@ -13,6 +14,9 @@ from transformers.models.auto.modeling_auto import (
     AutoModelForTokenClassification,
 )
 from transformers.pipelines.base import Pipeline
+
+from .processing_rmat import list_warnings
+from .trust_rmat import DEFAULT_COVERAGE, describe_blocks, list_possible_classes, predict_blocks
 
 # Output of the encoder that has one vector for each of them.
 LEVELS = {"molecule": "pooler_output", "atom": "last_hidden_state"}
@@ -69,13 +73,16 @@ class RMatPipeline(Pipeline):
         """Return the features of one molecule, a SMILES or `Chem.Mol`, or why it has none."""
         batch = self.feature_extractor([input_], errors="skip", padding=False)
         if batch.skipped_rows:
-            return {"features": None, "error": batch.skipped_rows[0]}
-        return {"features": {name: values[0] for name, values in batch.items()}, "error": None}
+            return {"features": None, "error": batch.skipped_rows[0], "warning": None}
+        warnings = list_warnings(batch.compact_features[0], self.model.config.trust or {})
+        features = {name: values[0] for name, values in batch.items()}
+        return {"features": features, "error": None, "warning": "; ".join(warnings) or None}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
-        features, errors = input_tensors["features"], input_tensors["error"]
+        names = ("features", "error", "warning")
+        features, errors, warnings = (input_tensors[name] for name in names)
         if not isinstance(features, list):  # without a batch the collator makes no lists
-            features, errors = [features], [errors]
+            features, errors, warnings = [features], [errors], [warnings]
         known = [row for row, row_features in enumerate(features) if row_features is not None]
         rows, num_nodes = torch.zeros(len(features), 1), torch.zeros(len(features)).long()
         if known:
@@ -87,14 +94,14 @@ class RMatPipeline(Pipeline):
             rows = computed.new_zeros(len(features), *computed.shape[1:])
             rows[known] = computed
             num_nodes[known] = batch["attention_mask"].sum(1)
-        return {"rows": rows, "num_nodes": num_nodes, "error": errors}
+        return {"rows": rows, "num_nodes": num_nodes, "error": errors, "warning": warnings}
 
     @abstractmethod
     def compute_rows(self, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
         """Return the numbers of every molecule, `(batch_size, num_columns)`, or of every node."""
 
     @abstractmethod
-    def describe_row(self, row: list[float]) -> Any:
+    def describe_row(self, row: list[float], **options: Any) -> Any:
         """Return the numbers of one molecule or atom as users see them."""
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> dict[str, Any]:
@@ -104,10 +111,19 @@ class RMatPipeline(Pipeline):
         if error:
             return {self.result_name: None, "error": error}
         rows, num_nodes = model_outputs["rows"][0], model_outputs["num_nodes"][0]
-        if rows.ndim == 1:
-            return {self.result_name: self.describe_row(rows.tolist()), "error": None}
-        atoms = [self.describe_row(row) for row in rows[1:num_nodes].tolist()]
-        return {self.result_name: atoms, "error": None}
+        if rows.ndim > 1:
+            atoms = [self.describe_row(row) for row in rows[1:num_nodes].tolist()]
+            return {self.result_name: atoms, "error": None}
+        warning = model_outputs["warning"]
+        known = self.describe_molecule(rows.tolist(), **postprocess_parameters)
+        if known:
+            known["warning"] = warning[0] if isinstance(warning, list) else warning
+        result = self.describe_row(rows.tolist(), **postprocess_parameters)
+        return {self.result_name: result, **known, "error": None}
+
+    def describe_molecule(self, row: list[float], **options: Any) -> dict[str, Any]:
+        """Return what is known of a molecule beside its result; by default nothing."""
+        return {}
 
 
 class RMatPropertyPredictionPipeline(RMatPipeline):
@@ -120,6 +136,11 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
     gives `value`, with its `unit`, a classification `score`, a probability. An ensemble adds
     `spread`, the standard deviation of its members' predictions, a regression with a kernel head
     the standard deviation of its Gaussian process.
+
+    A model that knows its errors adds the interval `lower` to `upper`, or a calibrated
+    `probability` and the conformal `set` (of classes of one label `is_possible`), and of the
+    molecule `novelty`, `nearest_train`, `in_domain` and `warning`, as [`predict`]. A call takes
+    `coverage`, and `trust=False` leaves them out.
 
     Args:
         model ([`RMatForSequenceClassification`] or an ensemble): Finetuned.
@@ -149,29 +170,61 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
     result_name = "predictions"
     auto_class: Any = AutoModelForSequenceClassification
 
-    def compute_rows(self, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
-        """Return values or probabilities, followed by the spreads if there are any."""
-        output, meaning = self.model(**inputs, return_dict=True), self.model.meaning
-        rows = [meaning.compute_values(output.logits.double())]
-        if "member_logits" in output:
-            values = meaning.compute_values(output.member_logits.double())
-            rows.append(values.std(1, correction=0))
-        elif "variance" in output:
-            rows.append(output.variance.double().sqrt())
-        return torch.cat(rows, dim=1)
+    def _sanitize_parameters(
+        self, coverage: float = DEFAULT_COVERAGE, trust: bool = True, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        super()._sanitize_parameters(**kwargs)
+        chosen = {"coverage": coverage if trust else None}
+        return {}, chosen, chosen
 
-    def describe_row(self, row: list[float]) -> list[dict[str, Any]]:
+    def compute_rows(
+        self,
+        inputs: dict[str, torch.Tensor],
+        coverage: float | None = DEFAULT_COVERAGE,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Return values or probabilities, followed by spreads and trust if there are any."""
+        return torch.cat([*predict_blocks(self.model, inputs, coverage=coverage).values()], dim=-1)
+
+    def _split(self, row: list[float], coverage: float | None) -> dict[str, list[float]]:
+        rest = iter(row)
+        sizes = describe_blocks(self.model, coverage=coverage)
+        return {name: list(islice(rest, size)) for name, size in sizes.items()}
+
+    def describe_molecule(
+        self, row: list[float], coverage: float | None = DEFAULT_COVERAGE, **options: Any
+    ) -> dict[str, Any]:
+        """Return how new a molecule is, of a model that knows."""
+        blocks = self._split(row, coverage)
+        if "novelty" not in blocks:
+            return {}
+        (novelty,), trust = blocks["novelty"], self.model.config.trust
+        # CODEPATH: fingerprints have a similarity, centers have none.
+        nearest = {"nearest_train": 1 - novelty} if trust["kind"] == "fingerprints" else {}
+        return {"novelty": novelty, **nearest, "in_domain": novelty <= trust["threshold"]}
+
+    def describe_row(
+        self, row: list[float], coverage: float | None = DEFAULT_COVERAGE, **options: Any
+    ) -> list[dict[str, Any]]:
         """Return the predictions of one molecule or atom, one for each label or class."""
         config, is_probability = self.model.config, self.model.meaning.is_probability
-        num_labels = len(config.output_names)
-        units = config.label_units or [None] * num_labels
+        units = config.label_units or [None] * len(config.output_names)
+        blocks = self._split(row, coverage)
+        # CODEPATH: labels of their own have a set each, the classes of one label share theirs.
+        is_shared = config.label_name is not None
+        possible = blocks.pop("is_possible", [])
+        sets = list_possible_classes(config, possible) if possible else {}
+        names = {"values": "score" if is_probability else "value", "probabilities": "probability"}
         predictions = []
         for idx, label in enumerate(config.output_names):
-            prediction = {"label": label, ("score" if is_probability else "value"): row[idx]}
+            prediction = {"label": label, names["values"]: blocks["values"][idx]}
             if not is_probability:
                 prediction["unit"] = units[idx]
-            if len(row) > num_labels:
-                prediction["spread"] = row[num_labels + idx]
+            others = (name for name in blocks if name not in ("values", "novelty"))
+            prediction |= {names.get(name, name): blocks[name][idx] for name in others}
+            if possible:
+                known = label in sets[config.label_name] if is_shared else sets[label]
+                prediction["is_possible" if is_shared else "set"] = known
             predictions.append(prediction)
         return predictions
 
@@ -254,7 +307,7 @@ class RMatFeatureExtractionPipeline(RMatPipeline):
         """Return the vectors of molecules, or of nodes."""
         return getattr(self.model.base_model(**inputs, return_dict=True), LEVELS[level])
 
-    def describe_row(self, row: list[float]) -> list[float]:
+    def describe_row(self, row: list[float], **options: Any) -> list[float]:
         """Return the vector of one molecule or atom."""
         return row
 

@@ -5,7 +5,7 @@ from. `RMatTrust` keeps both beside the weights, so that whatever loads these ha
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -320,6 +320,20 @@ def predict_blocks(
         options: dict[str, Any] = {"variance": variance, "vectors": vectors[0] if vectors else None}
         blocks |= trust(inputs, output.logits, coverage=coverage, **options)
     return blocks
+
+
+def list_possible_classes(config: RMatConfig, is_possible: Sequence[float]) -> dict[str, list[str]]:
+    """Return the conformal set of each label of a molecule, from `is_possible` of [`RMatTrust`]."""
+    names, size = config.output_names, len(config.output_names)
+    # CODEPATH: as in `forward` of the trust.
+    if config.label_name is not None:
+        chosen = [name for name, it in zip(names, is_possible, strict=True) if it]
+        return {config.label_name: chosen}
+    pairs = zip(is_possible[size:], is_possible[:size], strict=True)
+    return {
+        name: ["0"] * bool(may_not_be) + ["1"] * bool(may_be)
+        for name, (may_not_be, may_be) in zip(names, pairs, strict=True)
+    }
 
 
 @contextmanager
