@@ -48,9 +48,12 @@ from rmat_hf.output_folder import load_json
 
 # What weights may be stored as; a network computes with nothing else.
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
-# Of the rows that a kernel head keeps, and of trees.
+# Of the rows that a kernel head, or the trust of any model, keeps, and of trees.
 INTEGER_TYPES = ("I32", "U8")
-_INTEGERS = re.compile(r"classifier\.(count_\w+|is_labeled)|forest\.(roots|columns|right_nodes)")
+_INTEGERS = re.compile(
+    r"classifier\.(count_\w+|is_labeled)|forest\.(roots|columns|right_nodes)"
+    r"|trust_head\.(fingerprints|is_positive)"
+)
 # Most values that start untrained, where the files have fewer: the memory of a head, no more.
 MAX_UNTRAINED_VALUES = 10_000_000
 

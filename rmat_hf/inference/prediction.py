@@ -34,7 +34,12 @@ from rmat_hf.model.modeling_rmat import (
 )
 from rmat_hf.model.pipeline_rmat import LEVELS
 from rmat_hf.model.processing_rmat import RMatProcessor, list_warnings
-from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE, describe_blocks, predict_blocks
+from rmat_hf.model.trust_rmat import (
+    DEFAULT_COVERAGE,
+    describe_blocks,
+    find_trust,
+    predict_blocks,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +161,7 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
         rows, errors, _ = _run_batches(predictor, molecules, compute=read, **options)
         atoms = _arrange_atoms(rows, molecules, processor=used_processor)
         return _return_as(given, Predictions(atoms, errors, config))
-    chosen = coverage if trust and predictor.trust_head is not None else None
+    chosen = coverage if trust and find_trust(predictor) is not None else None
     validate_coverage(predictor, chosen)
     sizes = describe_blocks(predictor, coverage=chosen)
     rows, errors, warnings = _run_batches(
@@ -183,9 +188,10 @@ def validate_coverage(model: Any, coverage: float | None) -> None:
         return
     if not 0 < coverage < 1:
         raise UserError(f"coverage is {coverage}. Choose a share between 0 and 1, as 0.9.")
-    if model.trust_head is not None and model.trust_head.is_regression:
+    trust = find_trust(model)
+    if trust is not None and trust.is_regression:
         try:
-            model.trust_head.find_quantiles(coverage)
+            trust.find_quantiles(coverage)
         except ValueError as error:
             raise UserError(str(error)) from error
 

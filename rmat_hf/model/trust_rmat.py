@@ -271,6 +271,17 @@ def build_trust(model: Any, encoder: Any) -> RMatTrust | None:
     return RMatTrust(config, vector_size=encoder.pooler.output_size)
 
 
+def find_encoder(model: Any) -> Any:
+    """Return the encoder of a model, of an ensemble that of its first member."""
+    return getattr(model, "members", [model])[0].base_model
+
+
+def find_trust(model: Any) -> RMatTrust | None:
+    """Return the trust of the labels that a model has now: with another adapter it has others."""
+    # CODEPATH: models with several adapters, of which not all have trust.
+    return None if model.config.trust is None else getattr(model, "trust_head", None)
+
+
 def is_whole(model: Any) -> bool:
     """Return whether a configuration is a model's own, and not that of its ensemble."""
     return bool(model.config.model_type == type(model).config_class.model_type)
@@ -286,12 +297,13 @@ def describe_blocks(model: Any, *, coverage: float | None = None) -> dict[str, i
     # CODEPATH: ensembles and kernel heads.
     if config.gives_spread and is_whole(model):
         blocks["spread"] = num_outputs
+    trust = find_trust(model)
     # CODEPATH: as in `build_trust`.
-    if coverage is None or model.trust_head is None:
+    if coverage is None or trust is None:
         return blocks
     if not model.meaning.is_probability:
         return {**blocks, "lower": num_outputs, "upper": num_outputs, "novelty": 1}
-    num_sets = num_outputs * (2 - model.trust_head.is_single_label)
+    num_sets = num_outputs * (2 - trust.is_single_label)
     return {**blocks, "probabilities": num_outputs, "is_possible": num_sets, "novelty": 1}
 
 
@@ -305,7 +317,7 @@ def predict_blocks(
         inputs: Of the model.
         coverage: As of [`RMatTrust`]; `None` for no trust.
     """
-    trust, meaning = getattr(model, "trust_head", None), model.meaning
+    trust, meaning = find_trust(model), model.meaning
     with _record_vectors(model, trust) as vectors:
         output = model(**inputs, return_dict=True)
     blocks = {"values": meaning.compute_values(output.logits.double())}
@@ -344,8 +356,7 @@ def _record_vectors(model: Any, trust: RMatTrust | None) -> Iterator[list[torch.
     if trust is None or trust.kind != "centers":
         yield found
         return
-    encoder = getattr(model, "members", [model])[0].base_model
-    handle = encoder.pooler.register_forward_hook(lambda *call: found.append(call[-1]))
+    handle = find_encoder(model).pooler.register_forward_hook(lambda *call: found.append(call[-1]))
     try:
         yield found
     finally:

@@ -12,7 +12,7 @@ from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.errors import UserError, hide_credentials
 from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags
-from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.configuration_rmat import TRUST_KINDS, RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES, FINGERPRINTS
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.losses_rmat import PROBLEM_TYPES
@@ -243,6 +243,13 @@ class FinetuningArguments(RunArguments):
         DEFAULT_CACHE,
         "Folder that keeps features for later runs: 'default' is ~/.cache/rmat-hf/features, "
         "'none' keeps nothing.",
+    )
+    trust: str = declare_flag(
+        "fingerprints",
+        "What the model keeps of the molecules of training, to tell how sure it is of others: "
+        "fingerprints, from which they can be reconstructed, centers of its own vectors, or "
+        "nothing (none: no intervals).",
+        choices=("none", *TRUST_KINDS),
     )
     with_baselines: bool = declare_flag(
         False, "Fit SVMs and a forest on fingerprints and descriptors on the same split."

@@ -19,8 +19,9 @@ from transformers.trainer import Trainer
 from rmat_hf.adapters import is_adapted, list_fields, load_adapter_weights, save_model
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.frames import build_dataset
-from rmat_hf.data.labels import restore_atom_order
+from rmat_hf.data.labels import flatten_labels, restore_atom_order
 from rmat_hf.data.splits.parts import SplitIndices
+from rmat_hf.data.stored_features import pack_dataset
 from rmat_hf.data.table_writer import (
     ATOM_KINDS,
     ColumnKind,
@@ -68,6 +69,7 @@ from rmat_hf.training.report import (
 )
 from rmat_hf.training.stack_head import fit_stack_with_held_out
 from rmat_hf.training.trainer import MODEL_DIR, RMatTrainer, train_stage
+from rmat_hf.training.trust import HeldOut, fit_trust
 
 logger = logging.getLogger(__name__)
 
@@ -81,25 +83,13 @@ FITTED_HEADS = {"kernel": fit_with_held_out, "stack": fit_stack_with_held_out}
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What a model that was fitted on rows says of each without its fold, `(num_rows, num_labels)`.
-
-    `variances` are of a regression; `folds` is the fold of each row, `(num_rows,)`.
-    """
-
-    rows: np.ndarray
-    outputs: np.ndarray
-    variances: np.ndarray
-    folds: np.ndarray
-
-
-@dataclass(frozen=True)
 class FinetuningResult:
     """What `run_finetuning` did.
 
     Args:
         output_dir (`Path`): The model folder.
         metrics (`dict`): Metrics of train, valid and test, in the units of the labels.
+            With folds `"out_of_fold"` has every row of train and valid, predicted without it.
         baselines (`dict`): The same for every baseline; empty unless asked for.
         dropped (`list[DroppedRow]`): Rows that were not used, with their reasons.
         summary (`str`): How good the model is on the test part, and beside what: a table in
@@ -255,6 +245,8 @@ def run_finetuning(
             arguments, task, trainer=trainer, baselines=baselines, held_out=held_out
         )
         if is_main_process:
+            if arguments.trust != "none" and report.held_out is not None:
+                _fit_trust(arguments, task, model=trainer.model, held_out=report.held_out)
             with run.publish() as folder:
                 model = cast(Any, trainer.model)
                 save_run_folder(folder, model=model, task=task, report=report, log_history=log)
@@ -316,6 +308,21 @@ def _fit_head(
     return trainer, HeldOut(rows, outputs, variances, folds)
 
 
+def _fit_trust(
+    arguments: FinetuningArguments, task: FinetuningTask, *, model: Any, held_out: HeldOut
+) -> None:
+    """Give a finetuned model, or the base of an adapter, what it needs to tell how sure it is."""
+    fit_trust(
+        model.get_base_model() if is_adapted(model) else model,
+        pack_dataset(task.dataset),
+        kind=arguments.trust,
+        # without folds valid was held out of everything
+        references=held_out.rows if held_out.folds.any() else task.split.train,
+        held_out=held_out,
+        labels=flatten_labels(task.dataset["labels"][:]),
+    )
+
+
 def _build_trainer(
     arguments: FinetuningArguments,
     task: FinetuningTask,
@@ -356,7 +363,7 @@ def build_finetuning_report(
     score = partial(
         compute_metrics_for_problem, arguments.problem_type, label_names=arguments.label_columns
     )
-    members, spreads, member_metrics = None, None, []
+    members, spreads, member_metrics, out_of_fold = None, None, [], {}
     if held_out is not None:
         outputs[held_out.rows] = held_out.outputs
         for variances in others:
@@ -366,13 +373,21 @@ def build_finetuning_report(
         (of_members,) = others
         splits = split_for_members(arguments, task)
         if arguments.member_folds:
-            rows = task.split.valid
-            outputs[rows] = predict_out_of_fold(of_members[rows], rows, splits=splits)
+            rows, folds = fold_known_rows(arguments, task, num_folds=arguments.num_members)
+            found = predict_out_of_fold(of_members[rows], rows, splits=splits)
+            held_out = HeldOut(rows, found, None, folds)
+            outputs[task.split.valid] = found[np.searchsorted(rows, task.split.valid)]
         members = {part: of_members[rows] for part, rows in parts.items()}
         member_metrics = [
             {name: score(of_members[rows, idx], labels=labels[rows]) for name, rows in own.items()}
             for idx, own in enumerate(map(vars, splits))
         ]
+    if held_out is not None:
+        known = labels[held_out.rows].astype(np.float32)
+        out_of_fold = {"out_of_fold": score(held_out.outputs, labels=known)}
+    elif arguments.level == "molecule":
+        rows = np.sort(task.split.valid)
+        held_out = HeldOut(rows, outputs[rows], None, np.zeros(len(rows), dtype=np.int64))
     return FinetuningReport(
         config=cast(Any, trainer.model).config,
         arguments=arguments,
@@ -380,12 +395,14 @@ def build_finetuning_report(
         metrics={
             part: score(outputs[rows], labels=labels[rows].astype(np.float32))
             for part, rows in parts.items()
-        },
+        }
+        | out_of_fold,
         labels={part: labels[rows] for part, rows in parts.items()},
         predictions={part: outputs[rows] for part, rows in parts.items()},
         member_predictions=members,
         member_metrics=member_metrics,
         spreads=spreads,
+        held_out=held_out,
         num_dropped=len(task.dropped),
         max_atoms=task.processor.max_atoms,
         is_adapter=is_adapted(trainer.model),

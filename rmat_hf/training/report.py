@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rmat_hf.adapters import TRUST_MODULE
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.losses_rmat import compute_probabilities
 from rmat_hf.training.arguments import FinetuningArguments, name_source, name_split
@@ -37,6 +38,7 @@ from rmat_hf.training.plots import (
     save_drawing,
     save_figure,
 )
+from rmat_hf.training.trust import HeldOut, describe_trust
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +71,8 @@ class FinetuningReport:
     """What a finetuning run found out, and its card tells.
 
     Metrics, labels and predictions, in the labels' units, are by part. Those of an ensemble's
-    members have the shape `(num_rows, num_members, num_labels)`; `spreads` are of a kernel head.
+    members have the shape `(num_rows, num_members, num_labels)`; `spreads` are of a kernel head,
+    `held_out` the rows that the model, or a member, has not learned from.
     `smiles` and `rows`, numbers of the table, are of a model of molecules. `baseline_values` are
     predictions, or probabilities, by baseline and part; `baseline_settings` what each chose.
     """
@@ -85,6 +88,7 @@ class FinetuningReport:
     member_predictions: dict[str, np.ndarray] | None = None
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     spreads: dict[str, np.ndarray] | None = None
+    held_out: HeldOut | None = None
     smiles: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
     baseline_values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -220,7 +224,20 @@ def describe_conclusion(report: FinetuningReport, *, is_short: bool = True) -> l
     )
     if not report.baseline_values and report.arguments.level == "molecule":
         lines.append("No classical model was fitted beside it: --with-baselines does.")
-    return lines
+    return [*lines, *_describe_held_out(report)]
+
+
+def _describe_held_out(report: FinetuningReport) -> list[str]:
+    """Return the error of all rows without their folds, and what intervals rest on."""
+    metric, lines = list_metrics(report.config.problem_type or "regression")[0], []
+    value = report.metrics.get("out_of_fold", {}).get(metric.name)
+    if report.held_out is not None and value is not None:
+        lines.append(
+            f"{metric.title} of all {len(report.held_out.rows)} rows of train and valid, each "
+            f"predicted without its fold: {format_metric(value)}."
+        )
+    text = describe_trust(report.config)
+    return [*lines, f"{text[0].upper()}{text[1:]} (`{TRUST_MODULE}`)."] if text else lines
 
 
 def describe_run(report: FinetuningReport) -> str:

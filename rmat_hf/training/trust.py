@@ -1,0 +1,287 @@
+"""fit_trust(...): what a model says of rows that it has not learned from → how far to trust it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rmat_hf.data.stored_features import (
+    count_nodes,
+    expand_features,
+    group_by_length,
+    unpack_features,
+)
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import ATOM_FEATURES, FIRST_ATOM_COLUMN
+from rmat_hf.model.processing_rmat import MOLECULE_INPUTS
+from rmat_hf.model.trust_rmat import (
+    NUM_KNOTS,
+    RMatTrust,
+    compute_class_scores,
+    compute_environment_bits,
+    compute_similarities,
+    find_encoder,
+    pack_bits,
+)
+
+# With fewer rows of a label there is no interval of 90 %.
+MIN_ROWS = 9
+# Of the rows held out as new as the domain ends, the others are outside.
+DOMAIN_SHARE = 0.95
+# Rows for each knot of the scale of errors, and the least scale, in mean errors.
+_ROWS_PER_KNOT = 50
+_LEAST_SCALE = 0.2
+# Molecules that a center stands for, at least, and how many centers there are at most.
+_ROWS_PER_CENTER = 20
+_MOST_CENTERS = 64
+# Groups that take turns in being held out of the centers, where each row is a fold.
+_MOST_FOLDS = 5
+_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model that was fitted on rows says of each without its fold, `(num_rows, num_labels)`.
+
+    `variances` are of a regression that gives some; `folds` is the fold of each row, `(num_rows,)`.
+    """
+
+    rows: np.ndarray
+    outputs: np.ndarray
+    variances: np.ndarray | None
+    folds: np.ndarray
+
+
+def fit_trust(
+    model: Any,
+    packed: Sequence[bytes],
+    *,
+    kind: str,
+    references: np.ndarray,
+    held_out: HeldOut,
+    labels: np.ndarray,
+) -> None:
+    """Give a model a `trust_head`, and its configuration what that is.
+
+    Args:
+        model: With a head for labels of molecules; it is changed.
+        packed (`Sequence[bytes]`): Every molecule of the table.
+        kind (`str`): A name in `TRUST_KINDS`.
+        references (`np.ndarray`): Positions of the rows that the model has learned from.
+        held_out ([`HeldOut`]): Its outputs, in the units of the labels, or logits.
+        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Of the whole table.
+    """
+    config, targets = model.config, labels[held_out.rows]
+    if config.problem_type == "single_label_classification":
+        is_class = targets == np.arange(len(config.output_names))
+        targets = np.where(np.isnan(targets), np.nan, is_class)
+    counts = (~np.isnan(targets)).sum(0).tolist()
+    domain = _fit_fingerprints if kind == "fingerprints" else _fit_centers
+    fold_of_row = np.full(len(packed), -1)
+    fold_of_row[held_out.rows] = held_out.folds
+    buffers, novelty = domain(
+        model,
+        ([packed[row] for row in references], [packed[row] for row in held_out.rows]),
+        folds=(fold_of_row[references], held_out.folds),
+    )
+    num_folds = len(np.unique(held_out.folds))
+    config.trust = {
+        "kind": kind,
+        "source": "valid" if num_folds == 1 else f"{num_folds} folds",
+        "num_references": len(next(iter(buffers.values()))),
+        "num_rows": [count if count >= MIN_ROWS else 0 for count in counts],
+        "threshold": float(np.quantile(novelty, DOMAIN_SHARE)),
+        **_describe_molecules([packed[row] for row in references]),
+    }
+    head = RMatTrust(config, vector_size=find_encoder(model).pooler.output_size)
+    _fit_outputs(head, held_out, targets=targets, novelty=novelty)
+    for name, values in buffers.items():
+        getattr(head, name).copy_(values)
+    model.trust_head = head.to(model.device)
+
+
+def describe_trust(config: RMatConfig) -> str:
+    """Return a sentence about what intervals and sets of a model rest on; nothing without any."""
+    trust = config.trust
+    if trust is None:
+        return ""
+    numbers, what = trust["num_rows"], "intervals"
+    if config.problem_type not in (None, "regression"):
+        what = "calibrated probabilities and sets"
+    rows = f"{min(numbers)} rows"
+    if len({*numbers}) > 1:
+        rows = f"{min(numbers)} to {max(numbers)} rows of a label"
+    if trust["source"] != "valid":
+        return f"{what} rest on {rows}, each predicted without its fold ({trust['source']})"
+    if not min(numbers):
+        rows = f"fewer than {MIN_ROWS} rows, too few"
+    way_out = (
+        "--num-members 5 --member-folds takes all rows of train and valid, at 5 times the cost"
+    )
+    return f"{what} rest on valid alone, {rows}; {way_out}"
+
+
+def _describe_molecules(packed: Sequence[bytes]) -> dict[str, Any]:
+    """Return the size of the largest of molecules, and the classes of their elements."""
+    codes = np.unique(np.concatenate([unpack_features(it).atom_codes for it in packed]))
+    block = ATOM_FEATURES.columns["atomic_number"]
+    columns = ATOM_FEATURES.expand_codes(codes)[:, block.start - FIRST_ATOM_COLUMN :]
+    elements = np.flatnonzero(columns[:, : block.stop - block.start].sum(0))
+    return {"max_atoms": max(count_nodes(packed)) - 1, "elements": elements.tolist()}
+
+
+def _compute_rows(
+    packed: Sequence[bytes], compute: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+) -> torch.Tensor:
+    """Return what a function computes of each molecule, in order."""
+    batches = group_by_length(count_nodes(packed), batch_size=_BATCH_SIZE)
+    found = []
+    for batch in batches:
+        arrays = expand_features([packed[row] for row in batch])
+        found.append(compute({name: torch.from_numpy(it) for name, it in arrays.items()}))
+    return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(batches)))]
+
+
+def _fit_fingerprints(
+    model: Any, molecules: tuple[list[bytes], list[bytes]], *, folds: tuple[np.ndarray, np.ndarray]
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Return the buffers of the domain, and how new each held-out molecule was to the learned."""
+    learned, others = (_compute_rows(it, compute_environment_bits) for it in molecules)
+    fingerprints = pack_bits(learned)
+    similarities = compute_similarities(others, fingerprints).numpy()
+    is_same = folds[1][:, None] == folds[0]
+    nearest = np.where(is_same, 0.0, similarities).max(1)
+    return {"fingerprints": fingerprints}, 1 - nearest.astype(np.float64)
+
+
+def _fit_centers(
+    model: Any, molecules: tuple[list[bytes], list[bytes]], *, folds: tuple[np.ndarray, np.ndarray]
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Return the same with centers of the vectors, found without the fold of a molecule."""
+    from sklearn.cluster import KMeans
+
+    encoder = find_encoder(model).eval()
+
+    @torch.no_grad()
+    def compute_vectors(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        read = {name: it for name, it in inputs.items() if name not in MOLECULE_INPUTS}
+        on_device = {name: it.to(encoder.device) for name, it in read.items()}
+        return encoder(**on_device).pooler_output.float().cpu()
+
+    vectors, new = (_compute_rows(it, compute_vectors) for it in molecules)
+    std, mean = torch.std_mean(vectors, 0, correction=0)
+    std = torch.where(std > 0, std, 1.0)
+    scaled, new = ((it - mean) / std for it in (vectors, new))
+
+    def find_centers(rows: torch.Tensor) -> torch.Tensor:
+        num_centers = int(np.clip(len(rows) // _ROWS_PER_CENTER, 1, _MOST_CENTERS))
+        kmeans = KMeans(num_centers, n_init=1, random_state=0).fit(rows.numpy())
+        return torch.from_numpy(kmeans.cluster_centers_).float()
+
+    # a few groups take turns where each row is a fold of its own
+    groups = [np.where(it < 0, it, it % _MOST_FOLDS) for it in folds]
+    distances = torch.zeros(len(new), dtype=torch.float64)
+    for group in np.unique(groups[1]):
+        rows = torch.from_numpy(groups[1] == group)
+        centers = find_centers(scaled[torch.from_numpy(groups[0] != group)])
+        distances[rows] = torch.cdist(new[rows].double(), centers.double()).amin(1)
+    scale = distances.median().clamp_min(1e-6)
+    buffers = {"centers": find_centers(scaled), "vector_mean": mean, "vector_std": std}
+    novelty = distances / (scale + distances)
+    return {**buffers, "distance_scale": scale[None]}, novelty.numpy()
+
+
+def _fit_outputs(
+    head: RMatTrust, held_out: HeldOut, *, targets: np.ndarray, novelty: np.ndarray
+) -> None:
+    """Fill the buffers of errors, or of classes, of each output."""
+    outputs = held_out.outputs
+    if not head.is_regression:
+        logits = torch.from_numpy(outputs).double()
+        outputs = compute_class_scores(logits, is_single_label=head.is_single_label).numpy()
+    for idx, num_rows in enumerate(head.num_rows):
+        known = ~np.isnan(targets[:, idx])
+        values, truth = outputs[known, idx], targets[known, idx]
+        if num_rows and head.is_regression:
+            errors = np.abs(truth - values)
+            if held_out.variances is not None:
+                errors = errors / np.sqrt(held_out.variances[known, idx])
+            knots, scales = fit_error_scale(errors, novelty[known])
+            head.novelty_knots[idx], head.scale_knots[idx] = map(torch.from_numpy, (knots, scales))
+            scores = errors / np.interp(novelty[known], knots, scales)
+            head.scores[idx, :num_rows] = torch.from_numpy(np.sort(scores))
+        elif num_rows:
+            order = np.argsort(values, kind="stable")
+            low, high = compute_venn_abers(truth[order])
+            head.scores[idx, :num_rows] = torch.from_numpy(values[order])
+            head.is_positive[idx, :num_rows] = torch.from_numpy(truth[order].astype(np.uint8))
+            head.low[idx, : num_rows + 1] = torch.from_numpy(low)
+            head.high[idx, : num_rows + 1] = torch.from_numpy(high)
+        elif not head.is_regression:
+            # nothing is known: one half
+            head.high[idx] = 1.0
+
+
+def fit_error_scale(errors: np.ndarray, novelty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the knots of a non-decreasing function: how large errors are at a novelty.
+
+    Args:
+        errors, novelty (`np.ndarray` of shape `(num_rows,)`): Of rows that were held out.
+
+    Returns:
+        Two `np.ndarray` of shape `(20,)`: isotonic means of rows that are equally new, at least 50
+        for each; the last one is repeated.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    num_bins = int(np.clip(len(errors) // _ROWS_PER_KNOT, 1, NUM_KNOTS))
+    bins = np.array_split(np.argsort(novelty, kind="stable"), num_bins)
+    knots = np.array([novelty[rows].mean() for rows in bins])
+    means = np.array([errors[rows].mean() for rows in bins])
+    scales = isotonic_regression(means, sample_weight=[float(len(rows)) for rows in bins])
+    least = max(_LEAST_SCALE * errors.mean(), np.finfo(np.float32).tiny)
+    padding = (0, NUM_KNOTS - num_bins)
+    return np.pad(knots, padding, "edge"), np.pad(np.maximum(scales, least), padding, "edge")
+
+
+def compute_venn_abers(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Venn-ABERS probabilities of a new score in every gap (arXiv 1511.00213).
+
+    They are those of an isotonic regression with the new row in it, once as a 0 and once as a 1. Of
+    its minima of means over rows behind and maxima over rows before, only ends of the convex hulls
+    of both sides are looked at.
+
+    Args:
+        labels (`np.ndarray` of shape `(num_rows,)`): 0 or 1, in the order of the scores.
+
+    Returns:
+        Two `np.ndarray` of shape `(num_rows + 1,)`, of the gap before each row, and the last.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(labels)])
+    before, behind = _find_hulls(sums), _find_hulls(sums[::-1])
+    last, probabilities = len(labels), np.zeros((2, len(labels) + 1))
+    for gap in range(last + 1):
+        left, right = before[gap], last - behind[last - gap]
+        width = right - left[:, None] + 1
+        rise = sums[right] - sums[left][:, None]
+        for label in (0, 1):
+            probabilities[label, gap] = ((rise + label) / width).min(1).max()
+    return probabilities[0], probabilities[1]
+
+
+def _find_hulls(heights: np.ndarray) -> list[np.ndarray]:
+    """Return for every point the corners of the lower convex hull of the points up to it."""
+    hull: list[int] = []
+    found = []
+    for idx, height in enumerate(heights.tolist()):
+        while len(hull) > 1:
+            first, second = hull[-2:]
+            slope = (heights[second] - heights[first]) / (second - first)
+            if slope < (height - heights[second]) / (idx - second):
+                break
+            hull.pop()
+        hull.append(idx)
+        found.append(np.array(hull))
+    return found
