@@ -31,6 +31,8 @@ TARGET_MODULES = [
 ]
 # Parts that an adapter holds whole, beside what it adds to the layers.
 HEAD_MODULES = ("classifier", "descriptor_scaler")
+# One more, which is fitted after the training.
+TRUST_MODULE = "trust_head"
 DEFAULT_RANK = 8
 
 # Of `LoraConfig`: what decides the numbers, and what says nothing about them. peft itself reads
@@ -159,8 +161,12 @@ def save_model(model: Any, folder: Path) -> None:
     base = model.get_base_model()
     weights = {name: it.contiguous() for name, it in get_peft_model_state_dict(model).items()}
     metadata = {"format": "pt", _BASE_HASH: compute_encoder_hash(base)}
-    save_file(weights, folder / ADAPTER_SAFE_WEIGHTS_NAME, metadata=metadata)
     fields = list_fields(model.peft_config[model.active_adapter])
+    if base.trust_head is not None:
+        prefix = f"{_PREFIX}{TRUST_MODULE}."
+        weights |= {prefix + name: it for name, it in base.trust_head.state_dict().items()}
+        fields["modules_to_save"] = [*fields["modules_to_save"], TRUST_MODULE]
+    save_file(weights, folder / ADAPTER_SAFE_WEIGHTS_NAME, metadata=metadata)
     place = {"base_model_name_or_path": _name_base(str(base.name_or_path), folder)}
     save_json(folder / ADAPTER_CONFIG_NAME, {**fields, **place, "inference_mode": True})
     base.config.architectures = [type(base).__name__]

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResultEntry, HfApi, ModelCard, eval_result_entries_to_yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
     FEATURE_EXTRACTOR_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
 )
 
-from rmat_hf.adapters import HUB_ID
+from rmat_hf.adapters import HUB_ID, TRUST_MODULE
 from rmat_hf.errors import UserError, explained_reading, get_reason, list_reading_errors
 from rmat_hf.flags import declare_flag, declare_positional, validate_flags
 from rmat_hf.inference import endpoint
@@ -54,7 +57,8 @@ EVAL_RESULTS_FILE = ".eval_results/rmat_hf.yaml"
 _KEEPING_ROWS = (RMatKernelConfig.model_type, RMatStackConfig.model_type)
 # How much is shared → the files of it, beside those of the levels before. What is in no list stays.
 SHARES: dict[str, tuple[str, ...]] = {
-    # what predicts; of the labels their names, units, mean and standard deviation are in it
+    # what predicts; of the labels their names, units, mean and standard deviation are in it, and
+    # what their held-out errors were
     "model": (
         *("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"),
         *("adapter_config.json", "*_rmat.py", CARD_FILE, "LICENSE*"),
@@ -141,7 +145,8 @@ def push_folder(
         repo_id (`str`): `USER/NAME`; created if it is not there.
         share (`str`, *optional*, defaults to `"model"`):
             `"model"`: weights, configuration, processor, code and card, whose metrics are over
-            all rows of a part. `"metrics"`: the files of metrics, losses and arguments too.
+            all rows of a part; without intervals and domain if these rest on fingerprints.
+            `"metrics"`: the files of metrics, losses and arguments too.
             `"molecules"`: the molecules with their labels and predictions, and the plot of them.
             Files that are none of these stay.
         private (`bool`, *optional*, defaults to `False`): Whether a new repository is private.
@@ -174,6 +179,8 @@ def push_folder(
     with TemporaryDirectory() as staging:
         stage = Path(staging)
         kept = _stage_files(source, stage, share=share)
+        if share != "molecules":
+            kept += _leave_out_fingerprints(stage)
         _add_code(stage)
         _add_card(source, stage, kept=kept, repo_id=repo_id)
         files = {it.relative_to(stage).as_posix(): it.stat().st_size for it in _list_files(stage)}
@@ -200,6 +207,35 @@ def _validate_share(source: Path, share: str) -> None:
             f"{source} has a kernel head, whose weights hold the vectors, counts and labels of its "
             "training molecules: these can be reconstructed. Pass --share molecules to send them."
         )
+
+
+def _leave_out_fingerprints(stage: Path) -> list[str]:
+    """Take its trust out of a model where that holds fingerprints; return what stays."""
+    config = stage / CONFIG_NAME
+    fields = load_json(config) if config.is_file() else {}
+    if (fields.pop("trust", None) or {}).get("kind") != "fingerprints":
+        return []
+    logger.warning(
+        "Intervals and domain stay here: they rest on fingerprints of the molecules of training, "
+        "from which these can be reconstructed. --share molecules sends them, and `rmat finetune "
+        "--trust centers` makes a model that has none."
+    )
+    save_json(config, fields)
+    for path in stage.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if TRUST_MODULE not in name.split(".")]  # noqa: SIM118 - no mapping
+            weights, metadata = {name: file.get_tensor(name) for name in names}, file.metadata()
+        save_file(weights, path, metadata=metadata)
+    if (index := stage / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        content = load_json(index)
+        places = content["weight_map"].items()
+        known = {name: it for name, it in places if TRUST_MODULE not in name.split(".")}
+        save_json(index, {**content, "weight_map": known})
+    if (adapter := stage / ADAPTER_CONFIG_NAME).is_file():
+        options = load_json(adapter)
+        whole = [name for name in options["modules_to_save"] if name != TRUST_MODULE]
+        save_json(adapter, {**options, "modules_to_save": whole})
+    return [TRUST_MODULE]
 
 
 def _list_files(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from transformers.utils import (
 )
 
 from .configuration_rmat import TASK_FIELDS, RMatConfig
+from .trust_rmat import RMatTrust
 
 # A class index that is no label.
 IGNORED_LABEL = -100
@@ -334,16 +335,25 @@ class RMatAdapterMixin:
                 f"model {self.config.num_molecule_descriptors}. Load it with a model of its own."
             )
         new = self.build_head(config).to(device=self.device, dtype=self.dtype)
-        is_wrapped = hasattr(head, "original_module")
-        old = head.original_module if is_wrapped else head
-        if [it.shape for it in new.state_dict().values()] == [
-            it.shape for it in old.state_dict().values()
-        ]:
+        self._replace_part("classifier", new)
+        # CODEPATH: adapters finetuned with `--trust fingerprints` or `--trust centers`.
+        if config.trust is not None:
+            trust = RMatTrust(config, vector_size=self.rmat.pooler.output_size)
+            self._replace_part("trust_head", trust.to(self.device))
+
+    def _replace_part(self: Any, name: str, new: nn.Module) -> None:
+        """Give the model another part, unless its own one has the same shapes."""
+        part = getattr(self, name)
+        is_wrapped = hasattr(part, "original_module")
+        old = part.original_module if is_wrapped else part
+        states = [[] if it is None else [*it.state_dict().values()] for it in (new, old)]
+        first, second = ([(it.shape, it.dtype) for it in state] for state in states)
+        if first == second:
             return
         if is_wrapped:
-            head.original_module = new
+            part.original_module = new
         else:
-            self.classifier = new
+            setattr(self, name, new)
 
     def _use_labels(self: Any, adapter_name: Any) -> None:
         """Take the labels of an adapter, if it has any, for those of the model."""

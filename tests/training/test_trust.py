@@ -1,0 +1,155 @@
+"""What a finetuned model says of its own errors: intervals, classes and the domain."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
+
+from rmat_hf import predict
+from rmat_hf.errors import UserError
+from rmat_hf.loading import load_predictor
+from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training.trust import compute_venn_abers, fit_error_scale
+
+CHAINS = ["C" * size + end for end in ("O", "N", "Cl") for size in range(1, 15)]
+KERNEL: dict[str, Any] = {"model": "rmat-small", "head": "kernel"}
+
+
+def finetune_chains(
+    folder: Path, values: Callable[[int], float] = float, **options: Any
+) -> tuple[Path, Any]:
+    """Finetune on chains of carbon, whose label is a function of their length."""
+    folder.mkdir(exist_ok=True)
+    columns = {"smiles": CHAINS, "y": [values(len(it)) for it in CHAINS]}
+    result = run_finetuning(build_tiny_arguments(folder, columns, num_workers=0, **options))
+    return folder / "run", result
+
+
+@pytest.fixture(scope="module")
+def kernel_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    return finetune_chains(tmp_path_factory.mktemp("kernel"), **KERNEL)
+
+
+def test_intervals_grow_with_the_coverage_and_what_the_rows_cannot_carry_is_refused(
+    kernel_run: tuple[Path, Any],
+) -> None:
+    folder, result = kernel_run
+    assert set(result.metrics) == {"train", "valid", "test", "out_of_fold"}
+    assert "5 folds" in result.trust
+    narrow, wide = (predict(folder, TABLE_SMILES, coverage=it) for it in (0.5, 0.95))
+    assert (narrow.lower > wide.lower).all()
+    assert (narrow.upper < wide.upper).all()
+    with pytest.raises(UserError, match=r"0\.97"):
+        predict(folder, TABLE_SMILES, coverage=0.999)
+
+
+def test_a_molecule_of_training_is_not_new_and_another_is_outside_of_the_domain(
+    kernel_run: tuple[Path, Any],
+) -> None:
+    result = predict(kernel_run[0], [CHAINS[3], "O=S(=O)(c1ccccc1)N1CCOCC1", "C1CC"])
+    columns = result.to_columns()
+    assert columns["novelty"][0] == 0.0
+    assert columns["nearest_train"][0] == 1.0
+    assert columns["in_domain"] == [True, False, None]
+    known, new, failed = columns["warning"]
+    assert known is None
+    assert "S" in new
+    (long,) = predict(kernel_run[0], ["C" * 20]).warnings
+    assert "heavy atoms" in long
+    assert failed is None
+    assert columns["lower_y"][2] is None
+
+
+def test_without_trust_predictions_are_the_same_and_nothing_else(
+    kernel_run: tuple[Path, Any],
+) -> None:
+    given, plain = (predict(kernel_run[0], TABLE_SMILES, trust=it) for it in (True, False))
+    np.testing.assert_array_equal(given.values, plain.values)
+    assert list(plain.to_columns()) == ["prediction_y", "spread_y", "error"]
+
+
+@pytest.mark.slow
+def test_centers_keep_no_fingerprint_and_know_what_is_new(tmp_path: Path) -> None:
+    folder, _ = finetune_chains(tmp_path, **KERNEL, trust="centers")
+    model, _ = load_predictor(folder)
+    assert not [name for name in model.state_dict() if "fingerprints" in name]
+    columns = predict(folder, [CHAINS[3], "O=S(=O)(c1ccccc1)N1CCOCC1"]).to_columns()
+    assert "nearest_train" not in columns
+    assert columns["novelty"][0] < columns["novelty"][1]
+    assert columns["in_domain"][1] is False
+    none, _ = finetune_chains(tmp_path / "none", **KERNEL, trust="none")
+    assert "lower_y" not in predict(none, ["CCO"]).to_columns()
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "multi_label_classification",
+        pytest.param("single_label_classification", marks=pytest.mark.slow),
+    ],
+)
+def test_classes_have_calibrated_probabilities_and_sets(tmp_path: Path, problem: str) -> None:
+    folder, _ = finetune_chains(
+        tmp_path, lambda size: float(size > 7), **KERNEL, problem_type=problem
+    )
+    result = predict(folder, CHAINS)
+    columns = result.to_columns()
+    long = np.array([len(it) > 7 for it in CHAINS])
+    probabilities = np.array(columns["probability_y"])
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    assert probabilities[long].mean() > probabilities[~long].mean() + 0.5
+    assert set(columns["set_y"]) <= {"0", "1", "0 or 1", "none"}
+    held = [str(int(it)) in text for it, text in zip(long, columns["set_y"], strict=True)]
+    assert np.mean(held) >= 0.8
+
+
+@pytest.mark.slow
+def test_one_network_rests_on_valid_and_members_with_folds_on_every_row(tmp_path: Path) -> None:
+    _, single = finetune_chains(tmp_path / "single", num_train_epochs=1)
+    assert "valid alone" in single.trust
+    assert "out_of_fold" not in single.metrics
+    options = {"num_train_epochs": 1, "num_members": 2, "member_folds": True}
+    folder, folds = finetune_chains(tmp_path / "folds", **options)
+    assert "2 folds" in folds.trust
+    model, _ = load_predictor(folder)
+    assert model.config.trust["num_rows"] == [38]
+    assert "lower_y" in predict(folder, ["CCO"]).to_columns()
+
+
+def test_the_error_scale_never_falls_with_novelty() -> None:
+    generator = np.random.default_rng(0)
+    novelty = generator.uniform(size=2000)
+    knots, scales = fit_error_scale(np.abs(generator.normal(size=2000)) * (1 + novelty), novelty)
+    assert (np.diff(knots) >= 0).all()
+    assert (np.diff(scales) >= 0).all()
+    np.testing.assert_allclose(scales[-1] / scales[0], 2, rtol=0.2)
+    # too few rows for a second knot: the mean error
+    _, scales = fit_error_scale(np.array([1.0, 3.0]), np.array([0.1, 0.9]))
+    np.testing.assert_array_equal(scales, 2.0)
+
+
+def test_venn_abers_is_an_isotonic_regression_with_the_new_row_in_it() -> None:
+    from sklearn.isotonic import isotonic_regression
+
+    generator = np.random.default_rng(0)
+    labels = (generator.uniform(size=60) < np.linspace(0, 1, 60)).astype(float)
+    found = compute_venn_abers(labels)
+    for gap in range(61):
+        for label in (0, 1):
+            expected = isotonic_regression(np.insert(labels, gap, label))[gap]
+            np.testing.assert_allclose(found[label][gap], expected, atol=1e-12)
+
+
+def test_saved_trust_comes_back_bit_for_bit(kernel_run: tuple[Path, Any], tmp_path: Path) -> None:
+    model, processor = load_predictor(kernel_run[0])
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, _ = load_predictor(tmp_path)
+    for name, values in model.trust_head.state_dict().items():
+        assert torch.equal(values, again.trust_head.state_dict()[name])
+    first, second = (predict(it, TABLE_SMILES) for it in (kernel_run[0], tmp_path))
+    np.testing.assert_array_equal(first.lower, second.lower)
