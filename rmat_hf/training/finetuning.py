@@ -245,8 +245,6 @@ def run_finetuning(
             arguments, task, trainer=trainer, baselines=baselines, held_out=held_out
         )
         if is_main_process:
-            if arguments.trust != "none" and report.held_out is not None:
-                _fit_trust(arguments, task, model=trainer.model, held_out=report.held_out)
             with run.publish() as folder:
                 model = cast(Any, trainer.model)
                 save_run_folder(folder, model=model, task=task, report=report, log_history=log)
@@ -309,9 +307,11 @@ def _fit_head(
 
 
 def _fit_trust(
-    arguments: FinetuningArguments, task: FinetuningTask, *, model: Any, held_out: HeldOut
+    arguments: FinetuningArguments, task: FinetuningTask, *, model: Any, held_out: HeldOut | None
 ) -> None:
     """Give a finetuned model, or the base of an adapter, what it needs to tell how sure it is."""
+    if held_out is None or arguments.trust == "none":
+        return
     fit_trust(
         model.get_base_model() if is_adapted(model) else model,
         pack_dataset(task.dataset),
@@ -351,9 +351,10 @@ def build_finetuning_report(
 ) -> FinetuningReport:
     """Score the best model, or the ensemble and each of its members, on every part.
 
-    Members with folds of their own have learned from most rows of valid. There the predictions are
-    out of fold, each by the one member that did not, and a member is scored on its own fold. Rows
-    that a kernel head was fitted on have the predictions that leave their fold out.
+    It gets its trust of the rows that were held out. Members with folds of their own have learned
+    from most rows of valid. There the predictions are out of fold, each by the one member that did
+    not, and a member is scored on its own fold. Rows that a kernel head was fitted on have the
+    predictions that leave their fold out.
     """
     if arguments.level == "atom":
         labels, outputs, parts = predict_atoms(trainer, task)
@@ -388,6 +389,7 @@ def build_finetuning_report(
     elif arguments.level == "molecule":
         rows = np.sort(task.split.valid)
         held_out = HeldOut(rows, outputs[rows], None, np.zeros(len(rows), dtype=np.int64))
+    _fit_trust(arguments, task, model=trainer.model, held_out=held_out)
     return FinetuningReport(
         config=cast(Any, trainer.model).config,
         arguments=arguments,
