@@ -39,7 +39,7 @@ def test_intervals_grow_with_the_coverage_and_what_the_rows_cannot_carry_is_refu
 ) -> None:
     folder, result = kernel_run
     assert set(result.metrics) == {"train", "valid", "test", "out_of_fold"}
-    assert "5 folds" in result.trust
+    assert "5 folds" in result.summary
     narrow, wide = (predict(folder, TABLE_SMILES, coverage=it) for it in (0.5, 0.95))
     assert (narrow.lower > wide.lower).all()
     assert (narrow.upper < wide.upper).all()
@@ -110,11 +110,11 @@ def test_classes_have_calibrated_probabilities_and_sets(tmp_path: Path, problem:
 @pytest.mark.slow
 def test_one_network_rests_on_valid_and_members_with_folds_on_every_row(tmp_path: Path) -> None:
     _, single = finetune_chains(tmp_path / "single", num_train_epochs=1)
-    assert "valid alone" in single.trust
+    assert "valid alone" in single.summary
     assert "out_of_fold" not in single.metrics
     options = {"num_train_epochs": 1, "num_members": 2, "member_folds": True}
     folder, folds = finetune_chains(tmp_path / "folds", **options)
-    assert "2 folds" in folds.trust
+    assert "2 folds" in folds.summary
     model, _ = load_predictor(folder)
     assert model.config.trust["num_rows"] == [38]
     assert "lower_y" in predict(folder, ["CCO"]).to_columns()
