@@ -54,7 +54,8 @@ def finetune(arguments: Any) -> None:
     result = run(**vars(arguments))
     if _is_main_process():
         print(result.summary)
-        print(f"\nWrote {result.output_dir}: model, predictions.csv, report.md and model card.")
+        print(f"\nWhat learned: {result.head}.")
+        print(f"Wrote {result.output_dir}: model, predictions.csv, report.md and model card.")
         if result.dropped:
             print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
 

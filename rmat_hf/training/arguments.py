@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -11,7 +11,7 @@ from rmat_hf.adapters import DEFAULT_RANK, PEFT_METHODS
 from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.errors import UserError, hide_credentials
-from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, validate_flags
+from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, name_flag, validate_flags
 from rmat_hf.model.configuration_rmat import TRUST_KINDS, RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES, FINGERPRINTS
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
@@ -30,8 +30,16 @@ ARGUMENTS_FILE = "finetuning_arguments.json"
 TRIALS_FILE = "hpo_trials.csv"
 
 # What learns: the whole network, or, on the vectors of one that does not, a Gaussian process, alone
-# or with a forest beside it.
-HEADS = ("network", "kernel", "stack")
+# or with a forest beside it; by default heads.py says which.
+AUTO = "auto"
+HEADS = (AUTO, "network", "kernel", "stack")
+# Flags that only a network takes note of.
+NETWORK_FLAGS = (
+    *("learning_rate", "head_learning_rate", "noam_factor", "num_train_epochs", "batch_size"),
+    *("weight_decay", "recipe", "dropout", "ema_decay", "warmup_ratio", "early_stopping_patience"),
+    *("num_members", "member_folds", "hpo_trials", "peft", "peft_rank", "class_weighting"),
+    *("level", "model_config", "molecule_descriptors", "training_arguments", "report_to"),
+)
 # What the latter can compare.
 KERNEL_FEATURES = ("vectors", "environments", *FINGERPRINTS, "descriptors")
 SCRATCH = "scratch"
@@ -159,9 +167,10 @@ class FinetuningArguments(RunArguments):
         "Molecule descriptors to concatenate before the head. Default: the model's, else none.",
     )
     head: str = declare_flag(
-        "network",
+        AUTO,
         "What learns: the network; kernel: a Gaussian process on its frozen vectors and on "
-        "fingerprints, fitted in seconds on train and valid together; stack: this and a forest.",
+        "fingerprints, fitted in seconds on train and valid together; stack: this and a forest. "
+        "Default: the one that does best with so many rows; the network with a flag of its own.",
         choices=HEADS,
     )
     kernel_features: list[str] = declare_flag(
@@ -229,6 +238,11 @@ class FinetuningArguments(RunArguments):
     early_stopping_patience: int = declare_flag(
         30, "Epochs without a better validation metric, then training stops.", least=1
     )
+    refit: bool = declare_flag(
+        False,
+        "Train the network once more on train and valid together, to the epoch that valid chose. "
+        "A kernel and a stack are always fitted on both.",
+    )
     num_members: int = declare_flag(
         1, "Models with different seeds; several become one ensemble with a spread.", least=1
     )
@@ -278,7 +292,9 @@ class FinetuningArguments(RunArguments):
             yield "--class-weighting balanced is for classification. Leave it out."
         if self.member_folds and self.num_members < 2:
             yield "--member-folds needs --num-members 2 or more: one fold for each."
-        if self.head != "network":
+        if self.refit and (self.num_members > 1 or self.level == "atom"):
+            yield "--refit is for one model of molecules. Leave out --num-members and --level atom."
+        if self.head not in {AUTO, "network"}:
             yield from self._list_kernel_contradictions()
         if self.level == "atom" and (
             self.num_members > 1
@@ -311,12 +327,18 @@ class FinetuningArguments(RunArguments):
             yield (
                 f"--head {self.head} takes the vectors of a trained --model, and scratch has none."
             )
-        unread: dict[str, Any] = {"num_members": 1, "hpo_trials": 0, "class_weighting": "none"}
-        unread |= {"level": "molecule"}
-        unread |= dict.fromkeys(("molecule_descriptors", "dropout", "model_config", "peft"))
-        if given := [name for name, default in unread.items() if getattr(self, name) != default]:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            yield f"--head {self.head} does not read {flags}. Leave it out."
+        if given := self.list_network_flags():
+            yield f"--head {self.head} does not read {', '.join(given)}. Leave it out."
+
+    def list_network_flags(self) -> list[str]:
+        """Return the flags that are given and only a network takes note of."""
+        defaults = {field.name: field for field in fields(self)}
+        given = []
+        for name in NETWORK_FLAGS:
+            default, factory = defaults[name].default, defaults[name].default_factory
+            if getattr(self, name) != (factory() if callable(factory) else default):
+                given.append(name_flag(name))
+        return given
 
 
 def describe_arguments(arguments: Any) -> dict[str, Any]:

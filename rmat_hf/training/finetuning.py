@@ -15,6 +15,8 @@ import pandas as pd
 import torch
 from rdkit import Chem
 from transformers.trainer import Trainer
+from transformers.trainer_callback import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from rmat_hf.adapters import is_adapted, list_fields, load_adapter_weights, save_model
 from rmat_hf.data.featurization import LENGTH_COLUMN
@@ -46,6 +48,7 @@ from rmat_hf.training.arguments import (
     describe_arguments,
     name_dataset,
 )
+from rmat_hf.training.heads import choose_head
 from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import save_model_card
@@ -94,6 +97,7 @@ class FinetuningResult:
         dropped (`list[DroppedRow]`): Rows that were not used, with their reasons.
         summary (`str`): How good the model is on the test part, and beside what: a table in
             Markdown, with intervals, and sentences.
+        head (`str`): What learned, and why it was this.
     """
 
     output_dir: Path
@@ -101,6 +105,7 @@ class FinetuningResult:
     baselines: dict[str, dict[str, Any]]
     dropped: list[DroppedRow]
     summary: str
+    head: str = ""
 
 
 def finetune(
@@ -191,6 +196,7 @@ def run_finetuning(
     if peft_config is not None:
         description["peft_config"] = list_fields(peft_config)
     with open_run(arguments, description=description, is_main_process=is_main_process) as run:
+        arguments, reason = choose_head(arguments, rows, has_adapter=peft_config is not None)
         task = build_finetuning_task(arguments, rows, peft_config=peft_config)
         for line in describe_rows(
             {part: task.labels(part) for part in PARTS},
@@ -201,24 +207,16 @@ def run_finetuning(
             logger.info(line)
         # refuses what cannot be before anything is written
         config = build_finetuning_config(arguments, task)
-        arguments = resolve_defaults(
-            arguments,
-            config,
-            num_train_rows=len(task.split.train),
-            has_adapter=task.peft_config is not None,
-        )
-        # before training: labels that no baseline can be fitted on should not cost a training
-        baselines: dict[str, Any] = {}
-        if arguments.with_baselines and is_main_process:
-            from rmat_hf.training.baselines import fit_baselines
-
-            baselines = fit_baselines(
-                task.dataset,
-                split=task.split,
-                problem_type=arguments.problem_type,
-                label_names=arguments.label_columns,
-                seed=arguments.seed,
+        if arguments.head not in FITTED_HEADS:
+            arguments = resolve_defaults(
+                arguments,
+                config,
+                num_train_rows=len(task.split.train),
+                has_adapter=task.peft_config is not None,
             )
+        # before training: labels that no baseline can be fitted on should not cost a training
+        has_baselines = arguments.with_baselines and is_main_process
+        baselines = _fit_baselines(arguments, task) if has_baselines else {}
         with shared.main_process_first(local=False):
             run.prepare()
         if arguments.hpo_trials:
@@ -231,19 +229,14 @@ def run_finetuning(
                 dropout=config.hidden_dropout_prob,
                 folder=run.work_dir,
             )
-        log: list[dict[str, Any]] = []
-        if arguments.head in FITTED_HEADS:
-            logger.info("Fitting the %s head.", arguments.head)
-            trainer, held_out = _fit_head(arguments, task, work_dir=run.work_dir)
-        else:
-            trainer, log = _train(arguments, task, work_dir=run.work_dir)
-            held_out = None
+        trainer, log, held_out = _learn(arguments, task, work_dir=run.work_dir)
         logger.info("Predicting train, valid and test, and writing the report.")
         # choosing a checkpoint needs a defined metric, reporting does not
         trainer.compute_metrics = None
         report = build_finetuning_report(
             arguments, task, trainer=trainer, baselines=baselines, held_out=held_out
         )
+        report = replace(report, head_reason=reason)
         if is_main_process:
             with run.publish() as folder:
                 model = cast(Any, trainer.model)
@@ -253,11 +246,46 @@ def run_finetuning(
                 for logs in run.work_dir.glob(f"stage-*/{TENSORBOARD_DIR}"):
                     shutil.copytree(logs, folder / TENSORBOARD_DIR, dirs_exist_ok=True)
     found = (report.metrics, report.baselines, task.dropped, describe_run(report))
-    return FinetuningResult(run.output_dir, *found)
+    return FinetuningResult(run.output_dir, *found, f"{arguments.head}: {reason}")
+
+
+def _learn(
+    arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
+) -> tuple[Trainer, list[dict[str, Any]], HeldOut | None]:
+    """Return a `Trainer` with what has learned, the training log, and what it was held out of."""
+    if arguments.head in FITTED_HEADS:
+        logger.info("Fitting the %s head.", arguments.head)
+        trainer, held_out = _fit_head(arguments, task, work_dir=work_dir)
+        return trainer, [], held_out
+    trainer, log = _train(arguments, task, work_dir=work_dir)
+    if not arguments.refit:
+        return trainer, log, None
+    trainer.compute_metrics, rows = None, task.split.valid
+    outputs = predict_rows(trainer, task)[0][rows]
+    held_out = HeldOut(rows, outputs, np.full_like(outputs, np.nan), np.zeros(len(rows), dtype=int))
+    return *_refit(arguments, task, log=log, work_dir=work_dir), held_out
+
+
+def _fit_baselines(
+    arguments: FinetuningArguments, task: FinetuningTask
+) -> dict[str, dict[str, Any]]:
+    from rmat_hf.training.baselines import fit_baselines
+
+    return fit_baselines(
+        task.dataset,
+        split=task.split,
+        problem_type=arguments.problem_type,
+        label_names=arguments.label_columns,
+        seed=arguments.seed,
+    )
 
 
 def _train(
-    arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
+    arguments: FinetuningArguments,
+    task: FinetuningTask,
+    *,
+    work_dir: Path,
+    last_epoch: int | None = None,
 ) -> tuple[Trainer, list[dict[str, Any]]]:
     """Return a `Trainer` with the best model, or the ensemble, and the training log.
 
@@ -271,6 +299,8 @@ def _train(
         logger.info("Training model %d of %d.", idx + 1, arguments.num_members)
         # scaled as the whole task: the members share the scaling of the labels
         trainer = _build_trainer(chosen, replace(task, split=split), folder=folder, scaled_as=task)
+        if last_epoch is not None:
+            _end_after(trainer, last_epoch=last_epoch)
         member = {"member": idx} if arguments.num_members > 1 else {}
         log += [{**member, **entry} for entry in train_stage(trainer, folder)["log_history"]]
         if arguments.num_members == 1 and is_adapted(trainer.model):
@@ -285,6 +315,44 @@ def _train(
     if len(members) > 1:
         model = RMatEnsembleForSequenceClassification.from_members(members)
     return _build_trainer(arguments, task, folder=work_dir, model=model), log
+
+
+def _refit(
+    arguments: FinetuningArguments,
+    task: FinetuningTask,
+    *,
+    log: list[dict[str, Any]],
+    work_dir: Path,
+) -> tuple[Trainer, list[dict[str, Any]]]:
+    """Train anew on train and valid together, with the schedule and to the epoch of before."""
+    rows = np.sort(np.concatenate([task.split.train, task.split.valid]))
+    whole = replace(task, split=replace(task.split, train=rows))
+    args = build_training_arguments(arguments, work_dir)
+    evaluated = [entry for entry in log if "eval_loss" in entry]
+    kept = evaluated[-1]
+    if args.load_best_model_at_end:
+        name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+        known = [entry for entry in evaluated if not np.isnan(entry.get(name, np.nan))]
+        sign = 1 if args.greater_is_better else -1
+        kept = max(known or evaluated[-1:], key=lambda entry: sign * entry.get(name, 0.0))
+    options: dict[str, Any] = {"work_dir": work_dir / "refit", "last_epoch": round(kept["epoch"])}
+    trainer, more = _train(arguments, whole, **options)
+    trainer.train_dataset = task.select("train")
+    return trainer, [*log, *({"refit": True, **entry} for entry in more)]
+
+
+def _end_after(trainer: Trainer, *, last_epoch: int) -> None:
+    """Let a training end after an epoch of its schedule, and evaluate nothing on the way."""
+
+    class EndCallback(TrainerCallback):
+        def on_epoch_end(self, *parts: Any, **_: Any) -> None:
+            _, state, control = parts
+            control.should_training_stop = round(state.epoch) >= last_epoch
+
+    trainer.args.load_best_model_at_end = False
+    trainer.args.eval_strategy = IntervalStrategy.NO
+    trainer.remove_callback(EarlyStoppingCallback)
+    trainer.add_callback(EndCallback())
 
 
 def _fit_head(

@@ -49,7 +49,6 @@ _MAX_STEPS = 30
 # start: they keep a few labels from saying what they cannot.
 _LEAST_NOISE = 1e-3
 _PRIOR_VARIANCE = 5.0
-_MOST_CHANGE = 8.0
 
 
 def fit_kernel_head(
@@ -359,9 +358,7 @@ def _maximize_likelihood(
     options = nn.Parameter(start.clone())
 
     def split() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # a long step of the search must not end where no factor can be computed
-        near = options.clamp(start - _MOST_CHANGE, start + _MOST_CHANGE)
-        return near[:num_kinds], near[num_kinds:-1], (near[-1].exp() + _LEAST_NOISE).log()
+        return options[:num_kinds], options[num_kinds:-1], (options[-1].exp() + _LEAST_NOISE).log()
 
     def evaluate() -> torch.Tensor:
         log_weights, log_widths, log_noise = split()

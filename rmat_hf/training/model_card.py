@@ -437,12 +437,20 @@ def _describe_ensemble(report: FinetuningReport) -> list[str]:
 def _describe_choice(report: FinetuningReport) -> list[str]:
     """Return where it was chosen what is kept, and what the metrics therefore mean."""
     arguments = report.arguments
+    reason = f"what learned: {arguments.head}; {report.head_reason}"
     if arguments.head == "network":
         is_last = keeps_last_epoch(arguments.recipe, load_json_fields(arguments.training_arguments))
         choice = (
             "the last epoch, chosen on nothing" if is_last else "chosen by the validation metric"
         )
-        return [f"{choice}; the test part was scored once"]
+        choice += "; the test part was scored once"
+        if not arguments.refit:
+            return [reason, choice]
+        refit = (
+            "then trained anew on train and valid together to the same epoch; metrics of valid are "
+            "those of the model before"
+        )
+        return [reason, choice, refit]
     forest = []
     if arguments.head == "stack":
         forest = [
@@ -450,6 +458,7 @@ def _describe_choice(report: FinetuningReport) -> list[str]:
             "predictions of held-out folds"
         ]
     return [
+        reason,
         "a Gaussian process on the frozen encoder, with one kernel for each of: "
         f"{', '.join(arguments.kernel_features)}; fitted on train and valid together by "
         "marginal likelihood",

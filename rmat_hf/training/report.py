@@ -89,6 +89,7 @@ class FinetuningReport:
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     spreads: dict[str, np.ndarray] | None = None
     held_out: HeldOut | None = None
+    head_reason: str = "asked for"
     smiles: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
     baseline_values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)

@@ -129,6 +129,8 @@ def _fit_forest(
         folds = fitted.folds.numpy()[known]
         for fold in np.unique(folds):
             inside, outside = known[folds == fold], known[folds != fold]
+            # of nothing, the mean
+            outputs[inside, place] = 0.0
             if len(outside):
                 partial = _grow(features[outside], values[outside], seed=seed)
                 outputs[inside, place] = _predict(partial, features[inside])

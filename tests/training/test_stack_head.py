@@ -213,8 +213,11 @@ def test_a_saved_stack_works_without_the_package(folder: Path, tmp_path: Path) -
 
 def test_a_run_writes_a_stack_that_predicts_what_it_reported(encoder: Path, tmp_path: Path) -> None:
     columns = {"y": list(range(12)), "part": ["train"] * 8 + ["valid"] * 2 + ["test"] * 2}
-    arguments = build_tiny_arguments(tmp_path, columns, model=str(encoder), head="stack")
+    arguments = build_tiny_arguments(tmp_path, columns, model=str(encoder), head="auto")
     result = run_finetuning(arguments)
+    assert result.head.startswith("stack: the best of up to")
+    settings = json.loads((result.output_dir / "finetuning_arguments.json").read_text())
+    assert settings["head"] == "stack"
     table = np.genfromtxt(
         result.output_dir / "predictions.csv", delimiter=",", names=True, dtype=None, encoding=None
     )
@@ -223,7 +226,8 @@ def test_a_run_writes_a_stack_that_predicts_what_it_reported(encoder: Path, tmp_
     np.testing.assert_allclose(found.values[is_test, 0], table["prediction_y"][is_test], atol=1e-5)
     assert found.spread is not None
     np.testing.assert_allclose(found.spread[is_test, 0], table["spread_y"][is_test], atol=1e-5)
-    assert "beside it a forest" in (result.output_dir / "README.md").read_text(encoding="utf-8")
+    card = (result.output_dir / "README.md").read_text(encoding="utf-8")
+    assert "what learned: stack; the best of up to" in card and "beside it a forest" in card
 
 
 def test_rows_without_descriptors_are_refused(encoder: Path) -> None:
