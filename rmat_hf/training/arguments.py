@@ -174,7 +174,7 @@ class FinetuningArguments(RunArguments):
         choices=HEADS,
     )
     kernel_features: list[str] = declare_flag(
-        ["vectors", "ecfp4", "fcfp4", "atom_pairs"],
+        ["vectors", "ecfp4", "fcfp4", "atom_pairs", "descriptors"],
         f"What a kernel head compares, each with a kernel: of {', '.join(KERNEL_FEATURES)}.",
     )
     class_weighting: ClassWeighting = declare_flag("none", "Weight of rare classes.")

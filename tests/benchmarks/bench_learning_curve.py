@@ -21,7 +21,7 @@ from versions import write_rows
 
 from rmat_hf.evaluation.accuracy_benchmark import EvaluationArguments, run_accuracy_benchmark
 
-RMAT_SMALL = {"rmat-small": {"model": "rmat-small", "geometry": "bounds"}}
+RMAT_SMALL = {"rmat-small": {"model": "rmat-small", "geometry": "bounds", "head": "network"}}
 RANDOM_WEIGHTS = {"random weights": {"model": "scratch", "geometry": "bounds"}}
 NUM_REPEATS = 3
 Curves = dict[str, dict[str, dict[int, list[float]]]]

@@ -41,6 +41,7 @@ def run_runner(table: Path, *, seed: int) -> float:
         label_columns=[LABEL],
         split="column",
         split_column="split_0",
+        head="network",
         output_dir=table.parent / f"run-{seed}",
         num_workers=0,
         feature_cache="none",

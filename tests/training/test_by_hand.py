@@ -68,6 +68,7 @@ def finetune_freesolv(table: Path, output_dir: Path, **options: object) -> float
         label_units=["kcal/mol"],
         split="column",
         split_column="split_0",
+        head="network",
         output_dir=output_dir,
         num_workers=0,
         feature_cache="none",
