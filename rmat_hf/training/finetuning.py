@@ -70,7 +70,7 @@ from rmat_hf.training.report import (
     describe_run,
     save_run_report,
 )
-from rmat_hf.training.stack_head import fit_stack_with_held_out
+from rmat_hf.training.stack_head import describe_shares, fit_stack_with_held_out
 from rmat_hf.training.trainer import MODEL_DIR, RMatTrainer, train_stage
 from rmat_hf.training.trust import HeldOut, fit_trust
 
@@ -236,6 +236,7 @@ def run_finetuning(
         report = build_finetuning_report(
             arguments, task, trainer=trainer, baselines=baselines, held_out=held_out
         )
+        reason += describe_shares(cast(Any, trainer.model))
         report = replace(report, head_reason=reason)
         if is_main_process:
             with run.publish() as folder:
@@ -266,9 +267,7 @@ def _learn(
     return *_refit(arguments, task, log=log, work_dir=work_dir), held_out
 
 
-def _fit_baselines(
-    arguments: FinetuningArguments, task: FinetuningTask
-) -> dict[str, dict[str, Any]]:
+def _fit_baselines(arguments: FinetuningArguments, task: FinetuningTask) -> dict[str, Any]:
     from rmat_hf.training.baselines import fit_baselines
 
     return fit_baselines(
@@ -485,7 +484,7 @@ def build_finetuning_report(
     )
 
 
-def _name_molecules(task: FinetuningTask) -> dict[str, dict[str, list[Any]]]:
+def _name_molecules(task: FinetuningTask) -> dict[str, Any]:
     """Return number and SMILES of every row, by part."""
     names = {"rows": task.dataset["row"][:], "smiles": task.dataset["smiles"][:]}
     return {

@@ -36,7 +36,10 @@ def choose_head(
     if reason := _find_need_of_network(arguments, rows, has_adapter=has_adapter):
         head = "network"
     else:
-        head, reason = "stack", f"the best of up to {MAX_STACK_ROWS:,} rows (docs/heads.md)"
+        head, reason = (
+            "stack",
+            f"with up to {MAX_STACK_ROWS:,} rows it predicts best (docs/heads.md)",
+        )
     return replace(arguments, head=head), reason
 
 

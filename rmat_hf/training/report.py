@@ -74,7 +74,8 @@ class FinetuningReport:
     members have the shape `(num_rows, num_members, num_labels)`; `spreads` are of a kernel head,
     `held_out` the rows that the model, or a member, has not learned from.
     `smiles` and `rows`, numbers of the table, are of a model of molecules. `baseline_values` are
-    predictions, or probabilities, by baseline and part; `baseline_settings` what each chose.
+    predictions, or probabilities, by baseline and part; `baseline_settings` what each chose;
+    `head_reason` says why this head learned.
     """
 
     config: RMatConfig
@@ -89,11 +90,11 @@ class FinetuningReport:
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     spreads: dict[str, np.ndarray] | None = None
     held_out: HeldOut | None = None
-    head_reason: str = "asked for"
     smiles: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
     baseline_values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     baseline_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    head_reason: str = "asked for"
 
     @property
     def noun(self) -> str:

@@ -12,7 +12,11 @@ from torch import nn
 from rmat_hf.loading import Checkpoint, read_checkpoint
 from rmat_hf.model.losses_rmat import LOSSES
 from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT, FINGERPRINT_INPUT
-from rmat_hf.model.stack_rmat import RMatForest, RMatStackForSequenceClassification
+from rmat_hf.model.stack_rmat import (
+    STACK_MEMBERS,
+    RMatForest,
+    RMatStackForSequenceClassification,
+)
 from rmat_hf.training.kernel_head import FittedKernel, calibrate, fit_kernel
 
 # Extremely randomized trees (Geurts, Ernst and Wehenkel 2006, doi 10.1007/s10994-006-6226-1).
@@ -107,6 +111,16 @@ def fit_stack_with_held_out(
         expected = fitted.variances.masked_fill(~is_known, torch.nan).nanmean(0)
         head.variance_scale.copy_(errors.nanmean(0) / expected)
     return fitted.finish(*head(members, fitted.variances))
+
+
+def describe_shares(model: Any) -> str:
+    """Return a text about the shares of a stack's members, the mean over its labels."""
+    if not isinstance(model, RMatStackForSequenceClassification):
+        return ""
+    weights = model.member_weights.weights
+    shares = (weights / weights.sum(0)).mean(1).tolist()
+    pairs = zip(STACK_MEMBERS, shares, strict=True)
+    return f"; weights by held-out folds: {', '.join(f'{name} {it:.2f}' for name, it in pairs)}"
 
 
 def _fit_forest(

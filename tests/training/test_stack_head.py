@@ -215,11 +215,15 @@ def test_a_run_writes_a_stack_that_predicts_what_it_reported(encoder: Path, tmp_
     columns = {"y": list(range(12)), "part": ["train"] * 8 + ["valid"] * 2 + ["test"] * 2}
     arguments = build_tiny_arguments(tmp_path, columns, model=str(encoder), head="auto")
     result = run_finetuning(arguments)
-    assert result.head.startswith("stack: the best of up to")
+    assert result.head.startswith("stack: with up to")
     settings = json.loads((result.output_dir / "finetuning_arguments.json").read_text())
     assert settings["head"] == "stack"
     table = np.genfromtxt(
-        result.output_dir / "predictions.csv", delimiter=",", names=True, dtype=None, encoding=None
+        result.output_dir / "predictions.csv",
+        delimiter=",",
+        names=True,
+        dtype=None,
+        encoding="utf-8",
     )
     is_test = table["split"] == "test"
     found = predict(result.output_dir, table["smiles"].tolist())
@@ -227,7 +231,11 @@ def test_a_run_writes_a_stack_that_predicts_what_it_reported(encoder: Path, tmp_
     assert found.spread is not None
     np.testing.assert_allclose(found.spread[is_test, 0], table["spread_y"][is_test], atol=1e-5)
     card = (result.output_dir / "README.md").read_text(encoding="utf-8")
-    assert "what learned: stack; the best of up to" in card and "beside it a forest" in card
+    assert (
+        "what learned: stack; with up to" in card
+        and "weights by held-out folds: kernel" in card
+        and "beside it a forest" in card
+    )
 
 
 def test_rows_without_descriptors_are_refused(encoder: Path) -> None:
