@@ -263,7 +263,7 @@ def _learn(
         return trainer, log, None
     trainer.compute_metrics, rows = None, task.split.valid
     outputs = predict_rows(trainer, task)[0][rows]
-    held_out = HeldOut(rows, outputs, np.full_like(outputs, np.nan), np.zeros(len(rows), dtype=int))
+    held_out = HeldOut(rows, outputs, None, np.zeros(len(rows), dtype=np.int64))
     return *_refit(arguments, task, log=log, work_dir=work_dir), held_out
 
 
