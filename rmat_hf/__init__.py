@@ -31,6 +31,7 @@ __all__ = [
     "RMatTrainer",
     "RMatTrainingArguments",
     "build_compute_metrics",
+    "check_table",
     "checkpoint_path",
     "compute_attention_maps",
     "compute_label_scaling",
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from rmat_hf.data.check import check_table
     from rmat_hf.data.featurization import find_processor
     from rmat_hf.data.splits.registry import split_dataset
     from rmat_hf.data.training_table import featurize_dataset
@@ -86,6 +88,7 @@ _PLACES = {
     "RMatTrainer": "rmat_hf.training.trainer",
     "RMatTrainingArguments": "rmat_hf.training.recipe",
     "build_compute_metrics": "rmat_hf.training.metrics",
+    "check_table": "rmat_hf.data.check",
     "checkpoint_path": "rmat_hf.loading",
     "compute_attention_maps": "rmat_hf.inference.attention_maps",
     "compute_label_scaling": "rmat_hf.training.recipe",

@@ -60,6 +60,15 @@ def finetune(arguments: Any) -> None:
             print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
 
 
+def check(arguments: Any) -> None:
+    """Look through a table of molecules and labels; say what stands in it and what settles it."""
+    from rmat_hf.data.check_report import run_check
+
+    print(run_check(arguments))
+    for path in filter(None, [arguments.fix, arguments.html]):
+        print(f"Wrote {path}.")
+
+
 def predict(arguments: Any) -> None:
     """Predict the molecules of a file, or a few SMILES, with a finetuned model."""
     from rmat_hf.inference.screening import describe_screening, run_prediction
@@ -132,6 +141,7 @@ VERBS: dict[str, tuple[str, str, Any]] = {
     "featurize": ("rmat_hf.data.corpus", "FeaturizationArguments", featurize),
     "pretrain": ("rmat_hf.training.pretraining_arguments", "PretrainingArguments", pretrain),
     "finetune": ("rmat_hf.training.arguments", "FinetuningArguments", finetune),
+    "check": ("rmat_hf.data.check_report", "CheckArguments", check),
     "predict": ("rmat_hf.inference.screening", "PredictionArguments", predict),
     "embed": ("rmat_hf.inference.screening", "PredictionArguments", embed),
     "explain": ("rmat_hf.inference.explanation_folder", "ExplanationArguments", explain),

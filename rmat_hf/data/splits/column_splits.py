@@ -49,7 +49,7 @@ def parse_split_cells(
     if not column:
         return {}
     if isinstance(column, TimeColumn):
-        return {"time": list(_parse_cells(cells, _parse_time, rows=rows, column=column))}
+        return {"time": list(_parse_cells(cells, parse_time, rows=rows, column=column))}
     numbers = _parse_cells(cells, _parse_word, rows=rows, column=column)
     words = [SPLIT_NAMES[int(number)] for number in numbers]
     split_by_column(words, split_column=column)
@@ -170,7 +170,7 @@ def _parse_word(value: object) -> tuple[str, float]:
     return "no part of a split", math.nan
 
 
-def _parse_time(value: object) -> tuple[str, float]:
+def parse_time(value: object) -> tuple[str, float]:
     """Return what a cell holds, in words, and its number; NaN if it is no time."""
     number = parse_number(value)
     if number is not None:

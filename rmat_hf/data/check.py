@@ -1,0 +1,602 @@
+"""check_table(...): what stands in a table of molecules and labels, and what settles it."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from rdkit import Chem, DataStructs
+from rdkit.Chem import rdFingerprintGenerator
+from rdkit.Chem.Scaffolds import MurckoScaffold
+
+from rmat_hf.data.columns import (
+    INCHI_NOTE,
+    find_label_columns,
+    find_number_styles,
+    find_part_columns,
+    find_smiles_column,
+    find_unit,
+    is_empty,
+    parse_cell,
+    read_frame,
+    read_inchi,
+    with_plain_numbers,
+)
+from rmat_hf.data.frames import build_dataset
+from rmat_hf.data.labels import find_label_conflicts
+from rmat_hf.data.sources import open_table
+from rmat_hf.data.splits.column_splits import parse_time
+from rmat_hf.data.splits.parents import name_by_parent
+from rmat_hf.data.splits.parts import PART_WORDS, group_rows
+from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table
+from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule, silence_rdkit
+
+MAX_ATOMS = 256
+# Rows that a line of the report names.
+_NUM_NAMED_ROWS = 5
+_FEW_ROWS = 50
+_FEW_LABELS = 10
+_MANY_DECADES = 3.0
+# Molecules as alike as analogs, and how many of them are compared with each other.
+_CLIFF_SIMILARITY = 0.85
+_CLIFF_DEVIATIONS = 2.0
+_MOST_COMPARED = 3000
+_LARGE_FRAGMENT = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about a table.
+
+    Args:
+        topic (`str`): Name of the check in `CHECKS`.
+        message (`str`): What was found, in one sentence.
+        rows (`tuple[int, ...]`): Positions in the table, from 0; empty for what is of all rows.
+        way_out (`str`): The flag of `rmat finetune` that settles it, or what to do.
+        is_serious (`bool`): Whether rows or labels are lost, or a result would mislead.
+    """
+
+    topic: str
+    message: str
+    rows: tuple[int, ...] = ()
+    way_out: str = ""
+    is_serious: bool = False
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """What [`check_table`] has found.
+
+    Args:
+        source (`str`): Name of the file.
+        description (`str`): How it is read.
+        num_rows (`int`): Rows of the table.
+        num_molecules (`int`): Different molecules, salts and tautomers counted as one.
+        smiles_column (`str`): Column of SMILES.
+        label_columns (`list[str]`): Labels, named or found.
+        label_units (`dict[str, str]`): Units in the names of columns.
+        useless_labels (`list[str]`): Labels with nothing to learn.
+        findings (`list[Finding]`): In the order of `CHECKS`.
+        mols (`list[Chem.Mol | None]`): The molecules, for drawings.
+        frame (`pd.DataFrame`): Cells of the table as text.
+        styles (`dict[str, str]`): Columns of numbers with commas, and what these are.
+    """
+
+    source: str
+    description: str
+    num_rows: int
+    num_molecules: int
+    smiles_column: str
+    label_columns: list[str]
+    label_units: dict[str, str]
+    useless_labels: list[str]
+    findings: list[Finding]
+    mols: list[Chem.Mol | None] = field(repr=False)
+    frame: pd.DataFrame = field(repr=False)
+    styles: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the report for a screen."""
+        labels = [f"{name!r}{self._describe_unit(name)}" for name in self.label_columns]
+        lines = [
+            f"{self.source}: {self.num_rows} rows ({self.description})",
+            f"{self.num_molecules} molecules in column {self.smiles_column!r}; "
+            + (f"labels {', '.join(labels)}" if labels else "no labels"),
+            "",
+        ]
+        for finding in self.findings:
+            mark = "!" if finding.is_serious else "-"
+            lines.append(f"{mark} {finding.message}{describe_rows(finding.rows)}")
+            lines += [f"    {finding.way_out}"] if finding.way_out else []
+        num_serious = sum(finding.is_serious for finding in self.findings)
+        lines += [
+            "",
+            f"{len(self.findings)} findings; {num_serious} (!) cost rows or trust.",
+        ]
+        lines.append("Rows are counted from 0, without the header: line 2 of a sheet is row 0.")
+        return "\n".join(lines)
+
+    def _describe_unit(self, name: str) -> str:
+        return f" in {self.label_units[name]}" if self.label_units.get(name) else ""
+
+
+def describe_rows(rows: Sequence[int]) -> str:
+    """Return the first of some rows in words."""
+    if not rows:
+        return ""
+    shown = ", ".join(map(str, rows[:_NUM_NAMED_ROWS]))
+    more = f", ... ({len(rows)})" if len(rows) > _NUM_NAMED_ROWS else ""
+    return f" [row{'s' * (len(rows) > 1)} {shown}{more}]"
+
+
+class Examined:
+    """A table whose cells have been read: text, molecules, parents and numbers."""
+
+    def __init__(
+        self, table: Table, *, smiles_column: str, label_columns: Sequence[str], part: str | None
+    ) -> None:
+        self.table, self.smiles_column = table, smiles_column
+        self.frame = read_frame(table)
+        self.part_columns = [part] if part else find_part_columns(self.frame)
+        others = {smiles_column, *self.part_columns}
+        self.label_columns = list(label_columns) or find_label_columns(self.frame, others=others)
+        self.styles = find_number_styles(table, self.label_columns)
+        plain = with_plain_numbers(table.select(self.label_columns), self.label_columns)
+        cells = read_frame(plain) if self.label_columns else self.frame[[]]
+        parsed = cells.map(parse_cell)
+        self.empty = cells.map(is_empty)
+        self.relations = parsed.map(lambda cell: cell[0])
+        self.numbers = parsed.map(lambda cell: cell[1]).astype(float)
+        self.mols: list[Chem.Mol | None] = []
+        self.reasons: dict[int, str] = {}
+        for molecule in _iterate_molecules(table, smiles_column):
+            self._add(molecule)
+        with silence_rdkit():
+            self.smiles = ["" if mol is None else Chem.MolToSmiles(mol) for mol in self.mols]
+        known = [row for row, text in enumerate(self.smiles) if text]
+        names = name_by_parent([self.smiles[row] for row in known])
+        self.parent_of_row = dict(zip(known, names, strict=True))
+
+    def _add(self, molecule: Molecule) -> None:
+        mol = None
+        try:
+            mol = parse_molecule(molecule, max_atoms=MAX_ATOMS)
+        except MoleculeError as error:
+            self.reasons[len(self.mols)] = error.reason
+        self.mols.append(mol)
+
+    @cached_property
+    def known_rows(self) -> list[int]:
+        """Rows with a molecule."""
+        return list(self.parent_of_row)
+
+    def values(self, column: str) -> pd.Series:
+        """Return the exact numbers of a label of rows with a molecule."""
+        numbers = self.numbers[column].where(self.relations[column] == "")
+        return numbers.loc[self.known_rows].dropna()
+
+    def find_rows(self, holds: Callable[[Chem.Mol], bool]) -> tuple[int, ...]:
+        """Return the rows whose molecule is so."""
+        return tuple(row for row, mol in enumerate(self.mols) if mol is not None and holds(mol))
+
+
+def _open(dataset: Any, *, revision: str | None) -> Table:
+    """Return rows in memory, or those behind a name, as a table."""
+    if isinstance(dataset, str | os.PathLike):
+        return open_table(dataset, revision=revision, joins_splits=True)
+    rows = build_dataset(dataset) if isinstance(dataset, pd.DataFrame) else dataset
+    chunks = rows.with_format("arrow").iter(batch_size=1000)
+    return build_table(pa.concat_tables(chunks), source="The table")
+
+
+def _iterate_molecules(table: Table, smiles_column: str) -> Iterator[Molecule]:
+    for chunk in table.iterate_chunks(1000):
+        yield from chunk.molecules(smiles_column)
+
+
+# The checks, each for one topic
+
+
+def _check_reading(table: Examined) -> Iterator[Finding]:
+    if INCHI_NOTE in table.table.description:
+        message = "There are no SMILES, but InChI, of which the column 'smiles' was made"
+        yield Finding(
+            "reading", message, (), "--fix writes it; rmat finetune reads SMILES alone.", True
+        )
+    if table.smiles_column != SMILES_COLUMN:
+        flag = f"--smiles-column {table.smiles_column!r}, which is found without"
+        yield Finding("reading", f"SMILES are in column {table.smiles_column!r}", (), flag)
+    for column, style in table.styles.items():
+        what = "commas before decimals" if style == "decimal" else "commas between thousands"
+        yield Finding("reading", f"{column!r} has numbers with {what}; they are read so")
+
+
+def _check_molecules(table: Examined) -> Iterator[Finding]:
+    for reason, rows in group_rows(_shorten(it) for it in table.reasons.values()).items():
+        numbers = list(table.reasons)
+        message = f"No molecule: {reason}"
+        yield Finding(
+            "molecules",
+            message,
+            tuple(numbers[idx] for idx in rows),
+            "Such rows are left out. --fix drops them.",
+            is_serious=True,
+        )
+
+
+def _shorten(reason: str) -> str:
+    """Return a reason without the molecule of its row."""
+    return reason.split(" for input")[0].split(" while parsing")[0]
+
+
+def _check_cells(table: Examined) -> Iterator[Finding]:
+    for column in table.label_columns:
+        is_bad = table.numbers[column].isna() & ~table.empty[column]
+        if is_bad.any():
+            rows = tuple(np.flatnonzero(is_bad).tolist())
+            example = table.frame[column].iloc[rows[0]]
+            yield Finding(
+                "cells",
+                f"{column!r} has cells that are no number, as {example!r}",
+                rows,
+                "They count as missing. --fix empties them.",
+                is_serious=True,
+            )
+
+
+def _check_censored(table: Examined) -> Iterator[Finding]:
+    for column in table.label_columns:
+        relations = table.relations[column]
+        rows = tuple(np.flatnonzero(relations != "").tolist())
+        if rows:
+            counts = Counter(relations[relations != ""])
+            example = ", ".join(f"{count} with {sign}" for sign, count in counts.items())
+            yield Finding(
+                "censored",
+                f"{column!r} has bounds instead of numbers: {example}",
+                rows,
+                "They are learned as bounds, and left out of the metrics.",
+            )
+
+
+def _check_labels(table: Examined) -> Iterator[Finding]:
+    for column in table.label_columns:
+        values = table.values(column)
+        if values.nunique() < 2:
+            found = f"is {values.iloc[0]:g} in every row" if len(values) else "has no value"
+            message = f"{column!r} {found}: nothing to learn"
+            yield Finding("labels", message, (), "It is left out if there are others.", True)
+        elif len(values) < max(_FEW_LABELS, 0.02 * len(table.frame)):
+            message = f"{column!r} has a value in {len(values)} of {len(table.frame)} rows"
+            yield Finding("labels", message, (), "Name the others by --label-columns.")
+        elif {*values} <= {0.0, 1.0}:
+            count = int(values.sum())
+            message = f"{column!r} is yes or no: {count} yes, {len(values) - count} no"
+            yield Finding("labels", message, (), "--problem-type classification")
+
+
+def _check_units(table: Examined) -> Iterator[Finding]:
+    for name in table.frame:
+        if "unit" in name.lower() and name not in table.label_columns:
+            units = Counter(table.frame[name].str.strip())
+            units.pop("", None)
+            if len(units) > 1:
+                common = units.most_common(1)[0][0]
+                rows = np.flatnonzero(~table.frame[name].str.strip().isin([common, ""]))
+                listed = ", ".join(f"{count} {unit!r}" for unit, count in units.items())
+                yield Finding(
+                    "units",
+                    f"{name!r} names several units: {listed}",
+                    tuple(rows.tolist()),
+                    "Convert them to one before training.",
+                    is_serious=True,
+                )
+    for column in table.label_columns:
+        unit = find_unit(column)
+        if unit:
+            yield Finding("units", f"{column!r} is in {unit}", (), f"--label-units {unit}")
+
+
+def _check_jumps(table: Examined) -> Iterator[Finding]:
+    for column in table.label_columns:
+        values = table.values(column)
+        rows: set[int] = set()
+        parents = pd.Series(table.parent_of_row).loc[values.index]
+        for _, group in values[values > 0].groupby(parents):
+            ratios = group / group.median()
+            factor = group.max() / group.min() if len(group) > 1 else 1.0
+            if 0.8 < abs(np.log10(factor)) / 3 < 1.2:
+                odd = ratios[(ratios > 30) | (ratios < 1 / 30)] if len(group) > 2 else group
+                rows |= {*odd.index}
+        if rows:
+            yield Finding(
+                "jumps",
+                f"{column!r} differs a thousandfold between rows of one molecule: two units?",
+                tuple(sorted(rows)),
+                "Correct the unit of these rows, or leave one of them empty.",
+                is_serious=True,
+            )
+
+
+def _check_skew(table: Examined) -> Iterator[Finding]:
+    for column in table.label_columns:
+        values = table.values(column)
+        if len(values) < 3 or values.min() <= 0:
+            continue
+        decades = np.ptp(np.log10(values))
+        if decades >= _MANY_DECADES and values.skew() > abs(np.log10(values).skew()):
+            unit = find_unit(column)
+            transform = f"pIC50 --label-units {unit}" if unit.endswith("M") else "log10"
+            yield Finding(
+                "skew",
+                f"{column!r} goes over {decades:.1f} decades, {values.min():g} to "
+                f"{values.max():g}: a model of the numbers learns the largest alone",
+                (),
+                f"--label-transform {transform}",
+                is_serious=True,
+            )
+
+
+def _check_replicates(table: Examined) -> Iterator[Finding]:
+    known = table.known_rows
+    if not known or not table.label_columns:
+        return
+    parents = [table.parent_of_row[row] for row in known]
+    counts = Counter(parents)
+    repeated = [row for row, name in zip(known, parents, strict=True) if counts[name] > 1]
+    if not repeated:
+        return
+    num_parents = sum(count > 1 for count in counts.values())
+    spreads = []
+    for column in table.label_columns:
+        values = table.values(column)
+        spread = values.groupby([table.parent_of_row[row] for row in values.index]).std().median()
+        spreads += [f"{spread:.2g} in {column!r}"] if spread == spread else []
+    spread_text = f"; median spread {', '.join(spreads[:3])}" if spreads else ""
+    yield Finding(
+        "replicates",
+        f"{num_parents} molecules stand in several rows, salts and tautomers included{spread_text}",
+        tuple(repeated),
+        "They stay in one part of every split. --replicates median makes one row of each.",
+    )
+    numbers = table.numbers.where(table.relations == "").loc[known].to_numpy()
+    conflicts = find_label_conflicts(parents, numbers, tolerance=0.1)
+    rows = tuple(known[position] for position in sorted(conflicts))
+    if rows:
+        yield Finding(
+            "replicates",
+            "Rows of one molecule contradict each other by more than a tenth of the spread",
+            rows,
+            "Rows of equal SMILES are left out: --conflict-tolerance 1 keeps more, --replicates "
+            "median all.",
+            is_serious=True,
+        )
+
+
+def _check_fragments(table: Examined) -> Iterator[Finding]:
+    def count_large(mol: Chem.Mol) -> int:
+        sizes = [len(atoms) for atoms in Chem.GetMolFrags(mol)]
+        return sum(size >= _LARGE_FRAGMENT for size in sizes) if len(sizes) > 1 else 0
+
+    mixtures = table.find_rows(lambda mol: count_large(mol) > 1)
+    salts = table.find_rows(lambda mol: len(Chem.GetMolFrags(mol)) > 1)
+    ions = table.find_rows(lambda mol: Chem.GetFormalCharge(mol) != 0)
+    salts, alone = tuple(sorted({*salts} - {*mixtures})), tuple(sorted({*ions} - {*salts}))
+    flag = "--standardize largest_fragment uncharge"
+    if mixtures:
+        yield Finding(
+            "fragments",
+            "Mixtures of several large molecules",
+            mixtures,
+            "Which has the label?",
+            True,
+        )
+    if salts:
+        yield Finding("fragments", "Salts and solvates", salts, flag)
+    if alone:
+        yield Finding("fragments", "Ions", alone, flag)
+
+
+def _check_tautomers(table: Examined) -> Iterator[Finding]:
+    charge_free = {
+        row: table.smiles[row] for row in table.known_rows if "." not in table.smiles[row]
+    }
+    groups = group_rows(table.parent_of_row[row] for row in charge_free)
+    numbers = list(charge_free)
+    rows = [
+        [numbers[idx] for idx in group]
+        for group in groups.values()
+        if len({charge_free[numbers[idx]] for idx in group}) > 1
+    ]
+    if rows:
+        yield Finding(
+            "tautomers",
+            f"{len(rows)} molecules are written in several forms (tautomers or charges)",
+            tuple(row for group in rows for row in group),
+            "--standardize uncharge tautomer",
+        )
+
+
+def _check_stereo(table: Examined) -> Iterator[Finding]:
+    def is_undefined(mol: Chem.Mol) -> bool:
+        found = Chem.FindPotentialStereo(mol)
+        return any(it.specified == Chem.StereoSpecified.Unspecified for it in found)
+
+    if rows := table.find_rows(is_undefined):
+        yield Finding("stereo", "Stereo is possible and not given", rows)
+
+
+def _check_cliffs(table: Examined) -> Iterator[Finding]:
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+    known = table.known_rows
+    if len(known) > _MOST_COMPARED:
+        return
+    fingerprints = {row: generator.GetFingerprint(table.mols[row]) for row in known}
+    for column in table.label_columns:
+        values = table.values(column)
+        values = np.log10(values) if _is_wide(values) else values
+        rows, spread = list(values.index), values.std()
+        if not spread or values.nunique() < 3:
+            continue
+        bits, numbers = [fingerprints[row] for row in rows], values.to_numpy()
+        cliffs = []
+        for idx, row in enumerate(rows):
+            alike = np.array(DataStructs.BulkTanimotoSimilarity(bits[idx], bits[:idx]))
+            apart = np.abs(numbers[:idx] - numbers[idx]) > _CLIFF_DEVIATIONS * spread
+            is_cliff = apart & (alike >= _CLIFF_SIMILARITY) & (alike < 1.0)
+            cliffs += [(row, rows[other]) for other in np.flatnonzero(is_cliff)]
+        if cliffs:
+            first, second = cliffs[0]
+            yield Finding(
+                "cliffs",
+                f"{len(cliffs)} pairs of close analogs differ in {column!r} by more than two "
+                f"standard deviations, as rows {second} and {first}: activity cliffs, or mistakes",
+                tuple(sorted({row for pair in cliffs for row in pair})),
+            )
+
+
+def _is_wide(values: pd.Series) -> bool:
+    return len(values) > 2 and values.min() > 0 and np.ptp(np.log10(values)) >= _MANY_DECADES
+
+
+def _check_parts(table: Examined) -> Iterator[Finding]:
+    for column in table.part_columns:
+        words = table.frame[column].str.strip().str.lower()
+        parts = words.map(PART_WORDS).fillna("")
+        counts = Counter(parts)
+        listed = ", ".join(f"{counts[name]} {name or 'without one'}" for name in counts)
+        missing = "" if "valid" in counts else " Valid is taken of train by --split."
+        flag = f"--split-column {column}.{missing}"
+        yield Finding("parts", f"Column {column!r} gives parts: {listed}", (), flag)
+        parents = pd.Series(table.parent_of_row, dtype=object)
+        of_parents = parts.loc[parents.index].groupby(parents).transform("nunique")
+        if (of_parents > 1).any():
+            leaking = of_parents[of_parents > 1]
+            yield Finding(
+                "parts",
+                f"{parents.loc[leaking.index].nunique()} molecules, salts and tautomers included, "
+                f"stand in several parts of {column!r}: their labels leak",
+                tuple(leaking.index),
+                "Leave the column out, or correct it.",
+                is_serious=True,
+            )
+
+
+def _check_splits(table: Examined) -> Iterator[Finding]:
+    num_parents = len({*table.parent_of_row.values()})
+    with silence_rdkit():
+        scaffolds = Counter(
+            MurckoScaffold.MurckoScaffoldSmiles(mol=table.mols[row]) for row in table.known_rows
+        )
+    largest = max(scaffolds.values(), default=0) / max(len(table.known_rows), 1)
+    times = [name for name in table.frame if _holds_times(table.frame[name])]
+    allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
+    allowed += ["cluster"] * (num_parents >= 10) + [
+        f"time (--time-column {name})" for name in times
+    ]
+    note = f"; the largest scaffold has {largest:.0%} of the rows" if scaffolds else ""
+    message = f"{num_parents} molecules, {len(scaffolds)} scaffolds{note}"
+    yield Finding("splits", message, (), f"--split: {', '.join(allowed) or 'too few molecules'}")
+    num_rows = len(table.known_rows)
+    if num_rows < _FEW_ROWS:
+        message = f"{num_rows} rows with a molecule: a tenth of them as test says little"
+        yield Finding("splits", message, (), "--split kfold, or more rows.", is_serious=True)
+
+
+def _holds_times(cells: pd.Series) -> bool:
+    texts = [text for text in cells.head(200) if text.strip()]
+    kinds = {parse_time(text)[0] for text in texts}
+    return bool(kinds) and kinds <= {"a date", "a date with a time zone"}
+
+
+# What is looked at, in the order of the report.
+CHECKS: dict[str, Callable[[Examined], Iterator[Finding]]] = {
+    "reading": _check_reading,
+    "molecules": _check_molecules,
+    "cells": _check_cells,
+    "censored": _check_censored,
+    "labels": _check_labels,
+    "units": _check_units,
+    "jumps": _check_jumps,
+    "skew": _check_skew,
+    "replicates": _check_replicates,
+    "fragments": _check_fragments,
+    "tautomers": _check_tautomers,
+    "stereo": _check_stereo,
+    "cliffs": _check_cliffs,
+    "parts": _check_parts,
+    "splits": _check_splits,
+}
+
+
+def check_table(
+    dataset: Any,
+    *,
+    smiles_column: str = SMILES_COLUMN,
+    label_columns: Sequence[str] = (),
+    split_column: str | None = None,
+    revision: str | None = None,
+) -> TableReport:
+    """Look through a table of molecules and labels as `rmat check` does.
+
+    Args:
+        dataset (`str`, `Path`, `pd.DataFrame` or `datasets.Dataset`):
+            CSV with any separator, decimal comma and encoding, Excel, SDF or Parquet file, folder,
+            bundled name, data set on the Hub, or rows.
+        smiles_column (`str`, *optional*, defaults to `"smiles"`):
+            Column of SMILES; if there is none of that name, it is found by its cells.
+        label_columns (`Sequence[str]`, *optional*): By default all columns of numbers.
+        split_column (`str`, *optional*): Column of parts; by default those that look so.
+        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
+
+    Returns:
+        [`TableReport`]: `print` shows it; `findings` have a topic, a message, rows and a way out.
+
+    Raises:
+        UserError: The file cannot be read, or no column has SMILES.
+
+    Example:
+    ```python
+    >>> import pandas as pd
+    >>> from rmat_hf import check_table
+    >>> smiles = ["CCO", "CC[O-].[Na+]", "C1"]
+    >>> table = pd.DataFrame({"Smiles": smiles, "IC50 (nM)": ["5", ">9", "x"]})
+    >>> report = check_table(table)
+    >>> report.smiles_column, report.label_columns
+    ('Smiles', ['IC50 (nM)'])
+    >>> [finding.rows for finding in report.findings if finding.topic in ("molecules", "cells")]
+    [(2,), (2,)]
+
+    ```
+    """
+    table = _open(dataset, revision=revision)
+    with_inchi = read_inchi(table) if smiles_column == SMILES_COLUMN else None
+    table = with_inchi or table
+    smiles_column = find_smiles_column(table, smiles_column)
+    split_column = split_column or table.split_column
+    names = [smiles_column, *label_columns, *filter(None, [split_column])]
+    table.select(names)  # names those that are missing
+    examined = Examined(
+        table, smiles_column=smiles_column, label_columns=label_columns, part=split_column
+    )
+    findings = [finding for check in CHECKS.values() for finding in check(examined)]
+    labels = examined.label_columns
+    return TableReport(
+        source=table.source,
+        description=table.description or "rows in memory",
+        num_rows=table.num_rows,
+        num_molecules=len({*examined.parent_of_row.values()}),
+        smiles_column=smiles_column,
+        label_columns=labels,
+        label_units={name: find_unit(name) for name in labels},
+        useless_labels=[name for name in labels if examined.values(name).nunique() < 2],
+        findings=findings,
+        mols=examined.mols,
+        frame=examined.frame,
+        styles=examined.styles,
+    )

@@ -1,0 +1,189 @@
+"""What `rmat check` writes: a cleaned copy with the list of its changes, and a page of findings."""
+
+import html
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rdkit import Chem
+from rdkit.Chem.Draw import rdMolDraw2D
+
+from rmat_hf.data.check import TableReport, check_table, describe_rows
+from rmat_hf.data.columns import is_empty, parse_cell, rewrite_number
+from rmat_hf.data.tables import SMILES_COLUMN
+from rmat_hf.errors import UserError
+from rmat_hf.flags import declare_flag, declare_positional, validate_flags
+from rmat_hf.output_folder import open_atomically
+
+_MOST_DRAWINGS = 6
+_NUM_BARS = 24
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+section { border-top: 1px solid #ccc; padding: .6rem 0 } .serious h3::before { content: "! " }
+h3 { margin: .2rem 0; font-size: 1rem } code { background: #f2f2f2; padding: 0 .3em }
+.mols { display: flex; flex-wrap: wrap; gap: .5rem } figure { margin: 0; font-size: .8rem }
+figcaption { text-align: center }
+"""
+
+
+@dataclass(kw_only=True)
+class CheckArguments:
+    """The flags of `rmat check`."""
+
+    input: str = declare_positional(
+        "CSV (any separator, decimal comma and encoding), TSV, Excel, SDF, SMI or Parquet file, "
+        "folder, bundled name or Hub data set."
+    )
+    smiles_column: str = declare_flag(SMILES_COLUMN, "Column of SMILES; else it is found.")
+    label_columns: list[str] = declare_flag([], "Columns of labels. Default: those of numbers.")
+    split_column: str | None = declare_flag(None, "Column of train, valid and test, if any.")
+    input_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub data set.")
+    fix: str | None = declare_flag(
+        None, "CSV file to write: the rows that can be used. NAME_changes.csv lists all changes."
+    )
+    html: str | None = declare_flag(None, "Page to write, with the molecules of the findings.")
+    overwrite: bool = declare_flag(False, "Replace files that are there.")
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for an output that is there."""
+        validate_flags(self)
+        for path in filter(None, [self.fix, self.fix and _name_changes(self.fix), self.html]):
+            if Path(path).exists() and not self.overwrite:
+                raise UserError(f"{path} is there already. Pass --overwrite, or another name.")
+        if self.fix and Path(self.fix).suffix != ".csv":
+            raise UserError(f"--fix {self.fix} has to end in .csv.")
+
+
+def run_check(arguments: CheckArguments) -> TableReport:
+    """Check a table, and write what was asked for: a cleaned copy, a page."""
+    report = check_table(
+        arguments.input,
+        smiles_column=arguments.smiles_column,
+        label_columns=arguments.label_columns,
+        split_column=arguments.split_column,
+        revision=arguments.input_revision,
+    )
+    if arguments.fix:
+        fixed, changes = fix_table(report)
+        _write_csv(fixed, arguments.fix)
+        _write_csv(changes, _name_changes(arguments.fix))
+    if arguments.html:
+        with open_atomically(arguments.html) as stream:
+            stream.write(build_page(report).encode())
+    return report
+
+
+def _name_changes(path: str) -> str:
+    return str(Path(path).with_name(f"{Path(path).stem}_changes.csv"))
+
+
+def _write_csv(frame: pd.DataFrame, path: str) -> None:
+    with open_atomically(path) as stream:
+        stream.write(frame.to_csv(index=False).encode())
+
+
+def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows that training can use, written plainly, and every change that was made.
+
+    Cells with text after the SMILES lose it, numbers get points for decimal commas, cells that are
+    no number become empty; rows without a molecule or a label, and those that repeat another in
+    molecule and labels, go. Bounds, salts and contradictions stay: flags settle them.
+
+    Returns:
+        The table, with SMILES in `smiles`, and a table with the columns `row`, `column`, `before`,
+        `after` and `why`.
+    """
+    frame, changes = report.frame.copy(), []
+    name = report.smiles_column
+    smiles = frame[name].map(lambda text: (text.split() or [""])[0])
+    mols = dict(enumerate(report.mols))
+    for row in np.flatnonzero(smiles != frame[name]).tolist():
+        mol = Chem.MolFromSmiles(smiles[row])
+        # an extension, as of CXSMILES, is part of a molecule that was read
+        if mols[row] is None and mol is not None:
+            changes.append((row, name, frame[name][row], smiles[row], "text after the SMILES"))
+            frame.loc[row, name], mols[row] = smiles[row], mol
+    for column in report.label_columns:
+        before, style = frame[column], report.styles.get(column, "")
+        after = before.map(partial(_plain, style=style))
+        for row in np.flatnonzero(after != before).tolist():
+            why = "not known" if not after[row] else "written with a point"
+            changes.append((row, column, before[row], after[row], why))
+        frame[column] = after
+    keys = [
+        (Chem.MolToSmiles(mols[row]) if mols[row] else "", *frame.loc[row, report.label_columns])
+        for row in range(len(frame))
+    ]
+    reasons, seen = {}, {}
+    for row, (molecule, *labels) in enumerate(keys):
+        first = seen.setdefault((molecule, *labels), row)
+        if not molecule:
+            reasons[row] = "no molecule"
+        elif report.label_columns and not any(labels):
+            reasons[row] = "no label"
+        elif first != row:
+            reasons[row] = f"repeats row {first}"
+    changes += [(row, "", frame[name][row], "", f"dropped: {why}") for row, why in reasons.items()]
+    frame = frame.drop(index=list(reasons)).rename(columns={name: SMILES_COLUMN})
+    columns = ["row", "column", "before", "after", "why"]
+    return frame, pd.DataFrame(sorted(changes), columns=columns)
+
+
+def _plain(text: str, *, style: str) -> str:
+    plain = rewrite_number(text, style).strip()
+    return "" if is_empty(plain) or np.isnan(parse_cell(plain)[1]) else plain
+
+
+def build_page(report: TableReport) -> str:
+    """Return a page with the findings, the molecules of their rows and the labels' histograms."""
+    title = html.escape(f"Check of {Path(report.source).name}")
+    parts = [
+        f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>",
+        f"<h1>{title}</h1><p>{report.num_rows} rows, {report.num_molecules} molecules. "
+        f"{html.escape(report.description)}. Rows are counted from 0, without the header.</p>",
+    ]
+    for column in report.label_columns:
+        style = report.styles.get(column, "")
+        cells = (rewrite_number(text, style) for text in report.frame[column])
+        numbers = np.array([number for _, number in map(parse_cell, cells)])
+        parts.append(f"<h3>{html.escape(column)}</h3>{_draw_histogram(numbers)}")
+    for finding in report.findings:
+        message = html.escape(finding.message + describe_rows(finding.rows))
+        advice = f"<p><code>{html.escape(finding.way_out)}</code></p>" if finding.way_out else ""
+        kind = " class='serious'" if finding.is_serious else ""
+        drawings = [(row, report.mols[row]) for row in finding.rows]
+        drawn = [_draw(row, mol) for row, mol in drawings if mol is not None][:_MOST_DRAWINGS]
+        figures = f"<div class='mols'>{''.join(drawn)}</div>" if drawn else ""
+        parts.append(f"<section{kind}><h3>{message}</h3>{advice}{figures}</section>")
+    return "\n".join(parts) + "\n"
+
+
+def _draw(row: int, mol: Chem.Mol) -> str:
+    drawer = rdMolDraw2D.MolDraw2DSVG(180, 130)
+    rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
+    drawer.FinishDrawing()
+    svg = drawer.GetDrawingText().split("?>", 1)[-1]
+    return f"<figure>{svg}<figcaption>row {row}</figcaption></figure>"
+
+
+def _draw_histogram(numbers: np.ndarray) -> str:
+    """Return bars as SVG, of logarithms where the values go over many decades."""
+    values = numbers[np.isfinite(numbers)]
+    if not len(values):
+        return ""
+    is_wide = values.min() > 0 and np.ptp(np.log10(values)) >= 3
+    counts, edges = np.histogram(np.log10(values) if is_wide else values, bins=_NUM_BARS)
+    bars = "".join(
+        f"<rect x='{16 * idx}' y='{60 * (1 - count / counts.max()):.1f}' width='14' "
+        f"height='{60 * count / counts.max():.1f}' fill='#4878a8'/>"
+        for idx, count in enumerate(counts)
+    )
+    low, high = (f"{10**edge:.3g}" if is_wide else f"{edge:.3g}" for edge in (edges[0], edges[-1]))
+    scale = ", logarithmic" if is_wide else ""
+    width = 16 * _NUM_BARS
+    return (
+        f"<svg width='{width}' height='60'>{bars}</svg><p>{low} to {high}{scale}, "
+        f"{len(values)} values</p>"
+    )

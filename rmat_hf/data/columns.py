@@ -1,0 +1,278 @@
+"""What the columns of a table are, by their names and cells: SMILES, labels, units, parts."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice, pairwise
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from rdkit import Chem
+
+from rmat_hf.data.labels import MISSING_NUMBERS
+from rmat_hf.data.splits.parts import PART_WORDS
+from rmat_hf.data.tables import (
+    SMILES_COLUMN,
+    Table,
+    TableChunk,
+    build_table,
+    is_text,
+    validate_columns,
+)
+from rmat_hf.errors import UserError
+from rmat_hf.model.features_rmat import silence_rdkit
+
+_CHUNK_SIZE = 1000
+_NUM_SAMPLE_ROWS = 200
+_MOST_CHARACTERS = 500
+# Share of the cells of a column that are what the column is.
+_MOST = 0.5
+_RELATION = r"(?P<relation><<|>>|[<>]=?|[≤≥~≈=])?\s*"
+_NUMBER = re.compile(_RELATION + r"(?P<number>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)")
+_DECIMAL_COMMA = re.compile(_RELATION + r"[-+]?(\d{1,3}(\.\d{3})+|\d*),\d+([eE][-+]?\d+)?")
+_THOUSANDS = re.compile(_RELATION + r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
+_WORDS_OF_CLASSES = {
+    **dict.fromkeys(("true", "yes", "active", "positive"), 1.0),
+    **dict.fromkeys(("false", "no", "inactive", "negative"), 0.0),
+}
+INCHI_NOTE = "SMILES from InChI"
+_INCHI = re.compile(r"InChI=")
+# What may stand where SMILES are looked for, and what to do.
+_STRUCTURES = (
+    (_INCHI, "InChI, not SMILES: rmat check FILE --fix clean.csv writes them as SMILES."),
+    (
+        re.compile(r"[A-Z]{14}-[A-Z]{10}-[A-Z]$"),
+        "InChI keys, of which no molecule can be read. Look their SMILES up.",
+    ),
+    (
+        re.compile(r"(?=.*[a-z]{4})[\w(),' +-]{4,}$"),
+        "names, of which no molecule can be read. Look their SMILES up.",
+    ),
+)
+_SMILES_NAME = re.compile(r"smi|structure|^mol(ecule)?$", re.IGNORECASE)
+# Numbers that say which row it is, and nothing of the molecule.
+_NAME_OF_ROWS = re.compile(
+    r"(^|[\s_.-])(ids?|idx|index|no|nr|num|number|row|cid|sid|cas|key|batch|plate|well|lot|fold|"
+    r"cluster|unnamed: \d+)$|^(unnamed: \d+|)$|[a-z]ID$|^#",
+    re.IGNORECASE,
+)
+_UNIT = re.compile(
+    r"(?:^|[\s_(\[,/])(?P<unit>[pnuµμm]?M|[munµμ]?mol/L|kcal/mol|kJ/mol|[munµμ]?g/m?L|%|min|h|"
+    r"log ?M)[)\]\s]*$"
+)
+
+
+def parse_cell(text: str) -> tuple[str, float]:
+    """Return the relation in a cell such as `>10000`, else nothing, and its number.
+
+    The number is NaN where the cell is empty or no number; words like `active` are 1 or 0.
+    """
+    text = text.strip()
+    if found := _NUMBER.fullmatch(text):
+        return found["relation"] or "", float(found["number"])
+    return "", _WORDS_OF_CLASSES.get(text.lower(), math.nan)
+
+
+def is_empty(text: str) -> bool:
+    """Tell whether a cell says that there is no value."""
+    return text.strip().lower() in MISSING_NUMBERS
+
+
+def read_frame(table: Table, *, num_rows: int | None = None) -> pd.DataFrame:
+    """Return the cells of a table, or of its first rows, as text, empty where there is nothing."""
+    chunks: Iterable[TableChunk] = table.iterate_chunks(_CHUNK_SIZE)
+    if num_rows is not None:
+        chunks = islice(chunks, -(-num_rows // _CHUNK_SIZE))
+    columns: dict[str, list[str]] = {name: [] for name in table.column_names}
+    for chunk in chunks:
+        for name, cells in chunk.columns.items():
+            columns[name] += ["" if it is None else str(it) for it in cells.to_pylist()]
+    return pd.DataFrame(columns, dtype=object).iloc[:num_rows]
+
+
+# SMILES
+
+
+def find_smiles_column(table: Table, wanted: str = SMILES_COLUMN) -> str:
+    """Return the column of SMILES: the one that was named, else the one whose cells are SMILES.
+
+    Args:
+        table (`Table`): The table; some of its rows are read.
+        wanted (`str`, *optional*, defaults to `"smiles"`):
+            Any other name is taken at its word.
+
+    Raises:
+        UserError: No column has SMILES; says which have InChI or names instead.
+    """
+    if wanted in table.column_names or wanted != SMILES_COLUMN:
+        return wanted
+    frame = read_frame(table, num_rows=_NUM_SAMPLE_ROWS)
+    shares = {name: _share_smiles(frame[name]) for name in frame}
+    found = {name: share for name, share in shares.items() if share >= _MOST}
+    if found:
+        return max(found, key=lambda name: (_rank_name(name), found[name]))
+    try:
+        validate_columns(table.column_names, [wanted], source=table.source)
+    except UserError as error:
+        raise UserError(f"{error}{_describe_structures(frame)}") from error
+    return wanted
+
+
+def _rank_name(name: str) -> int:
+    name = name.strip().lower()
+    if name == SMILES_COLUMN:
+        return 3
+    return 2 if "canonical" in name and "smi" in name else int(bool(_SMILES_NAME.search(name)))
+
+
+def _share_smiles(cells: Sequence[str]) -> float:
+    """Return the share of the filled cells that RDKit reads; nothing of short words and numbers."""
+    texts = [text.split()[0] for text in cells if text.strip()]
+    texts = [text for text in texts if len(text) <= _MOST_CHARACTERS]
+    # letters alone, such as F and M, are SMILES only by accident
+    if not any("C" in text.upper() for text in texts):
+        return 0.0
+    with silence_rdkit():
+        return sum(Chem.MolFromSmiles(text) is not None for text in texts) / len(texts)
+
+
+def _describe_structures(frame: pd.DataFrame) -> str:
+    """Say which column of a table without SMILES names molecules otherwise."""
+    for form, advice in _STRUCTURES:
+        for name in frame:
+            if _share(frame[name], form) > _MOST:
+                return f" {name!r} holds {advice}"
+    return ""
+
+
+def _share(cells: Sequence[str], form: re.Pattern[str]) -> float:
+    texts = [text.strip() for text in cells if text.strip()]
+    return sum(bool(form.match(text)) for text in texts) / max(len(texts), 1)
+
+
+def read_inchi(table: Table) -> Table | None:
+    """Return a table without SMILES but with InChI with a column `smiles` of these, else `None`."""
+    frame = read_frame(table, num_rows=_NUM_SAMPLE_ROWS)
+    names = [name for name in frame if _share(frame[name], _INCHI) > _MOST]
+    if not names or any(_share_smiles(frame[name]) >= _MOST for name in frame):
+        return None
+    rows = pa.concat_tables(chunk.table for chunk in table.iterate_chunks(_CHUNK_SIZE))
+    smiles = []
+    with silence_rdkit():
+        for text in rows[names[0]].to_pylist():
+            mol = Chem.MolFromInchi((text or "").strip())
+            smiles.append(None if mol is None else Chem.MolToSmiles(mol))
+    rows = rows.append_column(SMILES_COLUMN, pa.array(smiles, pa.string()))
+    described = f"{table.description}, {INCHI_NOTE}"
+    return replace(build_table(rows, source=table.source), description=described)
+
+
+# Parts, labels and units
+
+
+def find_part_columns(frame: pd.DataFrame) -> list[str]:
+    """Return the columns of words like train, val and test, at least two of them."""
+    words = {name: {text.strip().lower() for text in frame[name].unique()} for name in frame}
+    return [
+        name
+        for name, found in words.items()
+        if found - {""} <= {*PART_WORDS} and len({PART_WORDS[it] for it in found - {""}}) > 1
+    ]
+
+
+def find_label_columns(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
+    """Return the columns of numbers, or of yes and no, that do not only count or name the rows."""
+    parts, others = find_part_columns(frame), {*others}
+    names = [name for name in frame if name not in others and name not in parts]
+    return [
+        name
+        for name in names
+        if not _NAME_OF_ROWS.search(name.strip()) and _holds_labels(frame[name])
+    ]
+
+
+def _holds_labels(cells: pd.Series) -> bool:
+    texts = [text for text in cells if not is_empty(text)]
+    style = find_number_style(texts, is_european=True)
+    plain = (rewrite_number(text, style) for text in texts)
+    numbers = [number for _, number in map(parse_cell, plain) if number == number]
+    if len(numbers) <= _MOST * len(texts) or not numbers:
+        return False
+    steps = {second - first for first, second in pairwise(numbers)}
+    return not (len(numbers) > 2 and steps == {1.0})
+
+
+def find_unit(column: str) -> str:
+    """Return the unit in the name of a column, as in `IC50 (nM)`; empty if there is none."""
+    found = _UNIT.search(column)
+    return found["unit"].replace("μ", "u").replace("µ", "u") if found else ""
+
+
+# Numbers as they are written elsewhere
+
+
+def find_number_style(cells: Iterable[str], *, is_european: bool) -> str:
+    """Return what commas in a column of numbers are: `"decimal"`, `"thousands"` or nothing.
+
+    Args:
+        cells: Text, also without commas.
+        is_european: What decides where all could be both, as `12,500`.
+    """
+    with_commas = [text for text in (cell.strip() for cell in cells) if "," in text]
+    thousands = [text for text in with_commas if _THOUSANDS.fullmatch(text)]
+    decimals = [text for text in with_commas if _DECIMAL_COMMA.fullmatch(text)]
+    if len({*thousands, *decimals}) <= _MOST * len({*with_commas}):
+        return ""
+    if any("." in text for text in thousands):
+        return "thousands"
+    is_certain = any(text not in thousands for text in decimals)
+    return "decimal" if is_certain or is_european else "thousands"
+
+
+def rewrite_number(text: str, style: str) -> str:
+    """Return a number with commas of a style with a point; any other text as it is."""
+    cell = text.strip()
+    if style == "decimal" and _DECIMAL_COMMA.fullmatch(cell):
+        return cell.replace(".", "").replace(",", ".")
+    if style == "thousands" and _THOUSANDS.fullmatch(cell):
+        return cell.replace(",", "")
+    return text
+
+
+def find_number_styles(table: Table, columns: Iterable[str]) -> dict[str, str]:
+    """Return the columns with numbers that have commas, and what these are."""
+    names = [it for it in columns if is_text(table.schema.field(it).type)]
+    if not names:
+        return {}
+    with_commas: dict[str, list[str]] = {name: [] for name in names}
+    for chunk in table.select(names).iterate_chunks(_CHUNK_SIZE):
+        for name, cells in chunk.columns.items():
+            found = pc.filter(cells, pc.match_substring(cells, ","))
+            with_commas[name] += found.to_pylist()
+    is_european = any(word in table.description for word in ("semicolons", "tabs", "bars"))
+    styles = {
+        name: find_number_style(cells, is_european=is_european)
+        for name, cells in with_commas.items()
+    }
+    return {name: style for name, style in styles.items() if style}
+
+
+def with_plain_numbers(table: Table, columns: Iterable[str]) -> Table:
+    """Return a table in whose columns numbers have points, as where commas are decimal."""
+    styles = find_number_styles(table, columns)
+    return replace(table, read=partial(_read_plainly, table, styles=styles)) if styles else table
+
+
+def _read_plainly(
+    table: Table, schema: pa.Schema, *, styles: Mapping[str, str]
+) -> Iterator[TableChunk]:
+    for chunk in table.read(schema):
+        rows = chunk.table
+        for name in [it for it in rows.column_names if it in styles]:
+            cells = [it and rewrite_number(it, styles[name]) for it in rows[name].to_pylist()]
+            idx = rows.schema.get_field_index(name)
+            rows = rows.set_column(idx, rows.schema.field(idx), pa.array(cells, pa.string()))
+        yield TableChunk(chunk.source, rows, chunk.mols)
