@@ -81,6 +81,7 @@ class TableReport:
         label_columns (`list[str]`): Labels, named or found.
         label_units (`dict[str, str]`): Units in the names of columns.
         useless_labels (`list[str]`): Labels with nothing to learn.
+        binary_labels (`list[str]`): Labels that are yes or no.
         findings (`list[Finding]`): In the order of `CHECKS`.
         mols (`list[Chem.Mol | None]`): The molecules, for drawings.
         frame (`pd.DataFrame`): Cells of the table as text.
@@ -95,6 +96,7 @@ class TableReport:
     label_columns: list[str]
     label_units: dict[str, str]
     useless_labels: list[str]
+    binary_labels: list[str]
     findings: list[Finding]
     mols: list[Chem.Mol | None] = field(repr=False)
     frame: pd.DataFrame = field(repr=False)
@@ -180,6 +182,23 @@ class Examined:
         numbers = self.numbers[column].where(self.relations[column] == "")
         return numbers.loc[self.known_rows].dropna()
 
+    def count_values(self, column: str) -> int:
+        """Return how many different values a label has in rows with a molecule."""
+        if column in self.number_columns:
+            return int(self.numbers[column].loc[self.known_rows].nunique())
+        words = self.frame[column].loc[self.known_rows]
+        return int(words[~self.empty[column].loc[self.known_rows]].nunique())
+
+    @cached_property
+    def number_columns(self) -> list[str]:
+        """Labels that are numbers; the others are words of classes."""
+        filled = {name: ~self.empty[name] for name in self.label_columns}
+        return [
+            name
+            for name, is_filled in filled.items()
+            if 2 * self.numbers[name].notna().sum() >= is_filled.sum()
+        ]
+
     def find_rows(self, holds: Callable[[Chem.Mol], bool]) -> tuple[int, ...]:
         """Return the rows whose molecule is so."""
         return tuple(row for row, mol in enumerate(self.mols) if mol is not None and holds(mol))
@@ -187,6 +206,8 @@ class Examined:
 
 def _open(dataset: Any, *, revision: str | None) -> Table:
     """Return rows in memory, or those behind a name, as a table."""
+    if isinstance(dataset, Table):
+        return dataset
     if isinstance(dataset, str | os.PathLike):
         return open_table(dataset, revision=revision, joins_splits=True)
     rows = build_dataset(dataset) if isinstance(dataset, pd.DataFrame) else dataset
@@ -235,7 +256,7 @@ def _shorten(reason: str) -> str:
 
 
 def _check_cells(table: Examined) -> Iterator[Finding]:
-    for column in table.label_columns:
+    for column in table.number_columns:
         is_bad = table.numbers[column].isna() & ~table.empty[column]
         if is_bad.any():
             rows = tuple(np.flatnonzero(is_bad).tolist())
@@ -267,10 +288,12 @@ def _check_censored(table: Examined) -> Iterator[Finding]:
 def _check_labels(table: Examined) -> Iterator[Finding]:
     for column in table.label_columns:
         values = table.values(column)
-        if values.nunique() < 2:
-            found = f"is {values.iloc[0]:g} in every row" if len(values) else "has no value"
-            message = f"{column!r} {found}: nothing to learn"
+        if table.count_values(column) < 2:
+            message = f"{column!r} has one value or none: nothing to learn"
             yield Finding("labels", message, (), "It is left out if there are others.", True)
+        elif column not in table.number_columns:
+            message = f"{column!r} has words: {table.count_values(column)} classes"
+            yield Finding("labels", message, (), "--problem-type classification")
         elif len(values) < max(_FEW_LABELS, 0.02 * len(table.frame)):
             message = f"{column!r} has a value in {len(values)} of {len(table.frame)} rows"
             yield Finding("labels", message, (), "Name the others by --label-columns.")
@@ -594,7 +617,8 @@ def check_table(
         smiles_column=smiles_column,
         label_columns=labels,
         label_units={name: find_unit(name) for name in labels},
-        useless_labels=[name for name in labels if examined.values(name).nunique() < 2],
+        useless_labels=[name for name in labels if examined.count_values(name) < 2],
+        binary_labels=[name for name in labels if {*examined.values(name)} == {0.0, 1.0}],
         findings=findings,
         mols=examined.mols,
         frame=examined.frame,

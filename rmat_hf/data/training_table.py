@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from rdkit import Chem
 
+from rmat_hf.data.columns import find_smiles_column, with_plain_numbers
 from rmat_hf.data.featurization import (
     FEATURE_FIELDS,
     LENGTH_COLUMN,
@@ -140,11 +141,12 @@ def load_training_table(
     # without a label to learn, the column of SMILES is no other than that of labels
     _validate_names(smiles_column, label_columns or [smiles_column], problem_type=problem_type)
     if isinstance(dataset, Rows):
-        table, kinds = _read_rows(dataset), [dataset.features]
+        table, kinds = read_rows(dataset), [dataset.features]
     else:
         table = open_table(dataset, revision=revision, joins_splits=True)
         kinds = [datasets.Features.from_arrow_schema(it) for it in _read_schemas(table)]
     split_column = split_column or table.split_column
+    smiles_column = find_smiles_column(table, smiles_column)
     columns = [smiles_column, *label_columns, *filter(None, [split_column])]
     columns += filter(None, [options.get("group_column")])
     featurized = None
@@ -152,8 +154,9 @@ def load_training_table(
         featurized = table.select(_FEATURIZED)
         for kind in kinds:
             validate_processor(kind, processor, source=table.source)
+    numbers = [name for name in columns if name not in (smiles_column, split_column)]
     return _build_training_data(
-        table.select(columns),
+        with_plain_numbers(table.select(columns), numbers),
         processor,
         smiles_column=smiles_column,
         label_columns=label_columns,
@@ -165,7 +168,8 @@ def load_training_table(
     )
 
 
-def _read_rows(dataset: Rows) -> Table:
+def read_rows(dataset: Rows) -> Table:
+    """Return the rows of a data set as a table in memory."""
     chunks = dataset.with_format("arrow").iter(batch_size=CHUNK_SIZE)
     return build_table(pa.concat_tables(chunks), source="The data set")
 

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from rmat_hf import __version__
+from rmat_hf.data.columns import find_smiles_column
 from rmat_hf.data.featurization import choose_cache_dir, describe_processor
 from rmat_hf.data.shards import (
     ROW_COLUMN,
@@ -372,7 +373,10 @@ def run_screen(
         arguments, show_progress = replace(arguments, num_proc=1), False
     if not arguments.is_folder:
         validate_output_path(output)
-    screen, is_complete = load(arguments, _open_input(arguments)), True
+    table = _open_input(arguments)
+    found = find_smiles_column(table, arguments.smiles_column)
+    arguments = replace(arguments, smiles_column=found)
+    screen, is_complete = load(arguments, table), True
     if arguments.is_folder:
         with one_thread():
             counts, is_complete = write_shards(
@@ -431,7 +435,8 @@ def _open_input(arguments: PredictionArguments) -> Table:
         return build_table(pa.table({arguments.smiles_column: arguments.smiles}), source="--smiles")
     revision, split = arguments.input_revision, arguments.input_split
     table = open_table(arguments.input, revision=revision, split=split)
-    validate_smiles_column(table.schema, arguments.smiles_column, source=table.source)
+    smiles_column = find_smiles_column(table, arguments.smiles_column)
+    validate_smiles_column(table.schema, smiles_column, source=table.source)
     return table
 
 

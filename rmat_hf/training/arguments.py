@@ -43,6 +43,8 @@ NETWORK_FLAGS = (
 # What the latter can compare.
 KERNEL_FEATURES = ("vectors", "environments", *FINGERPRINTS, "descriptors")
 SCRATCH = "scratch"
+# Of classes; which problem type they are is read off them.
+CLASSIFICATION = "classification"
 DEFAULT_MODEL = "rmat-small"
 RESERVED_COLUMNS = ("row", "smiles", "split", "error")
 # What a few hundred to a few thousand labels can fill, trained from random weights.
@@ -124,14 +126,20 @@ class FinetuningArguments(RunArguments):
     dataset: str = declare_required(
         "CSV, Parquet or SDF file, freesolv, or Hub data set; features that it has are used."
     )
-    label_columns: list[str] = declare_required("Columns with the labels, one or several.")
+    label_columns: list[str] = declare_flag(
+        [], "Columns with the labels. Default: all of numbers that do not count or name rows."
+    )
     model: str = declare_flag(
         DEFAULT_MODEL, "Bundled name, model folder, Hub id, or 'scratch' for random weights."
     )
     dataset_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub data set.")
-    smiles_column: str = declare_flag("smiles", "Column with the SMILES.")
+    smiles_column: str = declare_flag("smiles", "Column with the SMILES; else it is found.")
     label_units: list[str] = declare_flag([], "Unit of each label, for example kcal/mol.")
-    problem_type: str = declare_flag("regression", "What the labels are.", choices=PROBLEM_TYPES)
+    problem_type: str = declare_flag(
+        "regression",
+        "What the labels are; classification is one of the last two, as the labels tell.",
+        choices=(*PROBLEM_TYPES, CLASSIFICATION),
+    )
     level: str = declare_flag(
         "molecule",
         "What has a label. atom: a cell lists one for each heavy atom, in the order of the SMILES.",
@@ -278,7 +286,7 @@ class FinetuningArguments(RunArguments):
         labels, units = self.label_columns, self.label_units
         added = {f"{kind}_{name}" for kind in ("prediction", "spread") for name in labels}
         reserved = sorted({*RESERVED_COLUMNS, *added})
-        if units and len(units) != len(labels):
+        if units and labels and len(units) != len(labels):
             yield (
                 f"--label-units has {len(units)} entries for {len(labels)} label columns. Give one "
                 "per column."

@@ -52,6 +52,7 @@ from rmat_hf.training.heads import choose_head
 from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import save_model_card
+from rmat_hf.training.preparation import prepare_arguments
 from rmat_hf.training.recipe import (
     PARTS,
     FinetuningTask,
@@ -111,7 +112,7 @@ class FinetuningResult:
 def finetune(
     dataset: str | Path | Rows | pd.DataFrame,
     *,
-    label_columns: Sequence[str],
+    label_columns: Sequence[str] = (),
     output_dir: str | Path,
     peft_config: Any = None,
     **options: Any,
@@ -123,8 +124,9 @@ def finetune(
             CSV, Parquet or SDF file, folder of `save_to_disk`, `"freesolv"`, the id of a data set
             on the Hub, or rows. Those that [`featurize_dataset`] has made, one's own or somebody
             else's, are not featurized again.
-        label_columns (`Sequence[str]`):
-            Columns with the labels; an empty cell is a missing one. With `level="atom"` a cell
+        label_columns (`Sequence[str]`, *optional*):
+            Columns with the labels; an empty cell is a missing one. By default all of numbers,
+            except those that count or name the rows. With `level="atom"` a cell
             has those of all heavy atoms, in the order of the SMILES: a list, JSON in a CSV file,
             or the atom property of an SDF file, `"atom.dprop.NAME"`.
         output_dir (`str` or `Path`):
@@ -187,6 +189,7 @@ def run_finetuning(
     Raises:
         UserError: If data, options or output folder do not allow the run.
     """
+    arguments = prepare_arguments(arguments, rows)
     shared = build_training_arguments(arguments, name_work_dir(arguments.output_dir))
     if arguments.hpo_trials:
         from rmat_hf.training.search import validate_search

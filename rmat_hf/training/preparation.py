@@ -1,0 +1,127 @@
+"""What a finetuning reads off its table before it starts: columns, kind of labels, findings."""
+
+import logging
+from dataclasses import fields, replace
+from typing import Any
+
+from datasets import IterableDataset
+
+from rmat_hf.data.check import TableReport, check_table
+from rmat_hf.data.columns import find_smiles_column
+from rmat_hf.data.sources import open_table
+from rmat_hf.data.stored_features import has_features
+from rmat_hf.data.table_files import HUB_PREFIX
+from rmat_hf.data.tables import Table
+from rmat_hf.data.training_table import Rows, read_rows
+from rmat_hf.errors import UserError
+from rmat_hf.training.arguments import CLASSIFICATION, FinetuningArguments
+from rmat_hf.training.recipe import PARTS, FinetuningTask
+
+logger = logging.getLogger(__name__)
+
+# Larger tables are not looked through before training.
+_MOST_CHECKED_ROWS = 50_000
+# Flags with an entry for each label.
+_OF_LABELS = ("label_units", "label_transform")
+
+
+def prepare_arguments(
+    arguments: FinetuningArguments, rows: Rows | None = None
+) -> FinetuningArguments:
+    """Return the arguments with the columns and the problem type that the table itself tells.
+
+    It is checked as `rmat check` does, which is told in one line, and labels with nothing to learn
+    are left out where there are others. Tables that are featurized, streamed, on the Hub or large,
+    and labels of atoms, are taken as the arguments say.
+
+    Raises:
+        UserError: The table cannot be read, or has no labels that can be found.
+    """
+    if isinstance(rows, IterableDataset):
+        return _take_as_given(arguments)
+    table = _open(arguments, rows)
+    is_remote = any(file.startswith(HUB_PREFIX) for file in table.files)
+    is_other = has_features(table.schema) or is_remote or arguments.level == "atom"
+    if is_other or table.num_rows > _MOST_CHECKED_ROWS:
+        return _take_as_given(arguments)
+    report = check_table(
+        table,
+        smiles_column=find_smiles_column(table, arguments.smiles_column),
+        label_columns=arguments.label_columns,
+        split_column=arguments.split_column,
+    )
+    logger.info("%s", _describe(report))
+    if not report.label_columns:
+        raise UserError(
+            f"{table.source} has no column of numbers that could be a label. Its columns are: "
+            f"{', '.join(table.column_names)}. Name the labels by --label-columns."
+        )
+    changes = _choose_labels(arguments, report)
+    if arguments.problem_type == CLASSIFICATION:
+        changes["problem_type"] = _choose_problem_type(report, changes["label_columns"])
+    return replace(arguments, smiles_column=report.smiles_column, **changes)
+
+
+def _take_as_given(arguments: FinetuningArguments) -> FinetuningArguments:
+    if not arguments.label_columns or arguments.problem_type == CLASSIFICATION:
+        raise UserError(
+            "The labels of data that are featurized, streamed, on the Hub, large or of atoms are "
+            "not looked for. Name --label-columns, and the --problem-type in full."
+        )
+    return arguments
+
+
+def _open(arguments: FinetuningArguments, rows: Rows | None) -> Table:
+    if rows is not None:
+        return read_rows(rows)
+    return open_table(arguments.dataset, revision=arguments.dataset_revision, joins_splits=True)
+
+
+def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[str, Any]:
+    """Return the labels that can be learned, and what other flags say of each of them."""
+    names = report.label_columns
+    kept = [name for name in names if name not in report.useless_labels] or names
+    if len(kept) < len(names):
+        left_out = ", ".join(repr(name) for name in names if name not in kept)
+        logger.warning("Labels with nothing to learn are left out: %s.", left_out)
+    changes: dict[str, Any] = {"label_columns": kept}
+    known = {flag.name for flag in fields(arguments)}
+    for flag in (it for it in _OF_LABELS if it in known):
+        given = getattr(arguments, flag)
+        if len(given) == len(names):
+            of_names = dict(zip(names, given, strict=True))
+            changes[flag] = [of_names[name] for name in kept]
+    return changes
+
+
+def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
+    """Return what classes in these columns are: one of several, or yes and no."""
+    are_binary = all(name in report.binary_labels for name in label_columns)
+    if not are_binary and len(label_columns) > 1:
+        raise UserError(
+            f"--problem-type {CLASSIFICATION} with several labels needs yes and no (1 and 0) in "
+            f"each, and these have other values: "
+            f"{', '.join(it for it in label_columns if it not in report.binary_labels)}."
+        )
+    return "multi_label_classification" if are_binary else "single_label_classification"
+
+
+def _describe(report: TableReport) -> str:
+    labels = ", ".join(repr(name) for name in report.label_columns) or "none"
+    serious = [finding for finding in report.findings if finding.is_serious]
+    counts = {finding.topic: 0 for finding in serious}
+    for finding in serious:
+        counts[finding.topic] += len(finding.rows)
+    listed = ", ".join(f"{topic} ({num} rows)" if num else topic for topic, num in counts.items())
+    found = f"The check has found: {listed}; rmat check tells more." if listed else ""
+    return (
+        f"{report.source}: {report.num_rows} rows ({report.description}), "
+        f"{report.num_molecules} molecules in {report.smiles_column!r}, labels {labels}. {found}"
+    )
+
+
+def report_task(task: FinetuningTask) -> None:
+    """Say how many rows each part has."""
+    sizes = [f"{len(getattr(task.split, part))} {part}" for part in PARTS]
+    num_rows, num_dropped = len(task.dataset), len(task.dropped)
+    logger.info("%d rows: %s; %d left out.", num_rows, ", ".join(sizes), num_dropped)
