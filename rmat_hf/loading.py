@@ -1,5 +1,6 @@
 """Read a model folder or repository once, and load from it what R-MAT needs, or say why not."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -455,7 +456,16 @@ def find_checkpoint(model: str | Path) -> str | Path:
     """Return the folder of a model named like one of the package's, else the argument itself.
 
     A folder of the user's that has the name goes first.
+
+    Raises:
+        UserError: It is nearly the name of one.
     """
-    if isinstance(model, str) and model in list_checkpoints() and not Path(model).exists():
+    if not isinstance(model, str) or Path(model).exists():
+        return model
+    if model in list_checkpoints():
         return checkpoint_path(model)
+    # an id on the Hub has an owner, and a path its separators
+    similar = difflib.get_close_matches(model, list_checkpoints(), n=1)
+    if similar and "/" not in model:
+        raise UserError(f"There is no model {model!r} here. Did you mean {similar[0]!r}?")
     return model

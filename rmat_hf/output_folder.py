@@ -47,6 +47,20 @@ def validate_output_folder(folder: str | Path, *, overwrite: bool = False) -> No
         )
 
 
+def make_parents(path: Path) -> None:
+    """Create the folders above a path.
+
+    Raises:
+        UserError: They cannot be; says where.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be made or written: {error.strerror}. Choose another place."
+        ) from error
+
+
 @contextmanager
 def create_folder_atomically(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `folder` when the block ends without an error.
@@ -130,7 +144,7 @@ def lock_output(output: str | Path) -> Iterator[None]:
         UserError: Another run is writing it, or the lock cannot be made.
     """
     output = Path(output).resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(output)
     with hold_lock(output):
         for leftover in output.parent.glob(f".{glob.escape(output.name)}.{_HEX}.tmp"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -153,6 +167,10 @@ def hold_lock(output: Path, *, waits: bool = False) -> Iterator[None]:
         with explained_writing(path, way_out="Choose another output folder."):
             lock.acquire()
     except Timeout as error:
+        if not path.exists():  # such as below /proc, which takes no files
+            raise UserError(
+                f"{path.parent} cannot be written: it takes no files. Choose another place."
+            ) from error
         raise UserError(
             f"Another run is writing {str(output)!r}. Wait until it ends, or choose another output."
         ) from error

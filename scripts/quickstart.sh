@@ -12,7 +12,7 @@ rmat finetune --model rmat-small \
   --with-baselines --overwrite --output-dir runs/quickstart
 
 rmat predict --model runs/quickstart \
-  --smiles CCO c1ccccc1 "CC(=O)Oc1ccccc1C(=O)O" --output runs/quickstart_predictions.csv
+  --smiles CCO c1ccccc1 "CC(=O)Oc1ccccc1C(=O)O" --output runs/quickstart_predictions.csv --overwrite
 
 echo
 cat runs/quickstart_predictions.csv

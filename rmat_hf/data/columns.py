@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rdkit import Chem
 
-from rmat_hf.data.labels import MISSING_NUMBERS
+from rmat_hf.data.labels import BINARY_WORDS, MISSING_NUMBERS
 from rmat_hf.data.splits.parts import PART_WORDS
 from rmat_hf.data.tables import (
     SMILES_COLUMN,
@@ -34,10 +34,6 @@ _RELATION = r"(?P<relation><<|>>|[<>]=?|[≤≥~≈=])?\s*"
 _NUMBER = re.compile(_RELATION + r"(?P<number>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)")
 _DECIMAL_COMMA = re.compile(_RELATION + r"[-+]?(\d{1,3}(\.\d{3})+|\d*),\d+([eE][-+]?\d+)?")
 _THOUSANDS = re.compile(_RELATION + r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
-_WORDS_OF_CLASSES = {
-    **dict.fromkeys(("true", "yes", "active", "positive"), 1.0),
-    **dict.fromkeys(("false", "no", "inactive", "negative"), 0.0),
-}
 INCHI_NOTE = "SMILES from InChI"
 _INCHI = re.compile(r"InChI=")
 # What may stand where SMILES are looked for, and what to do.
@@ -73,7 +69,7 @@ def parse_cell(text: str) -> tuple[str, float]:
     text = text.strip()
     if found := _NUMBER.fullmatch(text):
         return found["relation"] or "", float(found["number"])
-    return "", _WORDS_OF_CLASSES.get(text.lower(), math.nan)
+    return "", BINARY_WORDS.get(text.lower(), math.nan)
 
 
 def is_empty(text: str) -> bool:
@@ -274,5 +270,6 @@ def _read_plainly(
         for name in [it for it in rows.column_names if it in styles]:
             cells = [it and rewrite_number(it, styles[name]) for it in rows[name].to_pylist()]
             idx = rows.schema.get_field_index(name)
-            rows = rows.set_column(idx, rows.schema.field(idx), pa.array(cells, pa.string()))
+            kind = rows.schema.field(idx)
+            rows = rows.set_column(idx, kind, pa.array(cells, kind.type))
         yield TableChunk(chunk.source, rows, chunk.mols)

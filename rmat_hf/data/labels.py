@@ -39,6 +39,13 @@ class LabelError(UserError):
         self.reason = reason
 
 
+# As people write yes and no.
+BINARY_WORDS = {
+    **dict.fromkeys(("true", "yes", "active", "positive"), 1.0),
+    **dict.fromkeys(("false", "no", "inactive", "negative"), 0.0),
+}
+
+
 def parse_number(value: object) -> float | None:
     """Return a regression label, NaN for an empty cell, `None` for what is no number."""
     number = _parse_float(value, missing=MISSING_NUMBERS)
@@ -46,8 +53,9 @@ def parse_number(value: object) -> float | None:
 
 
 def parse_binary(value: object) -> float | None:
-    """Return a label 0 or 1, NaN for an empty cell, `None` for anything else."""
-    number = parse_number(value)
+    """Return a label 0 or 1, as of `BINARY_WORDS`, NaN where empty, `None` for anything else."""
+    word = BINARY_WORDS.get(str(value).strip().lower())
+    number = parse_number(value) if word is None else word
     return number if number is None or number in (0.0, 1.0) or math.isnan(number) else None
 
 

@@ -4,6 +4,7 @@ A folder, here or on the Hub, decides nothing but which of its own tables are it
 scripts, addresses and files outside of it are never opened, whatever its README says.
 """
 
+import difflib
 import glob
 import logging
 import os
@@ -117,6 +118,9 @@ def _find_local_files(name: str) -> Source | None:
         return Source({"": [name]})
     if found := sorted(glob.glob(name, recursive=True)):
         return Source({"": found})
+    similar = difflib.get_close_matches(name, list_bundled_datasets(), n=1)
+    if similar and "/" not in name:
+        raise UserError(f"There is no data set {name!r} here. Did you mean {similar[0]!r}?")
     is_path = glob.has_magic(name) or find_kind(name) or path.is_absolute()
     return Source({"": [name]}) if is_path else None
 

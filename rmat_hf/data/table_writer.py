@@ -52,13 +52,15 @@ _NUMBER = re.compile(
 )
 
 
-def validate_output_path(path: str | os.PathLike[str]) -> None:
+def validate_output_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
     """Raise a `UserError` when a table cannot be written there, before any work is done."""
     path, obstacle = Path(path), ""
     if path.suffix.lower() not in OUTPUT_EXTENSIONS:
         obstacle = f"cannot be written as this kind of file. Use {' or '.join(OUTPUT_EXTENSIONS)}"
     elif path.is_dir():
         obstacle = "is a folder. Name a file"
+    elif path.exists() and not overwrite:
+        obstacle = "is there already. Pass --overwrite to replace it, or another name"
     elif not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         obstacle = "lies in a folder that does not exist or is not writable. Create it first"
     if obstacle:

@@ -125,6 +125,7 @@ class PredictionArguments:
     )
     feature_cache: str | None = declare_flag(NO_CACHE, "Folder of features, 'default' or 'none'.")
     device: str | None = declare_flag(None, "Torch device. Default: an accelerator, if any.")
+    overwrite: bool = declare_flag(False, "Replace an output file that is there, or the input.")
     csv_formulas: FormulaHandling = declare_flag(
         "escape", "Text like =1+1 in CSV output: an apostrophe in front (escape), or as it is."
     )
@@ -372,7 +373,7 @@ def run_screen(
         _run_in_processes(arguments, load, show_progress=show_progress)
         arguments, show_progress = replace(arguments, num_proc=1), False
     if not arguments.is_folder:
-        validate_output_path(output)
+        validate_output_path(output, overwrite=arguments.overwrite)
     table = _open_input(arguments)
     found = find_smiles_column(table, arguments.smiles_column)
     arguments = replace(arguments, smiles_column=found)

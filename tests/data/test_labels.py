@@ -35,9 +35,9 @@ CLASSES = [("1", "1"), ("1.0", "1"), (1, "1"), (1.0, "1"), (" active ", "active"
         (parse_number, NUMBERS, ["NA", "n/a", "None", "null"], NO_NUMBERS),
         (
             parse_binary,
-            [("1", 1.0), ("0.0", 0.0), (1, 1.0), (True, 1.0), (False, 0.0)],
+            [("1", 1.0), ("0.0", 0.0), (1, 1.0), (True, 1.0), ("yes", 1.0), ("inactive", 0.0)],
             ["NA", "null"],
-            ["2", "0.5", -1, "yes", "True"],
+            ["2", "0.5", -1, "maybe"],
         ),
         (parse_class, [*CLASSES, ("NA", "NA"), ("None", "None")], [], ["0.5", 0.5, [1], math.inf]),
     ],

@@ -1,0 +1,157 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rmat_hf import check_table
+from rmat_hf.data.check import CHECKS, Finding, TableReport
+from rmat_hf.data.check_report import CheckArguments, build_page, fix_table, run_check
+from rmat_hf.data.training_table import load_training_table
+from rmat_hf.errors import UserError
+from rmat_hf.model.processing_rmat import RMatProcessor
+
+CONTENT = """Compound;Canonical Smiles;IC50 (nM);Set
+A0;CC(=O)Oc1ccccc1C(=O)O;12,5;train
+A1;CC(=O)Oc1ccccc1C(=O)[O-].[Na+];12500;test
+A2;CCO;>10000;train
+A3;C1CC;3,1;train
+A4;CCN;see report;test
+A5;Oc1ccccn1;0,4;train
+A6;O=c1cccc[nH]1;0,5;train
+A7;CC(N)C(=O)O alanine;7;test
+A8;CCCCCC;100000;Train
+A9;CCCCCC;100000;Train
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> TableReport:
+    path = tmp_path_factory.mktemp("check") / "export.csv"
+    path.write_text(CONTENT, encoding="utf-16")
+    return check_table(path)
+
+
+def find(report: TableReport, topic: str) -> list[Finding]:
+    return [finding for finding in report.findings if finding.topic == topic]
+
+
+def test_columns_units_and_parts_are_found(report: TableReport) -> None:
+    assert (report.smiles_column, report.label_columns) == ("Canonical Smiles", ["IC50 (nM)"])
+    assert report.label_units == {"IC50 (nM)": "nM"}
+    assert "semicolons" in report.description and "utf-16" in report.description
+    assert any("--split-column Set" in it.way_out for it in find(report, "parts"))
+
+
+@pytest.mark.parametrize(
+    ("topic", "rows", "way_out"),
+    [
+        ("molecules", {3, 7}, "left out"),
+        ("cells", {4}, "missing"),
+        ("censored", {2}, "bounds"),
+        ("jumps", {0, 1}, "unit"),
+        ("skew", set(), "--label-transform pIC50 --label-units nM"),
+        ("replicates", {0, 1, 5, 6, 8, 9}, "--replicates"),
+        ("fragments", {1}, "--standardize largest_fragment uncharge"),
+        ("tautomers", {5, 6}, "tautomer"),
+        ("parts", {0, 1}, ""),
+        ("splits", set(), "--split: random"),
+    ],
+)
+def test_findings_name_rows_and_the_flag_that_settles_them(
+    report: TableReport, topic: str, rows: set[int], way_out: str
+) -> None:
+    found = find(report, topic)
+    assert {row for finding in found for row in finding.rows} == rows
+    assert any(way_out in finding.way_out for finding in found)
+
+
+def test_a_report_fits_a_screen_and_every_topic_is_a_check(report: TableReport) -> None:
+    text = str(report)
+    assert len(text.splitlines()) < 50 and max(map(len, text.splitlines())) < 160
+    assert {finding.topic for finding in report.findings} <= {*CHECKS}
+    assert "rows 5, 6" in text and "counted from 0" in text
+
+
+def test_the_cleaned_copy_is_learned_as_the_table_itself(
+    report: TableReport, tmp_path: Path
+) -> None:
+    fixed, changes = fix_table(report)
+    assert list(fixed) == ["Compound", "smiles", "IC50 (nM)", "Set"]
+    # row 4 has no label, row 9 repeats row 8
+    assert fixed["Compound"].tolist() == ["A0", "A1", "A2", "A5", "A6", "A7", "A8"]
+    assert fixed["IC50 (nM)"].tolist()[:3] == ["12.5", "12500", ">10000"]
+    assert {3, 4, 9} == {*changes[changes["why"].str.startswith("dropped")]["row"]}
+    assert changes[changes["row"] == 7][["before", "after"]].to_numpy().tolist() == [
+        ["CC(N)C(=O)O alanine", "CC(N)C(=O)O"]
+    ]
+    assert check_table(fixed).num_molecules == 5
+
+
+def test_files_are_written_and_not_replaced_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("smiles,y\nCCO,1\nC1,2\nCCN,<b>\n")
+    outputs = {"fix": str(tmp_path / "out.csv"), "html": str(tmp_path / "page.html")}
+    run_check(CheckArguments(input=str(path), **outputs))
+    assert pd.read_csv(outputs["fix"]).to_dict("list") == {"smiles": ["CCO"], "y": [1]}
+    assert (tmp_path / "out_changes.csv").is_file()
+    page = (tmp_path / "page.html").read_text()
+    assert "<svg" in page and "&lt;b&gt;" in page and "<b>" not in page
+    with pytest.raises(UserError, match=r"out\.csv is there already\. Pass --overwrite"):
+        CheckArguments(input=str(path), **outputs)
+    run_check(CheckArguments(input=str(path), overwrite=True, **outputs))
+
+
+def test_inchi_is_told_and_written_as_smiles_and_names_are_refused() -> None:
+    inchi = ["InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3", "InChI=1S/CH4/h1H4"]
+    report = check_table(pd.DataFrame({"InChI": inchi, "y": [1, 2]}))
+    assert "InChI" in report.findings[0].message and report.findings[0].is_serious
+    assert fix_table(report)[0]["smiles"].tolist() == ["CCO", "C"]
+    table = pd.DataFrame({"name": ["aspirin", "ibuprofen", "sodium acetate"], "y": [1, 2, 3]})
+    with pytest.raises(UserError, match=r"no column 'smiles'.* 'name' holds names"):
+        check_table(table)
+
+
+def test_real_data_have_few_findings_and_a_page() -> None:
+    report = check_table("freesolv", label_columns=["hydration_free_energy"])
+    assert {it.topic for it in report.findings if it.is_serious} == set()
+    assert build_page(report).count("<section") == len(report.findings)
+
+
+# Columns
+
+
+def load(path: Path, text: str, name: str = "table.csv", encoding: str = "utf-8") -> object:
+    (path / name).write_text(text, encoding=encoding)
+    options = {"smiles_column": "smiles", "label_columns": ["y"], "problem_type": "regression"}
+    processor = RMatProcessor(geometry="bounds")
+    return load_training_table(path / name, processor, **options).dataset.to_dict()
+
+
+def test_other_ways_of_writing_a_table_give_the_same_training_data(tmp_path: Path) -> None:
+    rows = [("CCO", "1.25"), ("CCN", "-1250.5"), ("c1ccccc1", "0.1"), ("CC", "1e-3")]
+    text = "smiles,y\n" + "".join(f"{smiles},{value}\n" for smiles, value in rows)
+    expected = load(tmp_path, text)
+    european = text.replace(",", ";").replace(".", ",").replace("-1250", "-1.250")
+    for encoding in ("utf-8", "latin-1", "utf-16"):
+        other = european.replace("smiles", "Größe;Smiles").replace("\nC", "\né;C")
+        other = other.replace("\nc", "\né;c")
+        assert load(tmp_path, other, "table.txt", encoding) == expected
+    american = text.replace("-1250.5", '"-1,250.5"')
+    assert load(tmp_path, american) == expected
+    assert load(tmp_path, text.replace(",", "\t"), "table.tsv") == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "labels"),
+    [
+        ({"ID": [1, 2, 3], "CAS": [5, 7, 9], "pKi": [5.5, 6.0, 7.1]}, ["pKi"]),
+        ({"counter": [1, 2, 3], "split_0": ["train", "test", "test"]}, []),
+        ({"active": ["yes", "no", "no"], "note": ["a", "b", "5"]}, ["active"]),
+        ({"y": [">1", "2,5", ""], "z": ["n.d.", "", "3"]}, ["y", "z"]),
+    ],
+)
+def test_labels_are_the_numbers_that_do_not_name_rows(
+    columns: dict[str, list[object]], labels: list[str]
+) -> None:
+    table = pd.DataFrame({"smiles": ["CCO", "CCN", "CCC"], **columns}).astype(str)
+    assert check_table(table).label_columns == labels
