@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from rmat_hf.data.assay_labels import (
     canonicalize,
     read_assay_labels,
 )
+from rmat_hf.data.columns import find_smiles_column
 from rmat_hf.data.featurization import (
     FEATURE_FIELDS,
     LENGTH_COLUMN,
@@ -195,6 +196,8 @@ def run_featurization(
     )
     folder = Path(arguments.output_dir)
     table = open_table(arguments.input, revision=arguments.revision, split=arguments.split)
+    found = find_smiles_column(table, arguments.smiles_column)
+    arguments = replace(arguments, smiles_column=found)
     validate_smiles_column(table.schema, arguments.smiles_column, source=table.source)
     counts, _ = write_shards(
         _FeaturizedShards(arguments, processor),

@@ -195,9 +195,11 @@ def run_finetuning(
         from rmat_hf.training.search import validate_search
 
         validate_search(arguments, num_processes=shared.world_size)
-    description, is_main_process = describe_arguments(arguments), shared.process_index == 0
-    if peft_config is not None:
-        description["peft_config"] = list_fields(peft_config)
+    adapter = {} if peft_config is None else {"peft_config": list_fields(peft_config)}
+    description, is_main_process = (
+        describe_arguments(arguments) | adapter,
+        shared.process_index == 0,
+    )
     with open_run(arguments, description=description, is_main_process=is_main_process) as run:
         arguments, reason = choose_head(arguments, rows, has_adapter=peft_config is not None)
         task = build_finetuning_task(arguments, rows, peft_config=peft_config)

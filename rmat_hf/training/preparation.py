@@ -15,7 +15,6 @@ from rmat_hf.data.tables import Table
 from rmat_hf.data.training_table import Rows, read_rows
 from rmat_hf.errors import UserError
 from rmat_hf.training.arguments import CLASSIFICATION, FinetuningArguments
-from rmat_hf.training.recipe import PARTS, FinetuningTask
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +117,3 @@ def _describe(report: TableReport) -> str:
         f"{report.source}: {report.num_rows} rows ({report.description}), "
         f"{report.num_molecules} molecules in {report.smiles_column!r}, labels {labels}. {found}"
     )
-
-
-def report_task(task: FinetuningTask) -> None:
-    """Say how many rows each part has."""
-    sizes = [f"{len(getattr(task.split, part))} {part}" for part in PARTS]
-    num_rows, num_dropped = len(task.dataset), len(task.dropped)
-    logger.info("%d rows: %s; %d left out.", num_rows, ", ".join(sizes), num_dropped)

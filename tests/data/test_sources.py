@@ -20,6 +20,7 @@ from tiny import TINY_SMILES
 from rmat_hf.data.sources import list_bundled_datasets, open_table
 from rmat_hf.data.tables import Table
 from rmat_hf.errors import UserError
+from rmat_hf.loading import find_checkpoint
 
 HUB_FILES = {
     "README.md": b"---\nlicense: mit\n---\n",
@@ -147,13 +148,21 @@ def test_bundled_data_sets_are_listed_and_open_by_name() -> None:
     assert table.column_names[:2] == ["smiles", "hydration_free_energy"]
 
 
+def test_what_is_nearly_a_name_of_ours_is_answered_with_it() -> None:
+    with pytest.raises(UserError, match="Did you mean 'freesolv'"):
+        open_table("FreeSolv".lower()[:-1])
+    with pytest.raises(UserError, match="Did you mean 'rmat-small'"):
+        find_checkpoint("rmat-smal")
+    assert find_checkpoint("someone/rmat-smal") == "someone/rmat-smal"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("missing.csv", "no such file"),
         ("missing.SDF", "no such file"),
         ("missing/*.parquet", "no such file"),
-        ("table.ods", r"Use \.csv, \.parquet, \.sdf"),
+        ("table.ods", r"Use \.csv, \.tsv, .*\.parquet, \.sdf"),
     ],
 )
 def test_what_is_no_table_is_not_looked_for_on_the_hub(

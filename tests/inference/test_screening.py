@@ -136,10 +136,37 @@ def test_memory_holds_one_chunk_and_an_error_halfway_keeps_the_old_output(
 
     monkeypatch.setattr("rmat_hf.inference.screening.predict", fail_later)
     with pytest.raises(RuntimeError, match="out of memory"):
-        screen(tiny_model_folder, library, output, chunk_size=20)
+        screen(tiny_model_folder, library, output, chunk_size=20, overwrite=True)
     assert sizes == [20, 20, 10]
     assert output.read_text() == "older result\n"
     assert {path.name for path in tmp_path.iterdir()} == {"library.csv", "out.csv", "tiny_model"}
+
+
+@pytest.mark.parametrize("kind", ["output", "input"])
+def test_nothing_is_replaced_unless_told(
+    tiny_model_folder: Path, library: Path, tmp_path: Path, kind: str
+) -> None:
+    output = library if kind == "input" else tmp_path / "out.csv"
+    if kind == "output":
+        output.write_text("mine\n")
+    before = output.read_text()
+    with pytest.raises(UserError, match=rf"{output.name} is there already\. Pass --overwrite"):
+        screen(tiny_model_folder, library, output)
+    assert output.read_text() == before
+    screen(tiny_model_folder, library, output, overwrite=True)
+    assert "prediction_" in output.read_text()
+
+
+def test_smiles_in_a_column_of_another_name_are_found(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "a.csv", tmp_path / "out.csv"
+    source.write_text("ID;Structure;y\n7;CCO;1,5\n8;CCN;2,5\n")
+    screen(tiny_model_folder, source, output)
+    rows = list(csv.DictReader(output.open()))
+    assert [row["Structure"] for row in rows] == ["CCO", "CCN"]
+    assert [row["y"] for row in rows] == ["1,5", "2,5"]
+    assert all(row["error"] == "" for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +276,7 @@ def test_limits_are_those_of_the_user_and_not_of_the_folder(
         errors = pq.read_table(output)["error"].to_pylist()
         assert errors[0] is None
         assert "1000" in errors[1]
-        screen(tmp_path / "model", smiles, output, run=run, max_atoms=19)
+        screen(tmp_path / "model", smiles, output, run=run, max_atoms=19, overwrite=True)
         assert "19" in pq.read_table(output)["error"].to_pylist()[0]
     assert "1000" in str(predict(tmp_path / "model", smiles).errors[1])
     assert limit_processor(processor).conformer_time_limit_s < 1000

@@ -50,10 +50,11 @@ def test_every_flag_has_a_help_sentence_of_its_own(arguments_class: type) -> Non
     ("options", "way_out"),
     [
         ({"split": "column"}, r"--split-column"),
-        ({"split_column": "part"}, r"part needs --split column, not random"),
+        ({"split_column": "part", "split": "time"}, r"--split time needs --time-column"),
+        ({"group_column": "lot", "split": "scaffold"}, r"lot needs --split random or kfold"),
         ({"label_units": ["nM"]}, r"1 entries for 2 label columns\. Give one per column"),
         ({"overwrite": True, "resume": True}, r"choose one"),
-        ({"problem_type": "classification"}, r"'classification'.*multi_label_classification"),
+        ({"problem_type": "classes"}, r"'classes'.*multi_label_classification"),
         ({"split": "umap"}, r"--split 'umap'.*'random', 'scaffold'"),
         ({"time_column": "day"}, r"--time-column day needs --split time, not random"),
         ({"split": "kfold", "num_folds": 5, "fold": 5}, r"Fold 5 of 5"),
