@@ -70,7 +70,7 @@ $(DEMO)/ready: $(INSTALLED)
 	@touch $@
 
 test-demo: $(DEMO)/ready ## Open the demo in Chromium, which has to be there, and look at it
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(DEMO)/bin/python -m pytest -m "slow or not slow" tests/test_demo.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(DEMO)/bin/python -m pytest -m "slow or not slow" tests/inference/test_demo.py
 
 docs: $(INSTALLED) ## Build the site in site/, from docs/, the docstrings and the flags
 	$(BIN)/python scripts/write_reference.py docs

@@ -122,6 +122,15 @@ def export(arguments: Any) -> None:
     )
 
 
+def demo(arguments: Any) -> None:
+    """Write a page in the browser for a model, a Gradio Space, and open it."""
+    from rmat_hf.inference.demo import launch_demo, write_demo
+
+    print(f"Wrote {write_demo(arguments)}: app.py, requirements.txt, README.md and the model.")
+    if arguments.launch:
+        launch_demo(arguments).block_thread()
+
+
 def benchmark(arguments: Any) -> None:
     """Compare models, baselines and other tools on the same splits; write a report."""
     from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
@@ -148,6 +157,7 @@ VERBS: dict[str, tuple[str, str, Any]] = {
     "convert": ("rmat_hf.inference.conversion", "ConversionArguments", convert),
     "push": ("rmat_hf.inference.sharing", "PushArguments", push),
     "export": ("rmat_hf.inference.export", "ExportArguments", export),
+    "demo": ("rmat_hf.inference.demo", "DemoArguments", demo),
     "benchmark": ("rmat_hf.evaluation.accuracy_benchmark", "EvaluationArguments", benchmark),
 }
 HELP = "\n".join(

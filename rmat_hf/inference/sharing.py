@@ -175,13 +175,9 @@ def push_folder(
         raise UserError(f"share {share!r} is unknown. Choose one of {', '.join(SHARES)}.")
     with explained_reading(f"The repository {repo_id!r}", also=(HFValidationError,)):
         validate_repo_id(repo_id)
-    _validate_share(source, share)
     with TemporaryDirectory() as staging:
         stage = Path(staging)
-        kept = _stage_files(source, stage, share=share)
-        if share != "molecules":
-            kept += _leave_out_fingerprints(stage)
-        _add_code(stage)
+        kept = stage_model(source, stage, share=share)
         _add_card(source, stage, kept=kept, repo_id=repo_id)
         files = {it.relative_to(stage).as_posix(): it.stat().st_size for it in _list_files(stage)}
         (report_progress or logger.info)(describe_push(files, kept, repo_id=repo_id))
@@ -189,6 +185,20 @@ def push_folder(
             logger.warning(_BASE_OF_PACKAGE, base, ADAPTER_CONFIG_NAME)
         url = None if dry_run else _upload(stage, repo_id, private=private)
     return Push(url, files, kept)
+
+
+def stage_model(source: Path, stage: Path, *, share: str) -> list[str]:
+    """Copy what is shared of a model, and the code with it; return the files that stay.
+
+    Raises:
+        UserError: It has no weights, or cannot leave without its molecules.
+    """
+    _validate_share(source, share)
+    kept = _stage_files(source, stage, share=share)
+    if share != "molecules":
+        kept += _leave_out_fingerprints(stage)
+    _add_code(stage)
+    return kept
 
 
 def describe_push(files: dict[str, int], kept: list[str], *, repo_id: str) -> str:
