@@ -1,5 +1,6 @@
 """The wheel holds the whole package, and works without the checkout."""
 
+import ast
 import email
 import itertools
 import json
@@ -96,7 +97,10 @@ def test_every_import_of_the_package_is_declared(repo_root: Path) -> None:
         provided |= PROVIDED_BY.get(name, {name.replace("-", "_")})
     for path in (repo_root / "rmat_hf").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
-        imported = set(re.findall(r"^\s*(?:from|import) (\w+)", source, re.M))
+        nodes = list(ast.walk(ast.parse(source)))
+        named = [it.name for node in nodes if isinstance(node, ast.Import) for it in node.names]
+        named += [it.module or "" for it in nodes if isinstance(it, ast.ImportFrom) if not it.level]
+        imported = {name.split(".")[0] for name in named}
         assert imported <= provided, f"{path.name} imports {imported - provided}"
 
 
