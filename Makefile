@@ -73,7 +73,7 @@ test-demo: $(DEMO)/ready ## Open the demo in Chromium, which has to be there, an
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(DEMO)/bin/python -m pytest -m "slow or not slow" tests/inference/test_demo.py
 
 docs: $(INSTALLED) ## Build the site in site/, from docs/, the docstrings and the flags
-	$(BIN)/python scripts/write_reference.py docs
+	$(BIN)/python docs/tools/write_reference.py docs
 	$(BIN)/python -m mkdocs build --strict --quiet
 
 # What they share goes to a Hub on this machine that ends with them.

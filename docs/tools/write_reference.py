@@ -1,6 +1,6 @@
 """Write the pages of the reference: of exported names, of verbs, of configuration fields.
 
-`python scripts/write_reference.py FOLDER` writes FOLDER/reference; `make docs` calls it.
+`python docs/tools/write_reference.py FOLDER` writes FOLDER/reference; `make docs` calls it.
 """
 
 import inspect
