@@ -38,6 +38,7 @@ __all__ = [
     "convert_checkpoint",
     "embed",
     "explain",
+    "evaluate",
     "export_onnx",
     "featurize_dataset",
     "find_counterfactuals",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from rmat_hf.data.splits.registry import split_dataset
     from rmat_hf.data.training_table import featurize_dataset
     from rmat_hf.inference.attention_maps import compute_attention_maps
+    from rmat_hf.evaluation.model_evaluation import evaluate
     from rmat_hf.inference.conversion import convert_checkpoint
     from rmat_hf.inference.counterfactuals import find_counterfactuals
     from rmat_hf.inference.explanation import explain
@@ -95,6 +97,7 @@ _PLACES = {
     "convert_checkpoint": "rmat_hf.inference.conversion",
     "embed": "rmat_hf.inference.prediction",
     "explain": "rmat_hf.inference.explanation",
+    "evaluate": "rmat_hf.evaluation.model_evaluation",
     "export_onnx": "rmat_hf.inference.export",
     "featurize_dataset": "rmat_hf.data.training_table",
     "find_counterfactuals": "rmat_hf.inference.counterfactuals",

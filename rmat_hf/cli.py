@@ -76,6 +76,15 @@ def predict(arguments: Any) -> None:
     print(describe_screening(run_prediction(arguments, show_progress=True), noun="predictions"))
 
 
+def evaluate(arguments: Any) -> None:
+    """Score models on labeled molecules, beside each other and other tools; say what follows."""
+    from rmat_hf.evaluation.model_evaluation import run_model_evaluation
+
+    print(run_model_evaluation(arguments).describe())
+    if arguments.output:
+        print(f"\nWrote {arguments.output}: report.md, metrics.json and predictions.csv.")
+
+
 def embed(arguments: Any) -> None:
     """Compute one vector per molecule of a file, or of a few SMILES."""
     from rmat_hf.inference.screening import describe_screening, run_embedding
@@ -153,6 +162,7 @@ VERBS: dict[str, tuple[str, str, Any]] = {
     "check": ("rmat_hf.data.check_report", "CheckArguments", check),
     "predict": ("rmat_hf.inference.screening", "PredictionArguments", predict),
     "embed": ("rmat_hf.inference.screening", "PredictionArguments", embed),
+    "evaluate": ("rmat_hf.evaluation.model_evaluation", "ModelEvaluationArguments", evaluate),
     "explain": ("rmat_hf.inference.explanation_folder", "ExplanationArguments", explain),
     "convert": ("rmat_hf.inference.conversion", "ConversionArguments", convert),
     "push": ("rmat_hf.inference.sharing", "PushArguments", push),

@@ -156,7 +156,7 @@ def fit_baselines(
     if "mol" in dataset.column_names:
         molecules = [Chem.Mol(binary) for binary in dataset["mol"]]
     labels = np.array(dataset["labels"][:], dtype=np.float64)
-    fitted = _fit_several(SHOWN, molecules, labels=labels, split=split, **options)
+    fitted = fit_several(SHOWN, molecules, labels=labels, split=split, **options)
     return {
         name: (stack_outputs(found, problem_type=options["problem_type"]), setting)
         for name, (found, setting) in fitted.items()
@@ -205,11 +205,11 @@ def fit_baseline(
         UserError: If a label is unknown in all of train or valid.
     """
     options: dict[str, Any] = {"problem_type": problem_type, "label_names": label_names}
-    fitted = _fit_several((name,), molecules, labels=labels, split=split, seed=seed, **options)
+    fitted = fit_several((name,), molecules, labels=labels, split=split, seed=seed, **options)
     return fitted[name]
 
 
-def _fit_several(
+def fit_several(
     names: Sequence[str],
     molecules: Sequence[str | Chem.Mol],
     *,
@@ -219,7 +219,7 @@ def _fit_several(
     label_names: Sequence[str],
     seed: int,
 ) -> dict[str, tuple[list[np.ndarray], dict[str, dict[str, Any]]]]:
-    """Return outputs and settings of baselines; those that are members of another only once."""
+    """Return what [`fit_baseline`] does for each name; a member of another is fitted once."""
     labels = np.asarray(labels, dtype=np.float64).reshape(len(molecules), len(label_names))
     mols = [parse_molecule(molecule, max_atoms=MAX_ATOMS) for molecule in molecules]
     num_classes = 0 if problem_type == "regression" else 2

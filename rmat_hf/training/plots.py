@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,11 @@ def _parse(molecule: Molecule) -> Chem.Mol | None:
 
 
 def save_figure(
-    path: Path, draw: Sequence[Panel], *, panel_size: tuple[float, float] = (4.8, 4.8)
+    path: Path,
+    draw: Sequence[Panel],
+    *,
+    titles: Sequence[str] = (),
+    panel_size: tuple[float, float] = (4.8, 4.8),
 ) -> str:
     """Write a figure with what each function draws, and return what a page shows of it.
 
@@ -81,8 +86,11 @@ def save_figure(
         top=1 - top / height,
         wspace=(left + right) / (panel_size[0] - left - right),
     )
-    for axes, fill in zip(figure.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
+    panels = figure.subplots(1, len(draw), squeeze=False)[0]
+    for axes, fill, title in zip_longest(panels, draw, titles):
         fill(axes)
+        if title:
+            axes.set_title(title, fontsize=9)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=9)
     with open_atomically(path) as stream:

@@ -417,19 +417,12 @@ def _describe_novelty(folder: Path, report: FinetuningReport, *, errors: np.ndar
         number = np.maximum(np.sum(~np.isnan(errors), axis=1), 1)
         columns = {"all labels": np.nansum(errors, axis=1) / number}
     shown = dict(list(columns.items())[:MOST_SHOWN])
-    draw = [
-        partial(_draw_errors, novelty=report.novelty, errors=it, title=name)
-        for name, it in shown.items()
-    ]
-    sections = ["## Errors by novelty", save_figure(folder / NOVELTY_PLOT, draw)]
+    draw = [partial(draw_errors, novelty=report.novelty, errors=it) for it in shown.values()]
+    picture = save_figure(folder / NOVELTY_PLOT, draw, titles=list(shown))
+    sections = ["## Errors by novelty", picture]
     for name, column in shown.items():
         sections += [f"{name}, test molecules:", describe_thirds(report.novelty, column)]
     return sections
-
-
-def _draw_errors(axes: "Axes", *, novelty: np.ndarray, errors: np.ndarray, title: str) -> None:
-    draw_errors(axes, novelty, errors=errors)
-    axes.set_title(title, fontsize=9)
 
 
 def _describe_worst(folder: Path, report: FinetuningReport, *, errors: np.ndarray) -> list[str]:

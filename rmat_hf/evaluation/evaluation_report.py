@@ -1,0 +1,334 @@
+"""save_evaluation(...): an evaluation → `report.md`, pictures, metrics and predictions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rmat_hf.data.table_writer import count_failures
+from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.output_folder import save_json
+from rmat_hf.training.estimates import (
+    Estimate,
+    Scores,
+    build_table,
+    compute_errors,
+    describe_scores,
+)
+from rmat_hf.training.metrics import format_metric, list_metrics
+from rmat_hf.training.plots import (
+    LINE_COLOR,
+    MOST_SHOWN,
+    draw_calibration,
+    draw_coverage,
+    draw_errors,
+    draw_parity,
+    draw_roc,
+    save_drawing,
+    save_figure,
+)
+from rmat_hf.training.report import (
+    ABOUT_INTERVALS,
+    LEAST_ROWS_OF_NOVELTY,
+    NUM_WORST,
+    describe_thirds,
+)
+
+REPORT_FILE = "report.md"
+MOST_SKIPPED = 20
+# Coverages that intervals are tried at, where the model has trust.
+COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a model or a tool says of every row, NaN where nothing.
+
+    `lower` and `upper`, `novelty` and `calibrated` probabilities are of models with trust;
+    `quantiles` are those of `COVERAGES` in units of the intervals' half width, by label.
+    """
+
+    values: np.ndarray
+    reasons: dict[int, str] = field(default_factory=dict)
+    lower: np.ndarray | None = None
+    upper: np.ndarray | None = None
+    calibrated: np.ndarray | None = None
+    novelty: np.ndarray | None = None
+    quantiles: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> "Method":
+        """Return the same of some rows."""
+        names = ("values", "lower", "upper", "calibrated", "novelty")
+        blocks = {name: it[rows] for name in names if (it := getattr(self, name)) is not None}
+        return replace(self, reasons={}, **blocks)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` found out.
+
+    Args:
+        scores (`Scores`): Metrics with intervals of every method, on the rows that all have.
+        verdict (`list[str]`): What follows, in sentences.
+        rows (`pandas.DataFrame`):
+            Those rows: number in the table as index, `smiles`, the labels, `novelty` if it is
+            known, and the predictions of every method, `METHOD:LABEL`.
+        skipped (`list[DroppedRow]`): The other rows, with reasons.
+        label_names, class_names (`list[str]`): The labels, and classes of a single one.
+        notes (`list[str]`): What to know when reading, as molecules that a model was trained on.
+        methods (`dict[str, Method]`): What every method says of these rows.
+        units (`list[str]`): Of the labels, empty where there is none.
+        coverage (`float`): Asked of the intervals.
+    """
+
+    scores: Scores
+    verdict: list[str]
+    rows: pd.DataFrame
+    skipped: list[DroppedRow]
+    label_names: list[str]
+    class_names: list[str] | None
+    notes: list[str]
+    methods: dict[str, Method]
+    units: list[str]
+    coverage: float
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`(num_rows, num_labels)`, NaN where missing; a class as its index."""
+        return self.rows[self.label_names].to_numpy(dtype=np.float64)
+
+    def describe(self) -> str:
+        """Return table, verdict and notes, as `rmat evaluate` prints them."""
+        reasons = count_failures(it.reason for it in self.skipped)
+        lines = [f"{number} rows left out: {reason}" for reason, number in reasons.most_common(5)]
+        if len(reasons) > len(lines):
+            lines.append(f"and {len(reasons) - len(lines)} other reasons")
+        table = describe_scores({"given": self.scores}, num_intervals=1)
+        return "\n".join([table, "", *self.verdict, *self.notes, *lines])
+
+
+def save_evaluation(
+    folder: Path, result: EvaluationResult, *, models: Sequence[str], source: str
+) -> None:
+    """Write report, pictures, metrics and predictions of an evaluation into a folder.
+
+    Args:
+        folder (`Path`): An empty one.
+        result ([`EvaluationResult`]): What was found out.
+        models (`Sequence[str]`): Names of the methods that are models; the first is in question.
+        source (`str`): Name of the table.
+    """
+    scores = result.scores
+    differences = _list_differences(result, models)
+    save_json(
+        folder / "metrics.json",
+        {
+            "source": Path(source).name,
+            "num_rows": scores.num_rows,
+            "num_known": scores.num_known,
+            "num_skipped": len(result.skipped),
+            "metrics": scores.to_json(),
+            "differences": [
+                {"method": pair[0], "reference": pair[1], **it._asdict()}
+                for pair, it in differences.items()
+            ],
+            "verdict": [*result.verdict, *result.notes],
+        },
+    )
+    result.rows.to_csv(folder / "predictions.csv")
+    sections = [
+        f"# {', '.join(models)} on {Path(source).name}",
+        f"{scores.num_rows} molecules with a label and a prediction of every method; "
+        f"{len(result.skipped)} rows are left out.",
+        "## Verdict",
+        "\n".join(f"- {line}" for line in [*result.verdict, *result.notes]),
+        "## Metrics",
+        ABOUT_INTERVALS,
+        describe_scores({"given": scores}),
+        *_describe_labels(result),
+        "## Differences",
+        _tabulate(differences, metric=list_metrics(scores.problem_type)[0].title),
+        *_draw_predictions(folder, result),
+        *_describe_trust(folder, result, models=models),
+        *_describe_novelty(folder, result, models=models),
+        *_describe_worst(folder, result, name=models[0]),
+        *_describe_skipped(result),
+    ]
+    (folder / REPORT_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _list_differences(
+    result: EvaluationResult, models: Sequence[str]
+) -> dict[tuple[str, str], Estimate]:
+    metric = list_metrics(result.scores.problem_type)[0].name
+    others = [name for name in result.methods if name not in models]
+    return {
+        (name, other): result.scores.compare(name, other, metric=metric)
+        for idx, name in enumerate(models)
+        for other in [*others, *models[idx + 1 :]]
+    }
+
+
+def _tabulate(differences: Mapping[tuple[str, str], Estimate], *, metric: str) -> str:
+    rows = [["method", "reference", f"difference of {metric}"]]
+    rows += [[*pair, str(it)] for pair, it in differences.items()]
+    return build_table(rows)
+
+
+def _describe_labels(result: EvaluationResult) -> list[str]:
+    """Return a table of the first metric of every label, if there are several."""
+    scores, names = result.scores, result.label_names
+    if len(names) == 1:
+        return []
+    metric = list_metrics(scores.problem_type)[0]
+    rows = [[f"{metric.title} of", "n", *scores.metrics]]
+    for name in names:
+        cells = [str(scores.estimate(it, metric.name, label=name)) for it in scores.metrics]
+        rows.append([name, str(scores.num_known[name]), *cells])
+    return [build_table(rows)]
+
+
+def _draw_predictions(folder: Path, result: EvaluationResult) -> list[str]:
+    """Draw every method but constants: parity, or the curves of each class."""
+    labels, shown = result.labels, _select_varied(result)
+    if result.scores.problem_type == "regression":
+        pairs = {
+            f"{name}: {label}": (labels[:, idx], it.values[:, idx], {"color": LINE_COLOR})
+            for idx, label in enumerate(result.label_names)
+            for name, it in shown.items()
+        }
+        draw = {name: partial(draw_parity, series=[it]) for name, it in pairs.items()}
+        return _save_panels(folder / "parity.png", draw)
+    curves = _list_curves(result, {name: it.values for name, it in shown.items()})
+    if not curves:
+        return []
+    calibrated = {
+        f"{name}, calibrated": it.calibrated
+        for name, it in shown.items()
+        if it.calibrated is not None
+    }
+    of_labels = {**curves, **_list_curves(result, calibrated)}
+    panels = [partial(draw_roc, curves=curves), partial(draw_calibration, curves=of_labels)]
+    return [save_figure(folder / "roc_and_calibration.png", panels)]
+
+
+def _select_varied(result: EvaluationResult) -> dict[str, Method]:
+    return {name: it for name, it in result.methods.items() if np.ptp(it.values, axis=0).max() > 0}
+
+
+def _list_curves(
+    result: EvaluationResult, methods: Mapping[str, np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return labels 0 and 1 and probabilities of each method, all labels or classes together."""
+    labels = result.labels
+    if result.class_names is not None:
+        is_yes = labels == np.arange(len(result.class_names))
+        labels = np.where(np.isnan(labels), np.nan, is_yes)
+    known = ~np.isnan(labels)
+    return {name: (labels[known] == 1, values[known]) for name, values in methods.items()}
+
+
+def _describe_trust(folder: Path, result: EvaluationResult, *, models: Sequence[str]) -> list[str]:
+    """Tabulate and draw how many measured values the intervals hold."""
+    sections, draw = [], {}
+    for name in models:
+        method = result.methods[name]
+        if method.lower is None or method.upper is None:
+            continue
+        for idx, label in enumerate(result.label_names):
+            measured, values = result.labels[:, idx], method.values[:, idx]
+            lower, upper = method.lower[:, idx], method.upper[:, idx]
+            novelty = np.zeros(len(values)) if method.novelty is None else method.novelty
+            known = ~(np.isnan(measured) | np.isnan(lower))
+            if not known.any():
+                continue
+            table = describe_thirds(
+                novelty,
+                np.where(known, abs(values - measured), np.nan),
+                lower=lower,
+                upper=upper,
+                measured=measured,
+            )
+            sections += [f"{name}, {label}: intervals of {result.coverage:.0%}:", table]
+            if method.quantiles is not None:
+                half = (upper - lower)[known] / 2
+                ratio = abs(values - measured)[known] / np.maximum(half, 1e-12)
+                found = [float(np.mean(ratio <= it)) for it in method.quantiles[:, idx]]
+                draw[f"{name}: {label}"] = partial(draw_coverage, wanted=COVERAGES, found=found)
+    if not sections:
+        return []
+    return ["## Intervals", *sections, *_save_panels(folder / "coverage.png", draw)]
+
+
+def _save_panels(path: Path, draw: Mapping[str, Any]) -> list[str]:
+    shown = dict(list(draw.items())[:MOST_SHOWN])
+    return [save_figure(path, list(shown.values()), titles=list(shown))] if shown else []
+
+
+def _describe_novelty(
+    folder: Path, result: EvaluationResult, *, models: Sequence[str]
+) -> list[str]:
+    if "novelty" not in result.rows or len(result.rows) < LEAST_ROWS_OF_NOVELTY:
+        return []
+    novelty, sections, draw = result.rows["novelty"].to_numpy(), [], {}
+    for name in models:
+        errors = _average(_compute_errors(result, name))
+        draw[name] = partial(draw_errors, novelty=novelty, errors=errors)
+        sections += [f"{name}:", describe_thirds(novelty, errors)]
+    return [
+        "## Errors by novelty",
+        *_save_panels(folder / "error_by_novelty.png", draw),
+        *sections,
+    ]
+
+
+def _compute_errors(result: EvaluationResult, name: str) -> np.ndarray:
+    values = result.methods[name].values
+    return compute_errors(result.scores.problem_type, values, labels=result.labels)
+
+
+def _average(errors: np.ndarray) -> np.ndarray:
+    """Return the mean error over the labels that a row has."""
+    number = np.sum(~np.isnan(errors), axis=1)
+    return np.where(number > 0, np.nansum(errors, axis=1) / np.maximum(number, 1), np.nan)
+
+
+def _describe_worst(folder: Path, result: EvaluationResult, *, name: str) -> list[str]:
+    """Draw the molecules that the first model is most wrong about."""
+    errors = _average(_compute_errors(result, name))
+    worst = np.argsort(-errors, kind="stable")[:NUM_WORST]
+    outputs = result.class_names or result.label_names
+    header = ["row", "molecule", *(f"measured {it}" for it in result.label_names)]
+    rows = [[*header, *(f"{name}: {it}" for it in outputs), "error"]]
+    legends = []
+    for row in worst:
+        measured = [_name_label(result, it) for it in result.labels[row]]
+        predicted = [format_metric(it) for it in result.methods[name].values[row]]
+        number = str(result.rows.index[row])
+        smiles = str(result.rows["smiles"].iloc[row])
+        rows.append([number, f"`{smiles}`", *measured, *predicted, format_metric(errors[row])])
+        text = f"measured {', '.join(measured[:2])},\npredicted {', '.join(predicted[:2])}"
+        legends.append(f"row {number}: {text}")
+    smiles = result.rows["smiles"].iloc[worst].tolist()
+    picture = save_drawing(folder / "worst_molecules.svg", smiles, legends=legends)
+    return [f"## The molecules that {name} is most wrong about", picture, build_table(rows)]
+
+
+def _name_label(result: EvaluationResult, label: float) -> str:
+    if np.isnan(label):
+        return "–"
+    return format_metric(label) if result.class_names is None else result.class_names[int(label)]
+
+
+def _describe_skipped(result: EvaluationResult) -> list[str]:
+    if not result.skipped:
+        return []
+    counts = count_failures(it.reason for it in result.skipped)
+    rows = [["row", "molecule", "reason"]]
+    rows += [[str(it.row), f"`{it.smiles}`", it.reason] for it in result.skipped[:MOST_SKIPPED]]
+    lines = [f"- {number}: {reason}" for reason, number in counts.most_common()]
+    return ["## Rows that are left out", "\n".join(lines), build_table(rows)]

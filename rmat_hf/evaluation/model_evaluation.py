@@ -1,0 +1,590 @@
+"""evaluate(...): models and other tools' predictions on labeled molecules → a verdict.
+
+What a method predicts is brought into one form, an array `(num_rows, num_outputs)` of values or
+probabilities, NaN where there is none; methods are compared on the rows that all of them have.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rdkit import Chem
+
+from rmat_hf.data.frames import FRAME_NAME, build_dataset
+from rmat_hf.data.labels import LabelError, is_missing, parse_label, parse_number
+from rmat_hf.data.sources import open_table
+from rmat_hf.data.splits.parts import SplitIndices
+from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table, validate_columns
+from rmat_hf.data.training_table import CHUNK_SIZE, DroppedRow
+from rmat_hf.errors import UserError
+from rmat_hf.evaluation.evaluation_report import (
+    COVERAGES,
+    EvaluationResult,
+    Method,
+    save_evaluation,
+)
+from rmat_hf.evaluation.predictions import PREDICTION_PREFIX
+from rmat_hf.flags import declare_flag, declare_required, validate_flags
+from rmat_hf.inference.prediction import limit_processor, predict
+from rmat_hf.loading import load_predictor
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
+from rmat_hf.model.modeling_rmat import RMatForTokenClassification
+from rmat_hf.output_folder import create_folder_atomically, validate_output_folder
+from rmat_hf.training.baselines import MAX_ATOMS, SHOWN, fit_several, stack_outputs
+from rmat_hf.training.estimates import (
+    MEAN_OF_TRAIN,
+    describe_verdict,
+    predict_mean,
+    score_methods,
+)
+from rmat_hf.training.metrics import CLASSIFICATION, list_metrics
+from rmat_hf.training.plots import compute_novelty
+
+logger = logging.getLogger(__name__)
+
+# Of classes nobody knows the training labels of a model: the best constant there is.
+BEST_CONSTANT = "frequencies_of_these_rows"
+
+
+@dataclass(kw_only=True)
+class ModelEvaluationArguments:
+    """Everything `run_model_evaluation` needs to know; each field is a flag of `rmat evaluate`."""
+
+    model: list[str] = declare_required("Folders of models, or Hub ids; the first is in question.")
+    input: str = declare_required("Table of molecules with their measured labels.")
+    output: str | None = declare_flag(
+        None, "Folder to write: report.md, pictures, metrics.json and predictions.csv."
+    )
+    smiles_column: str = declare_flag(SMILES_COLUMN, "Column with the SMILES.")
+    label_columns: list[str] = declare_flag(
+        [], "Columns with the labels, in the order of the models'. Default: their names."
+    )
+    predictions: list[str] = declare_flag(
+        [],
+        "Tables of other tools' predictions, FILE or NAME=FILE: by SMILES, or a row for each row.",
+    )
+    prediction_columns: list[str] = declare_flag(
+        [], "Their columns, one for each label. Default: prediction_LABEL, or prediction."
+    )
+    train: str | None = declare_flag(
+        None, "Table with the same columns that baselines are fitted on, to be compared with."
+    )
+    coverage: float = declare_flag(
+        0.9, "Share of measured values that intervals are to hold.", above=0, below=1
+    )
+    batch_size: int = declare_flag(32, "Most molecules in one forward pass.", least=1)
+    num_workers: int = declare_flag(1, "Processes that featurize.", least=0)
+    device: str | None = declare_flag(None, "Torch device. Default: an accelerator, if any.")
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for a value out of its bounds."""
+        validate_flags(self)
+
+
+def run_model_evaluation(arguments: ModelEvaluationArguments) -> EvaluationResult:
+    """Evaluate models as the flags say; see [`evaluate`]."""
+    tools = {}
+    for given in arguments.predictions:
+        name, is_named, path = given.rpartition("=")
+        tools[name if is_named else Path(path).stem] = path
+    return evaluate(
+        arguments.model,
+        arguments.input,
+        smiles_column=arguments.smiles_column,
+        label_columns=arguments.label_columns,
+        predictions=tools,
+        prediction_columns=arguments.prediction_columns,
+        train=arguments.train,
+        output_dir=arguments.output,
+        coverage=arguments.coverage,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        device=arguments.device,
+    )
+
+
+def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
+    models: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+    dataset: str | Path | pd.DataFrame,
+    *,
+    smiles_column: str = SMILES_COLUMN,
+    label_columns: Sequence[str] = (),
+    predictions: Mapping[str, str | Path | pd.DataFrame] | None = None,
+    prediction_columns: Sequence[str] = (),
+    train: str | Path | pd.DataFrame | None = None,
+    output_dir: str | Path | None = None,
+    coverage: float = 0.9,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    device: str | None = None,
+) -> EvaluationResult:
+    """Score finetuned models on labeled molecules, beside each other and beside other tools.
+
+    Metrics have intervals of 95 % by a bootstrap of the rows; differences are of the same rows.
+    Rows without label, molecule or prediction of all methods are left out, and named.
+
+    Args:
+        models (`str`, `Path`, or several of them, or a `Mapping` of names to them):
+            Folders or Hub ids of models of molecules; the first one is in question.
+        dataset (`str`, `Path` or `pandas.DataFrame`): Table of molecules with measured labels.
+        smiles_column (`str`, *optional*, defaults to `"smiles"`): Column with the SMILES.
+        label_columns (`Sequence[str]`, *optional*):
+            Columns with the labels, in the order of the models'; by default their names.
+        predictions (`Mapping`, *optional*):
+            By the name of a tool a file or table with its predictions: a column `smiles`, or as
+            many rows in the same order, and numbers in the units of the labels or probabilities
+            of a yes. Of several classes `probability_LABEL_CLASS`, as `rmat predict` writes.
+        prediction_columns (`Sequence[str]`, *optional*):
+            Columns of these, one for each label; by default `prediction_LABEL` or `prediction`.
+        train (`str`, `Path` or `pandas.DataFrame`, *optional*):
+            Labeled molecules, with the same columns, on which the baselines of `rmat finetune` are
+            fitted. Novelty is measured to them where a model does not know its own.
+        output_dir (`str` or `Path`, *optional*): New folder for the report and its pictures.
+        coverage (`float`, *optional*, defaults to 0.9):
+            Share of measured values that the intervals of models with trust are to hold.
+        batch_size, num_workers, device: As of [`predict`].
+
+    Returns:
+        [`EvaluationResult`]
+
+    Raises:
+        UserError: Models, table or predictions do not fit together, or no row is left.
+
+    Example:
+    ```python
+    >>> import pandas as pd
+    >>> from rmat_hf import RMatForSequenceClassification, RMatProcessor
+    >>> from rmat_hf import checkpoint_path, evaluate
+    >>> model = RMatForSequenceClassification.from_pretrained(
+    ...     checkpoint_path("rmat-small"), id2label={0: "y"}, problem_type="regression"
+    ... )
+    >>> model.save_pretrained(folder / "model")
+    >>> files = RMatProcessor(geometry="bounds").save_pretrained(folder / "model")
+    >>> table = pd.DataFrame({"smiles": ["CCO", "CCN", "C1"], "y": [3.0, 4.0, 5.0]})
+    >>> found = evaluate(folder / "model", table)
+    >>> found.scores.num_rows, found.skipped[0].smiles
+    (2, 'C1')
+
+    ```
+    """
+    folders = _name_models(models)
+    if output_dir is not None:
+        validate_output_folder(Path(output_dir), overwrite=False)
+    rows = _read_rows(dataset, smiles_column=smiles_column)
+    options = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
+    raw, configs = {}, {}
+    for name, folder in folders.items():
+        *raw[name], configs[name] = _predict_model(
+            folder, rows.molecules, coverage=coverage, **options
+        )
+    task = _Task.build(configs, list(label_columns))
+    found = {
+        name: task.arrange(predicted, configs[name], quantiles=quantiles)
+        for name, (predicted, quantiles) in raw.items()
+    }
+    labels, reasons = rows.read_labels(task)
+    for name, tool in (predictions or {}).items():
+        if name in found:
+            raise UserError(f"Two methods are called {name!r}. Name one NAME=FILE.")
+        found[name] = _read_tool(tool, rows, task=task, columns=list(prediction_columns), name=name)
+    known = None
+    if train is not None:
+        known = _read_rows(train, smiles_column=smiles_column)
+        found |= _fit_baselines(rows, known, task=task)
+    name, mean = _predict_constant(task, configs[next(iter(folders))], labels=labels, known=known)
+    found[name] = Method(np.tile(mean, (len(labels), 1)))
+    novelty = _find_novelty(rows, folders, methods=found, known=known)
+    for method in found.values():
+        reasons = {**method.reasons, **reasons}
+    result = _compare(
+        rows,
+        found,
+        labels=labels,
+        reasons=reasons,
+        novelty=novelty,
+        task=task,
+        models=list(folders),
+        coverage=coverage,
+    )
+    result.notes.extend(_list_overlaps(rows, folders, kept=result.rows.index))
+    if output_dir is not None:
+        with create_folder_atomically(output_dir) as folder:
+            save_evaluation(folder, result, models=list(folders), source=rows.source)
+    return result
+
+
+# Rows, and what the models predict
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Molecules of a table, with all its cells as they are, and their canonical SMILES."""
+
+    source: str
+    smiles: list[str]
+    molecules: list[Molecule]
+    cells: pd.DataFrame
+    canonical: list[str | None]
+
+    def read_labels(self, task: "_Task") -> tuple[np.ndarray, dict[int, str]]:
+        """Return the labels `(num_rows, num_labels)`, NaN where missing, and why a row has none."""
+        validate_columns(self.cells.columns, task.label_names, source=self.source)
+        labels = np.full((len(self.cells), len(task.label_names)), np.nan)
+        reasons: dict[int, str] = {}
+        for row, cells in enumerate(zip(*(self.cells[it] for it in task.label_names), strict=True)):
+            for idx, cell in enumerate(cells):
+                try:
+                    labels[row, idx] = task.parse(cell, row=row, label_idx=idx)
+                except LabelError as error:
+                    reasons[row] = error.reason
+            if np.isnan(labels[row]).all():
+                reasons.setdefault(row, "no label")
+        return labels, {row: it for row, it in reasons.items() if np.isnan(labels[row]).all()}
+
+
+def _read_rows(source: str | Path | pd.DataFrame, *, smiles_column: str) -> _Rows:
+    table = _open(source)
+    validate_columns(table.column_names, [smiles_column], source=table.source)
+    molecules: list[Molecule] = []
+    frames = []
+    for chunk in table.iterate_chunks(CHUNK_SIZE):
+        molecules += chunk.molecules(smiles_column)
+        frames.append(chunk.table.to_pandas())
+    if not molecules:
+        raise UserError(f"{table.source} has no rows.")
+    cells = pd.concat(frames, ignore_index=True)
+    smiles = ["" if pd.isna(it) else str(it) for it in cells[smiles_column]]
+    canonical = [_find_canonical(it) for it in molecules]
+    return _Rows(table.source, smiles, molecules, cells, canonical)
+
+
+def _open(source: str | Path | pd.DataFrame) -> Table:
+    if isinstance(source, pd.DataFrame):
+        rows = build_dataset(source).with_format("arrow")[:]
+        return build_table(rows, source=FRAME_NAME)
+    return open_table(source)
+
+
+def _find_canonical(molecule: Molecule) -> str | None:
+    try:
+        return str(Chem.MolToSmiles(parse_molecule(molecule, max_atoms=MAX_ATOMS)))
+    except MoleculeError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all methods predict: a yes or no in a label with the classes 0 and 1 is one of several.
+
+    `model_labels` are the names of the first model's labels, `label_names` those of the table.
+    """
+
+    problem_type: str
+    model_labels: list[str]
+    label_names: list[str]
+    class_names: list[str] | None
+    units: list[str]
+
+    @classmethod
+    def build(cls, configs: Mapping[str, RMatConfig], label_columns: list[str]) -> "_Task":
+        config = next(iter(configs.values()))
+        kind, names = _find_kind(config), config.label_columns
+        if label_columns and len(label_columns) != len(names):
+            raise UserError(
+                f"The model has the labels {', '.join(names)}, and --label-columns names "
+                f"{len(label_columns)}. Name one column for each, in this order."
+            )
+        classes = config.output_names if kind == "single_label_classification" else None
+        for name, other in configs.items():
+            same = len(other.label_columns) == len(names) or {*names} <= {*other.label_columns}
+            has_classes = classes is None or {*classes} == {*other.output_names}
+            if _find_kind(other) != kind or not same or not has_classes:
+                raise UserError(
+                    f"{name} predicts other things ({', '.join(other.output_names)}) than "
+                    f"{next(iter(configs))} ({', '.join(config.output_names)}). Evaluate it alone."
+                )
+        units = config.label_units or [""] * len(names)
+        return cls(kind, names, label_columns or names, classes, units)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.class_names or self.label_names)
+
+    def parse(self, cell: Any, *, row: int, label_idx: int) -> float:
+        """Return the label in a cell, a class as its index, NaN where missing."""
+        name = self.label_names[label_idx]
+        label = parse_label(
+            None if pd.isna(cell) else cell, problem_type=self.problem_type, row=row, column=name
+        )
+        if self.class_names is None or is_missing(label):
+            return float(label)
+        if label not in self.class_names:
+            reason = f"label {name!r} is {label!r}, none of {', '.join(self.class_names)}"
+            raise LabelError(reason, row=row)
+        return float(self.class_names.index(str(label)))
+
+    def arrange(self, found: Any, config: RMatConfig, *, quantiles: Any) -> Method:
+        """Return what a model predicts in the order of the task's outputs."""
+        # of classes 0 and 1 the second
+        order = [1]
+        if self.class_names is not None:
+            order = [config.output_names.index(it) for it in self.class_names]
+        elif config.label_name is None:
+            own = config.label_columns
+            order = list(range(len(own)))
+            if {*self.model_labels} <= {*own}:
+                order = [own.index(it) for it in self.model_labels]
+        blocks = {
+            name: block[:, order]
+            for name in ("values", "lower", "upper", "probabilities")
+            if (block := getattr(found, name, None)) is not None
+        }
+        reasons = {row: it for row, it in enumerate(found.errors) if it is not None}
+        return Method(
+            blocks["values"],
+            reasons,
+            lower=blocks.get("lower"),
+            upper=blocks.get("upper"),
+            calibrated=blocks.get("probabilities"),
+            novelty=getattr(found, "novelty", None),
+            quantiles=None if quantiles is None else quantiles[:, order],
+        )
+
+
+def _find_kind(config: RMatConfig) -> str:
+    kind = config.problem_type or "regression"
+    if kind == "single_label_classification" and config.output_names == ["0", "1"]:
+        return CLASSIFICATION[0]
+    return kind
+
+
+def _name_models(models: Any) -> dict[str, str | Path]:
+    """Return the models by short names that tell them apart."""
+    if isinstance(models, Mapping):
+        return dict(models)
+    paths: list[str | Path] = [models] if isinstance(models, str | Path) else list(models)
+    names = [Path(it).name or str(it) for it in paths]
+    if len({*names}) < len(names):
+        names = [str(it) for it in paths]
+    if not paths or len({*names}) < len(names):
+        raise UserError("Name at least one model, and none of them twice.")
+    return dict(zip(names, paths, strict=True))
+
+
+def _predict_model(
+    folder: str | Path,
+    molecules: Sequence[Molecule],
+    *,
+    coverage: float,
+    device: Any,
+    **options: Any,
+) -> tuple[Any, np.ndarray | None, RMatConfig]:
+    """Return predictions, configuration, and how wide intervals of other coverages are."""
+    model, processor = load_predictor(folder, device=device)
+    if isinstance(model, RMatForTokenClassification):
+        raise UserError(f"{folder} predicts atoms, and rmat evaluate takes labels of molecules.")
+    trust, quantiles = getattr(model, "trust_head", None), None
+    if trust is not None:
+        options["coverage"] = coverage
+        if trust.is_regression:
+            quantiles = np.array([_find_quantiles(trust, it) for it in (coverage, *COVERAGES)])
+            quantiles = quantiles[1:] / quantiles[0]
+    found = predict(model, molecules, processor=limit_processor(processor), **options)
+    return found, quantiles, model.config
+
+
+def _find_quantiles(trust: Any, coverage: float) -> list[float]:
+    """Return how many scales an interval reaches for each label, NaN where too few rows tell."""
+    try:
+        return list(trust.find_quantiles(coverage))
+    except ValueError:
+        return [np.nan] * len(trust.num_rows)
+
+
+# Other methods
+
+
+def _read_tool(
+    source: str | Path | pd.DataFrame, rows: _Rows, *, task: _Task, columns: list[str], name: str
+) -> Method:
+    """Return a tool's predictions for the rows: by SMILES if it has these, else in their order."""
+    table = _open(source)
+    frame = pd.concat([it.table.to_pandas() for it in table.iterate_chunks(CHUNK_SIZE)])
+    frame = frame.reset_index(drop=True)
+    outputs = task.label_names
+    if task.class_names is not None:
+        outputs = [f"{task.label_names[0]}_{it}" for it in task.class_names]
+        usual = [f"probability_{it}" for it in outputs]
+    else:
+        usual = [f"{PREDICTION_PREFIX}{it}" for it in outputs]
+        usual = ["prediction"] if usual[0] not in frame and len(outputs) == 1 else usual
+    columns = columns or usual
+    if len(columns) != len(outputs):
+        raise UserError(f"{name}: name {len(outputs)} prediction columns, for {outputs}.")
+    validate_columns(frame.columns, columns, source=table.source)
+    numbers = [parse_number(None if pd.isna(it) else it) for it in frame[columns].to_numpy().flat]
+    values = np.array([np.nan if it is None else it for it in numbers], dtype=np.float64)
+    values = values.reshape(len(frame), len(columns))
+    if SMILES_COLUMN in frame:
+        canonical = [_find_canonical(str(it)) for it in frame[SMILES_COLUMN]]
+        by_molecule = dict(zip(canonical, values, strict=True))
+        missing = np.full(len(columns), np.nan)
+        values = np.array([by_molecule.get(it, missing) for it in rows.canonical])
+    elif len(frame) != len(rows.smiles):
+        raise UserError(
+            f"{table.source} has {len(frame)} rows, {rows.source} has {len(rows.smiles)}. Give it "
+            f"a column {SMILES_COLUMN!r}, or a row for each row."
+        )
+    is_known = np.isfinite(values).all(axis=1)
+    if not is_known.any():
+        raise UserError(f"{table.source} has no prediction for any row of {rows.source}.")
+    reason = f"{name} has no prediction"
+    return Method(values, {int(row): reason for row in np.flatnonzero(~is_known)})
+
+
+def _fit_baselines(rows: _Rows, known: _Rows, *, task: _Task) -> dict[str, Method]:
+    """Fit the baselines on other molecules, and predict the rows that are molecules."""
+    labels, _ = known.read_labels(task)
+    train = [
+        row
+        for row, it in enumerate(known.canonical)
+        if it is not None and not np.isnan(labels[row]).all()
+    ]
+    own = [row for row, it in enumerate(rows.canonical) if it is not None]
+    places = np.arange(len(train))
+    test = len(train) + np.arange(len(own))
+    molecules: list[Any] = [known.molecules[row] for row in train]
+    molecules += [rows.molecules[row] for row in own]
+    given = np.concatenate([labels[train], np.full((len(own), labels.shape[1]), np.nan)])
+    reasons = {row: "no molecule" for row, it in enumerate(rows.canonical) if it is None}
+    fitted = fit_several(
+        SHOWN,
+        molecules,
+        labels=given,
+        # those that are shown choose on folds of train
+        split=SplitIndices(train=places, valid=places, test=test),
+        problem_type=task.problem_type,
+        label_names=task.label_names,
+        seed=0,
+    )
+    found = {}
+    for name, (outputs, _) in fitted.items():
+        values = np.full((len(rows.smiles), task.num_outputs), np.nan)
+        stacked = stack_outputs(outputs, problem_type=task.problem_type)
+        values[own, : stacked.shape[1]] = stacked[test]
+        found[name] = Method(values, reasons)
+    return found
+
+
+def _predict_constant(
+    task: _Task, config: RMatConfig, *, labels: np.ndarray, known: _Rows | None
+) -> tuple[str, np.ndarray]:
+    """Return the outputs of who knows no molecule, and their name."""
+    if known is None and config.label_mean is not None:
+        return MEAN_OF_TRAIN, np.array(config.label_mean, dtype=np.float64)
+    name = BEST_CONSTANT if known is None else MEAN_OF_TRAIN
+    given = labels if known is None else known.read_labels(task)[0]
+    return name, predict_mean(task.problem_type, given, num_outputs=task.num_outputs)
+
+
+# What is said of them
+
+
+def _compare(
+    rows: _Rows,
+    methods: Mapping[str, Method],
+    *,
+    labels: np.ndarray,
+    reasons: Mapping[int, str],
+    novelty: np.ndarray | None,
+    task: _Task,
+    models: Sequence[str],
+    coverage: float,
+) -> EvaluationResult:
+    """Score the methods on the rows that all of them have, and say what follows."""
+    for method in methods.values():
+        broken = np.flatnonzero(~np.isfinite(method.values).all(axis=1)).tolist()
+        reasons = {**dict.fromkeys(broken, "no prediction"), **reasons}
+    kept = np.array([row for row in range(len(labels)) if row not in reasons], dtype=np.int64)
+    skipped = [DroppedRow(row, rows.smiles[row], reasons[row]) for row in sorted(reasons)]
+    if not len(kept):
+        raise UserError(
+            f"{rows.source} has no row with a label and a prediction of all methods. Row "
+            f"{skipped[0].row}: {skipped[0].reason}. Give it labeled molecules."
+        )
+    shared = {name: it.take(kept) for name, it in methods.items()}
+    values = {name: it.values for name, it in shared.items()}
+    scores = score_methods(
+        task.problem_type, values, labels=labels[kept], label_names=task.label_names
+    )
+    metric = list_metrics(task.problem_type)[0].name
+    unit = task.units[0] if len({*task.units}) == 1 and metric == "rmse" else ""
+    verdict: list[str] = []
+    others = [name for name in methods if name not in models]
+    for idx, name in enumerate(models):
+        references = [*others, *models[idx + 1 :]]
+        verdict += describe_verdict(
+            scores, name, references=references, unit=unit, noun="molecules"
+        )
+    outputs = task.class_names or task.label_names
+    columns: dict[str, Any] = {"smiles": [rows.smiles[row] for row in kept]}
+    columns |= dict(zip(task.label_names, labels[kept].T, strict=True))
+    columns |= {} if novelty is None else {"novelty": novelty[kept]}
+    for name, found in values.items():
+        columns |= {f"{name}:{it}": cells for it, cells in zip(outputs, found.T, strict=True)}
+    return EvaluationResult(
+        scores=scores,
+        verdict=list(dict.fromkeys(verdict)),
+        rows=pd.DataFrame(columns, index=pd.Index(kept, name="row")),
+        skipped=skipped,
+        label_names=task.label_names,
+        class_names=task.class_names,
+        notes=[],
+        methods=shared,
+        units=task.units,
+        coverage=coverage,
+    )
+
+
+def _find_novelty(
+    rows: _Rows,
+    folders: Mapping[str, str | Path],
+    *,
+    methods: Mapping[str, Method],
+    known: _Rows | None,
+) -> np.ndarray | None:
+    """Return how new the molecules are to the first model, or to the table of the baselines."""
+    first = next(iter(folders))
+    if methods[first].novelty is not None:
+        return methods[first].novelty
+    trained = _list_trained(folders[first]) if known is None else known.molecules
+    return compute_novelty(rows.molecules, trained) if trained else None
+
+
+def _list_trained(folder: str | Path) -> list[Molecule]:
+    """Return the molecules that a model has learned from, if its folder knows them."""
+    path = Path(folder) / "split.csv"
+    if not path.is_file():
+        return []
+    split = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return list(split["smiles"][split["split"] != "test"])
+
+
+def _list_overlaps(
+    rows: _Rows, folders: Mapping[str, str | Path], *, kept: Sequence[int]
+) -> list[str]:
+    notes = []
+    given = {rows.canonical[row] for row in kept}
+    for name, folder in folders.items():
+        trained = {_find_canonical(it) for it in _list_trained(folder)}
+        if number := len(given & trained - {None}):
+            notes.append(
+                f"{number} of {len(given)} molecules are of train or valid of {name}: its numbers "
+                "are better than those of new molecules."
+            )
+    return notes

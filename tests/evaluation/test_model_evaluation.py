@@ -1,0 +1,214 @@
+"""Models and other tools on labeled molecules: what is scored, what is left out, what is said."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import TINY_ARCHITECTURE
+
+from rmat_hf.cli import main
+from rmat_hf.errors import UserError
+from rmat_hf.evaluation.model_evaluation import evaluate
+from rmat_hf.inference.prediction import predict
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.processing_rmat import RMatProcessor
+from rmat_hf.training.baselines import SHOWN
+from rmat_hf.training.estimates import MEAN_OF_TRAIN
+from rmat_hf.training.metrics import compute_metrics
+
+SMILES = ["C" * size + end for size in range(1, 9) for end in ("O", "N", "Cl")]
+NUM_ROWS = len(SMILES)
+
+
+def save_model(folder: Path, names: list[str], *, seed: int = 0, **fields: Any) -> Path:
+    """A tiny model that nobody trained, as `rmat finetune` saves one."""
+    torch.manual_seed(seed)
+    config = RMatConfig(**TINY_ARCHITECTURE, id2label=dict(enumerate(names)), **fields)
+    model = RMatForSequenceClassification(config).eval()
+    with torch.no_grad():
+        model.classifier.out_proj.weight.mul_(4.0)
+    model.save_pretrained(folder)
+    RMatProcessor(geometry="bounds").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    scaling = {"label_mean": [2.0], "label_std": [3.0], "label_units": ["nM"]}
+    return {
+        "a": save_model(folder / "a", ["y"], problem_type="regression", **scaling),
+        "b": save_model(folder / "b", ["z"], problem_type="regression", seed=1, **scaling),
+        "yes": save_model(folder / "yes", ["y"], problem_type="multi_label_classification"),
+        "classes": save_model(
+            folder / "classes",
+            ["high", "low", "middle"],
+            problem_type="single_label_classification",
+            label_name="y",
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def labels(models: dict[str, Path]) -> np.ndarray:
+    """What model a predicts, and noise: it is right, others are not."""
+    noise = np.random.default_rng(0).normal(scale=0.1, size=NUM_ROWS)
+    return np.asarray(predict(models["a"], SMILES).values[:, 0] + noise)
+
+
+def test_models_and_tools_are_compared_on_the_rows_that_all_have(
+    models: dict[str, Path], labels: np.ndarray, tmp_path: Path
+) -> None:
+    cells = [f"{it:.6f}" for it in labels]
+    cells[3], cells[4] = "", ">100"
+    smiles = [*SMILES, "C1CC"]
+    frame = pd.DataFrame({"smiles": smiles, "y": [*cells, "1.0"]})
+    # in another order, without the last two rows
+    tool = pd.DataFrame({"smiles": SMILES, "prediction": labels + 0.3})[::-1][2:]
+    found = evaluate(
+        [models["a"], models["b"]], frame, predictions={"tool": tool}, output_dir=tmp_path / "out"
+    )
+    skipped = {it.row: it.reason for it in found.skipped}
+    assert sorted(skipped) == [3, 4, NUM_ROWS - 2, NUM_ROWS - 1, NUM_ROWS]
+    assert skipped[3] == "no label"
+    assert "'>100'" in skipped[4]
+    assert "tool" in skipped[NUM_ROWS - 1]
+    assert "C1CC" in skipped[NUM_ROWS]
+    kept = [row for row in range(NUM_ROWS) if row not in skipped]
+    assert found.rows.index.tolist() == kept
+    assert found.scores.num_rows == len(kept)
+    for name, expected in {
+        "a": predict(models["a"], SMILES).values[kept],
+        "b": predict(models["b"], SMILES).values[kept],
+        "tool": labels[kept, None] + 0.3,
+        MEAN_OF_TRAIN: np.full((len(kept), 1), 2.0),
+    }.items():
+        metrics = compute_metrics(
+            "regression", expected, labels=labels[kept], label_names=["y"], is_quiet=True
+        )
+        own = {key: pytest.approx(it, abs=1e-4) for key, it in metrics.items() if it is not None}
+        assert {key: found.scores.metrics[name][key] for key in own} == own, name
+    assert any("a is better than tool" in it for it in found.verdict)
+    assert any("b is worse than tool" in it and "nM" in it for it in found.verdict)
+    assert "rows left out" in found.describe()
+    written = {it.name for it in (tmp_path / "out").iterdir()}
+    assert {"report.md", "metrics.json", "predictions.csv", "parity.png"} <= written
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert stored["metrics"]["a"]["rmse"] == list(found.scores.estimate("a", "rmse"))
+    assert stored["num_skipped"] == 5
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "`C1CC`" in report
+    for line in found.verdict:
+        assert line in report
+
+
+@pytest.mark.slow
+def test_a_table_without_smiles_has_a_row_for_each_row(
+    models: dict[str, Path], labels: np.ndarray
+) -> None:
+    frame = pd.DataFrame({"smiles": SMILES, "y": labels})
+    tool = pd.DataFrame({"pIC50": labels})
+    options: dict[str, Any] = {"prediction_columns": ["pIC50"]}
+    found = evaluate(models["a"], frame, predictions={"tool": tool}, **options)
+    assert found.scores.metrics["tool"]["rmse"] == pytest.approx(0, abs=1e-9)
+    with pytest.raises(UserError, match="a row for each row"):
+        evaluate(models["a"], frame, predictions={"tool": tool[:5]}, **options)
+    with pytest.raises(UserError, match="pIC50"):
+        evaluate(models["a"], frame, predictions={"tool": tool})
+
+
+@pytest.mark.slow
+def test_probabilities_of_a_yes_are_compared_with_the_frequency(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    values = predict(models["yes"], SMILES).values[:, 0]
+    frame = pd.DataFrame({"smiles": SMILES, "active": (values > np.median(values)).astype(int)})
+    found = evaluate(models["yes"], frame, label_columns=["active"], output_dir=tmp_path / "out")
+    assert found.scores.metrics["yes"]["roc_auc"] == 1.0
+    assert found.verdict[1].startswith("yes is better than frequencies_of_these_rows")
+    assert (tmp_path / "out" / "roc_and_calibration.png").is_file()
+
+
+@pytest.mark.slow
+def test_classes_keep_their_names(models: dict[str, Path], tmp_path: Path) -> None:
+    values = predict(models["classes"], SMILES).values
+    names = np.array(["high", "low", "middle"])
+    given = names[values.argmax(axis=1)]
+    tool = pd.DataFrame({f"probability_y_{name}": given == name for name in names}).astype(float)
+    frame = pd.DataFrame({"smiles": SMILES, "y": [*given[:-1], "unheard of"]})
+    found = evaluate(
+        models["classes"], frame, predictions={"tool": tool}, output_dir=tmp_path / "out"
+    )
+    assert found.scores.metrics["classes"]["accuracy"] == 1.0
+    assert found.scores.metrics["tool"]["accuracy"] == 1.0
+    assert [it.row for it in found.skipped] == [NUM_ROWS - 1]
+    assert "unheard of" in found.skipped[0].reason
+
+
+@pytest.mark.slow
+def test_baselines_are_fitted_on_a_table_and_novelty_is_measured_to_it(
+    models: dict[str, Path], labels: np.ndarray
+) -> None:
+    frame = pd.DataFrame({"smiles": SMILES, "y": labels})
+    found = evaluate(models["a"], frame[16:], train=frame[:16])
+    assert {*SHOWN} < {*found.scores.metrics}
+    novelty = found.rows["novelty"]
+    assert ((novelty >= 0) & (novelty <= 1)).all()
+    mean = found.methods[MEAN_OF_TRAIN].values
+    np.testing.assert_allclose(mean, labels[:16].mean())
+
+
+@pytest.mark.slow
+def test_molecules_that_a_model_was_trained_on_are_counted(
+    models: dict[str, Path], labels: np.ndarray, tmp_path: Path
+) -> None:
+    trained = save_model(tmp_path / "trained", ["y"], problem_type="regression")
+    split = pd.DataFrame({"row": [0, 1, 2], "smiles": ["OC", "NC", "OCC"]})
+    split.assign(split=["train", "valid", "test"]).to_csv(trained / "split.csv", index=False)
+    found = evaluate([trained, models["a"]], pd.DataFrame({"smiles": SMILES, "y": labels}))
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith(f"2 of {NUM_ROWS} molecules are of train or valid of trained")
+    assert found.rows["novelty"].iloc[0] == 0
+
+
+def test_models_of_other_labels_are_refused(models: dict[str, Path], labels: np.ndarray) -> None:
+    frame = pd.DataFrame({"smiles": SMILES, "y": labels})
+    with pytest.raises(UserError, match=r"yes.*Evaluate it alone"):
+        evaluate([models["a"], models["yes"]], frame)
+    with pytest.raises(UserError, match="no column 'y'"):
+        evaluate(models["a"], frame.rename(columns={"y": "other"}))
+    with pytest.raises(UserError, match="no row with a label"):
+        evaluate(models["a"], frame.assign(y=None))
+
+
+@pytest.mark.slow
+def test_the_command_prints_and_writes_what_python_returns(
+    models: dict[str, Path],
+    labels: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    frame = pd.DataFrame({"smiles": SMILES, "y": labels})
+    frame.to_csv(tmp_path / "labelled.csv", index=False)
+    frame.rename(columns={"y": "prediction_y"}).to_csv(tmp_path / "svm.csv", index=False)
+    words = ["--model", str(models["a"]), str(models["b"]), "--input", tmp_path / "labelled.csv"]
+    words += ["--predictions", f"chemprop={tmp_path / 'svm.csv'}", "--output", tmp_path / "out"]
+    words += ["--num-workers", "0"]
+    monkeypatch.setattr("sys.argv", ["rmat", "evaluate", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    screen = capsys.readouterr().out
+    tool = {"chemprop": tmp_path / "svm.csv"}
+    expected = evaluate([models["a"], models["b"]], tmp_path / "labelled.csv", predictions=tool)
+    for line in expected.verdict:
+        assert line in screen
+    assert "report.md" in screen
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    np.testing.assert_allclose(table["chemprop:y"], labels, atol=1e-6)
