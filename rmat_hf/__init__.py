@@ -37,8 +37,8 @@ __all__ = [
     "compute_label_scaling",
     "convert_checkpoint",
     "embed",
-    "explain",
     "evaluate",
+    "explain",
     "export_onnx",
     "featurize_dataset",
     "find_counterfactuals",
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from rmat_hf.data.featurization import find_processor
     from rmat_hf.data.splits.registry import split_dataset
     from rmat_hf.data.training_table import featurize_dataset
-    from rmat_hf.inference.attention_maps import compute_attention_maps
     from rmat_hf.evaluation.model_evaluation import evaluate
+    from rmat_hf.inference.attention_maps import compute_attention_maps
     from rmat_hf.inference.conversion import convert_checkpoint
     from rmat_hf.inference.counterfactuals import find_counterfactuals
     from rmat_hf.inference.explanation import explain

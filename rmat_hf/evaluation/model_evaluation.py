@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from rmat_hf.data.frames import FRAME_NAME, build_dataset
 from rmat_hf.data.labels import LabelError, is_missing, parse_label, parse_number
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.parts import SplitIndices
+from rmat_hf.data.table_writer import Predictions
 from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table, validate_columns
 from rmat_hf.data.training_table import CHUNK_SIZE, DroppedRow
 from rmat_hf.errors import UserError
@@ -34,6 +35,7 @@ from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
+from rmat_hf.model.trust_rmat import RMatTrust, find_trust
 from rmat_hf.output_folder import create_folder_atomically, validate_output_folder
 from rmat_hf.training.baselines import MAX_ATOMS, SHOWN, fit_several, stack_outputs
 from rmat_hf.training.estimates import (
@@ -177,14 +179,14 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
         validate_output_folder(Path(output_dir), overwrite=False)
     rows = _read_rows(dataset, smiles_column=smiles_column)
     options = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
-    raw, configs = {}, {}
-    for name, folder in folders.items():
-        *raw[name], configs[name] = _predict_model(
-            folder, rows.molecules, coverage=coverage, **options
-        )
+    raw = {
+        name: _predict_model(folder, rows.molecules, coverage=coverage, **options)
+        for name, folder in folders.items()
+    }
+    configs = {name: predicted.config for name, (predicted, _) in raw.items()}
     task = _Task.build(configs, list(label_columns))
     found = {
-        name: task.arrange(predicted, configs[name], quantiles=quantiles)
+        name: task.arrange(predicted, quantiles=quantiles)
         for name, (predicted, quantiles) in raw.items()
     }
     labels, reasons = rows.read_labels(task)
@@ -328,10 +330,9 @@ class _Task:
             raise LabelError(reason, row=row)
         return float(self.class_names.index(str(label)))
 
-    def arrange(self, found: Any, config: RMatConfig, *, quantiles: Any) -> Method:
+    def arrange(self, found: Predictions, *, quantiles: np.ndarray | None) -> Method:
         """Return what a model predicts in the order of the task's outputs."""
-        # of classes 0 and 1 the second
-        order = [1]
+        config, order = found.config, [1]  # of the classes 0 and 1
         if self.class_names is not None:
             order = [config.output_names.index(it) for it in self.class_names]
         elif config.label_name is None:
@@ -342,7 +343,7 @@ class _Task:
         blocks = {
             name: block[:, order]
             for name in ("values", "lower", "upper", "probabilities")
-            if (block := getattr(found, name, None)) is not None
+            if (block := getattr(found, name)) is not None
         }
         reasons = {row: it for row, it in enumerate(found.errors) if it is not None}
         return Method(
@@ -351,7 +352,7 @@ class _Task:
             lower=blocks.get("lower"),
             upper=blocks.get("upper"),
             calibrated=blocks.get("probabilities"),
-            novelty=getattr(found, "novelty", None),
+            novelty=found.novelty,
             quantiles=None if quantiles is None else quantiles[:, order],
         )
 
@@ -383,22 +384,22 @@ def _predict_model(
     coverage: float,
     device: Any,
     **options: Any,
-) -> tuple[Any, np.ndarray | None, RMatConfig]:
-    """Return predictions, configuration, and how wide intervals of other coverages are."""
+) -> tuple[Predictions, np.ndarray | None]:
+    """Return predictions, and how wide intervals of other coverages are."""
     model, processor = load_predictor(folder, device=device)
     if isinstance(model, RMatForTokenClassification):
         raise UserError(f"{folder} predicts atoms, and rmat evaluate takes labels of molecules.")
-    trust, quantiles = getattr(model, "trust_head", None), None
+    trust, quantiles = find_trust(model), None
     if trust is not None:
         options["coverage"] = coverage
         if trust.is_regression:
             quantiles = np.array([_find_quantiles(trust, it) for it in (coverage, *COVERAGES)])
             quantiles = quantiles[1:] / quantiles[0]
     found = predict(model, molecules, processor=limit_processor(processor), **options)
-    return found, quantiles, model.config
+    return cast(Predictions, found), quantiles
 
 
-def _find_quantiles(trust: Any, coverage: float) -> list[float]:
+def _find_quantiles(trust: RMatTrust, coverage: float) -> list[float]:
     """Return how many scales an interval reaches for each label, NaN where too few rows tell."""
     try:
         return list(trust.find_quantiles(coverage))
