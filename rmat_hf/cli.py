@@ -56,6 +56,8 @@ def finetune(arguments: Any) -> None:
         print(result.summary)
         print(f"\nWhat learned: {result.head}.")
         print(f"Wrote {result.output_dir}: model, predictions.csv, report.md and model card.")
+        for note in result.notes:
+            print(f"Labels: {note}.")
         if result.dropped:
             print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
 

@@ -3,7 +3,7 @@
 import math
 import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -25,6 +25,12 @@ LISTS = (List, LargeList)
 MISSING_CLASSES = frozenset({"", "nan"})
 # Between the labels of atoms where they are text: as JSON, Python, numpy and SDF files write lists.
 _SEPARATORS = re.compile(r"[\s,;\[\]\"']+")
+# In front of a number, and which of them say that it is a bound.
+_RELATION = re.compile(r"\s*(<<|>>|[<>]=?|[≤≥~≈=])\s*(.*)", re.DOTALL)
+_BOUNDS = {
+    **dict.fromkeys(("<", "<=", "<<", "≤"), "<"),
+    **dict.fromkeys((">", ">=", ">>", "≥"), ">"),
+}
 LARGEST_LABEL = float(np.finfo(np.float32).max)
 
 
@@ -44,6 +50,30 @@ BINARY_WORDS = {
     **dict.fromkeys(("true", "yes", "active", "positive"), 1.0),
     **dict.fromkeys(("false", "no", "inactive", "negative"), 0.0),
 }
+
+
+class Bound(float):
+    """A number below or above which a value is, by its `relation`, `"<"` or `">"`."""
+
+    relation: str
+
+    def __new__(cls, number: float, *, relation: str) -> "Bound":
+        """Return the number with its relation."""
+        bound = super().__new__(cls, number)
+        bound.relation = relation
+        return bound
+
+
+def parse_measurement(value: object) -> float | None:
+    """Return a number as from [`parse_number`], or the [`Bound`] in a cell like `>10000`.
+
+    `~` and `=` say what no sign says.
+    """
+    found = _RELATION.match(value) if isinstance(value, str) else None
+    number = parse_number(value if found is None else found[2])
+    if found is None or number is None or math.isnan(number):
+        return number if found is None else None
+    return Bound(number, relation=_BOUNDS[found[1]]) if found[1] in _BOUNDS else number
 
 
 def parse_number(value: object) -> float | None:
@@ -90,7 +120,7 @@ def _parse_float(value: object, *, missing: frozenset[str]) -> float | None:
 
 # How the cells of each problem type are read, and what those are that cannot be.
 LABEL_PARSERS: dict[str, tuple[Callable[[object], float | str | None], str]] = {
-    "regression": (parse_number, "not a number"),
+    "regression": (parse_measurement, "not a number"),
     "multi_label_classification": (parse_binary, "neither 0 nor 1"),
     "single_label_classification": (
         parse_class,
@@ -138,7 +168,10 @@ def parse_atom_labels(
         texts = _SEPARATORS.split("" if value is None else str(value))
         value = [None if text.lower() in MISSING_NUMBERS else text for text in texts if text]
     options: Any = {"problem_type": problem_type, "row": row, "column": column}
-    return [parse_label(label, **options) for label in value]
+    labels = [parse_label(label, **options) for label in value]
+    if bounds := [it for it in labels if isinstance(it, Bound)]:
+        raise LabelError(f"label {column!r} has the bound {bounds[0]} of an atom", row=row)
+    return labels
 
 
 def arrange_atom_labels(
@@ -223,14 +256,14 @@ def list_class_names(labels: Sequence[object]) -> list[str]:
 
 
 def find_label_conflicts(
-    groups: Sequence[str], labels: np.ndarray, *, tolerance: float
+    groups: Sequence[Hashable], labels: np.ndarray, *, tolerance: float | np.ndarray
 ) -> dict[int, tuple[int, int, int]]:
     """Find the molecules whose labels contradict each other.
 
     Args:
-        groups (`Sequence[str]`): One canonical SMILES per row.
+        groups (`Sequence`): What rows of one molecule have in common, as its canonical SMILES.
         labels (`np.ndarray` of shape `(num_rows, num_labels)`): Labels, NaN where missing.
-        tolerance (`float`):
+        tolerance (`float` or `np.ndarray` of shape `(num_labels,)`):
             Largest difference that is no contradiction, in standard deviations of the label column.
 
     Returns:
@@ -238,7 +271,7 @@ def find_label_conflicts(
         the rows of its smallest and its largest label.
     """
     frame = pd.DataFrame(labels)
-    molecules = frame.groupby(np.asarray(groups, dtype=object), sort=False)
+    molecules = frame.groupby(pd.factorize(pd.Series(groups, dtype=object))[0], sort=False)
     is_beyond = molecules.max() - molecules.min() > tolerance * frame.std(ddof=0)
     conflicts: dict[int, tuple[int, int, int]] = {}
     for name, label_idx in is_beyond[is_beyond.any(axis=1)].idxmax(axis=1).items():

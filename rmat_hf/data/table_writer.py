@@ -203,7 +203,8 @@ class Predictions(NamedTuple):
         config (`RMatConfig`): Configuration of the model that predicted.
         spread (`np.ndarray` of shape `(num_molecules, num_outputs)`, *optional*):
             Standard deviation of the predictions of an ensemble's members, or that of a Gaussian
-            process, in the same units. Not how large errors are.
+            process, in the same units, of a label that is learned as its logarithm of this. Not how
+            large errors are.
         lower, upper (`np.ndarray` of shape `(num_molecules, num_outputs)`, *optional*):
             Ends of the intervals of a regression, which hold as many measurements as was asked
             for, in the same units; NaN of a label with too few rows that were held out.

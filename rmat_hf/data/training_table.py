@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,6 +33,14 @@ from rmat_hf.data.labels import (
     list_class_names,
     parse_atom_labels,
     parse_label,
+)
+from rmat_hf.data.measurements import (
+    BOUNDS_COLUMN,
+    WEIGHT_COLUMN,
+    LabelOptions,
+    find_bounds,
+    merge_replicates,
+    parse_weights,
 )
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_split_cells
@@ -86,14 +94,18 @@ class LoadedData:
             (float64 per label column, NaN where missing; the class index for a single-label
             classification; of atoms one such list for each), `split`, `time` or `group` (when such
             a column is given), `mol` (SDF structures only: the binary molecule with its
-            coordinates), and the columns of features, see stored_features.py.
+            coordinates), `label_bounds` (where cells are bounds: 1 if the value is above the label,
+            -1 if below, int8 per label), `weight` (when there is such a column), and the columns
+            of features, see stored_features.py.
         dropped (`list[DroppedRow]`): All rows of the source that are not in `dataset`, in order.
         class_names (`list[str]`, *optional*): Classes of a single-label classification, by index.
+        notes (`list[str]`): What was done with labels, for people.
     """
 
     dataset: datasets.Dataset
     dropped: list[DroppedRow]
     class_names: list[str] | None
+    notes: list[str] = field(default_factory=list)
 
 
 def load_training_table(
@@ -131,7 +143,8 @@ def load_training_table(
             the label column. Class labels must agree.
         **options: `num_workers` and the like, as in [`featurize_molecules`]; `level="atom"`, where
             a cell has the labels of all heavy atoms, as [`parse_atom_labels`] reads them;
-            `group_column`, of what rows of one part have in common.
+            `group_column`, of what rows of one part have in common; `label_options`, as transforms
+            and weights, a [`LabelOptions`].
 
     Raises:
         UserError: A column is missing, a label or a cell of the split cannot be read, there is
@@ -148,7 +161,9 @@ def load_training_table(
     split_column = split_column or table.split_column
     smiles_column = find_smiles_column(table, smiles_column)
     columns = [smiles_column, *label_columns, *filter(None, [split_column])]
-    columns += filter(None, [options.get("group_column")])
+    beside = options.get("label_options", LabelOptions()).columns
+    beside += filter(None, [options.get("group_column")])
+    columns += [name for name in dict.fromkeys(beside) if name not in columns]
     featurized = None
     if has_features(table.schema):
         featurized = table.select(_FEATURIZED)
@@ -188,6 +203,7 @@ def featurize_dataset(
     conflict_tolerance: float = 0.1,
     num_workers: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> datasets.Dataset:
     """Return the rows of a data set with the features of their molecules and checked labels.
 
@@ -211,6 +227,9 @@ def featurize_dataset(
         num_workers (`int`, *optional*, defaults to 0):
             Processes. A molecule that crashes or hangs one of them costs itself alone.
         cache_dir (`str` or `Path`, *optional*): Folder that keeps features for other runs.
+        options: `weight_column`, what each row counts; `replicates`, `"mean"` or `"median"`: rows
+            of one molecule are merged; `label_transforms` and `label_units`, as in [`RMatConfig`];
+            `class_columns`, labels of a regression that are yes or no.
 
     Returns:
         `datasets.Dataset` with the columns of the rows, and `row` (position in `dataset`),
@@ -219,9 +238,12 @@ def featurize_dataset(
         the column knows; of atoms `(num_atoms, num_labels)`, in the order of the stored
         features), and the columns of features in `data/stored_features.py`: `features`, `num_nodes`
         (atoms and the dummy node), `geometry_source` and `processor`. They can be filtered, saved
-        and pushed, and trained on by others: [`finetune`], [`find_processor`].
+        and pushed, and trained on by others: [`finetune`], [`find_processor`]. Where cells are
+        bounds, as `>10`, there is `label_bounds`: 1 if the value is above the label, -1 if below,
+        0 if it is the label; and there is `weight` if a column was named.
 
     Raises:
+        TypeError: There is no such option.
         UserError: A column is missing, a label cannot be read, there is nothing to learn, or a
             molecule has not one label for each atom.
 
@@ -238,7 +260,8 @@ def featurize_dataset(
     """
     label_columns, source = list(label_columns), "The data set"
     _validate_names(smiles_column, label_columns, problem_type=problem_type)
-    names = [smiles_column, *label_columns]
+    label_options = LabelOptions(**options)
+    names = [smiles_column, *label_columns, *label_options.columns]
     validate_columns(dataset.column_names, names, source=source)
     is_of_atoms = any(isinstance(dataset.features[name], LISTS) for name in label_columns)
     built = _build_training_data(
@@ -249,6 +272,7 @@ def featurize_dataset(
         problem_type=problem_type,
         level="atom" if is_of_atoms else "molecule",
         conflict_tolerance=conflict_tolerance,
+        label_options=label_options,
         num_workers=num_workers,
         cache_dir=cache_dir,
     ).dataset
@@ -284,9 +308,11 @@ def _build_training_data(
     """Check and featurize the rows of a table, as [`load_training_table`]."""
     is_single = problem_type == "single_label_classification"
     level, group_column = options.pop("level", "molecule"), options.pop("group_column", None)
+    label_options: LabelOptions = options.pop("label_options", LabelOptions())
     validate_smiles_column(table.schema, smiles_column, source=table.source)
     names: dict[str, Any] = {"smiles_column": smiles_column, "label_columns": label_columns}
-    given = _iterate_rows(table, problem_type=problem_type, level=level, **names)
+    types = label_options.list_types(label_columns, problem_type=problem_type)
+    given = _iterate_rows(table, types=types, label_options=label_options, level=level, **names)
     columns = ["smiles", "molecule", "labels", "cells"]
     rows = pd.DataFrame(given, columns=columns, dtype=object)
     if featurized is not None:
@@ -294,11 +320,18 @@ def _build_training_data(
     else:
         outcomes = featurize_molecules(rows["molecule"].to_list(), processor, **options)
     rows = rows.join(pd.DataFrame(outcomes, columns=FeaturizedMolecule._fields, dtype=object))
-    tolerance = conflict_tolerance if problem_type == "regression" else 0.0
     reasons = {row: reason for row, reason in rows["failure"].items() if reason}
-    known = rows[rows["canonical_smiles"] != ""]
+    notes: list[str] = []
     if level == "molecule":
-        reasons |= _find_conflicts(known, label_columns=label_columns, tolerance=tolerance)
+        others, notes = _settle_replicates(
+            rows,
+            reasons,
+            types=dict(zip(label_columns, types, strict=True)),
+            rule=label_options.replicates,
+            split_column=split_column,
+            tolerance=conflict_tolerance,
+        )
+        reasons |= others
     dropped = [DroppedRow(row, rows["smiles"][row], reasons[row]) for row in sorted(reasons)]
     if dropped:
         counts = f"{len(dropped)} of {len(rows)}"
@@ -320,13 +353,61 @@ def _build_training_data(
         split[GROUP_COLUMN] = [str(cells[group_column] or "") for cells in kept["cells"]]
     labels, found = _encode_labels(given_labels)
     class_names = found if is_single else None
-    return LoadedData(
-        _build_dataset(
-            kept, processor, labels=labels, sizes=sizes, split=split, class_names=class_names
-        ),
-        dropped,
-        class_names,
+    dataset = _build_dataset(
+        kept, processor, labels=labels, sizes=sizes, split=split, class_names=class_names
     )
+    dataset, more = _add_measured(dataset, given_labels, kept=kept, label_options=label_options)
+    return LoadedData(dataset, dropped, class_names, notes + more)
+
+
+def _settle_replicates(
+    rows: pd.DataFrame,
+    reasons: dict[int, str],
+    *,
+    types: dict[str, str],
+    rule: str,
+    split_column: str | None,
+    tolerance: float,
+) -> tuple[dict[int, str], list[str]]:
+    """Merge rows of one molecule, in place, or find those that contradict each other.
+
+    Returns why rows are left out beside those that are already, and notes.
+    """
+    usual = tolerance if rule == "keep" else math.inf
+    tolerances = np.array([usual if it == "regression" else 0.0 for it in types.values()])
+    known = rows[rows["canonical_smiles"] != ""]
+    found = _find_conflicts(known, label_columns=list(types), tolerance=tolerances)
+    if rule == "keep":
+        return found, []
+    kept = rows.drop(index=list({**reasons, **found}))
+    cells = [it[split_column] if split_column else None for it in kept["cells"]]
+    groups = list(zip(kept["canonical_smiles"], map(str, cells), strict=True))
+    merged, others, notes = merge_replicates(kept, groups=groups, rule=rule, types=types)
+    rows.loc[merged.index, "labels"] = merged["labels"]
+    return found | others, notes
+
+
+def _add_measured(
+    dataset: datasets.Dataset,
+    labels: list[Any],
+    *,
+    kept: pd.DataFrame,
+    label_options: LabelOptions,
+) -> tuple[datasets.Dataset, list[str]]:
+    """Return the rows with which labels are bounds, and with weights; and notes on both."""
+    bounds, notes = find_bounds(labels), []
+    if bounds.any():
+        kind = datasets.List(datasets.Value("int8"))
+        dataset = dataset.add_column(BOUNDS_COLUMN, bounds.tolist(), feature=kind)
+        num_known = sum(not is_missing(it) for row in labels for it in row)
+        notes.append(
+            f"{np.count_nonzero(bounds)} of {num_known} labels are bounds, which no metric counts"
+        )
+    if (name := label_options.weight_column) is not None:
+        weights = parse_weights([it[name] for it in kept["cells"]], column=name, rows=kept.index)
+        dataset = dataset.add_column(WEIGHT_COLUMN, weights, feature=datasets.Value("float64"))
+        notes.append(f"rows weigh what column {name} says")
+    return dataset, notes
 
 
 def _read_outcomes(
@@ -352,7 +433,13 @@ def _read_outcomes(
 
 
 def _iterate_rows(
-    table: Table, *, smiles_column: str, label_columns: list[str], problem_type: str, level: str
+    table: Table,
+    *,
+    smiles_column: str,
+    label_columns: list[str],
+    types: list[str],
+    label_options: LabelOptions,
+    level: str,
 ) -> Iterator[tuple[str, Molecule, list[Any], dict[str, Any]]]:
     """Yield SMILES, molecule, labels and all cells of every row; none without a label is built.
 
@@ -365,9 +452,11 @@ def _iterate_rows(
         for cells, molecule in zip(chunk.table.to_pylist(), molecules, strict=True):
             labels: list[Any] = []
             faults: list[LabelError] = []
-            for name in label_columns:
+            for idx, (name, kind) in enumerate(zip(label_columns, types, strict=True)):
+                place: dict[str, Any] = {"row": row, "column": name}
                 try:
-                    label: Any = parse(cells[name], problem_type=problem_type, row=row, column=name)
+                    label: Any = parse(cells[name], problem_type=kind, **place)
+                    label = label_options.learn(label, label_idx=idx, **place)
                 except LabelError as error:
                     label = math.nan
                     faults.append(error)
@@ -387,12 +476,14 @@ def _iterate_rows(
 
 
 def _find_conflicts(
-    rows: pd.DataFrame, *, label_columns: list[str], tolerance: float
+    rows: pd.DataFrame, *, label_columns: list[str], tolerance: np.ndarray
 ) -> dict[int, str]:
     """Return why rows of one molecule contradict each other, by row."""
     if rows.empty or not label_columns:
         return {}
     labels, _ = _encode_labels(rows["labels"])
+    # a bound contradicts nothing that it allows, and costs nothing then
+    labels[find_bounds(rows["labels"].to_list()) != 0] = np.nan
     conflicts = find_label_conflicts(rows["canonical_smiles"], labels, tolerance=tolerance)
     reasons = {}
     for position, (label_idx, *extremes) in conflicts.items():

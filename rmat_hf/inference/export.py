@@ -108,8 +108,8 @@ def export_onnx(
         [`Export`]: where it is, and how well it agrees.
 
     Raises:
-        UserError: The extra `onnx` is not installed, the model has a kernel head, or the program
-            predicts something else; then there is no file.
+        UserError: The extra `onnx` is not installed, the model has a kernel head or label
+            transforms, or the program predicts something else; then there is no file.
 
     Example:
         >>> config = RMatConfig(
@@ -129,6 +129,11 @@ def export_onnx(
         raise UserError(f"{error}. Install the extra: pip install 'rmat-hf[onnx]'.") from error
     if isinstance(model.config, RMatKernelConfig):
         raise UserError("A kernel head is no ONNX program. Finetune with --head network.")
+    if model.config.label_transforms is not None:
+        raise UserError(
+            "Labels that are learned as logarithms are not undone in an ONNX program. Finetune on "
+            "a column of logarithms, without --label-transform."
+        )
     path, program = Path(path), _Program(model).eval()
     batches = [dict(processor(list(smiles), return_tensors="pt")) for smiles in EXAMPLES]
     with _without_exporter_report():

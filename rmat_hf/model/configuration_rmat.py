@@ -58,6 +58,8 @@ TASK_FIELDS = (
     "label_std",
     "label_units",
     "label_name",
+    "label_types",
+    "label_transforms",
     "loss",
     "loss_weights",
     "trust",
@@ -168,6 +170,10 @@ class RMatConfig(PreTrainedConfig):
         label_std: Its standard deviation there.
         label_units: Units of regression labels, as `["kcal/mol"]`.
         label_name: The one label whose classes `id2label` lists.
+        label_types: Of a regression of which some labels are yes or no: the problem type of each,
+            `"regression"` or `"multi_label_classification"`. `logits` of classes are probabilities.
+        label_transforms: What each label is learned as, a name in `LABEL_TRANSFORMS`; predictions
+            are in the units before that.
         loss: A name in `LOSSES`; by default that of the problem type.
         loss_weights: Multi-label: weight of the positive rows of each label. Single-label: weight
             of each class. Regression: weight of each label.
@@ -247,6 +253,8 @@ class RMatConfig(PreTrainedConfig):
     label_std: list[float | int] | None = bounded(sys.float_info.min)(default=None)
     label_units: list[str] | None = None
     label_name: str | None = None
+    label_types: list[str] | None = None
+    label_transforms: list[str] | None = None
     loss: str | None = None
     loss_weights: list[float | int] | None = bounded()(default=None)
     trust: dict[str, Any] | None = None
@@ -275,7 +283,7 @@ class RMatConfig(PreTrainedConfig):
 
     def validate_labels(self) -> None:
         """Raise unless what is known of the labels is known of each."""
-        names = ("label_mean", "label_std", "label_units")
+        names = ("label_mean", "label_std", "label_units", "label_types", "label_transforms")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         has_others = any(len(values) != self.num_labels for values in given.values())
         if has_others or ("label_mean" in given) != ("label_std" in given):
@@ -385,6 +393,12 @@ class RMatConfig(PreTrainedConfig):
         return _sort_names(self.id2label)
 
     @property
+    def types(self) -> tuple[str, ...]:
+        """Problem type of each output."""
+        problem_type = self.problem_type or "regression"
+        return tuple(self.label_types or [problem_type] * len(self.output_names))
+
+    @property
     def label_columns(self) -> list[str]:
         """Names of the labels, in the order of the training table's columns."""
         return self.output_names if self.label_name is None else [self.label_name]
@@ -459,6 +473,7 @@ class RMatKernelConfig(RMatConfig):
             are divided into, `"descriptors"`, and names of fingerprints, in the processor's order.
         num_train_rows: Rows that the head keeps.
         num_count_entries: Fingerprint counts of all rows together that are not 0.
+        has_row_weights: Whether rows have weights.
         kwargs: Fields of [`RMatConfig`].
 
     Raises:
@@ -477,6 +492,7 @@ class RMatKernelConfig(RMatConfig):
     kernel_features: list[str] = field(default_factory=lambda: ["vectors"])
     num_train_rows: int = interval(min=1)(default=1)
     num_count_entries: int = interval(min=0)(default=0)
+    has_row_weights: bool = False
 
     @property
     def gives_spread(self) -> bool:

@@ -15,6 +15,7 @@ from .configuration_rmat import (
     NUM_ENVIRONMENTS,
     RMatKernelConfig,
 )
+from .losses_rmat import restore_labels, restore_variances
 from .modeling_rmat import RMatDescriptorScaler, RMatPredictor
 
 # A standardized component of a vector further out than this is an outlier.
@@ -122,6 +123,9 @@ class RMatKernelHead(nn.Module):
         self.log_noise = nn.Buffer(torch.zeros(num_labels))
         self.output_scale = nn.Buffer(torch.ones(num_labels))
         self.output_shift = nn.Buffer(torch.zeros(num_labels))
+        # CODEPATH: models fitted with `--weight-column`.
+        has_weights = config.has_row_weights
+        self.row_weights = nn.Buffer(torch.ones(num_rows)) if has_weights else None
         self.solved: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
 
     def keep_rows(
@@ -191,12 +195,24 @@ class RMatKernelHead(nn.Module):
             features, factors = self.list_row_features(), []
             for label, known in enumerate(self.is_labeled.bool()):
                 rows = [it[known] for it in features]
-                kernel = self.compute_label_kernel(self.compute_distances(rows, rows), label)
-                noise = self.log_noise[label].double().exp()
-                eye = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-                factors.append(torch.linalg.cholesky(kernel + noise * eye))
+                distances = self.compute_distances(rows, rows)
+                factors.append(self.factorize(distances, label, rows=known))
             self.solved = features, factors
         return self.solved
+
+    def list_noise_scales(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the variances of the noise of rows, in units of that of a row of weight 1."""
+        if self.row_weights is None:
+            return torch.ones(len(self.vectors), device=self.vectors.device).double()[rows]
+        return 1 / self.row_weights[rows].double()
+
+    def factorize(
+        self, distances: list[torch.Tensor], label: int, *, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the Cholesky factor of the covariance of the measurements of rows."""
+        kernel = self.compute_label_kernel(distances, label)
+        noise = self.log_noise[label].double().exp() * self.list_noise_scales(rows)
+        return torch.linalg.cholesky(kernel + noise.diag())
 
     def compute_label_kernel(self, distances: list[torch.Tensor], label: int) -> torch.Tensor:
         """Return the kernel of a label."""
@@ -299,7 +315,7 @@ class RMatKernelForSequenceClassification(RMatPredictor):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, RMatKernelHead):
-            ones = ("vector_std", "distance_scales", "output_scale")
+            ones = ("vector_std", "distance_scales", "output_scale", "row_weights")
             for name, buffer in module.named_buffers(recurse=False):
                 (init.ones_ if name in ones else init.zeros_)(buffer)
         elif isinstance(module, RMatEnvironments):
@@ -374,9 +390,6 @@ class RMatKernelForSequenceClassification(RMatPredictor):
         loss = None if labels is None else self.compute_loss(head_output, labels)
         if self.meaning.is_probability:
             return RMatKernelOutput(loss, head_output)
-        # CODEPATH: labels that were never scaled, as those of a head built from a configuration.
-        if self.config.label_mean is None:
-            return RMatKernelOutput(loss, head_output, variance.float())
-        label_mean, label_std = self.build_label_scaling(head_output)
-        variance = variance.float() * label_std**2
-        return RMatKernelOutput(loss, head_output * label_std + label_mean, variance)
+        logits = restore_labels(head_output, self.config)
+        variance = restore_variances(variance.float(), logits, config=self.config)
+        return RMatKernelOutput(loss, logits, variance)

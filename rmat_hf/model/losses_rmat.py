@@ -44,6 +44,12 @@ class RMatLoss(ABC):
         """Return True where there is a label."""
         return ~labels.isnan()
 
+    def scale_labels(
+        self, labels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
+    ) -> torch.Tensor:
+        """Return arranged labels of a regression as the network learns them."""
+        return (labels - mean) / std
+
     @abstractmethod
     def compute_elements(
         self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
@@ -185,6 +191,62 @@ class RMatAssayLoss(RMatLoss):
         return (totals / numbers.clamp(min=1)).sum() / (numbers > 0).sum().clamp(min=1)
 
 
+class RMatBoundedLoss(RMatLoss):
+    """Numbers that may be bounds and yes/no labels, each with the weight of its row.
+
+    Labels, `(num_rows, 3 * num_outputs)`, are the least values, then the largest, which are equal
+    of what was measured and infinite where there is a bound, then weights; NaN where missing. A
+    number costs its squared distance from them, a class the cross-entropy. Labels of one number
+    for each output are taken for measured, of weight 1.
+
+    Args:
+        types: Of each output `"regression"` or `"multi_label_classification"`; by default numbers.
+    """
+
+    def __init__(self, types: tuple[str, ...] = ()) -> None:
+        self.is_class = [it != "regression" for it in types]
+
+    def arrange_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Return least values, largest values and weights, `(3, num_rows, num_outputs)`."""
+        arranged = labels.to(logits.dtype).view(len(logits), -1, logits.shape[-1]).unbind(1)
+        low, high, *weights = arranged if len(arranged) == 3 else (*arranged, *arranged)
+        return torch.stack((low, high, weights[0] if weights else torch.ones_like(low)))
+
+    def scale_labels(
+        self, labels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
+    ) -> torch.Tensor:
+        return torch.cat((super().scale_labels(labels[:2], mean, std), labels[2:]))
+
+    def compute_elements(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        low, high, row_weights = labels
+        losses = (low - logits).clamp_min(0) ** 2 + (logits - high).clamp_min(0) ** 2
+        if any(self.is_class):
+            is_class = torch.tensor(self.is_class, device=logits.device)
+            classes = nn.functional.binary_cross_entropy_with_logits(
+                logits, low.clamp(0, 1), pos_weight=weights, reduction="none"
+            )
+            losses = torch.where(is_class, classes, losses)
+        return losses * row_weights
+
+    def compute_denominator(
+        self, labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the sum of the weights of known labels, arranged or as a data set has them."""
+        if labels.ndim < 3:
+            labels = self.arrange_labels(labels, labels.new_empty(len(labels), len(self.is_class)))
+        return labels[2].masked_fill(labels[0].isnan(), 0).sum()
+
+    def __call__(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss of outputs `(num_rows, num_outputs)`, 0 if no label is known."""
+        is_missing, denominator = labels[0].isnan(), self.compute_denominator(labels)
+        losses = self.compute_elements(logits, labels.masked_fill(is_missing, 0), weights)
+        return losses.sum() / denominator.masked_fill(denominator == 0, 1)
+
+
 def average_log_probabilities(log_probabilities: torch.Tensor) -> torch.Tensor:
     """Return the logarithm of the mean over axis 1; no probability underflows on the way."""
     return log_probabilities.logsumexp(1) - math.log(log_probabilities.shape[1])
@@ -196,6 +258,7 @@ LOSSES: dict[str, RMatLoss] = {
     "single_label_classification": RMatCrossEntropyLoss(),
     "huber": RMatHuberLoss(),
     "assays": RMatAssayLoss(),
+    "bounded": RMatBoundedLoss(),
 }
 # Each has the loss of its name, unless the configuration names another.
 PROBLEM_TYPES = ("regression", "multi_label_classification", "single_label_classification")
@@ -216,7 +279,9 @@ def choose_loss(config: RMatConfig, labels: torch.Tensor) -> RMatLoss:
         problem_type = "single_label_classification" if is_class else "multi_label_classification"
         # CODEPATH: models configured by hand; finetuning and conversion name the problem type.
         problem_type = "regression" if len(config.output_names) == 1 else problem_type
-    return choose(LOSSES, config.loss or problem_type)
+    loss: RMatLoss = choose(LOSSES, config.loss or problem_type)
+    # CODEPATH: models finetuned on bounds, with weights of rows, or on numbers and classes.
+    return RMatBoundedLoss(config.types) if isinstance(loss, RMatBoundedLoss) else loss
 
 
 def compute_loss_denominator(labels: torch.Tensor, config: RMatConfig) -> torch.Tensor:
@@ -237,6 +302,65 @@ def compute_probabilities(logits: torch.Tensor, problem_type: str | None) -> tor
     A problem type of `None` is a regression.
     """
     return LOSSES[problem_type or "regression"].compute_values(logits.double())
+
+
+def compute_label_loss(
+    config: RMatConfig,
+    head_output: torch.Tensor,
+    labels: torch.Tensor,
+    is_labeled: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the loss of a head's output, as `compute_loss` of [`RMatPredictor`]."""
+    loss, rows = choose_loss(config, labels), head_output.flatten(0, -2)
+    labels = loss.arrange_labels(labels, rows)
+    if is_labeled is not None:
+        is_unknown = ~is_labeled.reshape(-1, *[1] * (labels.ndim - 1))
+        labels = labels.to(rows.dtype).masked_fill(is_unknown, torch.nan)
+    # CODEPATH: every regression finetuned here; not the authors' converted checkpoints.
+    if config.label_mean is not None:
+        labels = loss.scale_labels(labels, *build_label_scaling(config, rows))
+    return loss(rows, labels, build_loss_weights(config, rows))
+
+
+def build_label_scaling(
+    config: RMatConfig, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of the labels as tensors like the given one."""
+    return like.new_tensor(config.label_mean), like.new_tensor(config.label_std)
+
+
+def restore_labels(outputs: torch.Tensor, config: RMatConfig) -> torch.Tensor:
+    """Return the outputs of a head `(..., num_outputs)` as logits: of a regression, in its units.
+
+    Of a class among numbers it is the probability: the outputs of a model of both are what users
+    read, and an ensemble's mean is that of them.
+    """
+    # CODEPATH: as in `compute_label_loss`.
+    if config.label_mean is not None:
+        mean, std = build_label_scaling(config, outputs)
+        outputs = outputs * std + mean
+    # CODEPATH: models finetuned with `--class-columns`.
+    if config.label_types is not None:
+        outputs = torch.where(find_classes(config, outputs), outputs.sigmoid(), outputs)
+    return outputs
+
+
+def restore_variances(
+    variances: torch.Tensor, logits: torch.Tensor, *, config: RMatConfig
+) -> torch.Tensor:
+    """Return the variances of the outputs of a head as those of its logits."""
+    # CODEPATH: as in `compute_label_loss`.
+    if config.label_mean is not None:
+        variances = variances * build_label_scaling(config, variances)[1] ** 2
+    # CODEPATH: models finetuned with `--class-columns`: of a label that is 0 or 1.
+    if config.label_types is not None:
+        variances = torch.where(find_classes(config, logits), logits * (1 - logits), variances)
+    return variances
+
+
+def find_classes(config: RMatConfig, like: torch.Tensor) -> torch.Tensor:
+    """Return True for each output that is a class, on the device of the given tensor."""
+    return torch.tensor([it != "regression" for it in config.types], device=like.device)
 
 
 def compute_spread(member_logits: torch.Tensor, problem_type: str | None) -> torch.Tensor:
@@ -419,6 +543,10 @@ __all__ = [
     "RMatLoss",
     "choose",
     "choose_loss",
+    "compute_label_loss",
     "compute_probabilities",
     "compute_spread",
+    "find_classes",
+    "restore_labels",
+    "restore_variances",
 ]

@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_rmat import RMatPairFeatures, RMatSelfAttention, build_activation, build_head, widen
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
-from .losses_rmat import LOSSES, RMatAdapterMixin, build_loss_weights, choose, choose_loss
+from .losses_rmat import LOSSES, RMatAdapterMixin, choose, compute_label_loss, restore_labels
 from .trust_rmat import build_trust
 
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
@@ -521,20 +521,7 @@ class RMatPredictor(RMatPreTrainedModel):
 
         `is_labeled`: where labels count, `head_output.shape[:-1]`; by default everywhere.
         """
-        loss, rows = choose_loss(self.config, labels), head_output.flatten(0, -2)
-        labels = loss.arrange_labels(labels, rows)
-        if is_labeled is not None:
-            is_unknown = ~is_labeled.reshape(-1, *[1] * (labels.ndim - 1))
-            labels = widen(labels).masked_fill(is_unknown, torch.nan)
-        # CODEPATH: every regression finetuned here; not the authors' converted checkpoints.
-        if self.config.label_mean is not None:
-            mean, std = self.build_label_scaling(rows)
-            labels = (labels - mean) / std
-        return loss(rows, labels, build_loss_weights(self.config, rows))
-
-    def build_label_scaling(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of the labels as tensors like the given one."""
-        return like.new_tensor(self.config.label_mean), like.new_tensor(self.config.label_std)
+        return compute_label_loss(self.config, head_output, labels, is_labeled)
 
     def predict_labels(
         self,
@@ -547,11 +534,7 @@ class RMatPredictor(RMatPreTrainedModel):
         with torch.autocast(vectors.device.type, enabled=False):
             logits = widen(self.classifier(vectors))
         loss = None if labels is None else self.compute_loss(logits, labels, is_labeled)
-        # CODEPATH: as in `compute_loss`.
-        if self.config.label_mean is not None:
-            mean, std = self.build_label_scaling(logits)
-            logits = logits * std + mean
-        return loss, logits
+        return loss, restore_labels(logits, self.config)
 
 
 class RMatForSequenceClassification(RMatPredictor):

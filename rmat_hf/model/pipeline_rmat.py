@@ -207,18 +207,19 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
         self, row: list[float], coverage: float | None = DEFAULT_COVERAGE, **options: Any
     ) -> list[dict[str, Any]]:
         """Return the predictions of one molecule or atom, one for each label or class."""
-        config, is_probability = self.model.config, self.model.meaning.is_probability
+        config = self.model.config
         units = config.label_units or [None] * len(config.output_names)
         blocks = self._split(row, coverage)
         # CODEPATH: labels of their own have a set each, the classes of one label share theirs.
         is_shared = config.label_name is not None
         possible = blocks.pop("is_possible", [])
         sets = list_possible_classes(config, possible) if possible else {}
-        names = {"values": "score" if is_probability else "value", "probabilities": "probability"}
+        names = {"probabilities": "probability"}
         predictions = []
-        for idx, label in enumerate(config.output_names):
-            prediction = {"label": label, names["values"]: blocks["values"][idx]}
-            if not is_probability:
+        for idx, (label, kind) in enumerate(zip(config.output_names, config.types, strict=True)):
+            name = "value" if kind == "regression" else "score"
+            prediction = {"label": label, name: blocks["values"][idx]}
+            if kind == "regression":
                 prediction["unit"] = units[idx]
             others = (name for name in blocks if name not in ("values", "novelty"))
             prediction |= {names.get(name, name): blocks[name][idx] for name in others}

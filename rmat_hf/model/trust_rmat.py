@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .configuration_rmat import DUMMY_NODE_IDX, FINGERPRINT_SIZE, RMatConfig
+from .transforms_rmat import undo_label_transforms
 
 # Share of intervals and sets that hold the truth, unless another is asked for.
 DEFAULT_COVERAGE = 0.9
@@ -331,7 +332,18 @@ def predict_blocks(
     if trust is not None and coverage is not None:
         options: dict[str, Any] = {"variance": variance, "vectors": vectors[0] if vectors else None}
         blocks |= trust(inputs, output.logits, coverage=coverage, **options)
-    return blocks
+    # CODEPATH: models finetuned with `--label-transform`.
+    if model.config.label_transforms is None:
+        return blocks
+    shown = ("values", "lower", "upper")
+    undone = {
+        name: undo_label_transforms(blocks[name], model.config) for name in shown if name in blocks
+    }
+    if "lower" in undone:
+        # one that decreases swaps the ends
+        ends = torch.stack((undone["lower"], undone["upper"]))
+        undone |= {"lower": ends.amin(0), "upper": ends.amax(0)}
+    return blocks | undone
 
 
 def list_possible_classes(config: RMatConfig, is_possible: Sequence[float]) -> dict[str, list[str]]:

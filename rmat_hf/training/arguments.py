@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rmat_hf.adapters import DEFAULT_RANK, PEFT_METHODS
+from rmat_hf.data.measurements import REPLICATES, LabelOptions, find_transform_problem
 from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.errors import UserError, hide_credentials
@@ -135,6 +136,24 @@ class FinetuningArguments(RunArguments):
     dataset_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub data set.")
     smiles_column: str = declare_flag("smiles", "Column with the SMILES; else it is found.")
     label_units: list[str] = declare_flag([], "Unit of each label, for example kcal/mol.")
+    label_transform: list[str] = declare_flag(
+        [],
+        "What labels are learned as, one for all or one for each: none, log10 or pIC50 (-log10 of "
+        "the molar value, of labels in --label-units nM and the like). Predictions are in the "
+        "units of the table.",
+    )
+    class_columns: list[str] = declare_flag(
+        [], "Label columns that are yes or no (1 or 0) among the numbers of a regression."
+    )
+    weight_column: str | None = declare_flag(
+        None, "Column with what each row counts in the loss; empty cells count 1."
+    )
+    replicates: str = declare_flag(
+        "keep",
+        "What becomes of rows of one molecule: each is learned, or one row with the mean or median "
+        "of their labels.",
+        choices=REPLICATES,
+    )
     problem_type: str = declare_flag(
         "regression",
         "What the labels are; classification is one of the last two, as the labels tell.",
@@ -277,6 +296,16 @@ class FinetuningArguments(RunArguments):
         False, "Fit SVMs and a forest on fingerprints and descriptors on the same split."
     )
 
+    @property
+    def label_options(self) -> LabelOptions:
+        """How labels are learned, and what of their rows counts."""
+        names = ("label_units", "class_columns", "weight_column", "replicates")
+        transforms, num_labels = self.label_transform, len(self.label_columns)
+        return LabelOptions(
+            label_transforms=transforms * num_labels if len(transforms) == 1 else transforms,
+            **{name: getattr(self, name) for name in names},
+        )
+
     def list_contradictions(self) -> Iterator[str]:
         """Say which flags do not go together."""
         yield from super().list_contradictions()
@@ -296,6 +325,7 @@ class FinetuningArguments(RunArguments):
                 f"--label-columns {' '.join(labels)}: one is there twice, or is a column that the "
                 f"results add ({', '.join(reserved)}). Rename it in the table."
             )
+        yield from self._list_label_contradictions()
         if self.class_weighting == "balanced" and self.problem_type == "regression":
             yield "--class-weighting balanced is for classification. Leave it out."
         if self.member_folds and self.num_members < 2:
@@ -318,6 +348,33 @@ class FinetuningArguments(RunArguments):
         if self.feature_cache == "":
             yield "--feature-cache is empty. Name a folder, 'default' or 'none'."
 
+    def _list_label_contradictions(self) -> Iterator[str]:
+        labels, transforms = self.label_columns, self.label_transform
+        is_regression = self.problem_type == "regression"
+        num_wanted = {1, len(labels) or len(transforms)}
+        if transforms and (len(transforms) not in num_wanted or not is_regression):
+            yield (
+                f"--label-transform has {len(transforms)} entries for {len(labels)} label columns "
+                f"of a {self.problem_type}. Give one, or one for each label, of a regression."
+            )
+        if problem := find_transform_problem(self.label_options):
+            yield problem
+        # labels that are not named are found later
+        if labels and (unknown := sorted({*self.class_columns} - {*labels})):
+            yield f"--class-columns {' '.join(unknown)}: name some of the --label-columns."
+        if self.class_columns and (not is_regression or {*self.class_columns} == {*labels}):
+            yield (
+                "--class-columns are for labels beside numbers. If all are yes or no, pass "
+                "--problem-type multi_label_classification instead."
+            )
+        if self.weight_column and self.problem_type == "single_label_classification":
+            yield "--weight-column is for numbers and yes/no labels. Leave it out."
+        if self.level == "atom" and (transforms or self.class_columns or self.weight_column):
+            yield (
+                "--label-transform, --class-columns and --weight-column are for labels of "
+                "molecules. Leave them out with --level atom."
+            )
+
     def _list_peft_contradictions(self) -> Iterator[str]:
         if self.peft is not None and self.model == SCRATCH:
             yield "--peft needs a model to adapt, and --model scratch is random. Name one."
@@ -335,6 +392,8 @@ class FinetuningArguments(RunArguments):
             yield (
                 f"--head {self.head} takes the vectors of a trained --model, and scratch has none."
             )
+        if self.head == "stack" and self.class_columns:
+            yield "--class-columns are for --head kernel and network. Choose one of them."
         if given := self.list_network_flags():
             yield f"--head {self.head} does not read {', '.join(given)}. Leave it out."
 

@@ -24,6 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
+from rmat_hf.data.measurements import read_exact_labels
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import (
@@ -144,7 +145,8 @@ def fit_baselines(
     """Fit the baselines that stand beside a finetuned model, `SHOWN`.
 
     Args:
-        dataset (`datasets.Dataset`): With `labels`, and the molecules in `mol` or `smiles`.
+        dataset (`datasets.Dataset`): With `labels`, of which bounds are left out, and
+            the molecules in `mol` or `smiles`.
         split, options: As in [`fit_baseline`].
 
     Returns:
@@ -155,7 +157,7 @@ def fit_baselines(
     molecules: list[str | Chem.Mol] = dataset["smiles"][:]
     if "mol" in dataset.column_names:
         molecules = [Chem.Mol(binary) for binary in dataset["mol"]]
-    labels = np.array(dataset["labels"][:], dtype=np.float64)
+    labels = read_exact_labels(dataset)
     fitted = fit_several(SHOWN, molecules, labels=labels, split=split, **options)
     return {
         name: (stack_outputs(found, problem_type=options["problem_type"]), setting)

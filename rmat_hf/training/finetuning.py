@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,8 @@ from transformers.trainer_utils import IntervalStrategy
 from rmat_hf.adapters import is_adapted, list_fields, load_adapter_weights, save_model
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.frames import build_dataset
-from rmat_hf.data.labels import flatten_labels, restore_atom_order
+from rmat_hf.data.labels import restore_atom_order
+from rmat_hf.data.measurements import describe_measured, read_exact_labels
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.stored_features import pack_dataset
 from rmat_hf.data.table_writer import (
@@ -34,8 +35,10 @@ from rmat_hf.data.table_writer import (
 )
 from rmat_hf.data.training_table import DroppedRow, Rows
 from rmat_hf.loading import Checkpoint, load_predictor
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
+from rmat_hf.model.transforms_rmat import undo_label_transforms
 from rmat_hf.output_folder import (
     name_work_dir,
     open_run,
@@ -99,6 +102,7 @@ class FinetuningResult:
         summary (`str`): How good the model is on the test part, and beside what: a table in
             Markdown, with intervals, and sentences.
         head (`str`): What learned, and why it was this.
+        notes (`list[str]`): What was done with labels: bounds, weights, replicates.
     """
 
     output_dir: Path
@@ -107,6 +111,7 @@ class FinetuningResult:
     dropped: list[DroppedRow]
     summary: str
     head: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 def finetune(
@@ -252,7 +257,8 @@ def run_finetuning(
                 for logs in run.work_dir.glob(f"stage-*/{TENSORBOARD_DIR}"):
                     shutil.copytree(logs, folder / TENSORBOARD_DIR, dirs_exist_ok=True)
     found = (report.metrics, report.baselines, task.dropped, describe_run(report))
-    return FinetuningResult(run.output_dir, *found, f"{arguments.head}: {reason}")
+    head = f"{arguments.head}: {reason}"
+    return FinetuningResult(run.output_dir, *found, head=head, notes=task.notes)
 
 
 def _learn(
@@ -370,7 +376,7 @@ def _fit_head(
         label_columns=arguments.label_columns,
         kernel_features=arguments.kernel_features,
         problem_type=arguments.problem_type,
-        label_units=arguments.label_units,
+        **arguments.label_options.of_model,
         seed=arguments.seed,
         folds=folds,
     )
@@ -384,6 +390,9 @@ def _fit_trust(
     """Give a finetuned model, or the base of an adapter, what it needs to tell how sure it is."""
     if held_out is None or arguments.trust == "none":
         return
+    labels = read_exact_labels(task.dataset)
+    # classes among numbers have no interval
+    labels[:, [name in arguments.class_columns for name in arguments.label_columns]] = np.nan
     fit_trust(
         model.get_base_model() if is_adapted(model) else model,
         pack_dataset(task.dataset),
@@ -391,7 +400,7 @@ def _fit_trust(
         # without folds valid was held out of everything
         references=held_out.rows if held_out.folds.any() else task.split.train,
         held_out=held_out,
-        labels=flatten_labels(task.dataset["labels"][:]),
+        labels=labels,
     )
 
 
@@ -431,10 +440,14 @@ def build_finetuning_report(
     if arguments.level == "atom":
         labels, outputs, parts = predict_atoms(trainer, task)
     else:
-        labels, parts = np.array(task.dataset["labels"][:], dtype=np.float64), vars(task.split)
+        labels, parts = read_exact_labels(task.dataset), vars(task.split)
         outputs, *others = predict_rows(trainer, task)
+    config = cast(Any, trainer.model).config
     score = partial(
-        compute_metrics_for_problem, arguments.problem_type, label_names=arguments.label_columns
+        compute_metrics_for_problem,
+        arguments.problem_type,
+        label_names=arguments.label_columns,
+        types=config.label_types,
     )
     members, spreads, member_metrics, out_of_fold = None, None, [], {}
     if held_out is not None:
@@ -463,11 +476,12 @@ def build_finetuning_report(
         held_out = HeldOut(rows, outputs[rows], None, np.zeros(len(rows), dtype=np.int64))
     _fit_trust(arguments, task, model=trainer.model, held_out=held_out)
     return FinetuningReport(
-        config=cast(Any, trainer.model).config,
+        config=config,
         arguments=arguments,
         # labels as the Trainer has them: its metrics are these, digit by digit
         metrics={
             part: score(outputs[rows], labels=labels[rows].astype(np.float32))
+            | _score_undone(outputs[rows], labels=labels[rows], config=config)
             for part, rows in parts.items()
         }
         | out_of_fold,
@@ -478,6 +492,7 @@ def build_finetuning_report(
         spreads=spreads,
         held_out=held_out,
         num_dropped=len(task.dropped),
+        notes=task.notes,
         max_atoms=task.processor.max_atoms,
         is_adapter=is_adapted(trainer.model),
         baseline_values={
@@ -496,6 +511,19 @@ def _name_molecules(task: FinetuningTask) -> dict[str, Any]:
         name: {part: [cells[row] for row in rows] for part, rows in vars(task.split).items()}
         for name, cells in names.items()
     }
+
+
+def _score_undone(
+    outputs: np.ndarray, *, labels: np.ndarray, config: RMatConfig
+) -> dict[str, dict[str, Any]]:
+    """Return errors in the units of the table, of labels that are learned as something else."""
+    if config.label_transforms is None:
+        return {}
+    undone = [undo_label_transforms(it, config) for it in (outputs, labels)]
+    metrics = compute_metrics_for_problem(
+        "regression", undone[0], labels=undone[1], label_names=config.label_columns, is_quiet=True
+    )
+    return {"in_table_units": metrics}
 
 
 def predict_rows(trainer: Trainer, task: FinetuningTask) -> list[np.ndarray]:
@@ -575,23 +603,26 @@ def _save_tables(folder: Path, task: FinetuningTask, *, report: FinetuningReport
     columns["split"] = [part for part in PARTS for _ in getattr(task.split, part)]
     _write_table(folder / "split.csv", columns, kinds=ROW_COLUMNS)
     config, labels = report.config, np.concatenate(list(report.labels.values()))
-    if config.label_name is None:
-        label_kind: ColumnKind = "number"
+    kinds: dict[str, ColumnKind] = dict.fromkeys(config.label_columns, "number")
+    if config.label_name is None and report.arguments.level == "molecule":
+        measured = describe_measured(rows, config)
+        columns |= measured
+        kinds |= dict.fromkeys([name for name in measured if name not in kinds], "text")
+    elif config.label_name is None:
         columns |= dict(zip(config.label_columns, labels.T.tolist(), strict=True))
     else:
-        label_kind = "text"
+        kinds = {config.label_name: "text"}
         names = [None if np.isnan(it) else config.output_names[int(it)] for it in labels[:, 0]]
         columns[config.label_name] = names
     spread = None
     logits = torch.from_numpy(np.concatenate(list(report.predictions.values())))
-    values = compute_probabilities(logits, config.problem_type).numpy()
+    values = undo_label_transforms(compute_probabilities(logits, config.problem_type), config)
     if report.member_predictions is not None:
         logits = torch.from_numpy(np.concatenate(list(report.member_predictions.values())))
         spread = compute_spread(logits, config.problem_type).numpy()
     elif report.spreads is not None:
         spread = np.concatenate(list(report.spreads.values()))
-    columns |= Predictions(values, [None] * len(values), config, spread).to_columns()
-    kinds = {**dict.fromkeys(config.label_columns, label_kind)}
+    columns |= Predictions(values.numpy(), [None] * len(values), config, spread).to_columns()
     kinds |= describe_prediction_columns(config)
     del columns["error"], kinds["error"]
     if report.arguments.level == "atom":

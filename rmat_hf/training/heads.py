@@ -35,6 +35,8 @@ def choose_head(
         return arguments, "asked for"
     if reason := _find_need_of_network(arguments, rows, has_adapter=has_adapter):
         head = "network"
+    elif arguments.class_columns:
+        head, reason = "kernel", "numbers and classes together are not for the stack"
     else:
         head, reason = (
             "stack",

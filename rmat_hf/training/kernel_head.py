@@ -1,6 +1,7 @@
 """fit_kernel_head(...): a Gaussian process on the vectors of an encoder, fitted in seconds."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.special import log_ndtr
 from torch import nn
 
+from rmat_hf.data.measurements import BOUNDS_COLUMN, WEIGHT_COLUMN, LabelOptions
 from rmat_hf.data.stored_features import (
     count_nodes,
     expand_features,
@@ -32,7 +35,12 @@ from rmat_hf.model.kernel_rmat import (
     RMatKernelHead,
     compute_kernel,
 )
-from rmat_hf.model.losses_rmat import LOSSES
+from rmat_hf.model.losses_rmat import (
+    LOSSES,
+    find_classes,
+    restore_labels,
+    restore_variances,
+)
 from rmat_hf.model.modeling_rmat import RMatModel
 from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT, FINGERPRINT_INPUT, MOLECULE_INPUTS
 from rmat_hf.training.recipe import build_labeled_config
@@ -49,9 +57,15 @@ _MAX_STEPS = 30
 # start: they keep a few labels from saying what they cannot.
 _LEAST_NOISE = 1e-3
 _PRIOR_VARIANCE = 5.0
+# Of labels with bounds: fits, sweeps over the bounds after each, and a change, in standard
+# deviations of the label, that is none.
+_NUM_ROUNDS = 3
+_MAX_SWEEPS = 50
+_SETTLED = 1e-3
+_LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 
 
-def fit_kernel_head(
+def fit_kernel_head(  # noqa: PLR0913 - all that a label has
     model: str | Path | Checkpoint,
     dataset: Dataset,
     *,
@@ -59,6 +73,8 @@ def fit_kernel_head(
     kernel_features: Sequence[str] = ("vectors",),
     problem_type: str = "regression",
     label_units: Sequence[str] = (),
+    label_transforms: Sequence[str] = (),
+    class_columns: Sequence[str] = (),
     revision: str | None = None,
     seed: int = 0,
 ) -> RMatKernelForSequenceClassification:
@@ -67,7 +83,9 @@ def fit_kernel_head(
     Its kernel is the sum of one RBF kernel for each of `kernel_features`. Each label has
     widths, weights and noise of its own, those of the largest marginal likelihood (Rasmussen and
     Williams 2006, eq. 5.8), of at most 1,000 rows. Classes are a regression of -1 and 1, brought to
-    probabilities by a logistic regression on predictions that leave the row out.
+    probabilities by a logistic regression on predictions that leave the row out. A label that is a
+    bound takes the mean of the truncated normal distribution that the other rows expect, in three
+    rounds of fit and expectation. The weight of a row divides the variance of its noise.
 
     An encoder that was finetuned on labels of the same rows makes the head too sure of itself.
 
@@ -81,7 +99,8 @@ def fit_kernel_head(
             What has a kernel: `"vectors"`, `"environments"` (kinds of atoms, by k-means of their
             states in the encoder), all fingerprints of the processor that made the features, in
             its order, and `"descriptors"`, if it has them.
-        problem_type, label_units, revision: As in [`load_for_finetuning`].
+        problem_type, label_units, label_transforms, class_columns, revision:
+            As in [`load_for_finetuning`].
         seed (`int`, *optional*, defaults to 0): Of the choice of 1,000 rows.
 
     Returns:
@@ -108,6 +127,7 @@ def fit_kernel_head(
     """
     options: dict[str, Any] = {"label_columns": label_columns, "kernel_features": kernel_features}
     options |= {"problem_type": problem_type, "label_units": label_units, "seed": seed}
+    options |= {"label_transforms": label_transforms, "class_columns": class_columns}
     checkpoint = (
         model if isinstance(model, Checkpoint) else read_checkpoint(model, revision=revision)
     )
@@ -119,25 +139,31 @@ class FittedKernel:
     """A fitted kernel head, and what it was fitted on.
 
     `outputs` and `variances`, `(num_rows, num_labels)`, leave out the fold of each row: in standard
-    deviations of the labels, or logits. `inputs` are vectors, counts and raw descriptors.
+    deviations of the labels, or logits. `inputs` are vectors, counts and raw descriptors. `targets`
+    are what is expected where they are no `is_exact`, but bounds.
     """
 
     model: RMatKernelForSequenceClassification
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     targets: torch.Tensor
+    is_exact: torch.Tensor
     folds: torch.Tensor
     outputs: torch.Tensor
     variances: torch.Tensor
+
+    @property
+    def exact_targets(self) -> torch.Tensor:
+        """The targets that are no bounds, NaN in the place of the others."""
+        return self.targets.masked_fill(~self.is_exact, torch.nan)
 
     def finish(
         self, outputs: torch.Tensor, variances: torch.Tensor
     ) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return the model, and outputs and variances as it gives them, in the labels' units."""
         config = self.model.config
-        if config.problem_type == "regression":
-            mean, std = (torch.tensor(it).double() for it in (config.label_mean, config.label_std))
-            outputs, variances = outputs * std + mean, variances * std**2
+        outputs = restore_labels(outputs, config)
+        variances = restore_variances(variances, outputs, config=config)
         return self.model.eval(), outputs.numpy(), variances.numpy()
 
 
@@ -156,7 +182,7 @@ def fit_with_held_out(
     return fitted.finish(fitted.outputs, fitted.variances)
 
 
-def fit_kernel(  # noqa: PLR0913 - those of `fit_kernel_head`, what is fitted and folds
+def fit_kernel(
     checkpoint: Checkpoint,
     dataset: Dataset,
     *,
@@ -164,9 +190,9 @@ def fit_kernel(  # noqa: PLR0913 - those of `fit_kernel_head`, what is fitted an
     label_columns: Sequence[str],
     kernel_features: Sequence[str],
     problem_type: str,
-    label_units: Sequence[str],
     seed: int,
     folds: np.ndarray | None = None,
+    **label_options: Any,
 ) -> FittedKernel:
     """Fit a model with a kernel head; without `folds`, `(num_rows,)`, each row is one."""
     if len(dataset) > MAX_ROWS:
@@ -179,7 +205,7 @@ def fit_kernel(  # noqa: PLR0913 - those of `fit_kernel_head`, what is fitted an
         dataset,
         label_columns=label_columns,
         problem_type=problem_type,
-        label_units=label_units,
+        label_options=LabelOptions(**label_options),
         class_weighting="none",
         overrides={},
     )
@@ -187,7 +213,10 @@ def fit_kernel(  # noqa: PLR0913 - those of `fit_kernel_head`, what is fitted an
     names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
     fields = {name: getattr(labeled, name) for name in names}
     config = model_class.config_class(
-        **fields, kernel_features=list(kernel_features), num_train_rows=len(dataset)
+        **fields,
+        kernel_features=list(kernel_features),
+        num_train_rows=len(dataset),
+        has_row_weights=WEIGHT_COLUMN in dataset.column_names,
     )
     environments, packed = None, pack_dataset(dataset)
     if config.num_environment_layers:
@@ -202,16 +231,29 @@ def fit_kernel(  # noqa: PLR0913 - those of `fit_kernel_head`, what is fitted an
     targets = torch.from_numpy(_arrange_targets(labels, config))
     head = cast(RMatKernelHead, model.classifier)
     fold_of_row = torch.from_numpy(np.arange(len(dataset)) if folds is None else folds)
+    bounds = np.zeros(targets.shape)
+    if BOUNDS_COLUMN in dataset.column_names:
+        bounds = np.array(dataset[BOUNDS_COLUMN][:])
+    if head.row_weights is not None:
+        head.row_weights.copy_(torch.tensor(dataset[WEIGHT_COLUMN][:]))
     options: dict[str, Any] = {"folds": fold_of_row, "seed": seed}
-    found = [_fit_label(head, it, label=idx, **options) for idx, it in enumerate(targets.T)]
-    outputs, variances = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
-    known = torch.from_numpy(labels)
-    if problem_type != "regression":
-        scale, shift = calibrate(outputs, known, problem_type=problem_type)
-        head.output_scale.copy_(scale)
-        head.output_shift.copy_(shift)
-        outputs, variances = outputs * scale + shift, variances * scale**2
-    return FittedKernel(model, inputs, known, targets, fold_of_row, outputs, variances)
+    found = [
+        _fit_label(head, of_label, bounds=bounds[:, idx], label=idx, **options)
+        for idx, of_label in enumerate(targets.T)
+    ]
+    outputs, variances, targets = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+    known, is_class = torch.from_numpy(labels), find_classes(config, outputs)
+    if is_class.any():
+        # those among numbers are yes or no
+        kind = problem_type if is_class.all() else "multi_label_classification"
+        of_classes = known if is_class.all() else known[:, is_class]
+        scale, shift = calibrate(outputs[:, is_class], of_classes, problem_type=kind)
+        outputs[:, is_class] = outputs[:, is_class] * scale + shift
+        variances[:, is_class] *= scale**2
+        head.output_scale[is_class], head.output_shift[is_class] = scale.float(), shift.float()
+    is_exact = torch.from_numpy(bounds == 0)
+    fitted = (model, inputs, known, targets, is_exact, fold_of_row, outputs, variances)
+    return FittedKernel(*fitted)
 
 
 @torch.no_grad()
@@ -281,7 +323,9 @@ def _compute_inputs(
 def _arrange_targets(labels: np.ndarray, config: RMatKernelConfig) -> np.ndarray:
     """Return standardized labels, or -1 and 1 for each class, NaN where missing."""
     if config.problem_type == "regression":
-        return (labels - np.array(config.label_mean)) / np.array(config.label_std)
+        targets = (labels - np.array(config.label_mean)) / np.array(config.label_std)
+        is_class = np.array([it != "regression" for it in config.types])
+        return np.where(is_class, 2 * labels - 1, targets)
     if config.problem_type == "single_label_classification":
         is_class = labels == np.arange(len(config.output_names))
         labels = np.where(np.isnan(labels), np.nan, is_class)
@@ -314,26 +358,43 @@ def _keep_rows(
 
 @torch.no_grad()
 def _fit_label(
-    head: RMatKernelHead, targets: torch.Tensor, *, label: int, folds: torch.Tensor, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit the process of a label; return means and variances that leave out the fold of a row."""
+    head: RMatKernelHead,
+    targets: torch.Tensor,
+    *,
+    bounds: np.ndarray,
+    label: int,
+    folds: torch.Tensor,
+    seed: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fit the process of a label; return means and variances that leave out the fold of a row.
+
+    And targets, in which what is expected takes the place of bounds.
+    """
     features, known = head.list_row_features(), (~targets.isnan()).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(seed)
     chosen = known[torch.randperm(len(known), generator=generator)[:MAX_ROWS_TO_CHOOSE]]
-    rows = [it[chosen] for it in features]
-    options = _maximize_likelihood(head.compute_distances(rows, rows), targets[chosen])
-    for name, value in zip(("log_weights", "log_widths", "log_noise"), options, strict=True):
-        getattr(head, name)[label].copy_(value)
-    head.is_labeled[label, known] = 1
     rows = [it[known] for it in features]
-    kernel = head.compute_label_kernel(head.compute_distances(rows, rows), label)
-    kernel.diagonal().add_(head.log_noise[label].double().exp())
-    factor = torch.linalg.cholesky(kernel)
+    distances = head.compute_distances(rows, rows)
+    near = head.compute_distances([it[chosen] for it in features], [it[chosen] for it in features])
+    limits, targets = targets[known].numpy(), targets.clone()
+    for _ in range(_NUM_ROUNDS if bounds.any() else 1):
+        options = _maximize_likelihood(
+            near, targets[chosen], noise_scales=head.list_noise_scales(chosen)
+        )
+        for name, value in zip(("log_weights", "log_widths", "log_noise"), options, strict=True):
+            getattr(head, name)[label].copy_(value)
+        factor = head.factorize(distances, label, rows=known)
+        precision = torch.cholesky_inverse(factor)
+        if bounds.any():
+            expected = _expect_bounded(
+                precision.numpy(), targets[known].numpy(), limits=limits, signs=bounds[known]
+            )
+            targets[known] = torch.from_numpy(expected)
+    head.is_labeled[label, known] = 1
     coefficients = torch.cholesky_solve(targets[known, None], factor)[:, 0]
     head.coefficients[label, known] = coefficients.to(head.coefficients.dtype)
     outputs, variances = torch.empty_like(targets), torch.empty_like(targets)
     # Rasmussen and Williams, eq. 5.12, of blocks
-    precision = torch.cholesky_inverse(factor)
     for fold in folds[known].unique():
         inside = (folds[known] == fold).nonzero()[:, 0]
         covariance = torch.linalg.inv(precision[inside[:, None], inside])
@@ -344,15 +405,47 @@ def _fit_label(
         kernel = head.compute_label_kernel(distances, label)
         outputs[other] = kernel @ coefficients
         variances[other] = head.compute_variance(kernel, factor, label=label)
-    return outputs, variances
+    return outputs, variances, targets
+
+
+def _expect_bounded(
+    precision: np.ndarray, targets: np.ndarray, *, limits: np.ndarray, signs: np.ndarray
+) -> np.ndarray:
+    """Return targets in which those with a bound are the mean of the normal beyond it.
+
+    The mean field of a truncated normal distribution: each is expected given what is known of, or
+    expected in, the other rows.
+
+    Args:
+        precision: Inverse of the covariance of the targets, `(num_rows, num_rows)`.
+        targets: Where to start, `(num_rows,)`.
+        limits, signs: Bounds, and whether the value is above, 1, below, -1, or the target, 0.
+    """
+    expected, solved = targets.copy(), precision @ targets
+    scales = 1 / np.sqrt(precision.diagonal())
+    bounded = np.flatnonzero(signs)
+    for _ in range(_MAX_SWEEPS):
+        largest = 0.0
+        for row in bounded:
+            mean = expected[row] - solved[row] * scales[row] ** 2
+            distance = signs[row] * (limits[row] - mean) / scales[row]
+            # of a standard normal variable above the distance, without 0 / 0 far out
+            beyond = math.exp(-0.5 * distance**2 - _LOG_ROOT_2PI - float(log_ndtr(-distance)))
+            change = mean + signs[row] * scales[row] * beyond - expected[row]
+            expected[row] += change
+            solved += precision[row] * change
+            largest = max(largest, abs(change))
+        if largest < _SETTLED:
+            break
+    return expected
 
 
 @torch.enable_grad()
 def _maximize_likelihood(
-    distances: list[torch.Tensor], targets: torch.Tensor
+    distances: list[torch.Tensor], targets: torch.Tensor, *, noise_scales: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the logarithms of weights, widths and noise of the largest marginal likelihood."""
-    num_kinds, eye = len(distances), torch.eye(len(targets), dtype=torch.float64)
+    num_kinds, eye = len(distances), noise_scales.diag()
     start = torch.zeros(2 * num_kinds + 1, dtype=torch.float64)
     start[:num_kinds], start[-1] = -np.log(num_kinds), np.log(0.15)
     options = nn.Parameter(start.clone())
@@ -370,7 +463,7 @@ def _maximize_likelihood(
             value = 0.5 * (targets @ solved[:, 0]) + factor.diagonal().log().sum()
             weight = 0.5 * (torch.cholesky_inverse(factor) - solved @ solved.T)
         # eq. 5.9: has the gradient of the likelihood, without one through the factor
-        surrogate = (weight * kernel).sum() + weight.diagonal().sum() * noise + prior
+        surrogate = (weight * kernel).sum() + (weight.diagonal() @ noise_scales) * noise + prior
         (options.grad,) = torch.autograd.grad(surrogate, [options])
         return value + prior.detach()
 

@@ -24,6 +24,7 @@ from sklearn.metrics import (
 )
 from transformers.trainer_utils import EvalPrediction
 
+from rmat_hf.data.measurements import unpack_exact_labels
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.losses_rmat import compute_probabilities
@@ -258,6 +259,7 @@ def compute_metrics(
     *,
     labels: np.ndarray,
     label_names: Sequence[str],
+    types: Sequence[str] | None = None,
     is_quiet: bool = False,
 ) -> dict[str, Any]:
     """Return every metric of the problem type over the known labels.
@@ -270,12 +272,13 @@ def compute_metrics(
         labels (`np.ndarray` of shape `(num_rows, num_labels)`):
             Labels, NaN where missing; the class index for a single-label classification.
         label_names (`Sequence[str]`): Name of each label column.
+        types (`Sequence[str]`, *optional*): Problem type of each label, by default the same.
         is_quiet (`bool`, *optional*): Whether an undefined metric is no warning.
 
     Returns:
-        `dict`: metrics by name; of several labels the mean over those where the metric is defined,
-        and `per_label`, the same by label. An undefined metric (too few rows, one class, constant
-        labels or predictions) is `None`, with a warning.
+        `dict`: metrics by name; of several labels the mean over those which it is for and where it
+        is defined, and `per_label`, the same by label. An undefined metric (too few rows, one
+        class, constant labels or predictions) is `None`, with a warning.
 
     Raises:
         ValueError: A prediction is no finite number.
@@ -284,20 +287,20 @@ def compute_metrics(
     labels = np.asarray(labels, dtype=np.float64).reshape(-1, len(label_names))
     if not np.isfinite(predictions).all():
         raise ValueError("Some predictions are NaN or infinite. A lower learning rate may help.")
-    metrics = list_metrics(problem_type)
     per_label: dict[str, dict[str, float | None]] = {}
-    for idx, name in enumerate(label_names):
-        rows = select_known(problem_type, predictions, labels=labels[:, idx], label_idx=idx)
+    kinds = types or [problem_type] * len(label_names)
+    for idx, (name, kind) in enumerate(zip(label_names, kinds, strict=True)):
+        rows = select_known(kind, predictions, labels=labels[:, idx], label_idx=idx)
         has_rows = len(rows.labels) > 0
-        found = {metric.name: metric.compute(rows) if has_rows else None for metric in metrics}
+        found = {it.name: it.compute(rows) if has_rows else None for it in list_metrics(kind)}
         if not is_quiet:
             _warn_of_gaps(name, rows, found=found)
         per_label[name] = found
     if len(label_names) == 1:
         return dict(per_label[label_names[0]])
     averages: dict[str, Any] = {}
-    for name in per_label[label_names[0]]:
-        values = [it for found in per_label.values() if (it := found[name]) is not None]
+    for name in dict.fromkeys(name for found in per_label.values() for name in found):
+        values = [it for found in per_label.values() if (it := found.get(name)) is not None]
         averages[name] = float(np.mean(values)) if values else None
     return {**averages, "per_label": per_label}
 
@@ -312,11 +315,11 @@ def _warn_of_gaps(label_name: str, rows: ScoredRows, *, found: dict[str, float |
 
 
 def compute_metrics_for_problem(
-    problem_type: str, logits: np.ndarray, *, labels: np.ndarray, label_names: Sequence[str]
+    problem_type: str, logits: np.ndarray, **options: Any
 ) -> dict[str, Any]:
-    """Return the metrics of a head's outputs, as [`compute_metrics`]."""
+    """Return the metrics of a head's outputs; `options` are those of [`compute_metrics`]."""
     outputs = compute_probabilities(torch.as_tensor(logits, dtype=torch.float64), problem_type)
-    return compute_metrics(problem_type, outputs.numpy(), labels=labels, label_names=label_names)
+    return compute_metrics(problem_type, outputs.numpy(), **options)
 
 
 def build_compute_metrics(
@@ -364,8 +367,9 @@ def build_compute_metrics(
             # of atoms; a Trainer fills up with this number where batches have fewer nodes
             is_node = (logits != PADDING).any(axis=-1)
             logits, labels = logits[is_node], labels[is_node]
+        labels = unpack_exact_labels(labels, num_labels=len(label_names))
         metrics = compute_metrics_for_problem(
-            problem_type, logits, labels=labels, label_names=label_names
+            problem_type, logits, labels=labels, label_names=label_names, types=config.label_types
         )
         if best_metric is not None and metrics.get(best_metric, 0.0) is None:
             raise UserError(

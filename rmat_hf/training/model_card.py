@@ -28,6 +28,7 @@ from rmat_hf.training.report import (
     REPORT_FILE,
     FinetuningReport,
     describe_labels,
+    describe_learned,
     describe_principles,
     describe_summary,
 )
@@ -236,6 +237,7 @@ def save_model_card(
     sizes = ", ".join(f"{len(labels)} {part}" for part, labels in report.labels.items())
     facts = [
         f"{arguments.level}s: {sizes}; {report.num_dropped} rows dropped (`dropped_rows.csv`)",
+        *report.notes,
         *_describe_ensemble(report),
         *_describe_choice(report),
         f"errors by novelty and the molecules it is most wrong about: `{REPORT_FILE}`",
@@ -383,11 +385,14 @@ def _draw_losses(axes: "Axes", *, log: list[dict[str, Any]], title: str) -> None
 def _describe_model(config: RMatConfig, *, level: str) -> str:
     """Return the title of a finetuned model's card, and what the model predicts."""
     names = ", ".join(describe_labels(config))
+    learned = describe_learned(config)
     return (
         f"# R-MAT for {names}\n\n"
         "A Relative Molecule Attention Transformer (arXiv 2110.05841), finetuned with rmat-hf.\n\n"
         f"- predicts for every {level}: {names} "
         f"({PROBLEM_NAMES[config.problem_type or 'regression']})"
+        + f"\n- learned as: {', '.join(learned)}; so are the metrics below"
+        * (config.label_transforms is not None)
     )
 
 

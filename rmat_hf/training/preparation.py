@@ -79,6 +79,8 @@ def _open(arguments: FinetuningArguments, rows: Rows | None) -> Table:
 def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[str, Any]:
     """Return the labels that can be learned, and what other flags say of each of them."""
     names = report.label_columns
+    if not arguments.label_columns:
+        names = [name for name in names if name not in arguments.label_options.columns]
     kept = [name for name in names if name not in report.useless_labels] or names
     if len(kept) < len(names):
         left_out = ", ".join(repr(name) for name in names if name not in kept)

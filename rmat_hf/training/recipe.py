@@ -16,6 +16,7 @@ from transformers.training_args import TrainingArguments
 from rmat_hf.adapters import DEFAULT_RANK, PEFT_METHODS, add_adapter
 from rmat_hf.data.featurization import LENGTH_COLUMN, choose_cache_dir
 from rmat_hf.data.labels import LISTS, flatten_labels, has_atom_labels
+from rmat_hf.data.measurements import LabelOptions
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.splits.registry import can_carve, find_split_options, split_into_folds, split_rows
@@ -80,7 +81,7 @@ class FinetuningTask:
     """Featurized rows, divided into parts, and the processor that featurized them.
 
     `class_names` are of a single-label classification; without `checkpoint` weights are random.
-    With a `peft_config` an adapter is trained.
+    With a `peft_config` an adapter is trained. `notes` say what was done with labels.
     """
 
     dataset: Dataset
@@ -90,6 +91,7 @@ class FinetuningTask:
     processor: RMatProcessor
     checkpoint: Checkpoint | None
     peft_config: Any = None
+    notes: list[str] = field(default_factory=list)
 
     def select(self, part: str) -> Dataset:
         """Return the rows of train, valid or test."""
@@ -129,6 +131,7 @@ def build_finetuning_task(
         group_column=arguments.group_column,
         revision=arguments.dataset_revision,
         conflict_tolerance=arguments.conflict_tolerance,
+        label_options=arguments.label_options,
         num_workers=arguments.num_workers,
         cache_dir=choose_cache_dir(arguments.feature_cache),
         show_progress=True,
@@ -150,7 +153,7 @@ def build_finetuning_task(
     for part in ("valid", "test"):
         if (num_rows := len(getattr(split, part))) < MIN_PART_ROWS:
             logger.warning("%s has %d rows: its metrics say little.", part, num_rows)
-    known = (loaded.dropped, loaded.class_names, processor, checkpoint, peft_config)
+    known = (loaded.dropped, loaded.class_names, processor, checkpoint, peft_config, loaded.notes)
     return FinetuningTask(dataset, split, *known)
 
 
@@ -328,6 +331,9 @@ class RMatTrainingArguments(TrainingArguments):
             has_new_head = has_new_regression_head(problem_type, config.architectures)
             if self.head_learning_rate is None and has_new_head:
                 self.head_learning_rate = REGRESSION_HEAD_LEARNING_RATE
+        # CODEPATH: numbers and classes have no metric in common.
+        if self.metric_for_best_model is None and config.label_types is not None:
+            self.metric_for_best_model, self.greater_is_better = "loss", False
         if self.metric_for_best_model is None:
             metric = list_metrics(problem_type or "regression")[0]
             self.metric_for_best_model = metric.name
@@ -371,13 +377,15 @@ def has_new_regression_head(problem_type: str | None, architectures: list[str] |
     return problem_type == "regression" and bool(architectures) and is_new
 
 
-def load_for_finetuning(
+def load_for_finetuning(  # noqa: PLR0913 - all that a label has
     model: str | Path | Checkpoint | None,
     dataset: Dataset,
     *,
     label_columns: Sequence[str],
     problem_type: str = "regression",
     label_units: Sequence[str] = (),
+    label_transforms: Sequence[str] = (),
+    class_columns: Sequence[str] = (),
     class_weighting: ClassWeighting = "none",
     revision: str | None = None,
     seed: int = 0,
@@ -400,6 +408,8 @@ def load_for_finetuning(
             Or `"multi_label_classification"` or `"single_label_classification"`, whose classes
             the column `labels` of the rows names.
         label_units (`Sequence[str]`, *optional*): Unit of each label, as `["kcal/mol"]`.
+        label_transforms, class_columns (`Sequence[str]`, *optional*):
+            As the rows were made with, see [`featurize_dataset`].
         class_weighting (`str`, *optional*, defaults to `"none"`):
             `"balanced"`: rare and frequent classes cost the same.
         revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
@@ -433,7 +443,9 @@ def load_for_finetuning(
         dataset,
         label_columns=label_columns,
         problem_type=problem_type,
-        label_units=label_units,
+        label_options=LabelOptions(
+            label_units=label_units, label_transforms=label_transforms, class_columns=class_columns
+        ),
         class_weighting=class_weighting,
         overrides=architecture,
     )
@@ -456,6 +468,7 @@ def build_finetuning_model(arguments: FinetuningArguments, task: FinetuningTask)
     With an adapter that is a `PeftModel`.
     """
     options, overrides = _read_options(arguments, task)
+    options |= arguments.label_options.of_model
     try:
         model = load_for_finetuning(
             task.checkpoint, task.select("train"), seed=arguments.seed, **options, **overrides
@@ -486,6 +499,7 @@ def build_finetuning_config(arguments: FinetuningArguments, task: FinetuningTask
         task.select("train"),
         overrides=overrides,
         source=arguments.model_config,
+        label_options=arguments.label_options,
         **options,
     )
 
@@ -498,7 +512,7 @@ def _read_options(
     overrides = load_json_fields(arguments.model_config, known=known)
     if arguments.dropout is not None:
         overrides["hidden_dropout_prob"] = arguments.dropout
-    names = ("label_columns", "problem_type", "label_units", "class_weighting")
+    names = ("label_columns", "problem_type", "class_weighting")
     options = {name: getattr(arguments, name) for name in names}
     return options, overrides
 
@@ -509,7 +523,7 @@ def build_labeled_config(
     *,
     label_columns: Sequence[str],
     problem_type: str,
-    label_units: Sequence[str],
+    label_options: LabelOptions,
     class_weighting: ClassWeighting,
     overrides: dict[str, Any],
     source: str | None = None,
@@ -527,10 +541,15 @@ def build_labeled_config(
         "id2label": dict(enumerate(names)),
         "label2id": {name: idx for idx, name in enumerate(names)},
         "problem_type": problem_type,
-        "label_units": list(label_units) or None,
+        **label_options.build_fields(
+            dataset, label_columns=label_columns, problem_type=problem_type
+        ),
     }
     if problem_type == "regression":
         own |= compute_label_scaling(labels, label_columns=names)
+        for name, neutral in (("label_mean", 0.0), ("label_std", 1.0)):
+            pairs = zip(own[name], label_columns, strict=True)
+            own[name] = [neutral if it in label_options.class_columns else x for x, it in pairs]
     elif problem_type == "single_label_classification":
         own["label_name"] = label_columns[0]
     if class_weighting == "balanced":
@@ -628,7 +647,9 @@ def build_training_arguments(
     """Return the training arguments of a finetuning run, overridden by `--training-arguments`."""
     overrides = load_json_fields(arguments.training_arguments)
     metrics = {metric.name: metric for metric in list_metrics(arguments.problem_type)}
-    metric = str(overrides.get("metric_for_best_model", next(iter(metrics))))
+    # numbers and classes have no metric in common
+    usual = "loss" if arguments.class_columns else next(iter(metrics))
+    metric = str(overrides.get("metric_for_best_model", usual))
     name = metric.removeprefix("eval_")
     if name != "loss" and name not in metrics:
         raise UserError(

@@ -90,6 +90,7 @@ class FinetuningReport:
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     spreads: dict[str, np.ndarray] | None = None
     held_out: HeldOut | None = None
+    notes: list[str] = field(default_factory=list)
     smiles: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
     baseline_values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -104,7 +105,8 @@ class FinetuningReport:
     @property
     def unit(self) -> str:
         """The unit of all labels; empty if they differ or have none."""
-        units = set(self.config.label_units or [""])
+        # labels that are learned as something else have none there
+        units = set(self.config.label_units or [""] if self.config.label_transforms is None else "")
         return units.pop() if len(units) == 1 else ""
 
     @cached_property
@@ -116,12 +118,20 @@ class FinetuningReport:
             for part, it in self.predictions.items()
         }
 
+    @property
+    def numbers(self) -> list[int]:
+        """The outputs that are scored together: of numbers and classes the numbers, else all."""
+        of_classes = self.config.label_types is not None
+        types = enumerate(self.config.types)
+        return [idx for idx, it in types if it == "regression" or not of_classes]
+
     @cached_property
     def scores(self) -> dict[str, Scores]:
         """The model beside the mean predictor and the baselines, by part, with intervals."""
         problem_type = self.config.problem_type or "regression"
         num_outputs = len(self.config.output_names)
         mean = predict_mean(problem_type, self.labels["train"], num_outputs=num_outputs)
+        names, shown = self.arguments.label_columns, self.numbers
         found = {}
         for part, labels in self.labels.items():
             methods = {MODEL_NAME: self.values[part]}
@@ -129,9 +139,9 @@ class FinetuningReport:
             methods |= {name: it[part] for name, it in self.baseline_values.items()}
             found[part] = score_methods(
                 problem_type,
-                methods,
-                labels=labels,
-                label_names=self.arguments.label_columns,
+                {name: it[:, shown] for name, it in methods.items()},
+                labels=labels[:, shown[: labels.shape[1]]],
+                label_names=[names[idx] for idx in shown[: len(names)]],
                 # what was learned by heart has no interval
                 with_intervals=part != "train",
             )
@@ -164,6 +174,16 @@ def describe_labels(config: RMatConfig) -> list[str]:
     ]
 
 
+def describe_learned(config: RMatConfig) -> list[str]:
+    """Return the name of every label as it is learned, which metrics and plots are about."""
+    names = describe_labels(config)
+    transforms = config.label_transforms or ["none"] * len(names)
+    return [
+        name if transform == "none" else f"{transform} of {name}"
+        for name, transform in zip(names, transforms, strict=True)
+    ]
+
+
 def describe_rows(
     parts: Mapping[str, np.ndarray],
     *,
@@ -184,11 +204,15 @@ def describe_rows(
     """
     labels = np.concatenate(list(parts.values()))
     units = arguments.label_units or [""] * len(arguments.label_columns)
+    transforms = arguments.label_options.label_transforms or ["none"] * len(units)
     lines = [
         f"{name_source(arguments.dataset)}: {len(labels)} {arguments.level}s to use, "
         f"{num_dropped} rows dropped."
     ]
-    for name, unit, column in zip(arguments.label_columns, units, labels.T, strict=True):
+    columns = zip(arguments.label_columns, units, transforms, labels.T, strict=True)
+    for name, unit, transform, column in columns:
+        if transform != "none":
+            name, unit = f"{transform} of {name}", ""
         known = column[~np.isnan(column)]
         if arguments.problem_type == "regression":
             summary = [known.mean(), known.std(), known.min(), known.max()]
@@ -371,7 +395,7 @@ def _save_pictures(folder: Path, report: FinetuningReport) -> list[str]:
     if (config.problem_type or "regression") == "regression":
         draw = [
             partial(_draw_parity, report=report, label_idx=idx)
-            for idx in range(min(len(config.label_columns), MOST_SHOWN))
+            for idx in report.numbers[:MOST_SHOWN]
         ]
         return [save_figure(folder / PARITY_PLOT, draw)]
     curves, labels = {}, report.labels["test"]
@@ -396,7 +420,7 @@ def _save_pictures(folder: Path, report: FinetuningReport) -> list[str]:
 
 def _draw_parity(axes: "Axes", *, report: FinetuningReport, label_idx: int) -> None:
     """Draw predicted against measured values of train and test."""
-    name, series = describe_labels(report.config)[label_idx], []
+    name, series = describe_learned(report.config)[label_idx], []
     for part, style in PARITY_STYLES.items():
         # one label has its metrics at the top
         metrics = report.metrics[part]
@@ -412,7 +436,7 @@ def _describe_novelty(folder: Path, report: FinetuningReport, *, errors: np.ndar
     """Draw and tabulate the errors against novelty, of labels of one unit or of all classes."""
     if len(report.novelty) < LEAST_ROWS_OF_NOVELTY:
         return []
-    columns = dict(zip(describe_labels(report.config), errors.T, strict=True))
+    columns = dict(zip(describe_learned(report.config), errors.T, strict=True))
     if report.config.problem_type != "regression" and len(columns) > 1:
         number = np.maximum(np.sum(~np.isnan(errors), axis=1), 1)
         columns = {"all labels": np.nansum(errors, axis=1) / number}

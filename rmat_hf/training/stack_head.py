@@ -36,6 +36,7 @@ def fit_stack_head(  # noqa: PLR0913 - those of a kernel head, and folds
     kernel_features: Sequence[str] = ("vectors", "ecfp4"),
     problem_type: str = "regression",
     label_units: Sequence[str] = (),
+    label_transforms: Sequence[str] = (),
     folds: Sequence[int] | np.ndarray | None = None,
     revision: str | None = None,
     seed: int = 0,
@@ -43,11 +44,13 @@ def fit_stack_head(  # noqa: PLR0913 - those of a kernel head, and folds
     """Fit the kernel head of [`fit_kernel_head`] and a forest, and weigh them by held-out rows.
 
     The forest, 100 extremely randomized trees for each label, reads counts of ECFP4 and molecule
-    descriptors. Kernel head and forest predict each fold without it; weights that are positive and
+    descriptors; what the kernel head expects takes the place of bounds, which have no part in the
+    weights. Kernel head and forest predict each fold without it; weights that are positive and
     add up to 1 minimize the error of their sum (its log loss, of calibrated logits, for classes).
 
     Args:
-        model, label_columns, problem_type, label_units, revision: As in [`fit_kernel_head`].
+        model, label_columns, problem_type, label_units, label_transforms, revision:
+            As in [`fit_kernel_head`].
         dataset (`datasets.Dataset`):
             The training rows alone, as [`featurize_dataset`] gives them, with the fingerprints in
             `kernel_features` and `"ecfp4"`, and with molecule descriptors.
@@ -79,6 +82,7 @@ def fit_stack_head(  # noqa: PLR0913 - those of a kernel head, and folds
     """
     options: dict[str, Any] = {"label_columns": label_columns, "kernel_features": kernel_features}
     options |= {"problem_type": problem_type, "label_units": label_units, "seed": seed}
+    options["label_transforms"] = label_transforms
     if folds is None:
         folds = np.random.default_rng(seed).permutation(len(dataset)) % 5
     checkpoint = (
@@ -106,7 +110,7 @@ def fit_stack_with_held_out(
     members = [fitted.outputs, of_forest]
     if model.config.problem_type == "regression":
         total, _ = head(members, fitted.variances)
-        errors = (total - fitted.targets) ** 2
+        errors = (total - fitted.exact_targets) ** 2
         is_known = ~errors.isnan()
         expected = fitted.variances.masked_fill(~is_known, torch.nan).nanmean(0)
         head.variance_scale.copy_(errors.nanmean(0) / expected)
@@ -132,13 +136,14 @@ def _fit_forest(
         inputs[FINGERPRINT_INPUT], scaler(inputs[DESCRIPTOR_INPUT])
     ).numpy()
     is_shared = model.config.problem_type == "single_label_classification"
-    targets = fitted.targets.numpy()
+    targets, row_weights = fitted.targets.numpy(), model.classifier.row_weights
+    weights = np.ones(len(targets)) if row_weights is None else row_weights.numpy()
     columns = [targets] if is_shared else list(targets.T[:, :, None])
     grown, outputs = [], np.empty_like(targets)
     for idx, values in enumerate(columns):
         place = slice(None) if is_shared else slice(idx, idx + 1)
         known = np.flatnonzero(~np.isnan(values).any(1))
-        forest = _grow(features[known], values[known], seed=seed)
+        forest = _grow(features[known], values[known], weights=weights[known], seed=seed)
         outputs[:, place] = _predict(forest, features)
         folds = fitted.folds.numpy()[known]
         for fold in np.unique(folds):
@@ -146,19 +151,22 @@ def _fit_forest(
             # of nothing, the mean
             outputs[inside, place] = 0.0
             if len(outside):
-                partial = _grow(features[outside], values[outside], seed=seed)
+                data, of_rows = (features[outside], values[outside]), weights[outside]
+                partial = _grow(*data, weights=of_rows, seed=seed)
                 outputs[inside, place] = _predict(partial, features[inside])
         grown.append(forest)
     _keep_trees(model, grown)
     return torch.from_numpy(outputs)
 
 
-def _grow(features: np.ndarray, targets: np.ndarray, *, seed: int) -> Any:
+def _grow(
+    features: np.ndarray, targets: np.ndarray, *, seed: int, weights: np.ndarray | None = None
+) -> Any:
     # of classes too: of two, and of several as so many outputs, the variance is Gini's impurity
     from sklearn.ensemble import ExtraTreesRegressor
 
     forest = ExtraTreesRegressor(_NUM_TREES, random_state=seed, **_TREE_OPTIONS)
-    return forest.fit(features, targets if targets.shape[1] > 1 else targets[:, 0])
+    return forest.fit(features, targets if targets.shape[1] > 1 else targets[:, 0], weights)
 
 
 def _predict(forest: Any, features: np.ndarray) -> np.ndarray:
@@ -200,7 +208,7 @@ def _weigh_members(
     options: dict[str, Any] = {"problem_type": problem_type}
     if problem_type == "regression":
         columns = [
-            _minimize(outputs[:, :, idx, None], fitted.targets[:, idx, None], **options)
+            _minimize(outputs[:, :, idx, None], fitted.exact_targets[:, idx, None], **options)
             for idx in range(outputs.shape[2])
         ]
         return torch.stack(columns, dim=1), torch.zeros(outputs.shape[2])

@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from rmat_hf.adapters import is_adapted, save_model
 from rmat_hf.data.featurization import find_options, validate_processor
+from rmat_hf.data.measurements import BOUNDS_COLUMN, WEIGHT_COLUMN, pack_labels
 from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,
     LengthGroupedSampler,
@@ -78,7 +79,8 @@ class RMatDataCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return model inputs and `labels`, float32, NaN = missing.
 
-        `(batch_size, num_labels)`, or of atoms `(batch_size, num_nodes, num_labels)`.
+        `(batch_size, num_labels)`, or of atoms `(batch_size, num_nodes, num_labels)`; of rows with
+        bounds or weights `(batch_size, 3 * num_labels)`, as the loss `"bounded"` takes them.
         """
         names = [*self.processor.model_input_names, LABELS]
         if FEATURES_COLUMN not in rows[0]:
@@ -96,8 +98,17 @@ class RMatDataCollator:
             labels = stack_labels(
                 [row[LABELS] for row in rows], num_nodes.sum(1) - 1, num_nodes=num_nodes.shape[1]
             )
-            features[LABELS] = labels.astype(np.float32)
+            features[LABELS] = _pack_measured(labels, rows).astype(np.float32)
         return {name: torch.from_numpy(array) for name, array in features.items()}
+
+
+def _pack_measured(labels: np.ndarray, rows: list[dict[str, Any]]) -> np.ndarray:
+    """Return the labels of rows with their bounds and weights, if they have some."""
+    if not {BOUNDS_COLUMN, WEIGHT_COLUMN} & {*rows[0]}:
+        return labels
+    bounds = np.array([row.get(BOUNDS_COLUMN, np.zeros(labels.shape[1])) for row in rows])
+    weights = np.array([row.get(WEIGHT_COLUMN, 1.0) for row in rows])
+    return pack_labels(labels, bounds=bounds, weights=weights)
 
 
 class FeaturizedRows(Dataset[dict[str, Any]]):
@@ -111,7 +122,8 @@ class FeaturizedRows(Dataset[dict[str, Any]]):
 
     def __init__(self, dataset: datasets.Dataset) -> None:
         self.dataset = dataset
-        names = [name for name in (FEATURES_COLUMN, LABELS) if name in dataset.column_names]
+        read = (FEATURES_COLUMN, LABELS, BOUNDS_COLUMN, WEIGHT_COLUMN)
+        names = [name for name in read if name in dataset.column_names]
         self._table = dataset.select_columns(names).with_format("arrow")
 
     def __len__(self) -> int:
@@ -124,8 +136,7 @@ class FeaturizedRows(Dataset[dict[str, Any]]):
         """Return rows; a dataloader asks for those of a batch at once."""
         table = self._table[rows]
         columns: dict[str, list[Any]] = {FEATURES_COLUMN: read_column(table[FEATURES_COLUMN])}
-        if LABELS in table.column_names:
-            columns[LABELS] = table[LABELS].to_pylist()
+        columns |= {name: table[name].to_pylist() for name in table.column_names[1:]}
         return [
             dict(zip(columns, values, strict=True))
             for values in zip(*columns.values(), strict=True)

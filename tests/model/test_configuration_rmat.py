@@ -52,6 +52,8 @@ OTHER_VALUES: dict[str, Any] = {
     "label_std": [0.1, 1e-9],
     "label_units": ["kcal/mol", "log(mol/L)"],
     "label_name": "is active, at 10 µM",
+    "label_types": ["regression", "multi_label_classification"],
+    "label_transforms": ["log10", "none"],
     "loss": "regression",
     "loss_weights": [0.5, 2.0],
 }

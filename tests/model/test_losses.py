@@ -17,10 +17,14 @@ from rmat_hf.model.losses_rmat import (
     PROBLEM_TYPES,
     choose,
     choose_loss,
+    compute_label_loss,
+    compute_loss_denominator,
     compute_probabilities,
     compute_spread,
+    restore_labels,
 )
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.transforms_rmat import LABEL_TRANSFORMS, undo_label_transforms
 
 NUM_ROWS, NUM_COLUMNS = 8, 3
 # far apart and in no symmetric order, so that a swap or a wrong normalization shows
@@ -200,3 +204,108 @@ def test_members_that_are_sure_do_not_overflow() -> None:
     average = LOSSES["multi_label_classification"].average_logits(logits)
     # half of the probability of the first: log(exp(-200) / 2)
     torch.testing.assert_close(average, torch.tensor([[-200.0 - np.log(2.0)]]).float())
+
+
+# Bounds, weights, numbers and classes
+
+
+def build_bounded(
+    labels: torch.Tensor, *, signs: torch.Tensor | None = None, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Labels as a data set packs them: least values, largest values, weights of rows."""
+    signs = torch.zeros_like(labels) if signs is None else signs
+    weights = torch.ones(len(labels), dtype=labels.dtype) if weights is None else weights
+    low = torch.where(signs < 0, -torch.inf, labels).masked_fill(labels.isnan(), torch.nan)
+    high = torch.where(signs > 0, torch.inf, labels).masked_fill(labels.isnan(), torch.nan)
+    return torch.cat([low, high, weights[:, None].expand_as(labels)], dim=1)
+
+
+def compute_bounded(predictions: torch.Tensor, packed: torch.Tensor, **fields: Any) -> torch.Tensor:
+    names = {"id2label": dict(enumerate("abc")), "problem_type": "regression", "loss": "bounded"}
+    config = RMatConfig(**{**names, **fields})
+    loss = compute_label_loss(config, predictions, packed)
+    denominator = compute_loss_denominator(packed, config)
+    known = ~packed[:, :NUM_COLUMNS].isnan()
+    expected = (packed[:, 2 * NUM_COLUMNS :] * known).sum()
+    torch.testing.assert_close(denominator, expected, **EXACT)
+    return loss
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_measured_numbers_cost_what_they_do_without_bounds(is_packed: bool) -> None:
+    labels, predictions = draw_values(1), draw_predictions()
+    labels[2, 1] = torch.nan
+    ours = compute_bounded(predictions, build_bounded(labels)) if is_packed else None
+    if ours is None:
+        config = RMatConfig(num_labels=3, problem_type="regression", loss="bounded")
+        ours = compute_label_loss(config, predictions, labels)
+    theirs = LOSSES["regression"](predictions, labels)
+    assert_same_loss_and_gradient(ours, theirs, predictions)
+
+
+def test_a_bound_costs_what_lies_on_its_wrong_side_alone() -> None:
+    labels, predictions = draw_values(1), draw_predictions()
+    signs = draw_values(2).sign()
+    ours = compute_bounded(predictions, build_bounded(labels, signs=signs))
+    theirs = ((labels - predictions) * signs).clamp_min(0).square().mean()
+    assert_same_loss_and_gradient(ours, theirs, predictions)
+
+
+def test_scaled_labels_keep_their_bounds_and_weights() -> None:
+    labels, predictions = draw_values(1), draw_predictions()
+    signs, weights = draw_values(2).sign(), draw_values(3)[:, 0].abs()
+    scaling = {"label_mean": [1.0, -2.0, 30.0], "label_std": [2.0, 0.1, 9.0]}
+    mean, std = (torch.tensor(it, dtype=torch.float64) for it in scaling.values())
+    packed = build_bounded(labels, signs=signs, weights=weights)
+    in_units = build_bounded(labels * std + mean, signs=signs, weights=weights)
+    ours = compute_bounded(predictions, in_units, **scaling)
+    theirs = compute_bounded(predictions, packed)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+def test_a_row_of_weight_two_is_two_rows() -> None:
+    labels, predictions = draw_values(1), draw_predictions()
+    weights = torch.tensor([2.0, *[1.0] * (NUM_ROWS - 1)], dtype=torch.float64)
+    ours = compute_bounded(predictions, build_bounded(labels, weights=weights))
+    rows = [0, *range(NUM_ROWS)]
+    theirs = LOSSES["regression"](predictions[rows], labels[rows])
+    assert_same_loss_and_gradient(ours, theirs, predictions)
+
+
+def test_numbers_and_classes_are_learned_together_and_shown_as_users_read_them() -> None:
+    labels, predictions = draw_values(1), draw_predictions()
+    labels[:, 1] = (labels[:, 1] > 0).double()
+    types = ["regression", "multi_label_classification", "regression"]
+    scaling = {"label_mean": [0.0, 0.0, 1.0], "label_std": [1.0, 1.0, 1.0]}
+    ours = compute_bounded(predictions, build_bounded(labels), label_types=types, **scaling)
+    number, other = ((predictions - labels + it)[:, idx] for idx, it in ((0, 0), (2, 1)))
+    classes = F.binary_cross_entropy_with_logits(predictions[:, 1], labels[:, 1], reduction="sum")
+    theirs = (number.square().sum() + other.square().sum() + classes) / labels.numel()
+    assert_same_loss_and_gradient(ours, theirs, predictions)
+    config = RMatConfig(num_labels=3, problem_type="regression", label_types=types, **scaling)
+    shown = restore_labels(predictions, config)
+    torch.testing.assert_close(shown[:, 1], predictions[:, 1].sigmoid(), **EXACT)
+    torch.testing.assert_close(shown[:, 2], predictions[:, 2] + 1, **EXACT)
+
+
+def test_yes_and_no_labels_can_have_weights() -> None:
+    labels, predictions = (draw_values(1) > 0).double(), draw_predictions()
+    weights = draw_values(3)[:, 0].abs()
+    problem_type = "multi_label_classification"
+    packed = build_bounded(labels, weights=weights)
+    ours = compute_bounded(predictions, packed, problem_type=problem_type)
+    losses = F.binary_cross_entropy_with_logits(predictions, labels, reduction="none")
+    theirs = (losses * weights[:, None]).sum() / (weights.sum() * NUM_COLUMNS)
+    assert_same_loss_and_gradient(ours, theirs, predictions)
+
+
+@pytest.mark.parametrize(("name", "unit"), [("log10", ""), ("pIC50", "nM"), ("pIC50", "µM")])
+def test_a_label_transform_is_undone(name: str, unit: str) -> None:
+    transform = LABEL_TRANSFORMS[name]
+    assert transform is not None
+    values = np.array([[0.01, 5.0], [30.0, 1e7]])
+    learned = torch.from_numpy(np.stack([transform.apply(values[:, 0], unit), values[:, 1]], 1))
+    fields = {"label_transforms": [name, "none"], "label_units": [unit, ""]}
+    config = RMatConfig(num_labels=2, problem_type="regression", **fields)
+    np.testing.assert_allclose(undo_label_transforms(learned, config), values, rtol=1e-12)
+    np.testing.assert_allclose(undo_label_transforms(learned.numpy(), config), values, rtol=1e-12)

@@ -1,0 +1,281 @@
+"""What stands beside a label: its bound, transform and weight, and other measurements of it."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_number
+from rmat_hf.data.table_writer import list_columns
+from rmat_hf.errors import UserError
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.losses_rmat import choose
+from rmat_hf.model.transforms_rmat import LABEL_TRANSFORMS, MOLAR_UNITS, undo_label_transforms
+
+logger = logging.getLogger(__name__)
+
+# Columns of a data set beside `labels`.
+BOUNDS_COLUMN = "label_bounds"
+WEIGHT_COLUMN = "weight"
+# How the labels of several rows of a molecule become those of one; "keep": they do not.
+REPLICATES = {"keep": None, "mean": np.mean, "median": np.median}
+# Decades of a label that is better learned as its logarithm.
+_MANY_DECADES = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """How labels are learned, and what of their rows counts.
+
+    Args:
+        label_transforms (`Sequence[str]`): One of `LABEL_TRANSFORMS` for each label, or none.
+        label_units (`Sequence[str]`): Of the table, one for each label, or none.
+        class_columns (`Sequence[str]`): Labels of a regression that are yes or no.
+        weight_column (`str`, *optional*): Column of what each row counts in the loss.
+        replicates (`str`): A name in `REPLICATES`: rows of one molecule are one row, with the mean
+            or the median of their labels.
+    """
+
+    label_transforms: Sequence[str] = ()
+    label_units: Sequence[str] = ()
+    class_columns: Sequence[str] = ()
+    weight_column: str | None = None
+    replicates: str = "keep"
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the table that are read beside molecules and labels."""
+        return [*filter(None, [self.weight_column])]
+
+    @property
+    def of_model(self) -> dict[str, Sequence[str]]:
+        """What a model has to know of them."""
+        names = ("label_units", "label_transforms", "class_columns")
+        return {name: getattr(self, name) for name in names}
+
+    def list_types(self, label_columns: Sequence[str], *, problem_type: str) -> list[str]:
+        """Return the problem type of each label."""
+        other = "multi_label_classification"
+        return [other if it in self.class_columns else problem_type for it in label_columns]
+
+    def build_fields(
+        self, dataset: datasets.Dataset, *, label_columns: Sequence[str], problem_type: str
+    ) -> dict[str, Any]:
+        """Return the fields of [`RMatConfig`] that tell of labels as these rows have them.
+
+        Raises:
+            UserError: A transform is unknown, or its label has no unit that it takes.
+        """
+        if problem := find_transform_problem(self):
+            raise UserError(problem)
+        types = self.list_types(label_columns, problem_type=problem_type)
+        is_mixed, beside = len({*types}) > 1, {BOUNDS_COLUMN, WEIGHT_COLUMN}
+        is_transformed = bool({*self.label_transforms} - {"none"})
+        fields: dict[str, Any] = {"label_units": list(self.label_units) or None}
+        fields["label_types"] = types if is_mixed else None
+        fields["label_transforms"] = list(self.label_transforms) if is_transformed else None
+        if is_mixed or beside & {*dataset.column_names}:
+            fields["loss"] = "bounded"
+        return fields
+
+    def learn(self, label: Any, *, label_idx: int, row: int, column: str) -> Any:
+        """Return a parsed label as it is learned.
+
+        Raises:
+            LabelError: It has no logarithm.
+        """
+        name = self.label_transforms[label_idx] if self.label_transforms else "none"
+        transform = choose(LABEL_TRANSFORMS, name)
+        if transform is None or is_missing(label):
+            return label
+        if label <= 0:
+            reason = f"label {column!r} is {label}, of which there is no logarithm"
+            raise LabelError(reason, row=row)
+        unit = self.label_units[label_idx] if self.label_units else ""
+        learned = float(transform.apply(float(label), unit))
+        if not isinstance(label, Bound):
+            return learned
+        swapped = label.relation if transform.power > 0 else {"<": ">", ">": "<"}[label.relation]
+        return Bound(learned, relation=swapped)
+
+
+def find_transform_problem(options: LabelOptions) -> str | None:
+    """Return what is wrong with the transforms of labels, if anything."""
+    transforms = options.label_transforms
+    units = options.label_units or [""] * len(transforms)
+    for name, unit in zip(transforms, units, strict=False):
+        transform = LABEL_TRANSFORMS.get(name)
+        if name not in LABEL_TRANSFORMS:
+            return f"{name!r} is no label transform. Choose one of {', '.join(LABEL_TRANSFORMS)}."
+        if transform is not None and transform.is_molar and unit not in MOLAR_UNITS:
+            return (
+                f"The label transform {name} needs the unit of each concentration, and one is "
+                f"{unit!r}. Pass --label-units with some of {', '.join(MOLAR_UNITS)}."
+            )
+    return None
+
+
+def propose_label_transform(values: Iterable[float], unit: str = "") -> str:
+    """Return the transform under which a regression of such labels makes sense.
+
+    Args:
+        values: As in the table; NaN where missing.
+        unit (`str`, *optional*): As in the table.
+
+    Returns:
+        `str`: `"none"`, or, of positive values that span three decades and more, of which the
+        logarithms are less skewed, `"pIC50"` of concentrations and else `"log10"`.
+    """
+    known = np.array([float(it) for it in values if it == it])
+    if len(known) < 3 or known.min() <= 0:
+        return "none"
+    logs = np.log10(known)
+    is_wide = np.ptp(logs) >= _MANY_DECADES
+    skews = [abs(pd.Series(it).skew()) for it in (known, logs)]
+    if not is_wide or skews[1] >= skews[0]:
+        return "none"
+    return "pIC50" if unit in MOLAR_UNITS else "log10"
+
+
+def find_bounds(labels: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Return of each label whether the value is above it, 1, below it, -1, or it, 0, as int8."""
+    signs = {">": 1, "<": -1, "": 0}
+    found = [[signs[getattr(it, "relation", "")] for it in row] for row in labels]
+    return np.array(found, dtype=np.int8, ndmin=2)
+
+
+def read_exact_labels(dataset: datasets.Dataset) -> np.ndarray:
+    """Return the labels of rows of molecules, `(num_rows, num_labels)`, NaN where they are bounds.
+
+    What is scored, drawn and fitted by methods that know no bounds.
+    """
+    labels = np.array(dataset["labels"][:], dtype=np.float64).reshape(len(dataset), -1)
+    if BOUNDS_COLUMN in dataset.column_names:
+        labels[np.array(dataset[BOUNDS_COLUMN][:]) != 0] = np.nan
+    return labels
+
+
+def describe_measured(dataset: datasets.Dataset, config: RMatConfig) -> dict[str, list[Any]]:
+    """Return columns of the labels of rows of molecules as the table has them.
+
+    Where some are bounds, `relation_<label>` says `<`, `>` or `=`.
+    """
+    labels = np.array(dataset["labels"][:], dtype=np.float64).reshape(len(dataset), -1)
+    shown = undo_label_transforms(labels, config)
+    cells = labels.T.tolist() if config.label_transforms is None else list_columns(shown)
+    columns = dict(zip(config.label_columns, cells, strict=True))
+    if BOUNDS_COLUMN not in dataset.column_names:
+        return columns
+    transforms = [LABEL_TRANSFORMS[it] for it in config.label_transforms or ["none"]]
+    powers = [1 if it is None else it.power for it in transforms]
+    signs = np.array(dataset[BOUNDS_COLUMN][:]) * np.array(powers)
+    for name, of_label, known in zip(
+        config.label_columns, signs.T, ~np.isnan(labels.T), strict=True
+    ):
+        words = ["=", ">", "<"]
+        pairs = zip(of_label.tolist(), known.tolist(), strict=True)
+        columns[f"relation_{name}"] = [words[sign] if it else None for sign, it in pairs]
+    return columns
+
+
+def pack_labels(labels: np.ndarray, *, bounds: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return labels `(num_rows, num_labels)` as the loss `"bounded"` takes them, float32.
+
+    Args:
+        labels: NaN where missing.
+        bounds: As of [`find_bounds`].
+        weights: Of each row, `(num_rows,)`.
+    """
+    low = np.where(bounds < 0, -np.inf, labels)
+    high = np.where(bounds > 0, np.inf, labels)
+    low[np.isnan(labels)] = np.nan
+    high[np.isnan(labels)] = np.nan
+    repeated = np.broadcast_to(weights[:, None], labels.shape)
+    return np.concatenate([low, high, repeated], axis=1).astype(np.float32)
+
+
+def unpack_exact_labels(labels: np.ndarray, *, num_labels: int) -> np.ndarray:
+    """Return labels as a Trainer has them, NaN where they are bounds."""
+    if labels.ndim < 2 or labels.shape[1] != 3 * num_labels:
+        return labels
+    low, high = labels[:, :num_labels], labels[:, num_labels : 2 * num_labels]
+    return np.where(low == high, low, np.nan)
+
+
+def parse_weights(cells: Iterable[object], *, column: str, rows: Iterable[int]) -> list[float]:
+    """Return the weights in a column; an empty cell is 1.
+
+    Raises:
+        UserError: One is no number, or not above 0; names the row.
+    """
+    weights = []
+    for cell, row in zip(cells, rows, strict=True):
+        number = parse_number(cell)
+        if number is None or number <= 0:
+            raise UserError(
+                f"Row {row} (counted from 0): the weight in {column!r} is {cell!r}. Give a number "
+                "above 0, or leave the cell empty, which is 1."
+            )
+        weights.append(1.0 if math.isnan(number) else number)
+    return weights
+
+
+def merge_replicates(
+    rows: pd.DataFrame,
+    *,
+    groups: Sequence[Any],
+    rule: str,
+    types: Mapping[str, str],
+) -> tuple[pd.DataFrame, dict[int, str], list[str]]:
+    """Merge the rows of each group into its first; return the rows left, and what was done.
+
+    Measured numbers take the mean or the median; where there are bounds alone, the tightest of one
+    kind. Classes agree already.
+
+    Args:
+        rows (`pd.DataFrame`): With a column `labels` of lists.
+        groups (`Sequence`): What is the same in rows that are merged, one per row.
+        rule (`str`): A name in `REPLICATES`.
+        types (`Mapping[str, str]`): Problem type of each label, by its name.
+
+    Returns:
+        The rows, a reason for each that was merged into another, and notes on their spread.
+    """
+    average: Any = REPLICATES[rule]
+    merged = rows.copy()
+    reasons: dict[int, str] = {}
+    squares, degrees = np.zeros(len(types)), np.zeros(len(types))
+    numbers = pd.Series(range(len(rows)), index=rows.index)
+    for _, members in numbers.groupby(pd.Series(list(groups), index=rows.index), sort=False):
+        if len(members) == 1:
+            continue
+        first, labels = members.index[0], rows["labels"].loc[members.index].to_list()
+        merged.at[first, "labels"] = [_merge(list(it), average) for it in zip(*labels, strict=True)]
+        for idx, (kind, *column) in enumerate(zip(types.values(), *labels, strict=True)):
+            exact = [it for it in column if not is_missing(it) and not isinstance(it, Bound)]
+            if kind == "regression" and len(exact) > 1:
+                squares[idx] += np.var(exact) * len(exact)
+                degrees[idx] += len(exact) - 1
+        reasons |= dict.fromkeys(members.index[1:], f"merged into row {first}, the {rule}")
+    notes = [f"{len(reasons)} rows merged into others of their molecule by the {rule}"]
+    for name, square, degree in zip(types, squares, degrees, strict=True):
+        if degree:
+            spread = math.sqrt(square / degree)
+            notes.append(f"replicates of {name} have a standard deviation of {spread:.3g}")
+    return merged.drop(index=list(reasons)), reasons, notes if reasons else []
+
+
+def _merge(labels: list[Any], average: Any) -> Any:
+    known = [it for it in labels if not is_missing(it)]
+    exact = [it for it in known if not isinstance(it, Bound)]
+    if exact:
+        return exact[0] if isinstance(exact[0], str) else float(average(exact))
+    relations = {it.relation for it in known}
+    if len(relations) != 1:
+        return math.nan
+    return max(known) if relations == {">"} else min(known)

@@ -1,0 +1,175 @@
+"""Bounds, weights, transforms and labels of two kinds, from a table to predictions."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from processes import run_python
+from tiny import TINY_ARCHITECTURE
+
+from rmat_hf import RMatModel, RMatProcessor, finetune, predict
+from rmat_hf.errors import UserError
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.training.finetuning import FinetuningResult
+
+SMILES = ["C" * size + end for end in ("O", "N", "F", "C#N", "") for size in range(1, 9)]
+SIZES = np.array([len(smiles.replace("#", "")) for smiles in SMILES], dtype=float)
+LIMIT = 6.0
+PARTS = np.where(np.arange(len(SMILES)) % 5 == 1, "valid", "train")
+PARTS[np.arange(len(SMILES)) % 5 == 2] = "test"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    RMatModel(RMatConfig(**TINY_ARCHITECTURE)).save_pretrained(folder)
+    RMatProcessor(geometry="2d").save_pretrained(folder)
+    return folder
+
+
+Run = Callable[..., FinetuningResult]
+slow_heads = [pytest.param(it, marks=pytest.mark.slow) for it in ("network", "stack")]
+each_head = pytest.mark.parametrize("head", ["kernel", *slow_heads])
+
+
+@pytest.fixture
+def run(encoder: Path, tmp_path: Path) -> Run:
+    """Finetune on a table: `run(columns, head=..., ...)`."""
+
+    def finetune_table(columns: dict[str, Any], name: str = "run", **options: Any) -> Any:
+        table = pd.DataFrame({"smiles": SMILES, "part": PARTS, **columns})
+        labels = options.pop("label_columns", [it for it in columns if it.startswith("y")])
+        fields: dict[str, Any] = {"head": "kernel", "kernel_features": ["ecfp4", "atom_pairs"]}
+        fields |= {"num_workers": 0, "feature_cache": "none", "model": str(encoder)}
+        fields |= {"split": "column", "split_column": "part", **options}
+        if fields["head"] == "network":
+            del fields["kernel_features"]
+            fields = {"learning_rate": 3e-3, "num_train_epochs": 30, **fields}
+        return finetune(table, label_columns=labels, output_dir=tmp_path / name, **fields)
+
+    return finetune_table
+
+
+def censor(values: np.ndarray) -> list[str]:
+    return [f">{LIMIT}" if it > LIMIT else str(it) for it in values]
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@each_head
+def test_bounds_teach_what_their_numbers_hide(run: Run, head: str) -> None:
+    """Beyond the bound predictions go on growing; taken for numbers it holds them back."""
+    large = ["C" * size + "O" for size in (7, 8)]
+    bounded = run({"y": censor(SIZES)}, "bounded", head=head)
+    as_numbers = run({"y": np.minimum(SIZES, LIMIT)}, "as_numbers", head=head)
+    means = [predict(it.output_dir, large).values.mean() for it in (bounded, as_numbers)]
+    assert means[0] > means[1] + 0.1
+    config = json.loads((bounded.output_dir / "config.json").read_text())
+    assert config["loss"] == "bounded"
+    # metrics are of what was measured
+    rows = read_rows(bounded.output_dir)
+    test = [it for it in rows if it["split"] == "test" and it["relation_y"] == "="]
+    errors = [float(it["y"]) - float(it["prediction_y"]) for it in test]
+    assert bounded.metrics["test"]["rmse"] == pytest.approx(
+        np.sqrt(np.mean(np.square(errors))), rel=1e-4
+    )
+    assert {it["relation_y"] for it in rows} == {"=", ">"}
+    assert any("labels are bounds" in note for note in bounded.notes)
+
+
+@each_head
+def test_rows_that_weigh_next_to_nothing_are_as_if_they_were_not_there(run: Run, head: str) -> None:
+    is_wrong = (np.arange(len(SMILES)) % 5 == 3) & (PARTS == "train")
+    labels = np.where(is_wrong, 50.0, SIZES)
+    weights = np.where(is_wrong, 1e-9, 1.0)
+    weighed = run({"y": labels, "w": weights}, "weighed", head=head, weight_column="w")
+    plain = run({"y": labels}, "plain", head=head)
+    assert weighed.metrics["test"]["rmse"] < 3.0 < plain.metrics["test"]["rmse"]
+
+
+@each_head
+def test_logarithms_are_learned_and_concentrations_predicted(run: Run, head: str) -> None:
+    concentrations = 10 ** (9 - SIZES)
+    options = {"label_transform": ["pIC50"], "label_units": ["nM"], "head": head}
+    result = run({"y": concentrations}, **options)
+    assert result.metrics["train"]["rmse"] < 2.0
+    assert result.metrics["train"]["in_table_units"]["rmse"] > 1e3
+    found = predict(result.output_dir, SMILES).values[:, 0]
+    assert (found > 0).all() and np.corrcoef(np.log10(found), SIZES)[0, 1] < -0.5
+    row = read_rows(result.output_dir)[0]
+    assert float(row["y"]) == pytest.approx(concentrations[int(row["row"])], rel=1e-6)
+    card = (result.output_dir / "README.md").read_text()
+    assert "y (nM)" in card and "pIC50 of y (nM)" in card
+
+
+MIXED = {"y": SIZES, "y_large": (SIZES > LIMIT).astype(int)}
+
+
+@pytest.mark.parametrize("head", ["kernel", *slow_heads[:1]])
+def test_numbers_and_classes_in_one_model(run: Run, head: str) -> None:
+    result = run(MIXED, head=head, class_columns=["y_large"])
+    metrics = result.metrics["test"]["per_label"]
+    assert {*metrics["y"]} == {"rmse", "mae", "r2", "spearman"}
+    assert metrics["y_large"]["roc_auc"] > 0.8
+    found = predict(result.output_dir, SMILES)
+    columns = found.to_columns()
+    assert all(0 <= it <= 1 for it in columns["prediction_y_large"])
+    for row in read_rows(result.output_dir):
+        if head == "network" or row["split"] == "test":
+            predicted = columns["prediction_y_large"][int(row["row"])]
+            assert float(row["prediction_y_large"]) == pytest.approx(predicted, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["kernel", "network"])
+def test_numbers_and_classes_are_predicted_without_the_package(
+    run: Run, head: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"class_columns": ["y_large"], "label_units": ["nM", ""]}
+    options |= {"label_transform": ["pIC50", "none"]}
+    result = run({**MIXED, "y": 10 ** (9 - SIZES)}, head=head, **options)
+    script = (
+        "import json\n"
+        "from transformers import pipeline\n"
+        f"pipe = pipeline(model={str(result.output_dir)!r}, trust_remote_code=True)\n"
+        "json.dump(pipe(['CCO', 'C1CC']), open('results.json', 'w'))\n"
+    )
+    (tmp_path / "visit.py").write_text(script, encoding="utf-8")
+    done = run_python([tmp_path / "visit.py"], folder=tmp_path, blocked=["rmat_hf"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    good, bad = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    expected = predict(result.output_dir, ["CCO"]).values[0]
+    number, label = good["predictions"]
+    assert number["value"] == pytest.approx(expected[0], rel=1e-4) and number["unit"] == "nM"
+    assert label["score"] == pytest.approx(expected[1], abs=1e-5) and "unit" not in label
+    assert bad["predictions"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_transform": ["log2"]}, "log2.*Choose one of none, log10, pIC50"),
+        ({"label_transform": ["pIC50"]}, "--label-units"),
+        ({"label_transform": ["log10", "log10", "none"]}, "3 entries for 2 label columns"),
+        ({"class_columns": ["active"]}, "--class-columns active"),
+        ({"class_columns": ["y", "y_large"]}, "multi_label_classification"),
+        ({"weight_column": "w", "problem_type": "single_label_classification"}, "Leave it out"),
+        ({"head": "stack", "class_columns": ["y_large"]}, "--head kernel and network"),
+        ({"weight_column": "w"}, "no column 'w'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_a_way_out(
+    run: Run, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(MIXED, **options)
