@@ -215,7 +215,7 @@ def test_a_run_writes_a_stack_that_predicts_what_it_reported(encoder: Path, tmp_
     columns = {"y": list(range(12)), "part": ["train"] * 8 + ["valid"] * 2 + ["test"] * 2}
     arguments = build_tiny_arguments(tmp_path, columns, model=str(encoder), head="auto")
     result = run_finetuning(arguments)
-    assert result.head.startswith("stack: with up to")
+    assert result.head.startswith("stack: up to 4,000 rows")
     settings = json.loads((result.output_dir / "finetuning_arguments.json").read_text())
     assert settings["head"] == "stack"
     table = np.genfromtxt(
@@ -232,7 +232,7 @@ def test_a_run_writes_a_stack_that_predicts_what_it_reported(encoder: Path, tmp_
     np.testing.assert_allclose(found.spread[is_test, 0], table["spread_y"][is_test], atol=1e-5)
     card = (result.output_dir / "README.md").read_text(encoding="utf-8")
     assert (
-        "what learned: stack; with up to" in card
+        "what learned: stack; up to 4,000 rows" in card
         and "weights by held-out folds: kernel" in card
         and "beside it a forest" in card
     )
