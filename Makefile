@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .NOTPARALLEL:
 .PHONY: help install quickstart test test-slow test-upstream test-transformers-range test-min-versions notebooks notebook-outputs \
 	docs test-demo bench bench-pretraining bench-featurization \
-	fuzz hostile-input-table bench-chemprop bench-embeddings bench-accuracy bench-screening \
+	fuzz hostile-input-table real-tables bench-chemprop bench-embeddings bench-accuracy bench-screening \
 	bench-learning-curve bench-machine bench-explain house walks startup gemm-share check audit lint format wheel constraints clean
 
 help: ## List the commands
@@ -163,6 +163,9 @@ fuzz: $(INSTALLED) ## Fuzz the readers: 120,000 damaged inputs, guided by covera
 	  --target .cache/fuzzing/site atheris==3.0.0
 	PYTHONPATH="$(CURDIR):$(CURDIR)/.cache/fuzzing/site" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 	  $(BIN)/python tests/fuzzing/fuzz_readers.py .cache/fuzzing/found
+
+real-tables: $(INSTALLED) ## Write the table of docs/tables.md: what is made of tables as chemists have them
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests:$(CURDIR)/tests/benchmarks" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/test_real_tables.py
 
 hostile-input-table: $(INSTALLED) ## Write docs/hostile_input.md: what the commands make of hostile files
 	PYTHONPATH="$(CURDIR):$(CURDIR)/tests:$(CURDIR)/tests/benchmarks" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \

@@ -116,9 +116,10 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
         (Chem.MolToSmiles(mols[row]) if mols[row] else "", *frame.loc[row, report.label_columns])
         for row in range(len(frame))
     ]
-    reasons, seen = {}, {}
-    for row, (molecule, *labels) in enumerate(keys):
-        first = seen.setdefault((molecule, *labels), row)
+    reasons: dict[int, str] = {}
+    seen: dict[tuple[str, ...], int] = {}
+    for row, key in enumerate(keys):
+        first, (molecule, *labels) = seen.setdefault(key, row), key
         if not molecule:
             reasons[row] = "no molecule"
         elif report.label_columns and not any(labels):

@@ -446,8 +446,8 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
         """Return what [`~RMatProcessor.featurize`] gives, in a form without pairs of nodes."""
         if not isinstance(molecule, RMatParsedMolecule):
             mol = parse_molecule(molecule, **self.parsing_options)
-            is_as_written = isinstance(molecule, str) and not self.standardize
-            molecule = RMatParsedMolecule(mol, molecule if is_as_written else None)
+            text = molecule if isinstance(molecule, str) and not self.standardize else None
+            molecule = RMatParsedMolecule(mol, text)
         geometry, geometry_source = GEOMETRIES[self.geometry](molecule, self)
         descriptors = None
         if self.molecule_descriptors:

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def parse_split_cells(
     if isinstance(column, TimeColumn):
         return {"time": list(_parse_cells(cells, parse_time, rows=rows, column=column))}
     numbers = _parse_cells(cells, _parse_word, rows=rows, column=column)
-    words = [SPLIT_NAMES[int(number)] for number in numbers]
+    words: list[Any] = [SPLIT_NAMES[int(number)] for number in numbers]
     split_by_column(words, split_column=column)
     num_leaking = len(set(zip(groups, words, strict=True))) - len(set(groups))
     if num_leaking:

@@ -1,0 +1,116 @@
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from datasets import Dataset
+from real_tables import write_encoded, write_sheets, write_text
+from tiny_finetuning import TABLE_SMILES, TINY_ARCHITECTURE, write_json
+
+from rmat_hf import finetune, predict
+from rmat_hf.errors import UserError
+from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.preparation import prepare_arguments
+
+NUMBERS = [round(1.5 * idx - 7.25, 2) for idx in range(len(TABLE_SMILES))]
+
+
+def prepare(columns: dict[str, list[Any]], **options: Any) -> FinetuningArguments:
+    rows = Dataset.from_pandas(pd.DataFrame({"Structure": TABLE_SMILES, **columns}))
+    return prepare_arguments(FinetuningArguments(dataset="rows", output_dir="x", **options), rows)
+
+
+def test_columns_are_found_and_what_was_found_is_told_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ids = [f"A{idx}" for idx in range(len(NUMBERS))]
+    with caplog.at_level(logging.INFO):
+        arguments = prepare({"ID": ids, "y": NUMBERS})
+    assert (arguments.smiles_column, arguments.label_columns) == ("Structure", ["y"])
+    (line,) = caplog.messages
+    assert f"{len(NUMBERS)} rows" in line and "labels 'y'" in line and "rmat check" in line
+
+
+def test_a_label_with_nothing_to_learn_is_left_out_with_its_unit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    constant = [7.0] * len(NUMBERS)
+    columns = {"a": NUMBERS, "series": constant, "b": NUMBERS[::-1]}
+    arguments = prepare(columns, label_columns=["a", "series", "b"], label_units=["nM", "", "uM"])
+    assert (arguments.label_columns, arguments.label_units) == (["a", "b"], ["nM", "uM"])
+    assert "nothing to learn are left out: 'series'" in caplog.text
+    assert prepare({"series": constant}, label_columns=["series"]).label_columns == ["series"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "problem_type"),
+    [
+        (["yes", "no"], "multi_label_classification"),
+        ([1, 0], "multi_label_classification"),
+        (["low", "mid", "high"], "single_label_classification"),
+        ([1, 2, 3], "single_label_classification"),
+    ],
+)
+def test_what_classes_are_is_read_off_the_labels(cells: list[Any], problem_type: str) -> None:
+    column = [cells[idx % len(cells)] for idx in range(len(NUMBERS))]
+    found = prepare({"y": column}, label_columns=["y"], problem_type="classification")
+    assert found.problem_type == problem_type
+
+
+def test_a_table_without_numbers_is_refused_with_its_columns() -> None:
+    with pytest.raises(UserError, match=r"no column of numbers.*: Structure, note\. Name"):
+        prepare({"note": ["high"] * len(NUMBERS)})
+    words = ["a", "b"] * (len(NUMBERS) // 2)
+    with pytest.raises(UserError, match="several labels needs yes and no"):
+        prepare(
+            {"y": words, "z": words},
+            label_columns=["y", "z"],
+            problem_type="classification",
+        )
+
+
+ROWS: list[list[Any]] = [list(it) for it in zip(TABLE_SMILES, NUMBERS, strict=True)]
+COMMAS = [[smiles, str(number).replace(".", ",")] for smiles, number in ROWS]
+HEADER = ["smiles", "y"]
+FORMS: dict[str, tuple[str, Any]] = {
+    "semicolons and decimal commas in Latin-1": (
+        "a.csv",
+        write_encoded("latin-1", COMMAS, ("Strüktur", "y"), delimiter=";"),
+    ),
+    "tabs": ("a.tsv", write_text(ROWS, delimiter="\t")),
+    "UTF-16": ("a.txt", write_encoded("utf-16", ROWS)),
+    "Excel": ("a.xlsx", write_sheets({"Data": [["A title"], HEADER, *ROWS]})),
+    "two sheets": ("a.xlsx", write_sheets({"1": [HEADER, *ROWS[:5]], "2": [HEADER, *ROWS[5:]]})),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_in_another_form_gives_the_same_model_digit_by_digit(
+    form: str, tmp_path: Path
+) -> None:
+    name, write = FORMS[form]
+    if name.endswith(".xlsx"):
+        pytest.importorskip("openpyxl")
+    write_text(ROWS)(tmp_path / "clean.csv")
+    write(tmp_path / name)
+    models = []
+    for source in ("clean.csv", name):
+        result = finetune(
+            tmp_path / source,
+            label_columns=["y"],
+            output_dir=tmp_path / f"run of {source}",
+            model="scratch",
+            model_config=write_json(tmp_path / "tiny.json", TINY_ARCHITECTURE),
+            geometry="bounds",
+            feature_cache="none",
+            num_workers=0,
+            num_train_epochs=2,
+        )
+        weights = (result.output_dir / "model.safetensors").read_bytes()
+        predicted = predict(result.output_dir, ["CCO", "c1ccccc1O"]).values.tolist()
+        table = (result.output_dir / "predictions.csv").read_text()
+        models.append((hashlib.sha256(weights).hexdigest(), predicted, result.metrics, table))
+    assert models[0] == models[1]
