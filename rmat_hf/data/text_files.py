@@ -137,6 +137,7 @@ def iterate_csv_rows(path: str, dialect: Dialect) -> Iterator[list[str]]:
         header = next(reader, [])
         if _SEPARATOR_LINE.fullmatch(dialect.delimiter.join(header)):
             header = next(reader, [])
+        has_one_column = len(header) == 1
         while len(header) > 1 and not header[-1].strip():
             header.pop()
         yield header
@@ -145,7 +146,7 @@ def iterate_csv_rows(path: str, dialect: Dialect) -> Iterator[list[str]]:
             if not cells:
                 num_blank += 1
                 continue
-            if len(header) == 1:
+            if has_one_column:
                 yield from ([""] for _ in range(num_blank))
             num_blank = 0
             if len(cells) != len(header):

@@ -3,11 +3,13 @@
 A check returns when the input was read or refused as documented. Whatever else is raised is a bug.
 """
 
+import codecs
 import csv
 import gzip
 import io
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from rdkit import Chem
 from rmat_hf.data.sdf import compute_record_smiles, parse_mol_block
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.tables import Table
+from rmat_hf.data.text_files import find_dialect
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import MAX_REASON, Molecule, MoleculeError
 from rmat_hf.model.geometry_rmat import ConformerError
@@ -92,10 +95,20 @@ def check_table(data: bytes, path: Path, count_records: Callable[[bytes], int]) 
     assert counts == {count_records(data)}, (counts, count_records(data))
 
 
-def count_csv_records(data: bytes) -> int:
+def decode(data: bytes) -> str:
+    """Return text in the encodings that are read, in their order."""
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return data.decode("utf-16")
+    for encoding in ("utf-8-sig", "cp1252"):
+        with suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    return data.decode("latin-1")
+
+
+def count_csv_records(data: bytes, path: Path) -> int:
     """Count by a reader of the whole text at once, blank lines as documented."""
-    text = io.StringIO(data.decode("utf-8-sig"), newline="")
-    header, *rows = csv.reader(text)
+    text, delimiter = io.StringIO(decode(data), newline=""), find_dialect(path).delimiter
+    header, *rows = csv.reader(text, delimiter=delimiter)
     if len(header) == 1:
         while rows and not rows[-1]:
             rows.pop()
@@ -105,19 +118,21 @@ def count_csv_records(data: bytes) -> int:
 
 def count_sdf_records(data: bytes) -> int:
     """Count the separators, and what is left if it is not blank."""
-    text = re.sub(r"\r\n?", "\n", data.decode("utf-8-sig"))
+    text = re.sub(r"\r\n?", "\n", decode(data))
     *records, rest = re.split(r"^\$\$\$\$.*\n?", text, flags=re.MULTILINE)
     return len(records) + any(line.strip() for line in rest.split("\n"))
 
 
 def check_csv(data: bytes, folder: Path) -> None:
     """Any bytes as a CSV file."""
-    check_table(data, folder / "in.csv", count_csv_records)
+    path = folder / "in.csv"
+    check_table(data, path, lambda data: count_csv_records(data, path))
 
 
 def check_csv_gz(data: bytes, folder: Path) -> None:
     """Any bytes as a compressed CSV file."""
-    check_table(data, folder / "in.csv.gz", lambda data: count_csv_records(gzip.decompress(data)))
+    path = folder / "in.csv.gz"
+    check_table(data, path, lambda data: count_csv_records(gzip.decompress(data), path))
 
 
 def check_sdf(data: bytes, folder: Path) -> None:
@@ -144,7 +159,7 @@ def check_smi(data: bytes, folder: Path) -> None:
     except UserError as error:
         validate_message(str(error).replace(str(path), path.name))
         return
-    lines = re.split(r"\r\n|\r|\n", data.decode("utf-8-sig"))
+    lines = re.split(r"\r\n|\r|\n", decode(data))
     assert rows == [line.split()[0] for line in lines if line.strip()]
     assert len(rows) == table.num_rows
 

@@ -409,7 +409,7 @@ def test_saved_code_loads_through_both_auto_classes(
     processor = RMatProcessor(**OTHER_OPTIONS)
     processor.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.glob("*.py")}
-    needed = ("configuration", "features", "geometry", "processing")
+    needed = ("configuration", "features", "geometry", "processing", "standardization")
     assert files == {f"{name}_rmat.py" for name in needed}
     expected = processor(["CCO", "C"])
     for auto_class in (AutoProcessor, AutoFeatureExtractor):

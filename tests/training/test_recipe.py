@@ -10,7 +10,6 @@ from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments, write_json
 from transformers.optimization import get_scheduler
 
-from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import list_molecule_descriptor_names
 from rmat_hf.model.modeling_rmat import RMatForPreTraining, RMatForSequenceClassification
@@ -365,10 +364,10 @@ def test_dropped_rows_have_reasons_and_stand_in_no_part(
     assert "Dropped 4 of 12 rows" in caplog.text
 
 
-def test_empty_valid_part_is_an_error_that_says_why(tmp_path: Path) -> None:
-    parts = ["train"] * 10 + ["test"] * 2
-    with pytest.raises(UserError, match="valid part is empty, and the best checkpoint is chosen"):
-        build_task(tmp_path, {"y": range(12), "part": parts})
+def test_valid_is_taken_of_train_where_a_column_has_none(tmp_path: Path) -> None:
+    parts = ["Training"] * 10 + ["TEST"] * 2
+    split = build_task(tmp_path, {"y": range(12), "part": parts}).split
+    assert (len(split.train), len(split.valid), split.test.tolist()) == (9, 1, [10, 11])
 
 
 def test_labels_keep_missing_values_as_nan_in_the_order_of_the_flags(tmp_path: Path) -> None:
