@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import HfApi, ModelCard
+from safetensors import safe_open
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 
 import rmat_hf.model
@@ -97,6 +99,19 @@ def test_what_leaves_is_what_was_chosen_and_is_listed_first(
     assert not was_sent and all(f"  {name}" in text for name in [*push.files, *push.kept])
     own = {it.name for it in run_folder.iterdir() if it.is_file()}
     assert own <= set(push.files) | set(push.kept)
+
+
+@pytest.mark.parametrize("share", ["model", "molecules"])
+def test_fingerprints_leave_only_with_the_molecules(
+    share: str, run_folder: Path, hub: Path
+) -> None:
+    push = push_folder(run_folder, REPO, share=share)
+    first, second = (predict(it, TABLE_SMILES) for it in (run_folder, hub / REPO))
+    np.testing.assert_array_equal(first.values, second.values)
+    with safe_open(hub / REPO / "model.safetensors", framework="pt") as file:
+        is_there = any("fingerprints" in name for name in file.keys())  # noqa: SIM118 - no mapping
+    assert is_there == (second.novelty is not None) == (share == "molecules")
+    assert ("trust_head" in push.kept) != is_there
 
 
 @pytest.mark.parametrize("share", ["model", "metrics", "molecules"])

@@ -56,6 +56,7 @@ OTHER_VALUES: dict[str, Any] = {
     "label_transforms": ["log10", "none"],
     "loss": "regression",
     "loss_weights": [0.5, 2.0],
+    "trust": {"kind": "centers", "num_references": 3, "num_rows": [9, 0], "threshold": 0.5},
 }
 LABELS = {0: "solubility", 1: "toxicity (24 h)"}
 

@@ -101,6 +101,14 @@ def test_a_run_leaves_an_adapter_that_predicts_as_its_table_says(tmp_path: Path)
     assert (fields["r"], fields["base_model_name_or_path"]) == (3, "../base")
     found = predict(run, TABLE_SMILES, device="cpu")
     assert found.values[:, 0] == pytest.approx(read_predictions(run), rel=1e-4, abs=1e-3)
+    # what it keeps of the molecules of training is part of the adapter, however it is loaded
+    model = RMatForSequenceClassification.from_pretrained(run)
+    for predictor in (run, model):
+        novelty = predict(
+            predictor, TABLE_SMILES, processor=None if predictor == run else PROCESSOR
+        )
+        assert novelty.novelty is not None and novelty.novelty[:8] == pytest.approx(0)
+        assert novelty.novelty[8:].max() > 0
     with pytest.raises(UserError, match="is no base model of an adapter"):
         run_on_base(tmp_path, model=str(run), output_dir=str(tmp_path / "second"))
     # in the units of the labels

@@ -1,5 +1,6 @@
 """What a finetuned model says of its own errors: intervals, classes and the domain."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import run_python
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
 from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
 
 from rmat_hf import predict
 from rmat_hf.errors import UserError
 from rmat_hf.loading import load_predictor
+from rmat_hf.model.processing_rmat import RMatProcessor, list_warnings
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.trust import compute_venn_abers, fit_error_scale
 
@@ -153,3 +158,62 @@ def test_saved_trust_comes_back_bit_for_bit(kernel_run: tuple[Path, Any], tmp_pa
         assert torch.equal(values, again.trust_head.state_dict()[name])
     first, second = (predict(it, TABLE_SMILES) for it in (kernel_run[0], tmp_path))
     np.testing.assert_array_equal(first.lower, second.lower)
+
+
+VISIT = """
+import json, sys
+from transformers import pipeline
+pipe = pipeline(model=sys.argv[1], trust_remote_code=True)
+print(json.dumps(pipe(sys.argv[2:], coverage=0.8)))
+"""
+
+
+@pytest.mark.slow
+def test_without_this_package_the_pipeline_says_the_same(
+    kernel_run: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder, molecules = kernel_run[0], ["CCO", "O=S(=O)(c1ccccc1)N1CCOCC1"]
+    done = run_python(["-c", VISIT, folder, *molecules], folder=tmp_path, blocked=["rmat_hf"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    columns = predict(folder, molecules, coverage=0.8).to_columns()
+    for idx, result in enumerate(json.loads(done.stdout.splitlines()[-1])):
+        (prediction,) = result["predictions"]
+        names = ("lower", "upper", "spread")
+        found = [result["novelty"], result["nearest_train"], *(prediction[it] for it in names)]
+        expected = [columns[it][idx] for it in ("novelty", "nearest_train")]
+        expected += [columns[f"{it}_y"][idx] for it in names]
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert result["in_domain"] == columns["in_domain"][idx]
+        assert result["warning"] == columns["warning"][idx]
+
+
+def test_a_flat_or_broken_conformer_has_a_warning() -> None:
+    processor = RMatProcessor(geometry="given")
+    mol = Chem.AddHs(Chem.MolFromSmiles("CCOC(=O)C(C)N"))
+    rdDistGeom.EmbedMolecule(mol, randomSeed=1)
+    positions = mol.GetConformer().GetPositions()
+    close, flat = positions.copy(), positions * (1, 1, 0)
+    close[1] = close[0] + (0.02, 0, 0)
+    found = []
+    for changed in (positions, close, flat):
+        mol.GetConformer().SetPositions(changed)
+        batch = processor(mol)
+        found.append(list_warnings(batch.compact_features[0], {}))
+    assert found[0] == []
+    assert ["closer" in text for text in found[1]] == [True]
+    assert ["flat" in text for text in found[2]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("smiles", "part"),
+    [
+        ("[He]", "an element"),
+        ("C[N+15]", "a charge"),
+        ("FS(F)(F)(F)(F)F", "five neighbors"),
+        ("CC(=O)[O-].[Na+]", "several fragments"),
+        ("O", "single heavy atom"),
+    ],
+)
+def test_what_the_model_cannot_see_has_a_warning(smiles: str, part: str) -> None:
+    features = RMatProcessor(geometry="bounds").featurize_compactly(smiles)
+    assert any(part in text for text in list_warnings(features, {}))
