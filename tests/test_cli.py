@@ -90,7 +90,9 @@ def test_the_command_contract_from_table_to_predictions(table: Path, run_cli: Ru
     assert len(outcome.output.strip().splitlines()) == 1
     assert outcome.output.startswith("4 rows: 2 predictions, 2 failed")
     rows = list(csv.DictReader(output.open()))
-    assert list(rows[0]) == ["smiles", "prediction_y", "prediction_z", "error"]
+    # too few rows for intervals
+    added = ["novelty", "nearest_train", "in_domain", "warning", "error"]
+    assert list(rows[0]) == ["smiles", "prediction_y", "prediction_z", *added]
     assert [row["smiles"] for row in rows] == ["C=C", "CCO", "C1CC", ""]
 
     output = table.parent / "e.parquet"

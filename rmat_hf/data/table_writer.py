@@ -355,7 +355,9 @@ def describe_prediction_columns(
         names = (
             ("probabilities", "is_possible") if no_rows.is_classification else ("lower", "upper")
         )
-        blocks: dict[str, Any] = dict.fromkeys(names, empty)
+        blocks: dict[str, Any] = dict.fromkeys(
+            names if any(config.trust["num_rows"]) else (), empty
+        )
         no_rows = no_rows._replace(**blocks, novelty=empty[:, 0], warnings=[])
     kinds: dict[str, ColumnKind] = dict.fromkeys(no_rows.to_columns(), "number")
     if config.label_name is not None and not no_rows.is_binary:

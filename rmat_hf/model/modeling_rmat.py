@@ -500,8 +500,8 @@ class RMatPredictor(RMatPreTrainedModel):
         super().__init__(config)
         self.num_labels = len(config.output_names)
         # what the outputs mean; a name that nobody knows shows now, and not with the first batch
-        names = (config.problem_type, config.loss)
-        self.meaning, _ = (choose(LOSSES, name or "regression") for name in names)
+        self.meaning = choose(LOSSES, config.problem_type or "regression")
+        choose(LOSSES, config.loss or "regression")
         self.rmat = RMatModel(config, add_pooling_layer)
         self.trust_head = build_trust(self, self.rmat)
 
@@ -631,6 +631,7 @@ class RMatForTokenClassification(RMatPredictor):
     >>> logits.shape  # (batch_size, num_nodes, num_labels)
     torch.Size([1, 4, 1])
     >>> charges = logits[0, 1:, 0]  # of C, C and O, as the SMILES names them
+
     ```
     """
 

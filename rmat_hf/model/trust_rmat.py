@@ -193,12 +193,16 @@ class RMatTrust(nn.Module):
             intervals, NaN of a label without enough rows that were held out. Of classes
             `probabilities`, calibrated, `(batch_size, num_outputs)`, and `is_possible`: whether a
             class is in the conformal set, of labels of their own `(batch_size, 2 * num_outputs)`,
-            the classes 1 of all and then the classes 0. Of both `novelty`, `(batch_size, 1)`.
+            the classes 1 of all and then the classes 0. Of both `novelty`, `(batch_size, 1)`,
+            alone if no label has enough rows that were held out.
 
         Raises:
             ValueError: As [`find_quantiles`].
         """
         novelty = self.compute_novelty(inputs, vectors)
+        # CODEPATH: models finetuned with too few rows of valid, and without folds.
+        if not any(self.num_rows):
+            return {"novelty": novelty[:, None]}
         # CODEPATH: as in `__init__`.
         if self.is_regression:
             half = novelty.new_tensor(self.find_quantiles(coverage))
@@ -302,6 +306,9 @@ def describe_blocks(model: Any, *, coverage: float | None = None) -> dict[str, i
     # CODEPATH: as in `build_trust`.
     if coverage is None or trust is None:
         return blocks
+    # CODEPATH: as in `forward` of the trust.
+    if not any(trust.num_rows):
+        return {**blocks, "novelty": 1}
     if not model.meaning.is_probability:
         return {**blocks, "lower": num_outputs, "upper": num_outputs, "novelty": 1}
     num_sets = num_outputs * (2 - trust.is_single_label)

@@ -432,8 +432,8 @@ def build_finetuning_report(
 ) -> FinetuningReport:
     """Score the best model, or the ensemble and each of its members, on every part.
 
-    It gets its trust of the rows that were held out. Members with folds of their own have learned
-    from most rows of valid. There the predictions are out of fold, each by the one member that did
+    It gets its trust of the rows that were held out. Members with folds of their own have seen
+    most rows of valid. There the predictions are out of fold, each by the one member that did
     not, and a member is scored on its own fold. Rows that a kernel head was fitted on have the
     predictions that leave their fold out.
     """
