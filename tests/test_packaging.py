@@ -24,7 +24,7 @@ PROVIDED_BY = {
     "datasets": {"datasets", "pandas", "pyarrow", "tqdm"},
 }
 # Extras whose packages the library itself imports, where somebody asks for it.
-IMPORTED_EXTRAS = ("demo", "excel", "hpo", "onnx", "peft", "tracking", "viz")
+IMPORTED_EXTRAS = ("demo", "excel", "hpo", "notebooks", "onnx", "peft", "tracking", "viz")
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 from rdkit import Chem
-from rdkit.Chem import rdDepictor
+from rdkit.Chem import rdDepictor, rdDistGeom
 from rdkit.Chem.Draw import rdMolDraw2D
 from rdkit.Geometry import Point2D
 
+from rmat_hf.errors import UserError
 from rmat_hf.inference.explanation import Contributions
 
 Color = tuple[float, float, float]
@@ -47,12 +48,11 @@ def draw_contributions(
         title (`str`, *optional*): Line above the legend.
     """
     values, spread = contributions.values, contributions.spread
-    largest = float(np.abs(values).max(initial=0))
-    limit = largest or 1.0
+    limit = _find_limit(values)
     sure = values if spread is None else np.sign(values) * np.maximum(np.abs(values) - spread, 0)
     drawing = _prepare(mol)
     for atom, value in enumerate(values.tolist()):
-        if abs(value) >= MIN_SHARE_WITH_NUMBER * limit and largest:
+        if abs(value) >= MIN_SHARE_WITH_NUMBER * limit:
             doubt = "" if spread is None else f"±{spread[atom]:.2g}"
             drawing.GetAtomWithIdx(atom).SetProp("atomNote", f"{value:+.2g}{doubt}")
     colors = {atom: choose_color(value / limit) for atom, value in enumerate(sure.tolist())}
@@ -66,6 +66,35 @@ def draw_contributions(
     )
     legend = (f"{-limit:.2g}", f"{limit:+.2g}", f"{units}: the atom lowers | raises")
     return _frame(canvas, title=title, legend=legend)
+
+
+def build_3d_view(mol: Chem.Mol, contributions: Contributions) -> Any:
+    """Return a molecule to turn in a notebook, its atoms in the colors of [`draw_contributions`].
+
+    Needs py3Dmol, the extra `notebooks`. The conformer is that of the molecule, or one of ETKDG.
+    """
+    try:
+        import py3Dmol
+    except ImportError as error:
+        raise UserError("py3Dmol is not installed: pip install 'rmat-hf[notebooks]'.") from error
+    shown = Chem.Mol(mol)
+    if not shown.GetNumConformers():
+        shown = Chem.AddHs(shown)
+        if rdDistGeom.EmbedMolecule(shown, randomSeed=1):
+            raise UserError("The molecule has no conformer. Use draw_contributions.")
+        shown = Chem.RemoveHs(shown)
+    view, limit = py3Dmol.view(width=WIDTH, height=HEIGHT), _find_limit(contributions.values)
+    view.addModel(Chem.MolToMolBlock(shown), "mol")
+    for atom, value in enumerate(contributions.values.tolist()):
+        color = _name_color(choose_color(value / limit))
+        style = {"stick": {"radius": 0.1}, "sphere": {"scale": 0.35, "color": color}}
+        view.setStyle({"index": atom}, style)
+    view.zoomTo()
+    return view
+
+
+def _find_limit(values: np.ndarray) -> float:
+    return float(np.abs(values).max(initial=0)) or 1.0
 
 
 def draw_pairs(mol: Chem.Mol, weights: np.ndarray, *, units: str, title: str = "") -> str:
@@ -82,7 +111,7 @@ def draw_pairs(mol: Chem.Mol, weights: np.ndarray, *, units: str, title: str = "
     firsts, seconds = np.triu_indices(len(weights), 1)
     values = weights[firsts, seconds]
     strongest = np.argsort(-np.abs(values), kind="stable")[:NUM_PAIRS]
-    limit = float(np.abs(values).max(initial=0)) or 1.0
+    limit = _find_limit(values)
     drawing, canvas = _prepare(mol), _open_canvas()
     canvas.DrawMolecule(drawing)
     canvas.SetFillPolys(False)
@@ -125,7 +154,7 @@ def _open_canvas() -> Any:
     options.fillHighlights = True
     options.clearBackground = False
     options.annotationFontScale = 0.6
-    options.padding = 0.08
+    options.padding, options.fixedBondLength = 0.08, 36
     return canvas
 
 

@@ -46,7 +46,9 @@ from rmat_hf.model.configuration_rmat import NO_BOND_TYPE
 from rmat_hf.model.features_rmat import parse_canonical
 
 NUM_TRUTH, NUM_SUMS, NUM_TIMED = 60, 500, 48
-STEPS, BATCH_SIZE, NUM_TRAIN, NUM_TESTED = 560, 32, 640, 60
+BATCH_SIZE, NUM_TRAIN, NUM_TESTED = 32, 640, 60
+# of training; few pairs have a bond, so it takes longer to be found
+STEPS = {"distance": 560, "bond": 800, "neighborhood": 560}
 SIZES = (10, 25, 50)
 Inputs = dict[str, np.ndarray]
 
@@ -168,11 +170,11 @@ def draw_distances(pairs: np.ndarray, rng: np.random.Generator) -> tuple[np.ndar
 def draw_bonds(pairs: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Draw the type of every bond; label: the share of double bonds."""
     is_bond = np.triu(pairs != NO_BOND_TYPE, 1)
-    number, share = int(is_bond.sum()), rng.random()
-    orders = np.where(rng.random(number) < share, 2, rng.choice([0, 1, 3], number))
+    # most bonds of a molecule have the same order, so that its share varies
+    orders = rng.choice(4, is_bond.sum(), p=rng.dirichlet([0.3] * 4))
     drawn = np.zeros_like(pairs)
-    drawn[is_bond] = 1 + 8 * orders + rng.integers(0, 8, number)
-    return drawn + drawn.T, float((orders == 2).mean()) if number else 0.0
+    drawn[is_bond] = 1 + 8 * orders
+    return drawn + drawn.T, float((orders == 2).mean())
 
 
 def draw_neighborhoods(pairs: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -201,12 +203,12 @@ def train_on_relation(
         checkpoint_path("rmat-small"), num_labels=1, problem_type="regression"
     ).train()
     optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=STEPS[name])
     rng = np.random.default_rng(1)
-    for step in range(STEPS):
+    for step in range(STEPS[name]):
         chosen = rng.choice(len(molecules), BATCH_SIZE, replace=False)
         inputs = build_variants([(molecules[row], None) for row in chosen])
-        relations = [name] if step < 0.4 * STEPS else [*DRAWS]
+        relations = [name] if step < 0.4 * STEPS[name] else [*DRAWS]
         labels = (redraw(inputs, rng, relations=relations)[name] - 0.4) / 0.25
         tensors = {key: torch.from_numpy(it) for key, it in inputs.items()}
         errors = model(**tensors).logits[:, 0] - torch.from_numpy(labels).float()
