@@ -12,7 +12,7 @@ from rmat_hf.data.stored_features import pack_features
 from rmat_hf.inference.attribution import RELATION_INPUTS, Edit, FeaturizedMol, build_variants
 from rmat_hf.inference.prediction import _open as open_model
 from rmat_hf.loading import load_predictor
-from rmat_hf.model.features_rmat import Molecule, parse_molecule
+from rmat_hf.model.features_rmat import Molecule, RMatParsedMolecule, parse_molecule
 from rmat_hf.model.modeling_rmat import RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -82,8 +82,9 @@ def compute_attention_maps(
     predictor, processor = open_model(
         load_predictor, model, processor=processor, revision=revision, device=device
     )
-    mol = parse_molecule(molecule, max_atoms=processor.max_atoms, hydrogens=processor.hydrogens)
-    featurized = FeaturizedMol(mol, pack_features(processor.featurize_compactly(mol)))
+    mol = parse_molecule(molecule, **processor.parsing_options)
+    features = processor.featurize_compactly(RMatParsedMolecule(mol))
+    featurized = FeaturizedMol(mol, pack_features(features))
     atoms = range(featurized.num_atoms)
     edits = [None, *(Edit(name, atoms, atoms) for name in RELATION_INPUTS)]
     inputs = {

@@ -5,9 +5,9 @@ node and no pooling sees it, and what they are stays as it was, their number of 
 relation of a pair is taken out by what pairs without it have: a distance beyond the cutoff, no
 bond, the neighborhood of atoms far away. Only inputs change, so this holds for every network.
 
-Of what a kernel head counts, an atom takes along what it is part of: the environments within their
-radius, the pairs and the torsions that have it. Descriptors of molecules stay: no atom has a share
-in them that RDKit could tell, so they are left to the rest that no atom explains.
+What is computed of the molecule as a whole goes too. Of fingerprint counts an atom takes along what
+it is part of: the environments within their radius, the pairs and the torsions that have it.
+Molecule descriptors are computed again, of what is left with the hydrogens that it had.
 """
 
 import logging
@@ -30,9 +30,9 @@ from rmat_hf.model.configuration_rmat import (
     NO_BOND_TYPE,
     UNREACHABLE_DISTANCE,
 )
-from rmat_hf.model.features_rmat import FINGERPRINTS
+from rmat_hf.model.features_rmat import FINGERPRINTS, compute_molecule_descriptors
 from rmat_hf.model.losses_rmat import compute_probabilities
-from rmat_hf.model.processing_rmat import FINGERPRINT_INPUT, MASK_INPUT
+from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT, FINGERPRINT_INPUT, MASK_INPUT
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +82,13 @@ class FeaturizedMol:
         mol (`Chem.Mol`): Its heavy atoms.
         packed (`bytes`): As from `pack_features`.
         fingerprints (`Sequence[str]`): Names of the fingerprints that are counted in it.
+        descriptors (`Sequence[str]`): Names of the descriptors that are computed of it.
     """
 
     mol: Chem.Mol
     packed: bytes
     fingerprints: Sequence[str] = ()
+    descriptors: Sequence[str] = ()
 
     @property
     def num_atoms(self) -> int:
@@ -112,6 +114,25 @@ class FeaturizedMol:
         left = columns[~members[:, list(atoms)].any(axis=1)]
         counts = np.bincount(left, minlength=FINGERPRINT_SIZE * len(self.fingerprints))
         return np.minimum(counts, 255).astype(np.uint8)
+
+    def describe_without(self, atoms: Sequence[int]) -> np.ndarray:
+        """Return the descriptors of what has none of some atoms, float32; NaN of no atom at all."""
+        if len(atoms) == self.num_atoms:
+            return np.full(len(self.descriptors), np.nan, dtype=np.float32)
+        rest = Chem.RWMol(self.mol)
+        for atom in rest.GetAtoms():
+            num_hydrogens = atom.GetTotalNumHs()
+            atom.SetNoImplicit(True)
+            atom.SetNumExplicitHs(num_hydrogens)
+        rest.BeginBatchEdit()
+        for idx in atoms:
+            rest.RemoveAtom(int(idx))
+        rest.CommitBatchEdit()
+        # no sanitization: an open ring stays aromatic
+        rest.UpdatePropertyCache(strict=False)
+        for compute in (Chem.FastFindRings, Chem.SetConjugation, Chem.SetHybridization):
+            compute(rest)
+        return compute_molecule_descriptors(rest, self.descriptors)
 
 
 def list_environments(mol: Chem.Mol, name: str) -> list[tuple[int, Iterable[int]]]:
@@ -227,6 +248,8 @@ def build_variants(variants: Sequence[tuple[FeaturizedMol, Edit | None]]) -> dic
         edit.apply({name: array[row] for name, array in inputs.items()})
         if edit.kind == "drop" and FINGERPRINT_INPUT in inputs:
             inputs[FINGERPRINT_INPUT][row] = molecule.count_without(edit.atoms)
+        if edit.kind == "drop" and DESCRIPTOR_INPUT in inputs:
+            inputs[DESCRIPTOR_INPUT][row] = molecule.describe_without(edit.atoms)
     return inputs
 
 
@@ -286,14 +309,12 @@ def compute_gradients(
     shares = (np.arange(num_steps) + 0.5) / num_steps if num_steps > 1 else np.ones(1)
     contributions = []
     for molecule in molecules:
-        inputs = build_variants([(molecule, None)])
+        inputs = build_variants([(molecule, None)] * num_steps)
         features = torch.from_numpy(inputs["node_features"]).to(explainer.model.device).float()
-        total = torch.zeros_like(features)
-        for share in shares.tolist():
-            point = (features * share).requires_grad_()
-            score = explainer.run(inputs, node_features=point)[:, 0].sum()
-            total += torch.autograd.grad(score, point)[0]
-        values = (features * total / num_steps).sum(-1)[0, 1:]
+        points = features * features.new_tensor(shares)[:, None, None]
+        score = explainer.run(inputs, node_features=points.requires_grad_())[:, 0].sum()
+        (gradients,) = torch.autograd.grad(score, points)
+        values = (features * gradients).sum(-1).mean(0)[1:]
         contributions.append(values.double().cpu().numpy()[:, None])
     return contributions
 

@@ -107,7 +107,7 @@ def find_counterfactuals(
     column = choose_column(predictor, label)
     groups = COMMON_GROUPS if replacements is None else list_groups(replacements)
     rows = require_list(molecules)
-    changed = [_replace_groups(it, groups, max_atoms=used_processor.max_atoms) for it in rows]
+    changed = [_replace_groups(it, groups, processor=used_processor) for it in rows]
     asked = [*rows, *(smiles for of_row in changed for smiles in of_row)]
     predictions = predict(predictor, asked, processor=used_processor)
     columns = predictions.to_columns()
@@ -159,11 +159,11 @@ def _cut(mol: Chem.Mol) -> list[tuple[str, str]]:
 
 
 def _replace_groups(
-    molecule: Molecule, groups: Sequence[str], *, max_atoms: int
+    molecule: Molecule, groups: Sequence[str], *, processor: RMatProcessor
 ) -> dict[str, tuple[str, str]]:
     """Return the molecules with another group in one place, and which two groups these are."""
     try:
-        mol = parse_molecule(molecule, max_atoms=max_atoms)
+        mol = parse_molecule(molecule, **processor.parsing_options)
     except MoleculeError:
         return {}
     found: dict[str, tuple[str, str]] = {}

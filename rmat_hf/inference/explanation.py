@@ -330,10 +330,9 @@ class _Known(NamedTuple):
 
 
 def _open_molecule(molecule: Molecule, packed: bytes, *, processor: RMatProcessor) -> _Known:
-    parsed: RMatParsedMolecule = parse_canonical(
-        molecule, max_atoms=processor.max_atoms, hydrogens=processor.hydrogens
-    )
-    featurized = FeaturizedMol(parsed.mol, packed, processor.fingerprints or ())
+    parsed: RMatParsedMolecule = parse_canonical(molecule, **processor.parsing_options)
+    names = (processor.fingerprints or (), processor.molecule_descriptors or ())
+    featurized = FeaturizedMol(parsed.mol, packed, *names)
     return _Known(featurized, parsed.given_mol or parsed.mol, parsed.compute_atom_order())
 
 
