@@ -19,6 +19,7 @@ import pytest
 
 # What a distribution brings along for direct use, besides the module named like it.
 PROVIDED_BY = {
+    "py3dmol": {"py3Dmol"},
     "scikit-learn": {"sklearn", "scipy", "threadpoolctl"},
     "huggingface-hub": {"huggingface_hub", "filelock", "yaml"},
     "datasets": {"datasets", "pandas", "pyarrow", "tqdm"},

@@ -10,7 +10,7 @@ from rdkit import Chem
 
 from rmat_hf.data.stored_features import pack_features
 from rmat_hf.inference.attribution import RELATION_INPUTS, Edit, FeaturizedMol, build_variants
-from rmat_hf.inference.prediction import _open as open_model
+from rmat_hf.inference.prediction import open_model
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.features_rmat import Molecule, RMatParsedMolecule, parse_molecule
 from rmat_hf.model.modeling_rmat import RMatModel

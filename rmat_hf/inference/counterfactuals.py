@@ -11,9 +11,7 @@ from rdkit.Chem import rdMMPA
 
 from rmat_hf.data.table_writer import ERROR_COLUMN
 from rmat_hf.inference.explanation import choose_column
-from rmat_hf.inference.prediction import _list_molecules as require_list
-from rmat_hf.inference.prediction import _open as open_model
-from rmat_hf.inference.prediction import predict
+from rmat_hf.inference.prediction import open_model, predict, require_list
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule, silence_rdkit
 from rmat_hf.model.processing_rmat import RMatProcessor

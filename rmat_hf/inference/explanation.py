@@ -25,10 +25,12 @@ from rmat_hf.inference.attribution import (
     FeaturizedMol,
     read_label,
 )
-from rmat_hf.inference.prediction import TOO_LARGE_FOR_MODEL
-from rmat_hf.inference.prediction import _list_molecules as require_list
-from rmat_hf.inference.prediction import _open as open_model
-from rmat_hf.inference.prediction import _without_unread as without_unread
+from rmat_hf.inference.prediction import (
+    TOO_LARGE_FOR_MODEL,
+    open_model,
+    require_list,
+    without_unread,
+)
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import Molecule, RMatParsedMolecule, parse_canonical
@@ -83,7 +85,8 @@ class Explanation:
 
     Args:
         mol (`Chem.Mol`): The heavy atoms in the order of the SMILES or molecule that was given.
-        prediction (`float`): In the units of the label, of classes a logit.
+        prediction (`float`): In the units of the label, of classes a logit; where the label was
+            learned on another scale (`rmat finetune --label-transform`), on that.
         probability (`float`, *optional*): Of a class.
         baseline (`float`): What the model says of no atoms at all.
         atoms ([`Contributions`], each `(num_atoms,)`): Of the atoms.
@@ -294,7 +297,10 @@ def describe_units(config: RMatConfig, column: int) -> str:
     """Return the units of contributions to an output."""
     if LOSSES[config.problem_type or "regression"].is_probability:
         return "logit"
-    return config.label_units[column] if config.label_units else "units of the label"
+    units = config.label_units[column] if config.label_units else "units of the label"
+    transform = "none" if config.label_transforms is None else config.label_transforms[column]
+    # there the effects of atoms add up, and not where they are undone
+    return units if transform == "none" else f"{transform} of {units}"
 
 
 def _explain_all(

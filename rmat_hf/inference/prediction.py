@@ -149,11 +149,11 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
 
     ```
     """
-    predictor, used_processor = _open(
+    predictor, used_processor = open_model(
         load_predictor, model, processor=processor, revision=revision, device=device
     )
     config, given = predictor.config, molecules
-    molecules = _list_molecules(molecules, smiles_column)
+    molecules = require_list(molecules, smiles_column)
     options: dict[str, Any] = {"processor": used_processor, "batch_size": batch_size}
     options |= {"num_workers": num_workers, "cache_dir": cache_dir}
     if isinstance(predictor, RMatForTokenClassification):
@@ -242,11 +242,11 @@ def embed(  # noqa: PLR0913 - the level, and what `predict` takes
     if level not in LEVELS:
         raise ValueError(f"level is {level!r}. Choose one of {', '.join(LEVELS)}.")
     load = partial(load_embedder, needs_pooling=level == "molecule")
-    embedder, used_processor = _open(
+    embedder, used_processor = open_model(
         load, model, processor=processor, revision=revision, device=device
     )
     encoder, given = embedder.base_model, molecules
-    molecules = _list_molecules(molecules, smiles_column)
+    molecules = require_list(molecules, smiles_column)
     if level == "molecule" and encoder.pooler is None:
         raise ValueError("The model has vectors of atoms only. Pass level='atom'.")
     rows, errors, _ = _run_batches(
@@ -289,7 +289,7 @@ def _stack(rows: list[np.ndarray | None], *, num_columns: int) -> np.ndarray:
     return np.array([missing if row is None else row for row in rows]).reshape(-1, num_columns)
 
 
-def _open(
+def open_model(
     load: Callable[..., tuple[Any, RMatProcessor]],
     model: Any,
     *,
@@ -297,6 +297,7 @@ def _open(
     revision: str | None,
     device: str | torch.device | None,
 ) -> tuple[Any, RMatProcessor]:
+    """Return the model and its processor, loaded with `load` unless they are given."""
     if isinstance(model, str | Path):
         model, processor = load(model, revision=revision, device=device)
         return model, limit_processor(processor)
@@ -335,9 +336,9 @@ def _run_batches(  # noqa: PLR0913 - what is computed of what, and how
 
     And with a trust what a model that has it cannot see. The first `num_values` are finite.
     """
-    processor = _without_unread(processor, model)
+    processor = without_unread(processor, model)
     model.eval()
-    rows = _list_molecules(molecules)
+    rows = require_list(molecules)
     values: list[np.ndarray | None] = [None] * len(rows)
     errors: list[str | None] = []
     warnings: list[str | None] = []
@@ -375,7 +376,7 @@ def _find_warnings(outcome: FeaturizedMolecule, trust: Mapping[str, Any]) -> str
     return "; ".join(list_warnings(known, trust)) or None
 
 
-def _without_unread(processor: RMatProcessor, model: RMatPreTrainedModel) -> RMatProcessor:
+def without_unread(processor: RMatProcessor, model: RMatPreTrainedModel) -> RMatProcessor:
     """Return a processor that computes nothing that the model does not read."""
     processor = copy.copy(processor)
     if getattr(model, "descriptor_scaler", None) is None:
@@ -385,9 +386,10 @@ def _without_unread(processor: RMatProcessor, model: RMatPreTrainedModel) -> RMa
     return processor
 
 
-def _list_molecules(
+def require_list(
     molecules: Iterable[Molecule] | pd.DataFrame, smiles_column: str | None = None
 ) -> list[Molecule]:
+    """Return molecules, or a column of a frame, as a list; a single one is refused."""
     if isinstance(molecules, pd.DataFrame):
         return list_molecules_of(molecules, smiles_column)
     if smiles_column is not None:
