@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # On the sets of docs/heads.md, of up to 2,000 rows, a stack was as good as a network or better.
 # Beyond twice that nobody has looked, and the memory of a kernel grows with the square.
 MAX_STACK_ROWS = 4_000
+# Each label is fitted alone, for half a minute of 1,000 rows.
+MAX_STACK_LABELS = 12
 _CHUNK_SIZE = 1_000
 _FINETUNED = {RMatForSequenceClassification.__name__, RMatForTokenClassification.__name__}
 
@@ -51,6 +53,8 @@ def _find_need_of_network(
         return "random weights have no vectors to build on"
     if has_adapter or (given := arguments.list_network_flags()):
         return f"only it reads {'peft_config' if has_adapter else ', '.join(given)}"
+    if (num_labels := len(arguments.label_columns)) > MAX_STACK_LABELS:
+        return f"other heads would fit each of the {num_labels} labels alone"
     checkpoint = read_checkpoint(arguments.model, revision=arguments.model_revision)
     if checkpoint.adapter is not None or _FINETUNED & {*(checkpoint.config.architectures or [])}:
         return f"{arguments.model} was finetuned, perhaps on these labels"

@@ -47,6 +47,9 @@ def test_few_rows_and_a_pretrained_model_have_a_stack(
     assert choose(tmp_path, encoder) == ("network", "there are more than 11 rows")
     monkeypatch.setattr(heads, "MAX_STACK_ROWS", 12)
     assert choose(tmp_path, encoder)[0] == "stack"
+    many = {f"y{idx}": range(12) for idx in range(heads.MAX_STACK_LABELS + 1)}
+    head, reason = choose(tmp_path, encoder, columns=many)
+    assert head == "network" and "each of the 13 labels alone" in reason
     # what was asked for is left as it is
     arguments = build_tiny_arguments(tmp_path, model=str(encoder), head="kernel")
     assert choose_head(arguments, None) == (arguments, "asked for")
