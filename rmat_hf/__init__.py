@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ModelCardCallback",
     "RMatAtomPropertyPredictionPipeline",
+    "RMatClassifier",
     "RMatConfig",
     "RMatDataCollator",
     "RMatDataCollatorForPreTraining",
@@ -26,10 +27,12 @@ __all__ = [
     "RMatModel",
     "RMatProcessor",
     "RMatPropertyPredictionPipeline",
+    "RMatRegressor",
     "RMatStackConfig",
     "RMatStackForSequenceClassification",
     "RMatTrainer",
     "RMatTrainingArguments",
+    "RMatTransformer",
     "build_compute_metrics",
     "check_table",
     "checkpoint_path",
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from rmat_hf.inference.attention_maps import compute_attention_maps
     from rmat_hf.inference.conversion import convert_checkpoint
     from rmat_hf.inference.counterfactuals import find_counterfactuals
+    from rmat_hf.inference.estimators import RMatClassifier, RMatRegressor, RMatTransformer
     from rmat_hf.inference.explanation import explain
     from rmat_hf.inference.export import export_onnx
     from rmat_hf.inference.prediction import embed, predict
@@ -84,6 +88,9 @@ if TYPE_CHECKING:
 
 # what needs more than the registration below is imported when somebody asks for it
 _PLACES = {
+    "RMatClassifier": "rmat_hf.inference.estimators",
+    "RMatRegressor": "rmat_hf.inference.estimators",
+    "RMatTransformer": "rmat_hf.inference.estimators",
     "ModelCardCallback": "rmat_hf.training.model_card",
     "RMatDataCollator": "rmat_hf.training.trainer",
     "RMatDataCollatorForPreTraining": "rmat_hf.training.pretraining_trainer",
