@@ -29,6 +29,7 @@ from rmat_hf.data.columns import (
 )
 from rmat_hf.data.frames import build_dataset
 from rmat_hf.data.labels import find_label_conflicts
+from rmat_hf.data.measurements import propose_label_transform
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_time
 from rmat_hf.data.splits.parents import name_by_parent
@@ -348,19 +349,17 @@ def _check_jumps(table: Examined) -> Iterator[Finding]:
 
 def _check_skew(table: Examined) -> Iterator[Finding]:
     for column in table.label_columns:
-        values = table.values(column)
-        if len(values) < 3 or values.min() <= 0:
-            continue
-        decades = np.ptp(np.log10(values))
-        if decades >= _MANY_DECADES and values.skew() > abs(np.log10(values).skew()):
-            unit = find_unit(column)
-            transform = f"pIC50 --label-units {unit}" if unit.endswith("M") else "log10"
+        values, unit = table.values(column), find_unit(column)
+        transform = propose_label_transform(values, unit)
+        if transform != "none":
+            decades = np.ptp(np.log10(values))
+            units = f" --label-units {unit}" if transform == "pIC50" else ""
             yield Finding(
                 "skew",
                 f"{column!r} goes over {decades:.1f} decades, {values.min():g} to "
                 f"{values.max():g}: a model of the numbers learns the largest alone",
                 (),
-                f"--label-transform {transform}",
+                f"--label-transform {transform}{units}",
                 is_serious=True,
             )
 

@@ -43,7 +43,7 @@ from rmat_hf.data.measurements import (
     parse_weights,
 )
 from rmat_hf.data.sources import open_table
-from rmat_hf.data.splits.column_splits import parse_split_cells
+from rmat_hf.data.splits.column_splits import find_unread_cells, parse_split_cells
 from rmat_hf.data.splits.parents import name_by_parent
 from rmat_hf.data.splits.registry import GROUP_COLUMN
 from rmat_hf.data.stored_features import (
@@ -322,6 +322,7 @@ def _build_training_data(
     rows = rows.join(pd.DataFrame(outcomes, columns=FeaturizedMolecule._fields, dtype=object))
     reasons = {row: reason for row, reason in rows["failure"].items() if reason}
     notes: list[str] = []
+    reasons |= _find_rows_without_part(rows.drop(index=list(reasons)), split_column)
     if level == "molecule":
         others, notes = _settle_replicates(
             rows,
@@ -358,6 +359,15 @@ def _build_training_data(
     )
     dataset, more = _add_measured(dataset, given_labels, kept=kept, label_options=label_options)
     return LoadedData(dataset, dropped, class_names, notes + more)
+
+
+def _find_rows_without_part(rows: pd.DataFrame, split_column: str | None) -> dict[int, str]:
+    """Return why rows have no part, or time, of a split that is given, by row."""
+    if split_column is None:
+        return {}
+    return find_unread_cells(
+        split_column, {row: cells[split_column] for row, cells in rows["cells"].items()}
+    )
 
 
 def _settle_replicates(

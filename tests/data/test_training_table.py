@@ -215,11 +215,14 @@ def test_split_and_time_columns_are_carried_over(
 
 
 @pytest.mark.parametrize(("column", "cell"), [("fold", "train"), (TimeColumn("fold"), "2001")])
-def test_cell_that_is_no_part_or_time_is_an_error_with_the_row_of_the_table(
-    tmp_path: Path, column: str, cell: str
-) -> None:
-    with pytest.raises(UserError, match=r"Row 2 .*'fold' holds 'May'"):
-        load(tmp_path, f"smiles,y,fold\nbad,1,\nC,2,{cell}\nN,3,May\n", split_column=column)
+def test_cell_that_is_no_part_or_time_costs_its_row(tmp_path: Path, column: str, cell: str) -> None:
+    other = "test" if cell == "train" else "2002"
+    rows = f"bad,1,\nC,2,{cell}\nN,3,May\nO,4,{other}\nF,5,{cell}\n"
+    loaded = load(tmp_path, f"smiles,y,fold\n{rows}", split_column=column)
+    assert loaded.dataset["row"][:] == [1, 3, 4]
+    assert "'fold' holds 'May'" in loaded.dropped[1].reason
+    with pytest.raises(UserError, match=r"Row 1 .*'fold' holds 'May'"):
+        load(tmp_path, "smiles,y,fold\nbad,1,\nC,2,May\nN,3,June\n", split_column=column)
 
 
 def test_sdf_structures_come_with_their_coordinates(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -60,6 +61,26 @@ def parse_split_cells(
             "%d molecules stand in more than one part of the split: their labels leak.", num_leaking
         )
     return {"split": words}
+
+
+def find_unread_cells(column: str, cells: Mapping[int, object]) -> dict[int, str]:
+    """Return why rows have no part or no time, by row; nothing where no row has one.
+
+    Args:
+        column: As in [`parse_split_cells`].
+        cells: Its cells by row.
+    """
+    parse = parse_time if isinstance(column, TimeColumn) else _parse_word
+    parsed = {row: parse(cell) for row, cell in cells.items()}
+    kinds = Counter(kind for kind, number in parsed.values() if not math.isnan(number))
+    if not kinds:
+        return {}
+    usual = kinds.most_common(1)[0][0]
+    return {
+        row: f"column {column!r} holds {cells[row]!r}, {kind}"
+        for row, (kind, number) in parsed.items()
+        if kind != usual or math.isnan(number)
+    }
 
 
 def split_by_column(words: Sequence[str], *, split_column: str) -> SplitIndices:
