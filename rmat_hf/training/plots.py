@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -28,7 +29,8 @@ NUM_BINS = 10
 MOST_SHOWN = 8
 LINE_COLOR, DIAGONAL_COLOR, POINT_COLOR = "#d1495b", "#333333", "#9aa5b1"
 POINTS: dict[str, Any] = {"s": 12, "alpha": 0.6, "linewidths": 0}
-NUM_DRAWN_IN_A_LINE = 4
+# Panels, or molecules.
+NUM_IN_A_LINE = 4
 # Inches around the panels of a figure: left, right, bottom, top.
 _MARGINS = (0.75, 0.2, 0.6, 0.4)
 
@@ -75,7 +77,9 @@ def save_figure(
         return "(No plot: matplotlib was not installed.)"
     from matplotlib.figure import Figure
 
-    width, height = panel_size[0] * len(draw), panel_size[1]
+    num_columns = min(len(draw), NUM_IN_A_LINE)
+    num_lines = math.ceil(len(draw) / num_columns)
+    width, height = panel_size[0] * num_columns, panel_size[1] * num_lines
     figure = Figure(figsize=(width, height))
     left, right, bottom, top = _MARGINS
     # a layout that is computed would draw everything twice
@@ -85,9 +89,10 @@ def save_figure(
         bottom=bottom / height,
         top=1 - top / height,
         wspace=(left + right) / (panel_size[0] - left - right),
+        hspace=(bottom + top) / (panel_size[1] - bottom - top),
     )
-    panels = figure.subplots(1, len(draw), squeeze=False)[0]
-    for axes, fill, title in zip_longest(panels, draw, titles):
+    for idx, (fill, title) in enumerate(zip_longest(draw, titles), start=1):
+        axes = figure.add_subplot(num_lines, num_columns, idx)
         fill(axes)
         if title:
             axes.set_title(title, fontsize=9)
@@ -172,7 +177,7 @@ def save_drawing(path: Path, smiles: Sequence[str], *, legends: Sequence[str]) -
     drawing = Draw.MolsToGridImage(
         [_parse(it) for it in smiles],
         legends=list(legends),
-        molsPerRow=NUM_DRAWN_IN_A_LINE,
+        molsPerRow=NUM_IN_A_LINE,
         subImgSize=(260, 220),
         useSVG=True,
         drawOptions=options,
