@@ -15,7 +15,7 @@ import pandas as pd
 from rdkit import Chem
 
 from rmat_hf.data.frames import FRAME_NAME, build_dataset
-from rmat_hf.data.labels import LabelError, is_missing, parse_label, parse_number
+from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, parse_number
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.table_writer import Predictions
@@ -26,6 +26,7 @@ from rmat_hf.evaluation.evaluation_report import (
     COVERAGES,
     EvaluationResult,
     Method,
+    judge_intervals,
     save_evaluation,
 )
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX
@@ -35,6 +36,7 @@ from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
+from rmat_hf.model.transforms_rmat import LABEL_TRANSFORMS
 from rmat_hf.model.trust_rmat import RMatTrust, find_trust
 from rmat_hf.output_folder import create_folder_atomically, validate_output_folder
 from rmat_hf.training.baselines import MAX_ATOMS, SHOWN, fit_several, stack_outputs
@@ -246,7 +248,10 @@ class _Rows:
                     reasons[row] = error.reason
             if np.isnan(labels[row]).all():
                 reasons.setdefault(row, "no label")
-        return labels, {row: it for row, it in reasons.items() if np.isnan(labels[row]).all()}
+        learned = task.learn(labels)
+        for row in np.flatnonzero(np.isnan(learned).all(axis=1)).tolist():
+            reasons.setdefault(row, "a label that is not positive has no logarithm")
+        return learned, {row: it for row, it in reasons.items() if np.isnan(learned[row]).all()}
 
 
 def _read_rows(source: str | Path | pd.DataFrame, *, smiles_column: str) -> _Rows:
@@ -291,6 +296,7 @@ class _Task:
     label_names: list[str]
     class_names: list[str] | None
     units: list[str]
+    transforms: list[str]
 
     @classmethod
     def build(cls, configs: Mapping[str, RMatConfig], label_columns: list[str]) -> "_Task":
@@ -310,8 +316,14 @@ class _Task:
                     f"{name} predicts other things ({', '.join(other.output_names)}) than "
                     f"{next(iter(configs))} ({', '.join(config.output_names)}). Evaluate it alone."
                 )
+        transforms = config.label_transforms or ["none"] * len(names)
         units = config.label_units or [""] * len(names)
-        return cls(kind, names, label_columns or names, classes, units)
+        columns, scored = label_columns or names, list(range(len(names)))
+        if config.label_types is not None:
+            # of numbers and classes the numbers
+            scored = [idx for idx, it in enumerate(config.types) if it == kind]
+        of_labels = [[it[idx] for idx in scored] for it in (names, columns, units, transforms)]
+        return cls(kind, of_labels[0], of_labels[1], classes, *of_labels[2:])
 
     @property
     def num_outputs(self) -> int:
@@ -323,12 +335,30 @@ class _Task:
         label = parse_label(
             None if pd.isna(cell) else cell, problem_type=self.problem_type, row=row, column=name
         )
+        if isinstance(label, Bound):
+            raise LabelError(f"label {name!r} is a bound, {cell}", row=row)
         if self.class_names is None or is_missing(label):
             return float(label)
         if label not in self.class_names:
             reason = f"label {name!r} is {label!r}, none of {', '.join(self.class_names)}"
             raise LabelError(reason, row=row)
         return float(self.class_names.index(str(label)))
+
+    def learn(self, values: np.ndarray) -> np.ndarray:
+        """Return values as the first model learned them, NaN for what it could not."""
+        learned = values.copy()
+        for idx, (name, unit) in enumerate(zip(self.transforms, self.units, strict=True)):
+            if (transform := LABEL_TRANSFORMS[name]) is not None:
+                positive = np.where(values[:, idx] > 0, values[:, idx], np.nan)
+                learned[:, idx] = transform.apply(positive, unit)
+        return learned
+
+    def describe(self) -> list[str]:
+        """Return what to know of the labels that are scored as something else."""
+        pairs = zip(self.label_names, self.transforms, strict=True)
+        return [
+            f"{name} is scored as {it}, as it was learned." for name, it in pairs if it != "none"
+        ]
 
     def arrange(self, found: Predictions, *, quantiles: np.ndarray | None) -> Method:
         """Return what a model predicts in the order of the task's outputs."""
@@ -341,10 +371,14 @@ class _Task:
             if {*self.model_labels} <= {*own}:
                 order = [own.index(it) for it in self.model_labels]
         blocks = {
-            name: block[:, order]
+            name: self.learn(block[:, order])
             for name in ("values", "lower", "upper", "probabilities")
             if (block := getattr(found, name)) is not None
         }
+        if "lower" in blocks:
+            # of a negative logarithm the ends change places
+            ends = np.sort([blocks["lower"], blocks["upper"]], axis=0)
+            blocks["lower"], blocks["upper"] = ends
         reasons = {row: it for row, it in enumerate(found.errors) if it is not None}
         return Method(
             blocks["values"],
@@ -441,6 +475,7 @@ def _read_tool(
             f"{table.source} has {len(frame)} rows, {rows.source} has {len(rows.smiles)}. Give it "
             f"a column {SMILES_COLUMN!r}, or a row for each row."
         )
+    values = task.learn(values)
     is_known = np.isfinite(values).all(axis=1)
     if not is_known.any():
         raise UserError(f"{table.source} has no prediction for any row of {rows.source}.")
@@ -487,7 +522,8 @@ def _predict_constant(
 ) -> tuple[str, np.ndarray]:
     """Return the outputs of who knows no molecule, and their name."""
     if known is None and config.label_mean is not None:
-        return MEAN_OF_TRAIN, np.array(config.label_mean, dtype=np.float64)
+        own = [config.label_columns.index(it) for it in task.model_labels]
+        return MEAN_OF_TRAIN, np.array(config.label_mean, dtype=np.float64)[own]
     name = BEST_CONSTANT if known is None else MEAN_OF_TRAIN
     given = labels if known is None else known.read_labels(task)[0]
     return name, predict_mean(task.problem_type, given, num_outputs=task.num_outputs)
@@ -524,13 +560,21 @@ def _compare(
         task.problem_type, values, labels=labels[kept], label_names=task.label_names
     )
     metric = list_metrics(task.problem_type)[0].name
-    unit = task.units[0] if len({*task.units}) == 1 and metric == "rmse" else ""
+    is_plain = {*task.transforms} == {"none"} and len({*task.units}) == 1
+    unit = task.units[0] if is_plain and metric == "rmse" else ""
     verdict: list[str] = []
     others = [name for name in methods if name not in models]
     for idx, name in enumerate(models):
         references = [*others, *models[idx + 1 :]]
         verdict += describe_verdict(
             scores, name, references=references, unit=unit, noun="molecules"
+        )
+        verdict += judge_intervals(
+            name,
+            shared[name],
+            labels=labels[kept],
+            label_names=task.label_names,
+            coverage=coverage,
         )
     outputs = task.class_names or task.label_names
     columns: dict[str, Any] = {"smiles": [rows.smiles[row] for row in kept]}
@@ -545,7 +589,7 @@ def _compare(
         skipped=skipped,
         label_names=task.label_names,
         class_names=task.class_names,
-        notes=[],
+        notes=task.describe(),
         methods=shared,
         units=task.units,
         coverage=coverage,

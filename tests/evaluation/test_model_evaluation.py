@@ -12,6 +12,7 @@ from tiny import TINY_ARCHITECTURE
 
 from rmat_hf.cli import main
 from rmat_hf.errors import UserError
+from rmat_hf.evaluation.evaluation_report import Method, judge_intervals
 from rmat_hf.evaluation.model_evaluation import evaluate
 from rmat_hf.inference.prediction import predict
 from rmat_hf.model.configuration_rmat import RMatConfig
@@ -76,7 +77,7 @@ def test_models_and_tools_are_compared_on_the_rows_that_all_have(
     skipped = {it.row: it.reason for it in found.skipped}
     assert sorted(skipped) == [3, 4, NUM_ROWS - 2, NUM_ROWS - 1, NUM_ROWS]
     assert skipped[3] == "no label"
-    assert "'>100'" in skipped[4]
+    assert ">100" in skipped[4]
     assert "tool" in skipped[NUM_ROWS - 1]
     assert "C1CC" in skipped[NUM_ROWS]
     kept = [row for row in range(NUM_ROWS) if row not in skipped]
@@ -174,6 +175,36 @@ def test_molecules_that_a_model_was_trained_on_are_counted(
     assert len(found.notes) == 1
     assert found.notes[0].startswith(f"2 of {NUM_ROWS} molecules are of train or valid of trained")
     assert found.rows["novelty"].iloc[0] == 0
+
+
+def test_labels_are_scored_as_they_were_learned(tmp_path: Path) -> None:
+    fields = {"label_units": ["nM"], "label_transforms": ["pIC50"]}
+    model = save_model(tmp_path / "m", ["ic50"], problem_type="regression", **fields)
+    values = predict(model, SMILES).values[:, 0]
+    labels = [*(values[:-2] * 10), 0.0, -1.0]
+    tool = pd.DataFrame({"prediction": [1000.0] * NUM_ROWS})
+    frame = pd.DataFrame({"smiles": SMILES, "ic50": labels})
+    found = evaluate(model, frame, predictions={"tool": tool})
+    # ten times as much is one unit of pIC50
+    assert found.scores.metrics["m"]["mae"] == pytest.approx(1, abs=1e-5)
+    expected = np.abs(6 - (9 - np.log10(labels[:-2]))).mean()
+    assert found.scores.metrics["tool"]["mae"] == pytest.approx(expected, abs=1e-5)
+    assert [it.row for it in found.skipped] == [NUM_ROWS - 2, NUM_ROWS - 1]
+    assert "pIC50" in found.describe()
+
+
+@pytest.mark.parametrize(
+    ("num_inside", "verdict"), [(90, "as asked for"), (70, "too narrow"), (100, "too wide")]
+)
+def test_intervals_are_judged_by_what_they_hold(num_inside: int, verdict: str) -> None:
+    values = np.zeros((101, 1))
+    labels = np.where(np.arange(101) < num_inside, 0.5, 2.0)[:, None]
+    labels[100] = np.nan
+    method = Method(values, lower=values - 1, upper=values + 1)
+    (text,) = judge_intervals("m", method, labels=labels, label_names=["y"], coverage=0.9)
+    assert verdict in text
+    assert f"{num_inside}%" in text
+    assert "100 measured" in text
 
 
 def test_models_of_other_labels_are_refused(models: dict[str, Path], labels: np.ndarray) -> None:
