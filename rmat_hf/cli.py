@@ -3,11 +3,16 @@
 import argparse
 import difflib
 import importlib
+import json
 import logging
+import math
 import os
 import re
 import sys
+from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import MISSING, Field, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -23,16 +28,26 @@ from rmat_hf.errors import (
 )
 from rmat_hf.flags import list_choices, name_flag
 
+# what a verb has done, as `--json` prints it
+Report = dict[str, Any]
 
-def featurize(arguments: Any) -> None:
+
+def report_fields(result: Any) -> Report:
+    """Return the fields of a dataclass by their names."""
+    return {it.name: getattr(result, it.name) for it in fields(result)}
+
+
+def featurize(arguments: Any) -> Report:
     """Featurize molecules for pretraining; write a folder of Parquet shards."""
     from rmat_hf.data.corpus import describe_corpus, run_featurization
 
-    print(describe_corpus(run_featurization(arguments, show_progress=True)))
+    report = run_featurization(arguments, show_progress=True)
+    print(describe_corpus(report))
     print(f"Wrote {arguments.output_dir}: the shards, corpus.json and failed_rows.csv.")
+    return {"output": arguments.output_dir, **report_fields(report)}
 
 
-def pretrain(arguments: Any) -> None:
+def pretrain(arguments: Any) -> Report:
     """Pretrain on a featurized corpus; write a model to finetune."""
     from rmat_hf.training.pretraining import pretrain as run
 
@@ -42,9 +57,10 @@ def pretrain(arguments: Any) -> None:
             numbers = [f"{name} {it:.4f}" for name, it in metrics.items() if isinstance(it, float)]
             print(f"{stage}: {', '.join(numbers)}")
         print(f"\nWrote {result.output_dir}: the model, metrics.json and a model card.")
+    return {"output": result.output_dir, "metrics": result.metrics}
 
 
-def finetune(arguments: Any) -> None:
+def finetune(arguments: Any) -> Report:
     """Finetune on a table of SMILES and labels; write a folder that predicts."""
     from rmat_hf.training.finetuning import finetune as run
 
@@ -60,41 +76,55 @@ def finetune(arguments: Any) -> None:
             print(f"Labels: {note}.")
         if result.dropped:
             print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
+    found = {name: getattr(result, name) for name in ("metrics", "baselines", "head")}
+    return {"output": result.output_dir, **found, "num_dropped": len(result.dropped)}
 
 
-def check(arguments: Any) -> None:
+def check(arguments: Any) -> Report:
     """Look through a table of molecules and labels; say what stands in it and what settles it."""
     from rmat_hf.data.check_report import run_check
 
-    print(run_check(arguments))
+    report = run_check(arguments)
+    print(report)
     for path in filter(None, [arguments.fix, arguments.html]):
         print(f"Wrote {path}.")
+    names = ("num_rows", "num_molecules", "smiles_column", "label_columns")
+    findings = [report_fields(finding) for finding in report.findings]
+    return {**{name: getattr(report, name) for name in names}, "findings": findings}
 
 
-def predict(arguments: Any) -> None:
+def predict(arguments: Any) -> Report:
     """Predict the molecules of a file, or a few SMILES, with a finetuned model."""
     from rmat_hf.inference.screening import describe_screening, run_prediction
 
-    print(describe_screening(run_prediction(arguments, show_progress=True), noun="predictions"))
+    result = run_prediction(arguments, show_progress=True)
+    print(describe_screening(result, noun="predictions"))
+    return report_fields(result)
 
 
-def evaluate(arguments: Any) -> None:
+def evaluate(arguments: Any) -> Report:
     """Score models on labeled molecules, beside each other and other tools; say what follows."""
     from rmat_hf.evaluation.model_evaluation import run_model_evaluation
 
-    print(run_model_evaluation(arguments).describe())
+    result = run_model_evaluation(arguments)
+    print(result.describe())
     if arguments.output:
         print(f"\nWrote {arguments.output}: report.md, metrics.json and predictions.csv.")
+    found = {"num_rows": result.scores.num_rows, "metrics": result.scores.to_json()}
+    notes = {"verdict": result.verdict, "notes": result.notes}
+    return {"output": arguments.output, **found, **notes}
 
 
-def embed(arguments: Any) -> None:
+def embed(arguments: Any) -> Report:
     """Compute one vector per molecule of a file, or of a few SMILES."""
     from rmat_hf.inference.screening import describe_screening, run_embedding
 
-    print(describe_screening(run_embedding(arguments, show_progress=True), noun="embeddings"))
+    result = run_embedding(arguments, show_progress=True)
+    print(describe_screening(result, noun="embeddings"))
+    return report_fields(result)
 
 
-def explain(arguments: Any) -> None:
+def explain(arguments: Any) -> Report:
     """Say which atoms, groups and relations predictions come from; write rows, pictures, a page."""
     from rmat_hf.inference.explanation_folder import PAGE_FILE, run_explanation
     from rmat_hf.inference.screening import describe_screening
@@ -103,26 +133,30 @@ def explain(arguments: Any) -> None:
     print(describe_screening(result, noun="explanations"))
     if result.is_complete:
         print(f"{arguments.output}/{PAGE_FILE} shows the molecules of interest.")
+    return report_fields(result)
 
 
-def convert(arguments: Any) -> None:
+def convert(arguments: Any) -> Report:
     """Convert weights of the authors' code to a model folder."""
     from rmat_hf.inference.conversion import run_conversion
 
-    for note in run_conversion(arguments).notes:
+    notes = run_conversion(arguments).notes
+    for note in notes:
         print(f"Note: {note}")
     print(f"Wrote {arguments.output_dir}.")
+    return {"output": arguments.output_dir, "notes": notes}
 
 
-def push(arguments: Any) -> None:
+def push(arguments: Any) -> Report:
     """Push a model folder to the Hub, by default without a molecule or label of its training."""
     from rmat_hf.inference.sharing import run_push
 
     result = run_push(arguments, report_progress=print)
     print(f"Wrote {result.url}." if result.url else "Nothing was sent.")
+    return result._asdict()
 
 
-def export(arguments: Any) -> None:
+def export(arguments: Any) -> Report:
     """Write a finetuned model as an ONNX program, which predicts without PyTorch."""
     from rmat_hf.inference.export import run_export
 
@@ -131,18 +165,20 @@ def export(arguments: Any) -> None:
         f"Wrote {exported.path} and the processor. Largest difference from PyTorch: "
         f"{exported.max_difference:.1g} standard deviations of the label."
     )
+    return {"output": exported.path, "max_difference": exported.max_difference}
 
 
-def demo(arguments: Any) -> None:
+def demo(arguments: Any) -> Report:
     """Write a page in the browser for a model, a Gradio Space, and open it."""
     from rmat_hf.inference.demo import launch_demo, write_demo
 
     print(f"Wrote {write_demo(arguments)}: app.py, requirements.txt, README.md and the model.")
     if arguments.launch:
         launch_demo(arguments).block_thread()
+    return {"output": arguments.folder}
 
 
-def benchmark(arguments: Any) -> None:
+def benchmark(arguments: Any) -> Report:
     """Compare models, baselines and other tools on the same splits; write a report."""
     from rmat_hf.evaluation.accuracy_benchmark import run_accuracy_benchmark
     from rmat_hf.evaluation.report import build_overview
@@ -152,8 +188,8 @@ def benchmark(arguments: Any) -> None:
     )
     print(build_overview(results))
     print(f"\nWrote {arguments.output_dir}: report.md, results.json, plots and all runs.")
-    if not results["is_complete"]:
-        sys.exit(1)
+    is_complete = bool(results["is_complete"])
+    return {"output": arguments.output_dir, "is_complete": is_complete}
 
 
 # verb → module and name of the dataclass of its flags, and the function that takes it
@@ -172,6 +208,7 @@ VERBS: dict[str, tuple[str, str, Any]] = {
     "demo": ("rmat_hf.inference.demo", "DemoArguments", demo),
     "benchmark": ("rmat_hf.evaluation.accuracy_benchmark", "EvaluationArguments", benchmark),
 }
+JSON_FLAG = "--json"
 HELP = "\n".join(
     [
         "Usage: rmat VERB --FLAG VALUE ...\n",
@@ -212,6 +249,8 @@ def build_parser(verb: str) -> FlagParser:
             parser.add_argument(flag.name, help=flag.metadata["help"], metavar=flag.name.upper())
         else:
             parser.add_argument(name_flag(flag.name), **_describe_flag(flag, hints[flag.name]))
+    text = "Print the outcome as one JSON object, and everything else on standard error."
+    parser.add_argument(JSON_FLAG, help=text, action="store_true", dest=JSON_FLAG)
     return parser
 
 
@@ -237,6 +276,7 @@ def parse_flags(verb: str, words: list[str]) -> Any:
         UserError: A flag is unknown, missing or has a wrong value.
     """
     values = vars(build_parser(verb).parse_args(words))
+    values.pop(JSON_FLAG, None)
     arguments = values.pop("arguments_class")(**values)
     cache_home = os.environ.get("XDG_CACHE_HOME")
     if cache_home and getattr(arguments, "feature_cache", None) == "default":
@@ -254,6 +294,7 @@ def main() -> None:
         if message is None:
             raise
         print(f"rmat: error: {escape_message(message)}", file=sys.stderr)
+        _print_json(sys.argv[1:], exit_code=2, report={"error": message})
         sys.exit(2)
 
 
@@ -274,18 +315,44 @@ def _run(words: list[str]) -> int:
         with stopped_by_signals():
             # bars of weights would break up those of training and prediction
             disable_progress_bar()
-            VERBS[verb][2](arguments)
+            with redirect_stdout(sys.stderr) if JSON_FLAG in words else nullcontext():
+                report = VERBS[verb][2](arguments)
     except KeyboardInterrupt as interruption:
         # as in `stopped_by_signals`, until the process has ended
         sys.excepthook = lambda *_: None
-        way_out = ""
-        if hasattr(arguments, "resume"):
-            way_out = " Repeat the command with --resume to continue."
-        elif getattr(arguments, "is_folder", False) or verb in ("featurize", "benchmark"):
-            way_out = " Repeat the command to continue."
-        print(f"rmat: {str(interruption) or 'interrupted'}.{way_out}", file=sys.stderr)
-        return getattr(interruption, "exit_code", 130)
-    return 0
+        message = f"{str(interruption) or 'interrupted'}.{_find_way_out(verb, arguments)}"
+        print(f"rmat: {message}", file=sys.stderr)
+        exit_code = getattr(interruption, "exit_code", 130)
+        _print_json(words, exit_code=exit_code, report={"error": message})
+        return exit_code
+    exit_code = int(verb == "benchmark" and not report["is_complete"])
+    _print_json(words, exit_code=exit_code, report=report)
+    return exit_code
+
+
+def _find_way_out(verb: str, arguments: Any) -> str:
+    if hasattr(arguments, "resume"):
+        return " Repeat the command with --resume to continue."
+    if getattr(arguments, "is_folder", False) or verb in ("featurize", "benchmark"):
+        return " Repeat the command to continue."
+    return ""
+
+
+def _print_json(words: list[str], *, exit_code: int, report: Report) -> None:
+    if JSON_FLAG in words:
+        found = {"verb": words[0], "version": __version__, "exit_code": exit_code, **report}
+        print(json.dumps(_make_plain(found)))
+
+
+def _make_plain(value: Any) -> Any:
+    """Return what JSON knows: no NaN, no path, no number of NumPy."""
+    if isinstance(value, Mapping):
+        return {str(name): _make_plain(it) for name, it in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_make_plain(it) for it in value]
+    if isinstance(value, Real) and not isinstance(value, int):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, int | str) else str(value)
 
 
 def _is_main_process() -> bool:

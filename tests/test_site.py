@@ -33,6 +33,7 @@ FREESOLV = REPO_ROOT / "rmat_hf" / "data" / "freesolv" / "freesolv.csv"
 # extending.md has a test of its own, and what is generated has examples that are run as docstrings
 PAGES = [
     REPO_ROOT / "README.md",
+    REPO_ROOT / "SKILL.md",
     *(
         page
         for page in sorted(DOCS.rglob("*.md"))

@@ -56,6 +56,7 @@ from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import save_model_card
 from rmat_hf.training.preparation import prepare_arguments
+from rmat_hf.training.progress import show_phase
 from rmat_hf.training.recipe import (
     PARTS,
     FinetuningTask,
@@ -234,7 +235,9 @@ def run_finetuning(
 
             arguments = search_hyperparameters(
                 arguments,
-                build_trainer=lambda chosen: _build_trainer(chosen, task, folder=run.work_dir),
+                build_trainer=lambda chosen: _build_trainer(
+                    chosen, task, folder=run.work_dir, phase="Trying settings"
+                ),
                 greater_is_better=bool(shared.greater_is_better),
                 dropout=config.hidden_dropout_prob,
                 folder=run.work_dir,
@@ -308,7 +311,14 @@ def _train(
         chosen = replace(arguments, seed=arguments.seed + idx)
         logger.info("Training model %d of %d.", idx + 1, arguments.num_members)
         # scaled as the whole task: the members share the scaling of the labels
-        trainer = _build_trainer(chosen, replace(task, split=split), folder=folder, scaled_as=task)
+        of_members = f" {idx + 1} of {arguments.num_members}" if arguments.num_members > 1 else ""
+        trainer = _build_trainer(
+            chosen,
+            replace(task, split=split),
+            folder=folder,
+            scaled_as=task,
+            phase=f"Training{of_members}",
+        )
         if last_epoch is not None:
             _end_after(trainer, last_epoch=last_epoch)
         member = {"member": idx} if arguments.num_members > 1 else {}
@@ -411,15 +421,18 @@ def _build_trainer(
     folder: Path,
     model: Any = None,
     scaled_as: FinetuningTask | None = None,
+    phase: str = "Training",
 ) -> Trainer:
     """Return a `Trainer` with checkpoints in a folder, by default of an untrained model."""
-    return RMatTrainer(
+    trainer = RMatTrainer(
         model=build_finetuning_model(arguments, scaled_as or task) if model is None else model,
         args=build_training_arguments(arguments, folder),
         train_dataset=task.select("train"),
         eval_dataset=task.select("valid"),
         processing_class=task.processor,
     )
+    show_phase(trainer, phase)
+    return trainer
 
 
 def build_finetuning_report(

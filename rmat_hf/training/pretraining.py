@@ -56,6 +56,7 @@ from rmat_hf.training.pretraining_trainer import (
     StreamedBatches,
     pack_stream,
 )
+from rmat_hf.training.progress import show_phase
 from rmat_hf.training.trainer import MODEL_DIR, train_stage
 
 logger = logging.getLogger(__name__)
@@ -193,6 +194,7 @@ def run_pretraining(
             else:
                 model = checkpoint.load_model(RMatForPreTraining, config=config)
             trainer = _build_trainer(arguments, task, model=model, learned=learned, folder=folder)
+            show_phase(trainer, f"Pretraining ({stage})")
             reports[stage] = train_stage(trainer, folder, score=trainer.compute_report)
         # the others have read the stages that are removed now
         PartialState().wait_for_everyone()
