@@ -1,4 +1,4 @@
-"""The scripts of the README: what `rmat finetune` does, and the Trainer of transformers alone."""
+"""The scripts of the tutorial: what `rmat finetune` does, and the Trainer of transformers alone."""
 
 import re
 import subprocess
@@ -34,8 +34,9 @@ ARGUMENTS = {
 
 
 def read_script(name: str) -> str:
-    """Return a script of the README, which is one for a page and no more."""
-    found = re.findall(BLOCK.format(name), (REPO_ROOT / "README.md").read_text("utf-8"), re.S)
+    """Return a script of the page, which is one for a page and no more."""
+    page = REPO_ROOT / "docs" / "tutorials" / "trainer.md"
+    found = re.findall(BLOCK.format(name), page.read_text("utf-8"), re.S)
     (script,) = found
     assert len(script.splitlines()) <= MAX_SCRIPT_LINES
     imported = re.findall(r"^(?:from|import) (\w+)", script, re.M)
@@ -49,7 +50,7 @@ def run_script(
     """Run a script in a folder and return the test RMSE that it prints."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
     monkeypatch.chdir(folder)
-    exec(compile(script, "README.md", "exec"), {"__name__": "__main__"})
+    exec(compile(script, "trainer.md", "exec"), {"__name__": "__main__"})
     (error,) = re.findall(r"'test_rmse': ([\d.]+)", capsys.readouterr().out)
     return float(error)
 
