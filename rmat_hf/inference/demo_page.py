@@ -7,14 +7,14 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
-from rdkit import Chem
-from rdkit.Chem import rdDepictor
-from rdkit.Chem.Draw import rdMolDraw2D
 
 from rmat_hf.errors import UserError
+from rmat_hf.inference.explanation import explain
+from rmat_hf.inference.pictures import draw_contributions
 from rmat_hf.inference.prediction import predict
 from rmat_hf.inference.screening import PredictionArguments, run_prediction
 from rmat_hf.loading import load_predictor
+from rmat_hf.model.processing_rmat import RMatProcessor
 
 EXAMPLES = ["CC(=O)Oc1ccccc1C(=O)O", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C", "CCO"]
 MAX_SHOWN = 100
@@ -57,7 +57,8 @@ def build_page(model: str | Path, *, title: str = "Predict molecules") -> gr.Blo
         error = row.pop("error")
         if isinstance(error, str) and error:
             return "", "", f"**No prediction.** {html.escape(error)}"
-        return draw_molecule(smiles), build_table(row.to_frame("value"), index=True), ""
+        picture = draw_molecule(predictor, smiles, processor=processor)
+        return picture, build_table(row.to_frame("value"), index=True), ""
 
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {html.escape(title)}")
@@ -115,11 +116,17 @@ def build_table(table: pd.DataFrame, *, index: bool = False) -> str:
     return str(table.to_html(index=index, border=0, float_format="{:.3f}".format, na_rep=""))
 
 
-def draw_molecule(smiles: str) -> str:
-    """Return the drawing of a molecule for the page."""
-    mol = Chem.MolFromSmiles(smiles)
-    rdDepictor.Compute2DCoords(mol)
-    drawing = rdMolDraw2D.MolDraw2DSVG(420, 320)
-    rdMolDraw2D.PrepareAndDrawMolecule(drawing, mol)
-    drawing.FinishDrawing()
-    return f'<div class="molecule">{drawing.GetDrawingText()}</div>'
+def draw_molecule(model: Any, smiles: str, *, processor: RMatProcessor) -> str:
+    """Return the drawing of a molecule for the page, with what its atoms contribute.
+
+    Of several labels that is the first one; of the classes of a label the last one.
+    """
+    name = model.config.output_names[-1 if model.config.label_name else 0]
+    try:
+        found = explain(model, [smiles], label=name, by=("atom",), processor=processor)
+    except UserError:  # of a model of atoms, which predicts them
+        found = None
+    if found is None or found[0] is None:
+        return ""
+    picture = draw_contributions(found[0].mol, found[0].atoms, units=found.units, title=name)
+    return f'<div class="molecule">{picture}</div>'
