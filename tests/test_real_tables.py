@@ -105,6 +105,7 @@ def write_rows() -> str:
             wanted = [it for it in report.findings if it.is_serious or it.topic in table.topics]
             wanted = [it for it in wanted if it.topic in table.topics] or wanted
             found = "; ".join(dict.fromkeys(it.message for it in wanted)).replace("|", "\\|")
+            found = found or f"nothing; read as {report.description}"
             outcome = outcome.replace(f"{name}/", "").replace("|", "\\|")
             lines.append(f"| {table.description} | {found} | {outcome} |")
     return "\n".join(lines) + "\n"

@@ -323,7 +323,8 @@ def _check_units(table: Examined) -> Iterator[Finding]:
     for column in table.label_columns:
         unit = find_unit(column)
         if unit:
-            yield Finding("units", f"{column!r} is in {unit}", (), f"--label-units {unit}")
+            message = f"{column!r} is in {unit}"
+            yield Finding("units", message, (), f"--label-units {unit}, which is taken without")
 
 
 def _check_jumps(table: Examined) -> Iterator[Finding]:

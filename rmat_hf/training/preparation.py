@@ -86,6 +86,9 @@ def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[
         left_out = ", ".join(repr(name) for name in names if name not in kept)
         logger.warning("Labels with nothing to learn are left out: %s.", left_out)
     changes: dict[str, Any] = {"label_columns": kept}
+    units = [report.label_units[name] for name in kept]
+    if not arguments.label_units and any(units):
+        changes["label_units"] = units
     known = {flag.name for flag in fields(arguments)}
     for flag in (it for it in _OF_LABELS if it in known):
         given = getattr(arguments, flag)

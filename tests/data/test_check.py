@@ -111,6 +111,7 @@ def test_inchi_is_told_and_written_as_smiles_and_names_are_refused() -> None:
         check_table(table)
 
 
+@pytest.mark.slow
 def test_real_data_have_few_findings_and_a_page() -> None:
     report = check_table("freesolv", label_columns=["hydration_free_energy"])
     assert {it.topic for it in report.findings if it.is_serious} == set()

@@ -44,6 +44,12 @@ def test_a_label_with_nothing_to_learn_is_left_out_with_its_unit(
     assert prepare({"series": constant}, label_columns=["series"]).label_columns == ["series"]
 
 
+def test_units_in_the_names_of_columns_are_those_of_labels_unless_others_are_given() -> None:
+    columns = {"IC50 (µM)": NUMBERS, "logP": NUMBERS[::-1]}
+    assert prepare(columns).label_units == ["uM", ""]
+    assert prepare(columns, label_units=["nM", "1"]).label_units == ["nM", "1"]
+
+
 @pytest.mark.parametrize(
     ("cells", "problem_type"),
     [
