@@ -35,7 +35,13 @@ from rmat_hf.data.splits.column_splits import parse_time
 from rmat_hf.data.splits.parents import name_by_parent
 from rmat_hf.data.splits.parts import PART_WORDS, group_rows
 from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table
-from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule, silence_rdkit
+from rmat_hf.model.features_rmat import (
+    TEXT_AFTER_SMILES,
+    Molecule,
+    MoleculeError,
+    parse_molecule,
+    silence_rdkit,
+)
 
 MAX_ATOMS = 256
 # Rows that a line of the report names.
@@ -241,12 +247,12 @@ def _check_reading(table: Examined) -> Iterator[Finding]:
 def _check_molecules(table: Examined) -> Iterator[Finding]:
     for reason, rows in group_rows(_shorten(it) for it in table.reasons.values()).items():
         numbers = list(table.reasons)
-        message = f"No molecule: {reason}"
+        fix = "cuts the text" if reason == TEXT_AFTER_SMILES else "drops them"
         yield Finding(
             "molecules",
-            message,
+            f"No molecule: {reason}",
             tuple(numbers[idx] for idx in rows),
-            "Such rows are left out. --fix drops them.",
+            f"Such rows are left out. --fix {fix}.",
             is_serious=True,
         )
 

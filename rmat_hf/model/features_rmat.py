@@ -36,6 +36,8 @@ MAX_REASON = 300
 
 # Up to this length no SMILES takes RDKit long; the atoms of a longer one are counted first.
 _QUICK_LENGTH = 256
+# Why a cell with a name behind the SMILES is none.
+TEXT_AFTER_SMILES = "there is text after the SMILES"
 _LOG_TIMESTAMP = re.compile(r"^\[\d\d:\d\d:\d\d\]\s*")
 # RDKit reads the atomic number primitive [#6] of SMARTS as a bare atom without hydrogens.
 _SMARTS_ATOM = re.compile(r"\[\d*#\d+[^\]]*\]")
@@ -207,7 +209,7 @@ def _find_fault_of_text(smiles: str, *, max_atoms: int) -> str:
     if not text:
         return "the SMILES is empty"
     if len(text.split()) > 1 or (extension and not extension.lstrip().startswith("|")):
-        return "there is text after the SMILES"
+        return TEXT_AFTER_SMILES
     if not (text.isascii() and text.isprintable()):  # RDKit skips some of them without a word
         code = next(ord(letter) for letter in text if not "!" <= letter <= "~")
         return f"the SMILES has the character U+{code:04X}, which SMILES do not have"
