@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from rmat_hf.data.table_writer import count_failures
 from rmat_hf.data.training_table import DroppedRow
@@ -61,6 +60,13 @@ class Method:
     novelty: np.ndarray | None = None
     quantiles: np.ndarray | None = None
 
+    @property
+    def intervals(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The ends of the intervals, if there are some."""
+        if self.lower is None or self.upper is None:
+            return None
+        return self.lower, self.upper
+
     def take(self, rows: np.ndarray) -> "Method":
         """Return the same of some rows."""
         names = ("values", "lower", "upper", "calibrated", "novelty")
@@ -110,44 +116,6 @@ class EvaluationResult:
             lines.append(f"and {len(reasons) - len(lines)} other reasons")
         table = describe_scores({"given": self.scores}, num_intervals=1)
         return "\n".join([table, "", *self.verdict, *self.notes, *lines])
-
-
-def judge_intervals(
-    name: str,
-    method: Method,
-    *,
-    labels: np.ndarray,
-    label_names: Sequence[str],
-    coverage: float,
-) -> list[str]:
-    """Return for each label with intervals whether they hold as many measured values as asked.
-
-    Args:
-        name (`str`): Of the method.
-        method ([`Method`]): What it says of every row.
-        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Measured, NaN where missing.
-        label_names (`Sequence[str]`): Name of each label.
-        coverage (`float`): What was asked for.
-    """
-    if method.lower is None or method.upper is None:
-        return []
-    lines = []
-    for idx, label in enumerate(label_names):
-        measured, lower, upper = labels[:, idx], method.lower[:, idx], method.upper[:, idx]
-        known = ~(np.isnan(measured) | np.isnan(lower))
-        inside = (lower <= measured) & (measured <= upper)
-        if not known.any():
-            continue
-        found = binomtest(int(inside[known].sum()), int(known.sum()))
-        low, high = found.proportion_ci(method="wilson")
-        verdict = "as asked for"
-        if not low <= coverage <= high:
-            verdict = "too narrow for these molecules" if high < coverage else "too wide"
-        lines.append(
-            f"{name}: intervals of {coverage:.0%} hold {found.statistic:.0%} of {found.n} measured "
-            f"values of {label} (95% interval {low:.0%} to {high:.0%}): {verdict}."
-        )
-    return lines
 
 
 def save_evaluation(

@@ -26,7 +26,6 @@ from rmat_hf.evaluation.evaluation_report import (
     COVERAGES,
     EvaluationResult,
     Method,
-    judge_intervals,
     save_evaluation,
 )
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX
@@ -43,6 +42,7 @@ from rmat_hf.training.baselines import MAX_ATOMS, SHOWN, fit_several, stack_outp
 from rmat_hf.training.estimates import (
     MEAN_OF_TRAIN,
     describe_verdict,
+    judge_intervals,
     predict_mean,
     score_methods,
 )
@@ -571,7 +571,7 @@ def _compare(
         )
         verdict += judge_intervals(
             name,
-            shared[name],
+            shared[name].intervals,
             labels=labels[kept],
             label_names=task.label_names,
             coverage=coverage,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
 from rmat_hf.training.metrics import (
     compute_metrics,
@@ -243,6 +244,46 @@ def describe_verdict(
     ]
     if scores.num_rows < FEW_ROWS:
         lines.append(f"{these} are few: another choice of them could turn this round.")
+    return lines
+
+
+def judge_intervals(
+    name: str,
+    intervals: tuple[np.ndarray, np.ndarray] | None,
+    *,
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    coverage: float,
+) -> list[str]:
+    """Return for each label with intervals whether they hold as many measured values as asked.
+
+    Args:
+        name (`str`): Of the model.
+        intervals (`tuple`, *optional*): Their ends, each `(num_rows, num_labels)`.
+        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Measured, NaN where missing.
+        label_names (`Sequence[str]`): Name of each label.
+        coverage (`float`): What was asked for.
+    """
+    lines = []
+    columns = (
+        []
+        if intervals is None
+        else zip(label_names, labels.T, *(it.T for it in intervals), strict=True)
+    )
+    for label, measured, lower, upper in columns:
+        known = ~(np.isnan(measured) | np.isnan(lower))
+        if not known.any():
+            continue
+        inside = (lower <= measured) & (measured <= upper)
+        found = binomtest(int(inside[known].sum()), int(known.sum()))
+        low, high = found.proportion_ci(method="wilson")
+        verdict = "as asked for"
+        if not low <= coverage <= high:
+            verdict = "too narrow for these molecules" if high < coverage else "too wide"
+        lines.append(
+            f"{name}: intervals of {coverage:.0%} hold {found.statistic:.0%} of {found.n} measured "
+            f"values of {label} (95% interval {low:.0%} to {high:.0%}): {verdict}."
+        )
     return lines
 
 

@@ -39,6 +39,7 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
 from rmat_hf.model.transforms_rmat import undo_label_transforms
+from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE
 from rmat_hf.output_folder import (
     name_work_dir,
     open_run,
@@ -77,7 +78,7 @@ from rmat_hf.training.report import (
 )
 from rmat_hf.training.stack_head import describe_shares, fit_stack_with_held_out
 from rmat_hf.training.trainer import MODEL_DIR, RMatTrainer, train_stage
-from rmat_hf.training.trust import HeldOut, fit_trust
+from rmat_hf.training.trust import HeldOut, compute_intervals, fit_trust
 
 logger = logging.getLogger(__name__)
 
@@ -513,8 +514,15 @@ def build_finetuning_report(
             for name, (values, _) in baselines.items()
         },
         baseline_settings={name: setting for name, (_, setting) in baselines.items()},
+        intervals=_compute_intervals(trainer.model, task) if held_out is not None else None,
         **_name_molecules(task) if arguments.level == "molecule" else {},
     )
+
+
+def _compute_intervals(model: Any, task: FinetuningTask) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the ends of the intervals of the test molecules, if the model has some."""
+    model = model.get_base_model() if is_adapted(model) else model
+    return compute_intervals(model, pack_dataset(task.select("test")), coverage=DEFAULT_COVERAGE)
 
 
 def _name_molecules(task: FinetuningTask) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from rmat_hf.adapters import TRUST_MODULE
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.losses_rmat import compute_probabilities
+from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE
 from rmat_hf.training.arguments import FinetuningArguments, name_source, name_split
 from rmat_hf.training.estimates import (
     MEAN_OF_TRAIN,
@@ -24,6 +25,7 @@ from rmat_hf.training.estimates import (
     compute_errors,
     describe_scores,
     describe_verdict,
+    judge_intervals,
     predict_mean,
     score_methods,
 )
@@ -63,6 +65,7 @@ ABOUT_INTERVALS = (
     "Intervals hold 95 % of bootstrap resamples of the rows; differences are of the same rows, "
     "half of their interval behind the ±."
 )
+ENDS = ("lower", "upper")
 THIRDS = ("nearest third", "middle third", "most novel third")
 
 
@@ -75,7 +78,7 @@ class FinetuningReport:
     `held_out` the rows that the model, or a member, has not learned from.
     `smiles` and `rows`, numbers of the table, are of a model of molecules. `baseline_values` are
     predictions, or probabilities, by baseline and part; `baseline_settings` what each chose;
-    `head_reason` says why this head learned.
+    `head_reason` says why this head learned; `intervals` are the ends of those of the test part.
     """
 
     config: RMatConfig
@@ -96,6 +99,7 @@ class FinetuningReport:
     baseline_values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     baseline_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     head_reason: str = "asked for"
+    intervals: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def noun(self) -> str:
@@ -250,7 +254,14 @@ def describe_conclusion(report: FinetuningReport, *, is_short: bool = True) -> l
     )
     if not report.baseline_values and report.arguments.level == "molecule":
         lines.append("No classical model was fitted beside it: --with-baselines does.")
-    return [*lines, *_describe_held_out(report)]
+    held = judge_intervals(
+        MODEL_NAME,
+        report.intervals,
+        labels=report.labels["test"],
+        label_names=report.arguments.label_columns,
+        coverage=DEFAULT_COVERAGE,
+    )
+    return [*lines, *_describe_held_out(report), *held]
 
 
 def _describe_held_out(report: FinetuningReport) -> list[str]:
@@ -444,8 +455,12 @@ def _describe_novelty(folder: Path, report: FinetuningReport, *, errors: np.ndar
     draw = [partial(draw_errors, novelty=report.novelty, errors=it) for it in shown.values()]
     picture = save_figure(folder / NOVELTY_PLOT, draw, titles=list(shown))
     sections = ["## Errors by novelty", picture]
-    for name, column in shown.items():
-        sections += [f"{name}, test molecules:", describe_thirds(report.novelty, column)]
+    for idx, (name, column) in enumerate(shown.items()):
+        ends: dict[str, Any] = {}
+        if report.intervals is not None and not np.isnan(report.intervals[0][:, idx]).any():
+            ends = {name: it[:, idx] for name, it in zip(ENDS, report.intervals, strict=True)}
+            ends["measured"] = report.labels["test"][:, idx]
+        sections += [f"{name}, test molecules:", describe_thirds(report.novelty, column, **ends)]
     return sections
 
 

@@ -23,7 +23,9 @@ from rmat_hf.model.trust_rmat import (
     compute_environment_bits,
     compute_similarities,
     find_encoder,
+    find_trust,
     pack_bits,
+    predict_blocks,
 )
 
 # With fewer rows of a label there is no interval of 90 %.
@@ -102,6 +104,30 @@ def fit_trust(
     model.trust_head = head.to(model.device)
 
 
+def compute_intervals(
+    model: Any, packed: Sequence[bytes], *, coverage: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the ends `(num_rows, num_labels)` of the intervals of a finetuned regression.
+
+    `None` of a model that has none, or whose labels are learned as something else.
+    """
+    trust = find_trust(model)
+    is_plain = model.config.label_transforms is None and len(packed) > 0
+    if trust is None or not (trust.is_regression and is_plain and any(trust.num_rows)):
+        return None
+    model.eval()
+
+    def compute(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        given = {name: it.to(model.device) for name, it in inputs.items()}
+        with torch.inference_mode():
+            blocks = predict_blocks(model, given, coverage=coverage)
+        return torch.cat([blocks["lower"], blocks["upper"]], dim=1).cpu()
+
+    ends = compute_rows(packed, compute).numpy()
+    lower, upper = np.split(ends, 2, axis=1)
+    return lower, upper
+
+
 def describe_trust(config: RMatConfig) -> str:
     """Return a sentence about what intervals and sets of a model rest on; nothing without any."""
     trust = config.trust
@@ -132,10 +158,10 @@ def _describe_molecules(packed: Sequence[bytes]) -> dict[str, Any]:
     return {"max_atoms": max(count_nodes(packed)) - 1, "elements": elements.tolist()}
 
 
-def _compute_rows(
+def compute_rows(
     packed: Sequence[bytes], compute: Callable[[dict[str, torch.Tensor]], torch.Tensor]
 ) -> torch.Tensor:
-    """Return what a function computes of each molecule, in order."""
+    """Return what a function computes of each molecule, `(num_rows, ...)`, in order."""
     batches = group_by_length(count_nodes(packed), batch_size=_BATCH_SIZE)
     found = []
     for batch in batches:
@@ -148,7 +174,7 @@ def _fit_fingerprints(
     model: Any, molecules: tuple[list[bytes], list[bytes]], *, folds: tuple[np.ndarray, np.ndarray]
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """Return the buffers of the domain, and how new each held-out molecule was to the learned."""
-    learned, others = (_compute_rows(it, compute_environment_bits) for it in molecules)
+    learned, others = (compute_rows(it, compute_environment_bits) for it in molecules)
     fingerprints = pack_bits(learned)
     similarities = compute_similarities(others, fingerprints).numpy()
     is_same = folds[1][:, None] == folds[0]
@@ -170,7 +196,7 @@ def _fit_centers(
         on_device = {name: it.to(encoder.device) for name, it in read.items()}
         return encoder(**on_device).pooler_output.float().cpu()
 
-    vectors, new = (_compute_rows(it, compute_vectors) for it in molecules)
+    vectors, new = (compute_rows(it, compute_vectors) for it in molecules)
     std, mean = torch.std_mean(vectors, 0, correction=0)
     std = torch.where(std > 0, std, 1.0)
     scaled, new = ((it - mean) / std for it in (vectors, new))

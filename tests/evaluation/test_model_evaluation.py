@@ -12,7 +12,6 @@ from tiny import TINY_ARCHITECTURE
 
 from rmat_hf.cli import main
 from rmat_hf.errors import UserError
-from rmat_hf.evaluation.evaluation_report import Method, judge_intervals
 from rmat_hf.evaluation.model_evaluation import evaluate
 from rmat_hf.inference.prediction import predict
 from rmat_hf.model.configuration_rmat import RMatConfig
@@ -191,20 +190,6 @@ def test_labels_are_scored_as_they_were_learned(tmp_path: Path) -> None:
     assert found.scores.metrics["tool"]["mae"] == pytest.approx(expected, abs=1e-5)
     assert [it.row for it in found.skipped] == [NUM_ROWS - 2, NUM_ROWS - 1]
     assert "pIC50" in found.describe()
-
-
-@pytest.mark.parametrize(
-    ("num_inside", "verdict"), [(90, "as asked for"), (70, "too narrow"), (100, "too wide")]
-)
-def test_intervals_are_judged_by_what_they_hold(num_inside: int, verdict: str) -> None:
-    values = np.zeros((101, 1))
-    labels = np.where(np.arange(101) < num_inside, 0.5, 2.0)[:, None]
-    labels[100] = np.nan
-    method = Method(values, lower=values - 1, upper=values + 1)
-    (text,) = judge_intervals("m", method, labels=labels, label_names=["y"], coverage=0.9)
-    assert verdict in text
-    assert f"{num_inside}%" in text
-    assert "100 measured" in text
 
 
 def test_models_of_other_labels_are_refused(models: dict[str, Path], labels: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from rmat_hf.training.estimates import (
     Estimate,
     describe_scores,
     describe_verdict,
+    judge_intervals,
     predict_mean,
     score_methods,
 )
@@ -157,3 +158,17 @@ def test_table_has_a_row_for_each_part_and_method_with_its_number_of_rows() -> N
     assert rows[5][6] == "–"
     metrics = compute_metrics("regression", methods["m"], labels=labels, label_names=["y"])
     assert scores.metrics["m"] == metrics
+
+
+@pytest.mark.parametrize(
+    ("num_inside", "verdict"), [(90, "as asked for"), (70, "too narrow"), (100, "too wide")]
+)
+def test_intervals_are_judged_by_what_they_hold(num_inside: int, verdict: str) -> None:
+    values = np.zeros((101, 1))
+    labels = np.where(np.arange(101) < num_inside, 0.5, 2.0)[:, None]
+    labels[100] = np.nan
+    ends = (values - 1, values + 1)
+    (text,) = judge_intervals("m", ends, labels=labels, label_names=["y"], coverage=0.9)
+    assert verdict in text
+    assert f"{num_inside}%" in text
+    assert "100 measured" in text
