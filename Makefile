@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .PHONY: help install quickstart test test-slow test-upstream test-transformers-range test-min-versions notebooks notebook-outputs \
 	docs test-demo bench bench-pretraining bench-featurization \
 	fuzz hostile-input-table real-tables bench-chemprop bench-embeddings bench-accuracy bench-screening \
-	bench-learning-curve bench-machine bench-explain house walks startup gemm-share check audit lint format wheel constraints clean
+	bench-learning-curve bench-machine bench-explain bench-trust house walks startup gemm-share check audit lint format wheel constraints clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -121,6 +121,10 @@ bench-activity: $(INSTALLED) ## Baselines and kernel heads METHODS on the ten ac
 	mkdir -p .cache/benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_activity.py $(DATA)/activity \
 	  .cache/benchmarks/activity.json $(METHODS)
+
+bench-trust: $(INSTALLED) ## Coverage of intervals and sets, calibration of classes, on test molecules of DATA; ROWS_TO_CHOOSE for a busy machine
+	mkdir -p .cache/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_trust.py $(DATA) .cache/benchmarks/trust.json $(ROWS_TO_CHOOSE)
 
 PROTOCOL ?= mat_benchmark
 

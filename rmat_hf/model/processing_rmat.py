@@ -561,10 +561,16 @@ def list_warnings(features: RMatCompactFeatures, trust: Mapping[str, Any]) -> li
 
 
 def _count_fragments(features: RMatCompactFeatures) -> int:
-    fragments = np.arange(len(features.atom_codes))
+    parents = list(range(len(features.atom_codes)))
+
+    def find_root(atom: int) -> int:
+        while parents[atom] != atom:
+            atom = parents[atom]
+        return atom
+
     for begin, end in features.bonds[:, :2].tolist():
-        fragments[fragments == fragments[end]] = fragments[begin]
-    return len(np.unique(fragments))
+        parents[find_root(begin)] = find_root(end)
+    return sum(parent == atom for atom, parent in enumerate(parents))
 
 
 def _expand(features: RMatCompactFeatures) -> dict[str, np.ndarray]:

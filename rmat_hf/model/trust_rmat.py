@@ -73,13 +73,18 @@ def pack_bits(bits: torch.Tensor) -> torch.Tensor:
 
 def compute_similarities(bits: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """Return the Tanimoto similarities `(batch_size, num_references)` of bits to packed ones."""
-    own, found = bits.float(), []
-    shifts = torch.arange(BITS_PER_BYTE, device=bits.device, dtype=torch.uint8)
+    # bits that no molecule of the batch has are common to none
+    columns = bits.any(0).nonzero()[:, 0]
+    own, found = bits[:, columns].float(), []
+    places, shifts = columns // BITS_PER_BYTE, (columns % BITS_PER_BYTE).to(torch.uint8)
+    bytes_of = torch.arange(256, device=bits.device)
+    num_bits = torch.stack([(bytes_of >> it) & 1 for it in range(BITS_PER_BYTE)]).sum(0)
     for chunk in packed.split(_CHUNK_SIZE):
-        others = ((chunk[..., None] >> shifts) & 1).flatten(1).float()
-        common = own @ others.T
-        either = own.sum(1)[:, None] + others.sum(1) - common
-        found.append(common / either.clamp_min(1))
+        # rows of bytes in a row are read several times faster than columns
+        others = ((chunk.T.contiguous().index_select(0, places) >> shifts[:, None]) & 1).float()
+        sizes = num_bits.index_select(0, chunk.flatten().int()).view(chunk.shape).sum(1)
+        common = own @ others
+        found.append(common / (own.sum(1)[:, None] + sizes - common).clamp_min(1))
     return torch.cat(found, dim=1)
 
 
