@@ -15,6 +15,7 @@ from rdkit.Chem import BRICS
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from rmat_hf.data.featurization import iterate_featurized
+from rmat_hf.data.stored_features import unpack_features
 from rmat_hf.data.table_writer import ERROR_COLUMN, ColumnKind
 from rmat_hf.errors import UserError, is_out_of_memory
 from rmat_hf.inference.attribution import (
@@ -205,7 +206,8 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
     add up best to the differences of atoms and of their surroundings, and exactly to that of all
     atoms; against exact contributions this is the method that wins, see `docs/explanations.md`. A
     relation of an atom contributes what its distances, bonds or neighborhood orders make, while the
-    atom stays.
+    atom stays. Atoms that the bond graph does not tell apart share alike, unless the conformer came
+    with the molecule.
 
     Args:
         model, molecules, processor, revision, num_workers, device:
@@ -470,6 +472,8 @@ def _summarize(
     sums = [effects[its_atoms, 0].sum() for _, its_atoms in tested]
     atoms = np.empty_like(effects)
     atoms[order] = effects
+    for table in (atoms, *relations.values()):
+        _average_equal_atoms(known, table)
     return Explanation(
         known.given_mol,
         float(scores[0, 0]),
@@ -482,6 +486,18 @@ def _summarize(
         pairs,
         _correlate(sums, [falls[idx, 0] for idx, _ in tested]),
     )
+
+
+def _average_equal_atoms(known: _Known, table: np.ndarray) -> None:
+    """Give atoms that the bond graph does not tell apart the same numbers, in place.
+
+    A geometry that was generated from it does, by chance; one that came with the molecule stays.
+    """
+    if unpack_features(known.featurized.packed).geometry_source == "given":
+        return
+    kinds = np.array(Chem.CanonicalRankAtoms(known.given_mol, breakTies=False))
+    for kind in np.unique(kinds):
+        table[kinds == kind] = table[kinds == kind].mean(axis=0)
 
 
 def _split_scores(scores: np.ndarray, *, is_class: bool) -> Contributions:

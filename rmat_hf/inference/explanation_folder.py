@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rmat_hf.data.shards import ROW_COLUMN
@@ -227,7 +228,8 @@ def choose_rows(screen: Any, shards: Sequence[Path]) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for start, stop, shard in zip(starts, starts[1:], shards, strict=False):
         inside = sorted(it for it in ends if start <= it < stop)
-        rows = pq.read_table(shard).take([it - start for it in inside]).to_pylist()
+        places = pa.array([it - start for it in inside], pa.int64())
+        rows = pq.read_table(shard).take(places).to_pylist()
         found |= {it: {**row, ROW_COLUMN: it} for it, row in zip(inside, rows, strict=True)}
     return [found[it] for it in known if it in ends]
 

@@ -186,6 +186,9 @@ class RMatKernelHead(nn.Module):
         pairs = zip(features, others, self.distance_scales.double(), strict=True)
         return [compute_squared_distances(one, other) / scale for one, other, scale in pairs]
 
+    # what is kept serves gradients as well
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def solve(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return the features of the rows and the Cholesky factor of each label, from then on kept.
 

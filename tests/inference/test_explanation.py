@@ -27,7 +27,11 @@ from rmat_hf.inference.attribution import METHODS, FeaturizedMol, list_environme
 from rmat_hf.inference.explanation import PARTS, Contributions, Explanation
 from rmat_hf.inference.pictures import draw_contributions, draw_pairs
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.features_rmat import FINGERPRINTS, compute_fingerprint_counts
+from rmat_hf.model.features_rmat import (
+    FINGERPRINTS,
+    compute_fingerprint_counts,
+    compute_molecule_descriptors,
+)
 
 SMILES = "CC(=O)Nc1ccc(O)cc1"
 # float32 sums, of outputs of about 1
@@ -210,8 +214,19 @@ def test_a_kernel_head_loses_the_counts_of_an_atom(processor: RMatProcessor) -> 
     with torch.inference_mode():
         fall = found.prediction - model.eval()(**batch).logits.item()
     assert found.atoms.values[5] == pytest.approx(fall, abs=1e-5)
-    # a chain of carbons without its oxygen has the counts of one whose end is an ether's
-    assert counts.sum() < batch["fingerprint_counts"].sum() + 1
+    # what the head keeps after a prediction serves gradients too
+    assert explain_one(model, molecule, counting, method="gradient", by=()).atoms.values.any()
+
+
+def test_a_dropped_atom_leaves_the_descriptors_of_the_rest() -> None:
+    mol, names = Chem.MolFromSmiles("NCCO"), ["MolWt", "NumHDonors", "TPSA"]
+    molecule = FeaturizedMol(mol, b"", (), names)
+    whole = compute_molecule_descriptors(mol, names)
+    np.testing.assert_allclose(molecule.describe_without([]), whole)
+    without = molecule.describe_without([3])
+    assert whole[0] - without[0] == pytest.approx(17.007, abs=1e-2)  # oxygen with its hydrogen
+    assert without[1] == 1 and without[2] == pytest.approx(26.02, abs=1e-2)
+    assert np.isnan(molecule.describe_without(range(4))).all()
 
 
 def test_replaced_groups_are_predicted_by_the_model(processor: RMatProcessor) -> None:

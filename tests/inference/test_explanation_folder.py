@@ -67,7 +67,7 @@ def test_rows_are_those_of_predict_and_a_run_that_broke_off_continues(
 
 
 def test_the_page_and_the_pictures_are_of_the_molecules_of_interest(run: Any) -> None:
-    folder = run(num_pictures=4)
+    folder = run(num_pictures=2)
     values = pa.concat_tables([pq.read_table(it) for it in sorted(folder.glob("*.parquet"))])
     known = [
         (value, row)
@@ -76,9 +76,9 @@ def test_the_page_and_the_pictures_are_of_the_molecules_of_interest(run: Any) ->
     ]
     order = [row for _, row in sorted(known, key=lambda it: (-it[0], it[1]))]
     page = (folder / "index.html").read_text(encoding="utf-8")
-    places = [page.index(f"row {row} <code>") for row in (*order[:2], *order[-2:])]
+    places = [page.index(f"row {row} <code>") for row in (order[0], order[-1])]
     assert places == sorted(places)
-    assert page.count("<article>") == len(list((folder / "pictures").iterdir())) == 4
+    assert page.count("<article>") == len(list((folder / "pictures").iterdir())) == 2
     for path in (folder / "pictures").iterdir():
         ET.fromstring(path.read_text(encoding="utf-8"))
 
