@@ -276,7 +276,7 @@ def test_a_run_writes_a_folder_that_predicts_what_it_reported(
         ({"kernel_features": ["maccs"]}, "kernel-features maccs"),
         ({"kernel_features": ["ecfp4", "ecfp4"]}, "each once"),
         ({"model": "scratch"}, "scratch has none"),
-        ({"num_members": 3, "dropout": 0.1}, "does not read --num-members, --dropout"),
+        ({"num_members": 3, "dropout": 0.1}, "does not read --dropout, --num-members"),
     ],
 )
 def test_flags_that_a_kernel_head_cannot_follow_are_refused(
