@@ -83,6 +83,7 @@ def test_the_page_and_the_pictures_are_of_the_molecules_of_interest(run: Any) ->
         ET.fromstring(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_best_rows_alone_are_explained(run: Any) -> None:
     folder = run("best", top_k=3, top_k_order="ascending", counterfactuals=2)
     best = pq.read_table(folder / "top.parquet")
