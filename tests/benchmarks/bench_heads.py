@@ -249,8 +249,12 @@ def main() -> None:
     seeds, _, sets = others.partition(" -- ")
     results: dict[str, dict[str, float]] = json.loads(out.read_text()) if out.is_file() else {}
     for table in list_tables(task, data, sets.split()):
+        # labels of one molecule that contradict each other are nobody's
+        usable = table.featurize(DEFAULTS.kernel_features, with_forest=True)[0]["row"][:]
         for seed in map(int, seeds.split() or ["0"]):
             for fold in list_folds(task, table, seed):
+                fold.known = fold.known[np.isin(fold.known, usable)]
+                fold.test = fold.test[np.isin(fold.test, usable)]
                 for method in methods.split():
                     key = f"{table.path.stem} {fold.name} {seed}"
                     if f"{key} {method}" in results:
