@@ -157,6 +157,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns["active"] = (values < values.median()).astype(int)
     measurements = pd.DataFrame(columns)
     measurements.to_csv(folder / "measurements.csv", index=False)
+    cells = [">10000" if row % 9 == 0 else str(3.0 + 40 * row) for row in range(NUM_ROWS)]
+    assay = measurements[["smiles"]].assign(IC50=cells, confidence=1.0)
+    assay.to_csv(folder / "assay.csv", index=False)
     endpoints = measurements[["smiles"]].assign(
         logD=values, solubility=values.where(values < -2), clearance=-values
     )
