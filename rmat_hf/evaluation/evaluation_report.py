@@ -88,7 +88,6 @@ class EvaluationResult:
         label_names, class_names (`list[str]`): The labels, and classes of a single one.
         notes (`list[str]`): What to know when reading, as molecules that a model was trained on.
         methods (`dict[str, Method]`): What every method says of these rows.
-        units (`list[str]`): Of the labels, empty where there is none.
         coverage (`float`): Asked of the intervals.
     """
 
@@ -100,7 +99,6 @@ class EvaluationResult:
     class_names: list[str] | None
     notes: list[str]
     methods: dict[str, Method]
-    units: list[str]
     coverage: float
 
     @property

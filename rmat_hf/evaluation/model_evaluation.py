@@ -180,22 +180,23 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
     if output_dir is not None:
         validate_output_folder(Path(output_dir), overwrite=False)
     rows = _read_rows(dataset, smiles_column=smiles_column)
-    options = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
-    raw = {
-        name: _predict_model(folder, rows.molecules, coverage=coverage, **options)
-        for name, folder in folders.items()
-    }
-    configs = {name: predicted.config for name, (predicted, _) in raw.items()}
+    # what cannot be is refused before anything is predicted
+    loaded = {name: _load(folder, device=device) for name, folder in folders.items()}
+    configs = {name: model.config for name, (model, _) in loaded.items()}
     task = _Task.build(configs, list(label_columns))
-    found = {
-        name: task.arrange(predicted, quantiles=quantiles)
-        for name, (predicted, quantiles) in raw.items()
-    }
     labels, reasons = rows.read_labels(task)
-    for name, tool in (predictions or {}).items():
-        if name in found:
-            raise UserError(f"Two methods are called {name!r}. Name one NAME=FILE.")
-        found[name] = _read_tool(tool, rows, task=task, columns=list(prediction_columns), name=name)
+    tools = {
+        name: _read_tool(it, rows, task=task, columns=list(prediction_columns), name=name)
+        for name, it in (predictions or {}).items()
+    }
+    if taken := sorted({*tools} & {*folders}):
+        raise UserError(f"Two methods are called {taken[0]!r}. Name one of them NAME=FILE.")
+    options = {"batch_size": batch_size, "num_workers": num_workers}
+    found = {
+        name: task.arrange(*_predict(it, rows.molecules, coverage=coverage, **options))
+        for name, it in loaded.items()
+    }
+    found |= tools
     known = None
     if train is not None:
         known = _read_rows(train, smiles_column=smiles_column)
@@ -230,6 +231,7 @@ class _Rows:
     """Molecules of a table, with all its cells as they are, and their canonical SMILES."""
 
     source: str
+    smiles_column: str
     smiles: list[str]
     molecules: list[Molecule]
     cells: pd.DataFrame
@@ -267,7 +269,7 @@ def _read_rows(source: str | Path | pd.DataFrame, *, smiles_column: str) -> _Row
     cells = pd.concat(frames, ignore_index=True)
     smiles = ["" if pd.isna(it) else str(it) for it in cells[smiles_column]]
     canonical = [_find_canonical(it) for it in molecules]
-    return _Rows(table.source, smiles, molecules, cells, canonical)
+    return _Rows(table.source, smiles_column, smiles, molecules, cells, canonical)
 
 
 def _open(source: str | Path | pd.DataFrame) -> Table:
@@ -360,7 +362,7 @@ class _Task:
             f"{name} is scored as {it}, as it was learned." for name, it in pairs if it != "none"
         ]
 
-    def arrange(self, found: Predictions, *, quantiles: np.ndarray | None) -> Method:
+    def arrange(self, found: Predictions, quantiles: np.ndarray | None) -> Method:
         """Return what a model predicts in the order of the task's outputs."""
         config, order = found.config, [1]  # of the classes 0 and 1
         if self.class_names is not None:
@@ -411,25 +413,26 @@ def _name_models(models: Any) -> dict[str, str | Path]:
     return dict(zip(names, paths, strict=True))
 
 
-def _predict_model(
-    folder: str | Path,
-    molecules: Sequence[Molecule],
-    *,
-    coverage: float,
-    device: Any,
-    **options: Any,
-) -> tuple[Predictions, np.ndarray | None]:
-    """Return predictions, and how wide intervals of other coverages are."""
+def _load(folder: str | Path, *, device: Any) -> tuple[Any, Any]:
+    """Return a model of molecules and its processor."""
     model, processor = load_predictor(folder, device=device)
     if isinstance(model, RMatForTokenClassification):
         raise UserError(f"{folder} predicts atoms, and rmat evaluate takes labels of molecules.")
+    return model, limit_processor(processor)
+
+
+def _predict(
+    loaded: tuple[Any, Any], molecules: Sequence[Molecule], *, coverage: float, **options: Any
+) -> tuple[Predictions, np.ndarray | None]:
+    """Return predictions, and how wide intervals of other coverages are."""
+    model, processor = loaded
     trust, quantiles = find_trust(model), None
     if trust is not None:
         options["coverage"] = coverage
         if trust.is_regression:
             quantiles = np.array([_find_quantiles(trust, it) for it in (coverage, *COVERAGES)])
             quantiles = quantiles[1:] / quantiles[0]
-    found = predict(model, molecules, processor=limit_processor(processor), **options)
+    found = predict(model, molecules, processor=processor, **options)
     return cast(Predictions, found), quantiles
 
 
@@ -465,8 +468,9 @@ def _read_tool(
     numbers = [parse_number(None if pd.isna(it) else it) for it in frame[columns].to_numpy().flat]
     values = np.array([np.nan if it is None else it for it in numbers], dtype=np.float64)
     values = values.reshape(len(frame), len(columns))
-    if SMILES_COLUMN in frame:
-        canonical = [_find_canonical(str(it)) for it in frame[SMILES_COLUMN]]
+    keys = [it for it in (rows.smiles_column, SMILES_COLUMN) if it in frame]
+    if keys:
+        canonical = [_find_canonical(str(it)) for it in frame[keys[0]]]
         by_molecule = dict(zip(canonical, values, strict=True))
         missing = np.full(len(columns), np.nan)
         values = np.array([by_molecule.get(it, missing) for it in rows.canonical])
@@ -591,7 +595,6 @@ def _compare(
         class_names=task.class_names,
         notes=task.describe(),
         methods=shared,
-        units=task.units,
         coverage=coverage,
     )
 
