@@ -33,6 +33,7 @@ from rmat_hf.model.configuration_rmat import (
     RMatKernelConfig,
     RMatStackConfig,
 )
+from rmat_hf.model.covariates_rmat import count_covariates
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.features_rmat import ATOM_FEATURES
 from rmat_hf.model.kernel_rmat import RMatKernelForSequenceClassification
@@ -262,7 +263,8 @@ def load_predictor(
             f"{counted}, which are not those of its {CONFIG_NAME}. Restore the folder's own files."
         )
     found = len(processor.molecule_descriptors or [])
-    expected = checkpoint.config.num_molecule_descriptors
+    config = checkpoint.config
+    expected = config.num_molecule_descriptors - count_covariates(config.covariates)
     if found != expected:
         raise UserError(
             f"The model {str(model)!r} has a {FEATURE_EXTRACTOR_NAME} with {found} molecule "

@@ -1,5 +1,6 @@
 """What stands beside a label: its bound, transform and weight, and other measurements of it."""
 
+import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_number
 from rmat_hf.data.table_writer import list_columns
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.covariates_rmat import encode_covariates
 from rmat_hf.model.losses_rmat import choose
 from rmat_hf.model.transforms_rmat import LABEL_TRANSFORMS, MOLAR_UNITS, undo_label_transforms
 
@@ -22,6 +24,10 @@ logger = logging.getLogger(__name__)
 # Columns of a data set beside `labels`.
 BOUNDS_COLUMN = "label_bounds"
 WEIGHT_COLUMN = "weight"
+COVARIATES_COLUMN = "covariates"
+# Its type says which they are; every row has the value 0.
+COVARIATE_KINDS_COLUMN = "covariate_kinds"
+_MOST_CATEGORIES = 100
 # How the labels of several rows of a molecule become those of one; "keep": they do not.
 REPLICATES = {"keep": None, "mean": np.mean, "median": np.median}
 # Decades of a label that is better learned as its logarithm.
@@ -37,6 +43,7 @@ class LabelOptions:
         label_units (`Sequence[str]`): Of the table, one for each label, or none.
         class_columns (`Sequence[str]`): Labels of a regression that are yes or no.
         weight_column (`str`, *optional*): Column of what each row counts in the loss.
+        feature_columns (`Sequence[str]`): What is known of a row beside its molecule.
         replicates (`str`): A name in `REPLICATES`: rows of one molecule are one row, with the mean
             or the median of their labels.
     """
@@ -45,12 +52,13 @@ class LabelOptions:
     label_units: Sequence[str] = ()
     class_columns: Sequence[str] = ()
     weight_column: str | None = None
+    feature_columns: Sequence[str] = ()
     replicates: str = "keep"
 
     @property
     def columns(self) -> list[str]:
         """Columns of the table that are read beside molecules and labels."""
-        return [*filter(None, [self.weight_column])]
+        return [*filter(None, [self.weight_column]), *self.feature_columns]
 
     @property
     def of_model(self) -> dict[str, Sequence[str]]:
@@ -81,6 +89,9 @@ class LabelOptions:
         fields["label_transforms"] = list(self.label_transforms) if is_transformed else None
         if is_mixed or beside & {*dataset.column_names}:
             fields["loss"] = "bounded"
+        if COVARIATE_KINDS_COLUMN in dataset.column_names:
+            kind: Any = dataset.features[COVARIATE_KINDS_COLUMN]
+            fields["covariates"] = json.loads(kind.names[0])
         return fields
 
     def learn(self, label: Any, *, label_idx: int, row: int, column: str) -> Any:
@@ -205,6 +216,47 @@ def unpack_exact_labels(labels: np.ndarray, *, num_labels: int) -> np.ndarray:
         return labels
     low, high = labels[:, :num_labels], labels[:, num_labels : 2 * num_labels]
     return np.where(low == high, low, np.nan)
+
+
+def find_covariates(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return what the covariates in columns are: numbers, or else categories, which are listed.
+
+    Raises:
+        UserError: A column is empty, or has more words than an assay has names.
+    """
+    kinds: list[dict[str, Any]] = []
+    for name, cells in columns.items():
+        texts = {str(it).strip() for it in cells if it is not None and it == it} - {""}
+        numbers = [parse_number(it) for it in texts]
+        if texts and all(it is not None for it in numbers):
+            kinds.append({"name": name})
+        elif 0 < len(texts) <= _MOST_CATEGORIES:
+            kinds.append({"name": name, "categories": sorted(texts)})
+        else:
+            raise UserError(
+                f"Column {name!r} has {len(texts)} different words, and a feature column is one of "
+                f"numbers, or of at most {_MOST_CATEGORIES} categories. Leave it out."
+            )
+    return kinds
+
+
+def add_covariates(
+    dataset: datasets.Dataset, columns: Mapping[str, Sequence[Any]]
+) -> datasets.Dataset:
+    """Return rows with the covariates in columns of their table."""
+    kinds = find_covariates(columns)
+    values = encode_covariates(kinds, columns, num_rows=len(dataset)).astype(np.float64)
+    kind = datasets.List(datasets.Value("float64"))
+    dataset = dataset.add_column(COVARIATES_COLUMN, values.tolist(), feature=kind)
+    names = datasets.ClassLabel(names=[json.dumps(kinds)])
+    return dataset.add_column(COVARIATE_KINDS_COLUMN, [0] * len(dataset), feature=names)
+
+
+def read_covariates(rows: Any) -> np.ndarray | None:
+    """Return the covariates of rows, `(num_rows, num_covariates)`, float32, if they have some."""
+    if COVARIATES_COLUMN not in getattr(rows, "column_names", {}):
+        return None
+    return np.array(rows[COVARIATES_COLUMN][:], dtype=np.float32)
 
 
 def parse_weights(cells: Iterable[object], *, column: str, rows: Iterable[int]) -> list[float]:

@@ -38,6 +38,7 @@ from rmat_hf.data.measurements import (
     BOUNDS_COLUMN,
     WEIGHT_COLUMN,
     LabelOptions,
+    add_covariates,
     find_bounds,
     merge_replicates,
     parse_weights,
@@ -229,7 +230,8 @@ def featurize_dataset(
         cache_dir (`str` or `Path`, *optional*): Folder that keeps features for other runs.
         options: `weight_column`, what each row counts; `replicates`, `"mean"` or `"median"`: rows
             of one molecule are merged; `label_transforms` and `label_units`, as in [`RMatConfig`];
-            `class_columns`, labels of a regression that are yes or no.
+            `class_columns`, labels of a regression that are yes or no; `feature_columns`, what a
+            model is to know of a row beside its molecule, numbers or categories.
 
     Returns:
         `datasets.Dataset` with the columns of the rows, and `row` (position in `dataset`),
@@ -330,6 +332,7 @@ def _build_training_data(
             types=dict(zip(label_columns, types, strict=True)),
             rule=label_options.replicates,
             split_column=split_column,
+            feature_columns=label_options.feature_columns,
             tolerance=conflict_tolerance,
         )
         reasons |= others
@@ -377,6 +380,7 @@ def _settle_replicates(
     types: dict[str, str],
     rule: str,
     split_column: str | None,
+    feature_columns: Sequence[str],
     tolerance: float,
 ) -> tuple[dict[int, str], list[str]]:
     """Merge rows of one molecule, in place, or find those that contradict each other.
@@ -386,15 +390,21 @@ def _settle_replicates(
     usual = tolerance if rule == "keep" else math.inf
     tolerances = np.array([usual if it == "regression" else 0.0 for it in types.values()])
     known = rows[rows["canonical_smiles"] != ""]
-    found = _find_conflicts(known, label_columns=list(types), tolerance=tolerances)
+    options: dict[str, Any] = {"label_columns": list(types), "tolerance": tolerances}
+    found = _find_conflicts(known, groups=_name_replicates(known, feature_columns), **options)
     if rule == "keep":
         return found, []
     kept = rows.drop(index=list({**reasons, **found}))
-    cells = [it[split_column] if split_column else None for it in kept["cells"]]
-    groups = list(zip(kept["canonical_smiles"], map(str, cells), strict=True))
+    groups = _name_replicates(kept, [*filter(None, [split_column]), *feature_columns])
     merged, others, notes = merge_replicates(kept, groups=groups, rule=rule, types=types)
     rows.loc[merged.index, "labels"] = merged["labels"]
     return found | others, notes
+
+
+def _name_replicates(rows: pd.DataFrame, columns: Sequence[str]) -> list[Any]:
+    """Return what rows of one molecule have in common, with their cells in columns."""
+    cells = [tuple(str(it[name]) for name in columns) for it in rows["cells"]]
+    return list(zip(rows["canonical_smiles"], cells, strict=True))
 
 
 def _add_measured(
@@ -417,6 +427,10 @@ def _add_measured(
         weights = parse_weights([it[name] for it in kept["cells"]], column=name, rows=kept.index)
         dataset = dataset.add_column(WEIGHT_COLUMN, weights, feature=datasets.Value("float64"))
         notes.append(f"rows weigh what column {name} says")
+    if names := label_options.feature_columns:
+        columns = {name: [it[name] for it in kept["cells"]] for name in names}
+        dataset = add_covariates(dataset, columns)
+        notes.append(f"rows have the covariates {', '.join(names)}")
     return dataset, notes
 
 
@@ -486,7 +500,7 @@ def _iterate_rows(
 
 
 def _find_conflicts(
-    rows: pd.DataFrame, *, label_columns: list[str], tolerance: np.ndarray
+    rows: pd.DataFrame, *, groups: list[Any], label_columns: list[str], tolerance: np.ndarray
 ) -> dict[int, str]:
     """Return why rows of one molecule contradict each other, by row."""
     if rows.empty or not label_columns:
@@ -494,7 +508,7 @@ def _find_conflicts(
     labels, _ = _encode_labels(rows["labels"])
     # a bound contradicts nothing that it allows, and costs nothing then
     labels[find_bounds(rows["labels"].to_list()) != 0] = np.nan
-    conflicts = find_label_conflicts(rows["canonical_smiles"], labels, tolerance=tolerance)
+    conflicts = find_label_conflicts(groups, labels, tolerance=tolerance)
     reasons = {}
     for position, (label_idx, *extremes) in conflicts.items():
         low, high = (rows["labels"].iloc[idx][label_idx] for idx in extremes)

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from rmat_hf.data.stored_features import (
 from rmat_hf.data.table_writer import Predictions, list_columns
 from rmat_hf.errors import UserError, is_out_of_memory
 from rmat_hf.loading import load_embedder, load_predictor
+from rmat_hf.model.covariates_rmat import encode_covariates
 from rmat_hf.model.features_rmat import Molecule, is_table, list_molecules
 from rmat_hf.model.losses_rmat import compute_probabilities
 from rmat_hf.model.modeling_rmat import (
@@ -33,7 +34,7 @@ from rmat_hf.model.modeling_rmat import (
     RMatPreTrainedModel,
 )
 from rmat_hf.model.pipeline_rmat import LEVELS
-from rmat_hf.model.processing_rmat import RMatProcessor, list_warnings
+from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT, RMatProcessor, list_warnings
 from rmat_hf.model.trust_rmat import (
     DEFAULT_COVERAGE,
     describe_blocks,
@@ -92,6 +93,7 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
     smiles_column: str | None = None,
     coverage: float = DEFAULT_COVERAGE,
     trust: bool = True,
+    covariates: Mapping[str, Sequence[Any]] | None = None,
     processor: RMatProcessor | None = None,
     revision: str | None = None,
     batch_size: int = 32,
@@ -111,6 +113,9 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
             Share of the intervals, or sets of classes, that are to hold the truth.
         trust (`bool`, *optional*, defaults to `True`):
             Whether to say how far to trust each prediction, if the model has what that needs.
+        covariates (`Mapping[str, Sequence]`, *optional*):
+            Cells of the columns that a model reads beside molecules (`config.covariates`), by
+            name; of a table its own. What is missing counts as the mean of training.
         processor (`RMatProcessor`, *optional*): Needed with a loaded model.
         revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
         batch_size (`int`, *optional*, defaults to 32):
@@ -171,6 +176,7 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
             [*predict_blocks(predictor, inputs, coverage=chosen).values()], dim=1
         ),
         num_values=len(config.output_names),
+        covariates=_read_beside(config, given, covariates=covariates, num_rows=len(molecules)),
         trust=None if chosen is None else config.trust,
         **options,
     )
@@ -180,6 +186,22 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
     if chosen is not None:
         found["novelty"], found["warnings"] = found["novelty"][:, 0], warnings
     return _return_as(given, Predictions(errors=errors, config=config, **found))
+
+
+def _read_beside(config: Any, given: Any, *, covariates: Any, num_rows: int) -> np.ndarray | None:
+    """Return the covariates of a model that has some; warn of those that nobody gave."""
+    if config.covariates is None:
+        return None
+    kinds = config.covariates
+    columns = given if covariates is None and isinstance(given, pd.DataFrame) else covariates or {}
+    known = {it["name"]: list(columns[it["name"]]) for it in kinds if it["name"] in columns}
+    if missing := [it["name"] for it in kinds if it["name"] not in known]:
+        logger.warning(
+            "%s: the model reads them beside molecules, and takes the mean of its training rows "
+            "where they are missing. Give the columns, or covariates={name: cells}.",
+            ", ".join(missing),
+        )
+    return encode_covariates(kinds, known, num_rows=num_rows)
 
 
 def validate_coverage(model: Any, coverage: float | None) -> None:
@@ -331,6 +353,7 @@ def _run_batches(  # noqa: PLR0913 - what is computed of what, and how
     cache_dir: str | Path | None,
     num_values: int | None = None,
     trust: Mapping[str, Any] | None = None,
+    covariates: np.ndarray | None = None,
 ) -> tuple[list[np.ndarray | None], list[str | None], list[str | None]]:
     """Return the numbers of each molecule, or of its atoms, in float64, or why there are none.
 
@@ -356,7 +379,8 @@ def _run_batches(  # noqa: PLR0913 - what is computed of what, and how
             num_nodes = count_nodes(list(waiting.values()))
             for batch in group_by_length(num_nodes, batch_size=batch_size):
                 features = {row: waiting[row] for row in indices[batch].tolist()}
-                for row, output in _run_batch(features, compute=compute, device=model.device):
+                own: Any = {"device": model.device, "covariates": covariates}
+                for row, output in _run_batch(features, compute=compute, **own):
                     if isinstance(output, str):
                         errors[row] = output
                     else:
@@ -405,14 +429,17 @@ def _run_batch(
     *,
     compute: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     device: torch.device,
+    covariates: np.ndarray | None = None,
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Yield the numbers of every row, or why it has none; a batch too large in two halves."""
     packed = list(features.values())
     try:
-        inputs = {
-            name: torch.from_numpy(array).to(device)
-            for name, array in expand_features(packed).items()
-        }
+        arrays = expand_features(packed)
+        if covariates is not None:
+            own = covariates[list(features)]
+            before = arrays.get(DESCRIPTOR_INPUT, own[:, :0])
+            arrays[DESCRIPTOR_INPUT] = np.concatenate([before, own], axis=1)
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         with torch.inference_mode():
             outputs = compute(inputs).double().cpu().numpy()
     except (MemoryError, RuntimeError) as error:
@@ -431,7 +458,8 @@ def _run_batch(
     logger.warning("%d molecules at a time need more memory than there is.", len(rows))
     for part in (rows[:half], rows[half:]):
         features_of_part = {row: features[row] for row in part}
-        yield from _run_batch(features_of_part, compute=compute, device=device)
+        known: Any = {"device": device, "covariates": covariates}
+        yield from _run_batch(features_of_part, compute=compute, **known)
 
 
 def _predict_atoms(

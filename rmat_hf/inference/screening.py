@@ -239,7 +239,7 @@ class _Screen:
     table: Table
     arguments: PredictionArguments
     # molecules → what `list_columns` makes columns of
-    compute_rows: Callable[[list[Any]], Any]
+    compute_rows: Callable[..., Any]
     list_columns: Callable[..., dict[str, list[Any]]]
     added_columns: dict[str, ColumnKind]
     deciding_column: str
@@ -247,6 +247,7 @@ class _Screen:
     # what belongs beside the shards of a folder: itself, the folder and these
     finish: Callable[[Any, Path, Sequence[Path]], None] | None = None
     warnings: Counter[str] = field(default_factory=Counter)
+    covariates: Sequence[str] = ()
 
     @property
     def extension(self) -> str:
@@ -260,7 +261,9 @@ class _Screen:
     def compute(self, pieces: Iterable[Piece]) -> Generator[tuple[int, pa.Table], None, None]:
         schema = build_output_schema(self.table.schema, self.added_columns)
         for idx, chunk in pieces:
-            computed = self.compute_rows(chunk.molecules(self.arguments.smiles_column))
+            own = {name: chunk.table[name].to_pylist() for name in self.covariates}
+            molecules = chunk.molecules(self.arguments.smiles_column)
+            computed = self.compute_rows(molecules, **({"covariates": own} if own else {}))
             columns = {**chunk.columns, **self.list_columns(computed)}
             yield idx, pa.Table.from_pydict(columns, schema=schema)
 
@@ -491,7 +494,10 @@ def load_screen(
         **trusted,
     )
     deciding = "" if arguments.top_k is None else _find_deciding(added, arguments.top_k_label)
-    return _Screen(table, arguments, compute_rows, list_columns, added, deciding, description)
+    kinds = (model.config.covariates or []) if verb == "predict" else []
+    covariates = [str(it["name"]) for it in kinds if it["name"] in table.schema.names]
+    screen = (table, arguments, compute_rows, list_columns, added, deciding, description)
+    return _Screen(*screen, covariates=covariates)
 
 
 def _find_deciding(columns: Mapping[str, ColumnKind], label: str | None) -> str:

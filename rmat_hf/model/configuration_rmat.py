@@ -54,6 +54,7 @@ PAIR_TERMS = ("keys", "values")
 # Fields that belong to the labels a model was finetuned on.
 TASK_FIELDS = (
     "num_molecule_descriptors",
+    "covariates",
     "label_mean",
     "label_std",
     "label_units",
@@ -161,6 +162,9 @@ class RMatConfig(PreTrainedConfig):
         head_norm: Whether its hidden layers have a layer norm.
         num_molecule_descriptors: Molecule descriptors concatenated to the molecule vector before
             the head.
+        covariates: Of a model that knows more of a row than its molecule: a `name` for each, and
+            `categories` of one that is no number. They follow the molecule descriptors, and
+            `num_molecule_descriptors` counts both.
         num_atom_contexts: Outputs of the head `"context"` of models without `pretraining_heads`.
         num_descriptor_labels: Outputs of their head `"descriptor"`.
         pretraining_heads: Heads of `RMatForPreTraining` by name. Each has a `"level"` (`"node"` or
@@ -246,6 +250,7 @@ class RMatConfig(PreTrainedConfig):
     head_hidden_size: int = interval(min=1)(default=128)
     head_norm: bool = True
     num_molecule_descriptors: int = interval(min=0)(default=0)
+    covariates: list[dict[str, str | list[str] | None]] | None = None
     num_atom_contexts: int = interval(min=1)(default=2048)
     num_descriptor_labels: int = interval(min=1)(default=200)
     pretraining_heads: dict[str, dict[str, str | int]] | None = None
@@ -502,13 +507,13 @@ class RMatKernelConfig(RMatConfig):
     @property
     def fingerprints(self) -> list[str]:
         """Names of the fingerprints that have a kernel."""
-        own = ("vectors", "environments", "descriptors")
+        own = ("vectors", "environments", "descriptors", "covariates")
         return [name for name in self.kernel_features if name not in own]
 
     @property
     def reads_descriptors(self) -> bool:
         """Whether predicting takes molecule descriptors."""
-        return "descriptors" in self.kernel_features
+        return bool({"descriptors", "covariates"} & {*self.kernel_features})
 
     @property
     def counted(self) -> list[str]:

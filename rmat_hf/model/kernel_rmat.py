@@ -15,6 +15,7 @@ from .configuration_rmat import (
     NUM_ENVIRONMENTS,
     RMatKernelConfig,
 )
+from .covariates_rmat import count_covariates
 from .losses_rmat import restore_labels, restore_variances
 from .modeling_rmat import RMatDescriptorScaler, RMatPredictor
 
@@ -106,6 +107,7 @@ class RMatKernelHead(nn.Module):
     def __init__(self, config: RMatKernelConfig, *, vector_size: int) -> None:
         super().__init__()
         self.kinds, self.counted = config.kernel_features, config.counted
+        self.num_covariates = count_covariates(config.covariates)
         num_rows, num_kinds = config.num_train_rows, len(self.kinds)
         num_labels, num_entries = len(config.output_names), config.num_count_entries
         self.vectors = nn.Buffer(torch.zeros(num_rows, vector_size))
@@ -172,7 +174,9 @@ class RMatKernelHead(nn.Module):
         scaled = (vectors.double() - self.vector_mean) / self.vector_std
         found = {"vectors": scaled.clamp(-MAX_SCALED_VECTOR, MAX_SCALED_VECTOR)}
         if descriptors is not None:
-            found["descriptors"] = descriptors.double()
+            first = descriptors.shape[1] - self.num_covariates
+            found["descriptors"] = descriptors[:, :first].double()
+            found["covariates"] = descriptors[:, first:].double()
         if counts is not None:
             for idx, name in enumerate(self.counted):
                 columns = slice(idx * FINGERPRINT_SIZE, (idx + 1) * FINGERPRINT_SIZE)

@@ -6,6 +6,7 @@ from itertools import islice
 from types import GeneratorType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers.models.auto.modeling_auto import (
@@ -15,7 +16,8 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.pipelines.base import Pipeline
 
-from .processing_rmat import list_warnings
+from .covariates_rmat import encode_covariates
+from .processing_rmat import DESCRIPTOR_INPUT, list_warnings
 from .trust_rmat import DEFAULT_COVERAGE, describe_blocks, list_possible_classes, predict_blocks
 
 # Output of the encoder that has one vector for each of them.
@@ -70,12 +72,24 @@ class RMatPipeline(Pipeline):
         return {}, {}, {}
 
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
-        """Return the features of one molecule, a SMILES or `Chem.Mol`, or why it has none."""
+        """Return the features of one molecule, a SMILES or `Chem.Mol`, or why it has none.
+
+        Covariates stand beside the molecule: `{"smiles": "CCO", "pH": 7.4}`.
+        """
+        kinds, cells = getattr(self.model.config, "covariates", None), {}
+        # CODEPATH: models finetuned with `--feature-columns`.
+        if kinds is not None and isinstance(input_, Mapping):
+            input_, cells = input_.get("smiles"), {name: [it] for name, it in input_.items()}
         batch = self.feature_extractor([input_], errors="skip", padding=False)
         if batch.skipped_rows:
             return {"features": None, "error": batch.skipped_rows[0], "warning": None}
         warnings = list_warnings(batch.compact_features[0], self.model.config.trust or {})
         features = {name: values[0] for name, values in batch.items()}
+        # CODEPATH: as above.
+        if kinds is not None:
+            own = encode_covariates(kinds, cells, num_rows=1)[0]
+            before = features.get(DESCRIPTOR_INPUT, own[:0])
+            features[DESCRIPTOR_INPUT] = np.concatenate([before, own])
         return {"features": features, "error": None, "warning": "; ".join(warnings) or None}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:

@@ -148,6 +148,11 @@ class FinetuningArguments(RunArguments):
     weight_column: str | None = declare_flag(
         None, "Column with what each row counts in the loss; empty cells count 1."
     )
+    feature_columns: list[str] = declare_flag(
+        [],
+        "Columns that say more of a row than its molecule, as pH or the assay: numbers or "
+        "categories, which rmat predict then reads too. Missing ones count as their mean.",
+    )
     replicates: str = declare_flag(
         "keep",
         "What becomes of rows of one molecule: each is learned, or one row with the mean or median "
@@ -299,7 +304,7 @@ class FinetuningArguments(RunArguments):
     @property
     def label_options(self) -> LabelOptions:
         """How labels are learned, and what of their rows counts."""
-        names = ("label_units", "class_columns", "weight_column", "replicates")
+        names = ("label_units", "class_columns", "weight_column", "feature_columns", "replicates")
         transforms, num_labels = self.label_transform, len(self.label_columns)
         return LabelOptions(
             label_transforms=transforms * num_labels if len(transforms) == 1 else transforms,
@@ -369,11 +374,14 @@ class FinetuningArguments(RunArguments):
             )
         if self.weight_column and self.problem_type == "single_label_classification":
             yield "--weight-column is for numbers and yes/no labels. Leave it out."
-        if self.level == "atom" and (transforms or self.class_columns or self.weight_column):
+        of_molecules = (transforms, self.class_columns, self.weight_column, self.feature_columns)
+        if self.level == "atom" and any(of_molecules):
             yield (
-                "--label-transform, --class-columns and --weight-column are for labels of "
-                "molecules. Leave them out with --level atom."
+                "--label-transform, --class-columns, --weight-column and --feature-columns are for "
+                "labels of molecules. Leave them out with --level atom."
             )
+        if both := sorted({*self.feature_columns} & {*labels}):
+            yield f"--feature-columns {' '.join(both)}: these are labels. Name other columns."
 
     def _list_peft_contradictions(self) -> Iterator[str]:
         if self.peft is not None and self.model == SCRATCH:

@@ -13,7 +13,12 @@ from datasets import Dataset
 from scipy.special import log_ndtr
 from torch import nn
 
-from rmat_hf.data.measurements import BOUNDS_COLUMN, WEIGHT_COLUMN, LabelOptions
+from rmat_hf.data.measurements import (
+    BOUNDS_COLUMN,
+    WEIGHT_COLUMN,
+    LabelOptions,
+    read_covariates,
+)
 from rmat_hf.data.stored_features import (
     count_nodes,
     expand_features,
@@ -214,7 +219,7 @@ def fit_kernel(
     fields = {name: getattr(labeled, name) for name in names}
     config = model_class.config_class(
         **fields,
-        kernel_features=list(kernel_features),
+        kernel_features=[*kernel_features, *["covariates"] * bool(labeled.covariates)],
         num_train_rows=len(dataset),
         has_row_weights=WEIGHT_COLUMN in dataset.column_names,
     )
@@ -222,6 +227,7 @@ def fit_kernel(
     if config.num_environment_layers:
         environments = _fit_environments(encoder, packed, config=config, seed=seed)
     inputs = _compute_inputs(encoder, packed, environments=environments)
+    inputs |= _append_covariates(inputs.get(DESCRIPTOR_INPUT), read_covariates(dataset))
     counts, descriptors = inputs.get(FINGERPRINT_INPUT), inputs.get(DESCRIPTOR_INPUT)
     config.num_count_entries = 0 if counts is None else int((counts > 0).sum())
     model = model_class(config)
@@ -254,6 +260,16 @@ def fit_kernel(
     is_exact = torch.from_numpy(bounds == 0)
     fitted = (model, inputs, known, targets, is_exact, fold_of_row, outputs, variances)
     return FittedKernel(*fitted)
+
+
+def _append_covariates(
+    descriptors: torch.Tensor | None, covariates: np.ndarray | None
+) -> dict[str, torch.Tensor]:
+    """Return descriptors with the covariates behind them, if there are some."""
+    if covariates is None:
+        return {}
+    own = torch.from_numpy(covariates)
+    return {DESCRIPTOR_INPUT: own if descriptors is None else torch.cat((descriptors, own), dim=1)}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from transformers.training_args import TrainingArguments
 from rmat_hf.adapters import DEFAULT_RANK, PEFT_METHODS, add_adapter
 from rmat_hf.data.featurization import LENGTH_COLUMN, choose_cache_dir
 from rmat_hf.data.labels import LISTS, flatten_labels, has_atom_labels
-from rmat_hf.data.measurements import LabelOptions
+from rmat_hf.data.measurements import LabelOptions, read_covariates
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.splits.registry import can_carve, find_split_options, split_into_folds, split_rows
@@ -29,6 +29,7 @@ from rmat_hf.data.training_table import DroppedRow, Rows, load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.loading import Checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.configuration_rmat import FOREST_FINGERPRINT, RMatConfig
+from rmat_hf.model.covariates_rmat import count_covariates
 from rmat_hf.model.features_rmat import FINGERPRINTS, list_molecule_descriptor_names
 from rmat_hf.model.losses_rmat import choose
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatForTokenClassification
@@ -457,8 +458,11 @@ def load_for_finetuning(  # noqa: PLR0913 - all that a label has
     else:
         built = checkpoint.load_model(model_class, config=config)
     if getattr(built, "descriptor_scaler", None) is not None:
-        descriptors = read_molecule_descriptors(pack_dataset(dataset))
-        built.descriptor_scaler.fit(torch.from_numpy(descriptors))
+        blocks = [read_covariates(dataset)]
+        if _count_descriptors(dataset):
+            blocks.insert(0, read_molecule_descriptors(pack_dataset(dataset)))
+        known = np.concatenate([it for it in blocks if it is not None], axis=1)
+        built.descriptor_scaler.fit(torch.from_numpy(known))
     return built
 
 
@@ -545,6 +549,7 @@ def build_labeled_config(
             dataset, label_columns=label_columns, problem_type=problem_type
         ),
     }
+    own["num_molecule_descriptors"] += count_covariates(own.get("covariates"))
     if problem_type == "regression":
         own |= compute_label_scaling(labels, label_columns=names)
         for name, neutral in (("label_mean", 0.0), ("label_std", 1.0)):

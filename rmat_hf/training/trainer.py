@@ -15,7 +15,12 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from rmat_hf.adapters import is_adapted, save_model
 from rmat_hf.data.featurization import find_options, validate_processor
-from rmat_hf.data.measurements import BOUNDS_COLUMN, WEIGHT_COLUMN, pack_labels
+from rmat_hf.data.measurements import (
+    BOUNDS_COLUMN,
+    COVARIATES_COLUMN,
+    WEIGHT_COLUMN,
+    pack_labels,
+)
 from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,
     LengthGroupedSampler,
@@ -25,7 +30,13 @@ from rmat_hf.data.stored_features import (
     read_rows,
 )
 from rmat_hf.model.losses_rmat import compute_loss_denominator
-from rmat_hf.model.processing_rmat import LABELS, RMatProcessor, build_batch, stack_labels
+from rmat_hf.model.processing_rmat import (
+    DESCRIPTOR_INPUT,
+    LABELS,
+    RMatProcessor,
+    build_batch,
+    stack_labels,
+)
 from rmat_hf.output_folder import (
     load_json,
     rotated_by_step,
@@ -99,6 +110,10 @@ class RMatDataCollator:
                 [row[LABELS] for row in rows], num_nodes.sum(1) - 1, num_nodes=num_nodes.shape[1]
             )
             features[LABELS] = _pack_measured(labels, rows).astype(np.float32)
+        if COVARIATES_COLUMN in rows[0]:
+            own = np.array([row[COVARIATES_COLUMN] for row in rows], dtype=np.float32)
+            before = features.get(DESCRIPTOR_INPUT, own[:, :0])
+            features[DESCRIPTOR_INPUT] = np.concatenate([before, own], axis=1)
         return {name: torch.from_numpy(array) for name, array in features.items()}
 
 
@@ -122,7 +137,7 @@ class FeaturizedRows(Dataset[dict[str, Any]]):
 
     def __init__(self, dataset: datasets.Dataset) -> None:
         self.dataset = dataset
-        read = (FEATURES_COLUMN, LABELS, BOUNDS_COLUMN, WEIGHT_COLUMN)
+        read = (FEATURES_COLUMN, LABELS, BOUNDS_COLUMN, WEIGHT_COLUMN, COVARIATES_COLUMN)
         names = [name for name in read if name in dataset.column_names]
         self._table = dataset.select_columns(names).with_format("arrow")
 

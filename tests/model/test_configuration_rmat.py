@@ -48,6 +48,7 @@ OTHER_VALUES: dict[str, Any] = {
     "num_descriptor_labels": 19,
     "pretraining_heads": {"charge": {"level": "node", "size": 2, "loss": "regression"}},
     "num_molecule_descriptors": 4,
+    "covariates": [{"name": "pH"}, {"name": "assay", "categories": ["a", "b"]}],
     "label_mean": [-3.5, 12.0],
     "label_std": [0.1, 1e-9],
     "label_units": ["kcal/mol", "log(mol/L)"],

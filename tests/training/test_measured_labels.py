@@ -15,6 +15,7 @@ from tiny import TINY_ARCHITECTURE
 
 from rmat_hf import RMatModel, RMatProcessor, finetune, predict
 from rmat_hf.errors import UserError
+from rmat_hf.inference.screening import PredictionArguments, run_prediction
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.finetuning import FinetuningResult
 
@@ -155,9 +156,67 @@ def test_numbers_and_classes_are_predicted_without_the_package(
     assert bad["predictions"] is None
 
 
+PH = np.tile([5.0, 7.4, 9.0, 6.1], len(SMILES) // 4)
+ASSAYS = np.tile(["a", "b", "a", "b", "b"], len(SMILES) // 5)
+
+
+@each_head
+def test_a_covariate_that_decides_the_label_is_learned(run: Run, head: str, tmp_path: Path) -> None:
+    shift = np.where(ASSAYS == "a", 3.0, 0.0)
+    columns = {"y": 2 * PH + shift, "pH": PH, "assay": ASSAYS}
+    fields = {"num_train_epochs": 60, "learning_rate": 1e-2} if head == "network" else {}
+    options: dict[str, Any] = {"head": head, "feature_columns": ["pH", "assay"], **fields}
+    result = run(columns, **options)
+    assert result.metrics["test"]["r2"] > 0.95
+    # as a table, as a file and as columns beside molecules
+    table = pd.DataFrame({"smiles": SMILES, "pH": PH, "assay": ASSAYS})
+    found = predict(result.output_dir, table)["prediction_y"].to_numpy()
+    assert np.corrcoef(found, columns["y"])[0, 1] ** 2 > 0.95
+    beside = predict(result.output_dir, SMILES, covariates={"pH": PH, "assay": ASSAYS})
+    np.testing.assert_allclose(beside.values[:, 0], found, rtol=1e-4, atol=1e-4)
+    table.to_csv(tmp_path / "library.csv", index=False)
+    files = {"input": str(tmp_path / "library.csv"), "output": str(tmp_path / "predicted.csv")}
+    run_prediction(PredictionArguments(model=str(result.output_dir), num_workers=0, **files))
+    written = pd.read_csv(tmp_path / "predicted.csv")["prediction_y"]
+    np.testing.assert_allclose(written, found, rtol=1e-4, atol=1e-4)
+    # what is missing is the mean of training
+    known = PH[PARTS == "train" if head == "network" else PARTS != "test"].mean()
+    means = {"pH": [None, known], "assay": ["new", None]}
+    first, second = predict(result.output_dir, ["CCO", "CCO"], covariates=means).values[:, 0]
+    assert first == pytest.approx(second, abs=1e-2)
+
+
+@pytest.mark.slow
+def test_covariates_are_read_without_the_package(run: Run, tmp_path: Path) -> None:
+    result = run({"y": 2 * PH, "pH": PH}, feature_columns=["pH"])
+    script = (
+        "import json\n"
+        "from transformers import pipeline\n"
+        f"pipe = pipeline(model={str(result.output_dir)!r}, trust_remote_code=True)\n"
+        "found = pipe([{'smiles': 'CCO', 'pH': 5.0}, {'smiles': 'CCO', 'pH': 9.0}, 'CCO'])\n"
+        "json.dump(found, open('results.json', 'w'))\n"
+    )
+    (tmp_path / "visit.py").write_text(script, encoding="utf-8")
+    done = run_python([tmp_path / "visit.py"], folder=tmp_path, blocked=["rmat_hf"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    low, high, middle = (it["predictions"][0]["value"] for it in found)
+    expected = predict(result.output_dir, ["CCO"] * 2, covariates={"pH": [5.0, 9.0]}).values[:, 0]
+    np.testing.assert_allclose([low, high], expected, rtol=1e-4)
+    assert low < middle < high
+
+
+def test_rows_with_other_covariates_are_no_replicates(run: Run) -> None:
+    # one molecule at two values of pH, with labels that contradict each other
+    smiles = np.repeat(SMILES[::2], 2)
+    columns = {"y": 2 * PH, "pH": PH, "smiles": smiles, "part": np.repeat(PARTS[::2], 2)}
+    assert run(columns, feature_columns=["pH"]).dropped == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"feature_columns": ["y"]}, "these are labels"),
         ({"label_transform": ["log2"]}, "log2.*Choose one of none, log10, pIC50"),
         ({"label_transform": ["pIC50"]}, "--label-units"),
         ({"label_transform": ["log10", "log10", "none"]}, "3 entries for 2 label columns"),
