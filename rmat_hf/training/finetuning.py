@@ -22,7 +22,11 @@ from rmat_hf.adapters import is_adapted, list_fields, load_adapter_weights, save
 from rmat_hf.data.featurization import LENGTH_COLUMN
 from rmat_hf.data.frames import build_dataset
 from rmat_hf.data.labels import restore_atom_order
-from rmat_hf.data.measurements import describe_measured, read_exact_labels
+from rmat_hf.data.measurements import (
+    describe_measured,
+    read_covariates,
+    read_exact_labels,
+)
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.stored_features import pack_dataset
 from rmat_hf.data.table_writer import (
@@ -522,7 +526,9 @@ def build_finetuning_report(
 def _compute_intervals(model: Any, task: FinetuningTask) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the ends of the intervals of the test molecules, if the model has some."""
     model = model.get_base_model() if is_adapted(model) else model
-    return compute_intervals(model, pack_dataset(task.select("test")), coverage=DEFAULT_COVERAGE)
+    test = task.select("test")
+    beside: Any = {"covariates": read_covariates(test), "coverage": DEFAULT_COVERAGE}
+    return compute_intervals(model, pack_dataset(test), **beside)
 
 
 def _name_molecules(task: FinetuningTask) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rmat_hf.data.stored_features import (
 )
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES, FIRST_ATOM_COLUMN
-from rmat_hf.model.processing_rmat import MOLECULE_INPUTS
+from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT, MOLECULE_INPUTS
 from rmat_hf.model.trust_rmat import (
     NUM_KNOTS,
     RMatTrust,
@@ -105,7 +105,7 @@ def fit_trust(
 
 
 def compute_intervals(
-    model: Any, packed: Sequence[bytes], *, coverage: float
+    model: Any, packed: Sequence[bytes], *, covariates: np.ndarray | None, coverage: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the ends `(num_rows, num_labels)` of the intervals of a finetuned regression.
 
@@ -123,7 +123,7 @@ def compute_intervals(
             blocks = predict_blocks(model, given, coverage=coverage)
         return torch.cat([blocks["lower"], blocks["upper"]], dim=1).cpu()
 
-    ends = compute_rows(packed, compute).numpy()
+    ends = compute_rows(packed, compute, covariates=covariates).numpy()
     lower, upper = np.split(ends, 2, axis=1)
     return lower, upper
 
@@ -159,13 +159,19 @@ def _describe_molecules(packed: Sequence[bytes]) -> dict[str, Any]:
 
 
 def compute_rows(
-    packed: Sequence[bytes], compute: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    packed: Sequence[bytes],
+    compute: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    *,
+    covariates: np.ndarray | None = None,
 ) -> torch.Tensor:
     """Return what a function computes of each molecule, `(num_rows, ...)`, in order."""
     batches = group_by_length(count_nodes(packed), batch_size=_BATCH_SIZE)
     found = []
     for batch in batches:
         arrays = expand_features([packed[row] for row in batch])
+        if covariates is not None:
+            before = arrays.get(DESCRIPTOR_INPUT, covariates[batch, :0])
+            arrays[DESCRIPTOR_INPUT] = np.concatenate([before, covariates[batch]], axis=1)
         found.append(compute({name: torch.from_numpy(it) for name, it in arrays.items()}))
     return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(batches)))]
 
