@@ -243,7 +243,7 @@ def _draw(row: Explanation, *, label: str, units: str) -> str:
 
 def build_page(rows: Sequence[Mapping[str, Any]], *, arguments: Any) -> Iterator[str]:
     """Yield the HTML page of explained rows."""
-    title = escape(f"Why: {arguments.model}")
+    title = escape(f"Why: {Path(arguments.model).name}")
     yield f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
     yield f"<h1>{title}</h1><p>An atom or group contributes what the prediction loses without it. "
     yield "The rest is what the model makes of atoms together. Pale atoms: the members disagree."
@@ -271,7 +271,8 @@ def _build_card(row: Mapping[str, Any], smiles_column: str) -> str:
     names, changes = (row.get(f"counterfactual_{it}") or [] for it in ("groups", "changes"))
     facts += [(f"if {name}", it) for name, it in zip(names, changes, strict=True)]
     lines = "".join(
-        f"<tr><td>{escape(name)}</td><td class='n'>{it:+.3g}</td></tr>" for name, it in facts
+        f"<tr><td>{escape(name)}</td><td class='n'>{round(it, 6):+.3g}</td></tr>"
+        for name, it in facts
     )
     # of an SDF file there is none
     smiles = escape(str(row.get(smiles_column) or ""))
