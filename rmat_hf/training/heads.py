@@ -1,6 +1,5 @@
 """Which head learns where nobody has said: that which held-out folds of known sets spoke for."""
 
-import logging
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -17,8 +16,6 @@ from rmat_hf.model.modeling_rmat import (
     RMatModel,
 )
 from rmat_hf.training.arguments import AUTO, SCRATCH, FinetuningArguments
-
-logger = logging.getLogger(__name__)
 
 # On the sets of docs/heads.md, of up to 2,000 rows, a stack was as good as a network or better.
 # Beyond twice that nobody has looked, and the memory of a kernel grows with the square.
