@@ -79,7 +79,12 @@ docs: $(INSTALLED) ## Build the site in site/, from docs/, the docstrings and th
 # What they share goes to a Hub on this machine that ends with them.
 notebooks: $(INSTALLED) ## Run the notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/hub_server.py $(BIN)/python -m pytest --override-ini addopts= \
-	  --durations=0 --durations-min=1 --nbmake --nbmake-timeout=600 notebooks
+	  --durations=0 --durations-min=1 --nbmake --nbmake-timeout=600 $(NOTEBOOK_FLAGS) notebooks
+
+# what a reader of the repository sees of them; together at most 5 MB
+notebook-outputs: NOTEBOOK_FLAGS := --overwrite
+notebook-outputs: notebooks ## Run the notebooks and store their outputs
+	test "$$(cat notebooks/*.ipynb | wc -c)" -le 5000000
 
 # The second run has an allocator that keeps large blocks: it spares the plain model page faults.
 DATA ?= ../shared/data
