@@ -17,6 +17,8 @@ from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
 from rmat_hf import __version__
 from rmat_hf.cli import main
+from rmat_hf.training.arguments import FinetuningArguments
+from rmat_hf.training.finetuning import FinetuningResult
 
 GOLDEN = Path(__file__).parent / "golden" / "reference" / "mean_pool"
 TABLE = """smiles,y,z,text,part
@@ -165,10 +167,12 @@ def test_cache_lies_where_the_users_caches_lie(
     table: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
     chosen = []
-    monkeypatch.setattr(
-        "rmat_hf.training.finetuning.run_finetuning",
-        lambda arguments, **_: chosen.append(arguments),
-    )
+
+    def choose(arguments: FinetuningArguments, **_: object) -> FinetuningResult:
+        chosen.append(arguments)
+        return FinetuningResult(Path(arguments.output_dir), {}, {}, [], summary="")
+
+    monkeypatch.setattr("rmat_hf.training.finetuning.run_finetuning", choose)
     state = SimpleNamespace(is_main_process=False)
     monkeypatch.setattr("accelerate.PartialState", lambda: state)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

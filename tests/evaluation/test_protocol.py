@@ -109,7 +109,7 @@ def test_protocol_of_the_mat_sets_is_one_for_them(repo_root: Path, shared_dir: P
     protocol = load_protocol(path, data=shared_dir / "data" / "mat_benchmark")
     assert len(protocol.list_folds()) == 18
     assert list(protocol.models) == [
-        *("rmat-small", "rmat-small, 3 members"),
+        *("default", "kernel", "rmat-small", "rmat-small, 3 members"),
         *("rmat-small + descriptors", "rmat-small + descriptors, 3 members", "random weights"),
     ]
     assert {options["geometry"] for options in protocol.models.values()} == {"bounds"}
