@@ -74,6 +74,7 @@ def list_processes() -> list[str]:
     return [command for command in commands if "resource_tracker" not in command]
 
 
+@pytest.mark.slow
 def test_deadly_rows_of_a_folder_have_a_reason_and_the_others_their_bytes(
     deadly: pytest.MonkeyPatch, tiny_model_folder: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -152,8 +153,10 @@ def test_embeddings_are_shards_too(tiny_model_folder: Path, library: Path, tmp_p
     assert one["error"].null_count == NUM_ROWS - 3
     with pytest.raises(UserError, match='command is "embed" in one and "predict" in the'):
         run_prediction(arguments)
-    with pytest.raises(UserError, match=r"Write a \.parquet file"):
-        run_embedding(replace(arguments, output=str(tmp_path / "csv"), output_format="csv"))
+    run_embedding(replace(arguments, output=str(tmp_path / "csv"), output_format="csv"))
+    parts = [pd.read_csv(tmp_path / "csv" / name.replace(".parquet", ".csv")) for name in SHARDS]
+    columns = [f"embedding_{idx}" for idx in range(expected.shape[1])]
+    np.testing.assert_allclose(pd.concat(parts)[columns], expected, rtol=0, atol=1e-5)
 
 
 # What is refused

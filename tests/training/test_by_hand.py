@@ -103,6 +103,7 @@ def test_the_script_gives_the_test_error_of_rmat_finetune_on_all_of_freesolv(
     assert by_hand < 1.1
 
 
+@pytest.mark.slow
 def test_the_stock_script_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

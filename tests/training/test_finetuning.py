@@ -163,6 +163,7 @@ def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:
     assert len(history) == history.index(min(history)) + 1 + 3 < 60
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(work: Path) -> None:
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
         run_finetuning(build_arguments(work, seed=seed, output_dir=str(work / name)))

@@ -35,6 +35,7 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_finetuning(build_arguments(folder, num_members=2, seed=5)).output_dir
 
 
+@pytest.mark.slow
 def test_every_member_is_the_run_of_its_seed(ensemble: Path, tmp_path: Path) -> None:
     alone = [
         predict(
@@ -63,6 +64,7 @@ def test_the_folder_tells_what_members_and_ensemble_are_worth(ensemble: Path) ->
     assert rows[0] == "row,smiles,split,y,prediction_y,spread_y"
 
 
+@pytest.mark.slow
 def test_a_finished_member_is_not_trained_again(
     ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,6 +247,7 @@ def test_an_unknown_field_or_value_of_the_configuration_is_refused_before_anythi
     assert not list(tmp_path.glob("run*"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_continued_or_replaced_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

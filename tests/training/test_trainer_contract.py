@@ -136,7 +136,15 @@ class StopAfter(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-@pytest.mark.parametrize("source", ["table", "grouped table", "stream", "repeated stream"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("table", marks=pytest.mark.slow),
+        "grouped table",
+        "stream",
+        pytest.param("repeated stream", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_and_resumed_training_ends_in_the_same_weights(
     tmp_path: Path, source: str
 ) -> None:
