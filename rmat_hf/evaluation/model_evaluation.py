@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from rdkit import Chem
 
+from rmat_hf.data.columns import find_smiles_column
 from rmat_hf.data.frames import FRAME_NAME, build_dataset
 from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, parse_number
 from rmat_hf.data.sources import open_table
@@ -64,7 +65,7 @@ class ModelEvaluationArguments:
     output: str | None = declare_flag(
         None, "Folder to write: report.md, pictures, metrics.json and predictions.csv."
     )
-    smiles_column: str = declare_flag(SMILES_COLUMN, "Column with the SMILES.")
+    smiles_column: str = declare_flag(SMILES_COLUMN, "Column with the SMILES; else it is found.")
     label_columns: list[str] = declare_flag(
         [], "Columns with the labels, in the order of the models'. Default: their names."
     )
@@ -136,7 +137,8 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
         models (`str`, `Path`, or several of them, or a `Mapping` of names to them):
             Folders or Hub ids of models of molecules; the first one is in question.
         dataset (`str`, `Path` or `pandas.DataFrame`): Table of molecules with measured labels.
-        smiles_column (`str`, *optional*, defaults to `"smiles"`): Column with the SMILES.
+        smiles_column (`str`, *optional*, defaults to `"smiles"`):
+            Column with the SMILES; if there is no such column it is found.
         label_columns (`Sequence[str]`, *optional*):
             Columns with the labels, in the order of the models'; by default their names.
         predictions (`Mapping`, *optional*):
@@ -193,7 +195,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
         raise UserError(f"Two methods are called {taken[0]!r}. Name one of them NAME=FILE.")
     options = {"batch_size": batch_size, "num_workers": num_workers}
     found = {
-        name: task.arrange(*_predict(it, rows.molecules, coverage=coverage, **options))
+        name: task.arrange(*_predict(it, rows, coverage=coverage, **options))
         for name, it in loaded.items()
     }
     found |= tools
@@ -258,6 +260,7 @@ class _Rows:
 
 def _read_rows(source: str | Path | pd.DataFrame, *, smiles_column: str) -> _Rows:
     table = _open(source)
+    smiles_column = find_smiles_column(table, smiles_column)
     validate_columns(table.column_names, [smiles_column], source=table.source)
     molecules: list[Molecule] = []
     frames = []
@@ -422,7 +425,7 @@ def _load(folder: str | Path, *, device: Any) -> tuple[Any, Any]:
 
 
 def _predict(
-    loaded: tuple[Any, Any], molecules: Sequence[Molecule], *, coverage: float, **options: Any
+    loaded: tuple[Any, Any], rows: _Rows, *, coverage: float, **options: Any
 ) -> tuple[Predictions, np.ndarray | None]:
     """Return predictions, and how wide intervals of other coverages are."""
     model, processor = loaded
@@ -432,7 +435,10 @@ def _predict(
         if trust.is_regression:
             quantiles = np.array([_find_quantiles(trust, it) for it in (coverage, *COVERAGES)])
             quantiles = quantiles[1:] / quantiles[0]
-    found = predict(model, molecules, processor=processor, **options)
+    kinds = model.config.covariates or []
+    beside = {it["name"]: list(rows.cells[it["name"]]) for it in kinds if it["name"] in rows.cells}
+    options |= {"covariates": beside} if kinds else {}
+    found = predict(model, rows.molecules, processor=processor, **options)
     return cast(Predictions, found), quantiles
 
 

@@ -229,7 +229,7 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
 
     Raises:
         UserError: There are several labels and none is named, there is no such label, part or
-            method, or the model is one of atoms.
+            method, or the model is one of atoms or reads columns beside molecules.
 
     Example:
     ```python
@@ -249,6 +249,7 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
     predictor, used_processor = open_model(
         load_predictor, model, processor=processor, revision=revision, device=device
     )
+    refuse_covariates(predictor)
     column = choose_column(predictor, label)
     if unknown := [it for it in by if it not in PARTS]:
         raise UserError(f"by has {unknown[0]!r}. Choose of {', '.join(PARTS)}.")
@@ -272,6 +273,16 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
         describe_column(config, column),
         describe_units(config, column),
     )
+
+
+def refuse_covariates(model: Any) -> None:
+    """Raise a `UserError` for a model that reads columns beside molecules."""
+    if kinds := model.config.covariates:
+        names = " ".join(str(it["name"]) for it in kinds)
+        raise UserError(
+            f"The model reads {names} beside molecules (--feature-columns), and explain takes "
+            "models of molecules alone. Finetune one without these columns to explain it."
+        )
 
 
 def choose_column(model: Any, label: str | None) -> int:

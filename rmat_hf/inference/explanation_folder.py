@@ -24,6 +24,7 @@ from rmat_hf.inference.explanation import (
     Explanation,
     choose_column,
     explain,
+    refuse_covariates,
 )
 from rmat_hf.inference.pictures import draw_contributions
 from rmat_hf.inference.screening import (
@@ -128,6 +129,7 @@ class Computation:
         options: Any = self.predict.keywords
         (self.model,), self.processor = self.predict.args, options["processor"]
         self.deciding_column, self.label = screen.deciding_column, arguments.label
+        refuse_covariates(self.model)
         choose_column(self.model, self.label)
         self.replacements: list[Molecule] | None = None
         if arguments.replacements is not None:

@@ -13,8 +13,9 @@ import torch
 from processes import run_python
 from tiny import TINY_ARCHITECTURE
 
-from rmat_hf import RMatModel, RMatProcessor, finetune, predict
+from rmat_hf import RMatModel, RMatProcessor, evaluate, explain, finetune, predict
 from rmat_hf.errors import UserError
+from rmat_hf.inference.explanation_folder import ExplanationArguments, run_explanation
 from rmat_hf.inference.screening import PredictionArguments, run_prediction
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.training.finetuning import FinetuningResult
@@ -179,6 +180,18 @@ def test_a_covariate_that_decides_the_label_is_learned(run: Run, head: str, tmp_
     run_prediction(PredictionArguments(model=str(result.output_dir), num_workers=0, **files))
     written = pd.read_csv(tmp_path / "predicted.csv")["prediction_y"]
     np.testing.assert_allclose(written, found, rtol=1e-4, atol=1e-4)
+    # under another name for the molecules, with labels and rows that cannot be read
+    measured = table.rename(columns={"smiles": "Structure"}).assign(y=columns["y"])
+    measured.loc[len(measured)] = ["C1CC", 7.0, "a", 1.0]
+    scored = evaluate(result.output_dir, measured)
+    assert scored.skipped[0].smiles == "C1CC"
+    assert next(iter(scored.scores.metrics.values()))["r2"] > 0.95
+    # molecules alone do not say what such a model predicts
+    with pytest.raises(UserError, match="pH assay beside molecules"):
+        explain(result.output_dir, ["CCO"])
+    folder = {"input": str(tmp_path / "library.csv"), "output": str(tmp_path / "why")}
+    with pytest.raises(UserError, match="pH assay beside molecules"):
+        run_explanation(ExplanationArguments(model=str(result.output_dir), **folder))
     # what is missing is the mean of training
     known = PH[PARTS == "train" if head == "network" else PARTS != "test"].mean()
     means = {"pH": [None, known], "assay": ["new", None]}
