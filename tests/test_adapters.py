@@ -154,6 +154,18 @@ def test_two_adapters_on_one_base_predict_as_each_alone(
     assert list(result.to_columns())[:2] == ["prediction_logS", "prediction_pKa"]
 
 
+def test_an_adapter_whose_trust_has_the_same_shapes_reads_its_own_rows() -> None:
+    trust = {"kind": "centers", "num_references": 1, "threshold": 0.5}
+    options = {**TINY_ARCHITECTURE, "num_labels": 2, "problem_type": "regression"}
+    first, second = (
+        RMatConfig(**options, trust={**trust, "num_rows": it}) for it in ([20, 9], [9, 20])
+    )
+    model = RMatForSequenceClassification(first)
+    model._fit_head(second)
+    # of another label's number the quantile would be one of the zeros behind the scores
+    assert model.trust_head.num_rows == [9, 20]
+
+
 @pytest.mark.slow
 def test_a_merged_adapter_is_a_model_as_any_other(base: Path, tmp_path: Path) -> None:
     saved = build_adapter(tmp_path / "adapter", base)

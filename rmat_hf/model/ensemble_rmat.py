@@ -1,5 +1,6 @@
 """What predicts with more than one network with a head."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,10 +79,14 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
     ) -> "RMatEnsembleForSequenceClassification":
         """Build an ensemble of models, not copies, that have the same architecture and labels.
 
+        It has no intervals and no domain: those of the members are of each alone, and stay there.
+
         Raises:
             ValueError: If there is none, or the configurations differ.
         """
         fields = [_get_fields(member.config) for member in members]
+        for own in fields:
+            del own["trust"]
         different = {name for other in fields for name in other if other[name] != fields[0][name]}
         if not members or different:
             raise ValueError(
@@ -90,7 +95,7 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
             )
         with torch.device("meta"):
             ensemble = cls(RMatEnsembleConfig(**fields[0], num_members=len(members)))
-        ensemble.members = nn.ModuleList(members)
+        ensemble.members = nn.ModuleList([_without_trust(member) for member in members])
         return ensemble.train(members[0].training)
 
     @can_return_tuple
@@ -117,6 +122,18 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
         losses = [output.loss for output in outputs if output.loss is not None]
         loss = torch.stack(losses).mean() if losses else None
         return RMatEnsembleOutput(loss, self.meaning.average_logits(member_logits), member_logits)
+
+
+def _without_trust(model: RMatForSequenceClassification) -> RMatForSequenceClassification:
+    """Return a model, or one with its very weights if it has trust, which is no ensemble's."""
+    # CODEPATH: models finetuned with `--trust fingerprints` or `--trust centers`.
+    if model.config.trust is None:
+        return model
+    bare = copy.copy(model)
+    bare._modules = {**model._modules, "trust_head": None}
+    bare.config = copy.copy(model.config)
+    bare.config.trust = None
+    return bare
 
 
 def _get_fields(config: RMatConfig) -> dict[str, Any]:

@@ -466,13 +466,16 @@ class RMatAdapterMixin:
             self._replace_part("trust_head", trust.to(self.device))
 
     def _replace_part(self: Any, name: str, new: nn.Module) -> None:
-        """Give the model another part, unless its own one has the same shapes."""
+        """Give the model another part, unless its own one has the same shapes and labels."""
         part = getattr(self, name)
         is_wrapped = hasattr(part, "original_module")
         old = part.original_module if is_wrapped else part
         states = [[] if it is None else [*it.state_dict().values()] for it in (new, old)]
         first, second = ([(it.shape, it.dtype) for it in state] for state in states)
-        if first == second:
+        # of trust, what no shape tells: buffers are as long as the label with most rows needs
+        names = ("kind", "num_rows", "is_regression", "is_single_label")
+        facts = [[getattr(it, name, None) for name in names] for it in (new, old)]
+        if first == second and facts[0] == facts[1]:
             return
         if is_wrapped:
             part.original_module = new

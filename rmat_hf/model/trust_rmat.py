@@ -241,7 +241,8 @@ class RMatTrust(nn.Module):
         counts = nn.functional.pad(self.is_positive[output, :num_rows].long().cumsum(0), (1, 0))
         num_positive = counts[-1]
         num_negative = num_rows - num_positive
-        num_above = num_negative - (places - counts[places])
+        first = torch.searchsorted(known, scores.contiguous())
+        num_above = num_negative - (first - counts[first])
         return (
             high / (1 - low + high),
             (counts[places] + 1) / (num_positive + 1) > error_rate,

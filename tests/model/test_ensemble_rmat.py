@@ -180,6 +180,34 @@ def test_a_table_of_predictions_has_a_spread_per_label(
         assert added[name][1] is None and added[name][0] is not None
 
 
+def test_an_ensemble_has_no_trust_of_its_members_and_they_keep_theirs(
+    processor: RMatProcessor, tmp_path: Path
+) -> None:
+    def build_trust(threshold: float) -> dict[str, Any]:
+        return {
+            "trust": {
+                **{"kind": "fingerprints", "num_references": 2, "num_rows": [9, 9]},
+                **{"threshold": threshold, "source": "valid", "max_atoms": 9, "elements": [1]},
+            }
+        }
+
+    # the domain of each is its own
+    members = [build_member(0, **build_trust(0.5)), build_member(1, **build_trust(0.6))]
+    ensemble = RMatEnsembleForSequenceClassification.from_members(members)
+    plain = RMatEnsembleForSequenceClassification.from_members(build_members(2))
+    results = [predict(it, TINY_SMILES, processor=processor) for it in (ensemble, plain)]
+    assert results[0].lower is None
+    torch.testing.assert_close(results[0].values, results[1].values, **EXACT)
+    # no fingerprint of a molecule of training goes with it
+    assert not [name for name in ensemble.state_dict() if "trust" in name]
+    ensemble.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = predict(tmp_path, TINY_SMILES).values
+    torch.testing.assert_close(loaded, results[0].values, **EXACT)
+    for member in members:
+        assert predict(member, ["CCO"], processor=processor).lower is not None
+
+
 def test_members_that_do_not_belong_together_or_none_are_refused() -> None:
     for changed in ({"label_mean": [0.0, 0.0]}, {"num_hidden_layers": 1}):
         with pytest.raises(ValueError, match=next(iter(changed))):

@@ -11,12 +11,15 @@ import torch
 from processes import run_python
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
+from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
 
 from rmat_hf import predict
 from rmat_hf.errors import UserError
 from rmat_hf.loading import load_predictor
+from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.processing_rmat import RMatProcessor, list_warnings
+from rmat_hf.model.trust_rmat import RMatTrust
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.trust import compute_venn_abers, fit_error_scale
 
@@ -123,6 +126,20 @@ def test_one_network_rests_on_valid_and_members_with_folds_on_every_row(tmp_path
     model, _ = load_predictor(folder)
     assert model.config.trust["num_rows"] == [38]
     assert "lower_y" in predict(folder, ["CCO"]).to_columns()
+
+
+def test_of_scores_that_are_equal_each_class_is_as_possible_as_it_was_frequent() -> None:
+    config = RMatConfig(
+        **TINY_ARCHITECTURE,
+        num_labels=1,
+        problem_type="multi_label_classification",
+        trust={"kind": "centers", "num_references": 1, "num_rows": [20], "threshold": 0.5},
+    )
+    head = RMatTrust(config, vector_size=2)
+    head.is_positive[0, :10] = 1
+    found = head({}, torch.zeros(1, 1), coverage=0.9, vectors=torch.zeros(1, 2))
+    # each row that was held out had this score, whatever its class
+    assert found["is_possible"].tolist() == [[1.0, 1.0]]
 
 
 def test_the_error_scale_never_falls_with_novelty() -> None:
