@@ -19,7 +19,10 @@ def list_molecules_of(frame: pd.DataFrame, smiles_column: str | None = None) -> 
         UserError: There is no such column.
     """
     name = smiles_column or SMILES_COLUMN
-    validate_columns(map(str, frame.columns), [name], source=FRAME_NAME)
+    try:
+        validate_columns(map(str, frame.columns), [name], source=FRAME_NAME)
+    except UserError as error:
+        raise UserError(f"{error} Name that of the SMILES: smiles_column=NAME.") from error
     return [None if it is None or it != it else it for it in frame[name].tolist()]
 
 

@@ -169,7 +169,12 @@ TABLE = pd.DataFrame({"id": range(4), "smiles": ["CCO", "C1", None, "CCN"]}, ind
 @pytest.mark.parametrize(
     ("molecules", "options", "error", "message"),
     [
-        (TABLE.rename(columns={"smiles": "SMILES"}), {}, UserError, "Did you mean 'SMILES'"),
+        (
+            TABLE.rename(columns={"smiles": "SMILES"}),
+            {},
+            UserError,
+            "Did you mean 'SMILES'.*smiles_column=NAME",
+        ),
         (TABLE.assign(error="mine"), {}, UserError, "already has a column 'error'"),
         (TABLE.to_dict("list"), {}, TypeError, r"not as a dict.*table\['smiles'\]"),
         (pa.Table.from_pandas(TABLE), {}, TypeError, r"not as a Table.*table\['smiles'\]"),
