@@ -16,10 +16,10 @@ TESTS = Path(__file__).resolve().parent
 SITECUSTOMIZE = """
 import importlib, os, psutil, sys
 
-for name in os.environ["HIDDEN_NAMES"].split():
+for name in os.environ.get("HIDDEN_NAMES", "").split():
     module, attribute = name.split(".")
     vars(importlib.import_module(module)).pop(attribute, None)
-for name in os.environ["BLOCKED_MODULES"].split():
+for name in os.environ.get("BLOCKED_MODULES", "").split():
     sys.modules.pop(name, None)
 
 class Without:
@@ -30,7 +30,7 @@ class Without:
         return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in os.environ["BLOCKED_MODULES"].split():
+        if name.split(".")[0] in os.environ.get("BLOCKED_MODULES", "").split():
             return None
         return self.finder.find_spec(name, path, target)
 
