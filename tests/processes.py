@@ -96,7 +96,10 @@ def run_python(
     """
     variables = build_environment(folder, blocked=blocked, hidden=hidden, environment=environment)
     command = [sys.executable, *map(str, arguments)]
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as output,
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+    ):
         # files and not pipes: a worker that outlives its killed parent would keep a pipe open
         with subprocess.Popen(
             command,
