@@ -355,8 +355,18 @@ class RMatKernelForSequenceClassification(RMatPredictor):
         inputs = (node_features, bond_types, topological_distances, interatomic_distances)
         read = (molecule_descriptors, fingerprint_counts)
         features = self.read_features(inputs, attention_mask, *read, **kwargs)
-        mean, variance = self.classifier(*features)
+        mean, variance = self.predict_features(*features)
         return self.build_output(mean, variance, labels)
+
+    def predict_features(
+        self,
+        vectors: torch.Tensor,
+        counts: torch.Tensor | None,
+        descriptors: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and variance of what [`read_features`] returns, as [`RMatKernelHead`]."""
+        mean, variance = self.classifier(vectors, counts, descriptors)
+        return mean, variance
 
     def read_features(
         self,

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_rmat import FINGERPRINT_SIZE, FOREST_FINGERPRINT, RMatStackConfig
-from .kernel_rmat import RMatKernelForSequenceClassification, RMatKernelOutput
+from .kernel_rmat import RMatKernelForSequenceClassification
 
 # In the order of their weights.
 STACK_MEMBERS = ("kernel", "forest")
@@ -128,31 +127,14 @@ class RMatStackForSequenceClassification(RMatKernelForSequenceClassification):
             init.zeros_(module.intercepts)
             init.ones_(module.variance_scale)
 
-    @can_return_tuple
-    def forward(
-        self,
-        node_features: torch.Tensor,
-        bond_types: torch.Tensor,
-        topological_distances: torch.Tensor,
-        interatomic_distances: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        molecule_descriptors: torch.Tensor | None = None,
-        fingerprint_counts: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> RMatKernelOutput:
-        """Predict the properties of a padded batch of molecules.
-
-        The arguments are those of [`RMatKernelForSequenceClassification`]; `molecule_descriptors`
-        and the counts of ECFP4 are always read.
-        """
-        inputs = (node_features, bond_types, topological_distances, interatomic_distances)
-        read = (molecule_descriptors, fingerprint_counts)
-        vectors, counts, descriptors = self.read_features(inputs, attention_mask, *read, **kwargs)
+    def predict_features(
+        self, vectors: torch.Tensor, counts: Any, descriptors: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weighted sum of what kernel head and forest say, and its variance."""
         mean, variance = self.classifier(vectors, counts, descriptors)
         of_forest = self.forest(self.read_forest_features(counts, descriptors))
         total, variance = self.member_weights([mean, of_forest], variance)
-        return self.build_output(total, variance, labels)
+        return total, variance
 
     def read_forest_features(self, counts: Any, descriptors: Any) -> torch.Tensor:
         """Return what the trees compare, float32 `(batch_size, num_columns)`."""
