@@ -10,7 +10,7 @@ from rdkit import Chem
 from rdkit.Chem import rdMMPA
 
 from rmat_hf.data.table_writer import ERROR_COLUMN
-from rmat_hf.inference.explanation import choose_column
+from rmat_hf.inference.explanation import choose_column, refuse_covariates
 from rmat_hf.inference.prediction import open_model, predict, require_list
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule, silence_rdkit
@@ -102,6 +102,7 @@ def find_counterfactuals(
     predictor, used_processor = open_model(
         load_predictor, model, processor=processor, revision=revision, device=device
     )
+    refuse_covariates(predictor)
     column = choose_column(predictor, label)
     groups = COMMON_GROUPS if replacements is None else list_groups(replacements)
     rows = require_list(molecules)

@@ -280,8 +280,8 @@ def refuse_covariates(model: Any) -> None:
     if kinds := model.config.covariates:
         names = " ".join(str(it["name"]) for it in kinds)
         raise UserError(
-            f"The model reads {names} beside molecules (--feature-columns), and explain takes "
-            "models of molecules alone. Finetune one without these columns to explain it."
+            f"The model reads {names} beside molecules (--feature-columns), and explanations "
+            "are of molecules alone. Finetune a model without these columns to explain it."
         )
 
 
