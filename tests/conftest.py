@@ -11,7 +11,7 @@ from hypothesis import settings
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification, RMatModel
 from rmat_hf.model.processing_rmat import RMatProcessor
 
 # The package in which transformers keeps the code of saved models.
@@ -97,6 +97,16 @@ def tiny_model(tiny_config: RMatConfig) -> RMatForSequenceClassification:
     """A tiny untrained regression model in evaluation mode."""
     torch.manual_seed(0)
     return RMatForSequenceClassification(tiny_config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `rmat pretrain` writes it, with an untrained tiny encoder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    RMatModel(RMatConfig(**TINY_ARCHITECTURE)).save_pretrained(folder)
+    RMatProcessor(geometry="bounds").save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Run Python in a process of its own, with or without this package, rdkit or the internet."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 
@@ -119,3 +121,26 @@ def run_python(
             stream.seek(0)
             texts.append(stream.read())
     return subprocess.CompletedProcess(command, process.returncode, *texts)
+
+
+VISIT = """
+import json, sys
+from transformers import pipeline
+pipe = pipeline(model=sys.argv[1], trust_remote_code=True)
+assert type(pipe.model).__module__.startswith("transformers_modules")
+print(json.dumps(pipe(json.loads(sys.argv[2]), **json.loads(sys.argv[3]))))
+"""
+
+
+def predict_without_package(
+    model: Path, rows: Sequence[Any], *, folder: Path, **options: Any
+) -> list[dict[str, Any]]:
+    """Return what the pipeline of a saved model says of rows where rmat-hf is not installed.
+
+    Nor is scikit-learn, with which heads are fitted.
+    """
+    arguments = ["-c", VISIT, model, json.dumps(rows), json.dumps(options)]
+    done = run_python(arguments, folder=folder, blocked=["rmat_hf", "sklearn"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found

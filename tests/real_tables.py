@@ -4,11 +4,13 @@ import csv
 import gzip
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pytest
 from rdkit import Chem
 
 from rmat_hf.data.sources import open_table
@@ -52,21 +54,22 @@ def write_encoded(encoding: str, *args: Any, **options: Any) -> Callable[[Path],
     return lambda path: write(path, encoding)
 
 
+def write_workbook(path: Path, sheets: dict[str, Rows]) -> Path:
+    """Write a workbook of Excel, if openpyxl is installed."""
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
 def write_sheets(sheets: dict[str, Rows]) -> Callable[[Path], object]:
     """Return a function that writes a workbook."""
-
-    def write(path: Path) -> None:
-        import openpyxl
-
-        book = openpyxl.Workbook()
-        book.remove(book.active)
-        for name, rows in sheets.items():
-            sheet = book.create_sheet(name)
-            for row in rows:
-                sheet.append(row)
-        book.save(path)
-
-    return write
+    return partial(write_workbook, sheets=sheets)
 
 
 def write_sdf(path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
+from real_tables import write_workbook
 
 from rmat_hf.data import text_files
 from rmat_hf.data.table_files import find_kind, open_file
@@ -94,18 +95,6 @@ def test_what_spreadsheets_add_to_a_csv_is_left_out(tmp_path: Path) -> None:
     assert read_all(table) == {"smiles": ["CCO", "C", ""], "y": ["1", "2", ""]}
     with pytest.raises(UserError, match=r"line 3: 4 cells, .* contain semicolons"):
         open_file(write_csv(tmp_path, "smiles;y\nC;1\nN;1;;x\n"))
-
-
-def write_workbook(path: Path, sheets: dict[str, list[list[object]]]) -> Path:
-    openpyxl = pytest.importorskip("openpyxl")
-    book = openpyxl.Workbook()
-    book.remove(book.active)
-    for name, rows in sheets.items():
-        sheet = book.create_sheet(name)
-        for row in rows:
-            sheet.append(row)
-    book.save(path)
-    return path
 
 
 def test_sheets_of_one_header_follow_each_other_and_notes_are_left_out(

@@ -1,13 +1,12 @@
 """An ensemble: made of members, saved as one folder, loaded with and without the package."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from processes import run_python
+from processes import predict_without_package
 from saved_folder import ENSEMBLE_CLASSES, assert_folder_is_self_contained
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoProcessor, pipeline
@@ -105,17 +104,7 @@ def test_a_saved_ensemble_loads_with_the_same_predictions(
 
 @pytest.mark.slow
 def test_a_saved_ensemble_works_without_the_package(folder: Path, tmp_path: Path) -> None:
-    script = (
-        "import json, sys\n"
-        "from transformers import pipeline\n"
-        f"pipe = pipeline(model={str(folder)!r}, trust_remote_code=True)\n"
-        "json.dump(pipe(['CCO', 'C1CC']), open('results.json', 'w'))\n"
-        "assert type(pipe.model).__module__.startswith('transformers_modules')\n"
-    )
-    (tmp_path / "visit.py").write_text(script, encoding="utf-8")
-    done = run_python([tmp_path / "visit.py"], folder=tmp_path, blocked=["rmat_hf"])
-    assert done.returncode == 0, done.stderr[-4000:]
-    good, bad = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    good, bad = predict_without_package(folder, ["CCO", "C1CC"], folder=tmp_path)
     expected = predict(folder, ["CCO"])
     for name, values in (("value", expected.values), ("spread", expected.spread)):
         found = [prediction[name] for prediction in good["predictions"]]

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, build_tiny_arguments
@@ -23,15 +22,6 @@ from rmat_hf.training.heads import choose_head
 COLUMNS = {"y": list(range(12)), "part": TABLE_PARTS}
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoder")
-    RMatModel(RMatConfig(**TINY_ARCHITECTURE)).save_pretrained(folder)
-    RMatProcessor(geometry="bounds").save_pretrained(folder)
-    return folder
-
-
 def choose(folder: Path, model: Path | str, **options: Any) -> tuple[str, str]:
     arguments = build_tiny_arguments(folder, model=str(model), head="auto", **options)
     chosen, reason = choose_head(arguments, None)
@@ -39,19 +29,19 @@ def choose(folder: Path, model: Path | str, **options: Any) -> tuple[str, str]:
 
 
 def test_few_rows_and_a_pretrained_model_have_a_stack(
-    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head, reason = choose(tmp_path, encoder)
+    head, reason = choose(tmp_path, tiny_encoder)
     assert head == "stack" and "docs/heads.md" in reason
     monkeypatch.setattr(heads, "MAX_STACK_ROWS", 11)
-    assert choose(tmp_path, encoder) == ("network", "there are more than 11 rows")
+    assert choose(tmp_path, tiny_encoder) == ("network", "there are more than 11 rows")
     monkeypatch.setattr(heads, "MAX_STACK_ROWS", 12)
-    assert choose(tmp_path, encoder)[0] == "stack"
+    assert choose(tmp_path, tiny_encoder)[0] == "stack"
     many = {f"y{idx}": range(12) for idx in range(heads.MAX_STACK_LABELS + 1)}
-    head, reason = choose(tmp_path, encoder, columns=many)
+    head, reason = choose(tmp_path, tiny_encoder, columns=many)
     assert head == "network" and "each of the 13 labels alone" in reason
     # what was asked for is left as it is
-    arguments = build_tiny_arguments(tmp_path, model=str(encoder), head="kernel")
+    arguments = build_tiny_arguments(tmp_path, model=str(tiny_encoder), head="kernel")
     assert choose_head(arguments, None) == (arguments, "asked for")
 
 
@@ -65,19 +55,21 @@ def test_few_rows_and_a_pretrained_model_have_a_stack(
     ],
 )
 def test_a_flag_that_only_a_network_reads_decides_for_it(
-    encoder: Path, tmp_path: Path, options: dict[str, Any], flags: str
+    tiny_encoder: Path, tmp_path: Path, options: dict[str, Any], flags: str
 ) -> None:
-    assert choose(tmp_path, encoder, **options) == ("network", f"only it reads {flags}")
+    assert choose(tmp_path, tiny_encoder, **options) == ("network", f"only it reads {flags}")
     if "training_arguments" not in options:
         with pytest.raises(UserError, match=f"head stack does not read {flags}"):
-            build_tiny_arguments(tmp_path, model=str(encoder), head="stack", **options)
+            build_tiny_arguments(tmp_path, model=str(tiny_encoder), head="stack", **options)
 
 
 def test_flags_of_a_network_are_flags() -> None:
     assert {*NETWORK_FLAGS} <= {*FinetuningArguments.__dataclass_fields__}
 
 
-def test_models_without_vectors_of_their_own_stay_networks(encoder: Path, tmp_path: Path) -> None:
+def test_models_without_vectors_of_their_own_stay_networks(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
     assert choose(tmp_path, "scratch")[0] == "network"
     finetuned = tmp_path / "finetuned"
     config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, problem_type="regression")
@@ -92,9 +84,11 @@ def test_models_without_vectors_of_their_own_stay_networks(encoder: Path, tmp_pa
     assert head == "network" and "pooling" in reason
 
 
-def test_rows_that_have_features_are_not_featurized_anew(encoder: Path, tmp_path: Path) -> None:
+def test_rows_that_have_features_are_not_featurized_anew(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
     table = Dataset.from_dict({"smiles": ["CCO", "CCC"], "y": [1.0, 2.0]})
-    arguments = build_tiny_arguments(tmp_path, model=str(encoder), head="auto")
+    arguments = build_tiny_arguments(tmp_path, model=str(tiny_encoder), head="auto")
     assert choose_head(arguments, table)[0].head == "stack"
     rows = featurize_dataset(table, RMatProcessor(geometry="bounds"), label_columns=["y"])
     assert choose_head(arguments, rows)[0].head == "network"

@@ -1,6 +1,5 @@
 """What a finetuned model says of its own errors: intervals, classes and the domain."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import run_python
+from processes import predict_without_package
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 from tiny import TINY_ARCHITECTURE
@@ -177,23 +176,14 @@ def test_saved_trust_comes_back_bit_for_bit(kernel_run: tuple[Path, Any], tmp_pa
     np.testing.assert_array_equal(first.lower, second.lower)
 
 
-VISIT = """
-import json, sys
-from transformers import pipeline
-pipe = pipeline(model=sys.argv[1], trust_remote_code=True)
-print(json.dumps(pipe(sys.argv[2:], coverage=0.8)))
-"""
-
-
 @pytest.mark.slow
 def test_without_this_package_the_pipeline_says_the_same(
     kernel_run: tuple[Path, Any], tmp_path: Path
 ) -> None:
     folder, molecules = kernel_run[0], ["CCO", "O=S(=O)(c1ccccc1)N1CCOCC1"]
-    done = run_python(["-c", VISIT, folder, *molecules], folder=tmp_path, blocked=["rmat_hf"])
-    assert done.returncode == 0, done.stderr[-4000:]
+    visited = predict_without_package(folder, molecules, folder=tmp_path, coverage=0.8)
     columns = predict(folder, molecules, coverage=0.8).to_columns()
-    for idx, result in enumerate(json.loads(done.stdout.splitlines()[-1])):
+    for idx, result in enumerate(visited):
         (prediction,) = result["predictions"]
         names = ("lower", "upper", "spread")
         found = [result["novelty"], result["nearest_train"], *(prediction[it] for it in names)]
