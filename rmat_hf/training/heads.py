@@ -1,4 +1,4 @@
-"""Which head learns where nobody has said: that which held-out folds of known sets spoke for."""
+"""Which head learns where nobody has said, and why; the evidence is in docs/heads.md."""
 
 from dataclasses import replace
 from itertools import accumulate
@@ -38,7 +38,10 @@ def choose_head(
         head, reason = "kernel", "numbers and classes together are not for the stack"
     else:
         head = "stack"
-        reason = f"up to {MAX_STACK_ROWS:,} rows as good as the network or better (docs/heads.md)"
+        reason = (
+            f"up to {MAX_STACK_ROWS:,} rows, as it was as good as the network or better on the "
+            "sets of docs/heads.md"
+        )
     return replace(arguments, head=head), reason
 
 
