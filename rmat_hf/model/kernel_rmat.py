@@ -297,9 +297,7 @@ class RMatKernelForSequenceClassification(RMatPredictor):
         "AutoConfig": "configuration_rmat.RMatKernelConfig",
         "AutoModelForSequenceClassification": "kernel_rmat.RMatKernelForSequenceClassification",
     }
-    _keep_in_fp32_modules_strict = [
-        *("key_pairs", "value_pairs", "classifier", "environments_head", "trust_head")
-    ]
+    _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs", "classifier", "environments_head"]
 
     @property
     def reads_fingerprints(self) -> bool:

@@ -236,7 +236,7 @@ class RMatPreTrainedModel(RMatAdapterMixin, PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ["RMatLayer"]
     # most of the error of half precision would come from these few weights
-    _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs", "trust_head"]
+    _keep_in_fp32_modules_strict = ["key_pairs", "value_pairs"]
     # What quantization leaves alone, by names from their start. The second line is for modules with
     # widths that may be odd, not for their weights, which half precision would keep in float32.
     _keep_in_fp32_modules = [

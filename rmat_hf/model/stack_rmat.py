@@ -106,7 +106,7 @@ class RMatStackForSequenceClassification(RMatKernelForSequenceClassification):
         "AutoModelForSequenceClassification": "stack_rmat.RMatStackForSequenceClassification",
     }
     _keep_in_fp32_modules_strict = [
-        *("key_pairs", "value_pairs", "classifier", "environments_head", "trust_head"),
+        *RMatKernelForSequenceClassification._keep_in_fp32_modules_strict,
         *("forest", "member_weights"),
     ]
 

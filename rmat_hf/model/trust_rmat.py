@@ -101,6 +101,9 @@ class RMatTrust(nn.Module):
         vector_size: Of the molecule vectors.
     """
 
+    # models that hold one collect this: half precision leaves its numbers alone
+    _keep_in_fp32_modules_strict = ["trust_head"]
+
     def __init__(self, config: RMatConfig, *, vector_size: int) -> None:
         super().__init__()
         trust: Any = config.trust

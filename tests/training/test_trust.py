@@ -12,6 +12,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
+from transformers import AutoModelForSequenceClassification
 
 from rmat_hf import predict
 from rmat_hf.errors import UserError
@@ -174,6 +175,9 @@ def test_saved_trust_comes_back_bit_for_bit(kernel_run: tuple[Path, Any], tmp_pa
         assert torch.equal(values, again.trust_head.state_dict()[name])
     first, second = (predict(it, TABLE_SMILES) for it in (kernel_run[0], tmp_path))
     np.testing.assert_array_equal(first.lower, second.lower)
+    half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.rmat.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert torch.equal(half.trust_head.scores, model.trust_head.scores)
 
 
 @pytest.mark.slow
