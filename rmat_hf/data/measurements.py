@@ -17,6 +17,7 @@ from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.covariates_rmat import encode_covariates
 from rmat_hf.model.losses_rmat import choose
+from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT
 from rmat_hf.model.transforms_rmat import LABEL_TRANSFORMS, MOLAR_UNITS, undo_label_transforms
 
 logger = logging.getLogger(__name__)
@@ -257,6 +258,13 @@ def read_covariates(rows: Any) -> np.ndarray | None:
     if COVARIATES_COLUMN not in getattr(rows, "column_names", {}):
         return None
     return np.array(rows[COVARIATES_COLUMN][:], dtype=np.float32)
+
+
+def append_covariates(inputs: dict[str, np.ndarray], covariates: np.ndarray | None) -> None:
+    """Put the covariates of rows, if they have some, behind their molecule descriptors."""
+    if covariates is not None:
+        before = inputs.get(DESCRIPTOR_INPUT, covariates[:, :0])
+        inputs[DESCRIPTOR_INPUT] = np.concatenate([before, covariates], axis=1)
 
 
 def parse_weights(cells: Iterable[object], *, column: str, rows: Iterable[int]) -> list[float]:

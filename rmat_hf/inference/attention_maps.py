@@ -85,7 +85,7 @@ def compute_attention_maps(
     mol = parse_molecule(molecule, **processor.parsing_options)
     features = processor.featurize_compactly(RMatParsedMolecule(mol))
     featurized = FeaturizedMol(mol, pack_features(features))
-    atoms = range(featurized.num_atoms)
+    atoms = featurized.atoms
     edits = [None, *(Edit(name, atoms, atoms) for name in RELATION_INPUTS)]
     inputs = {
         name: torch.from_numpy(array).to(predictor.device)

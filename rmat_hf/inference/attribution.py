@@ -21,6 +21,7 @@ import torch
 from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
 
+from rmat_hf.data.measurements import append_covariates
 from rmat_hf.data.stored_features import expand_features, group_by_length
 from rmat_hf.errors import is_out_of_memory
 from rmat_hf.model.configuration_rmat import (
@@ -29,6 +30,7 @@ from rmat_hf.model.configuration_rmat import (
     MASK_COLUMN,
     NO_BOND_TYPE,
     UNREACHABLE_DISTANCE,
+    RMatConfig,
 )
 from rmat_hf.model.features_rmat import FINGERPRINTS, compute_molecule_descriptors
 from rmat_hf.model.losses_rmat import compute_probabilities
@@ -49,14 +51,15 @@ class Edit(NamedTuple):
     """What is taken out of a molecule.
 
     Args:
-        kind (`str`): `"drop"`, `"mask"` (the token of pretraining) or a relation.
-        atoms (`Sequence[int]`): Atoms, in the order of the features.
-        others (`Sequence[int]`): Of a relation: atoms with which the first ones have it.
+        kind (`str`): `"drop"`, `"mask"` (the token of pretraining), a relation, or `"covariate"`.
+        atoms (`tuple[int, ...]`): Atoms, in the order of the features; of a covariate its columns
+            among the molecule descriptors, from the end (-1).
+        others (`tuple[int, ...]`): Of a relation: atoms with which the first ones have it.
     """
 
     kind: str
-    atoms: Sequence[int]
-    others: Sequence[int] = ()
+    atoms: tuple[int, ...]
+    others: tuple[int, ...] = ()
 
     def apply(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Change the inputs of one molecule, arrays without a batch axis, in place."""
@@ -66,6 +69,9 @@ class Edit(NamedTuple):
         elif self.kind == "mask":
             inputs["node_features"][nodes] = 0
             inputs["node_features"][nodes, MASK_COLUMN] = 1
+        elif self.kind == "covariate":
+            # the mean of the training rows
+            inputs[DESCRIPTOR_INPUT][list(self.atoms)] = np.nan
         else:
             name, nothing = RELATION_INPUTS[self.kind]
             pairs, own = inputs[name], inputs[name].diagonal().copy()
@@ -83,17 +89,24 @@ class FeaturizedMol:
         packed (`bytes`): As from `pack_features`.
         fingerprints (`Sequence[str]`): Names of the fingerprints that are counted in it.
         descriptors (`Sequence[str]`): Names of the descriptors that are computed of it.
+        covariates (`np.ndarray`, *optional*): What the model reads beside it, as numbers.
     """
 
     mol: Chem.Mol
     packed: bytes
     fingerprints: Sequence[str] = ()
     descriptors: Sequence[str] = ()
+    covariates: np.ndarray | None = None
 
     @property
     def num_atoms(self) -> int:
         """Number of atoms that are nodes."""
         return int(self.mol.GetNumAtoms())
+
+    @property
+    def atoms(self) -> tuple[int, ...]:
+        """All of them."""
+        return tuple(range(self.num_atoms))
 
     @cached_property
     def environments(self) -> tuple[np.ndarray, np.ndarray]:
@@ -159,28 +172,31 @@ def list_environments(mol: Chem.Mol, name: str) -> list[tuple[int, Iterable[int]
 Read = Callable[[Any], torch.Tensor]
 
 
-def read_label(output: Any, *, column: int, problem_type: str | None) -> torch.Tensor:
+def read_label(output: Any, *, column: int, config: RMatConfig) -> torch.Tensor:
     """Return what a model says of a label or class, `(batch_size, num_scores)`, float64.
 
     The first score is the value of a regression, or the logit of a class, of one of several the
     log-odds. Of classes the second one is the probability. Those of the members follow, if any.
     """
     logits = output.logits.double()
-    scores = [_read_score(logits, column=column, problem_type=problem_type)]
-    if problem_type not in (None, "regression"):
-        scores.append(compute_probabilities(logits, problem_type)[:, column])
+    scores = [_read_score(logits, column=column, config=config)]
+    if config.types[column] != "regression":
+        scores.append(compute_probabilities(logits, config.problem_type)[:, column])
     columns = [torch.stack(scores, dim=1)]
     if "member_logits" in output:
         members = output.member_logits.double()
-        columns.append(_read_score(members, column=column, problem_type=problem_type))
+        columns.append(_read_score(members, column=column, config=config))
     return torch.cat(columns, dim=1)
 
 
-def _read_score(logits: torch.Tensor, *, column: int, problem_type: str | None) -> torch.Tensor:
-    if problem_type != "single_label_classification":
-        return logits[..., column]
-    others = [idx for idx in range(logits.shape[-1]) if idx != column]
-    return logits[..., column] - logits[..., others].logsumexp(-1)
+def _read_score(logits: torch.Tensor, *, column: int, config: RMatConfig) -> torch.Tensor:
+    own = logits[..., column]
+    if config.problem_type == "single_label_classification":
+        others = [idx for idx in range(logits.shape[-1]) if idx != column]
+        return own - logits[..., others].logsumexp(-1)
+    # of a class among numbers the output is the probability
+    is_probability = config.types[column] != (config.problem_type or "regression")
+    return own.logit(eps=1e-6) if is_probability else own
 
 
 @dataclass(frozen=True)
@@ -199,21 +215,21 @@ class Explainer:
 
     def compute(
         self, molecules: Sequence[FeaturizedMol], edits: Sequence[Sequence[Edit | None]]
-    ) -> list[np.ndarray]:
-        """Return the scores of each molecule after each of its edits, `(num_edits, num_scores)`.
+    ) -> list[dict[Edit | None, np.ndarray]]:
+        """Return the scores of each molecule after each of its edits, `(num_scores,)`.
 
         Variants of molecules of similar sizes share the forward passes, whose number of pairs of
         nodes is bounded, and which are halved where memory does not suffice.
         """
-        keys = [(row, idx) for row, of_row in enumerate(edits) for idx in range(len(of_row))]
+        keys = [(row, edit) for row, of_row in enumerate(edits) for edit in dict.fromkeys(of_row)]
         sizes = [molecules[row].num_atoms + 1 for row, _ in keys]
-        scores: dict[tuple[int, int], np.ndarray] = {}
+        scores: list[dict[Edit | None, np.ndarray]] = [{} for _ in molecules]
         batches = [list(it) for it in group_by_length(sizes, batch_size=self.batch_size)[::-1]]
         while batches:
             batch = batches.pop()
             chosen = [keys[position] for position in batch]
             try:
-                inputs = build_variants([(molecules[row], edits[row][idx]) for row, idx in chosen])
+                inputs = build_variants([(molecules[row], edit) for row, edit in chosen])
                 with torch.inference_mode():
                     numbers = self.run(inputs).cpu().numpy()
             except (MemoryError, RuntimeError) as error:
@@ -223,11 +239,9 @@ class Explainer:
                 half = len(batch) // 2
                 batches += [batch[half:], batch[:half]]
                 continue
-            scores.update(zip(chosen, numbers, strict=True))
-        return [
-            np.array([scores[row, idx] for idx in range(len(of_row))])
-            for row, of_row in enumerate(edits)
-        ]
+            for (row, edit), of_edit in zip(chosen, numbers, strict=True):
+                scores[row][edit] = of_edit
+        return scores
 
     def run(self, inputs: Mapping[str, np.ndarray], **changed: torch.Tensor) -> torch.Tensor:
         """Return the scores of a batch, `(batch_size, num_scores)`."""
@@ -240,6 +254,8 @@ def build_variants(variants: Sequence[tuple[FeaturizedMol, Edit | None]]) -> dic
     rows = {id(molecule): molecule for molecule, _ in variants}
     places = {key: row for row, key in enumerate(rows)}
     whole = expand_features([molecule.packed for molecule in rows.values()])
+    beside = [it.covariates for it in rows.values() if it.covariates is not None]
+    append_covariates(whole, np.stack(beside) if beside else None)
     chosen = [places[id(molecule)] for molecule, _ in variants]
     inputs = {name: array[chosen] for name, array in whole.items()}
     for row, (molecule, edit) in enumerate(variants):
@@ -248,8 +264,9 @@ def build_variants(variants: Sequence[tuple[FeaturizedMol, Edit | None]]) -> dic
         edit.apply({name: array[row] for name, array in inputs.items()})
         if edit.kind == "drop" and FINGERPRINT_INPUT in inputs:
             inputs[FINGERPRINT_INPUT][row] = molecule.count_without(edit.atoms)
-        if edit.kind == "drop" and DESCRIPTOR_INPUT in inputs:
-            inputs[DESCRIPTOR_INPUT][row] = molecule.describe_without(edit.atoms)
+        if edit.kind == "drop" and molecule.descriptors:
+            own = molecule.describe_without(edit.atoms)
+            inputs[DESCRIPTOR_INPUT][row, : len(own)] = own
     return inputs
 
 
@@ -261,8 +278,9 @@ def compute_effects(
     explainer: Explainer, molecules: Sequence[FeaturizedMol], *, kind: str
 ) -> list[np.ndarray]:
     """Return by how much the scores fall when an atom is dropped or masked."""
-    edits = [[None, *(Edit(kind, [atom]) for atom in range(it.num_atoms))] for it in molecules]
-    return [scores[0] - scores[1:] for scores in explainer.compute(molecules, edits)]
+    edits = [[None, *(Edit(kind, (atom,)) for atom in it.atoms)] for it in molecules]
+    found = zip(explainer.compute(molecules, edits), edits, strict=True)
+    return [np.array([scores[None] - scores[it] for it in own[1:]]) for scores, own in found]
 
 
 def fit_environments(explainer: Explainer, molecules: Sequence[FeaturizedMol]) -> list[np.ndarray]:
@@ -274,13 +292,13 @@ def fit_environments(explainer: Explainer, molecules: Sequence[FeaturizedMol]) -
     """
     groups = [list_balls(it.mol) for it in molecules]
     edits = [
-        [None, Edit("drop", range(molecule.num_atoms)), *(Edit("drop", it) for it in balls)]
+        [None, Edit("drop", molecule.atoms), *(Edit("drop", it) for it in balls)]
         for molecule, balls in zip(molecules, groups, strict=True)
     ]
-    contributions = []
-    for scores, balls in zip(explainer.compute(molecules, edits), groups, strict=True):
-        falls = scores[0] - scores[1:]
-        num_atoms = max(map(max, balls)) + 1
+    contributions, found = [], explainer.compute(molecules, edits)
+    for scores, balls, own in zip(found, groups, edits, strict=True):
+        falls = np.array([scores[None] - scores[it] for it in own[1:]])
+        num_atoms = len(balls) // 3
         members = np.zeros((len(balls), num_atoms))
         for row, ball in zip(members, balls, strict=True):
             row[list(ball)] = 1
@@ -293,10 +311,10 @@ def fit_environments(explainer: Explainer, molecules: Sequence[FeaturizedMol]) -
     return contributions
 
 
-def list_balls(mol: Chem.Mol) -> list[list[int]]:
+def list_balls(mol: Chem.Mol) -> list[tuple[int, ...]]:
     """Return the atoms within none, one and two bonds of each atom."""
     bonds = Chem.GetDistanceMatrix(mol)
-    return [np.flatnonzero(row <= radius).tolist() for radius in range(3) for row in bonds]
+    return [tuple(np.flatnonzero(row <= radius).tolist()) for radius in range(3) for row in bonds]
 
 
 def compute_gradients(

@@ -1,7 +1,7 @@
 """find_counterfactuals(...): what a model says if one group of a molecule were another."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ from rdkit import Chem
 from rdkit.Chem import rdMMPA
 
 from rmat_hf.data.table_writer import ERROR_COLUMN
-from rmat_hf.inference.explanation import choose_column, refuse_covariates
-from rmat_hf.inference.prediction import open_model, predict, require_list
+from rmat_hf.inference.explanation import choose_column
+from rmat_hf.inference.prediction import find_beside, open_model, predict, require_list
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule, silence_rdkit
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -51,12 +51,13 @@ class Counterfactual(NamedTuple):
     columns: dict[str, Any]
 
 
-def find_counterfactuals(
+def find_counterfactuals(  # noqa: PLR0913 - what is replaced, and what `predict` takes
     model: str | Path | Any,
     molecules: Iterable[Molecule],
     *,
     label: str | None = None,
     replacements: Iterable[Molecule] | None = None,
+    covariates: Mapping[str, Sequence[Any]] | None = None,
     num_best: int = 10,
     processor: RMatProcessor | None = None,
     revision: str | None = None,
@@ -70,6 +71,7 @@ def find_counterfactuals(
 
     Args:
         model, molecules, processor, revision, device: As in [`predict`].
+        covariates: As in [`predict`]; other molecules have those of the row they come from.
         label (`str`, *optional*): Label, or class of one, if there are several.
         replacements (`Iterable[str | Chem.Mol]`, *optional*):
             Molecules, as those of the training set, whose groups are tried that two of them have
@@ -102,13 +104,17 @@ def find_counterfactuals(
     predictor, used_processor = open_model(
         load_predictor, model, processor=processor, revision=revision, device=device
     )
-    refuse_covariates(predictor)
     column = choose_column(predictor, label)
     groups = COMMON_GROUPS if replacements is None else list_groups(replacements)
     rows = require_list(molecules)
     changed = [_replace_groups(it, groups, processor=used_processor) for it in rows]
     asked = [*rows, *(smiles for of_row in changed for smiles in of_row)]
-    predictions = predict(predictor, asked, processor=used_processor)
+    origins = [*range(len(rows)), *(row for row, it in enumerate(changed) for _ in it)]
+    beside = {
+        name: [cells[row] for row in origins]
+        for name, cells in find_beside(predictor.config, molecules, covariates=covariates).items()
+    }
+    predictions = predict(predictor, asked, covariates=beside, processor=used_processor)
     columns = predictions.to_columns()
     values, errors = predictions.values[:, column].tolist(), predictions.errors
     found, start = [], len(rows)

@@ -1,10 +1,10 @@
 """explain(...): which atoms, groups and relations a prediction comes from, by taking them out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations, islice
+from itertools import combinations, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +29,14 @@ from rmat_hf.inference.attribution import (
 from rmat_hf.inference.prediction import (
     TOO_LARGE_FOR_MODEL,
     open_model,
+    read_beside,
     require_list,
     without_unread,
 )
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.covariates_rmat import count_covariates
 from rmat_hf.model.features_rmat import Molecule, RMatParsedMolecule, parse_canonical
-from rmat_hf.model.losses_rmat import LOSSES
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.model.processing_rmat import RMatProcessor
 
@@ -100,6 +101,8 @@ class Explanation:
             Correlation of two numbers over pairs of bonded atoms, at most 10: the sum of their
             contributions, and by how much the prediction falls when both are dropped
             ("faithfulness correlation", arXiv 2005.00631). NaN with fewer than three bonds.
+        covariates (`dict[str, float]`): Of what the model reads beside molecules: by how much the
+            prediction falls with the mean of the training rows in the place of the row's own.
     """
 
     mol: Chem.Mol
@@ -112,6 +115,7 @@ class Explanation:
     totals: dict[str, float] = field(default_factory=dict)
     pairs: dict[str, np.ndarray] = field(default_factory=dict)
     faithfulness: float = np.nan
+    covariates: dict[str, float] = field(default_factory=dict)
 
     @property
     def residual(self) -> float:
@@ -128,12 +132,14 @@ class Explanations:
         errors (`list[str | None]`): Why there is no explanation.
         label (`str`): What is explained: a label, or a class of one.
         units (`str`): Of the contributions.
+        covariates (`Sequence[str]`): Names of what the model reads beside molecules.
     """
 
     rows: list[Explanation | None]
     errors: list[str | None]
     label: str
     units: str
+    covariates: Sequence[str] = ()
 
     def __getitem__(self, row: int) -> Explanation | None:
         return self.rows[row]
@@ -144,20 +150,27 @@ class Explanations:
     def to_columns(self) -> dict[str, list[Any]]:
         """Return table columns, None where there is no explanation; lists are by atom."""
         columns: dict[str, list[Any]] = {}
-        for name, (_, read) in EXPLANATION_COLUMNS.items():
+        for name, (_, read) in list_explanation_columns(self.covariates).items():
             columns[name] = [None if row is None else read(row) for row in self.rows]
         return {**columns, ERROR_COLUMN: list(self.errors)}
+
+
+def list_explanation_columns(covariates: Sequence[str]) -> dict[str, tuple[ColumnKind, Any]]:
+    """Return the columns of a table of explanations, what they hold, and where it comes from."""
+    columns = dict(EXPLANATION_COLUMNS)
+    for name in covariates:
+        columns[f"{name}_effect"] = ("number", partial(_get_effect, name=name))
+    return columns
 
 
 def _list_relation(row: Explanation, name: str) -> list[float] | None:
     return row.relations[name].values.tolist() if name in row.relations else None
 
 
-def _get_total(row: Explanation, name: str) -> float | None:
-    return row.totals.get(name)
+def _get_effect(row: Explanation, name: str) -> float | None:
+    return row.totals.get(name, row.covariates.get(name))
 
 
-# Columns of a table of explanations, what they hold, and where it comes from.
 EXPLANATION_COLUMNS: dict[str, tuple[ColumnKind, Any]] = {
     "explained": ("number", lambda row: row.prediction),
     "baseline": ("number", lambda row: row.baseline),
@@ -170,7 +183,7 @@ EXPLANATION_COLUMNS: dict[str, tuple[ColumnKind, Any]] = {
         f"{name}_contributions": ("numbers", partial(_list_relation, name=name))
         for name in RELATION_INPUTS
     },
-    **{f"{name}_effect": ("number", partial(_get_total, name=name)) for name in RELATION_INPUTS},
+    **{f"{name}_effect": ("number", partial(_get_effect, name=name)) for name in RELATION_INPUTS},
     "fragment_kinds": ("texts", lambda row: [it.kind for it in row.fragments]),
     "fragments": ("texts", lambda row: [it.smiles for it in row.fragments]),
     "fragment_atoms": ("texts", lambda row: [" ".join(map(str, it.atoms)) for it in row.fragments]),
@@ -193,6 +206,7 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
     label: str | None = None,
     by: Sequence[str] = DEFAULT_PARTS,
     method: str = "environments",
+    covariates: Mapping[str, Sequence[Any]] | None = None,
     processor: RMatProcessor | None = None,
     revision: str | None = None,
     batch_size: int = 64,
@@ -210,8 +224,9 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
     with the molecule.
 
     Args:
-        model, molecules, processor, revision, num_workers, device:
-            As in [`predict`]: any model of molecules, an ensemble, a kernel head.
+        model, molecules, covariates, processor, revision, num_workers, device:
+            As in [`predict`]: any model of molecules. Covariates stay as they are, in the baseline
+            too.
         label (`str`, *optional*): Label, or class of one, if there are several.
         by (`Sequence[str]`, *optional*, defaults to `("atom", "fragment", "relation")`):
             What contributes. Atoms are always there and take `3 * num_atoms` + 14 variants of a
@@ -229,7 +244,7 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
 
     Raises:
         UserError: There are several labels and none is named, there is no such label, part or
-            method, or the model is one of atoms or reads columns beside molecules.
+            method, or the model is one of atoms.
 
     Example:
     ```python
@@ -249,22 +264,22 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
     predictor, used_processor = open_model(
         load_predictor, model, processor=processor, revision=revision, device=device
     )
-    refuse_covariates(predictor)
     column = choose_column(predictor, label)
     if unknown := [it for it in by if it not in PARTS]:
         raise UserError(f"by has {unknown[0]!r}. Choose of {', '.join(PARTS)}.")
     if method not in METHODS:
         raise UserError(f"method is {method!r}. Choose one of {', '.join(METHODS)}.")
     config, rows = predictor.config, require_list(molecules)
-    read = partial(read_label, column=column, problem_type=config.problem_type)
-    explainer = Explainer(predictor.eval(), read, batch_size=batch_size)
+    read = partial(read_label, column=column, config=config)
     explained = _explain_all(
-        explainer,
+        Explainer(predictor.eval(), read, batch_size=batch_size),
         rows,
+        covariates=read_beside(config, molecules, covariates=covariates, num_rows=len(rows)),
         processor=without_unread(used_processor, predictor),
         num_workers=num_workers,
         by=by,
         method=method,
+        column=column,
     )
     results = list(explained)
     return Explanations(
@@ -272,17 +287,8 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
         [it if isinstance(it, str) else None for it in results],
         describe_column(config, column),
         describe_units(config, column),
+        [*locate_covariates(config)],
     )
-
-
-def refuse_covariates(model: Any) -> None:
-    """Raise a `UserError` for a model that reads columns beside molecules."""
-    if kinds := model.config.covariates:
-        names = " ".join(str(it["name"]) for it in kinds)
-        raise UserError(
-            f"The model reads {names} beside molecules (--feature-columns), and explanations "
-            "are of molecules alone. Finetune a model without these columns to explain it."
-        )
 
 
 def choose_column(model: Any, label: str | None) -> int:
@@ -308,7 +314,7 @@ def describe_column(config: RMatConfig, column: int) -> str:
 
 def describe_units(config: RMatConfig, column: int) -> str:
     """Return the units of contributions to an output."""
-    if LOSSES[config.problem_type or "regression"].is_probability:
+    if config.types[column] != "regression":
         return "logit"
     units = config.label_units[column] if config.label_units else "units of the label"
     transform = "none" if config.label_transforms is None else config.label_transforms[column]
@@ -320,23 +326,24 @@ def _explain_all(
     explainer: Explainer,
     rows: Sequence[Molecule],
     *,
+    covariates: np.ndarray | None,
     processor: RMatProcessor,
     num_workers: int,
-    by: Sequence[str],
-    method: str,
+    **how: Any,
 ) -> Iterator[Explanation | str]:
     """Yield the explanation of every molecule, or why it has none."""
+    beside = repeat(None) if covariates is None else iter(covariates)
     outcomes = iterate_featurized(rows, processor, num_workers=num_workers)
     with closing(outcomes):
-        pairs = zip(rows, outcomes, strict=True)
-        while group := list(islice(pairs, _NUM_TOGETHER)):
-            known = [
-                _open_molecule(molecule, outcome.features, processor=processor)
-                for molecule, outcome in group
+        known = zip(rows, outcomes, beside, strict=False)
+        while group := list(islice(known, _NUM_TOGETHER)):
+            opened = [
+                _open_molecule(molecule, outcome.features, processor=processor, covariates=own)
+                for molecule, outcome, own in group
                 if not outcome.failure
             ]
-            found = iter(_explain_group(explainer, known, by=by, method=method))
-            for _, outcome in group:
+            found = iter(_explain_group(explainer, opened, **how))
+            for _, outcome, _ in group:
                 yield outcome.failure or next(found)
 
 
@@ -348,77 +355,81 @@ class _Known(NamedTuple):
     order: np.ndarray
 
 
-def _open_molecule(molecule: Molecule, packed: bytes, *, processor: RMatProcessor) -> _Known:
+def _open_molecule(
+    molecule: Molecule, packed: bytes, *, processor: RMatProcessor, covariates: np.ndarray | None
+) -> _Known:
     parsed: RMatParsedMolecule = parse_canonical(molecule, **processor.parsing_options)
     names = (processor.fingerprints or (), processor.molecule_descriptors or ())
-    featurized = FeaturizedMol(parsed.mol, packed, *names)
+    featurized = FeaturizedMol(parsed.mol, packed, *names, covariates)
     return _Known(featurized, parsed.given_mol or parsed.mol, parsed.compute_atom_order())
 
 
 def _explain_group(
-    explainer: Explainer, known: Sequence[_Known], *, by: Sequence[str], method: str
+    explainer: Explainer,
+    known: Sequence[_Known],
+    *,
+    by: Sequence[str],
+    method: str,
+    column: int,
 ) -> list[Explanation | str]:
     """Explain molecules together, or in halves where memory does not suffice."""
     featurized = [it.featurized for it in known]
-    plans = [build_plan(it, by=by) for it in featurized]
+    config = explainer.model.config
+    options: Any = {"by": by, "covariates": locate_covariates(config)}
     try:
         effects = METHODS[method](explainer, featurized)
-        scores = explainer.compute(featurized, [plan.edits for plan in plans])
+        scores = explainer.compute(featurized, [list_edits(it, **options) for it in featurized])
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         if len(known) == 1:
             return [f"{TOO_LARGE_FOR_MODEL} ({featurized[0].num_atoms} atoms)"]
-        half = len(known) // 2
-        options: Any = {"by": by, "method": method}
-        return [
-            *_explain_group(explainer, known[:half], **options),
-            *_explain_group(explainer, known[half:], **options),
-        ]
-    is_class = LOSSES[explainer.model.config.problem_type or "regression"].is_probability
+        halves = known[: len(known) // 2], known[len(known) // 2 :]
+        how: Any = {"by": by, "method": method, "column": column}
+        return [it for half in halves for it in _explain_group(explainer, half, **how)]
+    options["is_class"] = config.types[column] != "regression"
     return [
-        _summarize(molecule, plan, effects=of_atoms, scores=found, is_class=is_class)
-        for molecule, plan, of_atoms, found in zip(known, plans, effects, scores, strict=True)
+        _summarize(molecule, effects=of_atoms, scores=found, **options)
+        for molecule, of_atoms, found in zip(known, effects, scores, strict=True)
     ]
 
 
-@dataclass
-class Plan:
-    """What is taken out of a molecule beside each atom, and what it belongs to.
-
-    Args:
-        edits (`list[Edit | None]`): In the order of the scores.
-        keys (`list[tuple]`): What each is: `("bonded", atoms)`, `("relation", name, atom)`...
-    """
-
-    edits: list[Edit | None]
-    keys: list[tuple[Any, ...]]
-
-    def add(self, edit: Edit | None, *key: Any) -> None:
-        """Add an edit."""
-        self.edits.append(edit)
-        self.keys.append(key)
+def locate_covariates(config: RMatConfig) -> dict[str, tuple[int, ...]]:
+    """Return the columns of each covariate of a model, as an [`Edit`] takes them."""
+    start, places = -count_covariates(config.covariates), {}
+    for kind in config.covariates or []:
+        stop = start + count_covariates([kind])
+        places[str(kind["name"])] = tuple(range(start, stop))
+        start = stop
+    return places
 
 
-def build_plan(molecule: FeaturizedMol, *, by: Sequence[str]) -> Plan:
-    """Return what is taken out of a molecule to explain it, beside each atom."""
-    plan, atoms = Plan([], []), list(range(molecule.num_atoms))
-    plan.add(None, "whole")
-    plan.add(Edit("drop", atoms), "nothing")
-    for pair in list_bonded_pairs(molecule.mol):
-        plan.add(Edit("drop", pair), "bonded", pair)
-    for kind, group in list_fragments(molecule.mol) if "fragment" in by else ():
-        plan.add(Edit("drop", group), "fragment", kind, group)
-    for name in RELATION_INPUTS if "relation" in by else ():
-        plan.add(Edit(name, atoms, atoms), "total", name)
-        for atom in atoms:
-            plan.add(Edit(name, [atom], atoms), "relation", name, atom)
-    for name in RELATION_INPUTS if "pair" in by else ():
-        for first, second in combinations(atoms, 2):
-            # no pair without a bond changes without it
-            if name != "bond" or molecule.mol.GetBondBetweenAtoms(first, second):
-                plan.add(Edit(name, [first], [second]), "pair", name, first, second)
-    return plan
+def list_edits(
+    molecule: FeaturizedMol, *, by: Sequence[str], covariates: Mapping[str, tuple[int, ...]]
+) -> list[Edit | None]:
+    """Return what is taken out of a molecule to explain it, beside what the method takes out."""
+    atoms = molecule.atoms
+    edits = [None, Edit("drop", atoms), *(Edit("covariate", it) for it in covariates.values())]
+    edits += [Edit("drop", pair) for pair in list_bonded_pairs(molecule.mol)]
+    if "fragment" in by:
+        edits += [Edit("drop", group) for _, group in list_fragments(molecule.mol)]
+    for name in RELATION_INPUTS:
+        if "relation" in by:
+            edits += [Edit(name, it, atoms) for it in (atoms, *((atom,) for atom in atoms))]
+        if "pair" in by:
+            edits += [
+                Edit(name, (first,), (second,)) for first, second in list_pairs(molecule, name)
+            ]
+    return edits
+
+
+def list_pairs(molecule: FeaturizedMol, name: str) -> list[tuple[int, int]]:
+    """Return the pairs of atoms that have a relation: any two, or those of a bond."""
+    return [
+        pair
+        for pair in combinations(molecule.atoms, 2)
+        if name != "bond" or molecule.mol.GetBondBetweenAtoms(*pair)
+    ]
 
 
 def list_bonded_pairs(mol: Chem.Mol) -> list[tuple[int, int]]:
@@ -459,43 +470,55 @@ def find_scaffold(mol: Chem.Mol) -> list[int]:
 
 
 def _summarize(
-    known: _Known, plan: Plan, *, effects: np.ndarray, scores: np.ndarray, is_class: bool
+    known: _Known,
+    *,
+    effects: np.ndarray,
+    scores: Mapping[Edit | None, np.ndarray],
+    by: Sequence[str],
+    covariates: Mapping[str, tuple[int, ...]],
+    is_class: bool,
 ) -> Explanation | str:
-    if not (np.isfinite(scores).all() and np.isfinite(effects).all()):
+    if not all(np.isfinite(it).all() for it in (effects, *scores.values())):
         return "the model's output is not a finite number"
-    order, num_atoms = known.order, known.featurized.num_atoms
-    falls, found = scores[0] - scores, list(enumerate(plan.keys))
+    molecule, order, atoms = known.featurized, known.order, known.featurized.atoms
     split = partial(_split_scores, is_class=is_class)
-    relations: dict[str, np.ndarray] = {}
-    pairs: dict[str, np.ndarray] = {}
-    fragments: list[Fragment] = []
-    for idx, (part, *key) in found:
-        if part == "relation":
-            table = relations.setdefault(key[0], np.zeros((num_atoms, scores.shape[1])))
-            table[order[key[1]]] = falls[idx]
-        elif part == "pair":
-            matrix = pairs.setdefault(key[0], np.zeros((num_atoms, num_atoms)))
-            places = order[key[1]], order[key[2]]
-            matrix[places] = matrix[places[::-1]] = falls[idx, 0]
-        elif part == "fragment":
-            fragments.append(_describe_fragment(known, key, effect=split(falls[idx])))
-    tested = [(idx, list(key[1])) for idx, key in found if key[0] == "bonded"]
-    sums = [effects[its_atoms, 0].sum() for _, its_atoms in tested]
-    atoms = np.empty_like(effects)
-    atoms[order] = effects
-    for table in (atoms, *relations.values()):
+
+    def lose(*edit: Any) -> np.ndarray:
+        return scores[None] - scores[Edit(*edit)]
+
+    def arrange(values: np.ndarray) -> Contributions:
+        table = np.empty_like(values)
+        table[order] = values
         _average_equal_atoms(known, table)
+        return split(table)
+
+    relations = {}
+    for name in RELATION_INPUTS if "relation" in by else ():
+        relations[name] = arrange(np.array([lose(name, (atom,), atoms) for atom in atoms]))
+    pairs = {name: np.zeros((len(atoms), len(atoms))) for name in RELATION_INPUTS if "pair" in by}
+    for name, matrix in pairs.items():
+        for first, second in list_pairs(molecule, name):
+            effect = lose(name, (first,), (second,))[0]
+            matrix[order[first], order[second]] = matrix[order[second], order[first]] = effect
+    bonded = list_bonded_pairs(molecule.mol)
     return Explanation(
         known.given_mol,
-        float(scores[0, 0]),
-        float(scores[0, 1]) if is_class else None,
-        float(scores[1, 0]),
-        split(atoms),
-        fragments,
-        {name: split(table) for name, table in relations.items()},
-        {key[1]: float(falls[idx, 0]) for idx, key in found if key[0] == "total"},
+        float(scores[None][0]),
+        float(scores[None][1]) if is_class else None,
+        float(scores[Edit("drop", atoms)][0]),
+        arrange(effects),
+        [
+            _describe_fragment(known, group, kind=kind, effect=split(lose("drop", group)))
+            for kind, group in (list_fragments(molecule.mol) if "fragment" in by else ())
+        ],
+        relations,
+        {name: float(lose(name, atoms, atoms)[0]) for name in relations},
         pairs,
-        _correlate(sums, [falls[idx, 0] for idx, _ in tested]),
+        _correlate(
+            [effects[list(pair), 0].sum() for pair in bonded],
+            [lose("drop", it)[0] for it in bonded],
+        ),
+        {name: float(lose("covariate", places)[0]) for name, places in covariates.items()},
     )
 
 
@@ -519,8 +542,9 @@ def _split_scores(scores: np.ndarray, *, is_class: bool) -> Contributions:
     return Contributions(scores[..., 0], probabilities, spread)
 
 
-def _describe_fragment(known: _Known, key: list[Any], *, effect: Contributions) -> Fragment:
-    kind, atoms = key
+def _describe_fragment(
+    known: _Known, atoms: tuple[int, ...], *, kind: str, effect: Contributions
+) -> Fragment:
     smiles = Chem.MolFragmentToSmiles(known.featurized.mol, atoms)
     numbers = [None if it is None else float(it) for it in effect[1:]]
     places = tuple(sorted(known.order[list(atoms)].tolist()))

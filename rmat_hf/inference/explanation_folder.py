@@ -19,12 +19,11 @@ from rmat_hf.flags import declare_flag
 from rmat_hf.inference.counterfactuals import find_counterfactuals
 from rmat_hf.inference.explanation import (
     DEFAULT_PARTS,
-    EXPLANATION_COLUMNS,
     PARTS,
     Explanation,
     choose_column,
     explain,
-    refuse_covariates,
+    list_explanation_columns,
 )
 from rmat_hf.inference.pictures import draw_contributions
 from rmat_hf.inference.screening import (
@@ -129,7 +128,6 @@ class Computation:
         options: Any = self.predict.keywords
         (self.model,), self.processor = self.predict.args, options["processor"]
         self.deciding_column, self.label = screen.deciding_column, arguments.label
-        refuse_covariates(self.model)
         choose_column(self.model, self.label)
         self.replacements: list[Molecule] | None = None
         if arguments.replacements is not None:
@@ -140,7 +138,9 @@ class Computation:
                 it for chunk in chunks for it in chunk.molecules(arguments.smiles_column)
             ]
         added = {name: kind for name, kind in screen.added_columns.items() if name != ERROR_COLUMN}
-        added |= {name: kind for name, (kind, _) in EXPLANATION_COLUMNS.items()}
+        self.covariates = [str(it["name"]) for it in self.model.config.covariates or []]
+        columns = list_explanation_columns(self.covariates)
+        added |= {name: kind for name, (kind, _) in columns.items()}
         added |= COUNTERFACTUAL_COLUMNS if arguments.counterfactuals else {}
         self.added_columns: dict[str, ColumnKind] = {
             **added,
@@ -148,12 +148,16 @@ class Computation:
             ERROR_COLUMN: "text",
         }
 
-    def __call__(self, molecules: list[Molecule]) -> dict[str, list[Any]]:
+    def __call__(
+        self, molecules: list[Molecule], *, covariates: Mapping[str, Sequence[Any]] | None = None
+    ) -> dict[str, list[Any]]:
         """Return the columns of a chunk."""
-        columns = self.predict(molecules).to_columns()
+        columns = self.predict(molecules, covariates=covariates).to_columns()
         kept = self.choose_rows(columns)
         chosen: list[Molecule] = [molecules[row] for row in kept]
+        beside = {name: [cells[it] for it in kept] for name, cells in (covariates or {}).items()}
         options: dict[str, Any] = {"label": self.label, "processor": self.processor}
+        options["covariates"] = beside
         found = explain(
             self.model,
             chosen,
@@ -213,7 +217,10 @@ def write_page(screen: Any, folder: Path, shards: Sequence[Path]) -> None:  # no
         with open_atomically(pictures / f"row-{row[ROW_COLUMN]:07}.svg") as stream:
             stream.write(row[PICTURE_COLUMN].encode())
     with open_atomically(folder / PAGE_FILE) as stream:
-        stream.write("".join(build_page(rows, arguments=screen.arguments)).encode())
+        page = build_page(
+            rows, arguments=screen.arguments, covariates=screen.compute_rows.covariates
+        )
+        stream.write("".join(page).encode())
 
 
 def choose_rows(screen: Any, shards: Sequence[Path]) -> list[dict[str, Any]]:
@@ -243,16 +250,22 @@ def _draw(row: Explanation, *, label: str, units: str) -> str:
     return draw_contributions(row.mol, row.atoms, units=units, title=f"{label}: {said}")
 
 
-def build_page(rows: Sequence[Mapping[str, Any]], *, arguments: Any) -> Iterator[str]:
+def build_page(
+    rows: Sequence[Mapping[str, Any]], *, arguments: Any, covariates: Sequence[str]
+) -> Iterator[str]:
     """Yield the HTML page of explained rows."""
+    cards = (
+        _build_card(row, smiles_column=arguments.smiles_column, covariates=covariates)
+        for row in rows
+    )
     title = escape(f"Why: {Path(arguments.model).name}")
     yield f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
     yield f"<h1>{title}</h1><p>An atom or group contributes what the prediction loses without it. "
     yield "The rest is what the model makes of atoms together. Pale atoms: the members disagree."
-    yield f"</p><main>{''.join(_build_card(row, arguments.smiles_column) for row in rows)}</main>"
+    yield f"</p><main>{''.join(cards)}</main>"
 
 
-def _build_card(row: Mapping[str, Any], smiles_column: str) -> str:
+def _build_card(row: Mapping[str, Any], *, smiles_column: str, covariates: Sequence[str]) -> str:
     total = sum(row["atom_contributions"])
     numbers = {
         "baseline": row["baseline"],
@@ -262,6 +275,7 @@ def _build_card(row: Mapping[str, Any], smiles_column: str) -> str:
         "all distances": row["distance_effect"],
         "all bonds": row["bond_effect"],
         "all neighborhoods": row["neighborhood_effect"],
+        **{f"{name} of the row": row[f"{name}_effect"] for name in covariates},
     }
     facts = [(name, it) for name, it in numbers.items() if it is not None]
     groups = zip(

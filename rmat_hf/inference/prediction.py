@@ -16,6 +16,7 @@ from rdkit import Chem
 from rmat_hf.data.featurization import FeaturizedMolecule, iterate_featurized
 from rmat_hf.data.frames import add_columns, list_molecules_of
 from rmat_hf.data.labels import restore_atom_order
+from rmat_hf.data.measurements import append_covariates
 from rmat_hf.data.stored_features import (
     count_nodes,
     expand_features,
@@ -34,7 +35,7 @@ from rmat_hf.model.modeling_rmat import (
     RMatPreTrainedModel,
 )
 from rmat_hf.model.pipeline_rmat import LEVELS
-from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT, RMatProcessor, list_warnings
+from rmat_hf.model.processing_rmat import RMatProcessor, list_warnings
 from rmat_hf.model.trust_rmat import (
     DEFAULT_COVERAGE,
     describe_blocks,
@@ -176,7 +177,7 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
             [*predict_blocks(predictor, inputs, coverage=chosen).values()], dim=1
         ),
         num_values=len(config.output_names),
-        covariates=_read_beside(config, given, covariates=covariates, num_rows=len(molecules)),
+        covariates=read_beside(config, given, covariates=covariates, num_rows=len(molecules)),
         trust=None if chosen is None else config.trust,
         **options,
     )
@@ -188,13 +189,18 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
     return _return_as(given, Predictions(errors=errors, config=config, **found))
 
 
-def _read_beside(config: Any, given: Any, *, covariates: Any, num_rows: int) -> np.ndarray | None:
+def find_beside(config: Any, given: Any, *, covariates: Any) -> dict[str, list[Any]]:
+    """Return the cells of the covariates of a model, by name: those of a table, or the given."""
+    columns = given if covariates is None and isinstance(given, pd.DataFrame) else covariates or {}
+    names = [str(it["name"]) for it in config.covariates or []]
+    return {name: list(columns[name]) for name in names if name in columns}
+
+
+def read_beside(config: Any, given: Any, *, covariates: Any, num_rows: int) -> np.ndarray | None:
     """Return the covariates of a model that has some; warn of those that nobody gave."""
     if config.covariates is None:
         return None
-    kinds = config.covariates
-    columns = given if covariates is None and isinstance(given, pd.DataFrame) else covariates or {}
-    known = {it["name"]: list(columns[it["name"]]) for it in kinds if it["name"] in columns}
+    kinds, known = config.covariates, find_beside(config, given, covariates=covariates)
     if missing := [it["name"] for it in kinds if it["name"] not in known]:
         logger.warning(
             "%s: the model reads them beside molecules, and takes the mean of its training rows "
@@ -435,10 +441,7 @@ def _run_batch(
     packed = list(features.values())
     try:
         arrays = expand_features(packed)
-        if covariates is not None:
-            own = covariates[list(features)]
-            before = arrays.get(DESCRIPTOR_INPUT, own[:, :0])
-            arrays[DESCRIPTOR_INPUT] = np.concatenate([before, own], axis=1)
+        append_covariates(arrays, None if covariates is None else covariates[list(features)])
         inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         with torch.inference_mode():
             outputs = compute(inputs).double().cpu().numpy()

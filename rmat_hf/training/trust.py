@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rmat_hf.data.measurements import append_covariates
 from rmat_hf.data.stored_features import (
     count_nodes,
     expand_features,
@@ -15,7 +16,7 @@ from rmat_hf.data.stored_features import (
 )
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES, FIRST_ATOM_COLUMN
-from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT, MOLECULE_INPUTS
+from rmat_hf.model.processing_rmat import MOLECULE_INPUTS
 from rmat_hf.model.trust_rmat import (
     NUM_KNOTS,
     RMatTrust,
@@ -169,9 +170,7 @@ def compute_rows(
     found = []
     for batch in batches:
         arrays = expand_features([packed[row] for row in batch])
-        if covariates is not None:
-            before = arrays.get(DESCRIPTOR_INPUT, covariates[batch, :0])
-            arrays[DESCRIPTOR_INPUT] = np.concatenate([before, covariates[batch]], axis=1)
+        append_covariates(arrays, None if covariates is None else covariates[batch])
         found.append(compute({name: torch.from_numpy(it) for name, it in arrays.items()}))
     return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(batches)))]
 

@@ -48,7 +48,7 @@ NUM_TRUTH, NUM_SUMS, NUM_TIMED = 40, 500, 24
 BATCH_SIZE, NUM_TRAIN, NUM_TESTED = 32, 640, 60
 # of training, on rmat-small; its weights know that atoms and distances tell the bonds and make
 # little of these, so the label of bonds has a small model from random weights
-STEPS = {"distance": 560, "bond": 1500, "neighborhood": 560}
+STEPS = {"distance": 560, "bond": 5000, "neighborhood": 560}
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -252,9 +252,9 @@ def measure_shares(
     for molecule in molecules:
         whole = build_variants([(molecule, None)])
         label = redraw(whole, rng, relations=[*DRAWS])[name][0]
-        atoms = range(molecule.num_atoms)
+        atoms = molecule.atoms
         edits = [Edit(it, atoms, atoms) for it in DRAWS]
-        edits += [Edit(it, [atom], atoms) for it in DRAWS for atom in atoms]
+        edits += [Edit(it, (atom,), atoms) for it in DRAWS for atom in atoms]
         inputs = {key: np.repeat(it, len(edits) + 1, axis=0) for key, it in whole.items()}
         for row, edit in enumerate(edits, start=1):
             edit.apply({key: it[row] for key, it in inputs.items()})

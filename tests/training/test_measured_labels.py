@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 from processes import predict_without_package
 
-from rmat_hf import evaluate, explain, find_counterfactuals, finetune, predict
+from rmat_hf import evaluate, finetune, predict
 from rmat_hf.errors import UserError
-from rmat_hf.inference.explanation_folder import ExplanationArguments, run_explanation
 from rmat_hf.inference.screening import PredictionArguments, run_prediction
 from rmat_hf.training.finetuning import FinetuningResult
 
@@ -165,14 +164,6 @@ def test_a_covariate_that_decides_the_label_is_learned(run: Run, head: str, tmp_
     scored = evaluate(result.output_dir, measured)
     assert scored.skipped[0].smiles == "C1CC"
     assert next(iter(scored.scores.metrics.values()))["r2"] > 0.95
-    # molecules alone do not say what such a model predicts
-    with pytest.raises(UserError, match="pH assay beside molecules"):
-        explain(result.output_dir, ["CCO"])
-    with pytest.raises(UserError, match="pH assay beside molecules"):
-        find_counterfactuals(result.output_dir, ["CCO"])
-    folder = {"input": str(tmp_path / "library.csv"), "output": str(tmp_path / "why")}
-    with pytest.raises(UserError, match="pH assay beside molecules"):
-        run_explanation(ExplanationArguments(model=str(result.output_dir), **folder))
     # what is missing is the mean of training
     known = PH[PARTS == "train" if head == "network" else PARTS != "test"].mean()
     means = {"pH": [None, known], "assay": ["new", None]}
