@@ -15,30 +15,31 @@ from rmat_hf.output_folder import save_json
 from rmat_hf.training.estimates import (
     Estimate,
     Scores,
+    average_known,
     build_table,
     compute_errors,
     describe_scores,
+    find_inside,
 )
-from rmat_hf.training.metrics import format_metric, list_metrics
+from rmat_hf.training.metrics import list_metrics
 from rmat_hf.training.plots import (
     LINE_COLOR,
     MOST_SHOWN,
     draw_calibration,
     draw_coverage,
-    draw_errors,
     draw_parity,
     draw_roc,
-    save_drawing,
     save_figure,
 )
 from rmat_hf.training.report import (
     ABOUT_INTERVALS,
-    LEAST_ROWS_OF_NOVELTY,
-    NUM_WORST,
-    describe_thirds,
+    REPORT_FILE,
+    ErrorsOfLabel,
+    describe_novelty,
+    describe_worst,
 )
 
-REPORT_FILE = "report.md"
+CLASSES_FOLDER = "classes"
 MOST_SKIPPED = 20
 # Coverages that intervals are tried at, where the model has trust.
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -48,30 +49,19 @@ COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 class Method:
     """What a model or a tool says of every row, NaN where nothing.
 
-    `lower` and `upper`, `novelty` and `calibrated` probabilities are of models with trust;
-    `quantiles` are those of `COVERAGES` in units of the intervals' half width, by label.
+    `trust` has the blocks of `RMatTrust`, of models that have it; `quantiles` are those of
+    `COVERAGES` in units of the intervals' half width, by label.
     """
 
     values: np.ndarray
     reasons: dict[int, str] = field(default_factory=dict)
-    lower: np.ndarray | None = None
-    upper: np.ndarray | None = None
-    calibrated: np.ndarray | None = None
-    novelty: np.ndarray | None = None
+    trust: dict[str, np.ndarray] = field(default_factory=dict)
     quantiles: np.ndarray | None = None
-
-    @property
-    def intervals(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The ends of the intervals, if there are some."""
-        if self.lower is None or self.upper is None:
-            return None
-        return self.lower, self.upper
 
     def take(self, rows: np.ndarray) -> "Method":
         """Return the same of some rows."""
-        names = ("values", "lower", "upper", "calibrated", "novelty")
-        blocks = {name: it[rows] for name in names if (it := getattr(self, name)) is not None}
-        return replace(self, reasons={}, **blocks)
+        trust = {name: it[rows] for name, it in self.trust.items()}
+        return replace(self, reasons={}, values=self.values[rows], trust=trust)
 
 
 @dataclass(frozen=True)
@@ -89,6 +79,7 @@ class EvaluationResult:
         notes (`list[str]`): What to know when reading, as molecules that a model was trained on.
         methods (`dict[str, Method]`): What every method says of these rows.
         coverage (`float`): Asked of the intervals.
+        classes (`EvaluationResult`, *optional*): The same of classes, of models with numbers too.
     """
 
     scores: Scores
@@ -100,6 +91,7 @@ class EvaluationResult:
     notes: list[str]
     methods: dict[str, Method]
     coverage: float
+    classes: "EvaluationResult | None" = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -113,7 +105,8 @@ class EvaluationResult:
         if len(reasons) > len(lines):
             lines.append(f"and {len(reasons) - len(lines)} other reasons")
         table = describe_scores({"given": self.scores}, num_intervals=1)
-        return "\n".join([table, "", *self.verdict, *self.notes, *lines])
+        own = [table, "", *self.verdict, *self.notes, *lines]
+        return "\n".join([*own, *(["", self.classes.describe()] if self.classes else [])])
 
 
 def save_evaluation(
@@ -159,10 +152,16 @@ def save_evaluation(
         _tabulate(differences, metric=list_metrics(scores.problem_type)[0].title),
         *_draw_predictions(folder, result),
         *_describe_trust(folder, result, models=models),
-        *_describe_novelty(folder, result, models=models),
+        *describe_novelty(folder, _list_errors(result, models)),
         *_describe_worst(folder, result, name=models[0]),
         *_describe_skipped(result),
     ]
+    if result.classes is not None:
+        (folder / CLASSES_FOLDER).mkdir()
+        save_evaluation(folder / CLASSES_FOLDER, result.classes, models=models, source=source)
+        sections.insert(
+            2, f"Of the classes: [{CLASSES_FOLDER}/{REPORT_FILE}]({CLASSES_FOLDER}/{REPORT_FILE})."
+        )
     (folder / REPORT_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
@@ -212,9 +211,9 @@ def _draw_predictions(folder: Path, result: EvaluationResult) -> list[str]:
     if not curves:
         return []
     calibrated = {
-        f"{name}, calibrated": it.calibrated
+        f"{name}, calibrated": it.trust["probabilities"]
         for name, it in shown.items()
-        if it.calibrated is not None
+        if "probabilities" in it.trust
     }
     of_labels = {**curves, **_list_curves(result, calibrated)}
     panels = [partial(draw_roc, curves=curves), partial(draw_calibration, curves=of_labels)]
@@ -238,35 +237,18 @@ def _list_curves(
 
 
 def _describe_trust(folder: Path, result: EvaluationResult, *, models: Sequence[str]) -> list[str]:
-    """Tabulate and draw how many measured values the intervals hold."""
-    sections, draw = [], {}
+    """Draw how many measured values intervals of every coverage hold."""
+    draw = {}
     for name in models:
         method = result.methods[name]
-        if method.lower is None or method.upper is None:
-            continue
-        for idx, label in enumerate(result.label_names):
-            measured, values = result.labels[:, idx], method.values[:, idx]
-            lower, upper = method.lower[:, idx], method.upper[:, idx]
-            novelty = np.zeros(len(values)) if method.novelty is None else method.novelty
-            known = ~(np.isnan(measured) | np.isnan(lower))
-            if not known.any():
-                continue
-            table = describe_thirds(
-                novelty,
-                np.where(known, abs(values - measured), np.nan),
-                lower=lower,
-                upper=upper,
-                measured=measured,
-            )
-            sections += [f"{name}, {label}: intervals of {result.coverage:.0%}:", table]
-            if method.quantiles is not None:
-                half = (upper - lower)[known] / 2
-                ratio = abs(values - measured)[known] / np.maximum(half, 1e-12)
+        for idx, label in enumerate(result.label_names if method.quantiles is not None else []):
+            half = (method.trust["upper"] - method.trust["lower"])[:, idx] / 2
+            ratio = abs(method.values - result.labels)[:, idx] / np.maximum(half, 1e-12)
+            ratio = ratio[~np.isnan(ratio)]
+            if len(ratio) and method.quantiles is not None:
                 found = [float(np.mean(ratio <= it)) for it in method.quantiles[:, idx]]
                 draw[f"{name}: {label}"] = partial(draw_coverage, wanted=COVERAGES, found=found)
-    if not sections:
-        return []
-    return ["## Intervals", *sections, *_save_panels(folder / "coverage.png", draw)]
+    return ["## Intervals", *_save_panels(folder / "coverage.png", draw)] if draw else []
 
 
 def _save_panels(path: Path, draw: Mapping[str, Any]) -> list[str]:
@@ -274,21 +256,23 @@ def _save_panels(path: Path, draw: Mapping[str, Any]) -> list[str]:
     return [save_figure(path, list(shown.values()), titles=list(shown))] if shown else []
 
 
-def _describe_novelty(
-    folder: Path, result: EvaluationResult, *, models: Sequence[str]
-) -> list[str]:
-    if "novelty" not in result.rows or len(result.rows) < LEAST_ROWS_OF_NOVELTY:
-        return []
-    novelty, sections, draw = result.rows["novelty"].to_numpy(), [], {}
+def _list_errors(result: EvaluationResult, models: Sequence[str]) -> dict[str, ErrorsOfLabel]:
+    """Return the errors of every model by label, of many labels all together."""
+    found = {}
     for name in models:
-        errors = _average(_compute_errors(result, name))
-        draw[name] = partial(draw_errors, novelty=novelty, errors=errors)
-        sections += [f"{name}:", describe_thirds(novelty, errors)]
-    return [
-        "## Errors by novelty",
-        *_save_panels(folder / "error_by_novelty.png", draw),
-        *sections,
-    ]
+        method = result.methods[name]
+        novelty = method.trust.get("novelty")
+        if novelty is None and "novelty" in result.rows:
+            novelty = result.rows[["novelty"]].to_numpy()
+        if novelty is None:
+            continue
+        held = find_inside(method.trust, result.labels, class_names=result.class_names)
+        blocks, names = [_compute_errors(result, name), *(held or ())], result.label_names
+        if len(names) > 1:
+            blocks, names = [average_known(it)[:, None] for it in blocks], ["mean of the labels"]
+        for label, *columns in zip(names, *(it.T for it in blocks), strict=True):
+            found[f"{name}, {label}"] = ErrorsOfLabel(novelty[:, 0], *columns)
+    return found
 
 
 def _compute_errors(result: EvaluationResult, name: str) -> np.ndarray:
@@ -296,37 +280,20 @@ def _compute_errors(result: EvaluationResult, name: str) -> np.ndarray:
     return compute_errors(result.scores.problem_type, values, labels=result.labels)
 
 
-def _average(errors: np.ndarray) -> np.ndarray:
-    """Return the mean error over the labels that a row has."""
-    number = np.sum(~np.isnan(errors), axis=1)
-    return np.where(number > 0, np.nansum(errors, axis=1) / np.maximum(number, 1), np.nan)
-
-
 def _describe_worst(folder: Path, result: EvaluationResult, *, name: str) -> list[str]:
     """Draw the molecules that the first model is most wrong about."""
-    errors = _average(_compute_errors(result, name))
-    worst = np.argsort(-errors, kind="stable")[:NUM_WORST]
-    outputs = result.class_names or result.label_names
-    header = ["row", "molecule", *(f"measured {it}" for it in result.label_names)]
-    rows = [[*header, *(f"{name}: {it}" for it in outputs), "error"]]
-    legends = []
-    for row in worst:
-        measured = [_name_label(result, it) for it in result.labels[row]]
-        predicted = [format_metric(it) for it in result.methods[name].values[row]]
-        number = str(result.rows.index[row])
-        smiles = str(result.rows["smiles"].iloc[row])
-        rows.append([number, f"`{smiles}`", *measured, *predicted, format_metric(errors[row])])
-        text = f"measured {', '.join(measured[:2])},\npredicted {', '.join(predicted[:2])}"
-        legends.append(f"row {number}: {text}")
-    smiles = result.rows["smiles"].iloc[worst].tolist()
-    picture = save_drawing(folder / "worst_molecules.svg", smiles, legends=legends)
-    return [f"## The molecules that {name} is most wrong about", picture, build_table(rows)]
-
-
-def _name_label(result: EvaluationResult, label: float) -> str:
-    if np.isnan(label):
-        return "–"
-    return format_metric(label) if result.class_names is None else result.class_names[int(label)]
+    method = result.methods[name]
+    known = {"novelty": result.rows[["novelty"]].to_numpy()} if "novelty" in result.rows else {}
+    return describe_worst(
+        folder,
+        title=f"## The molecules that {name} is most wrong about",
+        molecules={"row": [*map(str, result.rows.index)], "smiles": result.rows["smiles"].tolist()},
+        values=method.values,
+        labels=result.labels,
+        errors=_compute_errors(result, name),
+        names=(result.label_names, result.class_names),
+        trust={**method.trust, **known},
+    )
 
 
 def _describe_skipped(result: EvaluationResult) -> list[str]:

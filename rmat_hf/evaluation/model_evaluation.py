@@ -6,7 +6,8 @@ probabilities, NaN where there is none; methods are compared on the rows that al
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,17 +44,19 @@ from rmat_hf.training.baselines import MAX_ATOMS, SHOWN, fit_several, stack_outp
 from rmat_hf.training.estimates import (
     MEAN_OF_TRAIN,
     describe_verdict,
-    judge_intervals,
+    judge_coverage,
     predict_mean,
     score_methods,
 )
 from rmat_hf.training.metrics import CLASSIFICATION, list_metrics
-from rmat_hf.training.plots import compute_novelty
+from rmat_hf.training.trust import compute_novelty
 
 logger = logging.getLogger(__name__)
 
 # Of classes nobody knows the training labels of a model: the best constant there is.
 BEST_CONSTANT = "frequencies_of_these_rows"
+# What is in the units of the labels.
+NUMBERS = ("values", "lower", "upper")
 
 
 @dataclass(kw_only=True)
@@ -186,7 +189,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
     loaded = {name: _load(folder, device=device) for name, folder in folders.items()}
     configs = {name: model.config for name, (model, _) in loaded.items()}
     task = _Task.build(configs, list(label_columns))
-    labels, reasons = rows.read_labels(task)
+    rows.read_labels(task)
     tools = {
         name: _read_tool(it, rows, task=task, columns=list(prediction_columns), name=name)
         for name, it in (predictions or {}).items()
@@ -194,30 +197,19 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
     if taken := sorted({*tools} & {*folders}):
         raise UserError(f"Two methods are called {taken[0]!r}. Name one of them NAME=FILE.")
     options = {"batch_size": batch_size, "num_workers": num_workers}
-    found = {
-        name: task.arrange(*_predict(it, rows, coverage=coverage, **options))
-        for name, it in loaded.items()
+    predicted = {
+        name: _predict(it, rows, coverage=coverage, **options) for name, it in loaded.items()
     }
-    found |= tools
     known = None
     if train is not None:
         known = _read_rows(train, smiles_column=smiles_column)
-        found |= _fit_baselines(rows, known, task=task)
-    name, mean = _predict_constant(task, configs[next(iter(folders))], labels=labels, known=known)
-    found[name] = Method(np.tile(mean, (len(labels), 1)))
-    novelty = _find_novelty(rows, folders, methods=found, known=known)
-    for method in found.values():
-        reasons = {**method.reasons, **reasons}
-    result = _compare(
-        rows,
-        found,
-        labels=labels,
-        reasons=reasons,
-        novelty=novelty,
-        task=task,
-        models=list(folders),
-        coverage=coverage,
-    )
+    compare: Any = partial(_compare, rows, folders, predicted=predicted, known=known)
+    result = compare(task=task, tools=tools, coverage=coverage)
+    if configs[next(iter(folders))].label_types is not None:
+        of_classes = _Task.build(configs, list(label_columns), of=CLASSIFICATION[0])
+        if {*of_classes.label_names} <= {*rows.cells}:
+            classes = compare(task=of_classes, tools={}, coverage=coverage)
+            result = replace(result, classes=classes)
     result.notes.extend(_list_overlaps(rows, folders, kept=result.rows.index))
     if output_dir is not None:
         with create_folder_atomically(output_dir) as folder:
@@ -304,7 +296,10 @@ class _Task:
     transforms: list[str]
 
     @classmethod
-    def build(cls, configs: Mapping[str, RMatConfig], label_columns: list[str]) -> "_Task":
+    def build(
+        cls, configs: Mapping[str, RMatConfig], label_columns: list[str], *, of: str = ""
+    ) -> "_Task":
+        """Return what models predict; `of` is the type of the labels, where they have several."""
         config = next(iter(configs.values()))
         kind, names = _find_kind(config), config.label_columns
         if label_columns and len(label_columns) != len(names):
@@ -325,7 +320,7 @@ class _Task:
         units = config.label_units or [""] * len(names)
         columns, scored = label_columns or names, list(range(len(names)))
         if config.label_types is not None:
-            # of numbers and classes the numbers
+            kind = of or kind
             scored = [idx for idx, it in enumerate(config.types) if it == kind]
         of_labels = [[it[idx] for idx in scored] for it in (names, columns, units, transforms)]
         return cls(kind, of_labels[0], of_labels[1], classes, *of_labels[2:])
@@ -375,25 +370,31 @@ class _Task:
             order = list(range(len(own)))
             if {*self.model_labels} <= {*own}:
                 order = [own.index(it) for it in self.model_labels]
+        num_labels = len(config.output_names)
+        columns = dict.fromkeys(("values", "lower", "upper", "probabilities"), order)
+        # of labels of their own the classes 1 of all, then the classes 0
+        columns["is_possible"] = [*order, *(num_labels + it for it in order)]
+        if config.label_name is not None:
+            columns["is_possible"] = [1, 0] if self.class_names is None else order
         blocks = {
-            name: self.learn(block[:, order])
-            for name in ("values", "lower", "upper", "probabilities")
+            name: block[:, own]
+            for name, own in columns.items()
             if (block := getattr(found, name)) is not None
         }
+        blocks |= {name: self.learn(blocks[name]) for name in NUMBERS if name in blocks}
+        if "lower" in blocks and np.isnan(blocks["lower"]).all():
+            # classes among numbers have no intervals
+            del blocks["lower"], blocks["upper"]
+            quantiles = None
         if "lower" in blocks:
             # of a negative logarithm the ends change places
             ends = np.sort([blocks["lower"], blocks["upper"]], axis=0)
             blocks["lower"], blocks["upper"] = ends
+        if found.novelty is not None:
+            blocks["novelty"] = found.novelty[:, None]
         reasons = {row: it for row, it in enumerate(found.errors) if it is not None}
-        return Method(
-            blocks["values"],
-            reasons,
-            lower=blocks.get("lower"),
-            upper=blocks.get("upper"),
-            calibrated=blocks.get("probabilities"),
-            novelty=found.novelty,
-            quantiles=None if quantiles is None else quantiles[:, order],
-        )
+        quantiles = None if quantiles is None else quantiles[:, order]
+        return Method(blocks.pop("values"), reasons, trust=blocks, quantiles=quantiles)
 
 
 def _find_kind(config: RMatConfig) -> str:
@@ -531,7 +532,7 @@ def _predict_constant(
     task: _Task, config: RMatConfig, *, labels: np.ndarray, known: _Rows | None
 ) -> tuple[str, np.ndarray]:
     """Return the outputs of who knows no molecule, and their name."""
-    if known is None and config.label_mean is not None:
+    if known is None and config.label_mean is not None and task.problem_type == "regression":
         own = [config.label_columns.index(it) for it in task.model_labels]
         return MEAN_OF_TRAIN, np.array(config.label_mean, dtype=np.float64)[own]
     name = BEST_CONSTANT if known is None else MEAN_OF_TRAIN
@@ -544,16 +545,25 @@ def _predict_constant(
 
 def _compare(
     rows: _Rows,
-    methods: Mapping[str, Method],
+    folders: Mapping[str, str | Path],
     *,
-    labels: np.ndarray,
-    reasons: Mapping[int, str],
-    novelty: np.ndarray | None,
+    predicted: Mapping[str, tuple[Predictions, np.ndarray | None]],
+    tools: Mapping[str, Method],
+    known: _Rows | None,
     task: _Task,
-    models: Sequence[str],
     coverage: float,
 ) -> EvaluationResult:
     """Score the methods on the rows that all of them have, and say what follows."""
+    labels, reasons = rows.read_labels(task)
+    methods = {name: task.arrange(*it) for name, it in predicted.items()} | dict(tools)
+    if known is not None:
+        methods |= _fit_baselines(rows, known, task=task)
+    first = next(iter(folders))
+    name, mean = _predict_constant(task, predicted[first][0].config, labels=labels, known=known)
+    methods[name] = Method(np.tile(mean, (len(labels), 1)))
+    novelty = _find_novelty(rows, folders, methods=methods, known=known)
+    for method in methods.values():
+        reasons = {**method.reasons, **reasons}
     for method in methods.values():
         broken = np.flatnonzero(~np.isfinite(method.values).all(axis=1)).tolist()
         reasons = {**dict.fromkeys(broken, "no prediction"), **reasons}
@@ -573,17 +583,19 @@ def _compare(
     is_plain = {*task.transforms} == {"none"} and len({*task.units}) == 1
     unit = task.units[0] if is_plain and metric == "rmse" else ""
     verdict: list[str] = []
-    others = [name for name in methods if name not in models]
+    models = list(folders)
+    others = [name for name in methods if name not in folders]
     for idx, name in enumerate(models):
         references = [*others, *models[idx + 1 :]]
         verdict += describe_verdict(
             scores, name, references=references, unit=unit, noun="molecules"
         )
-        verdict += judge_intervals(
+        verdict += judge_coverage(
             name,
-            shared[name].intervals,
+            shared[name].trust,
             labels=labels[kept],
             label_names=task.label_names,
+            class_names=task.class_names,
             coverage=coverage,
         )
     outputs = task.class_names or task.label_names
@@ -614,8 +626,8 @@ def _find_novelty(
 ) -> np.ndarray | None:
     """Return how new the molecules are to the first model, or to the table of the baselines."""
     first = next(iter(folders))
-    if methods[first].novelty is not None:
-        return methods[first].novelty
+    if "novelty" in methods[first].trust:
+        return methods[first].trust["novelty"][:, 0]
     trained = _list_trained(folders[first]) if known is None else known.molecules
     return compute_novelty(rows.molecules, trained) if trained else None
 

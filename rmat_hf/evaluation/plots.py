@@ -20,11 +20,11 @@ from rmat_hf.training.plots import (
     NUM_BINS,
     POINT_COLOR,
     POINTS,
-    compute_novelty,
     draw_calibration,
     draw_errors,
     draw_roc,
 )
+from rmat_hf.training.trust import compute_novelty
 
 logger = logging.getLogger(__name__)
 

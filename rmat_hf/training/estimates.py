@@ -26,6 +26,8 @@ MOST_RESAMPLES, LEAST_RESAMPLES = 1000, 100
 _NUM_DRAWS = 2_000_000
 # Fewer rows are counted, but no verdict rests on them.
 FEW_ROWS = 30
+# Of more labels or classes the coverage of intervals or sets is told of all together.
+_MOST_JUDGED = 8
 # The least that a model has to beat: the mean of its labels, or the frequencies of its classes.
 MEAN_OF_TRAIN = "mean_of_train_labels"
 
@@ -67,9 +69,10 @@ class Scores:
         """Return a metric of a method with its interval, of one label or the mean of all."""
         found, resamples = self.metrics[method], self.resamples[method].get(metric)
         if label is not None and "per_label" in found:
-            resamples = None if resamples is None else resamples[[*self.num_known].index(label)]
+            own = [[*self.num_known].index(label)]
+            resamples = None if resamples is None else resamples[own]
             return _build_estimate(found["per_label"][label][metric], resamples)
-        return _build_estimate(found[metric], _average(resamples))
+        return _build_estimate(found[metric], resamples)
 
     def compare(self, method: str, reference: str, *, metric: str) -> Estimate:
         """Return how much a metric of a method is above that of a reference."""
@@ -79,7 +82,7 @@ class Scores:
         drawn = [self.resamples[name].get(metric) for name in (method, reference)]
         if drawn[0] is None or drawn[1] is None:
             return Estimate(values[0] - values[1])
-        return _build_estimate(values[0] - values[1], _average(drawn[0] - drawn[1]))
+        return _build_estimate(values[0] - values[1], drawn[0] - drawn[1])
 
     def to_json(self) -> dict[str, Any]:
         """Return every method's metrics as `[value, low, high]`."""
@@ -171,6 +174,12 @@ def compute_errors(
     return errors
 
 
+def average_known(values: np.ndarray) -> np.ndarray:
+    """Return the mean of what a row has of its labels, `(num_rows,)`, NaN of nothing."""
+    number = np.sum(~np.isnan(values), axis=1)
+    return np.where(number > 0, np.nansum(values, axis=1) / np.maximum(number, 1), np.nan)
+
+
 def predict_mean(problem_type: str, labels: np.ndarray, *, num_outputs: int) -> np.ndarray:
     """Return the outputs `(num_outputs,)` of a model that has learned nothing but the labels."""
     if problem_type == "single_label_classification":
@@ -247,42 +256,83 @@ def describe_verdict(
     return lines
 
 
-def judge_intervals(
+def find_inside(
+    trust: Mapping[str, np.ndarray], labels: np.ndarray, *, class_names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return whether intervals or sets hold the labels, and how wide they are, if there are some.
+
+    Args:
+        trust (`Mapping`): Blocks of [`RMatTrust`].
+        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Measured, NaN where missing.
+        class_names (`Sequence[str]`, *optional*): Of a single label with classes.
+
+    Returns:
+        Two `np.ndarray` of shape `(num_rows, num_labels)`: 0 or 1, NaN where unknown; the width, of
+        a set the number of its classes.
+    """
+    if "lower" in trust:
+        width = trust["upper"] - trust["lower"]
+        inside = (trust["lower"] <= labels) & (labels <= trust["upper"])
+    elif "is_possible" in trust:
+        possible, num_labels = trust["is_possible"], labels.shape[1]
+        if class_names is not None:
+            width = possible.sum(axis=1, keepdims=True)
+            classes = np.nan_to_num(labels).astype(np.int64)
+            inside = np.take_along_axis(possible, classes, axis=1)
+        else:
+            yes, no = possible[:, :num_labels], possible[:, num_labels:]
+            inside, width = np.where(labels == 1, yes, no), yes + no
+    else:
+        return None
+    return np.where(np.isnan(labels) | np.isnan(width), np.nan, inside), width
+
+
+def judge_coverage(
     name: str,
-    intervals: tuple[np.ndarray, np.ndarray] | None,
+    trust: Mapping[str, np.ndarray],
     *,
     labels: np.ndarray,
     label_names: Sequence[str],
     coverage: float,
+    class_names: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return for each label with intervals whether they hold as many measured values as asked.
+    """Return whether intervals of each label, or sets of each class, hold as many as asked.
 
     Args:
         name (`str`): Of the model.
-        intervals (`tuple`, *optional*): Their ends, each `(num_rows, num_labels)`.
-        labels (`np.ndarray` of shape `(num_rows, num_labels)`): Measured, NaN where missing.
+        trust, labels, class_names: As of [`find_inside`].
         label_names (`Sequence[str]`): Name of each label.
         coverage (`float`): What was asked for.
     """
+    found = find_inside(trust, labels, class_names=class_names)
+    if found is None:
+        return []
+    groups, inside = {}, found[0]
+    kind, too_few = "intervals", "too narrow for these molecules"
+    if "lower" in trust:
+        groups = {f"measured values of {it}": inside[:, idx] for idx, it in enumerate(label_names)}
+    else:
+        kind, too_few = "sets", "they do not hold for these molecules"
+        names = class_names or ("0", "1")
+        for idx, label in enumerate(label_names):
+            for value, of_class in enumerate(names):
+                own = inside[labels[:, idx] == value, idx]
+                groups[f"molecules of class {of_class} of {label}"] = own
+    if len(groups) > _MOST_JUDGED:
+        groups = {f"values of {len(label_names)} labels": np.concatenate([*groups.values()])}
     lines = []
-    columns = (
-        []
-        if intervals is None
-        else zip(label_names, labels.T, *(it.T for it in intervals), strict=True)
-    )
-    for label, measured, lower, upper in columns:
-        known = ~(np.isnan(measured) | np.isnan(lower))
-        if not known.any():
+    for what, held in groups.items():
+        known = held[~np.isnan(held)]
+        if not len(known):
             continue
-        inside = (lower <= measured) & (measured <= upper)
-        found = binomtest(int(inside[known].sum()), int(known.sum()))
-        low, high = found.proportion_ci(method="wilson")
+        result = binomtest(int(known.sum()), len(known))
+        low, high = result.proportion_ci(method="wilson")
         verdict = "as asked for"
         if not low <= coverage <= high:
-            verdict = "too narrow for these molecules" if high < coverage else "too wide"
+            verdict = too_few if high < coverage else "too wide"
         lines.append(
-            f"{name}: intervals of {coverage:.0%} hold {found.statistic:.0%} of {found.n} measured "
-            f"values of {label} (95% interval {low:.0%} to {high:.0%}): {verdict}."
+            f"{name}: {kind} of {coverage:.0%} hold {result.statistic:.0%} of {result.n} {what} "
+            f"(95% interval {low:.0%} to {high:.0%}): {verdict}."
         )
     return lines
 
@@ -301,10 +351,9 @@ def _describe_difference(scores: Scores, pair: tuple[str, str], *, these: str, u
     elif ends[1] < 0:
         verdict = "worse than"
     other = format_metric(scores.metrics[reference][metric.name])
-    half = (found.high - found.low) / 2
     return (
         f"{method} is {verdict} {reference} ({metric.title} {other}) on these {these}: difference "
-        f"{format_metric(found.value)} ± {format_metric(half)}{_add(unit)}."
+        f"{found}{_add(unit)}."
     )
 
 
@@ -312,19 +361,14 @@ def _add(unit: str) -> str:
     return f" {unit}" if unit else ""
 
 
-def _average(resamples: np.ndarray | None) -> np.ndarray | None:
-    """Return the mean over the labels that are defined, as [`compute_metrics`] has it."""
-    if resamples is None:
-        return None
-    is_defined = ~np.isnan(resamples)
-    number = is_defined.sum(axis=0)
-    return np.where(number > 0, np.nansum(resamples, axis=0) / np.maximum(number, 1), np.nan)
-
-
 def _build_estimate(value: float | None, resamples: np.ndarray | None) -> Estimate:
-    """Return a value with the percentiles of its resamples, if most of these are defined."""
-    known = [] if resamples is None else resamples[~np.isnan(resamples)]
-    if value is None or resamples is None or len(known) * 2 <= len(resamples):
+    """Return a value with the percentiles of its resamples, if most of these are defined.
+
+    Those of labels, `(num_labels, num_resamples)`, are averaged as [`compute_metrics`] has it.
+    """
+    averages = np.empty(0) if resamples is None else average_known(resamples.T)
+    known = averages[~np.isnan(averages)]
+    if value is None or len(known) * 2 <= len(averages):
         return Estimate(value)
     tail = (1 - COVERAGE) / 2
     low, high = np.quantile(known, [tail, 1 - tail])

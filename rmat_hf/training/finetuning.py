@@ -43,7 +43,6 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
 from rmat_hf.model.transforms_rmat import undo_label_transforms
-from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE
 from rmat_hf.output_folder import (
     name_work_dir,
     open_run,
@@ -82,7 +81,7 @@ from rmat_hf.training.report import (
 )
 from rmat_hf.training.stack_head import describe_shares, fit_stack_with_held_out
 from rmat_hf.training.trainer import MODEL_DIR, RMatTrainer, train_stage
-from rmat_hf.training.trust import HeldOut, compute_intervals, fit_trust
+from rmat_hf.training.trust import HeldOut, fit_trust, predict_trust
 
 logger = logging.getLogger(__name__)
 
@@ -289,9 +288,14 @@ def _learn(
 def _fit_baselines(arguments: FinetuningArguments, task: FinetuningTask) -> dict[str, Any]:
     from rmat_hf.training.baselines import fit_baselines
 
+    split = task.split
+    if arguments.head in FITTED_HEADS or arguments.refit:
+        # what stands beside a model learns from the rows that it learns from
+        rows = np.sort(np.concatenate([split.train, split.valid]))
+        split = replace(split, train=rows, valid=rows)
     return fit_baselines(
         task.dataset,
-        split=task.split,
+        split=split,
         problem_type=arguments.problem_type,
         label_names=arguments.label_columns,
         seed=arguments.seed,
@@ -518,17 +522,16 @@ def build_finetuning_report(
             for name, (values, _) in baselines.items()
         },
         baseline_settings={name: setting for name, (_, setting) in baselines.items()},
-        intervals=_compute_intervals(trainer.model, task) if held_out is not None else None,
+        trust=_predict_trust(trainer.model, task) if held_out is not None else {},
         **_name_molecules(task) if arguments.level == "molecule" else {},
     )
 
 
-def _compute_intervals(model: Any, task: FinetuningTask) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the ends of the intervals of the test molecules, if the model has some."""
+def _predict_trust(model: Any, task: FinetuningTask) -> dict[str, np.ndarray]:
+    """Return how far the model trusts what it says of the test molecules."""
     model = model.get_base_model() if is_adapted(model) else model
     test = task.select("test")
-    beside: Any = {"covariates": read_covariates(test), "coverage": DEFAULT_COVERAGE}
-    return compute_intervals(model, pack_dataset(test), **beside)
+    return predict_trust(model, pack_dataset(test), covariates=read_covariates(test))
 
 
 def _name_molecules(task: FinetuningTask) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rdkit import Chem, DataStructs
+from rdkit import Chem
 from rdkit.Chem import Draw
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from rmat_hf.model.features_rmat import FINGERPRINTS, Molecule, MoleculeError, parse_molecule
+from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
 from rmat_hf.output_folder import open_atomically
 from rmat_hf.training.baselines import MAX_ATOMS
 from rmat_hf.training.metrics import format_metric
@@ -33,25 +33,6 @@ POINTS: dict[str, Any] = {"s": 12, "alpha": 0.6, "linewidths": 0}
 NUM_IN_A_LINE = 4
 # Inches around the panels of a figure: left, right, bottom, top.
 _MARGINS = (0.75, 0.2, 0.6, 0.4)
-
-
-def compute_novelty(molecules: Iterable[Molecule], known: Iterable[Molecule]) -> np.ndarray:
-    """Return 1 - the largest Tanimoto similarity (ECFP4) of each molecule to the known ones.
-
-    Returns:
-        `np.ndarray`, 0 to 1; NaN for what is no molecule, and where none is known.
-    """
-    generator = FINGERPRINTS["ecfp4"]()
-    references = [generator.GetFingerprint(mol) for it in known if (mol := _parse(it)) is not None]
-    found = []
-    for molecule in molecules:
-        mol = _parse(molecule)
-        if mol is None or not references:
-            found.append(np.nan)
-            continue
-        fingerprint = generator.GetFingerprint(mol)
-        found.append(1 - max(DataStructs.BulkTanimotoSimilarity(fingerprint, references)))
-    return np.array(found, dtype=np.float64)
 
 
 def _parse(molecule: Molecule) -> Chem.Mol | None:

@@ -189,6 +189,14 @@ def fold_known_rows(
     folds = split_into_folds(
         known, arguments.split, most_folds=num_folds, seed=arguments.seed, **options
     )
+    if not folds.any():
+        folds = split_into_folds(known, most_folds=num_folds, seed=arguments.seed)
+        note = (
+            f"train and valid are one group of the {arguments.split} split: the folds are of "
+            "molecules at random, and what they say holds for molecules of this group"
+        )
+        if note not in task.notes:
+            task.notes.append(note)
     return rows, folds
 
 

@@ -5,34 +5,35 @@ too. `report.md` and its pictures stay with the files of rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from rmat_hf.adapters import TRUST_MODULE
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.features_rmat import ELEMENT_SYMBOLS
 from rmat_hf.model.losses_rmat import compute_probabilities
 from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE
 from rmat_hf.training.arguments import FinetuningArguments, name_source, name_split
 from rmat_hf.training.estimates import (
     MEAN_OF_TRAIN,
     Scores,
+    average_known,
     build_table,
     compute_errors,
     describe_scores,
     describe_verdict,
-    judge_intervals,
+    find_inside,
+    judge_coverage,
     predict_mean,
     score_methods,
 )
 from rmat_hf.training.metrics import format_metric, list_metrics
 from rmat_hf.training.plots import (
     MOST_SHOWN,
-    compute_novelty,
     draw_calibration,
     draw_errors,
     draw_parity,
@@ -40,7 +41,7 @@ from rmat_hf.training.plots import (
     save_drawing,
     save_figure,
 )
-from rmat_hf.training.trust import HeldOut, describe_trust
+from rmat_hf.training.trust import HeldOut, compute_novelty, describe_trust
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,8 +63,7 @@ NUM_WORST = 8
 # Fewer rows are not divided by novelty.
 LEAST_ROWS_OF_NOVELTY = 9
 ABOUT_INTERVALS = (
-    "Intervals hold 95 % of bootstrap resamples of the rows; differences are of the same rows, "
-    "half of their interval behind the ±."
+    "In brackets: 95 % of bootstrap resamples of the rows; differences are of the same rows."
 )
 ENDS = ("lower", "upper")
 THIRDS = ("nearest third", "middle third", "most novel third")
@@ -78,7 +78,7 @@ class FinetuningReport:
     `held_out` the rows that the model, or a member, has not learned from.
     `smiles` and `rows`, numbers of the table, are of a model of molecules. `baseline_values` are
     predictions, or probabilities, by baseline and part; `baseline_settings` what each chose;
-    `head_reason` says why this head learned; `intervals` are the ends of those of the test part.
+    `head_reason` says why this head learned; `trust` has the blocks of `RMatTrust` of test.
     """
 
     config: RMatConfig
@@ -99,7 +99,7 @@ class FinetuningReport:
     baseline_values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     baseline_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     head_reason: str = "asked for"
-    intervals: tuple[np.ndarray, np.ndarray] | None = None
+    trust: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def noun(self) -> str:
@@ -164,9 +164,34 @@ class FinetuningReport:
 
     @cached_property
     def novelty(self) -> np.ndarray:
-        """Of the test molecules, from 0, like one of train, to 1; none for atoms."""
+        """Of the test molecules, as `predict` tells it: from 0, like one that it knows, to 1."""
+        if "novelty" in self.trust:
+            return self.trust["novelty"][:, 0]
         smiles = self.smiles
         return compute_novelty(smiles["test"], smiles["train"]) if smiles else np.empty(0)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The classes of a single label."""
+        return self.config.output_names if self.config.label_name is not None else None
+
+    @property
+    def is_fitted_on_valid(self) -> bool:
+        """Whether the model, and baselines beside it, have learned from valid too."""
+        return self.arguments.head != "network" or self.arguments.refit
+
+    def tabulate_scores(self) -> str:
+        """Return the metrics of all parts: of what was learned from only those of held-out rows."""
+        shown = {}
+        for part, scores in self.scores.items():
+            name, methods = part, scores.metrics
+            if part == "train" or (part == "valid" and self.is_fitted_on_valid):
+                methods = {MODEL_NAME: methods[MODEL_NAME]}
+                is_held = self.arguments.head != "network"
+                name = f"{part}, each row without its fold" if is_held else part
+                name += ", learned from" * (part == "train" and not is_held)
+            shown[name] = replace(scores, metrics=methods)
+        return describe_scores(shown)
 
 
 def describe_labels(config: RMatConfig) -> list[str]:
@@ -219,7 +244,8 @@ def describe_rows(
             name, unit = f"{transform} of {name}", ""
         known = column[~np.isnan(column)]
         if arguments.problem_type == "regression":
-            summary = [known.mean(), known.std(), known.min(), known.max()]
+            mean = known.mean() if abs(known.mean()) > 1e-9 * known.std() else 0.0
+            summary = [mean, known.std(), known.min(), known.max()]
             mean, std, low, high = map(format_metric, summary)
             text = f"mean {mean}, standard deviation {std}{f' {unit}' if unit else ''}"
             text += "" if is_public else f", from {low} to {high}"
@@ -254,11 +280,12 @@ def describe_conclusion(report: FinetuningReport, *, is_short: bool = True) -> l
     )
     if not report.baseline_values and report.arguments.level == "molecule":
         lines.append("No classical model was fitted beside it: --with-baselines does.")
-    held = judge_intervals(
+    held = judge_coverage(
         MODEL_NAME,
-        report.intervals,
+        report.trust,
         labels=report.labels["test"],
         label_names=report.arguments.label_columns,
+        class_names=report.class_names,
         coverage=DEFAULT_COVERAGE,
     )
     return [*lines, *_describe_held_out(report), *held]
@@ -273,8 +300,7 @@ def _describe_held_out(report: FinetuningReport) -> list[str]:
             f"{metric.title} of all {len(report.held_out.rows)} rows of train and valid, each "
             f"predicted without its fold: {format_metric(value)}."
         )
-    text = describe_trust(report.config)
-    return [*lines, f"{text[0].upper()}{text[1:]} (`{TRUST_MODULE}`)."] if text else lines
+    return [*lines, *describe_trust(report.config)]
 
 
 def describe_run(report: FinetuningReport) -> str:
@@ -286,7 +312,7 @@ def describe_run(report: FinetuningReport) -> str:
 def describe_summary(report: FinetuningReport) -> str:
     """Return what the card tells: verdict and metrics, in Markdown, without a molecule."""
     verdict = "\n".join(f"- {line}" for line in describe_conclusion(report))
-    return f"{verdict}\n\n{ABOUT_INTERVALS}\n\n{describe_scores(report.scores)}"
+    return f"{verdict}\n\n{ABOUT_INTERVALS}\n\n{report.tabulate_scores()}"
 
 
 def describe_principles(report: FinetuningReport) -> str:
@@ -298,7 +324,7 @@ def describe_principles(report: FinetuningReport) -> str:
             arguments=arguments,
             num_dropped=report.num_dropped,
             is_public=True,
-            class_names=config.output_names if config.label_name is not None else None,
+            class_names=report.class_names,
         ),
         "An unambiguous algorithm": [
             f"{config.architectures[0] if config.architectures else 'R-MAT'}, started from "
@@ -319,61 +345,143 @@ def describe_principles(report: FinetuningReport) -> str:
 
 
 def _describe_domain(report: FinetuningReport) -> list[str]:
-    lines = [f"Molecules of at most {report.max_atoms} heavy atoms, like those of train."]
+    trust: Any = report.config.trust
+    lines = [f"Molecules of at most {report.max_atoms} heavy atoms."]
+    if trust is not None:
+        elements = " ".join([*ELEMENT_SYMBOLS, "others"][it] for it in trust["elements"])
+        lines = [
+            f"Molecules like those it has learned from, which have {elements} and at most "
+            f"{trust['max_atoms']} heavy atoms."
+        ]
     known = report.novelty[~np.isnan(report.novelty)]
     if len(known):
         low, middle, high = (
             format_metric(it, decimals=2) for it in np.quantile(known, [0, 0.5, 1])
         )
+        measure = "1 - the largest Tanimoto similarity (environments of two bonds)"
+        if trust is not None and trust["kind"] != "fingerprints":
+            measure = "distance to the nearest center of the model's vectors"
         lines.append(
-            f"The novelty of the test molecules, 1 - the largest Tanimoto similarity (ECFP4) to "
-            f"train, is {middle} in the middle, from {low} to {high}: of what is newer, nothing "
-            "is known."
+            f"The novelty of the test molecules, {measure} to them, is {middle} in the middle, "
+            f"from {low} to {high}: of what is newer, nothing is known."
+        )
+    if trust is not None and len(known):
+        inside = int(np.sum(known <= trust["threshold"]))
+        lines.append(
+            f"The domain (`in_domain`) ends at {format_metric(trust['threshold'], decimals=2)}; "
+            f"{inside} of {len(known)} test molecules are inside."
         )
     return lines
 
 
 def _describe_measures(report: FinetuningReport) -> list[str]:
     metric = list_metrics(report.config.problem_type or "regression")[0]
-    texts = [
-        f"{part} {scores.estimate(MODEL_NAME, metric.name)} (n {scores.num_rows})"
-        for part, scores in report.scores.items()
-    ]
+    found = {part: it.estimate(MODEL_NAME, metric.name) for part, it in report.scores.items()}
+    texts = {part: f"{it} (n {report.scores[part].num_rows})" for part, it in found.items()}
     unit = f" in {report.unit}" if report.unit and metric.name in ("rmse", "mae") else ""
-    return [f"{metric.title}{unit} with intervals of 95 %: {', '.join(texts)}."]
+    value = report.metrics.get("out_of_fold", {}).get(metric.name)
+    if value is None or report.held_out is None:
+        fit = f"fit: train {texts['train']}; robustness: valid {texts['valid']}"
+    else:
+        held = f"{format_metric(value)} (n {len(report.held_out.rows)})"
+        fit = f"robustness: train and valid, each row without its fold, {held}"
+    return [f"{metric.title}{unit}, {fit}; predictivity: test {texts['test']}."]
 
 
-def describe_thirds(
-    novelty: np.ndarray,
-    errors: np.ndarray,
-    *,
-    lower: np.ndarray | None = None,
-    upper: np.ndarray | None = None,
-    measured: np.ndarray | None = None,
-) -> str:
-    """Return a table, in Markdown, of the errors in thirds of the rows by novelty.
+class ErrorsOfLabel(NamedTuple):
+    """By molecule, `(num_rows,)`, NaN where missing: what is said of errors by novelty.
 
-    Args:
-        novelty, errors (`np.ndarray` of shape `(num_rows,)`): Absolute errors, NaN where missing.
-        lower, upper, measured (`np.ndarray` of shape `(num_rows,)`, *optional*):
-            Ends of intervals: how many of the measured values they hold, and how wide they are.
+    `inside` and `width` are of intervals or sets: do they hold the measured value, and how wide
+    are they?
     """
+
+    novelty: np.ndarray
+    errors: np.ndarray
+    inside: np.ndarray | None = None
+    width: np.ndarray | None = None
+
+
+def describe_thirds(of_label: ErrorsOfLabel) -> str:
+    """Return a table, in Markdown, of the errors in thirds of the rows by novelty."""
+    novelty, errors, inside, width = of_label
     known = np.flatnonzero(~(np.isnan(novelty) | np.isnan(errors)))
     order = known[np.argsort(novelty[known], kind="stable")]
     rows = [["molecules", "n", "novelty", "mean absolute error"]]
-    has_intervals = lower is not None and upper is not None and measured is not None
-    rows[0] += ["inside the interval", "mean width"] if has_intervals else []
-    for name, own in [
-        *zip(THIRDS, np.array_split(order, len(THIRDS)), strict=True),
-        ("all", order),
-    ]:
+    has_held = inside is not None and width is not None and not np.isnan(inside[order]).all()
+    rows[0] += ["measured is inside", "mean width"] if has_held else []
+    thirds = zip(THIRDS, np.array_split(order, len(THIRDS)), strict=True)
+    for name, own in [*thirds, ("all", order)]:
         span = "–".join(format_metric(it, decimals=2) for it in novelty[own[[0, -1]]])
         cells = [name, str(len(own)), span, format_metric(errors[own].mean())]
-        if lower is not None and upper is not None and measured is not None:
-            inside = (lower[own] <= measured[own]) & (measured[own] <= upper[own])
-            cells += [f"{inside.mean():.0%}", format_metric((upper - lower)[own].mean())]
+        if inside is not None and width is not None and has_held:
+            cells += [f"{np.nanmean(inside[own]):.0%}", format_metric(np.nanmean(width[own]))]
         rows.append(cells)
     return build_table(rows)
+
+
+def describe_novelty(folder: Path, labels: Mapping[str, ErrorsOfLabel]) -> list[str]:
+    """Draw and tabulate errors against novelty; nothing of few rows."""
+    known = {name: ~np.isnan(it.novelty) & ~np.isnan(it.errors) for name, it in labels.items()}
+    names = [name for name, it in known.items() if it.sum() >= LEAST_ROWS_OF_NOVELTY][:MOST_SHOWN]
+    if not names:
+        return []
+    draw = [
+        partial(draw_errors, novelty=labels[it].novelty, errors=labels[it].errors) for it in names
+    ]
+    tables = [text for it in names for text in (f"{it}:", describe_thirds(labels[it]))]
+    picture = save_figure(folder / NOVELTY_PLOT, draw, titles=names)
+    return ["## Errors by novelty", picture, *tables]
+
+
+def describe_worst(
+    folder: Path,
+    *,
+    title: str,
+    molecules: Mapping[str, Sequence[str]],
+    values: np.ndarray,
+    labels: np.ndarray,
+    errors: np.ndarray,
+    names: tuple[Sequence[str], Sequence[str] | None],
+    trust: Mapping[str, np.ndarray],
+) -> list[str]:
+    """Draw and list the molecules with the largest errors, in units of the labels' deviation.
+
+    Args:
+        folder, title: Of the picture, and of the section.
+        molecules (`Mapping`): `row` and `smiles` of each.
+        values, labels, errors (`np.ndarray`): Of a model, `(num_rows, num_labels or num_outputs)`.
+        names (`tuple`): Of the labels, and the classes of a single one.
+        trust (`Mapping`): Of the report, with `novelty` if it is known.
+    """
+    label_names, class_names = names
+    scale = 1.0
+    if "lower" in trust or (class_names is None and len(label_names) > 1):
+        scale = np.maximum(np.nanstd(labels, axis=0), np.finfo(np.float32).tiny)
+    scaled = np.nan_to_num(errors / scale, nan=-1.0)
+    worst = [row for row in np.argsort(-scaled.max(axis=1), kind="stable") if scaled[row].max() > 0]
+    rows = [["row", "molecule", "label", "measured", "predicted", "error"]]
+    rows[0] += ["interval"] * ("lower" in trust) + ["novelty"] * ("novelty" in trust)
+    smiles, legends = [], []
+    for row in worst[:NUM_WORST]:
+        idx = int(scaled[row].argmax())
+        known = [str(molecules[it][row]) for it in ("row", "smiles")]
+        measured = format_metric(labels[row, idx])
+        if class_names is None:
+            predicted = format_metric(values[row, idx])
+        else:
+            measured, best = class_names[int(labels[row, idx])], int(values[row].argmax())
+            predicted = f"{class_names[best]} ({format_metric(values[row, best], decimals=2)})"
+        cells = [known[0], f"`{known[1]}`", label_names[idx], measured, predicted]
+        cells.append(format_metric(errors[row, idx]))
+        if "lower" in trust:
+            cells.append(" to ".join(format_metric(trust[it][row, idx]) for it in ENDS))
+        cells += [f"{it:.2f}" for it in trust["novelty"][row]] if "novelty" in trust else []
+        rows.append(cells)
+        smiles.append(known[1])
+        legends.append(f"row {known[0]}: measured {measured},\npredicted {predicted}")
+    if not smiles:
+        return []
+    return [title, save_drawing(folder / WORST_DRAWING, smiles, legends=legends), build_table(rows)]
 
 
 def save_run_report(folder: Path, report: FinetuningReport) -> list[str]:
@@ -382,6 +490,18 @@ def save_run_report(folder: Path, report: FinetuningReport) -> list[str]:
     errors = compute_errors(
         report.config.problem_type, report.values["test"], labels=report.labels["test"]
     )
+    worst = []
+    if report.smiles and not np.isnan(errors).all():
+        worst = describe_worst(
+            folder,
+            title="## The test molecules it is most wrong about",
+            molecules={"row": list(map(str, report.rows["test"])), "smiles": report.smiles["test"]},
+            values=report.values["test"],
+            labels=report.labels["test"],
+            errors=errors,
+            names=(report.config.label_columns, report.class_names),
+            trust={**report.trust, "novelty": report.novelty[:, None]},
+        )
     sections = [
         f"# Report of the finetuning on {name_source(report.arguments.dataset)}",
         "It names molecules: `rmat push` sends it with `--share molecules` only.",
@@ -389,10 +509,10 @@ def save_run_report(folder: Path, report: FinetuningReport) -> list[str]:
         "\n".join(f"- {line}" for line in describe_conclusion(report, is_short=False)),
         "## Metrics",
         ABOUT_INTERVALS,
-        describe_scores(report.scores),
+        report.tabulate_scores(),
         *pictures,
-        *_describe_novelty(folder, report, errors=errors),
-        *_describe_worst(folder, report, errors=errors),
+        *describe_novelty(folder, _list_errors(report, errors)),
+        *worst,
         "## By the OECD principles",
         describe_principles(report),
     ]
@@ -443,63 +563,16 @@ def _draw_parity(axes: "Axes", *, report: FinetuningReport, label_idx: int) -> N
     axes.set(xlabel=f"measured {name}", ylabel=f"predicted {name}")
 
 
-def _describe_novelty(folder: Path, report: FinetuningReport, *, errors: np.ndarray) -> list[str]:
-    """Draw and tabulate the errors against novelty, of labels of one unit or of all classes."""
-    if len(report.novelty) < LEAST_ROWS_OF_NOVELTY:
-        return []
-    columns = dict(zip(describe_learned(report.config), errors.T, strict=True))
-    if report.config.problem_type != "regression" and len(columns) > 1:
-        number = np.maximum(np.sum(~np.isnan(errors), axis=1), 1)
-        columns = {"all labels": np.nansum(errors, axis=1) / number}
-    shown = dict(list(columns.items())[:MOST_SHOWN])
-    draw = [partial(draw_errors, novelty=report.novelty, errors=it) for it in shown.values()]
-    picture = save_figure(folder / NOVELTY_PLOT, draw, titles=list(shown))
-    sections = ["## Errors by novelty", picture]
-    for idx, (name, column) in enumerate(shown.items()):
-        ends: dict[str, Any] = {}
-        if report.intervals is not None and not np.isnan(report.intervals[0][:, idx]).any():
-            ends = {name: it[:, idx] for name, it in zip(ENDS, report.intervals, strict=True)}
-            ends["measured"] = report.labels["test"][:, idx]
-        sections += [f"{name}, test molecules:", describe_thirds(report.novelty, column, **ends)]
-    return sections
-
-
-def _describe_worst(folder: Path, report: FinetuningReport, *, errors: np.ndarray) -> list[str]:
-    """Draw and list the test molecules that the model is most wrong about."""
-    if not report.smiles or np.isnan(errors).all():
-        return []
-    scale = 1.0
-    if report.config.problem_type == "regression":
-        scale = np.maximum(np.nanstd(report.labels["train"], axis=0), np.finfo(np.float32).tiny)
-    scaled = np.nan_to_num(errors / scale, nan=-1.0)
-    worst = [row for row in np.argsort(-scaled.max(axis=1), kind="stable") if scaled[row].max() > 0]
-    rows = [["row", "molecule", "label", "measured", "predicted", "error", "novelty"]]
-    smiles, legends = [], []
-    for row in worst[:NUM_WORST]:
-        idx = int(scaled[row].argmax())
-        measured, predicted = _name_values(report, row, label_idx=idx)
-        cells = [str(report.rows["test"][row]), f"`{report.smiles['test'][row]}`"]
-        cells += [report.config.label_columns[idx], measured, predicted]
-        rows.append([*cells, *map(format_metric, (errors[row, idx], report.novelty[row]))])
-        smiles.append(report.smiles["test"][row])
-        legends.append(f"row {cells[0]}: measured {measured},\npredicted {predicted}")
-    if not smiles:
-        return []
-    picture = save_drawing(folder / WORST_DRAWING, smiles, legends=legends)
-    return [
-        "## The molecules it is most wrong about",
-        "Of the test part.",
-        picture,
-        build_table(rows),
-    ]
-
-
-def _name_values(report: FinetuningReport, row: int, *, label_idx: int) -> tuple[str, str]:
-    """Return what was measured and what is predicted of a test row, as a reader takes it."""
-    config, values = report.config, report.values["test"][row]
-    measured = report.labels["test"][row, label_idx]
-    if config.label_name is None:
-        return format_metric(measured), format_metric(values[label_idx])
-    best = int(values.argmax())
-    texts = config.output_names[int(measured)], config.output_names[best]
-    return texts[0], f"{texts[1]} ({format_metric(values[best], decimals=2)})"
+def _list_errors(report: FinetuningReport, errors: np.ndarray) -> dict[str, ErrorsOfLabel]:
+    """Return the errors of test by label, or of all labels with classes together."""
+    if not len(report.novelty):
+        return {}
+    found = find_inside(report.trust, report.labels["test"], class_names=report.class_names)
+    blocks = [errors, *(found or ())]
+    names = describe_learned(report.config)
+    if report.config.problem_type != "regression" and len(names) > 1:
+        blocks, names = [average_known(it)[:, None] for it in blocks], ["all labels"]
+    return {
+        f"{name}, test molecules": ErrorsOfLabel(report.novelty, *columns)
+        for name, *columns in zip(names, *(it.T for it in blocks), strict=True)
+    }

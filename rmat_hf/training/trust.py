@@ -1,12 +1,13 @@
 """fit_trust(...): what a model says of rows that it has not learned from → how far to trust it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.measurements import append_covariates
 from rmat_hf.data.stored_features import (
     count_nodes,
@@ -15,19 +16,22 @@ from rmat_hf.data.stored_features import (
     unpack_features,
 )
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.features_rmat import ATOM_FEATURES, FIRST_ATOM_COLUMN
-from rmat_hf.model.processing_rmat import MOLECULE_INPUTS
+from rmat_hf.model.features_rmat import ATOM_FEATURES, FIRST_ATOM_COLUMN, Molecule
+from rmat_hf.model.processing_rmat import MOLECULE_INPUTS, RMatProcessor
 from rmat_hf.model.trust_rmat import (
+    DEFAULT_COVERAGE,
     NUM_KNOTS,
     RMatTrust,
     compute_class_scores,
     compute_environment_bits,
     compute_similarities,
+    describe_blocks,
     find_encoder,
     find_trust,
     pack_bits,
     predict_blocks,
 )
+from rmat_hf.training.baselines import MAX_ATOMS
 
 # With fewer rows of a label there is no interval of 90 %.
 MIN_ROWS = 9
@@ -42,6 +46,8 @@ _MOST_CENTERS = 64
 # Groups that take turns in being held out of the centers, where each row is a fold.
 _MOST_FOLDS = 5
 _BATCH_SIZE = 64
+# Less than so far below what was asked for is no reason to warn.
+_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True)
@@ -99,55 +105,113 @@ def fit_trust(
         **_describe_molecules([packed[row] for row in references]),
     }
     head = RMatTrust(config, vector_size=find_encoder(model).pooler.output_size)
+    outputs = held_out.outputs
+    if not head.is_regression:
+        logits = torch.from_numpy(outputs).double()
+        outputs = compute_class_scores(logits, is_single_label=head.is_single_label).numpy()
+    held_out = replace(held_out, outputs=outputs)
     _fit_outputs(head, held_out, targets=targets, novelty=novelty)
+    if num_folds > 1:
+        config.trust["fold_coverage"] = _judge_folds(
+            head, held_out, targets=targets, novelty=novelty
+        )
     for name, values in buffers.items():
         getattr(head, name).copy_(values)
     model.trust_head = head.to(model.device)
 
 
-def compute_intervals(
-    model: Any, packed: Sequence[bytes], *, covariates: np.ndarray | None, coverage: float
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the ends `(num_rows, num_labels)` of the intervals of a finetuned regression.
+def predict_trust(
+    model: Any, packed: Sequence[bytes], *, covariates: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Return what a finetuned model says beside its predictions, as `predict` does.
 
-    `None` of a model that has none, or whose labels are learned as something else.
+    The blocks of [`RMatTrust`], `(num_rows, num_columns)`; without trust none, and no intervals of
+    labels that are learned as something else.
     """
     trust = find_trust(model)
-    is_plain = model.config.label_transforms is None and len(packed) > 0
-    if trust is None or not (trust.is_regression and is_plain and any(trust.num_rows)):
-        return None
+    if trust is None or not len(packed):
+        return {}
     model.eval()
+    sizes = describe_blocks(model, coverage=DEFAULT_COVERAGE)
 
     def compute(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         given = {name: it.to(model.device) for name, it in inputs.items()}
         with torch.inference_mode():
-            blocks = predict_blocks(model, given, coverage=coverage)
-        return torch.cat([blocks["lower"], blocks["upper"]], dim=1).cpu()
+            blocks = predict_blocks(model, given, coverage=DEFAULT_COVERAGE)
+        return torch.cat([blocks[name] for name in sizes], dim=1).cpu()
 
-    ends = compute_rows(packed, compute, covariates=covariates).numpy()
-    lower, upper = np.split(ends, 2, axis=1)
-    return lower, upper
+    columns = compute_rows(packed, compute, covariates=covariates).numpy()
+    ends = np.cumsum([*sizes.values()])[:-1]
+    blocks = dict(zip(sizes, np.split(columns, ends, axis=1), strict=True))
+    unread = {"values", "spread"}
+    unread |= {"lower", "upper"} if model.config.label_transforms is not None else set()
+    return {name: it for name, it in blocks.items() if name not in unread}
 
 
-def describe_trust(config: RMatConfig) -> str:
-    """Return a sentence about what intervals and sets of a model rest on; nothing without any."""
+def compute_novelty(molecules: Iterable[Molecule], known: Iterable[Molecule]) -> np.ndarray:
+    """Return how new each molecule is to the known ones, as [`RMatTrust`] of fingerprints has it.
+
+    Returns:
+        `np.ndarray`, 0 to 1; NaN for what is no molecule, and where none is known.
+    """
+    processor = RMatProcessor(geometry="2d", max_atoms=MAX_ATOMS)
+    rows, learned = (
+        [it.features for it in featurize_molecules(list(given), processor)]
+        for given in (molecules, known)
+    )
+    found = np.full(len(rows), np.nan)
+    own, references = [row for row, it in enumerate(rows) if it], [it for it in learned if it]
+    if own and references:
+        packed = pack_bits(compute_rows(references, compute_environment_bits))
+        bits = compute_rows([rows[row] for row in own], compute_environment_bits)
+        found[own] = 1 - compute_similarities(bits, packed).amax(1).double().numpy()
+    return found
+
+
+def describe_trust(config: RMatConfig) -> list[str]:
+    """Return sentences about what intervals and sets of a model rest on; none without any."""
     trust = config.trust
     if trust is None:
-        return ""
-    numbers, what = trust["num_rows"], "intervals"
+        return []
+    numbers, what = trust["num_rows"], "Intervals"
     if config.problem_type not in (None, "regression"):
-        what = "calibrated probabilities and sets"
+        what = "Calibrated probabilities and sets"
     rows = f"{min(numbers)} rows"
     if len({*numbers}) > 1:
         rows = f"{min(numbers)} to {max(numbers)} rows of a label"
     if trust["source"] != "valid":
-        return f"{what} rest on {rows}, each predicted without its fold ({trust['source']})"
+        text = f"{what} rest on {rows}, each predicted without its fold ({trust['source']})."
+        return [text, *_describe_folds(config)]
     if not min(numbers):
         rows = f"fewer than {MIN_ROWS} rows, too few"
     way_out = (
         "--num-members 5 --member-folds takes all rows of train and valid, at 5 times the cost"
     )
-    return f"{what} rest on valid alone, {rows}; {way_out}"
+    return [f"{what} rest on valid alone, {rows}; {way_out}."]
+
+
+def _describe_folds(config: RMatConfig) -> list[str]:
+    """Return what intervals or sets hold of folds that had no part in them."""
+    trust: Any = config.trust
+    shares = [it for it in trust.get("fold_coverage", []) if None not in it]
+    if not shares:
+        return []
+    named: dict[str, float] = {}
+    asked = f"{DEFAULT_COVERAGE:.0%}"
+    if config.problem_type in (None, "regression"):
+        least, worst = float(np.mean([it[0] for it in shares])), min(it[1] for it in shares)
+        text = f"intervals of {asked} hold {least:.0%} of it on average, {worst:.0%} of the worst"
+    elif config.label_name is not None:
+        named = dict(zip(config.output_names, (it[1] for it in shares), strict=False))
+    else:
+        named = {str(it): float(np.mean([pair[it] for pair in shares])) for it in (0, 1)}
+    if named:
+        least = min(named.values())
+        pairs = ", ".join(f"{share:.0%} of class {name}" for name, share in named.items())
+        text = f"sets of {asked} hold {pairs} in it"
+    is_short = least < DEFAULT_COVERAGE - _TOLERANCE
+    end = ": too few, so do not rely on them for molecules unlike those of training."
+    return [f"Calibrated without a fold, {text}{end if is_short else '.'}"]
 
 
 def _describe_molecules(packed: Sequence[bytes]) -> dict[str, Any]:
@@ -228,21 +292,15 @@ def _fit_outputs(
     head: RMatTrust, held_out: HeldOut, *, targets: np.ndarray, novelty: np.ndarray
 ) -> None:
     """Fill the buffers of errors, or of classes, of each output."""
-    outputs = held_out.outputs
-    if not head.is_regression:
-        logits = torch.from_numpy(outputs).double()
-        outputs = compute_class_scores(logits, is_single_label=head.is_single_label).numpy()
     for idx, num_rows in enumerate(head.num_rows):
         known = ~np.isnan(targets[:, idx])
-        values, truth = outputs[known, idx], targets[known, idx]
+        values, truth = held_out.outputs[known, idx], targets[known, idx]
         if num_rows and head.is_regression:
-            errors = np.abs(truth - values)
-            if held_out.variances is not None:
-                errors = errors / np.sqrt(held_out.variances[known, idx])
-            knots, scales = fit_error_scale(errors, novelty[known])
-            head.novelty_knots[idx], head.scale_knots[idx] = map(torch.from_numpy, (knots, scales))
-            scores = errors / np.interp(novelty[known], knots, scales)
-            head.scores[idx, :num_rows] = torch.from_numpy(np.sort(scores))
+            errors = _find_errors(held_out, targets)[known, idx]
+            scale = _fit_errors(errors, novelty[known], folds=held_out.folds[known])
+            blocks = (head.novelty_knots[idx], head.scale_knots[idx], head.scores[idx, :num_rows])
+            for block, numbers in zip(blocks, scale, strict=True):
+                block.copy_(torch.from_numpy(numbers))
         elif num_rows:
             order = np.argsort(values, kind="stable")
             low, high = compute_venn_abers(truth[order])
@@ -255,11 +313,84 @@ def _fit_outputs(
             head.high[idx] = 1.0
 
 
-def fit_error_scale(errors: np.ndarray, novelty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _find_errors(held_out: HeldOut, targets: np.ndarray) -> np.ndarray:
+    """Return the errors `(num_rows, num_labels)`, in standard deviations where there are some."""
+    errors = np.abs(targets - held_out.outputs)
+    return errors if held_out.variances is None else errors / np.sqrt(held_out.variances)
+
+
+def _fit_errors(
+    errors: np.ndarray, novelty: np.ndarray, *, folds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the knots of the scale of errors, and the errors in its units, in order.
+
+    Each fold counts alike: of clusters one may have most rows, and these are predicted by what
+    little is left. So many of the errors are repeated or left out.
+    """
+    _, place, sizes = np.unique(folds, return_inverse=True, return_counts=True)
+    weights = len(folds) / len(sizes) / sizes[place]
+    knots, scales = fit_error_scale(errors, novelty, weights=weights)
+    scores = errors / np.interp(novelty, knots, scales)
+    order = np.argsort(scores, kind="stable")
+    shares = np.cumsum(weights[order])
+    drawn = np.searchsorted(shares, np.arange(len(scores)) + 0.5)
+    return knots, scales, scores[order][np.minimum(drawn, len(scores) - 1)]
+
+
+def _judge_folds(
+    head: RMatTrust, held_out: HeldOut, *, targets: np.ndarray, novelty: np.ndarray
+) -> list[list[float | None]]:
+    """Return of each output which share of a fold the others' intervals or sets hold.
+
+    Of intervals the mean over folds, and the least; of classes that of all 0 and of all 1.
+    """
+    found: list[list[float | None]] = []
+    for idx, num_rows in enumerate(head.num_rows):
+        known = ~np.isnan(targets[:, idx]) & (num_rows > 0)
+        if head.is_regression:
+            errors = _find_errors(held_out, targets)[known, idx]
+            shares = _judge_intervals(errors, novelty[known], folds=held_out.folds[known])
+            found.append([float(np.mean(shares)), min(shares)] if shares else [None, None])
+            continue
+        rows = [known & (targets[:, idx] == label) for label in (0, 1)]
+        # the lower a score of a 1 is, the stranger, and the higher one of a 0
+        pairs = zip((-1, 1), rows, strict=True)
+        found.append(
+            [_judge_sets(it * held_out.outputs[own, idx], held_out.folds[own]) for it, own in pairs]
+        )
+    return found
+
+
+def _judge_intervals(errors: np.ndarray, novelty: np.ndarray, *, folds: np.ndarray) -> list[float]:
+    shares = []
+    for fold in np.unique(folds):
+        inside = folds == fold
+        if (num_others := np.sum(~inside)) < MIN_ROWS:
+            continue
+        knots, scales, scores = _fit_errors(errors[~inside], novelty[~inside], folds=folds[~inside])
+        rank = int(np.ceil((num_others + 1) * DEFAULT_COVERAGE - 1e-9))
+        ends = scores[rank - 1] * np.interp(novelty[inside], knots, scales)
+        shares.append(float(np.mean(errors[inside] <= ends)))
+    return shares
+
+
+def _judge_sets(scores: np.ndarray, folds: np.ndarray) -> float | None:
+    held: list[bool] = []
+    for fold in np.unique(folds):
+        others = np.sort(scores[folds != fold])
+        ranks = np.searchsorted(others, scores[folds == fold], side="right") + 1
+        held += (ranks / (len(others) + 1) > 1 - DEFAULT_COVERAGE).tolist()
+    return float(np.mean(held)) if held else None
+
+
+def fit_error_scale(
+    errors: np.ndarray, novelty: np.ndarray, *, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the knots of a non-decreasing function: how large errors are at a novelty.
 
     Args:
-        errors, novelty (`np.ndarray` of shape `(num_rows,)`): Of rows that were held out.
+        errors, novelty, weights (`np.ndarray` of shape `(num_rows,)`):
+            Of rows that were held out; by default all count alike.
 
     Returns:
         Two `np.ndarray` of shape `(20,)`: isotonic means of rows that are equally new, at least 50
@@ -269,10 +400,13 @@ def fit_error_scale(errors: np.ndarray, novelty: np.ndarray) -> tuple[np.ndarray
 
     num_bins = int(np.clip(len(errors) // _ROWS_PER_KNOT, 1, NUM_KNOTS))
     bins = np.array_split(np.argsort(novelty, kind="stable"), num_bins)
-    knots = np.array([novelty[rows].mean() for rows in bins])
-    means = np.array([errors[rows].mean() for rows in bins])
-    scales = isotonic_regression(means, sample_weight=[float(len(rows)) for rows in bins])
-    least = max(_LEAST_SCALE * errors.mean(), np.finfo(np.float32).tiny)
+    weights = np.ones(len(errors)) if weights is None else weights
+    knots, means = (
+        np.array([np.average(values[rows], weights=weights[rows]) for rows in bins])
+        for values in (novelty, errors)
+    )
+    scales = isotonic_regression(means, sample_weight=[weights[rows].sum() for rows in bins])
+    least = max(_LEAST_SCALE * np.average(errors, weights=weights), np.finfo(np.float32).tiny)
     padding = (0, NUM_KNOTS - num_bins)
     return np.pad(knots, padding, "edge"), np.pad(np.maximum(scales, least), padding, "edge")
 

@@ -7,7 +7,7 @@ from rmat_hf.training.estimates import (
     Estimate,
     describe_scores,
     describe_verdict,
-    judge_intervals,
+    judge_coverage,
     predict_mean,
     score_methods,
 )
@@ -116,7 +116,7 @@ def test_a_verdict_rests_on_paired_differences(factors: tuple[float, float], ver
     assert found.value == pytest.approx(
         scores.metrics["m"]["rmse"] - scores.metrics["svm"]["rmse"], abs=1e-12
     )
-    assert f"difference {found.value:.3f} ± " in text
+    assert f"difference {found.value:.3f} [{found.low:.3f}, " in text
     assert text.endswith("kcal/mol.")
 
 
@@ -167,8 +167,8 @@ def test_intervals_are_judged_by_what_they_hold(num_inside: int, verdict: str) -
     values = np.zeros((101, 1))
     labels = np.where(np.arange(101) < num_inside, 0.5, 2.0)[:, None]
     labels[100] = np.nan
-    ends = (values - 1, values + 1)
-    (text,) = judge_intervals("m", ends, labels=labels, label_names=["y"], coverage=0.9)
+    ends = {"lower": values - 1, "upper": values + 1}
+    (text,) = judge_coverage("m", ends, labels=labels, label_names=["y"], coverage=0.9)
     assert verdict in text
     assert f"{num_inside}%" in text
     assert "100 measured" in text

@@ -6,21 +6,11 @@ from matplotlib.figure import Figure
 
 from rmat_hf.training.plots import (
     NUM_BINS,
-    compute_novelty,
     draw_calibration,
     draw_errors,
     draw_roc,
     save_drawing,
 )
-
-
-def test_novelty_is_zero_for_a_known_molecule_and_undefined_for_none() -> None:
-    known = ["CCO", "c1ccccc1O", "CC(=O)O"]
-    found = compute_novelty(["OCC", "FC(F)(F)Cl", "C1CC"], known)
-    assert found[0] == 0.0
-    assert found[1] > 0.9
-    assert np.isnan(found[2])
-    assert np.isnan(compute_novelty(["CCO"], [])).all()
 
 
 def test_calibrated_probabilities_lie_on_the_diagonal() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.report import describe_rows, describe_thirds
+from rmat_hf.training.report import ErrorsOfLabel, describe_rows, describe_thirds
 
 
 def build_arguments(problem_type: str, names: list[str]) -> FinetuningArguments:
@@ -43,12 +43,10 @@ def test_thirds_by_novelty_have_coverage_and_width() -> None:
     novelty = np.arange(12.0)[::-1] / 10
     errors = np.where(novelty > 0.75, 2.0, 0.5)
     novelty[0], errors[5] = np.nan, np.nan
-    measured = np.where(np.isnan(errors), np.nan, errors)
-    table = describe_thirds(
-        novelty, errors, lower=np.full(12, -1.0), upper=np.full(12, 1.0), measured=measured
-    )
+    inside = np.where(np.isnan(errors), np.nan, errors < 1)
+    table = describe_thirds(ErrorsOfLabel(novelty, errors, inside, np.full(12, 2.0)))
     header, _, *rows = read_cells(table)
-    assert header[-2:] == ["inside the interval", "mean width"]
+    assert header[-2:] == ["measured is inside", "mean width"]
     assert [row[1] for row in rows] == ["4", "3", "3", "10"]
     assert [row[3] for row in rows] == ["0.500", "0.500", "2.000", "0.950"]
     assert [row[4] for row in rows] == ["100%", "100%", "0%", "70%"]

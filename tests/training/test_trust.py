@@ -21,7 +21,7 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.processing_rmat import RMatProcessor, list_warnings
 from rmat_hf.model.trust_rmat import RMatTrust
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.trust import compute_venn_abers, fit_error_scale
+from rmat_hf.training.trust import compute_novelty, compute_venn_abers, fit_error_scale
 
 CHAINS = ["C" * size + end for end in ("O", "N", "Cl") for size in range(1, 15)]
 KERNEL: dict[str, Any] = {"model": "rmat-small", "head": "kernel"}
@@ -228,3 +228,14 @@ def test_a_flat_or_broken_conformer_has_a_warning() -> None:
 def test_what_the_model_cannot_see_has_a_warning(smiles: str, part: str) -> None:
     features = RMatProcessor(geometry="bounds").featurize_compactly(smiles)
     assert any(part in text for text in list_warnings(features, {}))
+
+
+def test_novelty_is_zero_for_a_known_molecule_and_undefined_for_none(
+    kernel_run: tuple[Path, Any],
+) -> None:
+    """And it is the one that the model tells."""
+    found = compute_novelty(["OCC", "FC(F)(F)Cl", "C1CC"], CHAINS)
+    assert found[0] == 0.0
+    assert found[1] > 0.5
+    assert np.isnan(found[2])
+    assert np.isnan(compute_novelty(["CCO"], [])).all()
