@@ -200,7 +200,7 @@ def _describe_folds(config: RMatConfig) -> list[str]:
     asked = f"{DEFAULT_COVERAGE:.0%}"
     if config.problem_type in (None, "regression"):
         least, worst = float(np.mean([it[0] for it in shares])), min(it[1] for it in shares)
-        text = f"intervals of {asked} hold {least:.0%} of it on average, {worst:.0%} of the worst"
+        text = f"intervals of {asked} hold {least:.0%} on average, {worst:.0%} at worst"
     elif config.label_name is not None:
         named = dict(zip(config.output_names, (it[1] for it in shares), strict=False))
     else:
@@ -208,10 +208,10 @@ def _describe_folds(config: RMatConfig) -> list[str]:
     if named:
         least = min(named.values())
         pairs = ", ".join(f"{share:.0%} of class {name}" for name, share in named.items())
-        text = f"sets of {asked} hold {pairs} in it"
+        text = f"sets of {asked} hold {pairs}"
     is_short = least < DEFAULT_COVERAGE - _TOLERANCE
     end = ": too few, so do not rely on them for molecules unlike those of training."
-    return [f"Calibrated without a fold, {text}{end if is_short else '.'}"]
+    return [f"Of a fold that took no part in them, {text}{end if is_short else '.'}"]
 
 
 def _describe_molecules(packed: Sequence[bytes]) -> dict[str, Any]:

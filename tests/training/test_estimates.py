@@ -172,3 +172,18 @@ def test_intervals_are_judged_by_what_they_hold(num_inside: int, verdict: str) -
     assert verdict in text
     assert f"{num_inside}%" in text
     assert "100 measured" in text
+
+
+def test_sets_are_judged_for_each_class() -> None:
+    labels = np.repeat([0.0, 1.0], 100)[:, None]
+    # every 1 is held, of the 0 a half
+    possible = np.stack([np.ones(200), np.r_[np.tile([1.0, 0.0], 50), np.zeros(100)]], axis=1)
+    options = {"labels": labels, "label_names": ["y"], "coverage": 0.9}
+    first, second = judge_coverage("m", {"is_possible": possible}, **options)
+    assert "hold 50% of 100 molecules of class 0 of y" in first
+    assert "do not hold" in first
+    assert "100% of 100 molecules of class 1" in second
+    # of a single label with classes the columns are those of the classes
+    names = ["low", "high"]
+    low, _ = judge_coverage("m", {"is_possible": possible[:, ::-1]}, **options, class_names=names)
+    assert "50% of 100 molecules of class low" in low

@@ -15,13 +15,22 @@ from tiny_finetuning import TABLE_SMILES, build_tiny_arguments
 from transformers import AutoModelForSequenceClassification
 
 from rmat_hf import predict
+from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.errors import UserError
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor, list_warnings
 from rmat_hf.model.trust_rmat import RMatTrust
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.trust import compute_novelty, compute_venn_abers, fit_error_scale
+from rmat_hf.training.trust import (
+    HeldOut,
+    compute_novelty,
+    compute_venn_abers,
+    describe_trust,
+    fit_error_scale,
+    fit_trust,
+)
 
 CHAINS = ["C" * size + end for end in ("O", "N", "Cl") for size in range(1, 15)]
 KERNEL: dict[str, Any] = {"model": "rmat-small", "head": "kernel"}
@@ -239,3 +248,43 @@ def test_novelty_is_zero_for_a_known_molecule_and_undefined_for_none(
     assert found[1] > 0.5
     assert np.isnan(found[2])
     assert np.isnan(compute_novelty(["CCO"], [])).all()
+
+
+def fit_folds(folds: np.ndarray, outputs: np.ndarray, labels: np.ndarray, problem: str) -> Any:
+    """Return a tiny model with the trust of what was held out of it."""
+    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, problem_type=problem)
+    model = RMatForSequenceClassification(config)
+    molecules = featurize_molecules(
+        ["C" * (2 + idx % 20) for idx in folds], RMatProcessor(geometry="2d")
+    )
+    rows = np.arange(len(folds))
+    fit_trust(
+        model,
+        [it.features for it in molecules],
+        kind="fingerprints",
+        references=rows,
+        held_out=HeldOut(rows, outputs[:, None], None, folds),
+        labels=labels[:, None],
+    )
+    return model
+
+
+def test_a_large_fold_counts_no_more_than_a_small_one() -> None:
+    folds = np.repeat([0, 1, 2], [400, 30, 30])
+    errors = np.r_[np.full(400, 0.1), np.full(60, 1.0)]
+    model = fit_folds(folds, errors, np.zeros(460), "regression")
+    # two of three folds have errors of 1, of the rows an eighth
+    scale = float(model.trust_head.scale_knots[0].max())
+    assert model.trust_head.find_quantiles(0.5)[0] * scale > 0.9
+    assert model.config.trust["num_rows"] == [460]
+
+
+def test_the_card_says_where_sets_do_not_hold_for_a_fold() -> None:
+    folds, labels = np.repeat([0, 1, 2], 60), np.tile([0.0, 1.0], 90)
+    outputs = 4 * labels - 2
+    # of the last fold the zeros look like ones
+    outputs[(folds == 2) & (labels == 0)] = 3.0
+    model = fit_folds(folds, outputs, labels, "multi_label_classification")
+    *_, text = describe_trust(model.config)
+    assert "67% of class 0, 100% of class 1" in text
+    assert "do not rely on them" in text
