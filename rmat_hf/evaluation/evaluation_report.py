@@ -148,11 +148,9 @@ def save_evaluation(
         ABOUT_INTERVALS,
         describe_scores({"given": scores}),
         *_describe_labels(result),
-        "## Differences",
-        _tabulate(differences, metric=list_metrics(scores.problem_type)[0].title),
         *_draw_predictions(folder, result),
         *_describe_trust(folder, result, models=models),
-        *describe_novelty(folder, _list_errors(result, models)),
+        *describe_novelty(folder, _list_errors(result, models), has_one_scale=True),
         *_describe_worst(folder, result, name=models[0]),
         *_describe_skipped(result),
     ]
@@ -175,12 +173,6 @@ def _list_differences(
         for idx, name in enumerate(models)
         for other in [*others, *models[idx + 1 :]]
     }
-
-
-def _tabulate(differences: Mapping[tuple[str, str], Estimate], *, metric: str) -> str:
-    rows = [["method", "reference", f"difference of {metric}"]]
-    rows += [[*pair, str(it)] for pair, it in differences.items()]
-    return build_table(rows)
 
 
 def _describe_labels(result: EvaluationResult) -> list[str]:

@@ -100,20 +100,10 @@ def run_model_evaluation(arguments: ModelEvaluationArguments) -> EvaluationResul
     for given in arguments.predictions:
         name, is_named, path = given.rpartition("=")
         tools[name if is_named else Path(path).stem] = path
-    return evaluate(
-        arguments.model,
-        arguments.input,
-        smiles_column=arguments.smiles_column,
-        label_columns=arguments.label_columns,
-        predictions=tools,
-        prediction_columns=arguments.prediction_columns,
-        train=arguments.train,
-        output_dir=arguments.output,
-        coverage=arguments.coverage,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-        device=arguments.device,
-    )
+    options = {**vars(arguments), "predictions": tools, "output_dir": arguments.output}
+    models, dataset = (options.pop(it) for it in ("model", "input"))
+    del options["output"]
+    return evaluate(models, dataset, **options)
 
 
 def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run

@@ -125,8 +125,10 @@ def draw_calibration(axes: "Axes", curves: Mapping[str, tuple[np.ndarray, np.nda
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
 
-def draw_errors(axes: "Axes", novelty: np.ndarray, *, errors: np.ndarray) -> None:
-    """Draw absolute errors against the novelty of molecules, and their means in bins."""
+def draw_errors(
+    axes: "Axes", novelty: np.ndarray, *, errors: np.ndarray, top: float | None = None
+) -> None:
+    """Draw absolute errors, at most `top`, against the novelty of molecules; means in bins."""
     known = ~(np.isnan(novelty) | np.isnan(errors))
     novelty, errors = novelty[known], errors[known]
     axes.scatter(novelty, errors, **POINTS, color=POINT_COLOR)
@@ -136,6 +138,8 @@ def draw_errors(axes: "Axes", novelty: np.ndarray, *, errors: np.ndarray) -> Non
     if curve:
         axes.plot(*zip(*curve, strict=True), color=LINE_COLOR, label="mean")
     axes.set(xlabel="novelty: 1 - largest Tanimoto similarity to train", ylabel="absolute error")
+    if top:
+        axes.set_ylim(-0.05 * top, 1.05 * top)
 
 
 def _count_bins(num_rows: int) -> int:

@@ -419,14 +419,21 @@ def describe_thirds(of_label: ErrorsOfLabel) -> str:
     return build_table(rows)
 
 
-def describe_novelty(folder: Path, labels: Mapping[str, ErrorsOfLabel]) -> list[str]:
-    """Draw and tabulate errors against novelty; nothing of few rows."""
+def describe_novelty(
+    folder: Path, labels: Mapping[str, ErrorsOfLabel], *, has_one_scale: bool = False
+) -> list[str]:
+    """Draw and tabulate errors against novelty; nothing of few rows.
+
+    With one scale panels can be compared: of models, not of labels with units of their own.
+    """
     known = {name: ~np.isnan(it.novelty) & ~np.isnan(it.errors) for name, it in labels.items()}
     names = [name for name, it in known.items() if it.sum() >= LEAST_ROWS_OF_NOVELTY][:MOST_SHOWN]
     if not names:
         return []
+    top = max(np.nanmax(labels[it].errors) for it in names) if has_one_scale else None
     draw = [
-        partial(draw_errors, novelty=labels[it].novelty, errors=labels[it].errors) for it in names
+        partial(draw_errors, novelty=labels[it].novelty, errors=labels[it].errors, top=top)
+        for it in names
     ]
     tables = [text for it in names for text in (f"{it}:", describe_thirds(labels[it]))]
     picture = save_figure(folder / NOVELTY_PLOT, draw, titles=names)

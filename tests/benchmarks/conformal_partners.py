@@ -3,7 +3,7 @@
     python tests/benchmarks/conformal_partners.py write DATA ARRAYS.npz
     python tests/benchmarks/conformal_partners.py compare ARRAYS.npz
 
-The first writes errors, scales and intervals of a kernel head on FreeSolv, and gaps of a score. The
+The first writes errors, scales and intervals of a stack on FreeSolv, and gaps of a score. The
 second runs where crepes and mapie are installed, without rmat_hf, and prints the differences.
 """
 
@@ -22,28 +22,19 @@ def write(data: Path, out: Path) -> None:
 
     from rmat_hf.training.trust import _fit_fingerprints, compute_venn_abers
 
-    known: dict[str, Any] = {}
-    fit, judge = bench_trust.fit_trust, bench_trust.judge
-
-    def keep_held_out(model: Any, packed: Any, **options: Any) -> None:
-        known.update(options, packed=packed)
-        fit(model, packed, **options)
-
-    def keep_judged(model: Any, *inputs: Any) -> Any:
-        known.update(model=model, judged=judge(model, *inputs))
-        return known["judged"]
-
-    bench_trust.fit_trust, bench_trust.judge = keep_held_out, keep_judged
-    options = {"split": "random", "seed": 0, "problem_type": "regression"}
-    bench_trust.run(data / "mat_benchmark" / "freesolv.csv", "y", **options)
-    held_out, judged, head = known["held_out"], known["judged"], known["model"].trust_head
-    molecules = [known["packed"][row] for row in held_out.rows]
-    folds = (held_out.folds, held_out.folds)
-    _, novelty = _fit_fingerprints(known["model"], (molecules, molecules), folds=folds)
-    tensors = (torch.from_numpy(it) for it in (novelty, held_out.variances))
+    path = data / "mat_benchmark" / "freesolv.csv"
+    options: dict[str, Any] = {"problem_type": "regression"}
+    found = bench_trust.fit(path, "y", split="random", seed=0, **options)
+    judged = bench_trust.judge(found, path, "y", **options)
+    rows, packed, _ = bench_trust.load_set(path, "y", "regression")
+    molecules = [packed[row] for row in found["known"]]
+    folds = (found["folds"], found["folds"])
+    _, novelty = _fit_fingerprints(judged["model"], (molecules, molecules), folds=folds)
+    head = judged["model"].trust_head
+    tensors = (torch.from_numpy(it) for it in (novelty, found["variances"]))
     arrays = {
-        "labels": known["labels"][held_out.rows, 0],
-        "held_out": held_out.outputs[:, 0],
+        "labels": np.ravel(rows["labels"][:])[found["known"]],
+        "held_out": found["outputs"][:, 0],
         "scales": head.compute_scale(*tensors).numpy()[:, 0],
         "values": judged["values"],
         "new_scales": (judged["upper"][0.9] - judged["values"]) / head.find_quantiles(0.9)[0],

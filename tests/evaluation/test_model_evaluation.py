@@ -228,3 +228,22 @@ def test_the_command_prints_and_writes_what_python_returns(
     assert "report.md" in screen
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     np.testing.assert_allclose(table["chemprop:y"], labels, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_numbers_and_classes_of_one_model_are_both_judged(tmp_path: Path) -> None:
+    types = ["regression", "multi_label_classification"]
+    scaling = {"label_mean": [2.0, 0.0], "label_std": [3.0, 1.0], "label_types": types}
+    model = save_model(tmp_path / "m", ["y", "is_z"], problem_type="regression", **scaling)
+    values = predict(model, SMILES).values
+    is_yes = (values[:, 1] > np.median(values[:, 1])).astype(int)
+    frame = pd.DataFrame({"smiles": SMILES, "y": values[:, 0], "is_z": is_yes})
+    found = evaluate(model, frame, output_dir=tmp_path / "out")
+    assert found.scores.metrics["m"]["rmse"] == pytest.approx(0, abs=1e-6)
+    assert found.classes is not None
+    assert found.classes.scores.metrics["m"]["roc_auc"] == 1.0
+    assert "ROC AUC 1.000" in found.describe()
+    assert "classes/report.md" in (tmp_path / "out" / "report.md").read_text()
+    assert "ROC AUC" in (tmp_path / "out" / "classes" / "report.md").read_text()
+    # without the column of the classes the numbers alone
+    assert evaluate(model, frame.drop(columns="is_z")).classes is None

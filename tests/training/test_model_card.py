@@ -121,16 +121,18 @@ def test_names_with_yaml_syntax_make_a_valid_card(tmp_path: Path) -> None:
 
 def test_table_has_every_metric_of_every_part_and_model(tmp_path: Path) -> None:
     zeros = {part: np.zeros((size, 1)) for part, size in SIZES.items()}
-    report = build_report(baseline_values={"forest": zeros})
+    report = build_report(baseline_values={"forest": zeros}, head="network")
     header, _, *rows = read_table(save_card(tmp_path, report))
     assert header == ["model", "part", "n", "rmse", "mae", "r2", "spearman"]
     names = ["R-MAT", "mean_of_train_labels", "forest"]
-    parts = [(part, str(size - 1)) for part, size in SIZES.items()]
-    assert [row[:3] for row in rows] == [[name, *it] for it in parts for name in names]
-    for row, part in zip(rows[::3], SIZES, strict=True):
+    # of what was learned by heart the model alone, and no interval
+    first, *others = rows
+    assert first[:2] == ["R-MAT", "train, learned from"]
+    parts = [(part, str(size - 1)) for part, size in SIZES.items() if part != "train"]
+    assert [row[:3] for row in others] == [[name, *it] for it in parts for name in names]
+    for row, part in zip([first, *others[::3]], SIZES, strict=True):
         values = [f"{report.metrics[part][metric]:.3f}" for metric in header[3:]]
         assert [cell.split()[0] for cell in row[3:]] == values
-        # what was learned by heart has no interval
         assert ("[" in row[3]) == (part != "train")
     rmse = np.sqrt(np.nanmean(report.labels["test"] ** 2))
     assert report.baselines["forest"]["test"]["rmse"] == pytest.approx(rmse)

@@ -228,6 +228,11 @@ def test_a_flat_or_broken_conformer_has_a_warning() -> None:
     ("smiles", "part"),
     [
         ("[He]", "an element"),
+        ("[Og]", "an element"),
+        ("C[Si](C)(C)C", "an element"),
+        ("N[Pt](N)(Cl)Cl", "an element"),
+        ("[C].[C].[O]", "several fragments"),
+        ("[Zn-15]C", "a charge"),
         ("C[N+15]", "a charge"),
         ("FS(F)(F)(F)(F)F", "five neighbors"),
         ("CC(=O)[O-].[Na+]", "several fragments"),
@@ -288,3 +293,35 @@ def test_the_card_says_where_sets_do_not_hold_for_a_fold() -> None:
     *_, text = describe_trust(model.config)
     assert "67% of class 0, 100% of class 1" in text
     assert "do not rely on them" in text
+
+
+@pytest.mark.slow
+def test_trust_of_a_stack_is_the_same_wherever_it_is_loaded(tmp_path: Path) -> None:
+    folder, _ = finetune_chains(tmp_path, model="rmat-small", head="stack")
+    model, processor = load_predictor(folder)
+    model.save_pretrained(tmp_path / "again")
+    processor.save_pretrained(tmp_path / "again")
+    push_folder(folder, str(tmp_path / "pushed"), share="molecules", dry_run=True)
+    again, _ = load_predictor(tmp_path / "again")
+    for name, values in model.trust_head.state_dict().items():
+        assert torch.equal(values, again.trust_head.state_dict()[name])
+    first, second = (predict(it, TABLE_SMILES) for it in (folder, tmp_path / "again"))
+    for name in ("values", "lower", "upper", "novelty"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    (visited,) = predict_without_package(folder, ["CCO"], folder=tmp_path / "alone")
+    (prediction,) = visited["predictions"]
+    (one,) = predict(folder, ["CCO"]).to_columns()["lower_y"]
+    assert prediction["lower"] == pytest.approx(one, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_one_group_of_a_split_has_folds_of_molecules_and_says_so(tmp_path: Path) -> None:
+    # chains have no scaffold: all of them are one
+    options = {"split": "scaffold_balanced", "model": "rmat-small", "head": "kernel"}
+    table = [*CHAINS, *(f"c1ccccc1{'C' * size}O" for size in range(12))]
+    labels = [float(len(it)) for it in table]
+    columns = {"smiles": table, "y": labels}
+    result = run_finetuning(build_tiny_arguments(tmp_path, columns, num_workers=0, **options))
+    model, _ = load_predictor(tmp_path / "run")
+    assert model.config.trust["threshold"] < 1
+    assert any("one group" in it for it in result.notes)
