@@ -13,7 +13,7 @@ Molecule descriptors are computed again, of what is left with the hydrogens that
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,6 @@ RELATION_INPUTS: dict[str, tuple[str, float]] = {
     "bond": ("bond_types", NO_BOND_TYPE),
     "neighborhood": ("topological_distances", UNREACHABLE_DISTANCE - 1),
 }
-_NUM_STEPS = 16
 
 
 class Edit(NamedTuple):
@@ -243,10 +242,10 @@ class Explainer:
                 scores[row][edit] = of_edit
         return scores
 
-    def run(self, inputs: Mapping[str, np.ndarray], **changed: torch.Tensor) -> torch.Tensor:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
         """Return the scores of a batch, `(batch_size, num_scores)`."""
         tensors = {name: torch.from_numpy(it).to(self.model.device) for name, it in inputs.items()}
-        return self.read(self.model(**{**tensors, **changed}, return_dict=True))
+        return self.read(self.model(**tensors, return_dict=True))
 
 
 def build_variants(variants: Sequence[tuple[FeaturizedMol, Edit | None]]) -> dict[str, np.ndarray]:
@@ -270,8 +269,7 @@ def build_variants(variants: Sequence[tuple[FeaturizedMol, Edit | None]]) -> dic
     return inputs
 
 
-# Methods: the contribution of every atom of each molecule to each score, `(num_atoms, num_scores)`;
-# those of gradients to the first one only
+# Methods: the contribution of every atom of each molecule to each score, `(num_atoms, num_scores)`
 
 
 def compute_effects(
@@ -317,44 +315,9 @@ def list_balls(mol: Chem.Mol) -> list[tuple[int, ...]]:
     return [tuple(np.flatnonzero(row <= radius).tolist()) for radius in range(3) for row in bonds]
 
 
-def compute_gradients(
-    explainer: Explainer, molecules: Sequence[FeaturizedMol], *, num_steps: int
-) -> list[np.ndarray]:
-    """Return gradient times node features, or with several steps their integral from zero.
-
-    Of several steps: integrated gradients (arXiv 1703.01365), midpoints.
-    """
-    shares = (np.arange(num_steps) + 0.5) / num_steps if num_steps > 1 else np.ones(1)
-    contributions = []
-    for molecule in molecules:
-        inputs = build_variants([(molecule, None)] * num_steps)
-        features = torch.from_numpy(inputs["node_features"]).to(explainer.model.device).float()
-        points = features * features.new_tensor(shares)[:, None, None]
-        score = explainer.run(inputs, node_features=points.requires_grad_())[:, 0].sum()
-        (gradients,) = torch.autograd.grad(score, points)
-        values = (features * gradients).sum(-1).mean(0)[1:]
-        contributions.append(values.double().cpu().numpy()[:, None])
-    return contributions
-
-
-def draw_contributions(
-    explainer: Explainer, molecules: Sequence[FeaturizedMol]
-) -> list[np.ndarray]:
-    """Return random numbers, the same for the same molecule: what any method has to beat."""
-    return [
-        np.random.default_rng(list(it.packed)).standard_normal((it.num_atoms, 1))
-        for it in molecules
-    ]
-
-
 Method = Callable[[Explainer, Sequence[FeaturizedMol]], list[np.ndarray]]
 METHODS: dict[str, Method] = {
     "environments": fit_environments,
-    "drop": lambda explainer, molecules: compute_effects(explainer, molecules, kind="drop"),
-    "mask": lambda explainer, molecules: compute_effects(explainer, molecules, kind="mask"),
-    "gradient": lambda explainer, molecules: compute_gradients(explainer, molecules, num_steps=1),
-    "integrated_gradients": lambda explainer, molecules: compute_gradients(
-        explainer, molecules, num_steps=_NUM_STEPS
-    ),
-    "random": draw_contributions,
+    "drop": partial(compute_effects, kind="drop"),
+    "mask": partial(compute_effects, kind="mask"),
 }

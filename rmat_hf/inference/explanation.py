@@ -43,6 +43,7 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 # What contributions can be given for.
 PARTS = ("atom", "fragment", "relation", "pair")
 DEFAULT_PARTS = PARTS[:3]
+UNKNOWN_UNITS = "units of the label"
 # Pairs of bonded atoms of which faithfulness is measured, at most.
 MAX_PAIRS_TESTED = 10
 _NUM_TOGETHER = 64
@@ -233,9 +234,8 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
             molecule at most, `num_atoms` + 13 with the method `"drop"`; `"relation"` takes
             `3 * num_atoms` + 3 more, `"pair"` the square.
         method (`str`, *optional*, defaults to `"environments"`):
-            Of the atoms, out of `METHODS`: `"environments"`, `"drop"` (one atom at a time),
-            `"mask"` (the token of pretraining), `"gradient"` (times input),
-            `"integrated_gradients"` or `"random"`.
+            Of the atoms: `"environments"`, `"drop"` (one atom at a time) or `"mask"` (the token of
+            pretraining).
         batch_size (`int`, *optional*, defaults to 64): Most variants of molecules in a forward
             pass.
 
@@ -316,7 +316,7 @@ def describe_units(config: RMatConfig, column: int) -> str:
     """Return the units of contributions to an output."""
     if config.types[column] != "regression":
         return "logit"
-    units = config.label_units[column] if config.label_units else "units of the label"
+    units = config.label_units[column] if config.label_units else UNKNOWN_UNITS
     transform = "none" if config.label_transforms is None else config.label_transforms[column]
     # there the effects of atoms add up, and not where they are undone
     return units if transform == "none" else f"{transform} of {units}"
@@ -535,8 +535,8 @@ def _average_equal_atoms(known: _Known, table: np.ndarray) -> None:
 
 
 def _split_scores(scores: np.ndarray, *, is_class: bool) -> Contributions:
-    """Return what is in the columns of `read_label`; a method may have the first one alone."""
-    probabilities = scores[..., 1] if is_class and scores.shape[-1] > 1 else None
+    """Return what is in the columns of `read_label`."""
+    probabilities = scores[..., 1] if is_class else None
     members = scores[..., 1 + is_class :]
     spread = members.std(-1) if members.shape[-1] else None
     return Contributions(scores[..., 0], probabilities, spread)

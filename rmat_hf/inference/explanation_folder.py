@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.dataset import dataset as open_dataset
 
 from rmat_hf.data.shards import ROW_COLUMN
 from rmat_hf.data.sources import open_table
@@ -16,14 +17,17 @@ from rmat_hf.data.table_writer import ERROR_COLUMN, ColumnKind, build_output_sch
 from rmat_hf.data.tables import Table, validate_smiles_column
 from rmat_hf.errors import UserError
 from rmat_hf.flags import declare_flag
+from rmat_hf.inference.attribution import RELATION_INPUTS
 from rmat_hf.inference.counterfactuals import find_counterfactuals
 from rmat_hf.inference.explanation import (
     DEFAULT_PARTS,
     PARTS,
+    UNKNOWN_UNITS,
     Explanation,
     choose_column,
     explain,
     list_explanation_columns,
+    locate_covariates,
 )
 from rmat_hf.inference.pictures import draw_contributions
 from rmat_hf.inference.screening import (
@@ -131,22 +135,20 @@ class Computation:
         choose_column(self.model, self.label)
         self.replacements: list[Molecule] | None = None
         if arguments.replacements is not None:
-            others = open_table(arguments.replacements)
-            validate_smiles_column(others.schema, arguments.smiles_column, source=others.source)
+            others, column = open_table(arguments.replacements), arguments.smiles_column
+            validate_smiles_column(others.schema, column, source=others.source)
             chunks = others.iterate_chunks(arguments.chunk_size)
-            self.replacements = [
-                it for chunk in chunks for it in chunk.molecules(arguments.smiles_column)
-            ]
-        added = {name: kind for name, kind in screen.added_columns.items() if name != ERROR_COLUMN}
-        self.covariates = [str(it["name"]) for it in self.model.config.covariates or []]
+            self.replacements = [it for chunk in chunks for it in chunk.molecules(column)]
+        self.covariates = [*locate_covariates(self.model.config)]
         columns = list_explanation_columns(self.covariates)
-        added |= {name: kind for name, (kind, _) in columns.items()}
-        added |= COUNTERFACTUAL_COLUMNS if arguments.counterfactuals else {}
         self.added_columns: dict[str, ColumnKind] = {
-            **added,
+            **screen.added_columns,
+            **{name: kind for name, (kind, _) in columns.items()},
+            **(COUNTERFACTUAL_COLUMNS if arguments.counterfactuals else {}),
             PICTURE_COLUMN: "text",
-            ERROR_COLUMN: "text",
         }
+        # the last one
+        self.added_columns[ERROR_COLUMN] = self.added_columns.pop(ERROR_COLUMN)
 
     def __call__(
         self, molecules: list[Molecule], *, covariates: Mapping[str, Sequence[Any]] | None = None
@@ -156,16 +158,12 @@ class Computation:
         kept = self.choose_rows(columns)
         chosen: list[Molecule] = [molecules[row] for row in kept]
         beside = {name: [cells[it] for it in kept] for name, cells in (covariates or {}).items()}
-        options: dict[str, Any] = {"label": self.label, "processor": self.processor}
-        options["covariates"] = beside
+        options: Any = {"label": self.label, "processor": self.processor, "covariates": beside}
+        num_workers = self.arguments.num_workers if len(chosen) else 0
         found = explain(
-            self.model,
-            chosen,
-            by=self.arguments.by,
-            num_workers=self.arguments.num_workers if len(chosen) else 0,
-            **options,
+            self.model, chosen, by=self.arguments.by, num_workers=num_workers, **options
         )
-        added = {name: it for name, it in found.to_columns().items() if name != ERROR_COLUMN}
+        added = found.to_columns()
         added[PICTURE_COLUMN] = [
             None if row is None else _draw(row, label=found.label, units=found.units)
             for row in found.rows
@@ -173,11 +171,10 @@ class Computation:
         if self.arguments.counterfactuals:
             added |= self.replace_groups(chosen, options)
         for name, cells in added.items():
-            columns[name] = [None] * len(molecules)
+            # rows that are not explained keep their reason
+            column = columns.setdefault(name, [None] * len(molecules))
             for row, cell in zip(kept, cells, strict=True):
-                columns[name][row] = cell
-        for row, error in zip(kept, found.errors, strict=True):
-            columns[ERROR_COLUMN][row] = columns[ERROR_COLUMN][row] or error
+                column[row] = cell
         return columns
 
     def choose_rows(self, columns: Mapping[str, Sequence[Any]]) -> list[int]:
@@ -200,12 +197,11 @@ class Computation:
             num_best=self.arguments.counterfactuals,
             **options,
         )
-        cells = (
-            [[it.smiles for it in row] for row in found],
-            [[f"{it.removed} → {it.added}" for it in row] for row in found],
-            [[it.change for it in row] for row in found],
-        )
-        return dict(zip(COUNTERFACTUAL_COLUMNS, cells, strict=True))
+        told = [[(it.smiles, f"{it.removed} → {it.added}", it.change) for it in of] for of in found]
+        return {
+            name: [[it[place] for it in of_row] for of_row in told]
+            for place, name in enumerate(COUNTERFACTUAL_COLUMNS)
+        }
 
 
 def write_page(screen: Any, folder: Path, shards: Sequence[Path]) -> None:  # noqa: PLR0917 - as a method
@@ -229,22 +225,18 @@ def choose_rows(screen: Any, shards: Sequence[Path]) -> list[dict[str, Any]]:
     if screen.arguments.top_k is not None:
         best = screen.find_best(pq.read_table(it).replace_schema_metadata() for it in shards)
         return list(best.slice(0, number).to_pylist())
-    columns = [pq.read_table(it, columns=["explained"])["explained"] for it in shards]
-    starts = np.cumsum([0, *map(len, columns)]).tolist()
-    values = np.concatenate([it.to_numpy().astype(np.float64) for it in columns])
+    table = open_dataset([str(it) for it in shards])
+    values = table.to_table(columns=["explained"])["explained"].to_numpy().astype(np.float64)
     known = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()].tolist()
     ends = {*known[: -(-number // 2)], *known[max(len(known) - number // 2, 0) :]}
-    found: dict[int, dict[str, Any]] = {}
-    for start, stop, shard in zip(starts, starts[1:], shards, strict=False):
-        inside = sorted(it for it in ends if start <= it < stop)
-        places = pa.array([it - start for it in inside], pa.int64())
-        rows = pq.read_table(shard).take(places).to_pylist()
-        found |= {it: {**row, ROW_COLUMN: it} for it, row in zip(inside, rows, strict=True)}
+    chosen = sorted(ends)
+    rows = zip(chosen, table.take(pa.array(chosen, pa.int64())).to_pylist(), strict=True)
+    found = {place: {**row, ROW_COLUMN: place} for place, row in rows}
     return [found[it] for it in known if it in ends]
 
 
 def _draw(row: Explanation, *, label: str, units: str) -> str:
-    said = f"{row.prediction:.3g} {units}"
+    said = f"{row.prediction:.3g}" + (f" {units}" if units != UNKNOWN_UNITS else "")
     if row.probability is not None:
         said = f"probability {row.probability:.2f}"
     return draw_contributions(row.mol, row.atoms, units=units, title=f"{label}: {said}")
@@ -266,33 +258,30 @@ def build_page(
 
 
 def _build_card(row: Mapping[str, Any], *, smiles_column: str, covariates: Sequence[str]) -> str:
-    total = sum(row["atom_contributions"])
     numbers = {
         "baseline": row["baseline"],
-        "sum of atoms": total,
-        "rest": row["residual"],
-        "faithfulness": row["faithfulness"],
-        "all distances": row["distance_effect"],
-        "all bonds": row["bond_effect"],
-        "all neighborhoods": row["neighborhood_effect"],
+        "sum of atoms": sum(row["atom_contributions"]),
+        # of sums that are exact there is rounding alone
+        "rest": round(row["residual"], 5) or None,
+        **{f"all {name}s": row[f"{name}_effect"] for name in RELATION_INPUTS},
         **{f"{name} of the row": row[f"{name}_effect"] for name in covariates},
     }
     facts = [(name, it) for name, it in numbers.items() if it is not None]
-    groups = zip(
-        row["fragments"], row["fragment_kinds"], row["fragment_contributions"], strict=True
-    )
-    facts += sorted(
-        ((f"{kind} {smiles}", it) for smiles, kind, it in groups), key=lambda it: -abs(it[1])
-    )
+    groups: dict[str, tuple[str, float]] = {}
+    parts = ("fragment_atoms", "fragments", "fragment_kinds", "fragment_contributions")
+    for atoms, smiles, kind, it in zip(*(row[name] for name in parts), strict=True):
+        known = groups.get(atoms)
+        groups[atoms] = (f"{known[0]}, {kind}" if known else f"{smiles} {kind}", it)
+    facts += sorted(groups.values(), key=lambda it: -abs(it[1]))
     names, changes = (row.get(f"counterfactual_{it}") or [] for it in ("groups", "changes"))
     facts += [(f"if {name}", it) for name, it in zip(names, changes, strict=True)]
-    lines = "".join(
-        f"<tr><td>{escape(name)}</td><td class='n'>{round(it, 6):+.3g}</td></tr>"
-        for name, it in facts
-    )
+    lines = [(name, f"{round(it, 6):+.3g}") for name, it in facts]
+    if row["faithfulness"] is not None:
+        lines.insert(2, ("faithfulness", f"{row['faithfulness']:.2f}"))
+    cells = "".join(f"<tr><td>{escape(a)}</td><td class='n'>{b}</td></tr>" for a, b in lines)
     # of an SDF file there is none
     smiles = escape(str(row.get(smiles_column) or ""))
     return (
         f"<article><p>row {row[ROW_COLUMN]} <code>{smiles}</code></p>{row[PICTURE_COLUMN]}"
-        f"<table>{lines}</table></article>"
+        f"<table>{cells}</table></article>"
     )
