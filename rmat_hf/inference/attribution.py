@@ -7,7 +7,7 @@ bond, the neighborhood of atoms far away. Only inputs change, so this holds for 
 
 What is computed of the molecule as a whole goes too. Of fingerprint counts an atom takes along what
 it is part of: the environments within their radius, the pairs and the torsions that have it.
-Molecule descriptors are computed again, of what is left with the hydrogens that it had.
+Molecule descriptors are computed again, of what is left, with hydrogens where carbons lost a bond.
 """
 
 import logging
@@ -128,17 +128,37 @@ class FeaturizedMol:
         return np.minimum(counts, 255).astype(np.uint8)
 
     def describe_without(self, atoms: Sequence[int]) -> np.ndarray:
-        """Return the descriptors of what has none of some atoms, float32; NaN of no atom at all."""
+        """Return the descriptors of what has none of some atoms, float32; NaN of no atom at all.
+
+        A carbon takes hydrogens for bonds that it loses. Other atoms, and rings that are aromatic,
+        keep a dummy there: an NH2 that lost its carbon is still a donor.
+        """
         if len(atoms) == self.num_atoms:
             return np.full(len(self.descriptors), np.nan, dtype=np.float32)
-        rest = Chem.RWMol(self.mol)
+        rest, gone = Chem.RWMol(self.mol), set(atoms)
         for atom in rest.GetAtoms():
             num_hydrogens = atom.GetTotalNumHs()
             atom.SetNoImplicit(True)
             atom.SetNumExplicitHs(num_hydrogens)
+        for bond in self.mol.GetBonds():
+            ends = (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())
+            lost, kept = sorted(ends, key=lambda it: it not in gone)
+            if lost not in gone or kept in gone:
+                continue
+            atom = rest.GetAtomWithIdx(kept)
+            if atom.GetAtomicNum() == 6 and not bond.GetIsAromatic():
+                num_hydrogens = atom.GetNumExplicitHs() + round(bond.GetBondTypeAsDouble())
+                atom.SetNumExplicitHs(num_hydrogens)
+                rest.RemoveBond(*ends)
+            else:
+                dummy = rest.GetAtomWithIdx(lost)
+                dummy.SetAtomicNum(0)
+                dummy.SetNumExplicitHs(0)
+                dummy.SetFormalCharge(0)
         rest.BeginBatchEdit()
-        for idx in atoms:
-            rest.RemoveAtom(int(idx))
+        for idx in gone:
+            if rest.GetAtomWithIdx(idx).GetAtomicNum():
+                rest.RemoveAtom(idx)
         rest.CommitBatchEdit()
         # no sanitization: an open ring stays aromatic
         rest.UpdatePropertyCache(strict=False)
@@ -229,8 +249,11 @@ class Explainer:
             chosen = [keys[position] for position in batch]
             try:
                 inputs = build_variants([(molecules[row], edit) for row, edit in chosen])
+                tensors = {
+                    name: torch.from_numpy(it).to(self.model.device) for name, it in inputs.items()
+                }
                 with torch.inference_mode():
-                    numbers = self.run(inputs).cpu().numpy()
+                    numbers = self.read(self.model(**tensors, return_dict=True)).cpu().numpy()
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or len(batch) == 1:
                     raise
@@ -241,11 +264,6 @@ class Explainer:
             for (row, edit), of_edit in zip(chosen, numbers, strict=True):
                 scores[row][edit] = of_edit
         return scores
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
-        """Return the scores of a batch, `(batch_size, num_scores)`."""
-        tensors = {name: torch.from_numpy(it).to(self.model.device) for name, it in inputs.items()}
-        return self.read(self.model(**tensors, return_dict=True))
 
 
 def build_variants(variants: Sequence[tuple[FeaturizedMol, Edit | None]]) -> dict[str, np.ndarray]:
@@ -297,9 +315,7 @@ def fit_environments(explainer: Explainer, molecules: Sequence[FeaturizedMol]) -
     for scores, balls, own in zip(found, groups, edits, strict=True):
         falls = np.array([scores[None] - scores[it] for it in own[1:]])
         num_atoms = len(balls) // 3
-        members = np.zeros((len(balls), num_atoms))
-        for row, ball in zip(members, balls, strict=True):
-            row[list(ball)] = 1
+        members = np.array([np.isin(range(num_atoms), ball) for ball in balls], dtype=float)
         weighted = members.T / members.sum(axis=1) ** 2
         # the last row and column hold the condition on the sum and its multiplier
         system = np.ones((num_atoms + 1, num_atoms + 1))

@@ -1,6 +1,6 @@
 """explain(...): which atoms, groups and relations a prediction comes from, by taking them out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -270,24 +270,29 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
     if method not in METHODS:
         raise UserError(f"method is {method!r}. Choose one of {', '.join(METHODS)}.")
     config, rows = predictor.config, require_list(molecules)
-    read = partial(read_label, column=column, config=config)
-    explained = _explain_all(
-        Explainer(predictor.eval(), read, batch_size=batch_size),
-        rows,
-        covariates=read_beside(config, molecules, covariates=covariates, num_rows=len(rows)),
-        processor=without_unread(used_processor, predictor),
-        num_workers=num_workers,
-        by=by,
-        method=method,
-        column=column,
-    )
-    results = list(explained)
+    read, places = partial(read_label, column=column, config=config), locate_covariates(config)
+    asked = _Question(by, method, config.types[column] != "regression", places)
+    explainer = Explainer(predictor.eval(), read, batch_size=batch_size)
+    beside = read_beside(config, molecules, covariates=covariates, num_rows=len(rows))
+    used_processor = without_unread(used_processor, predictor)
+    results: list[Explanation | str] = []
+    outcomes = iterate_featurized(rows, used_processor, num_workers=num_workers)
+    with closing(outcomes):
+        known = zip(rows, outcomes, repeat(None) if beside is None else beside, strict=False)
+        while group := list(islice(known, _NUM_TOGETHER)):
+            opened = [
+                _open_molecule(molecule, outcome.features, processor=used_processor, covariates=own)
+                for molecule, outcome, own in group
+                if not outcome.failure
+            ]
+            found = iter(_explain_group(explainer, opened, asked=asked))
+            results += [outcome.failure or next(found) for _, outcome, _ in group]
     return Explanations(
         [None if isinstance(it, str) else it for it in results],
         [it if isinstance(it, str) else None for it in results],
         describe_column(config, column),
         describe_units(config, column),
-        [*locate_covariates(config)],
+        [*places],
     )
 
 
@@ -322,29 +327,13 @@ def describe_units(config: RMatConfig, column: int) -> str:
     return units if transform == "none" else f"{transform} of {units}"
 
 
-def _explain_all(
-    explainer: Explainer,
-    rows: Sequence[Molecule],
-    *,
-    covariates: np.ndarray | None,
-    processor: RMatProcessor,
-    num_workers: int,
-    **how: Any,
-) -> Iterator[Explanation | str]:
-    """Yield the explanation of every molecule, or why it has none."""
-    beside = repeat(None) if covariates is None else iter(covariates)
-    outcomes = iterate_featurized(rows, processor, num_workers=num_workers)
-    with closing(outcomes):
-        known = zip(rows, outcomes, beside, strict=False)
-        while group := list(islice(known, _NUM_TOGETHER)):
-            opened = [
-                _open_molecule(molecule, outcome.features, processor=processor, covariates=own)
-                for molecule, outcome, own in group
-                if not outcome.failure
-            ]
-            found = iter(_explain_group(explainer, opened, **how))
-            for _, outcome, _ in group:
-                yield outcome.failure or next(found)
+class _Question(NamedTuple):
+    """What is asked of every molecule."""
+
+    by: Sequence[str]
+    method: str
+    is_class: bool
+    covariates: Mapping[str, tuple[int, ...]]
 
 
 class _Known(NamedTuple):
@@ -365,31 +354,21 @@ def _open_molecule(
 
 
 def _explain_group(
-    explainer: Explainer,
-    known: Sequence[_Known],
-    *,
-    by: Sequence[str],
-    method: str,
-    column: int,
+    explainer: Explainer, known: Sequence[_Known], *, asked: _Question
 ) -> list[Explanation | str]:
-    """Explain molecules together, or in halves where memory does not suffice."""
-    featurized = [it.featurized for it in known]
-    config = explainer.model.config
-    options: Any = {"by": by, "covariates": locate_covariates(config)}
+    """Explain molecules together, or one by one where memory does not suffice."""
+    molecules = [it.featurized for it in known]
     try:
-        effects = METHODS[method](explainer, featurized)
-        scores = explainer.compute(featurized, [list_edits(it, **options) for it in featurized])
+        effects = METHODS[asked.method](explainer, molecules)
+        scores = explainer.compute(molecules, [list_edits(it, asked=asked) for it in molecules])
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         if len(known) == 1:
-            return [f"{TOO_LARGE_FOR_MODEL} ({featurized[0].num_atoms} atoms)"]
-        halves = known[: len(known) // 2], known[len(known) // 2 :]
-        how: Any = {"by": by, "method": method, "column": column}
-        return [it for half in halves for it in _explain_group(explainer, half, **how)]
-    options["is_class"] = config.types[column] != "regression"
+            return [f"{TOO_LARGE_FOR_MODEL} ({molecules[0].num_atoms} atoms)"]
+        return [it for one in known for it in _explain_group(explainer, [one], asked=asked)]
     return [
-        _summarize(molecule, effects=of_atoms, scores=found, **options)
+        _summarize(molecule, effects=of_atoms, scores=found, asked=asked)
         for molecule, of_atoms, found in zip(known, effects, scores, strict=True)
     ]
 
@@ -404,19 +383,21 @@ def locate_covariates(config: RMatConfig) -> dict[str, tuple[int, ...]]:
     return places
 
 
-def list_edits(
-    molecule: FeaturizedMol, *, by: Sequence[str], covariates: Mapping[str, tuple[int, ...]]
-) -> list[Edit | None]:
+def list_edits(molecule: FeaturizedMol, *, asked: _Question) -> list[Edit | None]:
     """Return what is taken out of a molecule to explain it, beside what the method takes out."""
     atoms = molecule.atoms
-    edits = [None, Edit("drop", atoms), *(Edit("covariate", it) for it in covariates.values())]
+    edits = [
+        None,
+        Edit("drop", atoms),
+        *(Edit("covariate", it) for it in asked.covariates.values()),
+    ]
     edits += [Edit("drop", pair) for pair in list_bonded_pairs(molecule.mol)]
-    if "fragment" in by:
+    if "fragment" in asked.by:
         edits += [Edit("drop", group) for _, group in list_fragments(molecule.mol)]
     for name in RELATION_INPUTS:
-        if "relation" in by:
+        if "relation" in asked.by:
             edits += [Edit(name, it, atoms) for it in (atoms, *((atom,) for atom in atoms))]
-        if "pair" in by:
+        if "pair" in asked.by:
             edits += [
                 Edit(name, (first,), (second,)) for first, second in list_pairs(molecule, name)
             ]
@@ -474,14 +455,12 @@ def _summarize(
     *,
     effects: np.ndarray,
     scores: Mapping[Edit | None, np.ndarray],
-    by: Sequence[str],
-    covariates: Mapping[str, tuple[int, ...]],
-    is_class: bool,
+    asked: _Question,
 ) -> Explanation | str:
     if not all(np.isfinite(it).all() for it in (effects, *scores.values())):
         return "the model's output is not a finite number"
     molecule, order, atoms = known.featurized, known.order, known.featurized.atoms
-    split = partial(_split_scores, is_class=is_class)
+    by, split = asked.by, partial(_split_scores, is_class=asked.is_class)
 
     def lose(*edit: Any) -> np.ndarray:
         return scores[None] - scores[Edit(*edit)]
@@ -504,7 +483,7 @@ def _summarize(
     return Explanation(
         known.given_mol,
         float(scores[None][0]),
-        float(scores[None][1]) if is_class else None,
+        float(scores[None][1]) if asked.is_class else None,
         float(scores[Edit("drop", atoms)][0]),
         arrange(effects),
         [
@@ -518,7 +497,7 @@ def _summarize(
             [effects[list(pair), 0].sum() for pair in bonded],
             [lose("drop", it)[0] for it in bonded],
         ),
-        {name: float(lose("covariate", places)[0]) for name, places in covariates.items()},
+        {name: float(lose("covariate", places)[0]) for name, places in asked.covariates.items()},
     )
 
 

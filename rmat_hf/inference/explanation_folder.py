@@ -1,6 +1,6 @@
 """`rmat explain`: a table in, a folder of explained rows, pictures and a page out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -213,10 +213,7 @@ def write_page(screen: Any, folder: Path, shards: Sequence[Path]) -> None:  # no
         with open_atomically(pictures / f"row-{row[ROW_COLUMN]:07}.svg") as stream:
             stream.write(row[PICTURE_COLUMN].encode())
     with open_atomically(folder / PAGE_FILE) as stream:
-        page = build_page(
-            rows, arguments=screen.arguments, covariates=screen.compute_rows.covariates
-        )
-        stream.write("".join(page).encode())
+        stream.write(build_page(rows, screen=screen).encode())
 
 
 def choose_rows(screen: Any, shards: Sequence[Path]) -> list[dict[str, Any]]:
@@ -242,29 +239,26 @@ def _draw(row: Explanation, *, label: str, units: str) -> str:
     return draw_contributions(row.mol, row.atoms, units=units, title=f"{label}: {said}")
 
 
-def build_page(
-    rows: Sequence[Mapping[str, Any]], *, arguments: Any, covariates: Sequence[str]
-) -> Iterator[str]:
-    """Yield the HTML page of explained rows."""
-    cards = (
-        _build_card(row, smiles_column=arguments.smiles_column, covariates=covariates)
-        for row in rows
+def build_page(rows: Sequence[Mapping[str, Any]], *, screen: Any) -> str:
+    """Return the HTML page of explained rows."""
+    title = escape(f"Why: {Path(screen.arguments.model).name}")
+    return (
+        f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
+        f"<h1>{title}</h1><p>An atom or group contributes what the prediction loses without it. "
+        "A group is less or more than the sum of its atoms. Pale atoms: the members disagree. "
+        "Change of the prediction if a group were another one: 'if'.</p>"
+        f"<main>{''.join(_build_card(row, screen=screen) for row in rows)}</main>"
     )
-    title = escape(f"Why: {Path(arguments.model).name}")
-    yield f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
-    yield f"<h1>{title}</h1><p>An atom or group contributes what the prediction loses without it. "
-    yield "The rest is what the model makes of atoms together. Pale atoms: the members disagree."
-    yield f"</p><main>{''.join(cards)}</main>"
 
 
-def _build_card(row: Mapping[str, Any], *, smiles_column: str, covariates: Sequence[str]) -> str:
+def _build_card(row: Mapping[str, Any], *, screen: Any) -> str:
     numbers = {
         "baseline": row["baseline"],
         "sum of atoms": sum(row["atom_contributions"]),
         # of sums that are exact there is rounding alone
         "rest": round(row["residual"], 5) or None,
         **{f"all {name}s": row[f"{name}_effect"] for name in RELATION_INPUTS},
-        **{f"{name} of the row": row[f"{name}_effect"] for name in covariates},
+        **{f"{name} of the row": row[f"{name}_effect"] for name in screen.compute_rows.covariates},
     }
     facts = [(name, it) for name, it in numbers.items() if it is not None]
     groups: dict[str, tuple[str, float]] = {}
@@ -280,7 +274,7 @@ def _build_card(row: Mapping[str, Any], *, smiles_column: str, covariates: Seque
         lines.insert(2, ("faithfulness", f"{row['faithfulness']:.2f}"))
     cells = "".join(f"<tr><td>{escape(a)}</td><td class='n'>{b}</td></tr>" for a, b in lines)
     # of an SDF file there is none
-    smiles = escape(str(row.get(smiles_column) or ""))
+    smiles = escape(str(row.get(screen.arguments.smiles_column) or ""))
     return (
         f"<article><p>row {row[ROW_COLUMN]} <code>{smiles}</code></p>{row[PICTURE_COLUMN]}"
         f"<table>{cells}</table></article>"
