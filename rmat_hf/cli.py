@@ -19,11 +19,13 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from rmat_hf import __version__
 from rmat_hf.errors import (
     MessageFormatter,
+    OnceFilter,
     UserError,
     describe_error,
     escape_message,
     list_user_errors,
     quiet_without_reader,
+    say_count,
     stopped_by_signals,
 )
 from rmat_hf.flags import list_choices, name_flag
@@ -75,7 +77,8 @@ def finetune(arguments: Any) -> Report:
         for note in result.notes:
             print(f"Labels: {note}.")
         if result.dropped:
-            print(f"{len(result.dropped)} rows were not used; see dropped_rows.csv there.")
+            number = say_count(len(result.dropped), "row")
+            print(f"Without {number}; why, dropped_rows.csv tells there.")
     found = {name: getattr(result, name) for name in ("metrics", "baselines", "head")}
     return {"output": result.output_dir, **found, "num_dropped": len(result.dropped)}
 
@@ -307,6 +310,7 @@ def _run(words: list[str]) -> int:
         FlagParser(prog="rmat").error(f"There is no verb {verb!r}. Known: {', '.join(VERBS)}")
     handler = logging.StreamHandler()
     handler.setFormatter(MessageFormatter("%(levelname)s: %(message)s"))
+    handler.addFilter(OnceFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     arguments = parse_flags(verb, words[1:])
     from transformers.utils.logging import disable_progress_bar

@@ -146,6 +146,11 @@ def get_reason(error: BaseException) -> str:
     return hide_credentials(" ".join(text.split())) or name
 
 
+def say_count(number: int, noun: str) -> str:
+    """Return how many there are in words, as `1 row` and `2 rows`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def hide_credentials(text: str) -> str:
     """Return a text without the user and password of an address, and without tokens of the Hub."""
     return _HUB_TOKEN.sub("hf_***", _CREDENTIALS.sub(r"\1***@", text))
@@ -165,6 +170,21 @@ def escape_message(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in line
     )
+
+
+class OnceFilter(logging.Filter):
+    """Lets a warning through once: a file that is opened again has the same to say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is shown."""
+        message = record.getMessage()
+        is_new = message not in self._shown or record.levelno < logging.WARNING
+        self._shown.add(message)
+        return is_new
 
 
 class MessageFormatter(logging.Formatter):

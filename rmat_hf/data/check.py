@@ -1,10 +1,12 @@
 """check_table(...): what stands in a table of molecules and labels, and what settles it."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,15 +31,15 @@ from rmat_hf.data.columns import (
 )
 from rmat_hf.data.frames import build_dataset
 from rmat_hf.data.labels import find_label_conflicts
-from rmat_hf.data.measurements import propose_label_transform
+from rmat_hf.data.measurements import MANY_DECADES, find_odd_part, propose_label_transform
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import parse_time
 from rmat_hf.data.splits.parents import name_by_parent
 from rmat_hf.data.splits.parts import PART_WORDS, group_rows
 from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table
+from rmat_hf.errors import say_count
 from rmat_hf.model.features_rmat import (
     TEXT_AFTER_SMILES,
-    Molecule,
     MoleculeError,
     parse_molecule,
     silence_rdkit,
@@ -48,7 +50,6 @@ MAX_ATOMS = 256
 _NUM_NAMED_ROWS = 5
 _FEW_ROWS = 50
 _FEW_LABELS = 10
-_MANY_DECADES = 3.0
 # Molecules as alike as analogs, and how many of them are compared with each other.
 _CLIFF_SIMILARITY = 0.85
 _CLIFF_DEVIATIONS = 2.0
@@ -86,6 +87,7 @@ class TableReport:
         num_molecules (`int`): Different molecules, salts and tautomers counted as one.
         smiles_column (`str`): Column of SMILES.
         label_columns (`list[str]`): Labels, named or found.
+        covariate_columns (`list[str]`): Other numbers, which say more of a row than its molecule.
         label_units (`dict[str, str]`): Units in the names of columns.
         useless_labels (`list[str]`): Labels with nothing to learn.
         binary_labels (`list[str]`): Labels that are yes or no.
@@ -101,6 +103,7 @@ class TableReport:
     num_molecules: int
     smiles_column: str
     label_columns: list[str]
+    covariate_columns: list[str]
     label_units: dict[str, str]
     useless_labels: list[str]
     binary_labels: list[str]
@@ -111,10 +114,13 @@ class TableReport:
 
     def __str__(self) -> str:
         """Return the report for a screen."""
-        labels = [f"{name!r}{self._describe_unit(name)}" for name in self.label_columns]
+        labels = [
+            f"{name!r} in {unit}" if (unit := self.label_units[name]) else repr(name)
+            for name in self.label_columns
+        ]
         lines = [
-            f"{self.source}: {self.num_rows} rows ({self.description})",
-            f"{self.num_molecules} molecules in column {self.smiles_column!r}; "
+            f"{self.source}: {say_count(self.num_rows, 'row')} ({self.description})",
+            f"{say_count(self.num_molecules, 'molecule')} in column {self.smiles_column!r}; "
             + (f"labels {', '.join(labels)}" if labels else "no labels"),
             "",
         ]
@@ -125,13 +131,10 @@ class TableReport:
         num_serious = sum(finding.is_serious for finding in self.findings)
         lines += [
             "",
-            f"{len(self.findings)} findings; {num_serious} (!) cost rows or trust.",
+            f"{say_count(len(self.findings), 'finding')}; {num_serious} (!) cost rows or trust.",
         ]
         lines.append("Rows are counted from 0, without the header: line 2 of a sheet is row 0.")
         return "\n".join(lines)
-
-    def _describe_unit(self, name: str) -> str:
-        return f" in {self.label_units[name]}" if self.label_units.get(name) else ""
 
 
 def describe_rows(rows: Sequence[int]) -> str:
@@ -147,13 +150,23 @@ class Examined:
     """A table whose cells have been read: text, molecules, parents and numbers."""
 
     def __init__(
-        self, table: Table, *, smiles_column: str, label_columns: Sequence[str], part: str | None
+        self,
+        table: Table,
+        *,
+        smiles_column: str,
+        label_columns: Sequence[str],
+        part: str | None,
+        others: Sequence[str] = (),
+        with_molecules: bool = True,
     ) -> None:
         self.table, self.smiles_column = table, smiles_column
         self.frame = read_frame(table)
         self.part_columns = [part] if part else find_part_columns(self.frame)
-        others = {smiles_column, *self.part_columns}
-        self.label_columns = list(label_columns) or find_label_columns(self.frame, others=others)
+        self.is_told, known = bool(label_columns), [smiles_column, *self.part_columns, *others]
+        self.label_columns, self.covariate_columns = list(label_columns), list[str]()
+        if not label_columns:
+            found = find_label_columns(self.frame, others=known)
+            self.label_columns, self.covariate_columns = found
         self.styles = find_number_styles(table, self.label_columns)
         plain = with_plain_numbers(table.select(self.label_columns), self.label_columns)
         cells = read_frame(plain) if self.label_columns else self.frame[[]]
@@ -163,26 +176,26 @@ class Examined:
         self.numbers = parsed.map(lambda cell: cell[1]).astype(float)
         self.mols: list[Chem.Mol | None] = []
         self.reasons: dict[int, str] = {}
-        for molecule in _iterate_molecules(table, smiles_column):
-            self._add(molecule)
+        self.smiles: list[str] = []
+        self.parent_of_row: dict[int, str] = {}
+        self.known_rows = list(range(len(self.frame)))
+        if with_molecules:
+            self._read_molecules()
+
+    def _read_molecules(self) -> None:
+        chunks = self.table.iterate_chunks(1000)
+        for molecule in chain.from_iterable(it.molecules(self.smiles_column) for it in chunks):
+            try:
+                self.mols.append(parse_molecule(molecule, max_atoms=MAX_ATOMS))
+            except MoleculeError as error:
+                self.reasons[len(self.mols)] = error.reason
+                self.mols.append(None)
         with silence_rdkit():
             self.smiles = ["" if mol is None else Chem.MolToSmiles(mol) for mol in self.mols]
-        known = [row for row, text in enumerate(self.smiles) if text]
-        names = name_by_parent([self.smiles[row] for row in known])
-        self.parent_of_row = dict(zip(known, names, strict=True))
-
-    def _add(self, molecule: Molecule) -> None:
-        mol = None
-        try:
-            mol = parse_molecule(molecule, max_atoms=MAX_ATOMS)
-        except MoleculeError as error:
-            self.reasons[len(self.mols)] = error.reason
-        self.mols.append(mol)
-
-    @cached_property
-    def known_rows(self) -> list[int]:
-        """Rows with a molecule."""
-        return list(self.parent_of_row)
+        self.known_rows = [row for row, text in enumerate(self.smiles) if text]
+        mols = {self.smiles[row]: self.mols[row] for row in self.known_rows}
+        names = name_by_parent([self.smiles[row] for row in self.known_rows], mols=mols)
+        self.parent_of_row = dict(zip(self.known_rows, names, strict=True))
 
     def values(self, column: str) -> pd.Series:
         """Return the exact numbers of a label of rows with a molecule."""
@@ -220,11 +233,6 @@ def _open(dataset: Any, *, revision: str | None) -> Table:
     rows = build_dataset(dataset) if isinstance(dataset, pd.DataFrame) else dataset
     chunks = rows.with_format("arrow").iter(batch_size=1000)
     return build_table(pa.concat_tables(chunks), source="The table")
-
-
-def _iterate_molecules(table: Table, smiles_column: str) -> Iterator[Molecule]:
-    for chunk in table.iterate_chunks(1000):
-        yield from chunk.molecules(smiles_column)
 
 
 # The checks, each for one topic
@@ -267,13 +275,11 @@ def _check_cells(table: Examined) -> Iterator[Finding]:
         is_bad = table.numbers[column].isna() & ~table.empty[column]
         if is_bad.any():
             rows = tuple(np.flatnonzero(is_bad).tolist())
-            example = table.frame[column].iloc[rows[0]]
+            message = (
+                f"{column!r} has cells that are no number, as {table.frame[column][rows[0]]!r}"
+            )
             yield Finding(
-                "cells",
-                f"{column!r} has cells that are no number, as {example!r}",
-                rows,
-                "They count as missing. --fix empties them.",
-                is_serious=True,
+                "cells", message, rows, "They count as missing. --fix empties them.", True
             )
 
 
@@ -284,15 +290,39 @@ def _check_censored(table: Examined) -> Iterator[Finding]:
         if rows:
             counts = Counter(relations[relations != ""])
             example = ", ".join(f"{count} with {sign}" for sign, count in counts.items())
-            yield Finding(
-                "censored",
-                f"{column!r} has bounds instead of numbers: {example}",
-                rows,
-                "They are learned as bounds, and left out of the metrics.",
-            )
+            message = f"{column!r} has bounds instead of numbers: {example}"
+            way_out = "They are learned as bounds, and left out of the metrics."
+            yield Finding("censored", message, rows, way_out)
+
+
+def _check_missing(table: Examined) -> Iterator[Finding]:
+    counts = {name: int(is_empty.sum()) for name, is_empty in table.empty.items()}
+    listed = [f"{count} in {name!r}" for name, count in counts.items() if count]
+    rows = tuple(np.flatnonzero(table.empty.all(axis=1)).tolist()) if listed else ()
+    if listed:
+        more = [f"more in {len(listed) - _NUM_NAMED_ROWS} others"]
+        shown = ", ".join(listed[:_NUM_NAMED_ROWS] + more * (len(listed) > _NUM_NAMED_ROWS))
+        lost = f"; {say_count(len(rows), 'row')} without any" if len(counts) > 1 and rows else ""
+        yield Finding(
+            "missing",
+            f"Missing labels: {shown} of {say_count(len(table.frame), 'row')}{lost}",
+            rows,
+            "Rows without any label are left out; others are learned from what they have.",
+            is_serious=bool(rows),
+        )
 
 
 def _check_labels(table: Examined) -> Iterator[Finding]:
+    labels, covariates = table.label_columns, table.covariate_columns
+    classes = "--problem-type classification"
+    has_numbers = any({*table.values(name)} - {0.0, 1.0} for name in table.number_columns)
+    if not table.is_told and (covariates or len(labels) > 1):
+        found = f"Labels seem to be {_list_names(labels)}" if labels else "No label is certain"
+        beside = f"; likely covariates: {_list_names(covariates)}" if covariates else ""
+        flags = f"--label-columns {_quote(labels[:1] or covariates[:1])} chooses"
+        if covariates:
+            flags += f"; --feature-columns {_quote(covariates)} has them read beside molecules"
+        yield Finding("labels", found + beside, (), f"{flags}.", is_serious=not labels)
     for column in table.label_columns:
         values = table.values(column)
         if table.count_values(column) < 2:
@@ -300,14 +330,24 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
             yield Finding("labels", message, (), "It is left out if there are others.", True)
         elif column not in table.number_columns:
             message = f"{column!r} has words: {table.count_values(column)} classes"
-            yield Finding("labels", message, (), "--problem-type classification")
+            yield Finding("labels", message, (), classes)
         elif len(values) < max(_FEW_LABELS, 0.02 * len(table.frame)):
             message = f"{column!r} has a value in {len(values)} of {len(table.frame)} rows"
             yield Finding("labels", message, (), "Name the others by --label-columns.")
         elif {*values} <= {0.0, 1.0}:
             count = int(values.sum())
             message = f"{column!r} is yes or no: {count} yes, {len(values) - count} no"
-            yield Finding("labels", message, (), "--problem-type classification")
+            flag = f"--class-columns {_quote([column])}" if has_numbers else classes
+            yield Finding("labels", message, (), flag)
+
+
+def _list_names(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:_NUM_NAMED_ROWS]))
+    return f"{shown} and {len(names) - _NUM_NAMED_ROWS} more" if names[_NUM_NAMED_ROWS:] else shown
+
+
+def _quote(names: Sequence[str]) -> str:
+    return shlex.join(names[:_NUM_NAMED_ROWS])
 
 
 def _check_units(table: Examined) -> Iterator[Finding]:
@@ -319,13 +359,9 @@ def _check_units(table: Examined) -> Iterator[Finding]:
                 common = units.most_common(1)[0][0]
                 rows = np.flatnonzero(~table.frame[name].str.strip().isin([common, ""]))
                 listed = ", ".join(f"{count} {unit!r}" for unit, count in units.items())
-                yield Finding(
-                    "units",
-                    f"{name!r} names several units: {listed}",
-                    tuple(rows.tolist()),
-                    "Convert them to one before training.",
-                    is_serious=True,
-                )
+                message = f"{name!r} names several units: {listed}"
+                way_out = "Convert them to one before training."
+                yield Finding("units", message, tuple(rows.tolist()), way_out, True)
     for column in table.label_columns:
         unit = find_unit(column)
         if unit:
@@ -336,22 +372,26 @@ def _check_units(table: Examined) -> Iterator[Finding]:
 def _check_jumps(table: Examined) -> Iterator[Finding]:
     for column in table.label_columns:
         values = table.values(column)
+        values = values[values > 0]
         rows: set[int] = set()
-        parents = pd.Series(table.parent_of_row).loc[values.index]
-        for _, group in values[values > 0].groupby(parents):
+        parents = pd.Series(table.parent_of_row, dtype=object).reindex(values.index)
+        is_repeated = parents.duplicated(keep=False) & parents.notna()
+        for _, group in values[is_repeated].groupby(parents[is_repeated]):
             ratios = group / group.median()
-            factor = group.max() / group.min() if len(group) > 1 else 1.0
+            factor = group.max() / group.min()
             if 0.8 < abs(np.log10(factor)) / 3 < 1.2:
                 odd = ratios[(ratios > 30) | (ratios < 1 / 30)] if len(group) > 2 else group
                 rows |= {*odd.index}
         if rows:
-            yield Finding(
-                "jumps",
-                f"{column!r} differs a thousandfold between rows of one molecule: two units?",
-                tuple(sorted(rows)),
-                "Correct the unit of these rows, or leave one of them empty.",
-                is_serious=True,
+            message = f"{column!r} differs a thousandfold between rows of one molecule: two units?"
+            way_out = "Correct the unit of these rows, or leave one of them empty."
+            yield Finding("jumps", message, tuple(sorted(rows)), way_out, True)
+        others = table.frame.drop(columns=table.label_columns)
+        if found := find_odd_part(np.log10(values), others.loc[values.index]):
+            message = (
+                f"{column!r} is about a thousandfold as large or small in {found[0]}: two units?"
             )
+            yield Finding("jumps", message, found[1], "Convert them to one before training.", True)
 
 
 def _check_skew(table: Examined) -> Iterator[Finding]:
@@ -361,18 +401,15 @@ def _check_skew(table: Examined) -> Iterator[Finding]:
         if transform != "none":
             decades = np.ptp(np.log10(values))
             units = f" --label-units {unit}" if transform == "pIC50" else ""
-            yield Finding(
-                "skew",
+            message = (
                 f"{column!r} goes over {decades:.1f} decades, {values.min():g} to "
-                f"{values.max():g}: a model of the numbers learns the largest alone",
-                (),
-                f"--label-transform {transform}{units}",
-                is_serious=True,
+                f"{values.max():g}: a model of the numbers learns the largest alone"
             )
+            yield Finding("skew", message, (), f"--label-transform {transform}{units}", True)
 
 
 def _check_replicates(table: Examined) -> Iterator[Finding]:
-    known = table.known_rows
+    known = list(table.parent_of_row)
     if not known or not table.label_columns:
         return
     parents = [table.parent_of_row[row] for row in known]
@@ -389,22 +426,22 @@ def _check_replicates(table: Examined) -> Iterator[Finding]:
     spread_text = f"; median spread {', '.join(spreads[:3])}" if spreads else ""
     yield Finding(
         "replicates",
-        f"{num_parents} molecules stand in several rows, salts and tautomers included{spread_text}",
+        f"{say_count(num_parents, 'molecule')} in several rows, salts and tautomers included"
+        f"{spread_text}",
         tuple(repeated),
-        "They stay in one part of every split. --replicates median makes one row of each.",
+        "They stay in one part of every split. --replicates median makes one row of equal SMILES, "
+        "which salts and tautomers have by --standardize.",
     )
     numbers = table.numbers.where(table.relations == "").loc[known].to_numpy()
     conflicts = find_label_conflicts(parents, numbers, tolerance=0.1)
     rows = tuple(known[position] for position in sorted(conflicts))
     if rows:
-        yield Finding(
-            "replicates",
-            "Rows of one molecule contradict each other by more than a tenth of the spread",
-            rows,
+        message = "Rows of one molecule contradict each other by more than a tenth of the spread"
+        way_out = (
             "Rows of equal SMILES are left out: --conflict-tolerance 1 keeps more, --replicates "
-            "median all.",
-            is_serious=True,
+            "median all."
         )
+        yield Finding("replicates", message, rows, way_out, True)
 
 
 def _check_fragments(table: Examined) -> Iterator[Finding]:
@@ -418,13 +455,8 @@ def _check_fragments(table: Examined) -> Iterator[Finding]:
     salts, alone = tuple(sorted({*salts} - {*mixtures})), tuple(sorted({*ions} - {*salts}))
     flag = "--standardize largest_fragment uncharge"
     if mixtures:
-        yield Finding(
-            "fragments",
-            "Mixtures of several large molecules",
-            mixtures,
-            "Which has the label?",
-            True,
-        )
+        message = "Mixtures of several large molecules"
+        yield Finding("fragments", message, mixtures, "Which has the label?", True)
     if salts:
         yield Finding("fragments", "Salts and solvates", salts, flag)
     if alone:
@@ -433,7 +465,7 @@ def _check_fragments(table: Examined) -> Iterator[Finding]:
 
 def _check_tautomers(table: Examined) -> Iterator[Finding]:
     charge_free = {
-        row: table.smiles[row] for row in table.known_rows if "." not in table.smiles[row]
+        row: table.smiles[row] for row in table.parent_of_row if "." not in table.smiles[row]
     }
     groups = group_rows(table.parent_of_row[row] for row in charge_free)
     numbers = list(charge_free)
@@ -443,12 +475,11 @@ def _check_tautomers(table: Examined) -> Iterator[Finding]:
         if len({charge_free[numbers[idx]] for idx in group}) > 1
     ]
     if rows:
-        yield Finding(
-            "tautomers",
-            f"{len(rows)} molecules are written in several forms (tautomers or charges)",
-            tuple(row for group in rows for row in group),
-            "--standardize uncharge tautomer",
+        message = (
+            f"{say_count(len(rows), 'molecule')} written in several forms (tautomers or charges)"
         )
+        of_all = tuple(row for group in rows for row in group)
+        yield Finding("tautomers", message, of_all, "--standardize uncharge tautomer")
 
 
 def _check_stereo(table: Examined) -> Iterator[Finding]:
@@ -462,8 +493,8 @@ def _check_stereo(table: Examined) -> Iterator[Finding]:
 
 def _check_cliffs(table: Examined) -> Iterator[Finding]:
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
-    known = table.known_rows
-    if len(known) > _MOST_COMPARED:
+    known = list(table.parent_of_row)
+    if not 0 < len(known) <= _MOST_COMPARED:
         return
     fingerprints = {row: generator.GetFingerprint(table.mols[row]) for row in known}
     for column in table.label_columns:
@@ -490,7 +521,7 @@ def _check_cliffs(table: Examined) -> Iterator[Finding]:
 
 
 def _is_wide(values: pd.Series) -> bool:
-    return len(values) > 2 and values.min() > 0 and np.ptp(np.log10(values)) >= _MANY_DECADES
+    return len(values) > 2 and values.min() > 0 and np.ptp(np.log10(values)) >= MANY_DECADES
 
 
 def _check_parts(table: Examined) -> Iterator[Finding]:
@@ -518,22 +549,27 @@ def _check_parts(table: Examined) -> Iterator[Finding]:
 
 def _check_splits(table: Examined) -> Iterator[Finding]:
     num_parents = len({*table.parent_of_row.values()})
-    with silence_rdkit():
-        scaffolds = Counter(
-            MurckoScaffold.MurckoScaffoldSmiles(mol=table.mols[row]) for row in table.known_rows
+    if num_parents:
+        with silence_rdkit():
+            scaffolds = Counter(
+                MurckoScaffold.MurckoScaffoldSmiles(mol=table.mols[row]) for row in table.known_rows
+            )
+        largest = max(scaffolds.values()) / len(table.known_rows)
+        times = [name for name in table.frame if _holds_times(table.frame[name])]
+        allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
+        allowed += ["cluster"] * (num_parents >= 10)
+        allowed += [f"time (--time-column {name})" for name in times]
+        yield Finding(
+            "splits",
+            f"{say_count(num_parents, 'molecule')}, {say_count(len(scaffolds), 'scaffold')}; the "
+            f"largest scaffold has {largest:.0%} of the rows",
+            (),
+            f"--split: {', '.join(allowed) or 'too few molecules'}",
         )
-    largest = max(scaffolds.values(), default=0) / max(len(table.known_rows), 1)
-    times = [name for name in table.frame if _holds_times(table.frame[name])]
-    allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
-    allowed += ["cluster"] * (num_parents >= 10) + [
-        f"time (--time-column {name})" for name in times
-    ]
-    note = f"; the largest scaffold has {largest:.0%} of the rows" if scaffolds else ""
-    message = f"{num_parents} molecules, {len(scaffolds)} scaffolds{note}"
-    yield Finding("splits", message, (), f"--split: {', '.join(allowed) or 'too few molecules'}")
-    num_rows = len(table.known_rows)
-    if num_rows < _FEW_ROWS:
-        message = f"{num_rows} rows with a molecule: a tenth of them as test says little"
+    if (num_rows := len(table.known_rows)) < _FEW_ROWS:
+        message = (
+            f"{say_count(num_rows, 'row')} with a molecule: a tenth of them as test says little"
+        )
         yield Finding("splits", message, (), "--split kfold, or more rows.", is_serious=True)
 
 
@@ -548,6 +584,7 @@ CHECKS: dict[str, Callable[[Examined], Iterator[Finding]]] = {
     "reading": _check_reading,
     "molecules": _check_molecules,
     "cells": _check_cells,
+    "missing": _check_missing,
     "censored": _check_censored,
     "labels": _check_labels,
     "units": _check_units,
@@ -605,13 +642,41 @@ def check_table(
     """
     table = _open(dataset, revision=revision)
     with_inchi = read_inchi(table) if smiles_column == SMILES_COLUMN else None
-    table = with_inchi or table
+    return look_through(
+        with_inchi or table,
+        smiles_column=smiles_column,
+        label_columns=label_columns,
+        split_column=split_column,
+    )
+
+
+def look_through(
+    table: Table,
+    *,
+    smiles_column: str,
+    label_columns: Sequence[str],
+    split_column: str | None,
+    others: Sequence[str] = (),
+    with_molecules: bool = True,
+) -> TableReport:
+    """Return the report of an open table, as [`check_table`]; of its cells alone, if told so.
+
+    Args:
+        table, smiles_column, label_columns, split_column: As there.
+        others (`Sequence[str]`, *optional*): Columns that are no labels.
+        with_molecules (`bool`, *optional*): Whether the SMILES are read too.
+    """
     smiles_column = find_smiles_column(table, smiles_column)
     split_column = split_column or table.split_column
     names = [smiles_column, *label_columns, *filter(None, [split_column])]
     table.select(names)  # names those that are missing
     examined = Examined(
-        table, smiles_column=smiles_column, label_columns=label_columns, part=split_column
+        table,
+        smiles_column=smiles_column,
+        label_columns=label_columns,
+        part=split_column,
+        others=others,
+        with_molecules=with_molecules,
     )
     findings = [finding for check in CHECKS.values() for finding in check(examined)]
     labels = examined.label_columns
@@ -622,6 +687,7 @@ def check_table(
         num_molecules=len({*examined.parent_of_row.values()}),
         smiles_column=smiles_column,
         label_columns=labels,
+        covariate_columns=examined.covariate_columns,
         label_units={name: find_unit(name) for name in labels},
         useless_labels=[name for name in labels if examined.count_values(name) < 2],
         binary_labels=[name for name in labels if {*examined.values(name)} == {0.0, 1.0}],

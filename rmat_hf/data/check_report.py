@@ -12,6 +12,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 
 from rmat_hf.data.check import TableReport, check_table, describe_rows
 from rmat_hf.data.columns import is_empty, parse_cell, rewrite_number
+from rmat_hf.data.measurements import MANY_DECADES
 from rmat_hf.data.tables import SMILES_COLUMN
 from rmat_hf.errors import UserError
 from rmat_hf.flags import declare_flag, declare_positional, validate_flags
@@ -174,7 +175,7 @@ def _draw_histogram(numbers: np.ndarray) -> str:
     values = numbers[np.isfinite(numbers)]
     if not len(values):
         return ""
-    is_wide = values.min() > 0 and np.ptp(np.log10(values)) >= 3
+    is_wide = values.min() > 0 and np.ptp(np.log10(values)) >= MANY_DECADES
     counts, edges = np.histogram(np.log10(values) if is_wide else values, bins=_NUM_BARS)
     bars = "".join(
         f"<rect x='{16 * idx}' y='{60 * (1 - count / counts.max()):.1f}' width='14' "

@@ -24,6 +24,7 @@ from rmat_hf.data.tables import (
 )
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import silence_rdkit
+from rmat_hf.model.standardization_rmat import standardize_mol
 
 _CHUNK_SIZE = 1000
 _NUM_SAMPLE_ROWS = 200
@@ -53,6 +54,14 @@ _SMILES_NAME = re.compile(r"smi|structure|^mol(ecule)?$", re.IGNORECASE)
 _NAME_OF_ROWS = re.compile(
     r"(^|[\s_.-])(ids?|idx|index|no|nr|num|number|row|cid|sid|cas|key|batch|plate|well|lot|fold|"
     r"cluster|unnamed: \d+)$|^(unnamed: \d+|)$|[a-z]ID$|^#",
+    re.IGNORECASE,
+)
+# Numbers that belong to a measurement or follow from the molecule, beside others that are labels.
+_COVARIATE = re.compile(
+    r"(^|[\s_(\[.,/-])(ph|temp\w*|conc(entration)?|dose|incubation|count|n|reps?|replicates?|"
+    r"year|passage|mw|molwt|mol(ecular)?[\s_]?(weight|mass)|exact[\s_]?mass|[ht]?psa|"
+    r"hb[ad]|[acx]logp|rot(atable)?[\s_]?(b|bonds)?|rings|(heavy[\s_]?)?atoms|charge|qed|cliff|std|"
+    r"stdev|stddev|sd|sem|err(or)?|weight|confidence|hill|slope)($|[\s_)\].,/-])|^num_?|molwt$",
     re.IGNORECASE,
 )
 _UNIT = re.compile(
@@ -160,7 +169,9 @@ def read_inchi(table: Table) -> Table | None:
     with silence_rdkit():
         for text in rows[names[0]].to_pylist():
             mol = Chem.MolFromInchi((text or "").strip())
-            smiles.append(None if mol is None else Chem.MolToSmiles(mol))
+            # an InChI has no form of a tautomer, and RDKit reads amides as their imidic acids
+            mol = mol and standardize_mol(mol, ("tautomer",))
+            smiles.append(Chem.MolToSmiles(mol) if mol else None)
     rows = rows.append_column(SMILES_COLUMN, pa.array(smiles, pa.string()))
     described = f"{table.description}, {INCHI_NOTE}"
     return replace(build_table(rows, source=table.source), description=described)
@@ -179,15 +190,25 @@ def find_part_columns(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def find_label_columns(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
-    """Return the columns of numbers, or of yes and no, that do not only count or name the rows."""
-    parts, others = find_part_columns(frame), {*others}
-    names = [name for name in frame if name not in others and name not in parts]
-    return [
+def find_label_columns(
+    frame: pd.DataFrame, *, others: Iterable[str]
+) -> tuple[list[str], list[str]]:
+    """Return the columns that seem labels, and the other numbers, which are likely covariates.
+
+    Labels are numbers, or yes and no, that neither count or name the rows nor, beside others, are
+    called as pH, temperature, counts or molecular weight are.
+    """
+    others = {*others, *find_part_columns(frame)}
+    names = [
         name
-        for name in names
-        if not _NAME_OF_ROWS.search(name.strip()) and _holds_labels(frame[name])
+        for name in frame
+        if name not in others
+        and not _NAME_OF_ROWS.search(name.strip())
+        and _holds_labels(frame[name])
     ]
+    labels = [name for name in names if not _COVARIATE.search(name)]
+    labels = names if len(names) == 1 else labels
+    return labels, [name for name in names if name not in labels]
 
 
 def _holds_labels(cells: pd.Series) -> bool:

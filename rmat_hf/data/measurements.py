@@ -32,7 +32,11 @@ _MOST_CATEGORIES = 100
 # How the labels of several rows of a molecule become those of one; "keep": they do not.
 REPLICATES = {"keep": None, "mean": np.mean, "median": np.median}
 # Decades of a label that is better learned as its logarithm.
-_MANY_DECADES = 3.0
+MANY_DECADES = 3.0
+# Of values in another unit: how many, words of a column that may tell them, decades without any.
+_LEAST_ODD = 5
+_MOST_WORDS = 10
+_GAP = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +151,55 @@ def propose_label_transform(values: Iterable[float], unit: str = "") -> str:
     if len(known) < 3 or known.min() <= 0:
         return "none"
     logs = np.log10(known)
-    is_wide = np.ptp(logs) >= _MANY_DECADES
+    is_wide = np.ptp(logs) >= MANY_DECADES
     skews = [abs(pd.Series(it).skew()) for it in (known, logs)]
     if not is_wide or skews[1] >= skews[0]:
         return "none"
     return "pIC50" if unit in MOLAR_UNITS else "log10"
+
+
+def find_odd_part(logs: pd.Series, others: pd.DataFrame) -> tuple[str, tuple[int, ...]] | None:
+    """Return which rows of a label may be in another unit, as nM among uM, in words and numbers.
+
+    Their logarithms lie three apart from the others', and both are narrow enough to be told apart:
+    the rows from one on, those of one word in a column, or those beyond a gap.
+
+    Args:
+        logs (`pd.Series`): Logarithms of the label's values.
+        others (`pd.DataFrame`): The other cells of the same rows, as text.
+    """
+    values, positions = logs.to_numpy(), np.arange(len(logs))
+    if len(values) < 2 * _LEAST_ODD:
+        return None
+    candidates: dict[str, np.ndarray] = {}
+    is_shuffled = 0.1 < np.mean(np.diff(values) > 0) < 0.9
+    if is_shuffled:
+        sums, counts = np.cumsum(values)[:-1], positions[1:]
+        means = sums / counts - (values.sum() - sums) / (len(values) - counts)
+        start = int(counts[np.argmax(means**2 * counts * (len(values) - counts))])
+        candidates[f"the rows from {logs.index[start]} on"] = positions >= start
+    for name, cells in others.items():
+        words = cells.unique()
+        if 1 < len(words) <= _MOST_WORDS:
+            candidates |= {f"rows with {word!r} in {name!r}": cells == word for word in words}
+    ordered = np.sort(values)
+    gap = int(np.argmax(np.diff(ordered)))
+    if ordered[gap + 1] - ordered[gap] > _GAP:
+        candidates["a part of the rows"] = values > ordered[gap]
+    for where, mask in candidates.items():
+        is_odd = np.asarray(mask)
+        if _is_thousandfold(values[is_odd], values[~is_odd]):
+            is_odd = is_odd if 2 * is_odd.sum() <= len(is_odd) else ~is_odd
+            return where, tuple(logs.index[is_odd].tolist())
+    return None
+
+
+def _is_thousandfold(first: np.ndarray, second: np.ndarray) -> bool:
+    # one number many times stands for a limit of an assay, not for another unit
+    if min(len(np.unique(first)), len(np.unique(second))) < _LEAST_ODD:
+        return False
+    apart = abs(np.median(first) - np.median(second))
+    return bool(abs(apart - 3) < 0.6 and first.std() + second.std() < 2.2)
 
 
 def find_bounds(labels: Sequence[Sequence[Any]]) -> np.ndarray:

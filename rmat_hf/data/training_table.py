@@ -57,7 +57,7 @@ from rmat_hf.data.stored_features import (
     read_column,
 )
 from rmat_hf.data.table_files import read_header
-from rmat_hf.data.table_writer import group_cells
+from rmat_hf.data.table_writer import count_failures, group_cells
 from rmat_hf.data.tables import (
     SMILES_COLUMN,
     Table,
@@ -72,6 +72,8 @@ from rmat_hf.model.processing_rmat import RMatProcessor
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 1000
+# Of dropped rows, that the screen names.
+_NUM_REASONS = 5
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 # Of rows that are featurized already.
 _FEATURIZED = ("canonical_smiles", FEATURES_COLUMN, "geometry_source")
@@ -337,10 +339,7 @@ def _build_training_data(
         )
         reasons |= others
     dropped = [DroppedRow(row, rows["smiles"][row], reasons[row]) for row in sorted(reasons)]
-    if dropped:
-        counts = f"{len(dropped)} of {len(rows)}"
-        first = f"row {dropped[0].row}: {dropped[0].reason}"
-        logger.warning("Dropped %s rows of %s, the first is %s.", counts, table.source, first)
+    _warn_of(dropped, num_rows=len(rows), source=table.source)
     kept = rows.drop(index=list(reasons))
     given_labels, sizes = kept["labels"].to_list(), None
     if level == "atom":
@@ -351,7 +350,7 @@ def _build_training_data(
         split_column,
         [cells[split_column] for cells in kept["cells"]] if split_column else [],
         rows=kept.index,
-        groups=name_by_parent(kept["canonical_smiles"].to_list()),
+        groups=name_by_parent(kept["canonical_smiles"].to_list()) if split_column else [],
     )
     if group_column is not None:
         split[GROUP_COLUMN] = [str(cells[group_column] or "") for cells in kept["cells"]]
@@ -362,6 +361,15 @@ def _build_training_data(
     )
     dataset, more = _add_measured(dataset, given_labels, kept=kept, label_options=label_options)
     return LoadedData(dataset, dropped, class_names, notes + more)
+
+
+def _warn_of(dropped: Sequence[DroppedRow], *, num_rows: int, source: str) -> None:
+    if dropped:
+        counts = count_failures(it.reason for it in dropped).most_common(_NUM_REASONS)
+        listed = "; ".join(f"{number}: {reason}" for reason, number in counts)
+        text = "Dropped %d of %d rows of %s, of which %s. The first is row %d: %s."
+        first = dropped[0]
+        logger.warning(text, len(dropped), num_rows, source, listed, first.row, first.reason)
 
 
 def _find_rows_without_part(rows: pd.DataFrame, split_column: str | None) -> dict[int, str]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from rmat_hf.data.table_writer import count_failures
 from rmat_hf.data.training_table import DroppedRow
+from rmat_hf.errors import say_count
 from rmat_hf.output_folder import save_json
 from rmat_hf.training.estimates import (
     Estimate,
@@ -101,7 +102,10 @@ class EvaluationResult:
     def describe(self) -> str:
         """Return table, verdict and notes, as `rmat evaluate` prints them."""
         reasons = count_failures(it.reason for it in self.skipped)
-        lines = [f"{number} rows left out: {reason}" for reason, number in reasons.most_common(5)]
+        lines = [
+            f"{say_count(number, 'row')} left out: {reason}"
+            for reason, number in reasons.most_common(5)
+        ]
         if len(reasons) > len(lines):
             lines.append(f"and {len(reasons) - len(lines)} other reasons")
         table = describe_scores({"given": self.scores}, num_intervals=1)
@@ -141,7 +145,7 @@ def save_evaluation(
     sections = [
         f"# {', '.join(models)} on {Path(source).name}",
         f"{scores.num_rows} molecules with a label and a prediction of every method; "
-        f"{len(result.skipped)} rows are left out.",
+        f"{say_count(len(result.skipped), 'row')} left out.",
         "## Verdict",
         "\n".join(f"- {line}" for line in [*result.verdict, *result.notes]),
         "## Metrics",

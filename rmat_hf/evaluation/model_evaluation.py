@@ -343,6 +343,12 @@ class _Task:
                 learned[:, idx] = transform.apply(positive, unit)
         return learned
 
+    @property
+    def learned_names(self) -> list[str]:
+        """The labels as they are scored, as `pIC50 of Ki (nM)`."""
+        pairs = zip(self.label_names, self.transforms, strict=True)
+        return [name if it == "none" else f"{it} of {name}" for name, it in pairs]
+
     def describe(self) -> list[str]:
         """Return what to know of the labels that are scored as something else."""
         pairs = zip(self.label_names, self.transforms, strict=True)
@@ -584,13 +590,13 @@ def _compare(
             name,
             shared[name].trust,
             labels=labels[kept],
-            label_names=task.label_names,
+            label_names=task.learned_names,
             class_names=task.class_names,
             coverage=coverage,
         )
-    outputs = task.class_names or task.label_names
+    outputs = task.class_names or task.learned_names
     columns: dict[str, Any] = {"smiles": [rows.smiles[row] for row in kept]}
-    columns |= dict(zip(task.label_names, labels[kept].T, strict=True))
+    columns |= dict(zip(task.learned_names, labels[kept].T, strict=True))
     columns |= {} if novelty is None else {"novelty": novelty[kept]}
     for name, found in values.items():
         columns |= {f"{name}:{it}": cells for it, cells in zip(outputs, found.T, strict=True)}
@@ -599,7 +605,7 @@ def _compare(
         verdict=list(dict.fromkeys(verdict)),
         rows=pd.DataFrame(columns, index=pd.Index(kept, name="row")),
         skipped=skipped,
-        label_names=task.label_names,
+        label_names=task.learned_names,
         class_names=task.class_names,
         notes=task.describe(),
         methods=shared,

@@ -44,7 +44,7 @@ from rmat_hf.data.table_writer import (
     validate_output_path,
 )
 from rmat_hf.data.tables import Table, build_table, validate_smiles_column
-from rmat_hf.errors import UserError, escape_message
+from rmat_hf.errors import UserError, escape_message, say_count
 from rmat_hf.flags import NO_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.inference.prediction import (
     Embeddings,
@@ -220,9 +220,9 @@ def describe_screening(result: ScreeningResult, *, noun: str) -> str:
     """Return the summary line of a screen; `noun` is what a row has that did not fail."""
     output = escape_message(str(result.output))
     num_done = result.num_rows - result.num_failed
-    counts = f"{result.num_rows} rows: {num_done} {noun}, {result.num_failed} failed"
+    counts = f"{say_count(result.num_rows, 'row')}: {num_done} {noun}, {result.num_failed} failed"
     warned = sorted(result.warnings.items(), key=lambda item: (-item[1], item[0]))
-    lines = [f"{number} rows have a warning: {text}." for text, number in warned]
+    lines = [f"{say_count(number, 'row')} with a warning: {text}." for text, number in warned]
     if not result.is_complete:
         end = f"{counts}, in the shards of this task. Those of others are missing."
     elif result.num_written < result.num_rows:

@@ -19,6 +19,7 @@ from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
 from rmat_hf.model.losses_rmat import PROBLEM_TYPES
 from rmat_hf.model.pipeline_rmat import LEVELS
 from rmat_hf.model.standardization_rmat import STANDARDIZERS
+from rmat_hf.model.transforms_rmat import LABEL_TRANSFORMS
 from rmat_hf.output_folder import load_json
 
 DescriptorSet = Literal["none", "rdkit_2d"]
@@ -141,6 +142,7 @@ class FinetuningArguments(RunArguments):
         "What labels are learned as, one for all or one for each: none, log10 or pIC50 (-log10 of "
         "the molar value, of labels in --label-units nM and the like). Predictions are in the "
         "units of the table.",
+        choices=LABEL_TRANSFORMS,
     )
     class_columns: list[str] = declare_flag(
         [], "Label columns that are yes or no (1 or 0) among the numbers of a regression."
@@ -362,7 +364,8 @@ class FinetuningArguments(RunArguments):
                 f"--label-transform has {len(transforms)} entries for {len(labels)} label columns "
                 f"of a {self.problem_type}. Give one, or one for each label, of a regression."
             )
-        if problem := find_transform_problem(self.label_options):
+        # without units here, those in the names of columns are found later
+        if self.label_units and (problem := find_transform_problem(self.label_options)):
             yield problem
         # labels that are not named are found later
         if labels and (unknown := sorted({*self.class_columns} - {*labels})):

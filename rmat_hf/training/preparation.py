@@ -6,14 +6,14 @@ from typing import Any
 
 from datasets import IterableDataset
 
-from rmat_hf.data.check import TableReport, check_table
-from rmat_hf.data.columns import find_smiles_column
+from rmat_hf.data.check import TableReport, look_through
+from rmat_hf.data.measurements import find_transform_problem
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.stored_features import has_features
 from rmat_hf.data.table_files import HUB_PREFIX
 from rmat_hf.data.tables import Table
 from rmat_hf.data.training_table import Rows, read_rows
-from rmat_hf.errors import UserError
+from rmat_hf.errors import UserError, say_count
 from rmat_hf.training.arguments import CLASSIFICATION, FinetuningArguments
 
 logger = logging.getLogger(__name__)
@@ -29,9 +29,10 @@ def prepare_arguments(
 ) -> FinetuningArguments:
     """Return the arguments with the columns and the problem type that the table itself tells.
 
-    It is checked as `rmat check` does, which is told in one line, and labels with nothing to learn
-    are left out where there are others. Tables that are featurized, streamed, on the Hub or large,
-    and labels of atoms, are taken as the arguments say.
+    Its cells are checked as `rmat check` does, which is told in one line, and labels with nothing
+    to learn are left out where there are others; molecules are looked at when they are featurized.
+    Tables that are featurized, streamed, on the Hub or large, and labels of atoms, are taken as the
+    arguments say.
 
     Raises:
         UserError: The table cannot be read, or has no labels that can be found.
@@ -43,22 +44,29 @@ def prepare_arguments(
     is_other = has_features(table.schema) or is_remote or arguments.level == "atom"
     if is_other or table.num_rows > _MOST_CHECKED_ROWS:
         return _take_as_given(arguments)
-    report = check_table(
+    beside = [*arguments.label_options.columns, *filter(None, [arguments.group_column])]
+    report = look_through(
         table,
-        smiles_column=find_smiles_column(table, arguments.smiles_column),
+        smiles_column=arguments.smiles_column,
         label_columns=arguments.label_columns,
         split_column=arguments.split_column,
+        others=[*beside, *filter(None, [arguments.time_column])],
+        with_molecules=False,
     )
-    logger.info("%s", _describe(report))
     if not report.label_columns:
+        kind = "that is a label for certain" if report.covariate_columns else "of numbers"
+        columns = ", ".join(report.covariate_columns or table.column_names)
         raise UserError(
-            f"{table.source} has no column of numbers that could be a label. Its columns are: "
-            f"{', '.join(table.column_names)}. Name the labels by --label-columns."
+            f"{table.source} has no column {kind}. Name labels by --label-columns, of: {columns}."
         )
+    logger.info("%s", _describe(report))
     changes = _choose_labels(arguments, report)
     if arguments.problem_type == CLASSIFICATION:
         changes["problem_type"] = _choose_problem_type(report, changes["label_columns"])
-    return replace(arguments, smiles_column=report.smiles_column, **changes)
+    arguments = replace(arguments, smiles_column=report.smiles_column, **changes)
+    if problem := find_transform_problem(arguments.label_options):
+        raise UserError(problem)
+    return arguments
 
 
 def _take_as_given(arguments: FinetuningArguments) -> FinetuningArguments:
@@ -79,8 +87,6 @@ def _open(arguments: FinetuningArguments, rows: Rows | None) -> Table:
 def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[str, Any]:
     """Return the labels that can be learned, and what other flags say of each of them."""
     names = report.label_columns
-    if not arguments.label_columns:
-        names = [name for name in names if name not in arguments.label_options.columns]
     kept = [name for name in names if name not in report.useless_labels] or names
     if len(kept) < len(names):
         left_out = ", ".join(repr(name) for name in names if name not in kept)
@@ -111,14 +117,21 @@ def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
 
 
 def _describe(report: TableReport) -> str:
-    labels = ", ".join(repr(name) for name in report.label_columns) or "none"
-    serious = [finding for finding in report.findings if finding.is_serious]
-    counts = {finding.topic: 0 for finding in serious}
-    for finding in serious:
-        counts[finding.topic] += len(finding.rows)
-    listed = ", ".join(f"{topic} ({num} rows)" if num else topic for topic, num in counts.items())
-    found = f"The check has found: {listed}; rmat check tells more." if listed else ""
+    labels = ", ".join(map(repr, report.label_columns))
+    if report.covariate_columns:
+        labels += f" (not {', '.join(map(repr, report.covariate_columns))})"
+    counts: dict[str, int] = {}
+    for finding in (it for it in report.findings if it.is_serious):
+        # what a flag settles is said with it
+        topic = finding.topic
+        topic += f": {finding.way_out}" if finding.way_out.startswith("--label-tr") else ""
+        counts[topic] = counts.get(topic, 0) + len(finding.rows)
+    listed = "; ".join(
+        f"{topic} ({say_count(number, 'row')})" if number else topic
+        for topic, number in counts.items()
+    )
+    found = f" The check has found: {listed}; rmat check tells more." if listed else ""
     return (
-        f"{report.source}: {report.num_rows} rows ({report.description}), "
-        f"{report.num_molecules} molecules in {report.smiles_column!r}, labels {labels}. {found}"
+        f"{report.source}: {say_count(report.num_rows, 'row')} ({report.description}), SMILES in "
+        f"{report.smiles_column!r}, labels {labels}.{found}"
     )

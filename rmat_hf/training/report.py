@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from rmat_hf.errors import say_count
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ELEMENT_SYMBOLS
 from rmat_hf.model.losses_rmat import compute_probabilities
@@ -235,8 +236,8 @@ def describe_rows(
     units = arguments.label_units or [""] * len(arguments.label_columns)
     transforms = arguments.label_options.label_transforms or ["none"] * len(units)
     lines = [
-        f"{name_source(arguments.dataset)}: {len(labels)} {arguments.level}s to use, "
-        f"{num_dropped} rows dropped."
+        f"{name_source(arguments.dataset)}: {say_count(len(labels), arguments.level)} to use, "
+        f"{say_count(num_dropped, 'row')} dropped."
     ]
     columns = zip(arguments.label_columns, units, transforms, labels.T, strict=True)
     for name, unit, transform, column in columns:

@@ -4,8 +4,9 @@
 
 The strongest third of the labels of train and valid is made the bound `>` of its lower end, as an
 assay whose range ends there would have it. Test labels stay as they are: RMSE over those below the
-limit, and rank correlation over all. A seed chooses four fifths of the known rows, which of them
-are valid, and weights. What is there already in OUT.json is not computed again.
+limit, and rank correlation over all. A seed chooses four fifths of the known rows, of which a
+network learns from 240 in 12 epochs, which of them are valid, and weights. What is there already
+in OUT.json is not computed again.
 """
 
 import json
@@ -21,14 +22,16 @@ from versions import write_rows
 
 from rmat_hf import finetune, predict
 
-SETS, HEADS, SEEDS = ("CHEMBL2835_Ki", "CHEMBL4203_Ki"), ("kernel", "network"), (0, 1, 2)
-TREATMENTS = ("complete", "bounded", "dropped", "numbers")
-OPTIONS: dict[str, dict[str, Any]] = {"kernel": {}, "network": {"num_train_epochs": 15}}
+SETS, SEEDS = ("CHEMBL2835_Ki", "CHEMBL4203_Ki"), (0, 1, 2)
+HEADS = ("stack", "kernel", "network")
+TREATMENTS = ("bounded", "numbers", "dropped", "complete")
+OPTIONS: dict[str, dict[str, Any]] = {"network": {"num_train_epochs": 12, "trust": "none"}}
+MOST_ROWS = {"network": 240}
 
 
-def treat(table: pd.DataFrame, treatment: str, *, limit: float, seed: int) -> pd.DataFrame:
-    """Return the rows to learn from, with the parts train and valid; no row of test."""
-    known = table[table["part"] != "test"].sample(frac=0.8, random_state=seed)
+def treat(known: pd.DataFrame, treatment: str, *, limit: float) -> pd.DataFrame:
+    """Return the rows to learn from, with the parts train and valid."""
+    known = known.copy()
     known["part"] = np.where(np.arange(len(known)) < len(known) // 8, "valid", "train")
     is_beyond = known["pact"] > limit
     if treatment == "dropped":
@@ -45,12 +48,13 @@ def run(path: Path, head: str, treatment: str, *, seed: int) -> dict[str, float]
     is_test = table["part"] == "test"
     limit = float(table["pact"][~is_test].quantile(2 / 3))
     test = table[is_test]
-    rows = treat(table, treatment, limit=limit, seed=seed)
+    known = table[~is_test].sample(frac=0.8, random_state=seed).head(MOST_ROWS.get(head, 10**6))
+    rows = treat(known, treatment, limit=limit)
     # a run reports its test part; these few rows are it, and nothing is chosen on them
     rows = pd.concat([rows, test.head(5)])
     with tempfile.TemporaryDirectory() as folder:
         fields: dict[str, Any] = {"split": "column", "split_column": "part", "seed": seed}
-        fields |= {"head": head, "conflict_tolerance": 1e9, **OPTIONS[head]}
+        fields |= {"head": head, "conflict_tolerance": 1e9, **OPTIONS.get(head, {})}
         model = f"{folder}/run"
         finetune(rows, label_columns=["pact"], output_dir=model, **fields)
         found = predict(model, test["smiles"]).values[:, 0]

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -116,6 +117,41 @@ def test_real_data_have_few_findings_and_a_page() -> None:
     report = check_table("freesolv", label_columns=["hydration_free_energy"])
     assert {it.topic for it in report.findings if it.is_serious} == set()
     assert build_page(report).count("<section") == len(report.findings)
+
+
+def test_missing_labels_and_covariates_are_told_by_name() -> None:
+    columns = {"smiles": ["CCO", "CCN", "CCC"], "a": ["1.5", "n.d.", ""], "b": ["", "4", ""]}
+    report = check_table(pd.DataFrame({**columns, "pH": ["7.4", "6", "5"]}))
+    (missing,) = find(report, "missing")
+    assert "2 in 'a', 2 in 'b' of 3 rows" in missing.message
+    assert missing.rows == (2,) and missing.is_serious
+    assert (report.label_columns, report.covariate_columns) == (["a", "b"], ["pH"])
+    told = next(it for it in find(report, "labels") if "covariates: 'pH'" in it.message)
+    assert "--label-columns a" in told.way_out and "--feature-columns pH" in told.way_out
+    assert "1 row without any" in missing.message
+
+
+NUMBERS = np.random.default_rng(0).normal(2, 0.6, size=60)
+
+
+@pytest.mark.parametrize(
+    ("is_other", "columns", "where"),
+    [
+        (np.arange(60) >= 40, {}, "rows from 40 on"),
+        (np.arange(60) % 3 == 0, {"lab": ["b", "a", "a"] * 20}, "'b' in 'lab'"),
+        (np.arange(60) % 4 == 0, {}, "a part of the rows"),
+    ],
+)
+def test_a_part_of_a_column_in_another_unit_is_found(
+    is_other: np.ndarray, columns: dict[str, list[str]], where: str
+) -> None:
+    values = 10.0 ** (NUMBERS - 3 * is_other)
+    table = pd.DataFrame({"smiles": ["C" * (idx + 1) for idx in range(60)], "y": values, **columns})
+    (jump,) = find(check_table(table), "jumps")
+    assert where in jump.message and jump.rows == tuple(np.flatnonzero(is_other))
+    capped = np.where(is_other, 1e5, 10.0**NUMBERS)  # of an assay that ends there
+    for other in (10.0**NUMBERS, np.sort(10.0 ** (2.5 * NUMBERS)), capped):
+        assert find(check_table(table.assign(y=other)), "jumps") == []
 
 
 # Columns

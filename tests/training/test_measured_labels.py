@@ -193,7 +193,7 @@ def test_rows_with_other_covariates_are_no_replicates(run: Run) -> None:
     ("options", "message"),
     [
         ({"feature_columns": ["y"]}, "these are labels"),
-        ({"label_transform": ["log2"]}, "log2.*Choose one of none, log10, pIC50"),
+        ({"label_transform": ["log2"]}, "log2.*none.*log10.*pIC50"),
         ({"label_transform": ["pIC50"]}, "--label-units"),
         ({"label_transform": ["log10", "log10", "none"]}, "3 entries for 2 label columns"),
         ({"class_columns": ["active"]}, "--class-columns active"),

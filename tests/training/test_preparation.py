@@ -65,8 +65,23 @@ def test_what_classes_are_is_read_off_the_labels(cells: list[Any], problem_type:
     assert found.problem_type == problem_type
 
 
+def test_covariates_are_not_taken_for_labels_and_both_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    beside = {"assay pH": [7.4] * len(NUMBERS), "MW": [round(2.5 * it, 1) for it in NUMBERS]}
+    with caplog.at_level(logging.INFO):
+        assert prepare({**beside, "logD": NUMBERS}).label_columns == ["logD"]
+    assert "labels 'logD' (not 'assay pH', 'MW')" in caplog.text
+    assert prepare({"MW": beside["MW"]}).label_columns == ["MW"]  # the only number
+    assert prepare({"y": NUMBERS, "z": NUMBERS}, feature_columns=["z"]).label_columns == ["y"]
+    with pytest.raises(UserError, match=r"label for certain.*--label-columns.*assay pH, MW"):
+        prepare(beside)
+
+
 def test_a_table_without_numbers_is_refused_with_its_columns() -> None:
-    with pytest.raises(UserError, match=r"no column of numbers.*: Structure, note\. Name"):
+    with pytest.raises(
+        UserError, match=r"no column of numbers.*--label-columns.*: Structure, note"
+    ):
         prepare({"note": ["high"] * len(NUMBERS)})
     words = ["a", "b"] * (len(NUMBERS) // 2)
     with pytest.raises(UserError, match="several labels needs yes and no"):
