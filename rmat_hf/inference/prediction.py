@@ -191,7 +191,8 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
 
 def find_beside(config: Any, given: Any, *, covariates: Any) -> dict[str, list[Any]]:
     """Return the cells of the covariates of a model, by name: those of a table, or the given."""
-    columns = given if covariates is None and isinstance(given, pd.DataFrame) else covariates or {}
+    beside = {} if covariates is None else covariates  # a table has no truth value
+    columns = given if covariates is None and isinstance(given, pd.DataFrame) else beside
     names = [str(it["name"]) for it in config.covariates or []]
     return {name: list(columns[name]) for name in names if name in columns}
 
