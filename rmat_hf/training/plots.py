@@ -137,7 +137,7 @@ def draw_errors(
     curve = [(np.median(novelty[it]), errors[it].mean()) for it in bins]
     if curve:
         axes.plot(*zip(*curve, strict=True), color=LINE_COLOR, label="mean")
-    axes.set(xlabel="novelty: 1 - largest Tanimoto similarity to train", ylabel="absolute error")
+    axes.set(xlabel="novelty (0: a molecule of training)", ylabel="absolute error")
     if top:
         axes.set_ylim(-0.05 * top, 1.05 * top)
 

@@ -193,16 +193,16 @@ def describe_trust(config: RMatConfig) -> list[str]:
 def _describe_folds(config: RMatConfig) -> list[str]:
     """Return what intervals or sets hold of folds that had no part in them."""
     trust: Any = config.trust
-    shares = [it for it in trust.get("fold_coverage", []) if None not in it]
-    if not shares:
+    found = zip(config.output_names, trust.get("fold_coverage", []), strict=False)
+    known = {name: it for name, it in found if None not in it}
+    if not known:
         return []
-    named: dict[str, float] = {}
-    asked = f"{DEFAULT_COVERAGE:.0%}"
+    named, shares, asked = {}, [*known.values()], f"{DEFAULT_COVERAGE:.0%}"
     if config.problem_type in (None, "regression"):
         least, worst = float(np.mean([it[0] for it in shares])), min(it[1] for it in shares)
         text = f"intervals of {asked} hold {least:.0%} on average, {worst:.0%} at worst"
     elif config.label_name is not None:
-        named = dict(zip(config.output_names, (it[1] for it in shares), strict=False))
+        named = {name: it[1] for name, it in known.items()}
     else:
         named = {str(it): float(np.mean([pair[it] for pair in shares])) for it in (0, 1)}
     if named:
