@@ -196,10 +196,10 @@ class FinetuningReport:
 
 
 def describe_labels(config: RMatConfig) -> list[str]:
-    """Return the name of every label, with its unit if it has one."""
+    """Return the name of every label, with its unit if it has one that the name does not tell."""
     units = config.label_units or [""] * len(config.label_columns)
     return [
-        f"{name} ({unit})" if unit else name
+        f"{name} ({unit})" if unit and not name.endswith((f"({unit})", f"[{unit}]")) else name
         for name, unit in zip(config.label_columns, units, strict=True)
     ]
 
