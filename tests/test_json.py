@@ -4,12 +4,16 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import TINY_ARCHITECTURE
+from tiny_evaluation import build_tiny_protocol, save_protocol
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, write_table
+from tiny_pretraining import ARCHITECTURE as PRETRAINED_ARCHITECTURE
+from tiny_pretraining import write_pretraining_corpus
 
 from rmat_hf import __version__
 from rmat_hf.cli import VERBS, main
@@ -41,8 +45,8 @@ def run_json(
     return dict(found)
 
 
-def test_every_verb_has_its_keys_in_the_skill() -> None:
-    assert read_schema().keys() == VERBS.keys()
+def test_every_verb_has_its_keys_in_the_skill_and_a_command_here() -> None:
+    assert read_schema().keys() == VERBS.keys() == (COMMANDS | LONG_COMMANDS).keys()
 
 
 @pytest.fixture
@@ -50,6 +54,7 @@ def folder(tmp_path: Path) -> Path:
     columns = {"smiles": TABLE_SMILES, "y": range(len(TABLE_SMILES)), "part": TABLE_PARTS}
     write_table(tmp_path / "table.csv", columns)
     (tmp_path / "tiny.json").write_text(json.dumps(TINY_ARCHITECTURE))
+    (tmp_path / "pretraining.json").write_text(json.dumps(PRETRAINED_ARCHITECTURE))
     return tmp_path
 
 
@@ -69,6 +74,15 @@ LONG_COMMANDS = {
     "--model scratch --model-config tiny.json --geometry bounds --num-train-epochs 1 "
     "--head network --output-dir run",
     "export": "--model tiny_model --output-dir exported",
+    "evaluate": "--model tiny_model --input table.csv --label-columns y",
+    "pretrain": "--corpus corpus --model scratch --model-config pretraining.json --max-steps 2 "
+    "--min-context-count 2 --valid-fraction 0.2 --output-dir pretrained",
+    "benchmark": "--data data --protocol protocol.json --output-dir compared",
+}
+# what has to be there
+PREPARATIONS: dict[str, Callable[[Path], Any]] = {
+    "pretrain": lambda folder: write_pretraining_corpus(folder / "corpus"),
+    "benchmark": lambda folder: save_protocol(folder, build_tiny_protocol(folder, baselines=[])),
 }
 
 
@@ -84,6 +98,7 @@ def test_json_has_the_keys_that_the_skill_lists(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
+    PREPARATIONS.get(verb, str)(folder)
     words = shlex.split((COMMANDS | LONG_COMMANDS)[verb])
     found = run_json([verb, *words], monkeypatch, capsys)
     assert "error" not in found, found

@@ -74,6 +74,7 @@ def test_every_verb_has_a_page_with_all_its_flags(verb: str, reference: Path) ->
     page = (reference / "commands" / f"{verb}.md").read_text(encoding="utf-8")
     flags = [it for action in build_parser(verb)._actions for it in action.option_strings]
     assert all(flag in page for flag in flags if flag not in ("-h", "--help"))
+    assert "`exit_code`" in page
     assert f"({verb}.md)" in (reference / "commands" / "index.md").read_text(encoding="utf-8")
 
 

@@ -4,6 +4,7 @@
 """
 
 import inspect
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import rmat_hf
 from rmat_hf.cli import VERBS, build_parser
 
+SKILL = Path(__file__).resolve().parents[2] / "SKILL.md"
 CONFIGURATIONS = ("RMatConfig", "RMatEnsembleConfig", "RMatKernelConfig", "RMatTrainingArguments")
 
 
@@ -63,7 +65,17 @@ def describe_verb(verb: str) -> str:
         flag = ", ".join(action.option_strings) or str(action.metavar)
         rows.append((f"`{flag}{value}`".replace("|", "\\|"), action.help % vars(action)))
     text = f"# rmat {verb}\n\n{parser.description}\n\n"
+    keys = ", ".join(["`verb`", "`version`", "`exit_code`", read_json_keys(verb)])
+    text += f"With `--json` the outcome has {keys}; after a mistake `error` instead.\n\n"
     return text + build_table(("flag", ""), rows)
+
+
+def read_json_keys(verb: str) -> str:
+    """Return the keys of a verb's own in `--json`, of the table in SKILL.md."""
+    (keys,) = re.findall(
+        rf"^\|.*`{verb}`.*\| (`\w+`.*) \|$", SKILL.read_text(encoding="utf-8"), re.M
+    )
+    return str(keys)
 
 
 def describe_configurations() -> str:
