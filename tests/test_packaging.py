@@ -139,6 +139,26 @@ def test_the_recipe_of_conda_asks_for_what_the_package_needs(repo_root: Path) ->
     assert f'version = "{read_version(repo_root)}"' in recipe
 
 
+def test_every_address_of_the_repository_is_that_of_its_owner(repo_root: Path) -> None:
+    """`project.urls` says who it is; a fork changes all of them with one `sed`."""
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (owner,) = re.findall(r"github\.com/([\w-]+)/rmat-hf$", project["urls"]["Source"])
+    folders = [repo_root / name for name in (".github", "conda", "docs", "docker", "notebooks")]
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    paths += [
+        path for path in repo_root.iterdir() if path.suffix in {".md", ".cff", ".yml", ".toml"}
+    ]
+    found = {
+        one or other
+        for path in paths
+        for one, other in re.findall(
+            r"github\.com/([\w-]+)/rmat-hf\b|([\w-]+)\.github\.io\b",
+            path.read_text(encoding="utf-8", errors="replace"),
+        )
+    }
+    assert found == {owner, "YOU"}  # the second in what a fork is told
+
+
 def test_constraints_pin_every_declared_requirement(repo_root: Path) -> None:
     project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
