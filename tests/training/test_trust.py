@@ -316,10 +316,11 @@ def test_trust_of_a_stack_is_the_same_wherever_it_is_loaded(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_one_group_of_a_split_has_folds_of_molecules_and_says_so(tmp_path: Path) -> None:
     # chains have no scaffold: all of them are one
-    options = {"split": "scaffold_balanced", "model": "rmat-small", "head": "kernel"}
+    options = {**KERNEL, "split": "scaffold", "split_column": "part"}
     table = [*CHAINS, *(f"c1ccccc1{'C' * size}O" for size in range(12))]
     labels = [float(len(it)) for it in table]
-    columns = {"smiles": table, "y": labels}
+    parts = ["train"] * 36 + ["valid"] * 6 + ["test"] * 12
+    columns = {"smiles": table, "y": labels, "part": parts}
     result = run_finetuning(build_tiny_arguments(tmp_path, columns, num_workers=0, **options))
     model, _ = load_predictor(tmp_path / "run")
     assert model.config.trust["threshold"] < 1
