@@ -141,10 +141,7 @@ def run_conversion(arguments: ConversionArguments) -> Conversion:
 
 
 def convert_checkpoint(
-    weights: str | Path,
-    config: str | Path,
-    *,
-    pooling: str | None = None,
+    weights: str | Path, config: str | Path, *, pooling: str | None = None
 ) -> Conversion:
     """Convert weights of the authors' code (gmum/huggingmolecules) to a model of this package.
 

@@ -71,10 +71,7 @@ def run_export(arguments: ExportArguments) -> Export:
     output_dir = Path(arguments.output_dir)
     with create_folder_atomically(output_dir) as folder:
         export = export_onnx(
-            model,
-            folder / ONNX_FILE,
-            processor=processor,
-            max_difference=arguments.max_difference,
+            model, folder / ONNX_FILE, processor=processor, max_difference=arguments.max_difference
         )
         processor.save_pretrained(folder)
     return export._replace(path=output_dir / ONNX_FILE)
@@ -151,11 +148,8 @@ def export_onnx(
         )
     written = onnx.load(path)
     config = model.config
-    facts = {
-        "problem_type": config.problem_type,
-        "labels": config.output_names,
-        "label_units": config.label_units,
-    }
+    facts = {"problem_type": config.problem_type, "labels": config.output_names}
+    facts["label_units"] = config.label_units
     onnx.helper.set_model_props(written, {name: json.dumps(it) for name, it in facts.items()})
     onnx.save(written, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -283,10 +283,7 @@ class _Screen:
         pieces = ((0, chunk) for chunk in self.table.iterate_chunks(self.arguments.chunk_size))
         with tqdm(total=num_rows, unit="molecule", disable=not show_progress) as bar:
             results: Iterable[pa.Table] = _count_rows(
-                self.compute_file(pieces),
-                counts,
-                is_numbered=is_best,
-                report=bar.update,
+                self.compute_file(pieces), counts, is_numbered=is_best, report=bar.update
             )
             self.write_table(path, [self.find_best(results)] if is_best else results)
         return counts
