@@ -400,7 +400,9 @@ def _explained(model: str | Path, *, way_out: str = "") -> AbstractContextManage
 def find_device(device: str | torch.device | None) -> torch.device:
     """Return the device that was asked for, or the accelerator if there is one."""
     if device is None:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        # a build for CUDA names it where there is no driver too
+        found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+        return found or torch.device("cpu")
     problems = (RuntimeError, AssertionError)
     with explained_reading(f"The device {str(device)!r}", way_out="Use cpu.", also=problems):
         return torch.zeros(1, device=device).device

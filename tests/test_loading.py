@@ -446,6 +446,14 @@ def test_models_of_the_package_are_found_by_name(
     assert find_device("cpu") == torch.device("cpu")
 
 
+def test_a_build_for_an_accelerator_that_is_not_there_computes_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert find_device(None) == torch.device("cpu")
+
+
 def test_hash_depends_on_weights_and_configuration_and_survives_saving(
     tiny_model: RMatForSequenceClassification, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
