@@ -99,6 +99,10 @@ class EvaluationResult:
         """`(num_rows, num_labels)`, NaN where missing; a class as its index."""
         return self.rows[self.label_names].to_numpy(dtype=np.float64)
 
+    def __repr__(self) -> str:
+        """Return what `rmat evaluate` prints."""
+        return self.describe()
+
     def describe(self) -> str:
         """Return table, verdict and notes, as `rmat evaluate` prints them."""
         reasons = count_failures(it.reason for it in self.skipped)
@@ -186,9 +190,10 @@ def _describe_labels(result: EvaluationResult) -> list[str]:
         return []
     metric = list_metrics(scores.problem_type)[0]
     rows = [[f"{metric.title} of", "n", *scores.metrics]]
-    for name in names:
-        cells = [str(scores.estimate(it, metric.name, label=name)) for it in scores.metrics]
-        rows.append([name, str(scores.num_known[name]), *cells])
+    # scores have the names of the columns, the report those of what is learned of them
+    for name, (column, number) in zip(names, scores.num_known.items(), strict=True):
+        cells = [str(scores.estimate(it, metric.name, label=column)) for it in scores.metrics]
+        rows.append([name, str(number), *cells])
     return [build_table(rows)]
 
 

@@ -381,7 +381,6 @@ class _Task:
         if "lower" in blocks and np.isnan(blocks["lower"]).all():
             # classes among numbers have no intervals
             del blocks["lower"], blocks["upper"]
-            quantiles = None
         if "lower" in blocks:
             # of a negative logarithm the ends change places
             ends = np.sort([blocks["lower"], blocks["upper"]], axis=0)
@@ -389,7 +388,9 @@ class _Task:
         if found.novelty is not None:
             blocks["novelty"] = found.novelty[:, None]
         reasons = {row: it for row, it in enumerate(found.errors) if it is not None}
-        quantiles = None if quantiles is None else quantiles[:, order]
+        # nor has a model that was fitted with too few rows, which knows its novelty alone
+        has_intervals = quantiles is not None and "lower" in blocks
+        quantiles = quantiles[:, order] if has_intervals else None
         return Method(blocks.pop("values"), reasons, trust=blocks, quantiles=quantiles)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
+from rmat_hf.errors import say_count
 from rmat_hf.training.metrics import (
     compute_metrics,
     format_metric,
@@ -319,7 +320,9 @@ def judge_coverage(
                 own = inside[labels[:, idx] == value, idx]
                 groups[f"molecules of class {of_class} of {label}"] = own
     if len(groups) > _MOST_JUDGED:
-        groups = {f"values of {len(label_names)} labels": np.concatenate([*groups.values()])}
+        groups = {
+            f"values of {say_count(len(label_names), 'label')}": np.concatenate([*groups.values()])
+        }
     lines = []
     for what, held in groups.items():
         known = held[~np.isnan(held)]

@@ -43,7 +43,7 @@ def prepare_arguments(
     is_remote = any(file.startswith(HUB_PREFIX) for file in table.files)
     is_other = has_features(table.schema) or is_remote or arguments.level == "atom"
     if is_other or table.num_rows > _MOST_CHECKED_ROWS:
-        return _take_as_given(arguments)
+        return _refuse_without_units(_take_as_given(arguments))
     beside = [*arguments.label_options.columns, *filter(None, [arguments.group_column])]
     report = look_through(
         table,
@@ -63,7 +63,10 @@ def prepare_arguments(
     changes = _choose_labels(arguments, report)
     if arguments.problem_type == CLASSIFICATION:
         changes["problem_type"] = _choose_problem_type(report, changes["label_columns"])
-    arguments = replace(arguments, smiles_column=report.smiles_column, **changes)
+    return _refuse_without_units(replace(arguments, smiles_column=report.smiles_column, **changes))
+
+
+def _refuse_without_units(arguments: FinetuningArguments) -> FinetuningArguments:
     if problem := find_transform_problem(arguments.label_options):
         raise UserError(problem)
     return arguments

@@ -181,6 +181,13 @@ class FinetuningReport:
         """Whether the model, and baselines beside it, have learned from valid too."""
         return self.arguments.head != "network" or self.arguments.refit
 
+    @property
+    def held_part(self) -> str:
+        """The rows of `held_out`, where there is a metric of these."""
+        if self.arguments.refit:
+            return "valid, before the model learned from them too"
+        return "train and valid, each predicted without its fold"
+
     def tabulate_scores(self) -> str:
         """Return the metrics of all parts: of what was learned from only those of held-out rows."""
         shown = {}
@@ -298,8 +305,8 @@ def _describe_held_out(report: FinetuningReport) -> list[str]:
     value = report.metrics.get("out_of_fold", {}).get(metric.name)
     if report.held_out is not None and value is not None:
         lines.append(
-            f"{metric.title} of all {len(report.held_out.rows)} rows of train and valid, each "
-            f"predicted without its fold: {format_metric(value)}."
+            f"{metric.title} of all {len(report.held_out.rows)} rows of {report.held_part}: "
+            f"{format_metric(value)}."
         )
     return [*lines, *describe_trust(report.config)]
 
@@ -385,7 +392,7 @@ def _describe_measures(report: FinetuningReport) -> list[str]:
         fit = f"fit: train {texts['train']}; robustness: valid {texts['valid']}"
     else:
         held = f"{format_metric(value)} (n {len(report.held_out.rows)})"
-        fit = f"robustness: train and valid, each row without its fold, {held}"
+        fit = f"robustness: {report.held_part}, {held}"
     return [f"{metric.title}{unit}, {fit}; predictivity: test {texts['test']}."]
 
 
@@ -462,9 +469,11 @@ def describe_worst(
         trust (`Mapping`): Of the report, with `novelty` if it is known.
     """
     label_names, class_names = names
-    scale = 1.0
+    scale = np.ones(labels.shape[1])
     if "lower" in trust or (class_names is None and len(label_names) > 1):
-        scale = np.maximum(np.nanstd(labels, axis=0), np.finfo(np.float32).tiny)
+        # a label of which there is one value, or none, has no deviation
+        columns = [column[~np.isnan(column)] for column in labels.T]
+        scale = np.array([(it.std() if len(it) else 0.0) or 1.0 for it in columns])
     scaled = np.nan_to_num(errors / scale, nan=-1.0)
     worst = [row for row in np.argsort(-scaled.max(axis=1), kind="stable") if scaled[row].max() > 0]
     rows = [["row", "molecule", "label", "measured", "predicted", "error"]]

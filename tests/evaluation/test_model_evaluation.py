@@ -11,8 +11,9 @@ import torch
 from tiny import TINY_ARCHITECTURE
 
 from rmat_hf.cli import main
+from rmat_hf.data.table_writer import Predictions
 from rmat_hf.errors import UserError
-from rmat_hf.evaluation.model_evaluation import evaluate
+from rmat_hf.evaluation.model_evaluation import _Task, evaluate
 from rmat_hf.inference.prediction import predict
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
@@ -95,7 +96,7 @@ def test_models_and_tools_are_compared_on_the_rows_that_all_have(
         assert {key: found.scores.metrics[name][key] for key in own} == own, name
     assert any("a is better than tool" in it for it in found.verdict)
     assert any("b is worse than tool" in it and "nM" in it for it in found.verdict)
-    assert "rows left out" in found.describe()
+    assert "rows left out" in found.describe() == repr(found)
     written = {it.name for it in (tmp_path / "out").iterdir()}
     assert {"report.md", "metrics.json", "predictions.csv", "parity.png"} <= written
     stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -247,3 +248,23 @@ def test_numbers_and_classes_of_one_model_are_both_judged(tmp_path: Path) -> Non
     assert "ROC AUC" in (tmp_path / "out" / "classes" / "report.md").read_text()
     # without the column of the classes the numbers alone
     assert evaluate(model, frame.drop(columns="is_z")).classes is None
+
+
+def test_several_labels_of_which_one_is_transformed_have_a_report(tmp_path: Path) -> None:
+    fields = {"label_units": ["nM", ""], "label_transforms": ["pIC50", "none"]}
+    scaling = {"label_mean": [6.0, 0.0], "label_std": [1.0, 1.0], "problem_type": "regression"}
+    model = save_model(tmp_path / "model", ["Ki", "y"], **scaling, **fields)
+    table = pd.DataFrame({"smiles": SMILES, "Ki": range(1, NUM_ROWS + 1), "y": range(NUM_ROWS)})
+    evaluate(model, table, output_dir=tmp_path / "out")
+    assert "| pIC50 of Ki | 24 |" in (tmp_path / "out" / "report.md").read_text()
+    assert "Ki" in json.loads((tmp_path / "out" / "metrics.json").read_text())["num_known"]
+
+
+def test_a_model_with_novelty_alone_has_no_intervals_to_judge() -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, id2label={0: "y"}, problem_type="regression")
+    block = np.zeros((2, 1))
+    found = Predictions(values=block, errors=[None] * 2, config=config, novelty=block[:, 0])
+    task = _Task.build({"model": config}, [])
+    method = task.arrange(found, np.full((6, 1), np.nan))
+    assert method.quantiles is None
+    assert [*method.trust] == ["novelty"]
