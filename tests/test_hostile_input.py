@@ -18,6 +18,7 @@ from hostile_inputs import HOSTILE_INPUTS, VERBS, HostileInput
 from versions import REPO_ROOT, save_tiny_predictor
 
 from rmat_hf.cli import main
+from rmat_hf.errors import say_count
 
 DOCUMENT = REPO_ROOT / "docs" / "hostile_input.md"
 PROGRESS = re.compile(r"\[\d\d:\d\d[<,]")  # lines of tqdm
@@ -78,7 +79,7 @@ def describe_outcome(outcome: Outcome, folder: Path) -> str:
     else:
         reasons = read_reasons(folder / "out.csv")
         num_failed = sum(map(bool, reasons))
-        text = f"{len(reasons)} rows, {num_failed} without a value"
+        text = f"{say_count(len(reasons), 'row')}, {num_failed} without a value"
         text += "".join(f"; {reason}" for reason in sorted({*reasons} - {""}))
     if len(text) > 200:
         text = f"{text[:140]} … {text[-50:]}"
@@ -132,7 +133,8 @@ def test_hostile_input_is_refused_in_one_line_or_counted_row_by_row(
         reasons = read_reasons(tmp_path / "out.csv")
         assert len(reasons) == hostile.num_rows
         assert hostile.words in reasons[-1] if hostile.words else set(reasons) <= {""}
-        counts = f"{len(reasons)} rows: {len(reasons) - sum(map(bool, reasons))} "
+        num_read = len(reasons) - sum(map(bool, reasons))
+        counts = f"{say_count(len(reasons), 'row')}: {num_read} "
         for verb in ("embed", "featurize") if reasons else ("embed",):
             assert outcomes[verb].exit_code == 0
             assert counts in outcomes[verb].output

@@ -44,7 +44,7 @@ def save_plots(
         `list[str]`: names of the files; none if matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        logger.warning("No plots: matplotlib is missing. Run: pip install rmat-hf[viz]")
+        logger.warning("No plots: matplotlib is missing. Run: pip install 'rmat-hf[viz]'")
         return []
     folder.mkdir(parents=True, exist_ok=True)
     points = collect_points(outcomes, label_names=dataset.options["label_columns"])

@@ -49,7 +49,7 @@ def test_missing_matplotlib_is_a_warning(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     outcomes = [FoldOutcome(Fold("set", "part_0", 0), {"a": build_rows()})]
     assert save_plots(tmp_path, "set", outcomes=outcomes, dataset=dataset) == []
-    assert "pip install rmat-hf[viz]" in caplog.text
+    assert "pip install 'rmat-hf[viz]'" in caplog.text
 
 
 def test_points_are_the_known_labels_of_test_rows_of_all_folds_and_methods() -> None:

@@ -219,7 +219,7 @@ def test_card_without_matplotlib_says_so(
     assert "matplotlib was not installed" in card.text
     assert PARITY_PLOT not in card.text
     assert not (tmp_path / PARITY_PLOT).exists()
-    assert "pip install rmat-hf[viz]" in caplog.text
+    assert "pip install 'rmat-hf[viz]'" in caplog.text
 
 
 @pytest.mark.parametrize(
