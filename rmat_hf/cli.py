@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
@@ -78,7 +79,9 @@ def finetune(arguments: Any) -> Report:
             print(f"Labels: {note}.")
         if result.dropped:
             number = say_count(len(result.dropped), "row")
-            print(f"Without {number}; why, dropped_rows.csv tells there.")
+            print(f"{number} left out: dropped_rows.csv says why.")
+        told = f"rmat predict --model {shlex.quote(str(result.output_dir))}"
+        print(f"Next: {told} --input library.csv --output predicted.csv")
     found = {name: getattr(result, name) for name in ("metrics", "baselines", "head")}
     return {"output": result.output_dir, **found, "num_dropped": len(result.dropped)}
 

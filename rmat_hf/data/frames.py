@@ -13,14 +13,21 @@ FRAME_NAME = "The table"
 
 
 def list_molecules_of(frame: pd.DataFrame, smiles_column: str | None = None) -> list[Any]:
-    """Return the molecules in a column of a table, by default `"smiles"`, `None` where missing.
+    """Return the molecules in a column of a table, `None` where missing.
+
+    By default it is `"smiles"`, in small or large letters.
 
     Raises:
         UserError: There is no such column.
     """
+    columns = [*map(str, frame.columns)]
     name = smiles_column or SMILES_COLUMN
+    if smiles_column is None and name not in columns:
+        # as spreadsheets have it: SMILES, Smiles
+        alike = [it for it in columns if it.strip().lower() == name]
+        name = alike[0] if len(alike) == 1 else name
     try:
-        validate_columns(map(str, frame.columns), [name], source=FRAME_NAME)
+        validate_columns(columns, [name], source=FRAME_NAME)
     except UserError as error:
         raise UserError(f"{error} Name that of the SMILES: smiles_column=NAME.") from error
     return [None if it is None or it != it else it for it in frame[name].tolist()]

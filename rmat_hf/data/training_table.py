@@ -565,6 +565,8 @@ def _validate_labels(
         if len(values) < 2:
             found = f"is {values.pop()} in every usable row" if values else "has no usable value"
             first = f" Row {dropped[0].row}: {dropped[0].reason}." if dropped else ""
+            if not values and first:
+                first += " If it is yes and no, or classes: --problem-type classification."
             raise UserError(
                 f"{source}: label {column!r} {found}: nothing to learn.{first} Add labeled "
                 "molecules, or drop that label."

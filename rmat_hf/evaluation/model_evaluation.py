@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from rdkit import Chem
 
-from rmat_hf.data.columns import find_smiles_column
+from rmat_hf.data.columns import find_smiles_column, with_plain_numbers
 from rmat_hf.data.frames import FRAME_NAME, build_dataset
 from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, parse_number
 from rmat_hf.data.sources import open_table
@@ -244,6 +244,8 @@ def _read_rows(source: str | Path | pd.DataFrame, *, smiles_column: str) -> _Row
     table = _open(source)
     smiles_column = find_smiles_column(table, smiles_column)
     validate_columns(table.column_names, [smiles_column], source=table.source)
+    others = [it for it in table.column_names if it != smiles_column]
+    table = with_plain_numbers(table, others)
     molecules: list[Molecule] = []
     frames = []
     for chunk in table.iterate_chunks(CHUNK_SIZE):

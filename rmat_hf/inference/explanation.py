@@ -324,7 +324,7 @@ def describe_units(config: RMatConfig, column: int) -> str:
     units = config.label_units[column] if config.label_units else UNKNOWN_UNITS
     transform = "none" if config.label_transforms is None else config.label_transforms[column]
     # there the effects of atoms add up, and not where they are undone
-    return units if transform == "none" else f"{transform} of {units}"
+    return units if transform == "none" else transform
 
 
 class _Question(NamedTuple):

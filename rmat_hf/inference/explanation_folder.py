@@ -246,7 +246,9 @@ def build_page(rows: Sequence[Mapping[str, Any]], *, screen: Any) -> str:
         f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1><p>An atom or group contributes what the prediction loses without it. "
         "A group is less or more than the sum of its atoms. Pale atoms: the members disagree. "
-        "Change of the prediction if a group were another one: 'if'.</p>"
+        "Change of the prediction if a group were another one: 'if'. Baseline: the prediction "
+        "without any atom. Faithfulness: how well contributions foretell what is lost with two "
+        "atoms at once, at best 1. brics: pieces between bonds that syntheses make.</p>"
         f"<main>{''.join(_build_card(row, screen=screen) for row in rows)}</main>"
     )
 

@@ -111,6 +111,10 @@ class RunArguments:
 
     def __post_init__(self) -> None:
         """Raise a `UserError` for values that are out of bounds or contradict each other."""
+        for flag in fields(self):
+            # one name in the place of a list of one
+            if str(flag.type).startswith("list") and isinstance(getattr(self, flag.name), str):
+                setattr(self, flag.name, [getattr(self, flag.name)])
         validate_flags(self)
         for problem in self.list_contradictions():
             raise UserError(problem)

@@ -238,7 +238,7 @@ def describe_verdict(
     """
     metric = list_metrics(scores.problem_type)[0]
     own = scores.estimate(method, metric.name)
-    these = f"{scores.num_rows} {noun}"
+    these = say_count(scores.num_rows, noun.removesuffix("s"))
     if own.value is None:
         return [f"{metric.title} of {method} is undefined on these {these}."]
     of_labels = f", mean of {len(scores.num_known)} labels" if len(scores.num_known) > 1 else ""
@@ -253,7 +253,7 @@ def describe_verdict(
         if (text := _describe_difference(scores, (method, it), these=these, unit=unit))
     ]
     if scores.num_rows < FEW_ROWS:
-        lines.append(f"{these} are few: another choice of them could turn this round.")
+        lines.append(f"Only {these}: others could reverse this.")
     return lines
 
 
@@ -348,7 +348,7 @@ def _describe_difference(scores: Scores, pair: tuple[str, str], *, these: str, u
         return ""
     sign = 1 if metric.greater_is_better else -1
     ends = sorted((sign * found.low, sign * found.high))
-    verdict = "no better than"
+    verdict = "no better than" if sign * found.value <= 0 else "not clearly better than"
     if ends[0] > 0:
         verdict = "better than"
     elif ends[1] < 0:

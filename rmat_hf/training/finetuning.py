@@ -173,7 +173,8 @@ def finetune(
 
     ```
     """
-    fields = {"label_columns": list(label_columns), "output_dir": str(output_dir), **options}
+    label_columns = [label_columns] if isinstance(label_columns, str) else list(label_columns)
+    fields = {"label_columns": label_columns, "output_dir": str(output_dir), **options}
     if isinstance(dataset, pd.DataFrame):
         dataset = build_dataset(dataset)
     arguments = FinetuningArguments(dataset=name_dataset(dataset), **fields)

@@ -410,7 +410,7 @@ def _describe_limits(max_atoms: Any) -> str:
     versions = "".join(f"\n- Tested with `{it}`." for it in list_requirements("transformers"))
     return (
         "## Limits\n\n"
-        "- Heavy atoms only, no stereo feature: enantiomers differ only through the conformer.\n"
+        "- Heavy atoms only, no stereo feature: two enantiomers are one molecule to it.\n"
         f"- Molecules with more heavy atoms than the processor's `max_atoms` (here {max_atoms}) "
         f"are refused.{versions}"
     )

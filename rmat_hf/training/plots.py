@@ -142,7 +142,7 @@ def draw_errors(
     bins = [it for it in np.array_split(order, _count_bins(len(order))) if len(it)]
     curve = [(np.median(novelty[it]), errors[it].mean()) for it in bins]
     if curve:
-        axes.plot(*zip(*curve, strict=True), color=LINE_COLOR, label="mean")
+        axes.plot(*zip(*curve, strict=True), color=LINE_COLOR, marker="o", label="mean")
     axes.set(xlabel="novelty (0: a molecule of training)", ylabel="absolute error")
     if top:
         axes.set_ylim(-0.05 * top, 1.05 * top)

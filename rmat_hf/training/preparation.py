@@ -59,7 +59,7 @@ def prepare_arguments(
         raise UserError(
             f"{table.source} has no column {kind}. Name labels by --label-columns, of: {columns}."
         )
-    logger.info("%s", _describe(report))
+    logger.info("%s", _describe(report, {*arguments.label_transform} != {"none"}))
     changes = _choose_labels(arguments, report)
     if arguments.problem_type == CLASSIFICATION:
         changes["problem_type"] = _choose_problem_type(report, changes["label_columns"])
@@ -119,12 +119,14 @@ def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
     return "multi_label_classification" if are_binary else "single_label_classification"
 
 
-def _describe(report: TableReport) -> str:
+def _describe(report: TableReport, has_transform: bool) -> str:
     labels = ", ".join(map(repr, report.label_columns))
     if report.covariate_columns:
         labels += f" (not {', '.join(map(repr, report.covariate_columns))})"
     counts: dict[str, int] = {}
     for finding in (it for it in report.findings if it.is_serious):
+        if has_transform and finding.topic == "skew":
+            continue
         # what a flag settles is said with it
         topic = finding.topic
         topic += f": {finding.way_out}" if finding.way_out.startswith("--label-tr") else ""

@@ -516,7 +516,7 @@ def save_run_report(folder: Path, report: FinetuningReport) -> list[str]:
             values=report.values["test"],
             labels=report.labels["test"],
             errors=errors,
-            names=(report.config.label_columns, report.class_names),
+            names=(describe_learned(report.config), report.class_names),
             trust={**report.trust, "novelty": report.novelty[:, None]},
         )
     sections = [

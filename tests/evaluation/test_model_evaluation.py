@@ -191,6 +191,10 @@ def test_labels_are_scored_as_they_were_learned(tmp_path: Path) -> None:
     assert found.scores.metrics["tool"]["mae"] == pytest.approx(expected, abs=1e-5)
     assert [it.row for it in found.skipped] == [NUM_ROWS - 2, NUM_ROWS - 1]
     assert "pIC50" in found.describe()
+    exported = tmp_path / "exported.csv"
+    frame.to_csv(exported, sep=";", decimal=",", index=False)
+    again = evaluate(model, exported, predictions={"tool": tool}).scores.metrics["m"]["mae"]
+    assert again == pytest.approx(1, abs=1e-5)
 
 
 def test_models_of_other_labels_are_refused(models: dict[str, Path], labels: np.ndarray) -> None:

@@ -171,7 +171,7 @@ TABLE = pd.DataFrame({"id": range(4), "smiles": ["CCO", "C1", None, "CCN"]}, ind
     [
         (
             TABLE.rename(columns={"smiles": "SMILES"}),
-            {},
+            {"smiles_column": "Smiles"},
             UserError,
             "Did you mean 'SMILES'.*smiles_column=NAME",
         ),
@@ -190,7 +190,9 @@ def test_a_table_that_cannot_be_read_is_refused_with_a_way_out(
 
 def test_a_table_of_pandas_keeps_its_index_and_columns(processor: RMatProcessor) -> None:
     model = build_regression_model()
+    as_exported = predict(model, TABLE.rename(columns={"smiles": "Smiles"}), processor=processor)
     predicted = predict(model, TABLE, processor=processor)
+    pd.testing.assert_frame_equal(predicted, as_exported.rename(columns={"Smiles": "smiles"}))
     pd.testing.assert_frame_equal(predicted[["id", "smiles"]], TABLE)
     assert predicted["error"].notna().tolist() == [False, True, True, False]
     assert predicted["prediction_logS"].notna().tolist() == [True, False, False, True]

@@ -241,3 +241,9 @@ def test_processes_look_for_weights_without_a_gradient_only_where_there_are_some
 ) -> None:
     assert not build_stage(tmp_path).ddp_find_unused_parameters
     assert build_stage(tmp_path, is_all_learned=False).ddp_find_unused_parameters
+
+
+def test_one_name_stands_for_a_list_of_one() -> None:
+    arguments = build(label_columns="y", label_units="nM", label_transform="pIC50")
+    assert (arguments.label_columns, arguments.label_units) == (["y"], ["nM"])
+    assert arguments.label_transform == ["pIC50"]

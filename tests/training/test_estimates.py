@@ -99,7 +99,11 @@ def test_an_undefined_metric_has_no_interval() -> None:
 
 @pytest.mark.parametrize(
     ("factors", "verdict"),
-    [((0.5, 1.0), "better than"), ((1.0, 1.02), "no better than"), ((1.0, 0.5), "worse than")],
+    [
+        ((0.5, 1.0), "better than"),
+        ((1.0, 1.02), "not clearly better than"),
+        ((1.0, 0.5), "worse than"),
+    ],
 )
 def test_a_verdict_rests_on_paired_differences(factors: tuple[float, float], verdict: str) -> None:
     """Two methods with nearly the same errors are told apart although their intervals overlap."""
@@ -133,7 +137,7 @@ def test_more_is_better_for_classes() -> None:
 def test_few_rows_are_said_to_be_few() -> None:
     labels = np.arange(6.0)[:, None]
     scores = score_methods("regression", {"m": labels + 1}, labels=labels, label_names=["y"])
-    assert "6 rows are few" in describe_verdict(scores, "m")[-1]
+    assert "Only 6 rows: " in describe_verdict(scores, "m")[-1]
 
 
 def test_the_mean_of_train_is_what_a_model_has_to_beat() -> None:
