@@ -63,7 +63,7 @@ from rmat_hf.data.stored_features import (
 from rmat_hf.data.table_files import find_kind, read_header
 from rmat_hf.data.table_writer import ColumnKind, TableWriter, count_failures, summarize
 from rmat_hf.data.tables import validate_smiles_column
-from rmat_hf.errors import UserError, explained_reading
+from rmat_hf.errors import UserError, explained_reading, say_count
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.model.features_rmat import (
     DESCRIPTOR_SETS,
@@ -215,8 +215,8 @@ def run_featurization(
 def describe_corpus(report: CorpusReport) -> str:
     """Return the counts as lines for the screen."""
     lines = [
-        f"{report.num_rows} rows: {report.num_molecules} molecules, {report.num_failed} failed, "
-        f"{report.num_shards} shards, {report.bytes_per_molecule} bytes per molecule."
+        f"{say_count(report.num_rows, 'row')}: {report.num_molecules} molecules, "
+        f"{report.num_failed} failed, {report.num_shards} shards, {report.bytes_per_molecule} bytes per molecule."
     ]
     reasons = list(report.failures.items())
     lines += [f"{count:>8}  {reason}" for reason, count in reasons[:_MAX_REASONS]]
