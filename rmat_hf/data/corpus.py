@@ -216,7 +216,8 @@ def describe_corpus(report: CorpusReport) -> str:
     """Return the counts as lines for the screen."""
     lines = [
         f"{say_count(report.num_rows, 'row')}: {report.num_molecules} molecules, "
-        f"{report.num_failed} failed, {report.num_shards} shards, {report.bytes_per_molecule} bytes per molecule."
+        f"{report.num_failed} failed, {report.num_shards} shards, "
+        f"{report.bytes_per_molecule} bytes per molecule."
     ]
     reasons = list(report.failures.items())
     lines += [f"{count:>8}  {reason}" for reason, count in reasons[:_MAX_REASONS]]

@@ -391,8 +391,8 @@ class _Task:
             blocks["novelty"] = found.novelty[:, None]
         reasons = {row: it for row, it in enumerate(found.errors) if it is not None}
         # nor has a model that was fitted with too few rows, which knows its novelty alone
-        has_intervals = quantiles is not None and "lower" in blocks
-        quantiles = quantiles[:, order] if has_intervals else None
+        if quantiles is not None:
+            quantiles = quantiles[:, order] if "lower" in blocks else None
         return Method(blocks.pop("values"), reasons, trust=blocks, quantiles=quantiles)
 
 
