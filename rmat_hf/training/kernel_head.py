@@ -493,14 +493,18 @@ def _maximize_likelihood(
 def calibrate(
     outputs: torch.Tensor, labels: torch.Tensor, *, problem_type: str, start: float = 2.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scale, with this prior, and shift of each output that make logits of it."""
+    """Return the scale, with this prior, and shift of each output that make logits of it.
+
+    No scale is negative: where nothing can be learned, rows without their fold are the contrary of
+    their labels, and a model that turns round would deny the rows that it knows.
+    """
     scale = nn.Parameter(torch.full((outputs.shape[1],), start, dtype=torch.float64))
     shift = nn.Parameter(torch.zeros(outputs.shape[1], dtype=torch.float64))
     loss = LOSSES[problem_type]
 
     def evaluate() -> torch.Tensor:
         optimizer.zero_grad()
-        logits = outputs * scale + shift
+        logits = outputs * scale.clamp_min(0) + shift
         # a normal prior of variance 9 around the start, in units of one row
         prior = (((scale - start) ** 2).sum() + (shift**2).sum()) / (18 * len(outputs))
         value = loss(logits, loss.arrange_labels(labels, logits)) + prior
@@ -509,4 +513,4 @@ def calibrate(
 
     optimizer = torch.optim.LBFGS([scale, shift], max_iter=100, line_search_fn="strong_wolfe")
     optimizer.step(evaluate)
-    return scale.detach(), shift.detach()
+    return scale.detach().clamp_min(0), shift.detach()

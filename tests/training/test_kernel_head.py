@@ -29,7 +29,7 @@ from rmat_hf.errors import UserError
 from rmat_hf.loading import read_checkpoint
 from rmat_hf.model.features_rmat import FINGERPRINTS
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.kernel_head import fit_with_held_out
+from rmat_hf.training.kernel_head import calibrate, fit_with_held_out
 
 ENDS = ("O", "N", "F", "C#N", "")
 SMILES = ["C" * size + end for end in ENDS for size in range(1, 9)]
@@ -186,7 +186,8 @@ def test_a_saved_head_loads_with_the_same_predictions(
     assert AutoProcessor.from_pretrained(folder).fingerprints == [*FINGERPRINTS]
     pipe = pipeline("molecule-property-prediction", model=folder)
     (entry,) = pipe(NEW_SMILES[0])["predictions"]
-    assert entry["value"] == pytest.approx(expected.values[len(SMILES), 0], abs=1e-5)
+    # alone in its batch, a molecule has other last digits of float32: 17 of 2^24 were seen
+    assert entry["value"] == pytest.approx(expected.values[len(SMILES), 0], rel=5e-6)
     assert entry["spread"] == pytest.approx(expected.spread[len(SMILES), 0], abs=1e-5)
     assert not list(folder.glob("*.bin"))
     name = "RMatKernelForSequenceClassification"
@@ -295,3 +296,12 @@ def test_molecules_in_its_weights_leave_only_if_they_are_to(folder: Path, counti
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     with pytest.raises(UserError, match="no ONNX program"):
         export_onnx(model, folder / "model.onnx", processor=counting)
+
+
+def test_calibration_never_turns_a_label_round() -> None:
+    labels = torch.tensor([[0.0], [1.0]] * 20)
+    outputs = 1 - 2 * labels.double()
+    scale, shift = calibrate(outputs, labels, problem_type="multi_label_classification")
+    assert scale.item() == 0 and abs(shift.item()) < 0.1
+    scale, _ = calibrate(-outputs, labels, problem_type="multi_label_classification")
+    assert scale.item() > 1
