@@ -186,9 +186,10 @@ def test_a_saved_head_loads_with_the_same_predictions(
     assert AutoProcessor.from_pretrained(folder).fingerprints == [*FINGERPRINTS]
     pipe = pipeline("molecule-property-prediction", model=folder)
     (entry,) = pipe(NEW_SMILES[0])["predictions"]
-    # alone in its batch, a molecule has other last digits of float32: 17 of 2^24 were seen
-    assert entry["value"] == pytest.approx(expected.values[len(SMILES), 0], rel=5e-6)
-    assert entry["spread"] == pytest.approx(expected.spread[len(SMILES), 0], abs=1e-5)
+    # alone in its batch too: last digits decide between kinds of atoms that are equally near
+    alone = predict(folder, NEW_SMILES[:1])
+    assert entry["value"] == pytest.approx(alone.values[0, 0], abs=1e-5)
+    assert entry["spread"] == pytest.approx(alone.spread[0, 0], abs=1e-5)
     assert not list(folder.glob("*.bin"))
     name = "RMatKernelForSequenceClassification"
     assert_folder_is_self_contained(folder, name, classes=KERNEL_CLASSES)
