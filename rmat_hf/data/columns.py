@@ -64,6 +64,8 @@ _COVARIATE = re.compile(
     r"stdev|stddev|sd|sem|err(or)?|weight|confidence|hill|slope)($|[\s_)\].,/-])|^num_?|molwt$",
     re.IGNORECASE,
 )
+# A condition in the name of a label: LogD (pH 7.4), inhibition at conc 10.
+_CONDITION = re.compile(r"\bph[\s=]*\d|\bat\b", re.IGNORECASE)
 _UNIT = re.compile(
     r"(?:^|[\s_(\[,/])(?P<unit>[pnuµμm]?M|[munµμ]?mol/L|kcal/mol|kJ/mol|[munµμ]?g/m?L|%|min|h|"
     r"log ?M)[)\]\s]*$"
@@ -206,7 +208,7 @@ def find_label_columns(
         and not _NAME_OF_ROWS.search(name.strip())
         and _holds_labels(frame[name])
     ]
-    labels = [name for name in names if not _COVARIATE.search(name)]
+    labels = [it for it in names if not _COVARIATE.search(it) or _CONDITION.search(it)]
     labels = names if len(names) == 1 else labels
     return labels, [name for name in names if name not in labels]
 

@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,11 +42,6 @@ def _parse(molecule: Molecule) -> Chem.Mol | None:
         return None
 
 
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
-
-
 def save_figure(
     path: Path,
     draw: Sequence[Panel],
@@ -60,7 +54,7 @@ def save_figure(
     It needs matplotlib (`pip install rmat-hf[viz]`); without it the page says so.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        _warn_once("There are no plots: matplotlib is missing. pip install 'rmat-hf[viz]'")
+        logger.warning("There are no plots: matplotlib is missing. pip install 'rmat-hf[viz]'")
         return "(No plot: matplotlib was not installed.)"
     from matplotlib.figure import Figure
 

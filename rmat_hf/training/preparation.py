@@ -125,11 +125,11 @@ def _describe(report: TableReport, has_transform: bool) -> str:
         labels += f" (not {', '.join(map(repr, report.covariate_columns))})"
     counts: dict[str, int] = {}
     for finding in (it for it in report.findings if it.is_serious):
-        if has_transform and finding.topic == "skew":
+        topic = finding.topic
+        if topic == "skew" and has_transform:
             continue
         # what a flag settles is said with it
-        topic = finding.topic
-        topic += f": {finding.way_out}" if finding.way_out.startswith("--label-tr") else ""
+        topic += f": {finding.way_out}" if topic == "skew" else ""
         counts[topic] = counts.get(topic, 0) + len(finding.rows)
     listed = "; ".join(
         f"{topic} ({say_count(number, 'row')})" if number else topic

@@ -120,12 +120,13 @@ def test_real_data_have_few_findings_and_a_page() -> None:
 
 
 def test_missing_labels_and_covariates_are_told_by_name() -> None:
-    columns = {"smiles": ["CCO", "CCN", "CCC"], "a": ["1.5", "n.d.", ""], "b": ["", "4", ""]}
+    columns = {"smiles": ["CCO", "CCN", "CCC"], "a": ["1.5", "n.d.", ""]}
+    columns["logD (pH 7.4)"] = ["", "4", ""]
     report = check_table(pd.DataFrame({**columns, "pH": ["7.4", "6", "5"]}))
     (missing,) = find(report, "missing")
-    assert "2 in 'a', 2 in 'b' of 3 rows" in missing.message
+    assert "2 in 'a', 2 in 'logD (pH 7.4)' of 3 rows" in missing.message
     assert missing.rows == (2,) and missing.is_serious
-    assert (report.label_columns, report.covariate_columns) == (["a", "b"], ["pH"])
+    assert (report.label_columns, report.covariate_columns) == (["a", "logD (pH 7.4)"], ["pH"])
     told = next(it for it in find(report, "labels") if "covariates: 'pH'" in it.message)
     assert "--label-columns a" in told.way_out and "--feature-columns pH" in told.way_out
     assert "1 row without any" in missing.message
