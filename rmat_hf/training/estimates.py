@@ -29,6 +29,8 @@ _NUM_DRAWS = 2_000_000
 FEW_ROWS = 30
 # Of more labels or classes the coverage of intervals or sets is told of all together.
 _MOST_JUDGED = 8
+# What fewer rows hold is told, and no verdict.
+_LEAST_JUDGED = 10
 # The least that a model has to beat: the mean of its labels, or the frequencies of its classes.
 MEAN_OF_TRAIN = "mean_of_train_labels"
 
@@ -329,9 +331,11 @@ def judge_coverage(
         if not len(known):
             continue
         result = binomtest(int(known.sum()), len(known))
-        low, high = result.proportion_ci(method="wilson")
+        low, high = result.proportion_ci()
         verdict = "as asked for"
-        if not low <= coverage <= high:
+        if result.n < _LEAST_JUDGED:
+            verdict = "too few to judge"
+        elif not low <= coverage <= high:
             verdict = too_few if high < coverage else "too wide"
         lines.append(
             f"{name}: {kind} of {coverage:.0%} hold {result.statistic:.0%} of {result.n} {what} "

@@ -388,12 +388,17 @@ def _describe_measures(report: FinetuningReport) -> list[str]:
     texts = {part: f"{it} (n {report.scores[part].num_rows})" for part, it in found.items()}
     unit = f" in {report.unit}" if report.unit and metric.name in ("rmse", "mae") else ""
     value = report.metrics.get("out_of_fold", {}).get(metric.name)
-    if value is None or report.held_out is None:
-        fit = f"fit: train {texts['train']}; robustness: valid {texts['valid']}"
-    else:
-        held = f"{format_metric(value)} (n {len(report.held_out.rows)})"
-        fit = f"robustness: {report.held_part}, {held}"
-    return [f"{metric.title}{unit}, {fit}; predictivity: test {texts['test']}."]
+    held = f"valid {texts['valid']}"
+    if value is not None and report.held_out is not None:
+        held = f"{report.held_part}, {format_metric(value)} (n {len(report.held_out.rows)})"
+    fit, notes = f"goodness of fit: train {texts['train']}; robustness", []
+    if report.arguments.head != "network":
+        fit = "goodness of fit and robustness"
+        notes = [
+            f"The fit is measured on held-out rows: a {report.arguments.head} head repeats those "
+            "that it has learned from, and its error on them says nothing."
+        ]
+    return [f"{metric.title}{unit}, {fit}: {held}; predictivity: test {texts['test']}.", *notes]
 
 
 class ErrorsOfLabel(NamedTuple):

@@ -46,8 +46,11 @@ _MOST_CENTERS = 64
 # Groups that take turns in being held out of the centers, where each row is a fold.
 _MOST_FOLDS = 5
 _BATCH_SIZE = 64
-# Less than so far below what was asked for is no reason to warn.
+# Less than so far below what was asked for, or two standard errors, is no reason to warn.
 _TOLERANCE = 0.03
+# A fold or class of fewer rows is not judged alone, and a fold counts by its rows: about as many as
+# an interval of 95 % needs.
+_ROWS_TO_JUDGE = 20
 
 
 @dataclass(frozen=True)
@@ -194,13 +197,16 @@ def _describe_folds(config: RMatConfig) -> list[str]:
     """Return what intervals or sets hold of folds that had no part in them."""
     trust: Any = config.trust
     found = zip(config.output_names, trust.get("fold_coverage", []), strict=False)
-    known = {name: it for name, it in found if None not in it}
+    is_regression = config.problem_type in (None, "regression")
+    known = {name: it for name, it in found if None not in it[: 2 - is_regression]}
     if not known:
         return []
     named, shares, asked = {}, [*known.values()], f"{DEFAULT_COVERAGE:.0%}"
-    if config.problem_type in (None, "regression"):
-        least, worst = float(np.mean([it[0] for it in shares])), min(it[1] for it in shares)
-        text = f"intervals of {asked} hold {least:.0%} on average, {worst:.0%} at worst"
+    if is_regression:
+        least = float(np.mean([it[0] for it in shares]))
+        worst = [it[1] for it in shares if it[1] is not None]
+        text = f"intervals of {asked} hold {least:.0%} on average"
+        text += f", {min(worst):.0%} at worst" if worst else ""
     elif config.label_name is not None:
         named = {name: it[1] for name, it in known.items()}
     else:
@@ -209,7 +215,9 @@ def _describe_folds(config: RMatConfig) -> list[str]:
         least = min(named.values())
         pairs = ", ".join(f"{share:.0%} of class {name}" for name, share in named.items())
         text = f"sets of {asked} hold {pairs}"
-    is_short = least < DEFAULT_COVERAGE - _TOLERANCE
+    num_rows = min(it for it in trust["num_rows"] if it)
+    error = (DEFAULT_COVERAGE * (1 - DEFAULT_COVERAGE) / num_rows) ** 0.5
+    is_short = least < DEFAULT_COVERAGE - max(_TOLERANCE, 2 * error)
     end = ": too few, so do not rely on them for molecules unlike those of training."
     return [f"Of a fold that took no part in them, {text}{end if is_short else '.'}"]
 
@@ -324,11 +332,13 @@ def _fit_errors(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the knots of the scale of errors, and the errors in its units, in order.
 
-    Each fold counts alike: of clusters one may have most rows, and these are predicted by what
-    little is left. So many of the errors are repeated or left out.
+    Each fold of 20 rows and more counts alike, and a smaller one by its rows: of clusters one may
+    have most rows, and these are predicted by what little is left. So many of the errors are
+    repeated or left out.
     """
     _, place, sizes = np.unique(folds, return_inverse=True, return_counts=True)
-    weights = len(folds) / len(sizes) / sizes[place]
+    weights = 1 / np.maximum(sizes, _ROWS_TO_JUDGE)[place]
+    weights /= weights.mean()
     knots, scales = fit_error_scale(errors, novelty, weights=weights)
     scores = errors / np.interp(novelty, knots, scales)
     order = np.argsort(scores, kind="stable")
@@ -342,15 +352,15 @@ def _judge_folds(
 ) -> list[list[float | None]]:
     """Return of each output which share of a fold the others' intervals or sets hold.
 
-    Of intervals the mean over folds, and the least; of classes that of all 0 and of all 1.
+    Of intervals the mean over folds, and the least; of classes that of all 0 and of all 1. `None`
+    where there are too few rows to tell.
     """
     found: list[list[float | None]] = []
     for idx, num_rows in enumerate(head.num_rows):
         known = ~np.isnan(targets[:, idx]) & (num_rows > 0)
         if head.is_regression:
             errors = _find_errors(held_out, targets)[known, idx]
-            shares = _judge_intervals(errors, novelty[known], folds=held_out.folds[known])
-            found.append([float(np.mean(shares)), min(shares)] if shares else [None, None])
+            found.append(_judge_intervals(errors, novelty[known], folds=held_out.folds[known]))
             continue
         rows = [known & (targets[:, idx] == label) for label in (0, 1)]
         # the lower a score of a 1 is, the stranger, and the higher one of a 0
@@ -361,8 +371,10 @@ def _judge_folds(
     return found
 
 
-def _judge_intervals(errors: np.ndarray, novelty: np.ndarray, *, folds: np.ndarray) -> list[float]:
-    shares = []
+def _judge_intervals(
+    errors: np.ndarray, novelty: np.ndarray, *, folds: np.ndarray
+) -> list[float | None]:
+    shares, sizes = [], []
     for fold in np.unique(folds):
         inside = folds == fold
         if (num_others := np.sum(~inside)) < MIN_ROWS:
@@ -371,16 +383,22 @@ def _judge_intervals(errors: np.ndarray, novelty: np.ndarray, *, folds: np.ndarr
         rank = int(np.ceil((num_others + 1) * DEFAULT_COVERAGE - 1e-9))
         ends = scores[rank - 1] * np.interp(novelty[inside], knots, scales)
         shares.append(float(np.mean(errors[inside] <= ends)))
-    return shares
+        sizes.append(min(int(inside.sum()), _ROWS_TO_JUDGE))
+    if not shares:
+        return [None, None]
+    large = [share for share, size in zip(shares, sizes, strict=True) if size == _ROWS_TO_JUDGE]
+    return [float(np.average(shares, weights=sizes)), min(large, default=None)]
 
 
 def _judge_sets(scores: np.ndarray, folds: np.ndarray) -> float | None:
     held: list[bool] = []
+    if len(scores) < _ROWS_TO_JUDGE:
+        return None
     for fold in np.unique(folds):
         others = np.sort(scores[folds != fold])
         ranks = np.searchsorted(others, scores[folds == fold], side="right") + 1
         held += (ranks / (len(others) + 1) > 1 - DEFAULT_COVERAGE).tolist()
-    return float(np.mean(held)) if held else None
+    return float(np.mean(held))
 
 
 def fit_error_scale(

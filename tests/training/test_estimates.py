@@ -178,6 +178,15 @@ def test_intervals_are_judged_by_what_they_hold(num_inside: int, verdict: str) -
     assert "100 measured" in text
 
 
+@pytest.mark.parametrize(("num_rows", "verdict"), [(4, "too few to judge"), (40, "too narrow")])
+def test_few_rows_give_no_verdict(num_rows: int, verdict: str) -> None:
+    labels = np.tile([0.5, 2.0], num_rows // 2)[:, None]
+    ends = {"lower": np.full_like(labels, -1.0), "upper": np.ones_like(labels)}
+    (text,) = judge_coverage("m", ends, labels=labels, label_names=["y"], coverage=0.9)
+    assert f"50% of {num_rows} measured" in text
+    assert verdict in text
+
+
 def test_sets_are_judged_for_each_class() -> None:
     labels = np.repeat([0.0, 1.0], 100)[:, None]
     # every 1 is held, of the 0 a half

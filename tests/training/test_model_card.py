@@ -1,5 +1,6 @@
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from rmat_hf.training.model_card import (
     save_pretraining_card,
 )
 from rmat_hf.training.pretraining import PretrainingTask
-from rmat_hf.training.report import PARITY_PLOT, FinetuningReport, save_run_report
+from rmat_hf.training.report import (
+    PARITY_PLOT,
+    FinetuningReport,
+    describe_principles,
+    save_run_report,
+)
+from rmat_hf.training.trust import HeldOut
 
 SIZES = {"train": 8, "valid": 4, "test": 5}
 PIXELS_PER_LABEL = 720
@@ -164,6 +171,17 @@ def test_card_tells_no_single_label(tmp_path: Path) -> None:
     assert f"mean {np.nanmean(labels):.3f}" in card
     for value in (np.nanmin(labels), np.nanmax(labels)):
         assert f"{value:.3f}" not in card
+
+
+def test_the_fit_of_a_head_that_repeats_its_rows_is_that_of_held_out_rows() -> None:
+    report = build_report(model="rmat-small", head="kernel", kernel_features=["vectors"])
+    report.metrics["out_of_fold"] = {"rmse": 0.25}
+    held_out = HeldOut(np.arange(12), np.zeros((12, 1)), None, np.arange(12) % 5)
+    text = describe_principles(replace(report, held_out=held_out))
+    assert "goodness of fit and robustness: train and valid, each predicted without its" in text
+    assert "0.250 (n 12)" in text
+    assert "kernel head repeats" in text
+    assert "goodness of fit: train" in describe_principles(build_report(head="network"))
 
 
 def test_card_tells_labels_units_data_and_sizes(tmp_path: Path) -> None:

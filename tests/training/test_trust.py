@@ -284,6 +284,29 @@ def test_a_large_fold_counts_no_more_than_a_small_one() -> None:
     assert model.config.trust["num_rows"] == [460]
 
 
+def test_a_fold_of_a_row_does_not_decide() -> None:
+    folds, errors = np.r_[np.repeat([0, 1], 200), 2], np.r_[np.full(400, 0.1), 5.0]
+    model = fit_folds(folds, errors, np.zeros(401), "regression")
+    scale = float(model.trust_head.scale_knots[0].max())
+    assert model.trust_head.find_quantiles(0.9)[0] * scale < 0.5
+    mean, worst = model.config.trust["fold_coverage"][0]
+    # the row itself is outside of what the others say, and is no worst fold
+    assert 0.95 < mean < 1
+    assert worst == 1.0
+
+
+@pytest.mark.parametrize(("num_rows", "is_short"), [(18, False), (120, True)])
+def test_few_rows_give_no_warning_of_intervals(num_rows: int, is_short: bool) -> None:
+    folds, errors = np.repeat([0, 1, 2], num_rows // 3), np.full(num_rows, 0.1)
+    # a half of the last fold
+    errors[-num_rows // 6 :] = 5.0
+    model = fit_folds(folds, errors, np.zeros(num_rows), "regression")
+    text = describe_trust(model.config)[-1]
+    assert "83%" in text
+    assert ("do not rely on them" in text) == is_short
+    assert ("at worst" in text) == (num_rows == 120)
+
+
 def test_the_card_says_where_sets_do_not_hold_for_a_fold() -> None:
     folds, labels = np.repeat([0, 1, 2], 60), np.tile([0.0, 1.0], 90)
     outputs = 4 * labels - 2
