@@ -20,7 +20,9 @@ REMOTE_CODE = "transformers_modules"
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
 # The same examples on every run; a busy machine is no failure.
-settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, print_blob=True, max_examples=50
+)
 settings.load_profile("repeatable")
 
 

@@ -36,11 +36,8 @@ def apply_edit(step: str, code: str, *, folder: Path) -> str:
     return name
 
 
-@pytest.mark.parametrize(
-    "is_input",
-    [pytest.param(True, marks=pytest.mark.slow), False],
-    ids=["atom feature", "all others"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("is_input", [True, False], ids=["atom feature", "all others"])
 def test_worked_examples_run_and_touch_at_most_two_files(is_input: bool, tmp_path: Path) -> None:
     package = tmp_path / "package"
     ignored = shutil.ignore_patterns("__pycache__", "*.png", "training_log.json")

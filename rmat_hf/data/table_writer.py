@@ -378,7 +378,8 @@ def count_failures(reasons: Iterable[str | None]) -> Counter[str]:
 
 def _generalize(reason: str) -> str:
     general = re.sub(r"'[^']*'", "'…'", reason.split("\n")[0])
-    return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"(while parsing|for input): .*", r"\1 …", general))
+    general = re.sub(r"(while parsing|for input): .*", r"\1 …", general)
+    return re.sub(r"\b\d+(\.\d+)?(e[-+]?\d+)?\b", "N", general)
 
 
 def summarize(counts: Counter[str]) -> dict[str, Any]:

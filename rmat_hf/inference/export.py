@@ -118,12 +118,6 @@ def export_onnx(
         >>> export.path.name, export.max_difference < 1e-4
         ('model.onnx', True)
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError as error:
-        raise UserError(f"{error}. Install the extra: pip install 'rmat-hf[onnx]'.") from error
     if isinstance(model.config, RMatKernelConfig):
         raise UserError("A kernel head is no ONNX program. Finetune with --head network.")
     if model.config.label_transforms is not None:
@@ -131,6 +125,12 @@ def export_onnx(
             "Labels that are learned as logarithms are not undone in an ONNX program. Finetune on "
             "a column of logarithms, without --label-transform."
         )
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise UserError(f"{error}. Install the extra: pip install 'rmat-hf[onnx]'.") from error
     path, program = Path(path), _Program(model).eval()
     batches = [dict(processor(list(smiles), return_tensors="pt")) for smiles in EXAMPLES]
     with _without_exporter_report():

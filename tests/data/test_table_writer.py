@@ -261,6 +261,9 @@ def test_keep_leaves_every_cell_as_it_is(tmp_path: Path, caplog: pytest.LogCaptu
 def test_reasons_are_counted_without_what_is_of_one_molecule() -> None:
     errors = ["cannot parse 'C1'", None, "cannot parse 'N1'", ""]
     assert count_failures(errors) == {"cannot parse '…'": 2, "": 2}
+    assert count_failures(["row 3: EC50 is 0.5", "row 41: EC50 is 1e-05"]) == {
+        "row N: EC50 is N": 2
+    }
     for smiles in (["C1CC", "CC2CCC"], ["C" * 20, "C" * 30]):
         outcomes = featurize_molecules(smiles, RMatProcessor(max_atoms=5))
         assert list(count_failures(outcome.failure for outcome in outcomes).values()) == [2]

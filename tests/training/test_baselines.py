@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,13 @@ SPLIT = SplitIndices(
 )
 
 
-@pytest.fixture(autouse=True)
-def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (FOREST, FOREST_BOTH):
-        grid = {**BASELINES[name].grid, "num_trees": (20,)}
-        monkeypatch.setitem(BASELINES, name, replace(BASELINES[name], grid=grid))
+@pytest.fixture(autouse=True, scope="module")
+def few_trees() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (FOREST, FOREST_BOTH):
+            grid = {**BASELINES[name].grid, "num_trees": (20,)}
+            patch.setitem(BASELINES, name, replace(BASELINES[name], grid=grid))
+        yield
 
 
 def fit(labels: np.ndarray, problem_type: str, **options: Any) -> dict[str, dict[str, Any]]:
@@ -75,8 +78,12 @@ def masses() -> np.ndarray:
     return np.array([Descriptors.MolWt(Chem.MolFromSmiles(smiles)) for smiles in SMILES])
 
 
-def test_all_models_learn_a_descriptor(masses: np.ndarray) -> None:
-    results = fit(masses, "regression")
+@pytest.fixture(scope="module")
+def results(masses: np.ndarray) -> dict[str, dict[str, Any]]:
+    return fit(masses, "regression")
+
+
+def test_all_models_learn_a_descriptor(results: dict[str, dict[str, Any]]) -> None:
     assert list(results) == list(SHOWN)
     for model in results.values():
         assert list(model) == [*PARTS, "setting"]
@@ -86,8 +93,7 @@ def test_all_models_learn_a_descriptor(masses: np.ndarray) -> None:
     assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
-def test_units_of_a_regression_do_not_matter(masses: np.ndarray) -> None:
-    results = fit(masses, "regression")
+def test_units_of_a_regression_do_not_matter(masses: np.ndarray, results: Any) -> None:
     scaled = fit(masses * 1000 + 5e6, "regression")
     for part in PARTS:
         for name in (SVM_COUNTS, SVM_BOTH):
@@ -95,25 +101,24 @@ def test_units_of_a_regression_do_not_matter(masses: np.ndarray) -> None:
             assert scaled[name][part]["rmse"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_test_labels_have_no_influence_on_the_fit(masses: np.ndarray) -> None:
+def test_test_labels_have_no_influence_on_the_fit(masses: np.ndarray, results: Any) -> None:
     changed = masses.copy()
     changed[SPLIT.test] = 0.5
-    results, other = fit(masses, "regression"), fit(changed, "regression")
+    other = fit(changed, "regression")
     for name in SHOWN:
         for part in ("train", "valid", "setting"):
             assert results[name][part] == other[name][part]
 
 
-def test_missing_labels_are_fitted_per_label(masses: np.ndarray) -> None:
+def test_missing_labels_are_fitted_per_label(masses: np.ndarray, results: Any) -> None:
     sparse = masses.copy()
     sparse[SPLIT.train[::2]] = np.nan
-    results = fit(np.stack([masses, sparse], axis=1), "regression")
-    for name, model in results.items():
+    together = fit(np.stack([masses, sparse], axis=1), "regression")
+    for name, model in together.items():
         assert list(model["test"]["per_label"]) == ["label 0", "label 1"]
         if name != MEAN:
             assert model["setting"]["label 1"]["num_train_rows"] == len(SPLIT.train) // 2
-    alone = fit(masses, "regression")
-    assert results[SVM_BOTH]["test"]["per_label"]["label 0"] == alone[SVM_BOTH]["test"]
+    assert together[SVM_BOTH]["test"]["per_label"]["label 0"] == results[SVM_BOTH]["test"]
 
 
 def test_three_classes_are_learned(masses: np.ndarray) -> None:
@@ -197,6 +202,8 @@ def test_the_setting_is_chosen_on_train_alone_and_the_mean_is_that_of_its_member
     outputs, settings = {}, {}
     for name in SHOWN:
         (outputs[name],), settings[name] = fit_baseline(name, SMILES, labels=masses, **options)
+        if name == MEAN:
+            continue
         (again,), setting = fit_baseline(name, SMILES, labels=changed, **options)
         assert setting == settings[name]
         np.testing.assert_array_equal(again, outputs[name])

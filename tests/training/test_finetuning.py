@@ -137,12 +137,9 @@ def test_a_run_leaves_one_complete_folder_that_predicts_what_it_reported(work: P
 
 
 def test_training_learns(work: Path) -> None:
-    untrained = run_finetuning(
-        build_arguments(work, num_train_epochs=1, learning_rate=1e-9, output_dir=str(work / "a"))
-    )
-    trained = run_finetuning(build_arguments(work, num_train_epochs=40, output_dir=str(work / "b")))
-    assert trained.metrics["train"]["rmse"] < 0.5 * untrained.metrics["train"]["rmse"]
-    assert trained.metrics["train"]["spearman"] > 0.8
+    train = run_finetuning(build_arguments(work, num_train_epochs=40)).metrics["train"]
+    assert train["r2"] > 0.75  # half the error of a model that has learned the mean alone
+    assert train["spearman"] > 0.8
 
 
 def test_the_saved_model_is_the_one_with_the_best_validation_metric(work: Path) -> None:

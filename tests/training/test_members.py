@@ -49,6 +49,7 @@ def test_every_member_is_the_run_of_its_seed(ensemble: Path, tmp_path: Path) -> 
     assert np.abs(alone[0] - alone[1]).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_folder_tells_what_members_and_ensemble_are_worth(ensemble: Path) -> None:
     metrics = json.loads((ensemble / "metrics.json").read_text())
     alone = json.loads((ensemble / "member_metrics.json").read_text())
@@ -90,7 +91,7 @@ def test_a_finished_member_is_not_trained_again(
 @pytest.fixture(scope="module")
 def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuningArguments]:
     arguments = build_arguments(
-        tmp_path_factory.mktemp("folds"), num_members=3, member_folds=True, seed=5
+        tmp_path_factory.mktemp("folds"), num_members=2, member_folds=True, seed=5
     )
     return run_finetuning(arguments).output_dir, arguments
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import operator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.objectives import load_objectives, save_objectives
 from rmat_hf.training.objectives.objective import Objective
 from rmat_hf.training.pretraining import (
+    PretrainingResult,
     PretrainingTask,
     build_pretraining_task,
     run_pretraining,
@@ -45,10 +47,19 @@ OWN_FILES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The copies that datasets makes go to the test's folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The copies that datasets makes go to a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> PretrainingResult:
+    """A run on contexts and descriptors at once."""
+    folder = tmp_path_factory.mktemp("joint")
+    return run_pretraining(build_pretraining_arguments(folder))
 
 
 def pretrain(folder: Path, **options: Any) -> Path:
@@ -77,33 +88,34 @@ def interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> 
 @pytest.mark.parametrize(
     ("objective", "stages"),
     [
-        ("contexts", {"contexts": {"context_loss"}}),
-        ("descriptors", {"descriptors": {"descriptor_loss"}}),
+        pytest.param("contexts", {"contexts": {"context_loss"}}, marks=pytest.mark.slow),
+        pytest.param("descriptors", {"descriptors": {"descriptor_loss"}}, marks=pytest.mark.slow),
         ("sequential", {"contexts": {"context_loss"}, "descriptors": {"descriptor_loss"}}),
         ("joint", {"joint": {"context_loss", "descriptor_loss"}}),
     ],
 )
 def test_a_run_leaves_one_folder_that_loads_everywhere(
-    tmp_path: Path, objective: Any, stages: dict[str, set[str]]
+    tmp_path: Path, joint: PretrainingResult, objective: Any, stages: dict[str, set[str]]
 ) -> None:
-    options = {}
+    result, place, options = joint, joint.output_dir.parent, {}
     if objective == "sequential":
         content = {**ARCHITECTURE, "pooling": "mean"}
         options["model_config"] = write_json(tmp_path / "mean_pooling.json", content)
-    result = run_pretraining(build_pretraining_arguments(tmp_path, objective=objective, **options))
-    folder = tmp_path / "run"
+    if objective != "joint":
+        arguments = build_pretraining_arguments(tmp_path, objective=objective, **options)
+        result, place = run_pretraining(arguments), tmp_path
+    folder = place / "run"
     assert result.output_dir == folder
     names = {path.name for path in folder.iterdir()}
-    assert names >= OWN_FILES
     code = {name for name in names if name.endswith(".py")}
     assert CODE_FILE in code
     assert names == OWN_FILES | code
-    assert not list(tmp_path.glob("run.*")) and not list(tmp_path.glob(".run*"))
+    assert not list(place.glob("run.*")) and not list(place.glob(".run*"))
 
-    arguments = json.loads((folder / "pretraining_arguments.json").read_text())
-    assert (arguments["corpus"], arguments["output_dir"]) == ("corpus", "run")
+    written = json.loads((folder / "pretraining_arguments.json").read_text())
+    assert (written["corpus"], written["output_dir"]) == ("corpus", "run")
     # the one that was computed with, not "auto"
-    assert arguments["precision"] in {"float32", "bfloat16"}
+    assert written["precision"] in {"float32", "bfloat16"}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == result.metrics
     log = json.loads((folder / "training_log.json").read_text())
@@ -133,8 +145,10 @@ def test_a_run_leaves_one_folder_that_loads_everywhere(
         )
 
 
-def test_a_pretrained_model_can_be_finetuned_and_embeds(tmp_path: Path) -> None:
-    folder = pretrain(tmp_path, objective="joint")
+def test_a_pretrained_model_can_be_finetuned_and_embeds(
+    tmp_path: Path, joint: PretrainingResult
+) -> None:
+    folder = joint.output_dir
     (tmp_path / "table").mkdir()
     arguments = build_tiny_arguments(
         *(tmp_path / "table", {"y": [len(smiles) for smiles in TABLE_SMILES]}),
@@ -156,8 +170,8 @@ def test_a_pretrained_model_can_be_finetuned_and_embeds(tmp_path: Path) -> None:
     assert np.isfinite(np.asarray(getattr(vectors, "values", vectors))).all()
 
 
-def test_a_model_continues_where_it_stood(tmp_path: Path) -> None:
-    folder = pretrain(tmp_path)
+def test_a_model_continues_where_it_stood(tmp_path: Path, joint: PretrainingResult) -> None:
+    folder = joint.output_dir
     (tmp_path / "more").mkdir()
     corpus = write_pretraining_corpus(
         tmp_path / "other", ["CCCl", "CCBr", "OCCCl", "CCCBr", "NCCCl", "CCCCBr"] * 3
