@@ -39,6 +39,7 @@ def build_arguments(source: Any, folder: Path, **options: Any) -> BenchmarkArgum
     return BenchmarkArguments(**fields | options)
 
 
+@pytest.mark.slow
 def test_every_step_has_a_row_with_figures_that_belong_together(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def hold_memory(num_mib: int) -> None:
     del held
 
 
+@pytest.mark.slow
 def test_peak_of_a_child_that_is_over_counts_and_shared_pages_count_once() -> None:
     shared = allocate(SIZE_MIB)
     idle = compute_memory_mib()

@@ -160,7 +160,7 @@ def cluster_with_rdkit(smiles: list[str], cutoff: float) -> dict[int, set[int]]:
     return {last - rows[0]: {last - row for row in rows} for rows in clusters}
 
 
-@pytest.mark.parametrize("cutoff", [0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("cutoff", [0.2, 0.6])
 def test_clusters_are_those_of_rdkit(cutoff: float) -> None:
     smiles = sorted(set(read_freesolv()))
     clusters: dict[int, set[int]] = {}
