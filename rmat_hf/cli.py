@@ -88,15 +88,18 @@ def finetune(arguments: Any) -> Report:
 
 def check(arguments: Any) -> Report:
     """Look through a table of molecules and labels; say what stands in it and what settles it."""
-    from rmat_hf.data.check_report import run_check
+    from rmat_hf.data.check_report import propose_finetuning, run_check
 
     report = run_check(arguments)
     print(report)
     for path in filter(None, [arguments.fix, arguments.html]):
         print(f"Wrote {path}.")
+    command = propose_finetuning(report, arguments)
+    print(f"Next: {command or 'name a label, rmat finetune --label-columns NAME'}")
     names = ("num_rows", "num_molecules", "smiles_column", "label_columns")
     findings = [report_fields(finding) for finding in report.findings]
-    return {**{name: getattr(report, name) for name in names}, "findings": findings}
+    found = {name: getattr(report, name) for name in names}
+    return {**found, "findings": findings, "command": command}
 
 
 def predict(arguments: Any) -> Report:
@@ -228,6 +231,10 @@ HELP = "\n".join(
 class FlagParser(argparse.ArgumentParser):
     """Parses the flags of a verb; a mistake is one line that says where to look."""
 
+    def knows(self, flag: str) -> bool:
+        """Tell whether the verb has a flag of this name."""
+        return flag in self._option_string_actions
+
     def error(self, message: str) -> NoReturn:
         """Raise a [`UserError`], with the flag that was probably meant."""
         hint, unknown = "", re.search(r"(?:arguments:|no verb) '?([\w-]+)", message)
@@ -281,13 +288,24 @@ def parse_flags(verb: str, words: list[str]) -> Any:
     Raises:
         UserError: A flag is unknown, missing or has a wrong value.
     """
-    values = vars(build_parser(verb).parse_args(words))
+    parser = build_parser(verb)
+    values = vars(parser.parse_args([_spell(word, parser) for word in words]))
     values.pop(JSON_FLAG, None)
     arguments = values.pop("arguments_class")(**values)
     cache_home = os.environ.get("XDG_CACHE_HOME")
     if cache_home and getattr(arguments, "feature_cache", None) == "default":
         return replace(arguments, feature_cache=str(Path(cache_home) / "rmat-hf" / "features"))
     return arguments
+
+
+def _spell(word: str, parser: FlagParser) -> str:
+    """Return a flag as the verb spells it: a table is `--dataset` here and `--input` there."""
+    flag, *value = word.split("=", 1)
+    for one, other in (("--input", "--dataset"), ("--dataset", "--input")):
+        spelled = flag.replace(one, other)
+        if not parser.knows(flag) and parser.knows(spelled):
+            return "=".join([spelled, *value])
+    return word
 
 
 def main() -> None:

@@ -98,7 +98,8 @@ def test_the_command_contract_from_table_to_predictions(table: Path, run_cli: Ru
     assert [row["smiles"] for row in rows] == ["C=C", "CCO", "C1CC", ""]
 
     output = table.parent / "e.parquet"
-    outcome = run_cli("embed", "--model", run, "--input", table, "--output", output)
+    # the table's flag is called as in `rmat finetune` too
+    outcome = run_cli("embed", "--model", run, "--dataset", table, "--output", output)
     assert outcome.exit_code == 0, outcome.error
     embedded = pq.read_table(output)
     assert embedded.column_names == ["smiles", "y", "z", "text", "part", "embedding", "error"]
@@ -113,6 +114,7 @@ def test_the_command_contract_from_table_to_predictions(table: Path, run_cli: Ru
         (["--label-columns", "y", "--smiles-column", "S"], "has no column 'S'"),
         (["--label-columns", "y", "--split-column", "z"], "'z'"),
         (["--label-columns", "y", "--dataset", "missing.csv"], "missing.csv"),
+        (["--label-columns", "y", "--input=absent.csv"], "absent.csv"),
         (["--label-columns", "y", "--model", "no/such/model"], "no/such/model"),
     ],
 )

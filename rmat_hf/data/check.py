@@ -1,6 +1,5 @@
 """check_table(...): what stands in a table of molecules and labels, and what settles it."""
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 from rdkit.Chem.Scaffolds import MurckoScaffold
@@ -22,21 +20,21 @@ from rmat_hf.data.columns import (
     find_number_styles,
     find_part_columns,
     find_smiles_column,
-    find_unit,
+    find_unit_columns,
+    find_units,
     is_empty,
     parse_cell,
     read_frame,
     read_inchi,
     with_plain_numbers,
 )
-from rmat_hf.data.frames import build_dataset
+from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import find_label_conflicts
-from rmat_hf.data.measurements import MANY_DECADES, find_odd_part, propose_label_transform
-from rmat_hf.data.sources import open_table
+from rmat_hf.data.measurements import find_odd_part, is_wide, propose_label_transform
 from rmat_hf.data.splits.column_splits import parse_time
 from rmat_hf.data.splits.parents import name_by_parent
 from rmat_hf.data.splits.parts import PART_WORDS, group_rows
-from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table
+from rmat_hf.data.tables import SMILES_COLUMN, Table
 from rmat_hf.errors import say_count
 from rmat_hf.model.features_rmat import (
     TEXT_AFTER_SMILES,
@@ -49,6 +47,7 @@ MAX_ATOMS = 256
 # Rows that a line of the report names.
 _NUM_NAMED_ROWS = 5
 _FEW_ROWS = 50
+_FEWEST_IN_FOLDS = 10
 _FEW_LABELS = 10
 # Molecules as alike as analogs, and how many of them are compared with each other.
 _CLIFF_SIMILARITY = 0.85
@@ -67,6 +66,7 @@ class Finding:
         rows (`tuple[int, ...]`): Positions in the table, from 0; empty for what is of all rows.
         way_out (`str`): The flag of `rmat finetune` that settles it, or what to do.
         is_serious (`bool`): Whether rows or labels are lost, or a result would mislead.
+        flags (`dict[str, tuple[str, ...]]`): Those that `rmat check` proposes.
     """
 
     topic: str
@@ -74,6 +74,7 @@ class Finding:
     rows: tuple[int, ...] = ()
     way_out: str = ""
     is_serious: bool = False
+    flags: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class TableReport:
         smiles_column (`str`): Column of SMILES.
         label_columns (`list[str]`): Labels, named or found.
         covariate_columns (`list[str]`): Other numbers, which say more of a row than its molecule.
-        label_units (`dict[str, str]`): Units in the names of columns.
+        label_units (`dict[str, str]`): Units in the names of columns, or beside them.
+        label_transforms (`dict[str, str]`): What labels of numbers are best learned as.
         useless_labels (`list[str]`): Labels with nothing to learn.
         binary_labels (`list[str]`): Labels that are yes or no.
         findings (`list[Finding]`): In the order of `CHECKS`.
@@ -105,6 +107,7 @@ class TableReport:
     label_columns: list[str]
     covariate_columns: list[str]
     label_units: dict[str, str]
+    label_transforms: dict[str, str]
     useless_labels: list[str]
     binary_labels: list[str]
     findings: list[Finding]
@@ -129,10 +132,8 @@ class TableReport:
             lines.append(f"{mark} {finding.message}{describe_rows(finding.rows)}")
             lines += [f"    {finding.way_out}"] if finding.way_out else []
         num_serious = sum(finding.is_serious for finding in self.findings)
-        lines += [
-            "",
-            f"{say_count(len(self.findings), 'finding')}; {num_serious} (!) cost rows or trust.",
-        ]
+        found = say_count(len(self.findings), "finding")
+        lines += ["", f"{found}; {num_serious} (!) cost{'s' * (num_serious == 1)} rows or trust."]
         lines.append("Rows are counted from 0, without the header: line 2 of a sheet is row 0.")
         return "\n".join(lines)
 
@@ -167,6 +168,7 @@ class Examined:
         if not label_columns:
             found = find_label_columns(self.frame, others=known)
             self.label_columns, self.covariate_columns = found
+        self.units = find_units(self.frame, self.label_columns)
         self.styles = find_number_styles(table, self.label_columns)
         plain = with_plain_numbers(table.select(self.label_columns), self.label_columns)
         cells = read_frame(plain) if self.label_columns else self.frame[[]]
@@ -197,6 +199,14 @@ class Examined:
         names = name_by_parent([self.smiles[row] for row in self.known_rows], mols=mols)
         self.parent_of_row = dict(zip(self.known_rows, names, strict=True))
 
+    @cached_property
+    def transforms(self) -> dict[str, str]:
+        """What each label of numbers is best learned as."""
+        return {
+            name: propose_label_transform(self.values(name), self.units[name])
+            for name in self.number_columns
+        }
+
     def values(self, column: str) -> pd.Series:
         """Return the exact numbers of a label of rows with a molecule."""
         numbers = self.numbers[column].where(self.relations[column] == "")
@@ -222,17 +232,6 @@ class Examined:
     def find_rows(self, holds: Callable[[Chem.Mol], bool]) -> tuple[int, ...]:
         """Return the rows whose molecule is so."""
         return tuple(row for row, mol in enumerate(self.mols) if mol is not None and holds(mol))
-
-
-def _open(dataset: Any, *, revision: str | None) -> Table:
-    """Return rows in memory, or those behind a name, as a table."""
-    if isinstance(dataset, Table):
-        return dataset
-    if isinstance(dataset, str | os.PathLike):
-        return open_table(dataset, revision=revision, joins_splits=True)
-    rows = build_dataset(dataset) if isinstance(dataset, pd.DataFrame) else dataset
-    chunks = rows.with_format("arrow").iter(batch_size=1000)
-    return build_table(pa.concat_tables(chunks), source="The table")
 
 
 # The checks, each for one topic
@@ -351,19 +350,15 @@ def _quote(names: Sequence[str]) -> str:
 
 
 def _check_units(table: Examined) -> Iterator[Finding]:
-    for name in table.frame:
-        if "unit" in name.lower() and name not in table.label_columns:
-            units = Counter(table.frame[name].str.strip())
-            units.pop("", None)
-            if len(units) > 1:
-                common = units.most_common(1)[0][0]
-                rows = np.flatnonzero(~table.frame[name].str.strip().isin([common, ""]))
-                listed = ", ".join(f"{count} {unit!r}" for unit, count in units.items())
-                message = f"{name!r} names several units: {listed}"
-                way_out = "Convert them to one before training."
-                yield Finding("units", message, tuple(rows.tolist()), way_out, True)
-    for column in table.label_columns:
-        unit = find_unit(column)
+    for name, cells in find_unit_columns(table.frame).items():
+        units = Counter(cells[cells != ""])
+        if len(units) > 1:
+            rows = np.flatnonzero(~cells.isin([units.most_common(1)[0][0], ""]))
+            listed = ", ".join(f"{count} {unit!r}" for unit, count in units.items())
+            message = f"{name!r} names several units: {listed}"
+            way_out = "Convert them to one before training."
+            yield Finding("units", message, tuple(rows.tolist()), way_out, True)
+    for column, unit in table.units.items():
         if unit:
             message = f"{column!r} is in {unit}"
             yield Finding("units", message, (), f"--label-units {unit}, which is taken without")
@@ -395,12 +390,11 @@ def _check_jumps(table: Examined) -> Iterator[Finding]:
 
 
 def _check_skew(table: Examined) -> Iterator[Finding]:
-    for column in table.label_columns:
-        values, unit = table.values(column), find_unit(column)
-        transform = propose_label_transform(values, unit)
+    for column, transform in table.transforms.items():
         if transform != "none":
+            values = table.values(column)
             decades = np.ptp(np.log10(values))
-            units = f" --label-units {unit}" if transform == "pIC50" else ""
+            units = f" --label-units {table.units[column]}" if transform == "pIC50" else ""
             message = (
                 f"{column!r} goes over {decades:.1f} decades, {values.min():g} to "
                 f"{values.max():g}: a model of the numbers learns the largest alone"
@@ -441,7 +435,8 @@ def _check_replicates(table: Examined) -> Iterator[Finding]:
             "Rows of equal SMILES are left out: --conflict-tolerance 1 keeps more, --replicates "
             "median all."
         )
-        yield Finding("replicates", message, rows, way_out, True)
+        flags = {"--replicates": ("median",)}
+        yield Finding("replicates", message, rows, way_out, True, flags)
 
 
 def _check_fragments(table: Examined) -> Iterator[Finding]:
@@ -453,14 +448,15 @@ def _check_fragments(table: Examined) -> Iterator[Finding]:
     salts = table.find_rows(lambda mol: len(Chem.GetMolFrags(mol)) > 1)
     ions = table.find_rows(lambda mol: Chem.GetFormalCharge(mol) != 0)
     salts, alone = tuple(sorted({*salts} - {*mixtures})), tuple(sorted({*ions} - {*salts}))
-    flag = "--standardize largest_fragment uncharge"
+    steps = ("largest_fragment", "uncharge")
     if mixtures:
         message = "Mixtures of several large molecules"
         yield Finding("fragments", message, mixtures, "Which has the label?", True)
-    if salts:
-        yield Finding("fragments", "Salts and solvates", salts, flag)
-    if alone:
-        yield Finding("fragments", "Ions", alone, flag)
+    for message, rows in {"Salts and solvates": salts, "Ions": alone}.items():
+        if rows:
+            flags = {"--standardize": steps}
+            way_out = f"--standardize {' '.join(steps)}"
+            yield Finding("fragments", message, rows, way_out, flags=flags)
 
 
 def _check_tautomers(table: Examined) -> Iterator[Finding]:
@@ -479,7 +475,8 @@ def _check_tautomers(table: Examined) -> Iterator[Finding]:
             f"{say_count(len(rows), 'molecule')} written in several forms (tautomers or charges)"
         )
         of_all = tuple(row for group in rows for row in group)
-        yield Finding("tautomers", message, of_all, "--standardize uncharge tautomer")
+        flags = {"--standardize": ("uncharge", "tautomer")}
+        yield Finding("tautomers", message, of_all, "--standardize uncharge tautomer", flags=flags)
 
 
 def _check_stereo(table: Examined) -> Iterator[Finding]:
@@ -499,7 +496,7 @@ def _check_cliffs(table: Examined) -> Iterator[Finding]:
     fingerprints = {row: generator.GetFingerprint(table.mols[row]) for row in known}
     for column in table.label_columns:
         values = table.values(column)
-        values = np.log10(values) if _is_wide(values) else values
+        values = np.log10(values) if is_wide(values) else values
         rows, spread = list(values.index), values.std()
         if not spread or values.nunique() < 3:
             continue
@@ -520,10 +517,6 @@ def _check_cliffs(table: Examined) -> Iterator[Finding]:
             )
 
 
-def _is_wide(values: pd.Series) -> bool:
-    return len(values) > 2 and values.min() > 0 and np.ptp(np.log10(values)) >= MANY_DECADES
-
-
 def _check_parts(table: Examined) -> Iterator[Finding]:
     for column in table.part_columns:
         words = table.frame[column].str.strip().str.lower()
@@ -531,11 +524,13 @@ def _check_parts(table: Examined) -> Iterator[Finding]:
         counts = Counter(parts)
         listed = ", ".join(f"{counts[name]} {name or 'without one'}" for name in counts)
         missing = "" if "valid" in counts else " Valid is taken of train by --split."
-        flag = f"--split-column {column}.{missing}"
-        yield Finding("parts", f"Column {column!r} gives parts: {listed}", (), flag)
         parents = pd.Series(table.parent_of_row, dtype=object)
         of_parents = parts.loc[parents.index].groupby(parents).transform("nunique")
-        if (of_parents > 1).any():
+        is_leaking = bool((of_parents > 1).any())
+        flags = {} if is_leaking else {"--split-column": (column,)}
+        text = f"--split-column {shlex.quote(column)}.{missing}"
+        yield Finding("parts", f"Column {column!r} gives parts: {listed}", (), text, flags=flags)
+        if is_leaking:
             leaking = of_parents[of_parents > 1]
             yield Finding(
                 "parts",
@@ -565,12 +560,15 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
             f"largest scaffold has {largest:.0%} of the rows",
             (),
             f"--split: {', '.join(allowed) or 'too few molecules'}",
+            flags={"--split": ("scaffold",)} if len(scaffolds) >= 10 and largest <= 0.5 else {},
         )
     if (num_rows := len(table.known_rows)) < _FEW_ROWS:
         message = (
             f"{say_count(num_rows, 'row')} with a molecule: a tenth of them as test says little"
         )
-        yield Finding("splits", message, (), "--split kfold, or more rows.", is_serious=True)
+        flags = {"--split": ("kfold",), "--num-folds": ("5",), "--fold": ("0",)}
+        flags = flags if num_rows >= _FEWEST_IN_FOLDS else {}
+        yield Finding("splits", message, (), "--split kfold, or more rows.", True, flags)
 
 
 def _holds_times(cells: pd.Series) -> bool:
@@ -640,7 +638,7 @@ def check_table(
 
     ```
     """
-    table = _open(dataset, revision=revision)
+    table = open_rows(dataset, revision=revision)
     with_inchi = read_inchi(table) if smiles_column == SMILES_COLUMN else None
     return look_through(
         with_inchi or table,
@@ -688,7 +686,8 @@ def look_through(
         smiles_column=smiles_column,
         label_columns=labels,
         covariate_columns=examined.covariate_columns,
-        label_units={name: find_unit(name) for name in labels},
+        label_units=examined.units,
+        label_transforms=examined.transforms,
         useless_labels=[name for name in labels if examined.count_values(name) < 2],
         binary_labels=[name for name in labels if {*examined.values(name)} == {0.0, 1.0}],
         findings=findings,

@@ -1,6 +1,7 @@
 """What `rmat check` writes: a cleaned copy with the list of its changes, and a page of findings."""
 
 import html
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,8 @@ from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
 from rmat_hf.data.check import TableReport, check_table, describe_rows
-from rmat_hf.data.columns import is_empty, parse_cell, rewrite_number
-from rmat_hf.data.measurements import MANY_DECADES
+from rmat_hf.data.columns import INCHI_NOTE, is_empty, parse_cell, rewrite_number
+from rmat_hf.data.measurements import is_wide
 from rmat_hf.data.tables import SMILES_COLUMN
 from rmat_hf.errors import UserError
 from rmat_hf.flags import declare_flag, declare_positional, validate_flags
@@ -20,6 +21,8 @@ from rmat_hf.output_folder import open_atomically
 
 _MOST_DRAWINGS = 6
 _NUM_BARS = 24
+# What a column of parts takes the place of.
+_FLAGS_OF_SPLITS = ("--split", "--num-folds", "--fold")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 section { border-top: 1px solid #ccc; padding: .6rem 0 } .serious h3::before { content: "! " }
@@ -133,6 +136,62 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
     return frame, pd.DataFrame(sorted(changes), columns=columns)
 
 
+def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:
+    """Return the line for a shell that finetunes on a table as its findings say.
+
+    Of the cleaned copy, if one was asked for, or is needed. Without labels there is none.
+    """
+    labels = _choose_flags_of_labels(report)
+    if not labels:
+        return ""
+    dataset, first = arguments.fix or arguments.input, ""
+    if INCHI_NOTE in report.description and not arguments.fix:
+        dataset, first = "clean.csv", f"rmat check {shlex.quote(dataset)} --fix clean.csv && "
+    is_given = dataset == arguments.input
+    revision = arguments.input_revision if is_given else None
+    flags = {
+        "--dataset": [dataset],
+        "--dataset-revision": [revision] if revision else [],
+        "--smiles-column": [report.smiles_column] * (report.smiles_column != SMILES_COLUMN),
+        **labels,
+    }
+    flags["--smiles-column"] *= is_given
+    for finding in report.findings:
+        for flag, values in finding.flags.items():
+            # steps of several findings go together, of other flags the first is taken
+            known = flags.get(flag, [])
+            is_of_steps = flag == "--standardize" or not known
+            flags[flag] = [*dict.fromkeys([*known, *values])] if is_of_steps else known
+    if "--split-column" in flags:
+        flags = {flag: it for flag, it in flags.items() if flag not in _FLAGS_OF_SPLITS}
+    flags["--output-dir"] = [f"runs/{Path(dataset).stem}"]
+    words = ["rmat", "finetune"]
+    for flag, values in flags.items():
+        # a name that begins with a dash would be read as a flag
+        has_dash = any(value.startswith("-") for value in values)
+        words += [f"{flag}={it}" for it in values] if has_dash else [flag, *values] * bool(values)
+    return first + shlex.join(words)
+
+
+def _choose_flags_of_labels(report: TableReport) -> dict[str, list[str]]:
+    useful = [name for name in report.label_columns if name not in report.useless_labels]
+    numbers = [name for name in useful if name in report.label_transforms]
+    # of classes in words a model learns one column
+    labels = numbers or useful[:1]
+    binary = [name for name in numbers if name in report.binary_labels]
+    is_mixed = len(binary) < len(numbers)
+    units = [report.label_units[name] for name in labels]
+    transforms = [report.label_transforms.get(name, "none") for name in labels]
+    flags = {
+        "--label-columns": labels,
+        "--problem-type": [] if is_mixed else ["classification"],
+        "--class-columns": binary if is_mixed else [],
+        "--label-units": units if any(units) else [],
+        "--label-transform": transforms if {*transforms} != {"none"} else [],
+    }
+    return flags if labels else {}
+
+
 def _plain(text: str, *, style: str) -> str:
     plain = rewrite_number(text, style).strip()
     return "" if is_empty(plain) or np.isnan(parse_cell(plain)[1]) else plain
@@ -175,17 +234,17 @@ def _draw_histogram(numbers: np.ndarray) -> str:
     values = numbers[np.isfinite(numbers)]
     if not len(values):
         return ""
-    is_wide = values.min() > 0 and np.ptp(np.log10(values)) >= MANY_DECADES
-    counts, edges = np.histogram(np.log10(values) if is_wide else values, bins=_NUM_BARS)
+    in_decades = is_wide(values)
+    counts, edges = np.histogram(np.log10(values) if in_decades else values, bins=_NUM_BARS)
     bars = "".join(
         f"<rect x='{16 * idx}' y='{60 * (1 - count / counts.max()):.1f}' width='14' "
         f"height='{60 * count / counts.max():.1f}' fill='#4878a8'/>"
         for idx, count in enumerate(counts)
     )
-    low, high = (f"{10**edge:.3g}" if is_wide else f"{edge:.3g}" for edge in (edges[0], edges[-1]))
-    scale = ", logarithmic" if is_wide else ""
+    low, high = (10**edges if in_decades else edges)[[0, -1]]
+    scale = ", logarithmic" if in_decades else ""
     width = 16 * _NUM_BARS
     return (
-        f"<svg width='{width}' height='60'>{bars}</svg><p>{low} to {high}{scale}, "
+        f"<svg width='{width}' height='60'>{bars}</svg><p>{low:.3g} to {high:.3g}{scale}, "
         f"{len(values)} values</p>"
     )

@@ -56,6 +56,12 @@ _NAME_OF_ROWS = re.compile(
     r"cluster|unnamed: \d+)$|^(unnamed: \d+|)$|[a-z]ID$|^#",
     re.IGNORECASE,
 )
+# What a compound is called.
+_NAME_OF_COMPOUND = re.compile(
+    r"^(id|name|title|compound|molecule|cid|cas)$|(compound|molecule|mol|chembl|sample)[\s_.-]*"
+    r"(id|name|no|nr|number)$|[a-z]ID$",
+    re.IGNORECASE,
+)
 # Numbers that belong to a measurement or follow from the molecule, beside others that are labels.
 _COVARIATE = re.compile(
     r"(^|[\s_(\[.,/-])(ph|temp\w*|conc(entration)?|dose|incubation|count|n|reps?|replicates?|"
@@ -213,6 +219,11 @@ def find_label_columns(
     return labels, [name for name in names if name not in labels]
 
 
+def find_name_column(columns: Iterable[str]) -> str | None:
+    """Return the column that says what compounds are called, if one is named so."""
+    return next((it for it in columns if _NAME_OF_COMPOUND.search(it.strip())), None)
+
+
 def _holds_labels(cells: pd.Series) -> bool:
     texts = [text for text in cells if not is_empty(text)]
     style = find_number_style(texts, is_european=True)
@@ -228,6 +239,20 @@ def find_unit(column: str) -> str:
     """Return the unit in the name of a column, as in `IC50 (nM)`; empty if there is none."""
     found = _UNIT.search(column)
     return found["unit"].replace("μ", "u").replace("µ", "u") if found else ""
+
+
+def find_unit_columns(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return the cells of columns that name units."""
+    return {it: frame[it].str.strip() for it in frame if "unit" in it.lower()}
+
+
+def find_units(frame: pd.DataFrame, label_columns: Sequence[str]) -> dict[str, str]:
+    """Return the unit in the name of each label, or of a single one that in a column of one."""
+    units = {name: find_unit(name) for name in label_columns}
+    beside = [{*cells} - {""} for cells in find_unit_columns(frame).values()]
+    if [len(units), *map(len, beside)] == [1, 1] and not any(units.values()):
+        return dict.fromkeys(units, find_unit(beside[0].pop()))
+    return units
 
 
 # Numbers as they are written elsewhere

@@ -1,12 +1,15 @@
-"""pandas in, pandas out: the molecules of a table, its rows, and new columns beside them."""
+"""Rows in memory as tables; pandas in, pandas out: molecules of a table, columns beside them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 
-from rmat_hf.data.tables import SMILES_COLUMN, validate_columns
+from rmat_hf.data.sources import open_table
+from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table, validate_columns
 from rmat_hf.errors import UserError
 
 FRAME_NAME = "The table"
@@ -56,3 +59,15 @@ def build_dataset(frame: pd.DataFrame) -> datasets.Dataset:
     ]
     as_text = {name: frame[name].astype("string") for name in mixed}
     return datasets.Dataset.from_pandas(frame.assign(**as_text), preserve_index=False)
+
+
+def open_rows(dataset: Any, *, revision: str | None = None) -> Table:
+    """Return the table behind a name, with the splits that it has, or rows in memory as a table."""
+    if isinstance(dataset, Table):
+        return dataset
+    if isinstance(dataset, str | os.PathLike):
+        return open_table(dataset, revision=revision, joins_splits=True)
+    is_frame = isinstance(dataset, pd.DataFrame)
+    rows = build_dataset(dataset) if is_frame else dataset
+    chunks = rows.with_format("arrow").iter(batch_size=1000)
+    return build_table(pa.concat_tables(chunks), source=FRAME_NAME if is_frame else "The data set")

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,9 @@ _MOST_CATEGORIES = 100
 # How the labels of several rows of a molecule become those of one; "keep": they do not.
 REPLICATES = {"keep": None, "mean": np.mean, "median": np.median}
 # Decades of a label that is better learned as its logarithm.
-MANY_DECADES = 3.0
+_MANY_DECADES = 3.0
+# What a column of concentrations measures, in its name.
+_ASSAY = re.compile(r"(?<![A-Za-z])([A-Z]{2}50|Ki|Kd|Km|MIC)(?![A-Za-z0-9])")
 # Of values in another unit: how many, words of a column that may tell them, decades without any.
 _LEAST_ODD = 5
 _MOST_WORDS = 10
@@ -120,6 +123,14 @@ class LabelOptions:
         return Bound(learned, relation=swapped)
 
 
+def name_learned(label: str, transform: str) -> str:
+    """Return a label as it is learned: `pKi of Ki (nM)`, `log10 of x`, or its own name."""
+    if transform == "none":
+        return label
+    found = _ASSAY.search(label) if transform == "pIC50" else None
+    return f"p{found[0]} of {label}" if found else f"{transform} of {label}"
+
+
 def find_transform_problem(options: LabelOptions) -> str | None:
     """Return what is wrong with the transforms of labels, if anything."""
     transforms = options.label_transforms
@@ -148,14 +159,17 @@ def propose_label_transform(values: Iterable[float], unit: str = "") -> str:
         logarithms are less skewed, `"pIC50"` of concentrations and else `"log10"`.
     """
     known = np.array([float(it) for it in values if it == it])
-    if len(known) < 3 or known.min() <= 0:
+    if not is_wide(known):
         return "none"
-    logs = np.log10(known)
-    is_wide = np.ptp(logs) >= MANY_DECADES
-    skews = [abs(pd.Series(it).skew()) for it in (known, logs)]
-    if not is_wide or skews[1] >= skews[0]:
+    skews = [abs(pd.Series(it).skew()) for it in (known, np.log10(known))]
+    if skews[1] >= skews[0]:
         return "none"
     return "pIC50" if unit in MOLAR_UNITS else "log10"
+
+
+def is_wide(values: Any) -> bool:
+    """Tell whether numbers are positive and go over many decades."""
+    return len(values) > 2 and values.min() > 0 and np.ptp(np.log10(values)) >= _MANY_DECADES
 
 
 def find_odd_part(logs: pd.Series, others: pd.DataFrame) -> tuple[str, tuple[int, ...]] | None:

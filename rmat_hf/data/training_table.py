@@ -24,6 +24,7 @@ from rmat_hf.data.featurization import (
     featurize_molecules,
     validate_processor,
 )
+from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import (
     LISTS,
     LabelError,
@@ -43,7 +44,6 @@ from rmat_hf.data.measurements import (
     merge_replicates,
     parse_weights,
 )
-from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.column_splits import find_unread_cells, parse_split_cells
 from rmat_hf.data.splits.parents import name_by_parent
 from rmat_hf.data.splits.registry import GROUP_COLUMN
@@ -157,9 +157,9 @@ def load_training_table(
     # without a label to learn, the column of SMILES is no other than that of labels
     _validate_names(smiles_column, label_columns or [smiles_column], problem_type=problem_type)
     if isinstance(dataset, Rows):
-        table, kinds = read_rows(dataset), [dataset.features]
+        table, kinds = open_rows(dataset), [dataset.features]
     else:
-        table = open_table(dataset, revision=revision, joins_splits=True)
+        table = open_rows(dataset, revision=revision)
         kinds = [datasets.Features.from_arrow_schema(it) for it in _read_schemas(table)]
     split_column = split_column or table.split_column
     smiles_column = find_smiles_column(table, smiles_column)
@@ -184,12 +184,6 @@ def load_training_table(
         featurized=featurized,
         **options,
     )
-
-
-def read_rows(dataset: Rows) -> Table:
-    """Return the rows of a data set as a table in memory."""
-    chunks = dataset.with_format("arrow").iter(batch_size=CHUNK_SIZE)
-    return build_table(pa.concat_tables(chunks), source="The data set")
 
 
 def _read_schemas(table: Table) -> list[pa.Schema]:

@@ -18,6 +18,7 @@ from rdkit import Chem
 from rmat_hf.data.columns import find_smiles_column, with_plain_numbers
 from rmat_hf.data.frames import FRAME_NAME, build_dataset
 from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, parse_number
+from rmat_hf.data.measurements import name_learned
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.table_writer import Predictions
@@ -347,16 +348,13 @@ class _Task:
 
     @property
     def learned_names(self) -> list[str]:
-        """The labels as they are scored, as `pIC50 of Ki (nM)`."""
-        pairs = zip(self.label_names, self.transforms, strict=True)
-        return [name if it == "none" else f"{it} of {name}" for name, it in pairs]
+        """The labels as they are scored."""
+        return [*map(name_learned, self.label_names, self.transforms)]
 
     def describe(self) -> list[str]:
         """Return what to know of the labels that are scored as something else."""
-        pairs = zip(self.label_names, self.transforms, strict=True)
-        return [
-            f"{name} is scored as {it}, as it was learned." for name, it in pairs if it != "none"
-        ]
+        names = [it for it in self.learned_names if it not in self.label_names]
+        return [f"Scored as it was learned: {name}." for name in names]
 
     def arrange(self, found: Predictions, quantiles: np.ndarray | None) -> Method:
         """Return what a model predicts in the order of the task's outputs."""

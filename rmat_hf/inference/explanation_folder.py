@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.dataset import dataset as open_dataset
 
+from rmat_hf.data.columns import find_name_column
 from rmat_hf.data.shards import ROW_COLUMN
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.table_writer import ERROR_COLUMN, ColumnKind, build_output_schema
@@ -277,7 +278,9 @@ def _build_card(row: Mapping[str, Any], *, screen: Any) -> str:
     cells = "".join(f"<tr><td>{escape(a)}</td><td class='n'>{b}</td></tr>" for a, b in lines)
     # of an SDF file there is none
     smiles = escape(str(row.get(screen.arguments.smiles_column) or ""))
+    name = row.get(find_name_column(row) or "")
+    title = f"row {row[ROW_COLUMN]}" + ("" if name is None else f" <b>{escape(str(name))}</b>")
     return (
-        f"<article><p>row {row[ROW_COLUMN]} <code>{smiles}</code></p>{row[PICTURE_COLUMN]}"
+        f"<article><p>{title} <code>{smiles}</code></p>{row[PICTURE_COLUMN]}"
         f"<table>{cells}</table></article>"
     )

@@ -7,12 +7,11 @@ from typing import Any
 from datasets import IterableDataset
 
 from rmat_hf.data.check import TableReport, look_through
+from rmat_hf.data.frames import open_rows
 from rmat_hf.data.measurements import find_transform_problem
-from rmat_hf.data.sources import open_table
 from rmat_hf.data.stored_features import has_features
 from rmat_hf.data.table_files import HUB_PREFIX
-from rmat_hf.data.tables import Table
-from rmat_hf.data.training_table import Rows, read_rows
+from rmat_hf.data.training_table import Rows
 from rmat_hf.errors import UserError, say_count
 from rmat_hf.training.arguments import CLASSIFICATION, FinetuningArguments
 
@@ -39,7 +38,8 @@ def prepare_arguments(
     """
     if isinstance(rows, IterableDataset):
         return _take_as_given(arguments)
-    table = _open(arguments, rows)
+    revision = arguments.dataset_revision
+    table = open_rows(arguments.dataset if rows is None else rows, revision=revision)
     is_remote = any(file.startswith(HUB_PREFIX) for file in table.files)
     is_other = has_features(table.schema) or is_remote or arguments.level == "atom"
     if is_other or table.num_rows > _MOST_CHECKED_ROWS:
@@ -79,12 +79,6 @@ def _take_as_given(arguments: FinetuningArguments) -> FinetuningArguments:
             "not looked for. Name --label-columns, and the --problem-type in full."
         )
     return arguments
-
-
-def _open(arguments: FinetuningArguments, rows: Rows | None) -> Table:
-    if rows is not None:
-        return read_rows(rows)
-    return open_table(arguments.dataset, revision=arguments.dataset_revision, joins_splits=True)
 
 
 def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[str, Any]:

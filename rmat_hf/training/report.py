@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from rmat_hf.data.measurements import name_learned
 from rmat_hf.errors import say_count
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ELEMENT_SYMBOLS
@@ -216,8 +217,7 @@ def describe_learned(config: RMatConfig) -> list[str]:
     names = describe_labels(config)
     transforms = config.label_transforms or ["none"] * len(names)
     return [
-        name if transform == "none" else f"{transform} of {name}"
-        for name, transform in zip(names, transforms, strict=True)
+        name_learned(name, transform) for name, transform in zip(names, transforms, strict=True)
     ]
 
 
@@ -249,7 +249,7 @@ def describe_rows(
     columns = zip(arguments.label_columns, units, transforms, labels.T, strict=True)
     for name, unit, transform, column in columns:
         if transform != "none":
-            name, unit = f"{transform} of {name}", ""
+            name, unit = name_learned(name, transform), ""
         known = column[~np.isnan(column)]
         if arguments.problem_type == "regression":
             mean = known.mean() if abs(known.mean()) > 1e-9 * known.std() else 0.0

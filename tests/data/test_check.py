@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +6,15 @@ import pandas as pd
 import pytest
 
 from rmat_hf import check_table
+from rmat_hf.cli import parse_flags
 from rmat_hf.data.check import CHECKS, Finding, TableReport
-from rmat_hf.data.check_report import CheckArguments, build_page, fix_table, run_check
+from rmat_hf.data.check_report import (
+    CheckArguments,
+    build_page,
+    fix_table,
+    propose_finetuning,
+    run_check,
+)
 from rmat_hf.data.training_table import load_training_table
 from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -86,6 +94,52 @@ def test_the_cleaned_copy_is_learned_as_the_table_itself(
         ["CC(N)C(=O)O alanine", "CC(N)C(=O)O"]
     ]
     assert check_table(fixed).num_molecules == 5
+
+
+INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
+
+
+@pytest.mark.parametrize(
+    ("content", "flags"),
+    [
+        (
+            CONTENT,
+            {
+                "smiles_column": "Canonical Smiles",
+                "label_columns": ["IC50 (nM)"],
+                "label_units": ["nM"],
+                "label_transform": ["pIC50"],
+                "replicates": "median",
+                "standardize": ["largest_fragment", "uncharge", "tautomer"],
+                "split_column": None,  # parts that leak
+            },
+        ),
+        (
+            "smiles,-logS,active,series,Set\nC,-1.5,yes,1,train\nCC,2,no,1,val\nO,.1,no,1,test\n",
+            {
+                "label_columns": ["-logS", "active"],
+                "class_columns": ["active"],
+                "problem_type": "regression",
+                "split_column": "Set",
+            },
+        ),
+        (
+            "smiles,Standard Value,Standard Units\nC,1,nM\nCC,20,nM\nO,5000,nM\nN,3,nM\n",
+            {"label_units": ["nM"], "label_transform": ["pIC50"]},
+        ),
+        ("smiles,toxic\nC,yes\nCC,no\n", {"problem_type": "classification"}),
+        (f"id;InChI;y\n1;{INCHI};2\n2;{INCHI};3.5\n", {"dataset": "clean.csv"}),
+    ],
+)
+def test_the_line_to_finetune_with_settles_what_was_found(
+    tmp_path: Path, content: str, flags: dict[str, object]
+) -> None:
+    (tmp_path / "an export.csv").write_text(content)
+    arguments = CheckArguments(input=str(tmp_path / "an export.csv"))
+    words = shlex.split(propose_finetuning(run_check(arguments), arguments))
+    told = parse_flags("finetune", words[words.index("finetune") + 1 :])
+    expected = {"dataset": arguments.input, **flags}
+    assert {name: getattr(told, name) for name in expected} == expected
 
 
 def test_files_are_written_and_not_replaced_unless_told(tmp_path: Path) -> None:

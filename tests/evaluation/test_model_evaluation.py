@@ -260,7 +260,7 @@ def test_several_labels_of_which_one_is_transformed_have_a_report(tmp_path: Path
     model = save_model(tmp_path / "model", ["Ki", "y"], **scaling, **fields)
     table = pd.DataFrame({"smiles": SMILES, "Ki": range(1, NUM_ROWS + 1), "y": range(NUM_ROWS)})
     evaluate(model, table, output_dir=tmp_path / "out")
-    assert "| pIC50 of Ki | 24 |" in (tmp_path / "out" / "report.md").read_text()
+    assert "| pKi of Ki | 24 |" in (tmp_path / "out" / "report.md").read_text()
     assert "Ki" in json.loads((tmp_path / "out" / "metrics.json").read_text())["num_known"]
 
 

@@ -76,7 +76,7 @@ def test_the_page_and_the_pictures_are_of_the_molecules_of_interest(run: Any) ->
     ]
     order = [row for _, row in sorted(known, key=lambda it: (-it[0], it[1]))]
     page = (folder / "index.html").read_text(encoding="utf-8")
-    places = [page.index(f"row {row} <code>") for row in (order[0], order[-1])]
+    places = [page.index(f"row {row} <b>{row}</b> <code>") for row in (order[0], order[-1])]
     assert places == sorted(places)
     assert page.count("<article>") == len(list((folder / "pictures").iterdir())) == 2
     for path in (folder / "pictures").iterdir():
