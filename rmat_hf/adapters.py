@@ -96,11 +96,7 @@ def is_adapted(model: Any) -> bool:
 
 
 def build_lora_config(rank: int = DEFAULT_RANK) -> Any:
-    """Return the `peft.LoraConfig` of `--peft lora`: every projection.
-
-    Raises:
-        UserError: peft is not installed.
-    """
+    """Return the `peft.LoraConfig` of `--peft lora`: every projection."""
     with _explained_import():
         from peft import LoraConfig
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGET_MODULES))
@@ -117,18 +113,7 @@ def add_adapter(
     whole_modules: Iterable[str] = (),
     revision: str | None = None,
 ) -> "PeftModel":
-    """Return a model of which an adapter and the head learn, and nothing else.
-
-    Args:
-        model ([`RMatForSequenceClassification`]): Loaded from a base model; it is changed.
-        peft_config (`peft.LoraConfig`): The adapter, to which the head is added.
-        whole_modules (`Iterable[str]`, *optional*): Further parts that learn whole.
-        revision (`str`, *optional*): Of the base model.
-
-    Raises:
-        UserError: peft is not installed, or the configuration is not LoRA's, fits no module of the
-            model or has what a folder of an adapter cannot.
-    """
+    """Return a model of which an adapter and the head learn, and nothing else."""
     with _explained_import():
         from peft import get_peft_model
     parts = {name for name in HEAD_MODULES if getattr(model, name, None) is not None}
@@ -182,11 +167,7 @@ def load_adapter_weights(model: "PeftModel", folder: Path) -> None:
 
 
 def list_fields(peft_config: Any) -> dict[str, Any]:
-    """Return the fields of a `LoraConfig` as JSON has them.
-
-    Raises:
-        UserError: peft is not installed, or it is something else.
-    """
+    """Return the fields of a `LoraConfig` as JSON has them."""
     with _explained_import():
         from peft import LoraConfig
     if not isinstance(peft_config, LoraConfig):
@@ -207,11 +188,7 @@ def _name_base(place: str, folder: Path) -> str:
 def read_adapter(
     name: str | Path, *, config_file: str, weights: str, base: str | None = None
 ) -> Adapter:
-    """Read what a folder or repository adds to a base model, by default to the one that it names.
-
-    Raises:
-        ValueError: It is not LoRA's, has a field that is not read here, or its base is not there.
-    """
+    """Read what a folder or repository adds to a base model, by default the one that it names."""
     fields = load_json(config_file)
     options = read_options(fields, source=ADAPTER_CONFIG_NAME)
     if base is None:
@@ -238,11 +215,7 @@ def read_adapter(
 
 
 def read_options(fields: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """Return the fields of a `LoraConfig` that decide the numbers, checked.
-
-    Raises:
-        ValueError: It is another kind of adapter, or has a field that is not read here.
-    """
+    """Return the fields of a `LoraConfig` that decide the numbers, checked."""
     with _explained_import():
         from peft import LoraConfig
     usual = LoraConfig().to_dict()
@@ -273,11 +246,6 @@ def merge_adapter(model: "PreTrainedModel", adapter: Adapter, *, untrained: Iter
     Args:
         model ([`RMatPreTrainedModel`]): The base model with the head of the adapter's labels, or
             of others, or without one.
-        adapter ([`Adapter`]): From [`read_adapter`].
-        untrained (`Iterable[str]`): Weights that stay as they are.
-
-    Raises:
-        ValueError: It was trained on another base model, or weights are missing or left over.
     """
     with _explained_import():
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict

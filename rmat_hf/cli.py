@@ -283,11 +283,7 @@ def _describe_flag(flag: "Field[Any]", hint: Any) -> dict[str, Any]:
 
 
 def parse_flags(verb: str, words: list[str]) -> Any:
-    """Return the arguments of a verb from `--smiles CCO CCN`, `--smiles=C=C`, `--seed 1`.
-
-    Raises:
-        UserError: A flag is unknown, missing or has a wrong value.
-    """
+    """Return the arguments of a verb from `--smiles CCO CCN`, `--smiles=C=C`, `--seed 1`."""
     parser = build_parser(verb)
     values = vars(parser.parse_args([_spell(word, parser) for word in words]))
     values.pop(JSON_FLAG, None)

@@ -31,9 +31,6 @@ def declare_flag(
     """Return a dataclass field with a default, a help text, and what [`validate_flags`] checks.
 
     Args:
-        default: Value of the field; of a list, each instance gets a copy.
-        text (`str`): Help of the flag.
-        least, above, below (`float`, *optional*): Smallest value, and bounds that are no values.
         choices (`Iterable[str]`, *optional*):
             Names to choose from, for example the keys of a registry. A `Literal` as the type of
             the field says the same.

@@ -101,15 +101,7 @@ class Checkpoint:
     adapter: Adapter | None = None
 
     def load_model(self, model_class: type[ModelT], *, config: RMatConfig | None = None) -> ModelT:
-        """Load a model; head and pooling that do not fit the configuration start untrained.
-
-        Args:
-            model_class (`type`): Class of the model.
-            config (`RMatConfig`, *optional*): The saved configuration with other labels or parts.
-
-        Raises:
-            UserError: The weights do not fit, or are damaged. Nothing is allocated before that.
-        """
+        """Load a model; head and pooling that do not fit the configuration start untrained."""
         config = config or self.config
         untrained = self.find_untrained(model_class, config=config)
         with _explained(self.name), without_loading_report():
@@ -134,11 +126,7 @@ class Checkpoint:
     def find_untrained(
         self, model_class: type[RMatPreTrainedModel], *, config: RMatConfig | None = None
     ) -> list[str]:
-        """Return the names of weights of head and pooling that are not in the files.
-
-        Raises:
-            UserError: The weights of the encoder's layers do not fit.
-        """
+        """Return the names of weights of head and pooling that are not in the files."""
         with _explained(self.name):
             with torch.device("meta"), no_init_weights():
                 weights = model_class(config or self.config).state_dict()
@@ -158,16 +146,8 @@ def read_checkpoint(
     """Read the configuration of an R-MAT model and the headers of its weights.
 
     Args:
-        model (`str` or `Path`): Folder, Hub id, or name of a model that comes with the package.
-        revision (`str`, *optional*): Branch, tag or commit of a repository on the Hub.
         allows_ensemble (`bool`, *optional*, defaults to `False`):
             An ensemble predicts, but has no single encoder to train further or to take vectors of.
-        allows_adapter (`bool`, *optional*, defaults to `True`):
-            An adapter is read with its base model, which is no adapter itself.
-
-    Raises:
-        UserError: If it cannot be read, is not R-MAT's or is an ensemble's, or if there are no
-            weights in safetensors with it.
     """
     name = find_checkpoint(model)
     way_out = "Give a folder written by rmat finetune, or a Hub id; a private one needs HF_TOKEN."
@@ -225,15 +205,7 @@ def _read_base(adapter: Adapter) -> Checkpoint:
 def load_processor(
     model: str | Path, *, revision: str | None = None, **options: Any
 ) -> RMatProcessor:
-    """Load the processor saved with a model.
-
-    Args:
-        model, revision: As in [`read_checkpoint`].
-        options: Options of [`RMatProcessor`] that replace the saved ones.
-
-    Raises:
-        UserError: There is none, it is not R-MAT's, or it cannot be used.
-    """
+    """Load the processor saved with a model."""
     with _explained(model):
         name = find_checkpoint(model)
         fields = load_json(str(cached_file(name, FEATURE_EXTRACTOR_NAME, revision=revision)))
@@ -246,11 +218,7 @@ def load_processor(
 def load_predictor(
     model: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
 ) -> tuple[RMatForSequenceClassification | RMatForTokenClassification, RMatProcessor]:
-    """Load a finetuned model or ensemble with its processor from a folder or the Hub.
-
-    Raises:
-        UserError: If it cannot be loaded, is not R-MAT or has no trained prediction head.
-    """
+    """Load a finetuned model or ensemble with its processor from a folder or the Hub."""
     checkpoint = read_checkpoint(model, revision=revision, allows_ensemble=True)
     model_class = _PREDICTORS[checkpoint.config.model_type]
     if RMatForTokenClassification.__name__ in (checkpoint.config.architectures or []):
@@ -280,11 +248,7 @@ def load_embedder(
     device: str | torch.device | None = None,
     needs_pooling: bool = True,
 ) -> tuple[RMatModel, RMatProcessor]:
-    """Load the encoder of a model with its processor from a folder or the Hub.
-
-    Raises:
-        UserError: If it cannot be loaded, is not R-MAT or has untrained pooling that it needs.
-    """
+    """Load the encoder of a model with its processor from a folder or the Hub."""
     checkpoint = read_checkpoint(model, revision=revision)
     return _load_trained(checkpoint, RMatModel, device=device, needs_pooling=needs_pooling)
 
@@ -460,9 +424,6 @@ def find_checkpoint(model: str | Path) -> str | Path:
     """Return the folder of a model named like one of the package's, else the argument itself.
 
     A folder of the user's that has the name goes first.
-
-    Raises:
-        UserError: It is nearly the name of one.
     """
     if not isinstance(model, str) or Path(model).exists():
         return model

@@ -48,11 +48,7 @@ def validate_output_folder(folder: str | Path, *, overwrite: bool = False) -> No
 
 
 def make_parents(path: Path) -> None:
-    """Create the folders above a path.
-
-    Raises:
-        UserError: They cannot be; says where.
-    """
+    """Create the folders above a path."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,9 +88,6 @@ def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
 
     The content is on the disk before the name is: a file that is there is whole, whatever
     interrupts the program. A kill leaves a hidden file behind, which the next run removes.
-
-    Raises:
-        UserError: It cannot be written.
     """
     path = Path(path)
     temporary = name_temporary(path)
@@ -122,11 +115,7 @@ def save_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None
 
 
 def load_json(path: str | Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        UserError: If the file is missing, is no JSON, or holds no object; with its name.
-    """
+    """Return the object in a JSON file."""
     with explained_reading(path):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -139,9 +128,6 @@ def lock_output(output: str | Path) -> Iterator[None]:
     """Keep a second run from writing a folder or file until the block ends.
 
     Whoever gets the lock, as from [`hold_lock`], removes what a killed run left half written.
-
-    Raises:
-        UserError: Another run is writing it, or the lock cannot be made.
     """
     output = Path(output).resolve()
     make_parents(output)
@@ -157,9 +143,6 @@ def hold_lock(output: Path, *, waits: bool = False) -> Iterator[None]:
 
     It ends with the process, however that ends: the file that a killed run leaves locks nothing.
     On a disk without locks there is a warning instead. With `waits` it waits for another run.
-
-    Raises:
-        UserError: Another run is writing it, or the lock cannot be made.
     """
     path = output.with_name(f".{output.name}.lock")
     lock = FileLock(path, timeout=-1 if waits else 0)
@@ -211,11 +194,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def train_from_last_checkpoint(trainer: "Trainer") -> None:
-    """Train, from the last checkpoint if there is one; its pickles are read as numbers only.
-
-    Raises:
-        UserError: A file of the checkpoint holds more than numbers, so no run has written it.
-    """
+    """Train, from the last checkpoint if there is one; its pickles are read as numbers only."""
     checkpoint = find_last_complete_checkpoint(Path(str(trainer.args.output_dir)))
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -311,16 +290,7 @@ class TrainingRun:
 def open_run(
     arguments: Any, *, description: Mapping[str, Any], is_main_process: bool
 ) -> Iterator[TrainingRun]:
-    """Yield the run that has the output folder to itself for the block.
-
-    Args:
-        arguments: Flags of the run: `output_dir`, `overwrite` and `resume` are read.
-        description (`Mapping[str, Any]`): What decides its result: a resumed run has the same.
-        is_main_process (`bool`): Whether this is the process of the run that writes.
-
-    Raises:
-        UserError: Another run writes the folder, something is in the way, or the disk is full.
-    """
+    """Yield the run that has the output folder to itself for the block."""
     way_out = "Make room there and repeat the command with --resume, or choose another folder."
     with (
         lock_output(arguments.output_dir) if is_main_process else nullcontext(),

@@ -57,9 +57,6 @@ def read_assay_labels(source: str) -> dict[str, AssayLabels]:
             Parquet or CSV file, or what else `rmat featurize` reads, with the columns `smiles`,
             `assay` and `value`; `kind` (`class` or `value`, by default this) and `relation` (`=`,
             `<`, `>` and their like, by default the first).
-
-    Raises:
-        UserError: A column is missing, or has a value that nobody knows.
     """
     table = open_table(source)
     names = [*_REQUIRED, *(name for name in _DEFAULTS if name in table.column_names)]

@@ -657,13 +657,7 @@ def look_through(
     others: Sequence[str] = (),
     with_molecules: bool = True,
 ) -> TableReport:
-    """Return the report of an open table, as [`check_table`]; of its cells alone, if told so.
-
-    Args:
-        table, smiles_column, label_columns, split_column: As there.
-        others (`Sequence[str]`, *optional*): Columns that are no labels.
-        with_molecules (`bool`, *optional*): Whether the SMILES are read too.
-    """
+    """Return the report of an open table, as [`check_table`]; of its cells alone, if told so."""
     smiles_column = find_smiles_column(table, smiles_column)
     split_column = split_column or table.split_column
     names = [smiles_column, *label_columns, *filter(None, [split_column])]

@@ -94,10 +94,6 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
     Cells with text after the SMILES lose it, numbers get points for decimal commas, cells that are
     no number become empty; rows without a molecule or a label, and those that repeat another in
     molecule and labels, go. Bounds, salts and contradictions stay: flags settle them.
-
-    Returns:
-        The table, with SMILES in `smiles`, and a table with the columns `row`, `column`, `before`,
-        `after` and `why`.
     """
     frame, changes = report.frame.copy(), []
     name = report.smiles_column

@@ -110,16 +110,7 @@ def read_frame(table: Table, *, num_rows: int | None = None) -> pd.DataFrame:
 
 
 def find_smiles_column(table: Table, wanted: str = SMILES_COLUMN) -> str:
-    """Return the column of SMILES: the one that was named, else the one whose cells are SMILES.
-
-    Args:
-        table (`Table`): The table; some of its rows are read.
-        wanted (`str`, *optional*, defaults to `"smiles"`):
-            Any other name is taken at its word.
-
-    Raises:
-        UserError: No column has SMILES; says which have InChI or names instead.
-    """
+    """Return the column of SMILES: the one that was named, else the one whose cells are SMILES."""
     if wanted in table.column_names or wanted != SMILES_COLUMN:
         return wanted
     frame = read_frame(table, num_rows=_NUM_SAMPLE_ROWS)
@@ -259,12 +250,7 @@ def find_units(frame: pd.DataFrame, label_columns: Sequence[str]) -> dict[str, s
 
 
 def find_number_style(cells: Iterable[str], *, is_european: bool) -> str:
-    """Return what commas in a column of numbers are: `"decimal"`, `"thousands"` or nothing.
-
-    Args:
-        cells: Text, also without commas.
-        is_european: What decides where all could be both, as `12,500`.
-    """
+    """Return what commas in a column of numbers are: `"decimal"`, `"thousands"` or nothing."""
     with_commas = [text for text in (cell.strip() for cell in cells) if "," in text]
     thousands = [text for text in with_commas if _THOUSANDS.fullmatch(text)]
     decimals = [text for text in with_commas if _DECIMAL_COMMA.fullmatch(text)]

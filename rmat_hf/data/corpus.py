@@ -179,13 +179,6 @@ def run_featurization(
     Each shard appears when it is complete. The same call again computes what is missing, after
     an error or a kill at any moment too, and the folder ends up with the same bytes (unless a
     time limit of conformers decided), whatever the number of processes and tasks.
-
-    Args:
-        arguments (`FeaturizationArguments`): Molecules, geometry, folder and how.
-        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
-
-    Raises:
-        UserError: The folder belongs to other options or another input, or cannot be written.
     """
     kind = arguments.molecule_descriptors
     processor = RMatProcessor(
@@ -313,16 +306,7 @@ def write_shard(
     processor: RMatProcessor,
     labels: Mapping[str, AssayLabels] | None = None,
 ) -> None:
-    """Write a shard, the whole of it or nothing; equal rows give equal bytes.
-
-    Args:
-        path (`Path`): The file to write.
-        rows (`Sequence[tuple[int, str, FeaturizedMolecule]]`):
-            Position in the input, SMILES and outcome of every molecule.
-        processor (`RMatProcessor`): Has made the features.
-        labels (`Mapping[str, AssayLabels]`, *optional*):
-            From [`read_assay_labels`], to store those of the molecules.
-    """
+    """Write a shard, the whole of it or nothing; equal rows give equal bytes."""
     failures = [(row, smiles, outcome.failure) for row, smiles, outcome in rows if outcome.failure]
     kept = [row for row in rows if not row[2].failure]
     features = [outcome.features for _, _, outcome in kept]
@@ -401,16 +385,9 @@ def load_corpus(
         source (`str` or `os.PathLike`):
             A folder written by `rmat featurize`, one of its shards, a glob of shards, a folder of
             `save_to_disk`, or a data set on the Hub that consists of shards or was pushed there.
-        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split of a data set on the Hub; local shards are all `"train"`.
         streaming (`bool`, *optional*, defaults to `False`):
             Read the shards while iterating. By default the data set is memory-mapped: `datasets`
             writes an uncompressed copy to its cache, once.
-
-    Raises:
-        UserError: The molecules are not featurized, a shard is missing, damaged or made by
-            another processor, or there is no molecule.
     """
     name = os.fspath(source)
     path = Path(name)

@@ -25,13 +25,6 @@ def read_workbook(path: str, *, sheet: str | None = None) -> tuple[pa.Table, str
     The header is the first row that is filled as the rows below it, so that a title above it does
     no harm. Cells become the text that a CSV file has of them, empty ones nothing. Rows of several
     sheets get their names in the column `sheet`.
-
-    Args:
-        path (`str`): An .xlsx file.
-        sheet (`str`, *optional*): One sheet by name.
-
-    Raises:
-        UserError: It cannot be read, has no such sheet or no table.
     """
     try:
         from openpyxl import load_workbook

@@ -92,13 +92,7 @@ def featurize_molecules(
     cache_dir: str | Path | None = None,
     show_progress: bool = False,
 ) -> list[FeaturizedMolecule]:
-    """Return the outcome of every molecule; equal ones are computed once.
-
-    Args:
-        molecules (`Sequence[str | Chem.Mol | None]`): SMILES or RDKit molecules.
-        processor, num_workers, cache_dir: As in [`iterate_featurized`].
-        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
-    """
+    """Return the outcome of every molecule; equal ones are computed once."""
     keys = [_build_key(molecule) for molecule in molecules]
     unique = dict(zip(keys, molecules, strict=True))
     options: dict[str, Any] = {"num_workers": num_workers, "cache_dir": cache_dir}
@@ -124,15 +118,9 @@ def iterate_featurized(
     not used up: the workers end then.
 
     Args:
-        molecules (`Iterable[str | Chem.Mol | None]`): SMILES or RDKit molecules, in any number.
-        processor (`RMatProcessor`): Decides the geometry.
         num_workers (`int`, *optional*, defaults to 0):
             Processes. A molecule that kills one of them, or takes longer than 20 times the time
             limit of a conformer, has failed. With 0 it is this process.
-        cache_dir (`str` or `Path`, *optional*): Folder of a cache; by default there is none.
-
-    Raises:
-        WorkerError: Workers cannot start, or end before they compute anything.
     """
     compute = partial(_featurize, processor=processor)
     waiting: deque[tuple[list[str], dict[str, FeaturizedMolecule]]] = deque()
@@ -347,11 +335,7 @@ def validate_processor(
 
 
 def choose_cache_dir(feature_cache: str | Path | None) -> Path | None:
-    """Return the folder of the feature cache, `None` for none.
-
-    Args:
-        feature_cache (`str` or `Path`, *optional*): `--feature-cache` of a command.
-    """
+    """Return the folder of the feature cache, `None` for none."""
     if feature_cache is None or feature_cache == NO_CACHE:
         return None
     if feature_cache != DEFAULT_CACHE:

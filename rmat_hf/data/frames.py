@@ -19,9 +19,6 @@ def list_molecules_of(frame: pd.DataFrame, smiles_column: str | None = None) -> 
     """Return the molecules in a column of a table, `None` where missing.
 
     By default it is `"smiles"`, in small or large letters.
-
-    Raises:
-        UserError: There is no such column.
     """
     columns = [*map(str, frame.columns)]
     name = smiles_column or SMILES_COLUMN
@@ -37,11 +34,7 @@ def list_molecules_of(frame: pd.DataFrame, smiles_column: str | None = None) -> 
 
 
 def add_columns(frame: pd.DataFrame, columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """Return a copy of a table, with its index and columns, and others behind them.
-
-    Raises:
-        UserError: The table has one of them already.
-    """
+    """Return a copy of a table, with its index and columns, and others behind them."""
     if known := sorted({*columns} & {*map(str, frame.columns)}):
         raise UserError(
             f"{FRAME_NAME} already has a column {known[0]!r}, which the result adds. Rename or "

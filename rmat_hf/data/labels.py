@@ -134,11 +134,6 @@ def parse_label(value: object, *, problem_type: str, row: int, column: str) -> f
 
     Args:
         value: The cell: text or a number; empty, `None` and NaN are a missing label.
-        problem_type: A key of `LABEL_PARSERS`.
-        row, column: Its place, for messages.
-
-    Raises:
-        LabelError: It is no label; names row, column and value.
     """
     parse, fault = LABEL_PARSERS[problem_type]
     label = parse(value)
@@ -159,10 +154,6 @@ def parse_atom_labels(
     Args:
         value: The cell: a list, or the text of one, as `[0.1, null]`, or `0.1 n/a` in an SDF file.
             Empty where no atom has a label.
-        problem_type, row, column: As in [`parse_label`].
-
-    Raises:
-        LabelError: One is no label; names row, column and value.
     """
     if not isinstance(value, list):
         texts = _SEPARATORS.split("" if value is None else str(value))
@@ -186,15 +177,9 @@ def arrange_atom_labels(
             missing: of each atom that is a node, the heavy ones, in the order in which the SMILES
             or the RDKit molecule has them. Of an RDKit molecule with hydrogens one for each of its
             atoms will do too; those of hydrogens are left out.
-        molecule (`str` or `Chem.Mol`): The molecule as it was given.
-        processor (`RMatProcessor`): Says which atoms are nodes.
 
     Returns:
         `np.ndarray` of shape `(num_atoms, num_labels)`, float64, with names of classes objects.
-
-    Raises:
-        MoleculeError: It is no valid molecule.
-        ValueError: There is not one label, or list of labels, for each atom.
     """
     order = _find_atom_order(molecule, processor)
     values = np.array(labels, dtype=object)
@@ -217,7 +202,6 @@ def restore_atom_order(
 
     Args:
         values (`np.ndarray` of shape `(num_atoms, ...)`): As from [`arrange_atom_labels`].
-        molecule, processor: As there.
     """
     restored = np.empty_like(values)
     restored[_find_atom_order(molecule, processor)] = values
@@ -261,14 +245,9 @@ def find_label_conflicts(
     """Find the molecules whose labels contradict each other.
 
     Args:
-        groups (`Sequence`): What rows of one molecule have in common, as its canonical SMILES.
         labels (`np.ndarray` of shape `(num_rows, num_labels)`): Labels, NaN where missing.
         tolerance (`float` or `np.ndarray` of shape `(num_labels,)`):
             Largest difference that is no contradiction, in standard deviations of the label column.
-
-    Returns:
-        `dict[int, tuple[int, int, int]]`: for every row of such a molecule the column of labels and
-        the rows of its smallest and its largest label.
     """
     frame = pd.DataFrame(labels)
     molecules = frame.groupby(pd.factorize(pd.Series(groups, dtype=object))[0], sort=False)

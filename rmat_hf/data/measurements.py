@@ -82,11 +82,7 @@ class LabelOptions:
     def build_fields(
         self, dataset: datasets.Dataset, *, label_columns: Sequence[str], problem_type: str
     ) -> dict[str, Any]:
-        """Return the fields of [`RMatConfig`] that tell of labels as these rows have them.
-
-        Raises:
-            UserError: A transform is unknown, or its label has no unit that it takes.
-        """
+        """Return the fields of [`RMatConfig`] that tell of labels as these rows have them."""
         if problem := find_transform_problem(self):
             raise UserError(problem)
         types = self.list_types(label_columns, problem_type=problem_type)
@@ -103,11 +99,7 @@ class LabelOptions:
         return fields
 
     def learn(self, label: Any, *, label_idx: int, row: int, column: str) -> Any:
-        """Return a parsed label as it is learned.
-
-        Raises:
-            LabelError: It has no logarithm.
-        """
+        """Return a parsed label as it is learned."""
         name = self.label_transforms[label_idx] if self.label_transforms else "none"
         transform = choose(LABEL_TRANSFORMS, name)
         if transform is None or is_missing(label):
@@ -152,11 +144,6 @@ def propose_label_transform(values: Iterable[float], unit: str = "") -> str:
 
     Args:
         values: As in the table; NaN where missing.
-        unit (`str`, *optional*): As in the table.
-
-    Returns:
-        `str`: `"none"`, or, of positive values that span three decades and more, of which the
-        logarithms are less skewed, `"pIC50"` of concentrations and else `"log10"`.
     """
     known = np.array([float(it) for it in values if it == it])
     if not is_wide(known):
@@ -180,7 +167,6 @@ def find_odd_part(logs: pd.Series, others: pd.DataFrame) -> tuple[str, tuple[int
 
     Args:
         logs (`pd.Series`): Logarithms of the label's values.
-        others (`pd.DataFrame`): The other cells of the same rows, as text.
     """
     values, positions = logs.to_numpy(), np.arange(len(logs))
     if len(values) < 2 * _LEAST_ODD:
@@ -262,7 +248,6 @@ def pack_labels(labels: np.ndarray, *, bounds: np.ndarray, weights: np.ndarray) 
 
     Args:
         labels: NaN where missing.
-        bounds: As of [`find_bounds`].
         weights: Of each row, `(num_rows,)`.
     """
     low = np.where(bounds < 0, -np.inf, labels)
@@ -282,11 +267,7 @@ def unpack_exact_labels(labels: np.ndarray, *, num_labels: int) -> np.ndarray:
 
 
 def find_covariates(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return what the covariates in columns are: numbers, or else categories, which are listed.
-
-    Raises:
-        UserError: A column is empty, or has more words than an assay has names.
-    """
+    """Return what the covariates in columns are: numbers, or else categories, which are listed."""
     kinds: list[dict[str, Any]] = []
     for name, cells in columns.items():
         texts = {str(it).strip() for it in cells if it is not None and it == it} - {""}
@@ -330,11 +311,7 @@ def append_covariates(inputs: dict[str, np.ndarray], covariates: np.ndarray | No
 
 
 def parse_weights(cells: Iterable[object], *, column: str, rows: Iterable[int]) -> list[float]:
-    """Return the weights in a column; an empty cell is 1.
-
-    Raises:
-        UserError: One is no number, or not above 0; names the row.
-    """
+    """Return the weights in a column; an empty cell is 1."""
     weights = []
     for cell, row in zip(cells, rows, strict=True):
         number = parse_number(cell)
@@ -358,15 +335,6 @@ def merge_replicates(
 
     Measured numbers take the mean or the median; where there are bounds alone, the tightest of one
     kind. Classes agree already.
-
-    Args:
-        rows (`pd.DataFrame`): With a column `labels` of lists.
-        groups (`Sequence`): What is the same in rows that are merged, one per row.
-        rule (`str`): A name in `REPLICATES`.
-        types (`Mapping[str, str]`): Problem type of each label, by its name.
-
-    Returns:
-        The rows, a reason for each that was merged into another, and notes on their spread.
     """
     average: Any = REPLICATES[rule]
     merged = rows.copy()

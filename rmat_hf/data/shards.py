@@ -84,27 +84,7 @@ def write_shards(
     task: str | None = None,
     show_progress: bool = False,
 ) -> tuple[Counter[str], bool]:
-    """Write the shards of one task; the task that ends last completes the folder.
-
-    Args:
-        work (`ShardedWork`): What to do with the rows.
-        table (`Table`): The input.
-        folder (`Path`): Folder to write, or to continue.
-        shard_size (`int`): Rows of the input per shard.
-        chunk_size (`int`): Rows in memory at a time.
-        max_rows (`int`, *optional*): First rows of the input to take. By default all.
-        task (`str`, *optional*):
-            `RANK/NUM`: every `NUM`-th shard, from that of the rank on. By default all.
-        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
-
-    Returns:
-        The counts, as from [`count_failures`], of all rows and True, or those of the rows of this
-        task and False while shards of other tasks are missing.
-
-    Raises:
-        UserError: The folder belongs to something else or another run writes it, the input cannot
-            be read, or a shard is damaged.
-    """
+    """Write the shards of one task; the task that ends last completes the folder."""
     num_rows = min(table.num_rows, max_rows or table.num_rows)
     rank, num_tasks = parse_task(task or "0/1")
     shards = [
@@ -225,11 +205,7 @@ def _count(work: ShardedWork, shards: Iterable[Shard]) -> Counter[str]:
 
 
 def describe_input(table: Table) -> dict[str, Any]:
-    """Return what tells one input from another: its name, its size and a hash of its content.
-
-    Args:
-        table (`Table`): Files on the disk are read as a whole; those on the Hub have a commit.
-    """
+    """Return what tells one input from another: its name, its size and a hash of its content."""
     checksum = hashlib.sha256()
     for file in table.files:
         if file.startswith(HUB_PREFIX):
@@ -272,9 +248,6 @@ def take_best(tables: Iterable[pa.Table], num_rows: int, *, column: str, order: 
     """Return the best rows of tables of any size, the best first.
 
     Args:
-        tables (`Iterable[pa.Table]`): At least one, each with `row`, the position in the input.
-        num_rows (`int`): How many rows to keep.
-        column (`str`): Column of numbers that decides; a row without a finite one is left out.
         order (`str`): `"descending"`: the largest are the best; `"ascending"`: the smallest. Of
             equal ones the first in the input is.
     """
@@ -293,11 +266,7 @@ def take_best(tables: Iterable[pa.Table], num_rows: int, *, column: str, order: 
 
 
 def parse_task(task: str) -> tuple[int, int]:
-    """Return rank and number of tasks of `--task RANK/NUM`.
-
-    Raises:
-        UserError: It is another text, or there is no such rank.
-    """
+    """Return rank and number of tasks of `--task RANK/NUM`."""
     found = _TASK.fullmatch(task)
     if found is None or int(found[1]) >= int(found[2]):
         raise UserError(f"--task {task!r} is not RANK/NUM with a rank from 0 on, as 0/4 to 3/4.")
@@ -339,16 +308,9 @@ def run_distributed(
         )
 
     Args:
-        run (`Callable`): `run_prediction`, `run_embedding` or `run_featurization`.
-        arguments: Its flags. All machines read and write under these names.
-        num_tasks (`int`): Parts of the work, one process each. More than shards are of no use.
         logging_dir (`str`): Folder for the logs of the tasks, which all machines share.
-        executor (`str`, *optional*, defaults to `"local"`): `"local"`, `"slurm"` or `"ray"`.
         executor_options (`dict`, *optional*):
             More arguments of datatrove's executor, for example `workers`, `time`, `partition`.
-
-    Raises:
-        UserError: There is no such executor, or it is not installed.
     """
     step = RunTask(run, replace(arguments, task=f"0/{num_tasks}"))
     try:

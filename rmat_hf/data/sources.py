@@ -60,15 +60,11 @@ def open_table(
             A file, as in [`open_file`]; a folder or a glob of files of one kind, in the order of
             their names; a name of `list_bundled_datasets`; or a data set on the Hub. Parquet files
             on the Hub are read where they are, others are downloaded.
-        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
         split (`str`, *optional*): Split of a data set that has several, by its README or the names
             of its files.
         joins_splits (`bool`, *optional*, defaults to `False`):
             All splits follow each other, with a column `split` added; `Table.split_column` is set
             if they are train and test, with or without validation.
-
-    Raises:
-        UserError: There is no such source, split or revision, or a file cannot be read.
     """
     name = os.fspath(source)
     with explained_reading(name):
@@ -136,16 +132,7 @@ def _find_files_of_folder(folder: Path) -> Source:
 
 
 def find_hub_files(name: str, *, revision: str | None, with_download: bool = False) -> Source:
-    """Find the tables of a data set on the Hub.
-
-    Args:
-        name (`str`): Its id.
-        revision (`str`, *optional*): Branch, tag or commit.
-        with_download (`bool`, *optional*, defaults to `False`): Parquet files are downloaded too.
-
-    Raises:
-        UserError: There is no such data set or revision, or it has no tables.
-    """
+    """Find the tables of a data set on the Hub."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 

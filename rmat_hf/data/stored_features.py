@@ -95,11 +95,7 @@ MIN_NUM_GROUPS = 4
 
 
 def pack_features(features: RMatCompactFeatures) -> bytes:
-    """Return the features as bytes, without `geometry_source`: of it only given or generated.
-
-    Args:
-        features (`RMatCompactFeatures`): As from `RMatProcessor.featurize_compactly`.
-    """
+    """Return the features as bytes, without `geometry_source`: of it only given or generated."""
     geometry, descriptors = features.geometry, features.molecule_descriptors
     kind = _KINDS[geometry.dtype, geometry.ndim]
     dtype = _GEOMETRY_TYPES[kind]
@@ -202,11 +198,7 @@ def _build_lists(arrays: Sequence[np.ndarray | None], kind: pa.ListType) -> pa.L
 
 
 def read_column(column: pa.Array | pa.ChunkedArray) -> list[RMatCompactFeatures]:
-    """Return the molecules of a typed column `features`, as [`unpack_features`] does.
-
-    Raises:
-        ValueError: It is no such column.
-    """
+    """Return the molecules of a typed column `features`, as [`unpack_features`] does."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if array.type != FEATURES_TYPE:
         array = array.cast(FEATURES_TYPE)
@@ -333,14 +325,7 @@ def pack_dataset(dataset: Any) -> list[bytes]:
 
 
 def expand_features(packed: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """Return the model inputs of a batch, bit for bit those of `RMatProcessor.pad`.
-
-    Args:
-        packed (`Sequence[bytes]`): Molecules, at least one, each from [`pack_features`].
-
-    Returns:
-        `dict[str, np.ndarray]`: as from `build_batch`.
-    """
+    """Return the model inputs of a batch, bit for bit those of `RMatProcessor.pad`."""
     return build_batch([unpack_features(features) for features in packed])
 
 
@@ -381,13 +366,8 @@ def group_by_length(
     """Divide molecules into batches of similar sizes, the largest first.
 
     Args:
-        num_nodes (`Sequence[int]`): Nodes of every molecule.
-        batch_size (`int`): Most molecules in a batch.
         max_pairs (`int`, *optional*, defaults to 2**20):
             Most pairs of nodes in a batch, padding included. A single molecule may have more.
-
-    Returns:
-        `list[np.ndarray]`: positions of the molecules of every batch, each molecule once.
     """
     order = compute_length_order(num_nodes)
     batches = []

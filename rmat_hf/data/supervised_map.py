@@ -63,18 +63,6 @@ def run_in_processes(
     """Compute each item in a process of its own, with one thread; one that dies stops no other.
 
     Close the iterator, by `contextlib.closing`, if it is not used up: the processes end then.
-
-    Args:
-        work (`Callable`): Function of a module, or a partial of one. Takes an item.
-        items (`Iterable`): In the order in which to begin them.
-        num_proc (`int`): Most processes at a time.
-        context (*optional*): How processes start; by default each imports anew what it needs.
-
-    Yields:
-        `tuple[Item, Any, str | None]`: as items end, what `work` returned or why it did not.
-
-    Raises:
-        WorkerError: A process cannot start.
     """
     waiting = deque(items)
     running: dict[Any, tuple[BaseProcess, Item]] = {}
@@ -126,16 +114,6 @@ def map_supervised(
     new process: only what dies alone has failed. Everything else is as if nothing had happened.
 
     Close the iterator, by `contextlib.closing`, if it is not used up: the workers end then.
-
-    Args:
-        compute (`Callable`): Takes an item, returns its outcome.
-        chunks (`Iterable[Sequence]`): Items, a few dozen each.
-        describe_death (`Callable`): Takes the cause, returns the outcome of an item that kills.
-        num_workers (`int`): Processes, at least 1.
-        item_time_limit_s (`int`): Seconds after which a process that is stuck in an item is killed.
-
-    Raises:
-        WorkerError: Workers cannot start, or end before they compute anything.
     """
     work = partial(_compute_chunk, compute, item_time_limit_s)
     workers = [_Worker(work, describe_death) for _ in range(num_workers)]

@@ -56,9 +56,6 @@ def open_file(path: str | Path) -> Table:
             A .csv, .tsv, .txt, .smi, .sdf (each also .gz), .xlsx, .parquet or .arrow file, as
             `save_to_disk` of `datasets` writes; Parquet also at an `hf://` address. Sheets of a
             workbook with one header follow each other; `"file.xlsx#name"` is one of them.
-
-    Raises:
-        UserError: It cannot be read; names the file, and the line or record if there is one.
     """
     path = str(path)
     with explained_reading(path):

@@ -70,11 +70,7 @@ def validate_output_path(path: str | os.PathLike[str], *, overwrite: bool = True
 def build_output_schema(
     input_schema: pa.Schema | None, added_columns: Mapping[str, ColumnKind]
 ) -> pa.Schema:
-    """Return the columns of a table of results, as [`TableWriter`] takes them.
-
-    Raises:
-        UserError: The input has a column that is to be added.
-    """
+    """Return the columns of a table of results, as [`TableWriter`] takes them."""
     schema = input_schema or pa.schema([])
     for name, kind in added_columns.items():
         if name in schema.names:

@@ -94,21 +94,13 @@ class Table:
         return list(self.schema.names)
 
     def select(self, names: Iterable[str]) -> "Table":
-        """Return the table with some of its columns; the others are not read.
-
-        Raises:
-            UserError: There is no such column; the message lists those there are.
-        """
+        """Return the table with some of its columns; the others are not read."""
         names = list(dict.fromkeys(names))
         validate_columns(self.column_names, names, source=self.source)
         return replace(self, schema=pa.schema([self.schema.field(name) for name in names]))
 
     def iterate_chunks(self, chunk_size: int) -> Iterator[TableChunk]:
-        """Yield the rows in order, `chunk_size` at a time; each call starts at the first row.
-
-        Raises:
-            UserError: The source has other rows than when it was opened, or is damaged.
-        """
+        """Yield the rows in order, `chunk_size` at a time; each call starts at the first row."""
         num_rows = 0
         for chunk in _resize(self.read(self.schema), chunk_size):
             num_rows += chunk.num_rows
@@ -181,14 +173,6 @@ def join_tables(
     """Return tables as one, in the order given.
 
     A property that some SDF files lack is empty there; files of other kinds have the same columns.
-
-    Args:
-        tables (`Sequence[Table]`): At least one.
-        source (`str`): Name of all of them, for messages.
-        words (`Mapping`, *optional*): Columns to add, with one word for each of the tables.
-
-    Raises:
-        UserError: The columns or their types differ; the message names both files.
     """
     fields = {field.name: field for table in tables for field in table.schema}
     may_lack = all(table.may_lack_columns for table in tables)

@@ -52,11 +52,7 @@ class Dialect:
 
 
 def find_encoding(path: str | Path) -> str:
-    """Return the encoding of a file of text, also one that ends in .gz.
-
-    Raises:
-        ValueError: It starts like a file of another kind.
-    """
+    """Return the encoding of a file of text, also one that ends in .gz."""
     is_compressed = str(path).lower().endswith(".gz")
     with open(path, "rb") as stream:
         start = b"" if is_compressed else stream.read(4)
@@ -88,11 +84,7 @@ def _is_in(path: str | Path, encoding: str) -> bool:
 
 
 def iterate_lines(path: str | Path, encoding: str | None = None) -> Iterator[str]:
-    """Yield the lines of a file of text, also one that ends in .gz, with their ends.
-
-    Raises:
-        ValueError: The file starts like one of another kind, or a line is endless.
-    """
+    """Yield the lines of a file of text, also one that ends in .gz, with their ends."""
     encoding = encoding or find_encoding(path)
     open_text = gzip.open if str(path).lower().endswith(".gz") else open
     with open_text(path, "rt", encoding=encoding, newline="") as text:

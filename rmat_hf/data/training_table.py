@@ -129,18 +129,12 @@ def load_training_table(
     canonical SMILES of their heavy atoms, labels of one molecule must not contradict each other.
 
     Args:
-        dataset (`str`, `os.PathLike`, `datasets.Dataset` or `datasets.IterableDataset`):
-            Rows, or a source as in [`open_table`].
-        processor (`RMatProcessor`): Decides the geometry and the largest molecule.
-        smiles_column (`str`): Column of SMILES; in an SDF file `"smiles"` are its structures.
-        label_columns (`Sequence[str]`): Label columns, in the order of the model's outputs.
         problem_type (`str`):
             `"regression"`, `"multi_label_classification"` (0 or 1) or
             `"single_label_classification"` (integers or words in one column).
         split_column (`str`, *optional*):
             Column of the words train, valid and test, or a `TimeColumn`. By default the own splits
             of a Hub data set, when it has train and test.
-        revision (`str`, *optional*): Branch, tag or commit of a Hub data set.
         conflict_tolerance (`float`, *optional*, defaults to 0.1):
             Largest difference between regression labels of one molecule, in standard deviations of
             the label column. Class labels must agree.
@@ -148,10 +142,6 @@ def load_training_table(
             a cell has the labels of all heavy atoms, as [`parse_atom_labels`] reads them;
             `group_column`, of what rows of one part have in common; `label_options`, as transforms
             and weights, a [`LabelOptions`].
-
-    Raises:
-        UserError: A column is missing, a label or a cell of the split cannot be read, there is
-            nothing to learn, or the features are of another processor.
     """
     label_columns = list(label_columns)
     # without a label to learn, the column of SMILES is no other than that of labels

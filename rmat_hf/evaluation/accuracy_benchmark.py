@@ -84,16 +84,6 @@ def run_accuracy_benchmark(
     the same arguments, data and weights, are not repeated; interrupted ones continue. The baselines
     are fitted on the rows that all models could use. A run that fails is reported, and the others
     go on.
-
-    Args:
-        arguments (`EvaluationArguments`): Protocol, data, output folder and processes.
-        report_progress (`Callable`, *optional*): Called with a line whenever a run ends.
-
-    Returns:
-        `dict`, the content of `results.json`: `is_complete`, `datasets` and more.
-
-    Raises:
-        ValueError: If protocol, data or another tool's predictions are not what they should be.
     """
     with lock_output(arguments.output_dir):
         protocol = load_protocol(arguments.protocol, data=arguments.data)

@@ -120,14 +120,7 @@ class EvaluationResult:
 def save_evaluation(
     folder: Path, result: EvaluationResult, *, models: Sequence[str], source: str
 ) -> None:
-    """Write report, pictures, metrics and predictions of an evaluation into a folder.
-
-    Args:
-        folder (`Path`): An empty one.
-        result ([`EvaluationResult`]): What was found out.
-        models (`Sequence[str]`): Names of the methods that are models; the first is in question.
-        source (`str`): Name of the table.
-    """
+    """Write report, pictures, metrics and predictions of an evaluation into a folder."""
     scores = result.scores
     differences = _list_differences(result, models)
     save_json(

@@ -180,11 +180,7 @@ def run_jobs(
     report_progress: Callable[[str], None],
     run: Callable[[Job], None] | None = None,
 ) -> dict[Job, str]:
-    """Run the jobs that are not finished, several at a time; one that fails stops no other.
-
-    Returns:
-        `dict[Job, str]`: why a job failed, for those that did.
-    """
+    """Run the jobs that are not finished, several at a time; one that fails stops no other."""
     waiting = [job for job in jobs if not job.is_finished]
     if len(waiting) < len(jobs):
         report_progress(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are there already.")

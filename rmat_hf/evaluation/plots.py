@@ -39,9 +39,6 @@ def save_plots(
     Regression: predicted against measured values, and for ensembles the error against the spread.
     Classification: ROC curves and calibration. Both: the error against the Tanimoto distance
     (ECFP4) to the nearest molecule of train.
-
-    Returns:
-        `list[str]`: names of the files; none if matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         logger.warning("No plots: matplotlib is missing. Run: pip install 'rmat-hf[viz]'")

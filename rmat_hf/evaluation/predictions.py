@@ -75,16 +75,6 @@ def load_tool_predictions(path: Path, *, protocol: Protocol) -> dict[Fold, pd.Da
     counted from 0) or `smiles`; and `prediction`, or `prediction_LABEL` for each of several
     labels: a number in the units of the label, or the probability of a yes. It has all test rows of
     a fold, and all or none of valid; others are not looked at.
-
-    Args:
-        path (`Path`): CSV or Parquet file.
-        protocol (`Protocol`): The folds there are.
-
-    Returns:
-        `dict[Fold, pd.DataFrame]`: `prediction_LABEL` by row or by canonical SMILES.
-
-    Raises:
-        UserError: If a column or cell is missing, or a fold or number is none; names the line.
     """
     with explained_reading(path.name):
         if path.suffix.lower() == ".parquet":

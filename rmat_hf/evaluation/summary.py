@@ -46,12 +46,7 @@ def summarize_dataset(
     references: Sequence[str],
     num_resamples: int,
 ) -> dict[str, Any]:
-    """Score all methods on a data set, and compare the models with every other method.
-
-    Returns:
-        `dict` with `problem_type`, `metric`, `lower_is_better`, `folds`, `methods` and
-        `comparisons` (on test).
-    """
+    """Score all methods on a data set, and compare the models with every other method."""
     metric = list_metrics(dataset.options["problem_type"])[0].name
     scores: dict[str, Scores] = {}
     resamples: dict[str, dict[Fold, np.ndarray]] = {}
@@ -113,15 +108,7 @@ def _compare(
 
 
 def compute_average_ranks(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Rank the methods on each data set by their mean on test, and average the ranks.
-
-    Args:
-        summaries (`Mapping`): What [`summarize_dataset`] returns, by data set.
-
-    Returns:
-        `dict`: of each method that has a value on every fold of every set its `mean` rank and its
-        `ranks` by data set, 1 for the best; equal means share the average of their ranks.
-    """
+    """Rank the methods on each data set by their mean on test, and average the ranks."""
     complete = [
         {name for name, it in found["methods"].items() if it["test"]["num_values"] == num_folds}
         for found in summaries.values()
@@ -206,7 +193,6 @@ def resample_roc_auc(
     Args:
         probabilities, labels (`np.ndarray` of shape `(num_rows, num_labels)`):
             Of a yes; 0 or 1, NaN where missing.
-        num_resamples, seed (`int`): Number and seed of the draws.
 
     Returns:
         `np.ndarray` of shape `(num_resamples,)`: mean over the labels; NaN where a label has one

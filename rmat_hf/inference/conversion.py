@@ -118,11 +118,7 @@ class Conversion(NamedTuple):
     notes: list[str]
 
     def save(self, output_dir: str | Path) -> None:
-        """Write a model folder: weights, config and a processor that reads molecules as theirs.
-
-        Raises:
-            UserError: The folder has files in it, or cannot be written; then nothing is.
-        """
+        """Write a model folder: weights, config and a processor that reads molecules as theirs."""
         with create_folder_atomically(output_dir) as folder:
             weights = self.model.state_dict()
             trained = {name: it for name, it in weights.items() if name not in self.untrained}

@@ -82,13 +82,6 @@ def write_demo(arguments: DemoArguments) -> Path:
 
     Args:
         arguments (`DemoArguments`): Folder, model, title and how much of the model is shared.
-
-    Returns:
-        `Path`: the folder.
-
-    Raises:
-        UserError: There is no such model, it cannot leave without its molecules, or the folder has
-            files.
     """
     is_local = Path(arguments.model).is_dir() or not HUB_ID.fullmatch(arguments.model)
     words = {"title": arguments.title, "license": arguments.license}
@@ -109,11 +102,7 @@ def write_demo(arguments: DemoArguments) -> Path:
 
 
 def launch_demo(arguments: DemoArguments) -> "gradio.Blocks":
-    """Open the page of a written folder on this machine, and return it.
-
-    Raises:
-        UserError: The extra `demo` is missing, or the port is taken.
-    """
+    """Open the page of a written folder on this machine, and return it."""
     try:
         from rmat_hf.inference.demo_page import build_page, launch_page
     except ModuleNotFoundError as error:

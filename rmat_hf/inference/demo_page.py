@@ -37,15 +37,7 @@ _READ_EDITOR = "() => window.sketch ? window.sketch.getMolecule().toIsomericSmil
 
 
 def build_page(model: str | Path, *, title: str = "Predict molecules") -> gr.Blocks:
-    """Return the page of a model.
-
-    Args:
-        model (`str` or `Path`): Folder or Hub id of a finetuned model.
-        title (`str`, *optional*): Headline.
-
-    Raises:
-        UserError: The model cannot be loaded.
-    """
+    """Return the page of a model."""
     predictor, processor = load_predictor(model)
 
     def show(smiles: str) -> tuple[str, str, str]:

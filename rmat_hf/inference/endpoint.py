@@ -28,11 +28,7 @@ class EndpointHandler:
         self.pipeline = build_pipeline(model=path, trust_remote_code=True)
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return one result per molecule of `data["inputs"]`, a SMILES or a list of them.
-
-        Raises:
-            KeyError: The request has no `inputs`.
-        """
+        """Return one result per molecule of `data["inputs"]`, a SMILES or a list of them."""
         inputs = data["inputs"]
         molecules = [inputs] if isinstance(inputs, str) else list(inputs)
         results: list[dict[str, Any]] = self.pipeline(molecules, batch_size=MAX_BATCH_SIZE)

@@ -63,9 +63,6 @@ def run_export(arguments: ExportArguments) -> Export:
     """Export a model to a folder, the whole of it or nothing.
 
     The folder holds `model.onnx` and the processor with its code, which need no PyTorch.
-
-    Raises:
-        UserError: The model cannot be loaded or exported, or the folder has files in it.
     """
     model, processor = load_predictor(arguments.model, revision=arguments.revision, device="cpu")
     output_dir = Path(arguments.output_dir)

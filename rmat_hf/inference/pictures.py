@@ -41,11 +41,8 @@ def draw_contributions(
     do not agree are pale: the color is that of the contribution less the spread.
 
     Args:
-        mol (`Chem.Mol`): A molecule.
         contributions ([`Contributions`], each `(num_atoms,)`): Of its atoms, as
             `explanation.atoms` or `explanation.relations["distance"]`.
-        units (`str`): Of the contributions.
-        title (`str`, *optional*): Line above the legend.
     """
     values, spread = contributions.values, contributions.spread
     limit = _find_limit(values)
@@ -101,11 +98,8 @@ def draw_pairs(mol: Chem.Mol, weights: np.ndarray, *, units: str, title: str = "
     """Return an SVG picture of a molecule with lines between pairs of atoms, the strongest 12.
 
     Args:
-        mol (`Chem.Mol`): A molecule.
         weights (`np.ndarray` of shape `(num_atoms, num_atoms)`): Of pairs, the mean of both
             directions is drawn: the larger, the thicker; blue if it is negative.
-        units (`str`): Of the weights.
-        title (`str`, *optional*): Line above the legend.
     """
     weights = (weights + weights.T) / 2
     firsts, seconds = np.triu_indices(len(weights), 1)

@@ -191,13 +191,6 @@ def run_prediction(
     folder gets shards with these columns; the same call again continues it, and its bytes are the
     same whatever the number of processes and tasks. Of a model of atoms a cell is a list, JSON in
     a CSV file: the heavy atoms in the order of the SMILES, or of the record of an SDF file.
-
-    Args:
-        arguments (`PredictionArguments`): Model, molecules, output and how.
-        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
-
-    Returns:
-        [`ScreeningResult`]. A molecule that cannot be predicted is a row with a reason.
     """
     load = partial(load_screen, verb="predict")
     return run_screen(arguments, load, show_progress=show_progress)

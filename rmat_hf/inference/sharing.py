@@ -188,11 +188,7 @@ def push_folder(
 
 
 def stage_model(source: Path, stage: Path, *, share: str) -> list[str]:
-    """Copy what is shared of a model, and the code with it; return the files that stay.
-
-    Raises:
-        UserError: It has no weights, or cannot leave without its molecules.
-    """
+    """Copy what is shared of a model, and the code with it; return the files that stay."""
     _validate_share(source, share)
     kept = _stage_files(source, stage, share=share)
     if share != "molecules":
@@ -272,11 +268,7 @@ def _stage_files(source: Path, stage: Path, *, share: str) -> list[str]:
 
 
 def _find_base(stage: Path) -> str | None:
-    """Return the base model of an adapter, `None` for a model.
-
-    Raises:
-        UserError: Nobody else has that base model.
-    """
+    """Return the base model of an adapter, `None` for a model."""
     if not (stage / ADAPTER_CONFIG_NAME).is_file() or (stage / SAFE_WEIGHTS_NAME).is_file():
         return None
     base = str(load_json(stage / ADAPTER_CONFIG_NAME).get("base_model_name_or_path"))

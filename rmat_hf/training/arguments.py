@@ -449,11 +449,7 @@ def name_source(source: str) -> str:
 
 
 def name_dataset(dataset: Any) -> str:
-    """Return the name of a source, or of a data set in memory as `datasets` knows it.
-
-    Raises:
-        UserError: It is another object, or several data sets.
-    """
+    """Return the name of a source, or of a data set in memory as `datasets` knows it."""
     if isinstance(dataset, str | os.PathLike):
         return os.fspath(dataset)
     if isinstance(dataset, dict):
@@ -479,11 +475,7 @@ def name_split(arguments: FinetuningArguments) -> str:
 
 
 def load_json_fields(path: str | None, *, known: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the object in the JSON file of a flag, or in the flag itself; empty without a path.
-
-    Raises:
-        UserError: If the file is missing, holds no object, or has a name that is not `known`.
-    """
+    """Return the object in the JSON file of a flag, or in the flag itself; empty without a path."""
     if path is not None and path.lstrip().startswith("{"):
         try:
             fields = json.loads(path)
@@ -501,11 +493,7 @@ def load_json_fields(path: str | None, *, known: Sequence[str] | None = None) ->
 def build_config(
     default: dict[str, Any], *, overrides: dict[str, Any], own: dict[str, Any], source: str | None
 ) -> RMatConfig:
-    """Return a default architecture with overrides, which a file may have, and fields of its own.
-
-    Raises:
-        UserError: A field is unknown or refused.
-    """
+    """Return a default architecture with overrides, which a file may have, and own fields."""
     if unknown := sorted(overrides.keys() - set(RMatConfig.list_architecture_fields())):
         raise UserError(f"RMatConfig has no fields {unknown} of the architecture.")
     fields = {"num_node_features": ATOM_FEATURES.num_node_features, **default, **overrides, **own}

@@ -147,7 +147,6 @@ def fit_baselines(
     Args:
         dataset (`datasets.Dataset`): With `labels`, of which bounds are left out, and
             the molecules in `mol` or `smiles`.
-        split, options: As in [`fit_baseline`].
 
     Returns:
         `dict` with, for each of them, the values or probabilities `(num_rows, num_outputs)` of all
@@ -190,21 +189,12 @@ def fit_baseline(
     5,000 train rows it sees a random choice of so many.
 
     Args:
-        name (`str`): Of `BASELINES`.
-        molecules (`Sequence[str]` or `Sequence[Chem.Mol]`): Valid molecules.
         labels (`np.ndarray` of shape `(num_rows, num_labels)`):
             Labels, NaN where missing; the class index for a single-label classification.
-        split (`SplitIndices`): Rows of train, valid and test; none may be empty.
-        problem_type (`str`): As in the model's config.
-        label_names (`Sequence[str]`): Name of each label column.
-        seed (`int`): Seed of forest, boosting and folds, and of the choice of rows.
 
     Returns:
         For each label predictions `(num_rows,)` or probabilities `(num_rows, num_classes)`; and
         what was chosen, by label name.
-
-    Raises:
-        UserError: If a label is unknown in all of train or valid.
     """
     options: dict[str, Any] = {"problem_type": problem_type, "label_names": label_names}
     fitted = fit_several((name,), molecules, labels=labels, split=split, seed=seed, **options)

@@ -115,13 +115,9 @@ def score_methods(
     """Score the predictions of methods for the same rows, with intervals.
 
     Args:
-        problem_type (`str`): As in the config of a model.
         methods (`Mapping[str, np.ndarray]`):
             Predictions of each, `(num_rows, num_outputs)`, as [`compute_metrics`] takes them.
         labels (`np.ndarray` of shape `(num_rows, num_labels)`): Labels, NaN where missing.
-        label_names (`Sequence[str]`): Name of each label.
-        with_intervals (`bool`, *optional*): Whether to resample.
-        seed (`int`, *optional*): Of the bootstrap.
     """
     labels = np.asarray(labels, dtype=np.float64).reshape(-1, len(label_names))
     known, number = ~np.isnan(labels), len(labels)
@@ -193,12 +189,7 @@ def predict_mean(problem_type: str, labels: np.ndarray, *, num_outputs: int) -> 
 
 
 def describe_scores(parts: Mapping[str, Scores], *, num_intervals: int | None = None) -> str:
-    """Return a table, in Markdown: a row for each part and method, a column for each metric.
-
-    Args:
-        parts (`Mapping[str, Scores]`): By name of the part.
-        num_intervals (`int`, *optional*): So many metrics have their intervals; by default all.
-    """
+    """Return a table, in Markdown: a row for each part and method, a column for each metric."""
     names = [it.name for it in list_metrics(next(iter(parts.values())).problem_type)]
     rows = [["model", "part", "n", *names]]
     for part, scores in parts.items():
@@ -229,15 +220,7 @@ def describe_verdict(
     unit: str = "",
     noun: str = "rows",
 ) -> list[str]:
-    """Return what may be said of a method: its metric, and where it stands beside others.
-
-    Args:
-        scores ([`Scores`]): Of all of them.
-        method (`str`): Whom it is about.
-        references (`Iterable[str]`, *optional*): Beside whom.
-        unit (`str`, *optional*): Of the metric of a regression.
-        noun (`str`, *optional*): What a row is.
-    """
+    """Return what may be said of a method: its metric, and where it stands beside others."""
     metric = list_metrics(scores.problem_type)[0]
     own = scores.estimate(method, metric.name)
     these = say_count(scores.num_rows, noun.removesuffix("s"))
@@ -265,9 +248,7 @@ def find_inside(
     """Return whether intervals or sets hold the labels, and how wide they are, if there are some.
 
     Args:
-        trust (`Mapping`): Blocks of [`RMatTrust`].
         labels (`np.ndarray` of shape `(num_rows, num_labels)`): Measured, NaN where missing.
-        class_names (`Sequence[str]`, *optional*): Of a single label with classes.
 
     Returns:
         Two `np.ndarray` of shape `(num_rows, num_labels)`: 0 or 1, NaN where unknown; the width, of
@@ -299,14 +280,7 @@ def judge_coverage(
     coverage: float,
     class_names: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return whether intervals of each label, or sets of each class, hold as many as asked.
-
-    Args:
-        name (`str`): Of the model.
-        trust, labels, class_names: As of [`find_inside`].
-        label_names (`Sequence[str]`): Name of each label.
-        coverage (`float`): What was asked for.
-    """
+    """Return whether intervals of each label, or sets of each class, hold as many as asked."""
     found = find_inside(trust, labels, class_names=class_names)
     if found is None:
         return []

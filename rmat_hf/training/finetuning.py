@@ -191,14 +191,6 @@ def run_finetuning(
     `predictions.csv`, `dropped_rows.csv`, the training log, a model card and `report.md`. It
     appears when everything is done. Until then checkpoints lie beside it, in
     `<output_dir>.in_progress`.
-
-    Args:
-        arguments (`FinetuningArguments`): Data, model and training options.
-        rows (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
-            Labeled molecules, of which the data set of the arguments is the name.
-
-    Raises:
-        UserError: If data, options or output folder do not allow the run.
     """
     arguments = prepare_arguments(arguments, rows)
     shared = build_training_arguments(arguments, name_work_dir(arguments.output_dir))

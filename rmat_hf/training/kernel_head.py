@@ -435,7 +435,6 @@ def _expect_bounded(
     Args:
         precision: Inverse of the covariance of the targets, `(num_rows, num_rows)`.
         targets: Where to start, `(num_rows,)`.
-        limits, signs: Bounds, and whether the value is above, 1, below, -1, or the target, 0.
     """
     expected, solved = targets.copy(), precision @ targets
     scales = 1 / np.sqrt(precision.diagonal())

@@ -86,10 +86,6 @@ def register_metric(
     """Return a decorator that makes a function of [`ScoredRows`] a metric.
 
     Args:
-        name (`str`): Key in `metrics.json`, and what `metric_for_best_model` takes.
-        title (`str`): How a report writes it.
-        problem_types (`tuple[str, ...]`): Those that it is for: `REGRESSION`, `CLASSIFICATION`.
-        greater_is_better (`bool`): False for an error.
         resample (`Callable`, *optional*):
             Takes the rows and the weights of bootstrap resamples, `(num_resamples, num_rows)`, how
             often each row was drawn, and returns the metric of each of them, NaN where undefined.
@@ -265,23 +261,16 @@ def compute_metrics(
     """Return every metric of the problem type over the known labels.
 
     Args:
-        problem_type (`str`): As in the model's config.
         predictions (`np.ndarray` of shape `(num_rows, num_outputs)`):
             Values in the units of the labels, or probabilities: of a yes for each label, or of
             each class of a single-label classification.
         labels (`np.ndarray` of shape `(num_rows, num_labels)`):
             Labels, NaN where missing; the class index for a single-label classification.
-        label_names (`Sequence[str]`): Name of each label column.
-        types (`Sequence[str]`, *optional*): Problem type of each label, by default the same.
-        is_quiet (`bool`, *optional*): Whether an undefined metric is no warning.
 
     Returns:
         `dict`: metrics by name; of several labels the mean over those which it is for and where it
         is defined, and `per_label`, the same by label. An undefined metric (too few rows, one
         class, constant labels or predictions) is `None`, with a warning.
-
-    Raises:
-        ValueError: A prediction is no finite number.
     """
     predictions = np.asarray(predictions, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.float64).reshape(-1, len(label_names))

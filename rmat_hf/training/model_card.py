@@ -219,13 +219,7 @@ def describe_metrics(metrics: dict[str, dict[str, Any]]) -> str:
 def save_model_card(
     folder: Path, report: FinetuningReport, *, pictures: Sequence[str] = ()
 ) -> None:
-    """Write `README.md` of a finetuned model into its folder: what it is, and how good.
-
-    Args:
-        folder (`Path`): Of the model.
-        report ([`FinetuningReport`]): What the run found out.
-        pictures (`Sequence[str]`, *optional*): Of `report.md`, in Markdown.
-    """
+    """Write `README.md` of a finetuned model into its folder: what it is, and how good."""
     arguments = report.arguments
     card = ModelCardCallback(
         arguments.dataset,
@@ -252,12 +246,7 @@ def save_model_card(
 def build_eval_results(
     metrics: Mapping[str, dict[str, Any]], *, problem_type: str, dataset: str, split: str
 ) -> list[EvalResult]:
-    """Return the `model-index` of a finetuned model: its metrics of the test part.
-
-    Args:
-        metrics (`Mapping[str, dict]`): By part, as `metrics.json` has them.
-        problem_type, dataset, split (`str`): Of the run.
-    """
+    """Return the `model-index` of a finetuned model: its metrics of the test part."""
     return [
         EvalResult(
             task_type="graph-ml",
@@ -294,15 +283,7 @@ def save_pretraining_card(
     arguments: Mapping[str, Any],
     reports: Mapping[str, dict[str, Any]],
 ) -> None:
-    """Write `README.md` and the plot of the losses of a pretrained model into its folder.
-
-    Args:
-        folder (`Path`): As in [`save_model_card`].
-        task (`PretrainingTask`): Molecules and objectives.
-        arguments (`Mapping[str, Any]`): Of the run, names instead of paths of this machine.
-        reports (`Mapping[str, dict]`):
-            `metrics` of valid and `log_history` of `Trainer`, by stage.
-    """
+    """Write `README.md` and the plot of the losses of a pretrained model into its folder."""
     num_molecules = f"{len(task.train):,}" if hasattr(task.train, "__len__") else "a stream of"
     draw = [
         partial(_draw_losses, log=it["log_history"], title=name) for name, it in reports.items()

@@ -32,9 +32,6 @@ def prepare_arguments(
     to learn are left out where there are others; molecules are looked at when they are featurized.
     Tables that are featurized, streamed, on the Hub or large, and labels of atoms, are taken as the
     arguments say.
-
-    Raises:
-        UserError: The table cannot be read, or has no labels that can be found.
     """
     if isinstance(rows, IterableDataset):
         return _take_as_given(arguments)

@@ -156,17 +156,6 @@ def run_pretraining(
     `<output_dir>.in_progress`, and `resume=True` continues from the last one, to the same weights.
 
     Under `torchrun` or `accelerate launch` the processes share the batches of the corpus.
-
-    Args:
-        arguments (`PretrainingArguments`): Corpus, model and training options.
-        rows (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
-            Featurized molecules, of which the corpus of the arguments is the name.
-
-    Returns:
-        [`PretrainingResult`].
-
-    Raises:
-        UserError: If corpus, options or output folder do not allow the run.
     """
     work_dir = name_work_dir(arguments.output_dir)
     # joins the other processes
@@ -268,11 +257,6 @@ def build_pretraining_task(
 
     A molecule is held out by a checksum of its features: whatever stands beside it, in a table and
     in a stream.
-
-    Args:
-        arguments (`PretrainingArguments`): Corpus and objectives.
-        rows (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
-            Featurized molecules, instead of the corpus.
     """
     if rows is not None:
         corpus = Corpus(rows, find_processor(rows))

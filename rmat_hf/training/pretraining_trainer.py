@@ -78,8 +78,6 @@ def form_batches(
     where there are too few molecules for that, the smallest come together, whatever the limits.
 
     Args:
-        num_nodes (`Sequence[int]`): Nodes of every molecule; `multiple` at least.
-        batch_size (`int`): Most molecules of a batch.
         max_pairs (`int`): Most pairs of nodes of a batch, padding included, unless a single
             molecule has more.
     """
@@ -165,10 +163,6 @@ def pack_stream(
     """Return the rows of a stream with `num_nodes`, and `features` as from `pack_features`.
 
     The stream itself would make a Python number of every value.
-
-    Args:
-        dataset (`datasets.IterableDataset`): Featurized molecules.
-        columns (`Sequence[str]`, *optional*): Of `READ_FIELDS`, what else objectives read.
     """
     fields = pa.schema([_PACKED, _LENGTH, *map(READ_FIELDS.field, columns)])
     return (

@@ -233,11 +233,6 @@ def describe_rows(
 
     Args:
         parts (`Mapping[str, np.ndarray]`): Labels `(num_rows, num_labels)`, NaN where missing.
-        arguments ([`FinetuningArguments`]): Of the run.
-        num_dropped (`int`): Rows that cannot be used.
-        class_names (`Sequence[str]`, *optional*): Of a single-label classification.
-        is_public (`bool`, *optional*):
-            Whether no single label is to be told: the smallest and the largest are.
     """
     labels = np.concatenate(list(parts.values()))
     units = arguments.label_units or [""] * len(arguments.label_columns)
@@ -467,11 +462,7 @@ def describe_worst(
     """Draw and list the molecules with the largest errors, in units of the labels' deviation.
 
     Args:
-        folder, title: Of the picture, and of the section.
-        molecules (`Mapping`): `row` and `smiles` of each.
         values, labels, errors (`np.ndarray`): Of a model, `(num_rows, num_labels or num_outputs)`.
-        names (`tuple`): Of the labels, and the classes of a single one.
-        trust (`Mapping`): Of the report, with `novelty` if it is known.
     """
     label_names, class_names = names
     scale = np.ones(labels.shape[1])

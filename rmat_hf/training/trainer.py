@@ -475,16 +475,7 @@ def _validate_rows(rows: Any, processor: RMatProcessor, *, source: str) -> None:
 def train_stage(
     trainer: Trainer, folder: Path, *, score: Callable[[], dict[str, Any]] = dict
 ) -> dict[str, Any]:
-    """Train and write the model of a stage, unless an interrupted run has, and return its log.
-
-    Args:
-        trainer (`Trainer`): Its checkpoints are in the folder; the last complete one is resumed.
-        folder (`Path`): Gets the model, in `model`, and `stage.json`.
-        score (`Callable`, *optional*): Returns the metrics of the trained model.
-
-    Returns:
-        `dict`: `log_history` of `Trainer`, and `metrics`.
-    """
+    """Train and write the model of a stage, unless an interrupted run has, and return its log."""
     # written last, so a stage that has it is finished
     if not (folder / STAGE_FILE).is_file():
         train_from_last_checkpoint(trainer)

@@ -41,12 +41,7 @@ def parse_split_cells(
 
     Args:
         column: A `TimeColumn` holds times, any other the words of a split; none gives nothing.
-        cells: Its cells.
-        rows: Their positions in the source, counted from 0, for messages.
         groups: Name of the parent of each row; one that stands in several parts is warned of.
-
-    Raises:
-        UserError: If a cell is no word or no time, or train or test would be empty.
     """
     if not column:
         return {}
@@ -64,12 +59,7 @@ def parse_split_cells(
 
 
 def find_unread_cells(column: str, cells: Mapping[int, object]) -> dict[int, str]:
-    """Return why rows have no part or no time, by row; nothing where no row has one.
-
-    Args:
-        column: As in [`parse_split_cells`].
-        cells: Its cells by row.
-    """
+    """Return why rows have no part or no time, by row; nothing where no row has one."""
     parse = parse_time if isinstance(column, TimeColumn) else _parse_word
     parsed = {row: parse(cell) for row, cell in cells.items()}
     kinds = Counter(kind for kind, number in parsed.values() if not math.isnan(number))
@@ -84,12 +74,7 @@ def find_unread_cells(column: str, cells: Mapping[int, object]) -> dict[int, str
 
 
 def split_by_column(words: Sequence[str], *, split_column: str) -> SplitIndices:
-    """Return the split that a column of the words train, valid and test gives; valid may be empty.
-
-    Args:
-        words: One per row.
-        split_column: Name of the column, for messages.
-    """
+    """Return the split that the words of a column give; valid may be empty."""
     parts = _parse_cells(words, _parse_word, rows=range(len(words)), column=split_column)
     return build_split_indices(np.array(parts), reason=f"column {split_column!r} says so")
 
@@ -108,9 +93,7 @@ def split_by_time(
     brings it closest to its share. The order of the rows does not matter.
 
     Args:
-        times: One number per row.
         smiles: Canonical SMILES, or another name, of each row. Rows of one name stay together.
-        time_column: Name of the column, for messages.
         fractions: As in `split_randomly`.
     """
     targets = compute_part_sizes(len(times), fractions)

@@ -38,7 +38,6 @@ def split_randomly(
     Args:
         smiles: Canonical SMILES, or another name, of each row. Rows of one name stay together.
         fractions: Shares of train, valid and test. A share of 0 leaves valid empty.
-        seed: Seed of the shuffle.
     """
     row_lists = list(group_rows(smiles).values())
     order = np.random.default_rng(seed).permutation(len(row_lists))
@@ -50,11 +49,6 @@ def split_by_fold(smiles: Sequence[str], *, num_folds: int, fold: int, seed: int
 
     One seed gives the same folds at every turn, so that each row is in test once. The order of the
     rows does not matter.
-
-    Args:
-        smiles, seed: As in `split_randomly`.
-        num_folds: Number of folds, at least 3.
-        fold: Which one is test, from 0; the fold after the last is the first.
     """
     validate_fold(fold, num_folds=num_folds)
     fold_of_row = assign_folds(smiles, num_folds=num_folds, seed=seed)
@@ -111,7 +105,6 @@ def split_by_scaffold(
     the order of their scaffold SMILES.
 
     Args:
-        smiles: One valid SMILES per row.
         fractions: As in `split_randomly`.
     """
     rows_by_scaffold = group_by_scaffold(smiles)
@@ -132,7 +125,6 @@ def split_by_balanced_scaffold(
     compare metrics of the two. Scaffolds are the same. The order of the rows does not matter.
 
     Args:
-        smiles: One valid SMILES per row.
         fractions, seed: As in `split_randomly`.
     """
     row_lists = shuffle_groups(group_by_scaffold(smiles), seed=seed)

@@ -20,11 +20,9 @@ def name_by_parent(
     It is the shortest of theirs, so a molecule without salts or tautomers keeps its own.
 
     Args:
-        smiles (`Sequence[str]`): Canonical SMILES of each row; what is none is its own parent.
         groups (`Sequence`, *optional*):
             What else rows have in common, such as a project: rows of one group, and of one parent,
             share the name, and so do those that are linked by others. Empty cells are no group.
-        mols (`Mapping`, *optional*): The molecules of the SMILES, where they have been read.
     """
     distinct = dict.fromkeys(smiles)
     with silence_rdkit():

@@ -31,11 +31,7 @@ def build_split_indices(
     *,
     reason: str = "rows of one molecule, scaffold or cluster stay together",
 ) -> SplitIndices:
-    """Return the rows of each part (0 train, 1 valid, 2 test); valid may be empty.
-
-    Raises:
-        UserError: If train or test would be empty, for `reason`.
-    """
+    """Return the rows of each part (0 train, 1 valid, 2 test); valid may be empty."""
     rows = [np.flatnonzero(part_of_row == part) for part in range(len(SPLIT_NAMES))]
     if not (rows[0].size and rows[2].size):
         raise UserError(

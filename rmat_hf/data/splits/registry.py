@@ -143,12 +143,6 @@ def split_rows(
     Args:
         dataset (`datasets.Dataset` or `Mapping[str, Sequence]`):
             With the column `canonical_smiles`, and `split` or `time` if the split is by one.
-        split (`str`, *optional*, defaults to `"random"`): A name in `SPLITS`.
-        seed (`int`, *optional*, defaults to 0): For those that draw.
-        **options: Of the function in `SPLITS`, for example `num_folds=5, fold=0`.
-
-    Raises:
-        UserError: If an option is missing or of another split, or a part would be empty.
     """
     validate_split(split, options)
     if options.get("split_column") is None:
@@ -177,13 +171,6 @@ def split_into_folds(
     Held out in turn, they tell of train and valid what the split tells of test: of new scaffolds
     for `"scaffold"`, of new clusters for `"cluster"`, of other periods for `"time"`, else of new
     molecules.
-
-    Args:
-        dataset: As in [`split_rows`], the rows of train and valid alone.
-        split (`str`, *optional*, defaults to `"random"`): A name in `SPLITS`.
-        most_folds (`int`): Number of folds; there are fewer if fewer things stay together.
-        seed (`int`, *optional*, defaults to 0): Of the order in which folds are filled.
-        **options: Those of the split.
 
     Returns:
         `np.ndarray` of shape `(num_rows,)`, int64: the fold of each row.

@@ -36,14 +36,7 @@ STAGES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def parse_objective(text: str) -> dict[str, dict[str, float]]:
-    """Return the stages behind `--objective`, each with the weights of what it learns at once.
-
-    Args:
-        text (`str`): A name in `STAGES`, or names in `OBJECTIVES` as `"contexts,counts=0.5"`.
-
-    Raises:
-        UserError: A name is unknown or there twice, or a weight is no number above 0.
-    """
+    """Return the stages behind `--objective`, each with the weights of what it learns at once."""
     if text in STAGES:
         return {stage: dict.fromkeys(names, 1.0) for stage, names in STAGES[text].items()}
     weights: dict[str, float] = {}
@@ -65,22 +58,13 @@ def parse_objective(text: str) -> dict[str, dict[str, float]]:
 
 
 def save_objectives(folder: str | Path, objectives: Mapping[str, Objective]) -> None:
-    """Write `pretraining_targets.json`: what the outputs of the heads mean.
-
-    Args:
-        folder (`str` or `Path`): That of the model.
-        objectives (`Mapping[str, Objective]`): By name.
-    """
+    """Write `pretraining_targets.json`: what the outputs of the heads mean."""
     states = {objective.state_key: objective.state for objective in objectives.values()}
     save_json(Path(folder) / TARGETS_FILE, states, indent=None)
 
 
 def load_objectives(model: str | Path, *, revision: str | None = None) -> dict[str, Objective]:
-    """Return the objectives in the `pretraining_targets.json` of a model, by name.
-
-    Raises:
-        UserError: If it is missing or damaged.
-    """
+    """Return the objectives in the `pretraining_targets.json` of a model, by name."""
     way_out = "Restore the file of rmat pretrain; without it pretraining starts from scratch."
     with explained_reading(
         f"{TARGETS_FILE} of {model}", way_out=way_out, also=(TypeError, AttributeError, KeyError)

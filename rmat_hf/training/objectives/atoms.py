@@ -119,13 +119,7 @@ class AtomObjective(RegressionObjective):
 def compute_properties(
     smiles: str | None, packed: bytes, *, processor: RMatProcessor
 ) -> np.ndarray | None:
-    """Return `ATOM_PROPERTIES` of a molecule, `(num_atoms, 5)`, NaN where undefined.
-
-    Args:
-        smiles (`str`): What was featurized.
-        packed (`bytes`): The features; of another molecule or order of atoms there is nothing.
-        processor (`RMatProcessor`): Has made them.
-    """
+    """Return `ATOM_PROPERTIES` of a molecule, `(num_atoms, 5)`, NaN where undefined."""
     features = unpack_features(packed)
     try:
         parsed = parse_canonical(smiles or "", **processor.parsing_options)
