@@ -32,7 +32,7 @@ from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import find_label_conflicts
 from rmat_hf.data.measurements import find_odd_part, is_wide, propose_label_transform
 from rmat_hf.data.splits.column_splits import parse_time
-from rmat_hf.data.splits.parents import name_by_parent
+from rmat_hf.data.splits.molecule_splits import name_by_parent
 from rmat_hf.data.splits.parts import PART_WORDS, group_rows
 from rmat_hf.data.tables import SMILES_COLUMN, Table
 from rmat_hf.errors import say_count

@@ -45,7 +45,7 @@ from rmat_hf.data.measurements import (
     parse_weights,
 )
 from rmat_hf.data.splits.column_splits import find_unread_cells, parse_split_cells
-from rmat_hf.data.splits.parents import name_by_parent
+from rmat_hf.data.splits.molecule_splits import name_by_parent
 from rmat_hf.data.splits.registry import GROUP_COLUMN
 from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,

@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from rmat_hf.data.splits.parts import SPLIT_NAMES
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, compute_part_hashes
 from rmat_hf.evaluation.protocol import DatasetProtocol, Fold
+from rmat_hf.training.estimates import draw_weights
 from rmat_hf.training.metrics import (
     CLASSIFICATION,
     METRICS,
@@ -18,7 +19,6 @@ from rmat_hf.training.metrics import (
     list_metrics,
     select_known,
 )
-from rmat_hf.training.resampling import draw_weights
 
 SCORED_PARTS = ("valid", "test")
 Scores = dict[Fold, dict[str, Any]]

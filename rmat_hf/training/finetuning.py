@@ -55,12 +55,10 @@ from rmat_hf.training.arguments import (
     describe_arguments,
     name_dataset,
 )
-from rmat_hf.training.heads import choose_head
 from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import save_model_card
-from rmat_hf.training.preparation import prepare_arguments
-from rmat_hf.training.progress import show_phase
+from rmat_hf.training.preparation import choose_head, prepare_arguments
 from rmat_hf.training.recipe import (
     PARTS,
     FinetuningTask,
@@ -80,7 +78,7 @@ from rmat_hf.training.report import (
     save_run_report,
 )
 from rmat_hf.training.stack_head import describe_shares, fit_stack_with_held_out
-from rmat_hf.training.trainer import MODEL_DIR, RMatTrainer, train_stage
+from rmat_hf.training.trainer import MODEL_DIR, RMatTrainer, show_phase, train_stage
 from rmat_hf.training.trust import HeldOut, fit_trust, predict_trust
 
 logger = logging.getLogger(__name__)

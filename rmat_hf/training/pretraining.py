@@ -56,8 +56,7 @@ from rmat_hf.training.pretraining_trainer import (
     StreamedBatches,
     pack_stream,
 )
-from rmat_hf.training.progress import show_phase
-from rmat_hf.training.trainer import MODEL_DIR, train_stage
+from rmat_hf.training.trainer import MODEL_DIR, show_phase, train_stage
 
 logger = logging.getLogger(__name__)
 

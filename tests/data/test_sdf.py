@@ -7,8 +7,13 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor
 
 from rmat_hf.data import sdf
-from rmat_hf.data.sdf import SdfRecord, compute_record_smiles, iterate_sdf_records, parse_mol_block
-from rmat_hf.data.text_files import iterate_lines
+from rmat_hf.data.table_files import (
+    SdfRecord,
+    compute_record_smiles,
+    iterate_lines,
+    iterate_sdf_records,
+    parse_mol_block,
+)
 from rmat_hf.model.features_rmat import MoleculeError
 
 BLOCK = Chem.MolToMolBlock(Chem.MolFromSmiles("CCO"))

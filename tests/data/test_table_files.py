@@ -21,9 +21,8 @@ from rdkit.Chem import rdDistGeom
 from real_tables import write_workbook
 
 from rmat_hf.data import text_files
-from rmat_hf.data.table_files import find_kind, open_file
+from rmat_hf.data.table_files import find_kind, iterate_lines, open_file
 from rmat_hf.data.tables import Table, join_tables, validate_columns
-from rmat_hf.data.text_files import iterate_lines
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import MoleculeError
 

@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from rdkit import Chem
 
-from rmat_hf.data.sdf import compute_record_smiles, parse_mol_block
 from rmat_hf.data.sources import open_table
+from rmat_hf.data.table_files import compute_record_smiles, find_dialect, parse_mol_block
 from rmat_hf.data.tables import Table
-from rmat_hf.data.text_files import find_dialect
 from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import MAX_REASON, Molecule, MoleculeError
 from rmat_hf.model.geometry_rmat import ConformerError

@@ -9,7 +9,7 @@ from rdkit.Chem import rdDistGeom
 
 from rmat_hf import predict
 from rmat_hf.data.featurization import featurize_molecules
-from rmat_hf.data.splits.parents import name_by_parent
+from rmat_hf.data.splits.molecule_splits import name_by_parent
 from rmat_hf.data.splits.registry import split_rows
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.model.processing_rmat import RMatProcessor

@@ -7,12 +7,12 @@ from rmat_hf.training.estimates import (
     Estimate,
     describe_scores,
     describe_verdict,
+    draw_weights,
     judge_coverage,
     predict_mean,
     score_methods,
 )
 from rmat_hf.training.metrics import METRICS, ScoredRows, compute_metrics, list_metrics
-from rmat_hf.training.resampling import draw_weights
 
 NUM_ROWS = 40
 KINDS = ["regression", "multi_label_classification", "single_label_classification"]

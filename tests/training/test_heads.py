@@ -17,7 +17,7 @@ from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training import heads
 from rmat_hf.training.arguments import NETWORK_FLAGS, FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
-from rmat_hf.training.heads import choose_head
+from rmat_hf.training.preparation import choose_head
 
 COLUMNS = {"y": list(range(12)), "part": TABLE_PARTS}
 

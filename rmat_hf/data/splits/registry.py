@@ -20,13 +20,13 @@ from rmat_hf.data.splits.molecule_splits import (
     group_by_cluster,
     group_by_molecule,
     group_by_scaffold,
+    name_by_parent,
     split_by_balanced_scaffold,
     split_by_cluster,
     split_by_fold,
     split_by_scaffold,
     split_randomly,
 )
-from rmat_hf.data.splits.parents import name_by_parent
 from rmat_hf.data.splits.parts import DEFAULT_FRACTIONS, SplitIndices
 from rmat_hf.errors import UserError
 from rmat_hf.flags import name_flag

@@ -11,8 +11,12 @@ from rmat_hf.data.assay_labels import LABEL_FIELDS
 from rmat_hf.errors import UserError
 from rmat_hf.model.losses_rmat import ASSAY_LABEL_KINDS, RMatAssayLoss
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.objectives.objective import NO_COLUMNS, Objective, ObjectiveBatch
-from rmat_hf.training.objectives.regression import round_floats
+from rmat_hf.training.objectives.objective import (
+    NO_COLUMNS,
+    Objective,
+    ObjectiveBatch,
+    round_floats,
+)
 
 # Channels between the vector and thousands of assays.
 HEAD_RANK = 128

@@ -20,11 +20,13 @@ from rmat_hf.model.features_rmat import (
 )
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.objectives.contexts import draw_asked_centers, mask_contexts
-from rmat_hf.training.objectives.objective import NO_COLUMNS, ObjectiveBatch, spread_evenly
-from rmat_hf.training.objectives.regression import (
+from rmat_hf.training.objectives.objective import (
+    NO_COLUMNS,
+    ObjectiveBatch,
     RegressionObjective,
     measure_scale,
     round_floats,
+    spread_evenly,
     standardize,
 )
 

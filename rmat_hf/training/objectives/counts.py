@@ -9,11 +9,13 @@ from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import FINGERPRINT_SIZE
 from rmat_hf.model.features_rmat import MoleculeError, compute_fingerprint_counts, parse_molecule
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.objectives.objective import NO_COLUMNS, ObjectiveBatch, spread_evenly
-from rmat_hf.training.objectives.regression import (
+from rmat_hf.training.objectives.objective import (
+    NO_COLUMNS,
+    ObjectiveBatch,
     RegressionObjective,
     measure_scale,
     round_floats,
+    spread_evenly,
     standardize,
 )
 

@@ -11,8 +11,9 @@ from sklearn.preprocessing import QuantileTransformer
 from rmat_hf.data.stored_features import read_molecule_descriptors
 from rmat_hf.errors import UserError
 from rmat_hf.model.processing_rmat import RMatProcessor
-from rmat_hf.training.objectives.objective import NO_COLUMNS, ObjectiveBatch
-from rmat_hf.training.objectives.regression import (
+from rmat_hf.training.objectives.objective import (
+    NO_COLUMNS,
+    ObjectiveBatch,
     RegressionObjective,
     measure_scale,
     round_floats,
