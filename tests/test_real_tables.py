@@ -5,6 +5,7 @@
 
 import logging
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from tiny_finetuning import write_json
 from versions import REPO_ROOT
 
 from rmat_hf import check_table, finetune
+from rmat_hf.cli import parse_flags
 from rmat_hf.data.check import TableReport
+from rmat_hf.data.check_report import CheckArguments, propose_finetuning, run_check
 from rmat_hf.errors import UserError
 
 DOCUMENT = REPO_ROOT / "docs" / "tables.md"
@@ -28,21 +31,23 @@ TINY: dict[str, Any] = {
 }
 
 
+def list_tiny_options(folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": folder / "run",
+        "model": "scratch",
+        "model_config": write_json(folder / "tiny.json", TINY),
+        "geometry": "bounds",
+        "feature_cache": "none",
+        "num_workers": 0,
+        "num_train_epochs": 1,
+        "overwrite": True,
+    }
+
+
 def run(path: Path, options: dict[str, Any], *, folder: Path) -> str:
     """Finetune a tiny model for one epoch; return what became of the rows, or the refusal."""
     try:
-        result = finetune(
-            path,
-            output_dir=folder / "run",
-            model="scratch",
-            model_config=write_json(folder / "tiny.json", TINY),
-            geometry="bounds",
-            feature_cache="none",
-            num_workers=0,
-            num_train_epochs=1,
-            overwrite=True,
-            **options,
-        )
+        result = finetune(path, **list_tiny_options(folder), **options)
     except UserError as error:
         return f"refuses: {error}"
     counts = {
@@ -93,6 +98,22 @@ def test_spoiled_sets_are_found_out_and_trained_on(
     report, outcome = examine(table, tmp_path, shared_dir / "data")
     assert table.topics <= {finding.topic for finding in report.findings}
     assert count_used(outcome) >= 100, outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "table",
+    [it for it in WRITTEN if {"skew", "fragments", "parts", "replicates"} & it.topics]
+    + [it for it in WRITTEN if it.description in ("True and False", "twelve rows")],
+    ids=lambda table: table.description,
+)
+def test_the_line_that_check_prints_finetunes(table: RealTable, tmp_path: Path) -> None:
+    table.write(tmp_path / table.name)
+    arguments = CheckArguments(input=str(tmp_path / table.name))
+    rmat, verb, *words = shlex.split(propose_finetuning(run_check(arguments), arguments))
+    assert (rmat, verb) == ("rmat", "finetune")
+    result = finetune(**{**vars(parse_flags(verb, words)), **list_tiny_options(tmp_path)})
+    assert (result.output_dir / "predictions.csv").is_file()
 
 
 def write_rows() -> str:

@@ -11,11 +11,11 @@ from scipy.stats import rankdata
 from rmat_hf.data.splits.parts import SPLIT_NAMES
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, compute_part_hashes
 from rmat_hf.evaluation.protocol import DatasetProtocol, Fold
-from rmat_hf.training.estimates import draw_weights
 from rmat_hf.training.metrics import (
     CLASSIFICATION,
     METRICS,
     compute_metrics,
+    draw_weights,
     list_metrics,
     select_known,
 )

@@ -28,7 +28,6 @@ from rmat_hf.data.measurements import unpack_exact_labels
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.losses_rmat import compute_probabilities
-from rmat_hf.training import resampling
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +99,97 @@ def register_metric(
     return register
 
 
+# Metrics of many bootstrap resamples at a time. A resample is a row of `weights`, `(num_resamples,
+# num_rows)`: how often each row was drawn. Every function returns `(num_resamples,)`, NaN where a
+# resample leaves the metric undefined.
+
+
+def draw_weights(num_rows: int, *, num_resamples: int, seed: int) -> np.ndarray:
+    """Return the weights of resamples, the same for equal arguments.
+
+    What is resampled with one seed is therefore resampled alike, and differences are paired.
+    """
+    rows = np.random.default_rng(seed).integers(num_rows, size=(num_resamples, num_rows))
+    rows += num_rows * np.arange(num_resamples)[:, None]
+    counts = np.bincount(rows.ravel(), minlength=num_resamples * num_rows)
+    return counts.reshape(num_resamples, num_rows).astype(np.float64)
+
+
+def resample_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mean of values `(num_rows,)`."""
+    return _divide(weights @ values, weights.sum(axis=1))
+
+
+def resample_r2(labels: np.ndarray, predictions: np.ndarray, *, weights: np.ndarray) -> np.ndarray:
+    """Return the share of the variance that is explained."""
+    # around the mean of all rows nothing cancels
+    centered = labels - labels.mean()
+    variance = resample_mean(centered**2, weights) - resample_mean(centered, weights) ** 2
+    is_constant = variance <= 1e-12 * np.var(labels)
+    error = resample_mean((labels - predictions) ** 2, weights)
+    return 1.0 - _divide(error, np.where(is_constant, 0.0, variance))
+
+
+def resample_spearman(
+    labels: np.ndarray, predictions: np.ndarray, *, weights: np.ndarray
+) -> np.ndarray:
+    """Return the rank correlation; equal values share the mean of their ranks."""
+    sides = []
+    for values in (labels, predictions):
+        counts, group = _count_by_value(values, weights)
+        ranks = (np.cumsum(counts, axis=1) - (counts - 1) / 2)[:, group]
+        sides.append(ranks - _average(ranks, weights)[:, None])
+    products = [np.sum(weights * a * b, axis=1) for a, b in (sides, sides[:1] * 2, sides[1:] * 2)]
+    return _divide(products[0], np.sqrt(products[1] * products[2]))
+
+
+def resample_roc_auc(is_yes: np.ndarray, scores: np.ndarray, *, weights: np.ndarray) -> np.ndarray:
+    """Return the share of pairs of a yes and a no that stand in the right order, ties as half."""
+    yes, _ = _count_by_value(scores, weights * is_yes)
+    no, _ = _count_by_value(scores, weights * ~is_yes)
+    num_right = np.sum(yes * (np.cumsum(no, axis=1) - no / 2), axis=1)
+    return _divide(num_right, yes.sum(axis=1) * no.sum(axis=1))
+
+
+def resample_pr_auc(is_yes: np.ndarray, scores: np.ndarray, *, weights: np.ndarray) -> np.ndarray:
+    """Return the average precision, as scikit-learn has it."""
+    # from the highest score down
+    yes, drawn = (_count_by_value(scores, it)[0][:, ::-1] for it in (weights * is_yes, weights))
+    num_drawn = np.cumsum(drawn, axis=1)
+    precision = np.cumsum(yes, axis=1) / np.maximum(num_drawn, 1.0)
+    return _divide(np.sum(yes * precision, axis=1), yes.sum(axis=1))
+
+
+def resample_mcc(labels: np.ndarray, predictions: np.ndarray, *, weights: np.ndarray) -> np.ndarray:
+    """Return Matthews correlation of classes, 0 for a constant prediction."""
+    classes = np.unique(np.concatenate([labels, predictions]))
+    actual, called = (
+        np.stack([weights @ (values == it) for it in classes]) for values in (labels, predictions)
+    )
+    total = weights.sum(axis=1)
+    covariance = (weights @ (labels == predictions)) * total - np.sum(actual * called, axis=0)
+    spreads = [total**2 - np.sum(it**2, axis=0) for it in (actual, called)]
+    found = np.where(spreads[1] == 0, 0.0, _divide(covariance, np.sqrt(spreads[0] * spreads[1])))
+    return np.where(spreads[0] == 0, np.nan, found)
+
+
+def _count_by_value(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weight of each value there is, rising, and which value every row has."""
+    order = np.argsort(values, kind="stable")
+    _, starts = np.unique(values[order], return_index=True)
+    _, group = np.unique(values, return_inverse=True)
+    return np.add.reduceat(weights[:, order], starts, axis=1), group
+
+
+def _average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mean of values that differ by resample, `(num_resamples, num_rows)`."""
+    return _divide(np.sum(values * weights, axis=1), weights.sum(axis=1))
+
+
+def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below != 0)
+
+
 def _resample_one_by_one(rows: ScoredRows, weights: np.ndarray, *, compute: Compute) -> np.ndarray:
     found = []
     for counts in weights.astype(np.int64):
@@ -112,7 +202,7 @@ def _resample_one_by_one(rows: ScoredRows, weights: np.ndarray, *, compute: Comp
 
 def _resample_errors(rows: ScoredRows, weights: np.ndarray, *, power: int) -> np.ndarray:
     errors = np.abs(rows.predictions - rows.labels) ** power
-    return np.asarray(resampling.resample_mean(errors, weights) ** (1 / power))
+    return np.asarray(resample_mean(errors, weights) ** (1 / power))
 
 
 @register_metric(
@@ -146,9 +236,7 @@ def compute_mae(rows: ScoredRows) -> float:
     title="R²",
     problem_types=REGRESSION,
     greater_is_better=True,
-    resample=lambda rows, weights: resampling.resample_r2(
-        rows.labels, rows.predictions, weights=weights
-    ),
+    resample=lambda rows, weights: resample_r2(rows.labels, rows.predictions, weights=weights),
 )
 def compute_r2(rows: ScoredRows) -> float | None:
     """Return the share of the variance that is explained; undefined for constant labels."""
@@ -160,7 +248,7 @@ def compute_r2(rows: ScoredRows) -> float | None:
     title="Spearman ρ",
     problem_types=REGRESSION,
     greater_is_better=True,
-    resample=lambda rows, weights: resampling.resample_spearman(
+    resample=lambda rows, weights: resample_spearman(
         rows.labels, rows.predictions, weights=weights
     ),
 )
@@ -195,7 +283,7 @@ def _resample_areas(
     title="ROC AUC",
     problem_types=CLASSIFICATION,
     greater_is_better=True,
-    resample=partial(_resample_areas, resample_area=resampling.resample_roc_auc),
+    resample=partial(_resample_areas, resample_area=resample_roc_auc),
 )
 def compute_roc_auc(rows: ScoredRows) -> float | None:
     """Return the area under the ROC curve, as [`_average_over_classes`] takes it."""
@@ -207,7 +295,7 @@ def compute_roc_auc(rows: ScoredRows) -> float | None:
     title="PR AUC",
     problem_types=CLASSIFICATION,
     greater_is_better=True,
-    resample=partial(_resample_areas, resample_area=resampling.resample_pr_auc),
+    resample=partial(_resample_areas, resample_area=resample_pr_auc),
 )
 def compute_pr_auc(rows: ScoredRows) -> float | None:
     """Return the average precision, as [`_average_over_classes`] takes it."""
@@ -219,9 +307,7 @@ def compute_pr_auc(rows: ScoredRows) -> float | None:
     title="accuracy",
     problem_types=CLASSIFICATION,
     greater_is_better=True,
-    resample=lambda rows, weights: resampling.resample_mean(
-        rows.labels == rows.predictions, weights
-    ),
+    resample=lambda rows, weights: resample_mean(rows.labels == rows.predictions, weights),
 )
 def compute_accuracy(rows: ScoredRows) -> float:
     """Return the share of right classes; a yes is a probability of at least 0.5."""
@@ -233,9 +319,7 @@ def compute_accuracy(rows: ScoredRows) -> float:
     title="MCC",
     problem_types=CLASSIFICATION,
     greater_is_better=True,
-    resample=lambda rows, weights: resampling.resample_mcc(
-        rows.labels, rows.predictions, weights=weights
-    ),
+    resample=lambda rows, weights: resample_mcc(rows.labels, rows.predictions, weights=weights),
 )
 def compute_mcc(rows: ScoredRows) -> float | None:
     """Return Matthews correlation, 0 for a constant prediction; undefined for one class."""

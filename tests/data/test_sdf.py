@@ -6,7 +6,7 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDepictor
 
-from rmat_hf.data import sdf
+from rmat_hf.data import table_files
 from rmat_hf.data.table_files import (
     SdfRecord,
     compute_record_smiles,
@@ -43,7 +43,7 @@ def test_record_that_is_too_long_is_named(
     record = f"{BLOCK}>  <y>\n1\n\n$$$$\n"
     assert len(record.splitlines()) < 20
     assert len(record) < 600
-    monkeypatch.setattr(sdf, f"MAX_{limit}", value)
+    monkeypatch.setattr(table_files, f"MAX_{limit}", value)
     assert len(read(record * 9)) == 9
     too_long = record.replace("1\n\n", "1\n" * 10 + "x" * 500 + "\n\n")
     with pytest.raises(ValueError, match=rf"^record 7 \(counted from 0\) has more than .*{value}"):

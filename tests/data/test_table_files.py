@@ -20,7 +20,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 from real_tables import write_workbook
 
-from rmat_hf.data import text_files
+from rmat_hf.data import table_files
 from rmat_hf.data.table_files import find_kind, iterate_lines, open_file
 from rmat_hf.data.tables import Table, join_tables, validate_columns
 from rmat_hf.errors import UserError
@@ -369,7 +369,7 @@ def test_lines_come_with_their_own_ends(tmp_path: Path) -> None:
 def test_an_endless_line_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_files, "MAX_LENGTH", 1000)
+    monkeypatch.setattr(table_files, "MAX_LENGTH", 1000)
     path = tmp_path / "lines.csv"
     path.write_text("C" * 998 + "\n" + "N" * 998)
     assert len(list(iterate_lines(path))) == 2

@@ -14,7 +14,7 @@ from rmat_hf import RMatModel, RMatProcessor, featurize_dataset, predict
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.training import heads
+from rmat_hf.training import preparation
 from rmat_hf.training.arguments import NETWORK_FLAGS, FinetuningArguments
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.preparation import choose_head
@@ -33,11 +33,11 @@ def test_few_rows_and_a_pretrained_model_have_a_stack(
 ) -> None:
     head, reason = choose(tmp_path, tiny_encoder)
     assert head == "stack" and "docs/heads.md" in reason
-    monkeypatch.setattr(heads, "MAX_STACK_ROWS", 11)
+    monkeypatch.setattr(preparation, "MAX_STACK_ROWS", 11)
     assert choose(tmp_path, tiny_encoder) == ("network", "there are more than 11 rows")
-    monkeypatch.setattr(heads, "MAX_STACK_ROWS", 12)
+    monkeypatch.setattr(preparation, "MAX_STACK_ROWS", 12)
     assert choose(tmp_path, tiny_encoder)[0] == "stack"
-    many = {f"y{idx}": range(12) for idx in range(heads.MAX_STACK_LABELS + 1)}
+    many = {f"y{idx}": range(12) for idx in range(preparation.MAX_STACK_LABELS + 1)}
     head, reason = choose(tmp_path, tiny_encoder, columns=many)
     assert head == "network" and "each of the 13 labels alone" in reason
     # what was asked for is left as it is
