@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -66,7 +66,7 @@ class Finding:
         rows (`tuple[int, ...]`): Positions in the table, from 0; empty for what is of all rows.
         way_out (`str`): The flag of `rmat finetune` that settles it, or what to do.
         is_serious (`bool`): Whether rows or labels are lost, or a result would mislead.
-        flags (`dict[str, tuple[str, ...]]`): Those that `rmat check` proposes.
+        flags (`Mapping[str, tuple[str, ...]]`): Those that `rmat check` proposes.
     """
 
     topic: str
@@ -74,7 +74,7 @@ class Finding:
     rows: tuple[int, ...] = ()
     way_out: str = ""
     is_serious: bool = False
-    flags: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -543,13 +543,14 @@ def _check_parts(table: Examined) -> Iterator[Finding]:
 
 
 def _check_splits(table: Examined) -> Iterator[Finding]:
-    num_parents = len({*table.parent_of_row.values()})
+    num_parents, num_rows = len({*table.parent_of_row.values()}), len(table.known_rows)
     if num_parents:
         with silence_rdkit():
             scaffolds = Counter(
                 MurckoScaffold.MurckoScaffoldSmiles(mol=table.mols[row]) for row in table.known_rows
             )
-        largest = max(scaffolds.values()) / len(table.known_rows)
+        largest = max(scaffolds.values()) / num_rows
+        are_many = num_rows >= _FEW_ROWS and len(scaffolds) >= 10 and largest <= 0.5
         times = [name for name in table.frame if _holds_times(table.frame[name])]
         allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
         allowed += ["cluster"] * (num_parents >= 10)
@@ -560,9 +561,9 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
             f"largest scaffold has {largest:.0%} of the rows",
             (),
             f"--split: {', '.join(allowed) or 'too few molecules'}",
-            flags={"--split": ("scaffold",)} if len(scaffolds) >= 10 and largest <= 0.5 else {},
+            flags={"--split": ("scaffold",)} if are_many else {},
         )
-    if (num_rows := len(table.known_rows)) < _FEW_ROWS:
+    if num_rows < _FEW_ROWS:
         message = (
             f"{say_count(num_rows, 'row')} with a molecule: a tenth of them as test says little"
         )

@@ -162,10 +162,10 @@ def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:
         flags = {flag: it for flag, it in flags.items() if flag not in _FLAGS_OF_SPLITS}
     flags["--output-dir"] = [f"runs/{Path(dataset).stem}"]
     words = ["rmat", "finetune"]
-    for flag, values in flags.items():
+    for flag, given in flags.items():
         # a name that begins with a dash would be read as a flag
-        has_dash = any(value.startswith("-") for value in values)
-        words += [f"{flag}={it}" for it in values] if has_dash else [flag, *values] * bool(values)
+        has_dash = any(it.startswith("-") for it in given)
+        words += [f"{flag}={it}" for it in given] if has_dash else [flag, *given] * bool(given)
     return first + shlex.join(words)
 
 

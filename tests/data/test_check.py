@@ -96,6 +96,9 @@ def test_the_cleaned_copy_is_learned_as_the_table_itself(
     assert check_table(fixed).num_molecules == 5
 
 
+RINGS = "smiles,y\n" + "".join(
+    f"C1{'C' * row}N1,{row * row}\nC1{'C' * row}O1,{row}\n" for row in range(1, 7)
+)
 INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
 
 
@@ -127,6 +130,8 @@ INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
             "smiles,Standard Value,Standard Units\nC,1,nM\nCC,20,nM\nO,5000,nM\nN,3,nM\n",
             {"label_units": ["nM"], "label_transform": ["pIC50"]},
         ),
+        # few rows, if of many scaffolds
+        (RINGS, {"split": "kfold", "num_folds": 5, "fold": 0}),
         ("smiles,toxic\nC,yes\nCC,no\n", {"problem_type": "classification"}),
         (f"id;InChI;y\n1;{INCHI};2\n2;{INCHI};3.5\n", {"dataset": "clean.csv"}),
     ],
