@@ -32,7 +32,7 @@ ARGUMENTS_FILE = "finetuning_arguments.json"
 TRIALS_FILE = "hpo_trials.csv"
 
 # What learns: the whole network, or, on the vectors of one that does not, a Gaussian process, alone
-# or with a forest beside it; by default heads.py says which.
+# or with a forest beside it; by default preparation.py says which.
 AUTO = "auto"
 HEADS = (AUTO, "network", "kernel", "stack")
 # Flags that only a network takes note of.
