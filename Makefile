@@ -18,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 .PHONY: help install quickstart test test-slow test-upstream test-transformers-range test-min-versions check-wheels notebooks notebook-outputs \
 	docs test-demo bench bench-pretraining bench-featurization \
 	fuzz hostile-input-table real-tables bench-chemprop bench-embeddings bench-accuracy bench-screening \
-	bench-learning-curve bench-machine bench-explain bench-trust house walks startup gemm-share check audit lint lint-delivery format wheel constraints clean
+	bench-heads bench-machine bench-explain bench-trust house walks startup gemm-share check audit lint lint-delivery format wheel constraints clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -137,10 +137,15 @@ bench-explain: $(INSTALLED) ## Explanations of rmat-small and MODELS against exa
 bench-pretraining: $(INSTALLED) ## Short runs of each mix of objectives on CORPUS, and an SVM on their frozen vectors; takes hours
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_pretraining.py $(CORPUS) $(DATA) runs/pretraining-arms
 
-bench-activity: $(INSTALLED) ## Baselines and kernel heads METHODS on the ten activity sets of DATA/activity, test RMSE
+# What is scored (activity, splits, classes or curve), of which heads and baselines, with which seeds
+TASK ?= activity
+METHODS ?= stack svm_log_ecfp4_counts random_forest_descriptors_and_counts
+SEEDS ?= 0 1 2
+
+bench-heads: $(INSTALLED) ## Heads METHODS and baselines on test parts of DATA for a TASK: activity, splits, classes, curve; takes hours
 	mkdir -p .cache/benchmarks
-	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_activity.py $(DATA)/activity \
-	  .cache/benchmarks/activity.json $(METHODS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_heads.py $(TASK) $(DATA) \
+	  .cache/benchmarks/$(TASK).json $(METHODS) -- $(SEEDS)
 
 bench-trust: $(INSTALLED) ## Coverage of intervals and sets, calibration of classes, on test molecules of DATA; ROWS_TO_CHOOSE for a busy machine
 	mkdir -p .cache/benchmarks
@@ -151,10 +156,6 @@ PROTOCOL ?= mat_benchmark
 bench-accuracy: $(INSTALLED) ## Run PROTOCOL of scripts/protocols on DATA/mat_benchmark: models beside baselines; takes hours
 	$(BIN)/rmat benchmark --data $(DATA)/mat_benchmark --protocol scripts/protocols/$(PROTOCOL).json \
 	  --num-proc 2 --output-dir runs/$(PROTOCOL)
-
-bench-learning-curve: $(INSTALLED) ## Test error against train labels, beside baselines; takes two hours
-	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_learning_curve.py $(DATA)/mat_benchmark \
-	  runs/learning_curve 2
 
 bench-machine: $(INSTALLED) ## Molecules per second, memory and TFLOP/s of MODEL on this machine
 	$(BIN)/python tests/benchmarks/machine.py --model $(MODEL) $(BENCH_FLAGS)

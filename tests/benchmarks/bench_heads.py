@@ -7,8 +7,8 @@ ESOL, six splits), `classes` (BBBP and Estrogen-beta: three times three folds of
 test part of `split_0`), or `curve` (100 to 800 labels). DATA has the folders `activity` and
 `mat_benchmark`. A METHOD is `stack` (the default of `rmat finetune`, whose kernel head and forest
 are scored beside it), `kernel` (a kernel head alone), either with @MODEL behind it (a folder, or
-`random` for random weights), `vectors` (a kernel head on vectors and kinds of atoms, without any
-fingerprint), `finetuned` (`--head network --refit`), or a name of
+`random` for random weights), a kernel head on what it lists (`vectors+environments`: vectors and
+kinds of atoms, without any fingerprint), `finetuned` (`--head network --refit`), or a name of
 `rmat_hf.training.baselines.BASELINES`. What is there already in OUT.json is not computed again.
 """
 
@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from bench_activity import SETS
 from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 from versions import write_rows
@@ -46,7 +45,10 @@ from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.stack_head import fit_stack_with_held_out
 
 DEFAULTS = FinetuningArguments(dataset="", label_columns=["y"], output_dir="")
-WITHOUT_FINGERPRINTS = ["vectors", "environments"]
+SETS = (
+    *("CHEMBL2835_Ki", "CHEMBL2047_EC50", "CHEMBL1871_Ki", "CHEMBL4203_Ki", "CHEMBL1862_Ki"),
+    *("CHEMBL237_EC50", "CHEMBL231_Ki", "CHEMBL238_Ki", "CHEMBL287_Ki", "CHEMBL4792_Ki"),
+)
 CURVE_SETS = ("CHEMBL2047_EC50", "CHEMBL237_EC50", "CHEMBL287_Ki", "esol")
 CURVE_SIZES = (100, 200, 400, 800)
 CLASSES = "multi_label_classification"
@@ -151,7 +153,7 @@ def fit(
             checkpoint = build_random_checkpoint(Path(folder))
         else:
             checkpoint = read_checkpoint(model or "rmat-small")
-        kinds = WITHOUT_FINGERPRINTS if name == "vectors" else DEFAULTS.kernel_features
+        kinds = name.split("+") if "+" in name else DEFAULTS.kernel_features
         dataset, _ = table.featurize(kinds, with_forest=name == "stack")
         place = {row: idx for idx, row in enumerate(dataset["row"])}
         chosen = dataset.select([place[row] for row in known])
