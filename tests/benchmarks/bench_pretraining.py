@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_pretraining.py CORPUS DATA FOLDER [--steps 2000] [--arms A D]
 
-CORPUS is from `rmat featurize --molecule-descriptors all_2d --labels DATA/assays/assays.parquet`.
+CORPUS is what `draw_corpus.py` draws, featurized as its first lines say.
 No test row is read: activity sets by five folds of train (RMSE), FreeSolv and ESOL on valid of six
 splits (RMSE), BBBP and Estrogen-beta by three folds of train and valid without a common scaffold
 (1 - ROC AUC). Settings of the SVM are chosen where they are scored, for all arms alike. What is in
