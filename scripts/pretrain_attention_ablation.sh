@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
-# Pretrain six small models into runs/attention, each with the terms of attention that it keeps in
-# `make bench-accuracy PROTOCOL=attention_ablation_pretrained`. What is there is not made again.
-#   bash scripts/pretrain_attention_ablation.sh CORPUS [STEPS]
+# Pretrain six models for PROTOCOL=attention_ablation_pretrained: scripts/pretrain_attention_ablation.sh CORPUS
 set -euo pipefail
 small='"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_head_layers": 2'
 while read -r name terms; do
   [ -d "runs/attention/$name" ] || rmat pretrain --corpus "$1" --model-config "{$small$terms}" \
-    --learning-rate 2e-3 --max-steps "${2:-500}" --num-evaluations 2 --output-dir "runs/attention/$name" </dev/null
+    --learning-rate 2e-3 --max-steps 500 --num-evaluations 2 --output-dir "runs/attention/$name" </dev/null
 done <<'END'
 full
 without_distance     , "pair_relations": ["bond", "neighborhood"]
