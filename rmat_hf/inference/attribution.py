@@ -128,13 +128,11 @@ class FeaturizedMol:
         return np.minimum(counts, 255).astype(np.uint8)
 
     def describe_without(self, atoms: Sequence[int]) -> np.ndarray:
-        """Return the descriptors of what has none of some atoms, float32; NaN of no atom at all.
+        """Return the descriptors of what has none of some atoms, float32.
 
         A carbon takes hydrogens for bonds that it loses. Other atoms, and rings that are aromatic,
         keep a dummy there: an NH2 that lost its carbon is still a donor.
         """
-        if len(atoms) == self.num_atoms:
-            return np.full(len(self.descriptors), np.nan, dtype=np.float32)
         rest, gone = Chem.RWMol(self.mol), set(atoms)
         for atom in rest.GetAtoms():
             num_hydrogens = atom.GetTotalNumHs()

@@ -443,8 +443,8 @@ def compute_molecule_descriptors(mol: Chem.Mol, names: Sequence[str]) -> np.ndar
     copy = Chem.Mol(mol)  # some descriptors leave charges and other properties on the molecule
     values = np.full(len(names), np.nan)
     known: dict[str, float] = {}
-    # undefined for this molecule: stays NaN
-    undefined = suppress(ArithmeticError, IndexError, RuntimeError, ValueError)
+    # undefined for this molecule, or for no atom at all: stays NaN
+    undefined = suppress(ArithmeticError, IndexError, RuntimeError, TypeError, ValueError)
     with silence_rdkit():
         if not {*AUTOCORRELATIONS}.isdisjoint(names):
             with undefined:

@@ -305,7 +305,7 @@ def judge_coverage(
         if not len(known):
             continue
         result = binomtest(int(known.sum()), len(known))
-        low, high = result.proportion_ci()
+        low, high = result.proportion_ci(method="wilson")
         verdict = "as asked for"
         if result.n < _LEAST_JUDGED:
             verdict = "too few to judge"
