@@ -2,6 +2,11 @@
 # docker run --rm -v "$PWD:/work" rmat predict --model runs/pic50 --input library.csv --output predicted.csv
 FROM python:3.12-slim
 
+# what RDKit draws with
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libexpat1 libxext6 libxrender1 \
+    && rm -rf /var/lib/apt/lists/*
+
 COPY constraints.txt pyproject.toml setup.py README.md LICENSE /source/
 COPY rmat_hf /source/rmat_hf
 RUN pip install --no-cache-dir --constraint /source/constraints.txt \

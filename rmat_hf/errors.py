@@ -40,6 +40,18 @@ class UserError(ValueError):
         super().__init__(hide_credentials(message))
 
 
+def import_draw() -> Any:
+    """Return RDKit's module that draws; it wants libraries that small images of Linux lack."""
+    try:
+        from rdkit.Chem import Draw
+    except ImportError as error:
+        raise UserError(
+            f"RDKit cannot draw molecules: {error}. On Debian and Ubuntu: "
+            "apt-get install libexpat1 libxext6 libxrender1."
+        ) from error
+    return Draw
+
+
 class Interruption(KeyboardInterrupt):
     """A signal asked the command to end."""
 

@@ -8,8 +8,8 @@ from processes import run_python
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, write_json, write_table
 
-# Modules and names of the standard library that are missing on Windows, on macOS or on both.
-MISSING_MODULES = ["fcntl", "grp", "pwd", "resource"]
+# Modules that are missing on Windows, on macOS or on both, and what small images cannot load.
+MISSING_MODULES = ["fcntl", "grp", "pwd", "resource", "rdkit.Chem.Draw"]
 MISSING_NAMES = [
     *(f"os.{it}" for it in ("fork", "forkpty", "getuid", "geteuid", "killpg", "setsid")),
     *("os.sched_getaffinity", "os.sched_setaffinity"),

@@ -20,4 +20,6 @@ class DocstringLinks(griffe.Extension):
 
 def _plain(argument: re.Match[str]) -> str:
     kind = re.sub(r", \*optional\*.*", "", argument[2]).replace("`", "")
+    if not re.search(r"[(\[]| of ", kind):
+        kind = re.sub(r", | or ", " | ", kind)
     return f"{argument[1]}({kind}):"

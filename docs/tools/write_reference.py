@@ -63,7 +63,7 @@ def describe_verb(verb: str) -> str:
     for action in sorted(actions, key=lambda action: not action.required):
         value = f" {action.metavar}" if action.metavar and action.option_strings else ""
         flag = ", ".join(action.option_strings) or str(action.metavar)
-        rows.append((f"`{flag}{value}`".replace("|", "\\|"), action.help % vars(action)))
+        rows.append((f"`{flag}{value}`", action.help % vars(action)))
     text = f"# rmat {verb}\n\n{parser.description}\n\n"
     keys = ", ".join(["`verb`", "`version`", "`exit_code`", read_json_keys(verb)])
     text += f"With `--json` the outcome has {keys}; after a mistake `error` instead.\n\n"

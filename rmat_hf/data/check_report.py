@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rdkit import Chem
-from rdkit.Chem.Draw import rdMolDraw2D
 
 from rmat_hf.data.check import TableReport, check_table, describe_rows
 from rmat_hf.data.columns import INCHI_NOTE, is_empty, parse_cell, rewrite_number
 from rmat_hf.data.measurements import is_wide
 from rmat_hf.data.tables import SMILES_COLUMN
-from rmat_hf.errors import UserError
+from rmat_hf.errors import UserError, import_draw
 from rmat_hf.flags import declare_flag, declare_positional, validate_flags
 from rmat_hf.output_folder import open_atomically
 
@@ -218,8 +217,9 @@ def build_page(report: TableReport) -> str:
 
 
 def _draw(row: int, mol: Chem.Mol) -> str:
-    drawer = rdMolDraw2D.MolDraw2DSVG(180, 130)
-    rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
+    draw = import_draw().rdMolDraw2D
+    drawer = draw.MolDraw2DSVG(180, 130)
+    draw.PrepareAndDrawMolecule(drawer, mol)
     drawer.FinishDrawing()
     svg = drawer.GetDrawingText().split("?>", 1)[-1]
     return f"<figure>{svg}<figcaption>row {row}</figcaption></figure>"

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
-from rdkit.Chem.Draw import rdMolDraw2D
 from rdkit.Geometry import Point2D
 
-from rmat_hf.errors import UserError
+from rmat_hf.errors import UserError, import_draw
 from rmat_hf.inference.explanation import Contributions
 
 Color = tuple[float, float, float]
@@ -138,11 +137,11 @@ def _prepare(mol: Chem.Mol) -> Chem.Mol:
     drawing = Chem.Mol(mol)
     drawing.RemoveAllConformers()
     rdDepictor.Compute2DCoords(drawing, canonOrient=True)
-    return rdMolDraw2D.PrepareMolForDrawing(drawing, addChiralHs=False)
+    return import_draw().rdMolDraw2D.PrepareMolForDrawing(drawing, addChiralHs=False)
 
 
 def _open_canvas() -> Any:
-    canvas = rdMolDraw2D.MolDraw2DSVG(WIDTH, HEIGHT)
+    canvas = import_draw().rdMolDraw2D.MolDraw2DSVG(WIDTH, HEIGHT)
     options: Any = canvas.drawOptions()
     options.useBWAtomPalette()
     options.fillHighlights = True

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rdkit import Chem
-from rdkit.Chem import Draw
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from rmat_hf.errors import UserError, import_draw
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
 from rmat_hf.output_folder import open_atomically
 from rmat_hf.training.baselines import MAX_ATOMS
@@ -157,9 +157,14 @@ def draw_coverage(axes: "Axes", wanted: Sequence[float], *, found: Sequence[floa
 
 def save_drawing(path: Path, smiles: Sequence[str], *, legends: Sequence[str]) -> str:
     """Draw molecules into an SVG file with a line or two below each; return what a page shows."""
-    options: Any = Draw.MolDrawOptions()
+    try:
+        draw = import_draw()
+    except UserError as error:
+        logger.warning("There is no drawing. %s", error)
+        return "(No drawing: RDKit could not draw on that machine.)"
+    options: Any = draw.MolDrawOptions()
     options.legendFontSize, options.legendFraction = 18, 0.2
-    drawing = Draw.MolsToGridImage(
+    drawing = draw.MolsToGridImage(
         [_parse(it) for it in smiles],
         legends=list(legends),
         molsPerRow=NUM_IN_A_LINE,

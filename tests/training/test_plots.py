@@ -1,8 +1,10 @@
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from rdkit import Chem
 
 from rmat_hf.training.plots import (
     NUM_BINS,
@@ -50,3 +52,13 @@ def test_molecules_are_drawn_with_their_legends(tmp_path: Path, smiles: list[str
     content = (tmp_path / "some.svg").read_text()
     assert content.startswith("<?xml")
     assert content.count("<svg") == 1
+
+
+def test_a_machine_on_which_rdkit_cannot_draw_has_a_page_without_drawings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(Chem, "Draw", raising=False)
+    monkeypatch.setitem(sys.modules, "rdkit.Chem.Draw", None)
+    text = save_drawing(tmp_path / "some.svg", ["CCO"], legends=["a"])
+    assert "No drawing" in text and not list(tmp_path.iterdir())
+    assert "libxrender1" in caplog.text
