@@ -1,9 +1,8 @@
 """The plots of a benchmark: predictions, errors far from train, calibration."""
 
-import importlib.util
-import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pandas as pd
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX, SPREAD_PREFIX
 from rmat_hf.evaluation.protocol import DatasetProtocol
 from rmat_hf.evaluation.summary import FoldOutcome
-from rmat_hf.output_folder import open_atomically
 from rmat_hf.training.plots import (
     DIAGONAL_COLOR,
     LINE_COLOR,
@@ -23,12 +21,11 @@ from rmat_hf.training.plots import (
     draw_calibration,
     draw_errors,
     draw_roc,
+    save_figure,
 )
 from rmat_hf.training.trust import compute_novelty
 
-logger = logging.getLogger(__name__)
-
-NUM_COLUMNS = 3
+PANEL_SIZE = (3.6, 3.6)
 
 
 def save_plots(
@@ -40,22 +37,24 @@ def save_plots(
     Classification: ROC curves and calibration. Both: the error against the Tanimoto distance
     (ECFP4) to the nearest molecule of train.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        logger.warning("No plots: matplotlib is missing. Run: pip install 'rmat-hf[viz]'")
-        return []
     folder.mkdir(parents=True, exist_ok=True)
     points = collect_points(outcomes, label_names=dataset.options["label_columns"])
     kinds: dict[str, Callable[..., None]] = {"distance": _draw_errors}
     if dataset.is_regression:
         kinds |= {"parity": _draw_parity, "spread": draw_spread}
     elif points["label"].nunique() == 2:
-        kinds |= {"roc": _draw_roc, "calibration": _draw_calibration}
+        kinds["roc"] = lambda axes, points: draw_roc(axes, _list_curves(points))
+        kinds["calibration"] = lambda axes, points: draw_calibration(axes, _list_curves(points))
     files = []
     for kind, draw in kinds.items():
         shown = points[points["spread"].notna()] if kind == "spread" else points
-        if len(shown):
-            files.append(f"{name}_{kind}.png")
-            _save_panels(folder / files[-1], shown, draw=draw)
+        panels = {it: partial(draw, points=own) for it, own in shown.groupby("method", sort=False)}
+        path = folder / f"{name}_{kind}.png"
+        if panels:
+            # one scale for all, so that methods can be compared
+            options: Any = {"titles": list(panels), "has_one_scale": True}
+            save_figure(path, list(panels.values()), panel_size=PANEL_SIZE, **options)
+        files += [path.name] * path.is_file()
     return files
 
 
@@ -80,24 +79,6 @@ def collect_points(outcomes: Sequence[FoldOutcome], *, label_names: Sequence[str
     return pd.concat(found).dropna(subset=["label"])
 
 
-def _save_panels(path: Path, points: pd.DataFrame, *, draw: Callable[..., None]) -> None:
-    """Draw a panel for each method."""
-    from matplotlib.figure import Figure
-
-    methods = points["method"].unique()
-    num_columns = min(NUM_COLUMNS, len(methods))
-    num_rows = math.ceil(len(methods) / num_columns)
-    figure = Figure(figsize=(3.6 * num_columns, 3.6 * num_rows), layout="constrained")
-    first = None  # one scale for all, so that panels can be compared
-    for idx, method in enumerate(methods):
-        axes = figure.add_subplot(num_rows, num_columns, idx + 1, sharex=first, sharey=first)
-        draw(axes, points[points["method"] == method])
-        axes.set_title(method, fontsize=9)
-        first = first or axes
-    with open_atomically(path) as stream:
-        figure.savefig(stream, format="png", dpi=120, bbox_inches="tight")
-
-
 def _draw_parity(axes: Any, points: pd.DataFrame) -> None:
     # not sklearn's `PredictionErrorDisplay`, which refuses panels of one scale
     axes.scatter(points["label"], points["prediction"], **POINTS, color=POINT_COLOR)
@@ -105,15 +86,6 @@ def _draw_parity(axes: Any, points: pd.DataFrame) -> None:
     limits = (shown.min(), shown.max())
     axes.plot(limits, limits, color=DIAGONAL_COLOR, linewidth=0.8)
     axes.set(aspect="equal", xlabel="measured", ylabel="predicted")
-
-
-def _draw_roc(axes: Any, points: pd.DataFrame) -> None:
-    draw_roc(axes, _list_curves(points))
-    axes.legend(fontsize=8)
-
-
-def _draw_calibration(axes: Any, points: pd.DataFrame) -> None:
-    draw_calibration(axes, _list_curves(points))
 
 
 def _list_curves(points: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -48,6 +48,7 @@ def save_figure(
     *,
     titles: Sequence[str] = (),
     panel_size: tuple[float, float] = (4.8, 4.8),
+    has_one_scale: bool = False,
 ) -> str:
     """Write a figure with what each function draws, and return what a page shows of it.
 
@@ -72,8 +73,10 @@ def save_figure(
         wspace=(left + right) / (panel_size[0] - left - right),
         hspace=(bottom + top) / (panel_size[1] - bottom - top),
     )
+    shared = None
     for idx, (fill, title) in enumerate(zip_longest(draw, titles), start=1):
-        axes = figure.add_subplot(num_lines, num_columns, idx)
+        axes = figure.add_subplot(num_lines, num_columns, idx, sharex=shared, sharey=shared)
+        shared = axes if has_one_scale else None
         fill(axes)
         if title:
             axes.set_title(title, fontsize=9)
