@@ -53,13 +53,14 @@ _SMILES_NAME = re.compile(r"smi|structure|^mol(ecule)?$", re.IGNORECASE)
 # Numbers that say which row it is, and nothing of the molecule.
 _NAME_OF_ROWS = re.compile(
     r"(^|[\s_.-])(ids?|idx|index|no|nr|num|number|row|cid|sid|cas|key|batch|plate|well|lot|fold|"
-    r"cluster|unnamed: \d+)$|^(unnamed: \d+|)$|[a-z]ID$|^#",
+    r"cluster|unnamed: \d+)$|^(unnamed: \d+|)$|(?-i:[a-z]ID)$|^#|"
+    r"^(mol|cmpd|compound|sample|row)id$",
     re.IGNORECASE,
 )
 # What a compound is called.
 _NAME_OF_COMPOUND = re.compile(
     r"^(id|name|title|compound|molecule|cid|cas)$|(compound|molecule|mol|chembl|sample)[\s_.-]*"
-    r"(id|name|no|nr|number)$|[a-z]ID$",
+    r"(id|name|no|nr|number)$|(?-i:[a-z]ID)$",
     re.IGNORECASE,
 )
 # Numbers that belong to a measurement or follow from the molecule, beside others that are labels.

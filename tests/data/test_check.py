@@ -242,6 +242,7 @@ def test_other_ways_of_writing_a_table_give_the_same_training_data(tmp_path: Pat
     ("columns", "labels"),
     [
         ({"ID": [1, 2, 3], "CAS": [5, 7, 9], "pKi": [5.5, 6.0, 7.1]}, ["pKi"]),
+        ({"MOLID": [9, 5, 7], "lipid": [5.5, 6.0, 7.1]}, ["lipid"]),
         ({"counter": [1, 2, 3], "split_0": ["train", "test", "test"]}, []),
         ({"active": ["yes", "no", "no"], "note": ["a", "b", "5"]}, ["active"]),
         ({"y": [">1", "2,5", ""], "z": ["n.d.", "", "3"]}, ["y", "z"]),
