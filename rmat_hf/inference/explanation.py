@@ -15,6 +15,7 @@ from rdkit.Chem import BRICS
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from rmat_hf.data.featurization import iterate_featurized
+from rmat_hf.data.measurements import name_learned
 from rmat_hf.data.stored_features import unpack_features
 from rmat_hf.data.table_writer import ERROR_COLUMN, ColumnKind
 from rmat_hf.errors import UserError, is_out_of_memory
@@ -324,7 +325,7 @@ def describe_units(config: RMatConfig, column: int) -> str:
     units = config.label_units[column] if config.label_units else UNKNOWN_UNITS
     transform = "none" if config.label_transforms is None else config.label_transforms[column]
     # there the effects of atoms add up, and not where they are undone
-    return units if transform == "none" else transform
+    return units if transform == "none" else name_learned(config.output_names[column], transform)
 
 
 class _Question(NamedTuple):
