@@ -260,6 +260,7 @@ def build_parser(verb: str) -> FlagParser:
     for flag in fields(arguments_class):
         if flag.metadata.get("is_positional"):
             parser.add_argument(flag.name, help=flag.metadata["help"], metavar=flag.name.upper())
+            parser.set_defaults(takes_table=flag.name == "input")
         else:
             parser.add_argument(name_flag(flag.name), **_describe_flag(flag, hints[flag.name]))
     text = "Print the outcome as one JSON object, and everything else on standard error."
@@ -285,8 +286,10 @@ def _describe_flag(flag: "Field[Any]", hint: Any) -> dict[str, Any]:
 def parse_flags(verb: str, words: list[str]) -> Any:
     """Return the arguments of a verb from `--smiles CCO CCN`, `--smiles=C=C`, `--seed 1`."""
     parser = build_parser(verb)
-    values = vars(parser.parse_args([_spell(word, parser) for word in words]))
-    values.pop(JSON_FLAG, None)
+    spelled = [_spell(word, parser) for word in words]
+    values = vars(parser.parse_args([word for word in spelled if word is not None]))
+    for name in (JSON_FLAG, "takes_table"):
+        values.pop(name, None)
     arguments = values.pop("arguments_class")(**values)
     cache_home = os.environ.get("XDG_CACHE_HOME")
     if cache_home and getattr(arguments, "feature_cache", None) == "default":
@@ -294,9 +297,11 @@ def parse_flags(verb: str, words: list[str]) -> Any:
     return arguments
 
 
-def _spell(word: str, parser: FlagParser) -> str:
-    """Return a flag as the verb spells it: a table is `--dataset` here and `--input` there."""
+def _spell(word: str, parser: FlagParser) -> str | None:
+    """Return a flag as the verb spells it: a table is `--dataset`, `--input` or has no flag."""
     flag, *value = word.split("=", 1)
+    if flag in ("--input", "--dataset") and parser.get_default("takes_table"):
+        return value[0] if value else None
     for one, other in (("--input", "--dataset"), ("--dataset", "--input")):
         spelled = flag.replace(one, other)
         if not parser.knows(flag) and parser.knows(spelled):

@@ -229,6 +229,12 @@ class Examined:
             if 2 * self.numbers[name].notna().sum() >= is_filled.sum()
         ]
 
+    @cached_property
+    def labeled_rows(self) -> list[int]:
+        """Rows with a molecule and a label."""
+        is_labeled = ~self.empty.to_numpy().all(axis=1)
+        return [row for row in self.known_rows if is_labeled[row]]
+
     def find_rows(self, holds: Callable[[Chem.Mol], bool]) -> tuple[int, ...]:
         """Return the rows whose molecule is so."""
         return tuple(row for row, mol in enumerate(self.mols) if mol is not None and holds(mol))
@@ -383,9 +389,8 @@ def _check_jumps(table: Examined) -> Iterator[Finding]:
             yield Finding("jumps", message, tuple(sorted(rows)), way_out, True)
         others = table.frame.drop(columns=table.label_columns)
         if found := find_odd_part(np.log10(values), others.loc[values.index]):
-            message = (
-                f"{column!r} is about a thousandfold as large or small in {found[0]}: two units?"
-            )
+            message = f"{column!r} is about a thousandfold as large or small in {found[0]}"
+            message += ": two units?"
             yield Finding("jumps", message, found[1], "Convert them to one before training.", True)
 
 
@@ -395,9 +400,9 @@ def _check_skew(table: Examined) -> Iterator[Finding]:
             values = table.values(column)
             decades = np.ptp(np.log10(values))
             units = f" --label-units {table.units[column]}" if transform == "pIC50" else ""
+            span = f"{decades:.1f} decades, {values.min():g} to {values.max():g}"
             message = (
-                f"{column!r} goes over {decades:.1f} decades, {values.min():g} to "
-                f"{values.max():g}: a model of the numbers learns the largest alone"
+                f"{column!r} goes over {span}: a model of the numbers learns the largest alone"
             )
             yield Finding("skew", message, (), f"--label-transform {transform}{units}", True)
 
@@ -431,11 +436,14 @@ def _check_replicates(table: Examined) -> Iterator[Finding]:
     rows = tuple(known[position] for position in sorted(conflicts))
     if rows:
         message = "Rows of one molecule contradict each other by more than a tenth of the spread"
-        way_out = (
-            "Rows of equal SMILES are left out: --conflict-tolerance 1 keeps more, --replicates "
-            "median all."
-        )
-        flags = {"--replicates": ("median",)}
+        way_out, flags = "Rows of equal SMILES are left out: correct or drop one of them.", {}
+        columns = [table.numbers.columns[it] for it, *_ in conflicts.values()]
+        if any({*table.values(column)} - {0.0, 1.0} for column in columns):
+            flags = {"--replicates": ("median",)}
+            way_out = (
+                "Rows of equal SMILES are left out: --conflict-tolerance 1 keeps more, "
+                "--replicates median all."
+            )
         yield Finding("replicates", message, rows, way_out, True, flags)
 
 
@@ -527,7 +535,8 @@ def _check_parts(table: Examined) -> Iterator[Finding]:
         parents = pd.Series(table.parent_of_row, dtype=object)
         of_parents = parts.loc[parents.index].groupby(parents).transform("nunique")
         is_leaking = bool((of_parents > 1).any())
-        flags = {} if is_leaking else {"--split-column": (column,)}
+        is_usable = not is_leaking and {"train", "test"} <= {*parts.loc[table.labeled_rows]}
+        flags = {"--split-column": (column,)} if is_usable else {}
         text = f"--split-column {shlex.quote(column)}.{missing}"
         yield Finding("parts", f"Column {column!r} gives parts: {listed}", (), text, flags=flags)
         if is_leaking:
@@ -544,13 +553,14 @@ def _check_parts(table: Examined) -> Iterator[Finding]:
 
 def _check_splits(table: Examined) -> Iterator[Finding]:
     num_parents, num_rows = len({*table.parent_of_row.values()}), len(table.known_rows)
+    num_labeled = len({table.parent_of_row.get(row, row) for row in table.labeled_rows})
     if num_parents:
         with silence_rdkit():
             scaffolds = Counter(
                 MurckoScaffold.MurckoScaffoldSmiles(mol=table.mols[row]) for row in table.known_rows
             )
         largest = max(scaffolds.values()) / num_rows
-        are_many = num_rows >= _FEW_ROWS and len(scaffolds) >= 10 and largest <= 0.5
+        are_many = num_labeled >= _FEW_ROWS and len(scaffolds) >= 10 and largest <= 0.5
         times = [name for name in table.frame if _holds_times(table.frame[name])]
         allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
         allowed += ["cluster"] * (num_parents >= 10)
@@ -563,12 +573,10 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
             f"--split: {', '.join(allowed) or 'too few molecules'}",
             flags={"--split": ("scaffold",)} if are_many else {},
         )
-    if num_rows < _FEW_ROWS:
-        message = (
-            f"{say_count(num_rows, 'row')} with a molecule: a tenth of them as test says little"
-        )
+    if num_labeled < _FEW_ROWS:
+        message = f"{say_count(num_labeled, 'molecule')} with a label: a tenth as test says little"
         flags = {"--split": ("kfold",), "--num-folds": ("5",), "--fold": ("0",)}
-        flags = flags if num_rows >= _FEWEST_IN_FOLDS else {}
+        flags = flags if num_labeled >= _FEWEST_IN_FOLDS else {}
         yield Finding("splits", message, (), "--split kfold, or more rows.", True, flags)
 
 

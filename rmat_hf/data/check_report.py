@@ -13,14 +13,16 @@ from rdkit import Chem
 from rmat_hf.data.check import TableReport, check_table, describe_rows
 from rmat_hf.data.columns import INCHI_NOTE, is_empty, parse_cell, rewrite_number
 from rmat_hf.data.measurements import is_wide
-from rmat_hf.data.tables import SMILES_COLUMN
+from rmat_hf.data.tables import RESERVED_COLUMNS, SMILES_COLUMN
 from rmat_hf.errors import UserError, import_draw
-from rmat_hf.flags import declare_flag, declare_positional, validate_flags
+from rmat_hf.flags import declare_flag, declare_positional, name_flag, validate_flags
 from rmat_hf.output_folder import open_atomically
 
 _MOST_DRAWINGS = 6
 _NUM_BARS = 24
 # What a column of parts takes the place of.
+# Of predictions that stand beside the label that they are of.
+_ADDED = ("prediction", "spread", "lower", "upper", "probability", "set")
 _FLAGS_OF_SPLITS = ("--split", "--num-folds", "--fold")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -126,7 +128,8 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
         elif first != row:
             reasons[row] = f"repeats row {first}"
     changes += [(row, "", frame[name][row], "", f"dropped: {why}") for row, why in reasons.items()]
-    frame = frame.drop(index=list(reasons)).rename(columns={name: SMILES_COLUMN})
+    taken = {} if name == SMILES_COLUMN else {SMILES_COLUMN: f"{SMILES_COLUMN}_before"}
+    frame = frame.drop(index=list(reasons)).rename(columns={**taken, name: SMILES_COLUMN})
     columns = ["row", "column", "before", "after", "why"]
     return frame, pd.DataFrame(sorted(changes), columns=columns)
 
@@ -141,7 +144,11 @@ def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:
         return ""
     dataset, first = arguments.fix or arguments.input, ""
     if INCHI_NOTE in report.description and not arguments.fix:
-        dataset, first = "clean.csv", f"rmat check {shlex.quote(dataset)} --fix clean.csv && "
+        words = ["rmat", "check", dataset, "--fix", "clean.csv"]
+        words += ["--label-columns", *arguments.label_columns] * bool(arguments.label_columns)
+        for flag in ("split_column", "input_revision"):
+            words += [name_flag(flag), getattr(arguments, flag)] * bool(getattr(arguments, flag))
+        dataset, first = "clean.csv", f"{shlex.join(words)} && "
     is_given = dataset == arguments.input
     revision = arguments.input_revision if is_given else None
     flags = {
@@ -169,17 +176,20 @@ def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:
 
 
 def _choose_flags_of_labels(report: TableReport) -> dict[str, list[str]]:
-    useful = [name for name in report.label_columns if name not in report.useless_labels]
+    out = {*report.useless_labels, *RESERVED_COLUMNS}
+    out |= {f"{it}_{name}" for it in _ADDED for name in report.label_columns}
+    useful = [name for name in report.label_columns if name not in out]
     numbers = [name for name in useful if name in report.label_transforms]
     # of classes in words a model learns one column
     labels = numbers or useful[:1]
     binary = [name for name in numbers if name in report.binary_labels]
     is_mixed = len(binary) < len(numbers)
+    kind = "multi_label" if {*labels} <= {*report.binary_labels} else "single_label"
     units = [report.label_units[name] for name in labels]
     transforms = [report.label_transforms.get(name, "none") for name in labels]
     flags = {
         "--label-columns": labels,
-        "--problem-type": [] if is_mixed else ["classification"],
+        "--problem-type": [] if is_mixed else [f"{kind}_classification"],
         "--class-columns": binary if is_mixed else [],
         "--label-units": units if any(units) else [],
         "--label-transform": transforms if {*transforms} != {"none"} else [],

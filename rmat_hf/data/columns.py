@@ -73,6 +73,11 @@ _COVARIATE = re.compile(
 )
 # A condition in the name of a label: LogD (pH 7.4), inhibition at conc 10.
 _CONDITION = re.compile(r"\bph[\s=]*\d|\bat\b", re.IGNORECASE)
+# A column of units, but not those of a time, temperature or dose.
+_UNIT_COLUMN = re.compile(
+    r"^(?!.*(?i:time|temp|dose)).*(?:(?<![A-Za-z])(?:[Uu]nit|UNIT)|(?<=[a-z])Unit)[sS]?(?![A-Za-z])"
+)
+_LOGARITHM = re.compile(r"(?i)(^|[^a-z])(log|p(chembl|act|[a-z]{2}50|ki|kd|km|mic))")
 _UNIT = re.compile(
     r"(?:^|[\s_(\[,/])(?P<unit>[pnuµμm]?M|[munµμ]?mol/L|kcal/mol|kJ/mol|[munµμ]?g/m?L|%|min|h|"
     r"log ?M)[)\]\s]*$"
@@ -235,14 +240,16 @@ def find_unit(column: str) -> str:
 
 def find_unit_columns(frame: pd.DataFrame) -> dict[str, pd.Series]:
     """Return the cells of columns that name units."""
-    return {it: frame[it].str.strip() for it in frame if "unit" in it.lower()}
+    return {it: frame[it].str.strip() for it in frame if _UNIT_COLUMN.search(it)}
 
 
 def find_units(frame: pd.DataFrame, label_columns: Sequence[str]) -> dict[str, str]:
     """Return the unit in the name of each label, or of a single one that in a column of one."""
     units = {name: find_unit(name) for name in label_columns}
     beside = [{*cells} - {""} for cells in find_unit_columns(frame).values()]
-    if [len(units), *map(len, beside)] == [1, 1] and not any(units.values()):
+    # of pIC50 beside nM it is not that of the numbers
+    is_told = any(units.values()) or any(map(_LOGARITHM.search, units))
+    if [len(units), *map(len, beside)] == [1, 1] and not is_told:
         return dict.fromkeys(units, find_unit(beside[0].pop()))
     return units
 

@@ -11,6 +11,8 @@ from rmat_hf.errors import UserError
 from rmat_hf.model.features_rmat import Molecule, MoleculeError
 
 SMILES_COLUMN = "smiles"
+# Of what a run writes beside the labels; none of them can be called so.
+RESERVED_COLUMNS = ("row", "smiles", "split", "error")
 # Bytes of a SMILES; a small Parquet file can expand to more than any memory.
 MAX_SMILES_BYTES = 2**17
 

@@ -11,6 +11,7 @@ from rmat_hf.adapters import DEFAULT_RANK, PEFT_METHODS
 from rmat_hf.data.measurements import REPLICATES, LabelOptions, find_transform_problem
 from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
+from rmat_hf.data.tables import RESERVED_COLUMNS
 from rmat_hf.errors import UserError, hide_credentials
 from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, name_flag, validate_flags
 from rmat_hf.model.configuration_rmat import TRUST_KINDS, RMatConfig
@@ -48,7 +49,6 @@ SCRATCH = "scratch"
 # Of classes; which problem type they are is read off them.
 CLASSIFICATION = "classification"
 DEFAULT_MODEL = "rmat-small"
-RESERVED_COLUMNS = ("row", "smiles", "split", "error")
 # What a few hundred to a few thousand labels can fill, trained from random weights.
 SCRATCH_ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 128,

@@ -132,7 +132,15 @@ INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
         ),
         # few rows, if of many scaffolds
         (RINGS, {"split": "kfold", "num_folds": 5, "fold": 0}),
-        ("smiles,toxic\nC,yes\nCC,no\n", {"problem_type": "classification"}),
+        ("smiles,toxic\nC,yes\nCC,no\n", {"problem_type": "multi_label_classification"}),
+        # a unit beside a logarithm is not its own, and what predict wrote is no label
+        (
+            "smiles,pIC50,prediction_pIC50,Standard Units,time_unit\nC,5,5,nM,h\nCC,6,6,nM,h\n",
+            {"label_columns": ["pIC50"], "label_units": [], "label_transform": []},
+        ),
+        # no row of test has a label
+        ("smiles,y,Set\nC,1.5,train\nCC,2.5,train\nO,,test\n", {"split_column": None}),
+        ("smiles,active\nC,1\nC,0\nCC,1\nO,0\n", {"replicates": "keep"}),
         (f"id;InChI;y\n1;{INCHI};2\n2;{INCHI};3.5\n", {"dataset": "clean.csv"}),
     ],
 )
@@ -140,7 +148,7 @@ def test_the_line_to_finetune_with_settles_what_was_found(
     tmp_path: Path, content: str, flags: dict[str, object]
 ) -> None:
     (tmp_path / "an export.csv").write_text(content)
-    arguments = CheckArguments(input=str(tmp_path / "an export.csv"))
+    arguments = parse_flags("check", ["--input", str(tmp_path / "an export.csv")])
     words = shlex.split(propose_finetuning(run_check(arguments), arguments))
     told = parse_flags("finetune", words[words.index("finetune") + 1 :])
     expected = {"dataset": arguments.input, **flags}
@@ -159,6 +167,13 @@ def test_files_are_written_and_not_replaced_unless_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"out\.csv is there already\. Pass --overwrite"):
         CheckArguments(input=str(path), **outputs)
     run_check(CheckArguments(input=str(path), overwrite=True, **outputs))
+
+
+def test_rows_that_are_none_are_called_that() -> None:
+    with pytest.raises(UserError, match="has no rows"):
+        check_table(pd.DataFrame({"smiles": [], "y": []}))
+    with pytest.raises(UserError, match="The rows are a list"):
+        check_table([{"smiles": "C", "y": 1}])
 
 
 def test_inchi_is_told_and_written_as_smiles_and_names_are_refused() -> None:
