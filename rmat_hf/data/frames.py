@@ -62,12 +62,13 @@ def open_rows(dataset: Any, *, revision: str | None = None) -> Table:
         return open_table(dataset, revision=revision, joins_splits=True)
     is_frame = isinstance(dataset, pd.DataFrame)
     rows = build_dataset(dataset) if is_frame else dataset
-    if not isinstance(rows, datasets.Dataset):
+    if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
         raise UserError(
             f"The rows are a {type(rows).__name__}. Pass a file, an id on the Hub, a DataFrame or "
             "a datasets.Dataset, one split of several."
         )
-    if not len(rows):
-        raise UserError(f"{FRAME_NAME if is_frame else 'The data set'} has no rows.")
-    chunks = rows.with_format("arrow").iter(batch_size=1000)
-    return build_table(pa.concat_tables(chunks), source=FRAME_NAME if is_frame else "The data set")
+    source = FRAME_NAME if is_frame else "The data set"
+    chunks = [*rows.with_format("arrow").iter(batch_size=1000)]
+    if not chunks:
+        raise UserError(f"{source} has no rows.")
+    return build_table(pa.concat_tables(chunks), source=source)
