@@ -2,7 +2,8 @@
 # docker run --rm -v "$PWD:/work" rmat predict --model runs/pic50 --input library.csv --output predicted.csv
 FROM python:3.12-slim
 
-# what RDKit draws with
+# what RDKit draws with, in any version
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libexpat1 libxext6 libxrender1 \
     && rm -rf /var/lib/apt/lists/*
