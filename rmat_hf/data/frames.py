@@ -62,13 +62,26 @@ def open_rows(dataset: Any, *, revision: str | None = None) -> Table:
         return open_table(dataset, revision=revision, joins_splits=True)
     is_frame = isinstance(dataset, pd.DataFrame)
     rows = build_dataset(dataset) if is_frame else dataset
-    if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
-        raise UserError(
-            f"The rows are a {type(rows).__name__}. Pass a file, an id on the Hub, a DataFrame or "
-            "a datasets.Dataset, one split of several."
-        )
+    name_dataset(rows)
     source = FRAME_NAME if is_frame else "The data set"
     chunks = [*rows.with_format("arrow").iter(batch_size=1000)]
     if not chunks:
         raise UserError(f"{source} has no rows.")
     return build_table(pa.concat_tables(chunks), source=source)
+
+
+def name_dataset(dataset: Any) -> str:
+    """Return the name of a source, or of a data set in memory as `datasets` knows it."""
+    if isinstance(dataset, str | os.PathLike):
+        return os.fspath(dataset)
+    if isinstance(dataset, dict):
+        raise UserError(
+            f"The data set has the splits {', '.join(dataset)}. Pass one of them, as "
+            "data['train'], or all rows: datasets.concatenate_datasets([*data.values()])."
+        )
+    if not hasattr(dataset, "column_names"):
+        raise UserError(
+            f"The data set is a {type(dataset).__name__}. Pass a file, an id on the Hub or a "
+            "datasets.Dataset, as Dataset.from_pandas(table)."
+        )
+    return dataset.info.dataset_name or "dataset_in_memory"

@@ -1,7 +1,6 @@
 """The dataclasses behind every CLI flag: a field is a flag, its `help` is the flag's help."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -446,23 +445,6 @@ def name_source(source: str) -> str:
     path = Path(source)
     is_local = path.exists() or path.is_absolute()
     return path.resolve().name if is_local else hide_credentials(source)
-
-
-def name_dataset(dataset: Any) -> str:
-    """Return the name of a source, or of a data set in memory as `datasets` knows it."""
-    if isinstance(dataset, str | os.PathLike):
-        return os.fspath(dataset)
-    if isinstance(dataset, dict):
-        raise UserError(
-            f"The data set has the splits {', '.join(dataset)}. Pass one of them, as "
-            "data['train'], or all rows: datasets.concatenate_datasets([*data.values()])."
-        )
-    if not hasattr(dataset, "column_names"):
-        raise UserError(
-            f"The data set is a {type(dataset).__name__}. Pass a file, an id on the Hub or a "
-            "datasets.Dataset, as Dataset.from_pandas(table)."
-        )
-    return dataset.info.dataset_name or "dataset_in_memory"
 
 
 def name_split(arguments: FinetuningArguments) -> str:

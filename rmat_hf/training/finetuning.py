@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from rmat_hf.adapters import is_adapted, list_fields, load_adapter_weights, save_model
 from rmat_hf.data.featurization import LENGTH_COLUMN
-from rmat_hf.data.frames import build_dataset
+from rmat_hf.data.frames import build_dataset, name_dataset
 from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.measurements import (
     describe_measured,
@@ -53,7 +53,6 @@ from rmat_hf.training.arguments import (
     TRIALS_FILE,
     FinetuningArguments,
     describe_arguments,
-    name_dataset,
 )
 from rmat_hf.training.kernel_head import fit_with_held_out
 from rmat_hf.training.metrics import compute_metrics_for_problem

@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 
 from rmat_hf.data.corpus import Corpus, load_corpus
 from rmat_hf.data.featurization import LENGTH_COLUMN, find_processor
+from rmat_hf.data.frames import name_dataset
 from rmat_hf.data.stored_features import (
     FEATURES_COLUMN,
     build_features_column,
@@ -34,7 +35,7 @@ from rmat_hf.output_folder import (
     open_run,
     save_json,
 )
-from rmat_hf.training.arguments import SCRATCH, describe_arguments, name_dataset
+from rmat_hf.training.arguments import SCRATCH, describe_arguments
 from rmat_hf.training.model_card import save_pretraining_card
 from rmat_hf.training.objectives import (
     OBJECTIVES,

@@ -172,7 +172,7 @@ def test_files_are_written_and_not_replaced_unless_told(tmp_path: Path) -> None:
 def test_rows_that_are_none_are_called_that() -> None:
     with pytest.raises(UserError, match="has no rows"):
         check_table(pd.DataFrame({"smiles": [], "y": []}))
-    with pytest.raises(UserError, match="The rows are a list"):
+    with pytest.raises(UserError, match="The data set is a list"):
         check_table([{"smiles": "C", "y": 1}])
 
 
