@@ -231,6 +231,11 @@ HELP = "\n".join(
 class FlagParser(argparse.ArgumentParser):
     """Parses the flags of a verb; a mistake is one line that says where to look."""
 
+    @property
+    def takes_table(self) -> bool:
+        """Whether the table stands without a flag."""
+        return any(it.dest == "input" and not it.option_strings for it in self._actions)
+
     def knows(self, flag: str) -> bool:
         """Tell whether the verb has a flag of this name."""
         return flag in self._option_string_actions
@@ -260,7 +265,6 @@ def build_parser(verb: str) -> FlagParser:
     for flag in fields(arguments_class):
         if flag.metadata.get("is_positional"):
             parser.add_argument(flag.name, help=flag.metadata["help"], metavar=flag.name.upper())
-            parser.set_defaults(takes_table=flag.name == "input")
         else:
             parser.add_argument(name_flag(flag.name), **_describe_flag(flag, hints[flag.name]))
     text = "Print the outcome as one JSON object, and everything else on standard error."
@@ -288,8 +292,7 @@ def parse_flags(verb: str, words: list[str]) -> Any:
     parser = build_parser(verb)
     spelled = [_spell(word, parser) for word in words]
     values = vars(parser.parse_args([word for word in spelled if word is not None]))
-    for name in (JSON_FLAG, "takes_table"):
-        values.pop(name, None)
+    values.pop(JSON_FLAG, None)
     arguments = values.pop("arguments_class")(**values)
     cache_home = os.environ.get("XDG_CACHE_HOME")
     if cache_home and getattr(arguments, "feature_cache", None) == "default":
@@ -300,7 +303,7 @@ def parse_flags(verb: str, words: list[str]) -> Any:
 def _spell(word: str, parser: FlagParser) -> str | None:
     """Return a flag as the verb spells it: a table is `--dataset`, `--input` or has no flag."""
     flag, *value = word.split("=", 1)
-    if flag in ("--input", "--dataset") and parser.get_default("takes_table"):
+    if flag in ("--input", "--dataset") and parser.takes_table:
         return value[0] if value else None
     for one, other in (("--input", "--dataset"), ("--dataset", "--input")):
         spelled = flag.replace(one, other)

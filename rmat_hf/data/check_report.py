@@ -20,9 +20,9 @@ from rmat_hf.output_folder import open_atomically
 
 _MOST_DRAWINGS = 6
 _NUM_BARS = 24
-# What a column of parts takes the place of.
 # Of predictions that stand beside the label that they are of.
 _ADDED = ("prediction", "spread", "lower", "upper", "probability", "set")
+# What a column of parts takes the place of.
 _FLAGS_OF_SPLITS = ("--split", "--num-folds", "--fold")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }

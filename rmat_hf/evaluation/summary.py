@@ -182,7 +182,7 @@ def compute_paired_difference(
     }
 
 
-def resample_roc_auc(
+def resample_mean_roc_auc(
     probabilities: np.ndarray, labels: np.ndarray, *, num_resamples: int, seed: int
 ) -> np.ndarray:
     """Return the ROC AUC of bootstrap resamples of the rows.
@@ -233,7 +233,7 @@ def _resample(dataset: DatasetProtocol, frame: pd.DataFrame, *, number: int) -> 
     # equal test rows have one seed: repetitions of a split share their resamples
     seed = int(compute_part_hashes(frame)["test"][:8], 16)
     predictions, labels = select_part(dataset, frame, part="test")
-    return resample_roc_auc(predictions, labels, num_resamples=number, seed=seed)
+    return resample_mean_roc_auc(predictions, labels, num_resamples=number, seed=seed)
 
 
 def _list_values(found: Scores, *, part: str, metric: str) -> dict[Fold, float]:

@@ -13,7 +13,7 @@ from rmat_hf.evaluation.summary import (
     compute_bootstrap_error,
     compute_paired_difference,
     compute_part_metrics,
-    resample_roc_auc,
+    resample_mean_roc_auc,
     select_part,
     summarize_dataset,
 )
@@ -122,7 +122,7 @@ def labels() -> np.ndarray:
 
 def test_resampled_area_is_that_of_the_drawn_rows(labels: np.ndarray) -> None:
     probabilities = np.random.default_rng(1).random((60, 2)).round(1)  # with ties
-    areas = resample_roc_auc(probabilities, labels, num_resamples=5, seed=3)
+    areas = resample_mean_roc_auc(probabilities, labels, num_resamples=5, seed=3)
     drawn = np.random.default_rng(3).integers(60, size=(5, 60))
     for area, rows in zip(areas, drawn, strict=True):
         expected = []
@@ -133,7 +133,7 @@ def test_resampled_area_is_that_of_the_drawn_rows(labels: np.ndarray) -> None:
 
 
 def test_one_class_has_no_area() -> None:
-    areas = resample_roc_auc(np.ones((4, 1)), np.ones((4, 1)), num_resamples=3, seed=0)
+    areas = resample_mean_roc_auc(np.ones((4, 1)), np.ones((4, 1)), num_resamples=3, seed=0)
     assert compute_bootstrap_error([areas]) is compute_bootstrap_error([]) is None
 
 
@@ -141,7 +141,7 @@ def test_bootstrap_error_is_near_that_of_theory(labels: np.ndarray) -> None:
     """Hanley and McNeil (1982) for an area of 0.5: sqrt((m + n + 1) / (12 m n))."""
     known = labels[~np.isnan(labels[:, 0]), :1]
     probabilities = np.random.default_rng(2).random(known.shape)
-    areas = resample_roc_auc(probabilities, known, num_resamples=2000, seed=0)
+    areas = resample_mean_roc_auc(probabilities, known, num_resamples=2000, seed=0)
     num_yes = int(known.sum())
     num_no = len(known) - num_yes
     expected = ((num_yes + num_no + 1) / (12 * num_yes * num_no)) ** 0.5

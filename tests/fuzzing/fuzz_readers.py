@@ -17,9 +17,7 @@ INPUTS = Path(__file__).parent / "inputs"
 READER_MODULES = [
     "data.tables",
     "data.table_files",
-    "data.text_files",
     "data.sources",
-    "data.sdf",
     "model.features_rmat",
 ]
 DEFAULT_CASES = {
