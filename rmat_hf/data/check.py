@@ -48,6 +48,7 @@ MAX_ATOMS = 256
 _NUM_NAMED_ROWS = 5
 _FEW_ROWS = 50
 _FEWEST_IN_FOLDS = 10
+_NO_PARTS = "Leave the column out: train or test has no label."
 _FEW_LABELS = 10
 # Molecules as alike as analogs, and how many of them are compared with each other.
 _CLIFF_SIMILARITY = 0.85
@@ -398,9 +399,8 @@ def _check_skew(table: Examined) -> Iterator[Finding]:
     for column, transform in table.transforms.items():
         if transform != "none":
             values = table.values(column)
-            decades = np.ptp(np.log10(values))
             units = f" --label-units {table.units[column]}" if transform == "pIC50" else ""
-            span = f"{decades:.1f} decades, {values.min():g} to {values.max():g}"
+            span = f"{np.ptp(np.log10(values)):.1f} decades, {values.min():g} to {values.max():g}"
             message = (
                 f"{column!r} goes over {span}: a model of the numbers learns the largest alone"
             )
@@ -535,9 +535,9 @@ def _check_parts(table: Examined) -> Iterator[Finding]:
         parents = pd.Series(table.parent_of_row, dtype=object)
         of_parents = parts.loc[parents.index].groupby(parents).transform("nunique")
         is_leaking = bool((of_parents > 1).any())
-        is_usable = not is_leaking and {"train", "test"} <= {*parts.loc[table.labeled_rows]}
-        flags = {"--split-column": (column,)} if is_usable else {}
-        text = f"--split-column {shlex.quote(column)}.{missing}"
+        has_labels = {"train", "test"} <= {*parts.loc[table.labeled_rows]}
+        flags = {"--split-column": (column,)} if has_labels and not is_leaking else {}
+        text = f"--split-column {shlex.quote(column)}.{missing}" if has_labels else _NO_PARTS
         yield Finding("parts", f"Column {column!r} gives parts: {listed}", (), text, flags=flags)
         if is_leaking:
             leaking = of_parents[of_parents > 1]

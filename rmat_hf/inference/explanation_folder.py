@@ -277,8 +277,9 @@ def _build_card(row: Mapping[str, Any], *, screen: Any) -> str:
         lines.insert(2, ("faithfulness", f"{row['faithfulness']:.2f}"))
     cells = "".join(f"<tr><td>{escape(a)}</td><td class='n'>{b}</td></tr>" for a, b in lines)
     # of an SDF file there is none
-    smiles = escape(str(row.get(screen.arguments.smiles_column) or ""))
-    name = row.get(find_name_column(row) or "")
+    column = screen.arguments.smiles_column
+    smiles = escape(str(row.get(column) or ""))
+    name = row.get(find_name_column(it for it in row if it != column) or "")
     title = f"row {row[ROW_COLUMN]}" + ("" if name is None else f" <b>{escape(str(name))}</b>")
     return (
         f"<article><p>{title} <code>{smiles}</code></p>{row[PICTURE_COLUMN]}"

@@ -47,7 +47,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 ROUNDS = 5
-FIT_SET, FIT_ROWS, FIT_ROUNDS = "CHEMBL238_Ki", 1000, 3
+FIT_SET, FIT_ROWS, FIT_ROUNDS = "CHEMBL238_Ki", 1000, 2
 VARIANTS = {
     "random batches, float32": {"grouped": False, "precision": "float32"},
     "length groups, float32": {"grouped": True, "precision": "float32"},
