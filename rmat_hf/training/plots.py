@@ -102,6 +102,7 @@ def draw_parity(
     limits = (low - margin, high + margin)
     axes.plot(limits, limits, color=DIAGONAL_COLOR, linewidth=0.8, zorder=0)
     axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="measured", ylabel="predicted")
+    axes.locator_params(nbins=6)  # of more the numbers may touch
 
 
 def draw_roc(axes: "Axes", curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
