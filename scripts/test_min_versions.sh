@@ -10,11 +10,12 @@ if [ ! -e "$environment/ready" ]; then
   "$environment/bin/pip" install --quiet uv
   # pip would try thousands of combinations
   "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" --resolution lowest-direct \
-    --requirement pyproject.toml --extra viz --extra excel
+    --requirement pyproject.toml --extra distributed --extra excel --extra hpo --extra onnx --extra peft --extra tracking --extra viz
+  "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" --no-deps --editable .
   "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
     'hypothesis>=6.100' 'parameterized>=0.9' 'pytest>=8.3' 'pytest-xdist>=3.6' 'setuptools>=77'
   touch "$environment/ready"
 fi
 "$environment/bin/uv" pip freeze --python "$environment/bin/python" | grep -E \
-  '^(accelerate|datasets|huggingface|matplotlib|numpy|pandas|psutil|rdkit|safetensors|scikit-learn|torch|transformers)'
+  '^(accelerate|datasets|datatrove|huggingface|matplotlib|numpy|onnx|openpyxl|optuna|pandas|peft|psutil|rdkit|safetensors|scikit-learn|tensorboard|torch|trackio|transformers)'
 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "$environment/bin/python" -m pytest -q "$@"

@@ -83,6 +83,7 @@ def test_a_finetuned_folder_tells_nothing(options: dict[str, Any], place: Path) 
 
 
 def test_a_corpus_and_a_pretrained_folder_tell_nothing(place: Path) -> None:
+    pytest.importorskip("tensorboard")
     smiles = [*TINY_SMILES, "not a molecule", *TABLE_SMILES]
     table = write_table(place / "molecules.csv", {"smiles": smiles})
     run_featurization(

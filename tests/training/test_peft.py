@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
 from tiny_trainer import PROCESSOR, build_model, build_rows, build_trainer
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from rmat_hf.errors import UserError
 from rmat_hf.inference.prediction import predict
@@ -84,15 +85,25 @@ def run_on_base(folder: Path, **options: Any) -> FinetuningArguments:
     return arguments
 
 
+def assert_knows_its_molecules(found: Any) -> None:
+    assert found.novelty is not None and found.novelty[:8] == pytest.approx(0)
+    assert found.novelty[8:].max() > 0
+
+
 def read_predictions(folder: Path) -> list[float]:
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as stream:
         return [float(row["prediction_y"]) for row in csv.DictReader(stream)]
 
 
-def test_a_run_leaves_an_adapter_that_predicts_as_its_table_says(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("peft")
-    run_on_base(tmp_path, peft_rank=3)
-    run = tmp_path / "run"
+    folder = tmp_path_factory.mktemp("lora")
+    run_on_base(folder, peft_rank=3)
+    return folder / "run"
+
+
+def test_a_run_leaves_an_adapter_that_predicts_as_its_table_says(run: Path) -> None:
     assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "README.md"} <= {
         path.name for path in run.iterdir()
     }
@@ -101,21 +112,20 @@ def test_a_run_leaves_an_adapter_that_predicts_as_its_table_says(tmp_path: Path)
     assert (fields["r"], fields["base_model_name_or_path"]) == (3, "../base")
     found = predict(run, TABLE_SMILES, device="cpu")
     assert found.values[:, 0] == pytest.approx(read_predictions(run), rel=1e-4, abs=1e-3)
-    # what it keeps of the molecules of training is part of the adapter, however it is loaded
-    model = RMatForSequenceClassification.from_pretrained(run)
-    for predictor in (run, model):
-        novelty = predict(
-            predictor, TABLE_SMILES, processor=None if predictor == run else PROCESSOR
-        )
-        assert novelty.novelty is not None and novelty.novelty[:8] == pytest.approx(0)
-        assert novelty.novelty[8:].max() > 0
+    assert_knows_its_molecules(found)
     with pytest.raises(UserError, match="is no base model of an adapter"):
-        run_on_base(tmp_path, model=str(run), output_dir=str(tmp_path / "second"))
+        run_on_base(run.parent, model=str(run), output_dir=str(run.parent / "second"))
     # in the units of the labels
     assert found.config.label_mean == pytest.approx([35.0])
-    assert str(tmp_path) not in "".join(
+    assert str(run.parent) not in "".join(
         path.read_text(errors="ignore") for path in run.iterdir() if path.is_file()
     )
+
+
+def test_what_an_adapter_keeps_of_its_molecules_is_there_in_transformers_too(run: Path) -> None:
+    pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
+    model = RMatForSequenceClassification.from_pretrained(run)
+    assert_knows_its_molecules(predict(model, TABLE_SMILES, processor=PROCESSOR))
 
 
 @pytest.mark.slow

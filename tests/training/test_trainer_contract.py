@@ -234,6 +234,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
 
 
 def test_tensorboard_events_land_in_the_output_folder(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run_finetuning(build_run(tmp_path, report_to=["tensorboard"]))
