@@ -47,6 +47,7 @@ MAX_ATOMS = 256
 # Rows that a line of the report names.
 _NUM_NAMED_ROWS = 5
 _FEW_ROWS = 50
+_FOLDS = {"--split": ("kfold",), "--num-folds": ("5",), "--fold": ("0",)}
 _FEWEST_IN_FOLDS = 10
 _NO_PARTS = "Leave the column out: train or test has no label."
 _FEW_LABELS = 10
@@ -527,27 +528,26 @@ def _check_cliffs(table: Examined) -> Iterator[Finding]:
 
 def _check_parts(table: Examined) -> Iterator[Finding]:
     for column in table.part_columns:
-        words = table.frame[column].str.strip().str.lower()
-        parts = words.map(PART_WORDS).fillna("")
+        parts = table.frame[column].str.strip().str.lower().map(PART_WORDS).fillna("")
         counts = Counter(parts)
         listed = ", ".join(f"{counts[name]} {name or 'without one'}" for name in counts)
         missing = "" if "valid" in counts else " Valid is taken of train by --split."
         parents = pd.Series(table.parent_of_row, dtype=object)
         of_parents = parts.loc[parents.index].groupby(parents).transform("nunique")
-        is_leaking = bool((of_parents > 1).any())
+        leaking = of_parents[of_parents > 1]
         has_labels = {"train", "test"} <= {*parts.loc[table.labeled_rows]}
-        flags = {"--split-column": (column,)} if has_labels and not is_leaking else {}
+        flags = {"--split-column": (column,)} if has_labels and leaking.empty else {}
         text = f"--split-column {shlex.quote(column)}.{missing}" if has_labels else _NO_PARTS
         yield Finding("parts", f"Column {column!r} gives parts: {listed}", (), text, flags=flags)
-        if is_leaking:
-            leaking = of_parents[of_parents > 1]
+        if len(leaking):
             yield Finding(
                 "parts",
                 f"{parents.loc[leaking.index].nunique()} molecules, salts and tautomers included, "
                 f"stand in several parts of {column!r}: their labels leak",
                 tuple(leaking.index),
-                "Leave the column out, or correct it.",
+                "Correct it, or divide anew: --split kfold.",
                 is_serious=True,
+                flags=_FOLDS if parents.nunique() >= _FEWEST_IN_FOLDS else {},
             )
 
 
@@ -575,8 +575,7 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
         )
     if num_labeled < _FEW_ROWS:
         message = f"{say_count(num_labeled, 'molecule')} with a label: a tenth as test says little"
-        flags = {"--split": ("kfold",), "--num-folds": ("5",), "--fold": ("0",)}
-        flags = flags if num_labeled >= _FEWEST_IN_FOLDS else {}
+        flags = _FOLDS if num_labeled >= _FEWEST_IN_FOLDS else {}
         yield Finding("splits", message, (), "--split kfold, or more rows.", True, flags)
 
 

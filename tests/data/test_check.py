@@ -99,6 +99,9 @@ def test_the_cleaned_copy_is_learned_as_the_table_itself(
 RINGS = "smiles,y\n" + "".join(
     f"C1{'C' * row}N1,{row * row}\nC1{'C' * row}O1,{row}\n" for row in range(1, 7)
 )
+LEAKING = "".join(
+    f"{'C' * row}O,{part},{row}\n" for row in range(1, 61) for part in ("train", "test")[row % 2 :]
+)
 INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
 
 
@@ -140,6 +143,8 @@ INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
         ),
         # no row of test has a label
         ("smiles,y,Set\nC,1.5,train\nCC,2.5,train\nO,,test\n", {"split_column": None}),
+        # a folder of train and test that share molecules
+        (f"smiles,split,y\n{LEAKING}", {"split": "kfold", "num_folds": 5, "fold": 0}),
         ("smiles,active\nC,1\nC,0\nCC,1\nO,0\n", {"replicates": "keep"}),
         (f"id;InChI;y\n1;{INCHI};2\n2;{INCHI};3.5\n", {"dataset": "clean.csv"}),
     ],
