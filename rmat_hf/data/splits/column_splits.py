@@ -50,11 +50,10 @@ def parse_split_cells(
     numbers = _parse_cells(cells, _parse_word, rows=rows, column=column)
     words: list[Any] = [SPLIT_NAMES[int(number)] for number in numbers]
     split_by_column(words, split_column=column)
-    num_leaking = len(set(zip(groups, words, strict=True))) - len(set(groups))
-    if num_leaking:
+    if num_leaking := len(set(zip(groups, words, strict=True))) - len(set(groups)):
         logger.warning(
-            "%d molecules stand in more than one part of column %r: their labels leak, unless "
-            "--split kfold divides the rows anew.",
+            "%d molecules stand in more than one part of %r: their labels leak. --split kfold has "
+            "parts of its own.",
             num_leaking,
             column,
         )
