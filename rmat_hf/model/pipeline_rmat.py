@@ -1,5 +1,6 @@
 """Molecules in, properties or vectors out: the pipelines of transformers for R-MAT."""
 
+import multiprocessing
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -54,7 +55,8 @@ class RMatPipeline(Pipeline):
         Args:
             inputs (`str`, `Chem.Mol` or an iterable of them):
                 A generator or a torch data set gives a generator, anything else a list.
-            args, kwargs: `batch_size` and `num_workers`, as in [`Pipeline`].
+            args, kwargs: `batch_size` and `num_workers`, as in [`Pipeline`]. Where Python forks no
+                workers (Windows, macOS, from 3.14 on Linux too) batches are made without them.
         """
         # transformers would take a tuple or a column of a data set for one molecule
         other = (str, bytes, Mapping, GeneratorType, Dataset)
@@ -63,6 +65,13 @@ class RMatPipeline(Pipeline):
             if not inputs:
                 return []
         return super().__call__(inputs, *args, **kwargs)
+
+    def get_iterator(self, inputs: Any, num_workers: int, *args: Any) -> Any:
+        """Pass the rows through the pipeline; `args` begin with `batch_size`."""
+        # the collator of transformers is a closure, which no other process can be sent
+        if args[0] > 1 and multiprocessing.get_start_method() != "fork":
+            num_workers = 0
+        return super().get_iterator(inputs, num_workers, *args)
 
     def _sanitize_parameters(
         self, **kwargs: Any

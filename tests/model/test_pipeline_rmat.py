@@ -1,6 +1,7 @@
 """The pipelines in this process: what comes out, for every kind of model and of input."""
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,18 @@ def test_bad_molecules_keep_their_place_and_say_why(
         else:
             good.append(result)
     assert read_values(good) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_batches_need_no_workers_where_python_forks_none(
+    pipe: RMatPropertyPredictionPipeline, expected: list[float]
+) -> None:
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        results = pipe(TINY_SMILES, batch_size=3, num_workers=1)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert read_values(results) == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_a_mistake_in_the_code_is_no_bad_molecule(
