@@ -20,7 +20,14 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import warning_once
 
 from rmat_hf.data.shards import find_difference
-from rmat_hf.data.stored_features import FEATURES_COLUMN, FEATURES_TYPE, pack_features
+from rmat_hf.data.stored_features import (
+    FEATURES_COLUMN,
+    FEATURES_TYPE,
+    build_features_column,
+    pack_dataset,
+    pack_features,
+    unpack_features,
+)
 from rmat_hf.data.supervised_map import map_supervised
 from rmat_hf.errors import UserError
 from rmat_hf.flags import DEFAULT_CACHE, NO_CACHE
@@ -315,6 +322,19 @@ def find_processor(dataset: datasets.Dataset | datasets.IterableDataset) -> RMat
     ```
     """
     return build_processor(find_options(dataset.features), source="The data set")
+
+
+def drop_molecule_inputs(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return rows without descriptors and fingerprint counts, and without who featurized them."""
+    without: dict[str, Any] = {"molecule_descriptors": None, "fingerprint_counts": None}
+    packed = [
+        pack_features(unpack_features(it)._replace(**without)) for it in pack_dataset(dataset)
+    ]
+    rows = dataset.remove_columns([FEATURES_COLUMN, PROCESSOR_COLUMN])
+    table = rows.with_format("arrow")[:]
+    table = table.append_column(FEATURES_COLUMN, build_features_column(packed))
+    kinds = datasets.Features.from_arrow_schema(table.schema) | rows.features
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=datasets.Features(kinds)))
 
 
 def validate_processor(

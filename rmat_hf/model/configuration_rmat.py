@@ -529,12 +529,13 @@ class RMatKernelConfig(RMatConfig):
 
 @strict
 class RMatStackConfig(RMatKernelConfig):
-    r"""Configuration of a stack: a kernel head, a forest beside it, and the weight of each.
+    r"""Configuration of a stack: kernel head and forest, perhaps networks, and their weights.
 
     Args:
         num_trees: Trees of each forest; a label has a forest of its own, classes share one.
         num_tree_nodes: Nodes of all trees together.
         max_tree_depth: Most splits from the root of a tree to a leaf.
+        num_networks: Networks of the third member, an ensemble; 0 for none.
         kwargs: Fields of [`RMatKernelConfig`].
 
     Raises:
@@ -553,6 +554,7 @@ class RMatStackConfig(RMatKernelConfig):
     num_trees: int = interval(min=1)(default=1)
     num_tree_nodes: int = interval(min=1)(default=1)
     max_tree_depth: int = interval(min=0)(default=0)
+    num_networks: int = interval(min=0)(default=0)
 
     @property
     def reads_descriptors(self) -> bool:

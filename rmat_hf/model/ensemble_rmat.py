@@ -84,9 +84,7 @@ class RMatEnsembleForSequenceClassification(RMatPreTrainedModel):
         Raises:
             ValueError: If there is none, or the configurations differ.
         """
-        fields = [_get_fields(member.config) for member in members]
-        for own in fields:
-            del own["trust"]
+        fields = [get_member_fields(member.config) for member in members]
         different = {name for other in fields for name in other if other[name] != fields[0][name]}
         if not members or different:
             raise ValueError(
@@ -136,6 +134,7 @@ def _without_trust(model: RMatForSequenceClassification) -> RMatForSequenceClass
     return bare
 
 
-def _get_fields(config: RMatConfig) -> dict[str, Any]:
+def get_member_fields(config: RMatConfig) -> dict[str, Any]:
+    """Return architecture and labels of a configuration, which has more: those of a member."""
     names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name) for name in names if name != "trust"}

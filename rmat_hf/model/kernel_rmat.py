@@ -351,19 +351,15 @@ class RMatKernelForSequenceClassification(RMatPredictor):
             kwargs: Options of [`RMatModel`].
         """
         inputs = (node_features, bond_types, topological_distances, interatomic_distances)
-        read = (molecule_descriptors, fingerprint_counts)
-        features = self.read_features(inputs, attention_mask, *read, **kwargs)
-        mean, variance = self.predict_features(*features)
+        read = (attention_mask, molecule_descriptors, fingerprint_counts)
+        mean, variance = self.predict_standardized(inputs, *read, **kwargs)
         return self.build_output(mean, variance, labels)
 
-    def predict_features(
-        self,
-        vectors: torch.Tensor,
-        counts: torch.Tensor | None,
-        descriptors: torch.Tensor | None,
+    def predict_standardized(
+        self, inputs: tuple[torch.Tensor, ...], *read: torch.Tensor | None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and variance of what [`read_features`] returns, as [`RMatKernelHead`]."""
-        mean, variance = self.classifier(vectors, counts, descriptors)
+        """Return mean and variance of what [`read_features`] takes, as [`RMatKernelHead`]."""
+        mean, variance = self.classifier(*self.read_features(inputs, *read, **kwargs))
         return mean, variance
 
     def read_features(

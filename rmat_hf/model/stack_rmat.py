@@ -1,4 +1,4 @@
-"""What predicts with a Gaussian process and a forest together."""
+"""What predicts with a Gaussian process and a forest together, and perhaps with networks."""
 
 from typing import Any
 
@@ -6,11 +6,19 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .configuration_rmat import FINGERPRINT_SIZE, FOREST_FINGERPRINT, RMatStackConfig
+from .configuration_rmat import (
+    FINGERPRINT_SIZE,
+    FOREST_FINGERPRINT,
+    RMatEnsembleConfig,
+    RMatStackConfig,
+)
+from .covariates_rmat import count_covariates
+from .ensemble_rmat import RMatEnsembleForSequenceClassification, get_member_fields
 from .kernel_rmat import RMatKernelForSequenceClassification
+from .losses_rmat import build_label_scaling
 
-# In the order of their weights.
-STACK_MEMBERS = ("kernel", "forest")
+# In the order of their weights; the last one is there if the configuration has networks.
+STACK_MEMBERS = ("kernel", "forest", "networks")
 
 
 class RMatForest(nn.Module):
@@ -54,12 +62,14 @@ class RMatForest(nn.Module):
 
 
 class RMatMemberWeights(nn.Module):
-    """Adds up the outputs of kernel head and forest."""
+    """Adds up the outputs of the members."""
 
     def __init__(self, config: RMatStackConfig) -> None:
         super().__init__()
         num_labels = len(config.output_names)
-        self.weights = nn.Buffer(torch.full((len(STACK_MEMBERS), num_labels), 0.5))
+        # CODEPATH: stacks with networks, of `--head stack+network`.
+        num_members = len(STACK_MEMBERS) - (config.num_networks == 0)
+        self.weights = nn.Buffer(torch.full((num_members, num_labels), 1 / num_members))
         self.intercepts = nn.Buffer(torch.zeros(num_labels))
         # squared errors of the sum in units of the variance of the kernel head
         self.variance_scale = nn.Buffer(torch.ones(num_labels))
@@ -77,10 +87,11 @@ class RMatStackForSequenceClassification(RMatKernelForSequenceClassification):
     """Predicts with a kernel head and a forest, each with the weight that held-out rows gave it.
 
     [`fit_stack_head`] makes one. The forest reads ECFP4 counts and descriptors. As a kernel head it
-    keeps the features of its training molecules.
+    keeps the features of its training molecules. `networks`, if there are some, are an ensemble of
+    which each member was finetuned without another fold.
 
     Args:
-        config ([`RMatStackConfig`]): That of the kernel head, and the size of the forest.
+        config ([`RMatStackConfig`]): That of the kernel head, and the sizes of the other members.
 
     Raises:
         ValueError: As [`RMatKernelForSequenceClassification`].
@@ -113,6 +124,7 @@ class RMatStackForSequenceClassification(RMatKernelForSequenceClassification):
     def __init__(self, config: RMatStackConfig) -> None:
         super().__init__(config)
         self.forest = RMatForest(config)
+        self.networks = build_networks(config)
         self.member_weights = RMatMemberWeights(config)
         self.post_init()
 
@@ -123,21 +135,59 @@ class RMatStackForSequenceClassification(RMatKernelForSequenceClassification):
             for buffer in module.buffers():
                 init.zeros_(buffer)
         elif isinstance(module, RMatMemberWeights):
-            init.constant_(module.weights, 0.5)
+            init.constant_(module.weights, 1 / len(module.weights))
             init.zeros_(module.intercepts)
             init.ones_(module.variance_scale)
 
-    def predict_features(
-        self, vectors: torch.Tensor, counts: Any, descriptors: Any
+    def predict_standardized(
+        self, inputs: tuple[torch.Tensor, ...], *read: torch.Tensor | None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weighted sum of what kernel head and forest say, and its variance."""
-        mean, variance = self.classifier(vectors, counts, descriptors)
-        of_forest = self.forest(self.read_forest_features(counts, descriptors))
-        total, variance = self.member_weights([mean, of_forest], variance)
+        """Return the weighted sum of what the members say, and its variance."""
+        members, variance = self.predict_members(inputs, *read, **kwargs)
+        total, variance = self.member_weights(members, variance)
         return total, variance
+
+    def predict_members(
+        self, inputs: tuple[torch.Tensor, ...], *read: Any, **kwargs: Any
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return what each member says, float64, and the variance of the kernel head.
+
+        Both are `(batch_size, num_labels)`, in standard deviations of a regression's labels.
+        """
+        vectors, counts, descriptors = self.read_features(inputs, *read, **kwargs)
+        mean, variance = self.classifier(vectors, counts, descriptors)
+        members = [mean, self.forest(self.read_forest_features(counts, descriptors))]
+        if self.networks is not None:
+            attention_mask, known, _ = read
+            first = known.shape[1] - count_covariates(self.config.covariates)
+            output = self.networks(*inputs, attention_mask, known[:, first:], return_dict=True)
+            members.append(standardize_outputs(output.logits, self.config))
+        return members, variance
 
     def read_forest_features(self, counts: Any, descriptors: Any) -> torch.Tensor:
         """Return what the trees compare, float32 `(batch_size, num_columns)`."""
         start = FINGERPRINT_SIZE * self.config.fingerprints.index(FOREST_FINGERPRINT)
         own = counts[:, start : start + FINGERPRINT_SIZE]
         return torch.cat((own.float(), descriptors.float()), dim=1)
+
+
+def build_networks(config: RMatStackConfig) -> RMatEnsembleForSequenceClassification | None:
+    """Return untrained networks for a stack, if its configuration has some."""
+    # CODEPATH: as in `RMatMemberWeights`.
+    if config.num_networks == 0:
+        return None
+    fields = get_member_fields(config) | {"attn_implementation": config._attn_implementation}
+    # of what stands beside a molecule they read covariates alone
+    fields["num_molecule_descriptors"] = count_covariates(config.covariates)
+    own = RMatEnsembleConfig(**fields, num_members=config.num_networks)
+    return RMatEnsembleForSequenceClassification(own)
+
+
+def standardize_outputs(logits: torch.Tensor, config: RMatStackConfig) -> torch.Tensor:
+    """Return the logits of networks, float64, as the other members have them."""
+    logits = logits.double()
+    # CODEPATH: as in `compute_label_loss`.
+    if config.label_mean is not None:
+        mean, std = build_label_scaling(config, logits)
+        logits = (logits - mean) / std
+    return logits

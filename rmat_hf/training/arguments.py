@@ -32,15 +32,22 @@ ARGUMENTS_FILE = "finetuning_arguments.json"
 TRIALS_FILE = "hpo_trials.csv"
 
 # What learns: the whole network, or, on the vectors of one that does not, a Gaussian process, alone
-# or with a forest beside it; by default preparation.py says which.
+# or with a forest beside it, perhaps with networks too; by default preparation.py says which.
 AUTO = "auto"
-HEADS = (AUTO, "network", "kernel", "stack")
+STACK_WITH_NETWORK = "stack+network"
+STACKS = ("stack", STACK_WITH_NETWORK)
+HEADS = (AUTO, "network", "kernel", *STACKS)
+# Flags that the networks of a stack take note of.
+TRAINING_FLAGS = (
+    *("learning_rate", "head_learning_rate", "num_train_epochs", "batch_size", "weight_decay"),
+    *("ema_decay", "warmup_ratio", "training_arguments", "report_to"),
+)
 # Flags that only a network takes note of.
 NETWORK_FLAGS = (
-    *("learning_rate", "head_learning_rate", "noam_factor", "num_train_epochs", "batch_size"),
-    *("weight_decay", "recipe", "dropout", "ema_decay", "warmup_ratio", "early_stopping_patience"),
-    *("num_members", "member_folds", "hpo_trials", "peft", "peft_rank", "class_weighting"),
-    *("level", "model_config", "molecule_descriptors", "training_arguments", "report_to"),
+    *TRAINING_FLAGS,
+    *("noam_factor", "recipe", "dropout", "early_stopping_patience", "num_members"),
+    *("member_folds", "hpo_trials", "peft", "peft_rank", "class_weighting", "level"),
+    *("model_config", "molecule_descriptors"),
 )
 # What the latter can compare.
 KERNEL_FEATURES = ("vectors", "environments", *FINGERPRINTS, "descriptors")
@@ -206,8 +213,9 @@ class FinetuningArguments(RunArguments):
     head: str = declare_flag(
         AUTO,
         "What learns: the network; kernel: a Gaussian process on its frozen vectors and on "
-        "fingerprints, fitted in seconds on train and valid together; stack: this and a forest. "
-        "Default: the one that does best with so many rows; the network with a flag of its own.",
+        "fingerprints, fitted in seconds on train and valid together; stack: this and a forest; "
+        f"{STACK_WITH_NETWORK}: and five networks, each trained without another fold, in minutes. "
+        "Default: network or stack, by the number of rows; the network with a flag of its own.",
         choices=HEADS,
     )
     kernel_features: list[str] = declare_flag(
@@ -406,16 +414,17 @@ class FinetuningArguments(RunArguments):
             yield (
                 f"--head {self.head} takes the vectors of a trained --model, and scratch has none."
             )
-        if self.head == "stack" and self.class_columns:
+        if self.head in STACKS and self.class_columns:
             yield "--class-columns are for --head kernel and network. Choose one of them."
         if given := self.list_network_flags():
             yield f"--head {self.head} does not read {', '.join(given)}. Leave it out."
 
     def list_network_flags(self) -> list[str]:
-        """Return the flags that are given and only a network takes note of."""
+        """Return the flags that are given and only a network takes note of, if none learns."""
         defaults = {field.name: field for field in fields(self)}
+        known = TRAINING_FLAGS if self.head == STACK_WITH_NETWORK else ()
         given = []
-        for name in NETWORK_FLAGS:
+        for name in (it for it in NETWORK_FLAGS if it not in known):
             default, factory = defaults[name].default, defaults[name].default_factory
             if getattr(self, name) != (factory() if callable(factory) else default):
                 given.append(name_flag(name))

@@ -1,6 +1,7 @@
 """run_finetuning(...): a table of SMILES and labels → a folder that predicts."""
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from transformers.trainer_callback import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from rmat_hf.adapters import is_adapted, list_fields, load_adapter_weights, save_model
-from rmat_hf.data.featurization import LENGTH_COLUMN
+from rmat_hf.data.featurization import LENGTH_COLUMN, drop_molecule_inputs
 from rmat_hf.data.frames import build_dataset, name_dataset
 from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.measurements import (
@@ -50,6 +51,8 @@ from rmat_hf.output_folder import (
 )
 from rmat_hf.training.arguments import (
     ARGUMENTS_FILE,
+    STACK_WITH_NETWORK,
+    STACKS,
     TRIALS_FILE,
     FinetuningArguments,
     describe_arguments,
@@ -63,6 +66,7 @@ from rmat_hf.training.recipe import (
     FinetuningTask,
     build_finetuning_config,
     build_finetuning_model,
+    build_finetuning_processor,
     build_finetuning_task,
     build_training_arguments,
     fold_known_rows,
@@ -88,7 +92,10 @@ TENSORBOARD_DIR = "runs"
 
 
 # What is fitted in seconds on a frozen encoder, and says of each row what it does without it.
-FITTED_HEADS = {"kernel": fit_with_held_out, "stack": fit_stack_with_held_out}
+FITTED_HEADS: dict[str, Any] = {
+    "kernel": fit_with_held_out,
+    **dict.fromkeys(STACKS, fit_stack_with_held_out),
+}
 
 
 @dataclass(frozen=True)
@@ -264,8 +271,7 @@ def _learn(
     """Return a `Trainer` with what has learned, the training log, and what it was held out of."""
     if arguments.head in FITTED_HEADS:
         logger.info("Fitting the %s head.", arguments.head)
-        trainer, held_out = _fit_head(arguments, task, work_dir=work_dir)
-        return trainer, [], held_out
+        return _fit_head(arguments, task, work_dir=work_dir)
     trainer, log = _train(arguments, task, work_dir=work_dir)
     if not arguments.refit:
         return trainer, log, None
@@ -374,11 +380,44 @@ def _end_after(trainer: Trainer, *, last_epoch: int) -> None:
     trainer.add_callback(EndCallback())
 
 
+def _train_networks(
+    arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what a stack takes of networks that were each trained without a fold, and their log.
+
+    To the last epoch: one that was chosen on the fold would make it look better than it is.
+    """
+    rows, folds = fold_known_rows(arguments, task)
+    split = SplitIndices(train=rows, valid=rows[:0], test=task.split.test)
+    num_members = int(1 + folds.max())
+    arguments = replace(arguments, head="network", num_members=num_members, member_folds=True)
+    # descriptors beside the vector made them worse
+    arguments = replace(arguments, molecule_descriptors="none")
+    processor = build_finetuning_processor(arguments, task.checkpoint)
+    task = replace(task, dataset=drop_molecule_inputs(task.dataset), processor=processor)
+    whole = replace(task, split=split)
+    config = build_finetuning_config(arguments, whole)
+    arguments = resolve_defaults(arguments, config, num_train_rows=len(rows))
+    epochs = math.ceil(cast(float, arguments.num_train_epochs))
+    trainer, log = _train(arguments, whole, work_dir=work_dir, last_epoch=epochs)
+    trainer.compute_metrics = None
+    of_members = predict_rows(trainer, task)[1][rows]
+    splits = split_for_members(arguments, whole)
+    return {"networks": (trainer.model, predict_out_of_fold(of_members, rows, splits=splits))}, log
+
+
 def _fit_head(
     arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
-) -> tuple[Trainer, HeldOut]:
-    """Return a `Trainer` with a head on a frozen encoder, and what it says of each fold without."""
+) -> tuple[Trainer, list[dict[str, Any]], HeldOut]:
+    """Return a `Trainer` with a head on a frozen encoder, and what it says of each fold without.
+
+    And the training log of the networks beside it, if there are some.
+    """
     rows, folds = fold_known_rows(arguments, task)
+    beside: dict[str, Any] = {}
+    log: list[dict[str, Any]] = []
+    if arguments.head == STACK_WITH_NETWORK:
+        beside, log = _train_networks(arguments, task, work_dir=work_dir)
     model, outputs, variances = FITTED_HEADS[arguments.head](
         cast(Checkpoint, task.checkpoint),
         task.dataset.select(rows),
@@ -388,9 +427,10 @@ def _fit_head(
         **arguments.label_options.of_model,
         seed=arguments.seed,
         folds=folds,
+        **beside,
     )
     trainer = _build_trainer(arguments, task, folder=work_dir, model=model)
-    return trainer, HeldOut(rows, outputs, variances, folds)
+    return trainer, log, HeldOut(rows, outputs, variances, folds)
 
 
 def _fit_trust(

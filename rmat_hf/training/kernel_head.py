@@ -31,9 +31,9 @@ from rmat_hf.model.configuration_rmat import (
     DUMMY_NODE_IDX,
     FINGERPRINT_SIZE,
     NUM_ENVIRONMENTS,
-    RMatConfig,
     RMatKernelConfig,
 )
+from rmat_hf.model.ensemble_rmat import get_member_fields
 from rmat_hf.model.kernel_rmat import (
     RMatEnvironments,
     RMatKernelForSequenceClassification,
@@ -215,10 +215,8 @@ def fit_kernel(
         overrides={},
     )
     encoder = checkpoint.load_model(RMatModel).eval()
-    names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
-    fields = {name: getattr(labeled, name) for name in names}
     config = model_class.config_class(
-        **fields,
+        **get_member_fields(labeled),
         kernel_features=[*kernel_features, *["covariates"] * bool(labeled.covariates)],
         num_train_rows=len(dataset),
         has_row_weights=WEIGHT_COLUMN in dataset.column_names,

@@ -16,6 +16,8 @@ from rmat_hf.adapters import is_adapted
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.training.arguments import (
+    STACK_WITH_NETWORK,
+    STACKS,
     keeps_last_epoch,
     load_json_fields,
     name_source,
@@ -437,18 +439,21 @@ def _describe_choice(report: FinetuningReport) -> list[str]:
             "those of the model before"
         )
         return [reason, choice, refit]
-    forest = []
-    if arguments.head == "stack":
-        forest = [
-            "beside it a forest on counts of ECFP4 and descriptors, the weight of each from "
-            "predictions of held-out folds"
+    beside = []
+    if arguments.head in STACKS:
+        networks = ""
+        if arguments.head == STACK_WITH_NETWORK:
+            networks = " and networks, each finetuned to its last epoch without another fold"
+        beside = [
+            f"beside it a forest on counts of ECFP4 and descriptors{networks}, the weight of each "
+            "from predictions of held-out folds"
         ]
     return [
         reason,
         "a Gaussian process on the frozen encoder, with one kernel for each of: "
         f"{', '.join(arguments.kernel_features)}; fitted on train and valid together by "
         "marginal likelihood",
-        *forest,
+        *beside,
         "metrics of train and valid leave out the fold of the row that is predicted, folds being "
         "of the kind of the split; the test part was scored once",
         "the weights hold vectors, counts and labels of the training molecules, from which these "

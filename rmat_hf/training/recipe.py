@@ -39,6 +39,7 @@ from rmat_hf.training.arguments import (
     REGRESSION_HEAD,
     SCRATCH,
     SCRATCH_ARCHITECTURE,
+    STACKS,
     ClassWeighting,
     FinetuningArguments,
     build_config,
@@ -119,7 +120,7 @@ def build_finetuning_task(
             f"{arguments.model!r} is no base model of an adapter. Name a model with weights of its "
             "own, such as rmat-small; an adapter can be merged with merge_and_unload() of peft."
         )
-    processor = _build_processor(arguments, checkpoint)
+    processor = build_finetuning_processor(arguments, checkpoint)
     time_column = TimeColumn(arguments.time_column) if arguments.time_column else None
     loaded = load_training_table(
         arguments.dataset if rows is None else rows,
@@ -200,7 +201,7 @@ def fold_known_rows(
     return rows, folds
 
 
-def _build_processor(
+def build_finetuning_processor(
     arguments: FinetuningArguments, checkpoint: Checkpoint | None
 ) -> RMatProcessor:
     """Return the model's processor, or a new one, with the geometry that was asked for."""
@@ -214,7 +215,7 @@ def _build_processor(
         options["standardize"] = arguments.standardize
     options["fingerprints"] = None
     if arguments.head != "network":
-        has_forest = arguments.head == "stack"
+        has_forest = arguments.head in STACKS
         counted = [name for name in arguments.kernel_features if name in FINGERPRINTS]
         counted = list(dict.fromkeys([*counted, *[FOREST_FINGERPRINT] * has_forest]))
         described = has_forest or "descriptors" in arguments.kernel_features

@@ -1,4 +1,4 @@
-"""fit_stack_head(...): a kernel head and a forest, weighted by rows that were held out."""
+"""fit_stack_head(...): a kernel head, a forest, perhaps networks, weighted by rows held out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,15 @@ from datasets import Dataset
 from torch import nn
 
 from rmat_hf.loading import Checkpoint, read_checkpoint
+from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.losses_rmat import LOSSES
 from rmat_hf.model.processing_rmat import DESCRIPTOR_INPUT, FINGERPRINT_INPUT
 from rmat_hf.model.stack_rmat import (
     STACK_MEMBERS,
     RMatForest,
+    RMatMemberWeights,
     RMatStackForSequenceClassification,
+    standardize_outputs,
 )
 from rmat_hf.training.kernel_head import FittedKernel, calibrate, fit_kernel
 
@@ -92,22 +95,31 @@ def fit_stack_head(  # noqa: PLR0913 - those of a kernel head, and folds
 
 
 def fit_stack_with_held_out(
-    checkpoint: Checkpoint, dataset: Dataset, **options: Any
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    *,
+    networks: tuple[RMatEnsembleForSequenceClassification, np.ndarray] | None = None,
+    **options: Any,
 ) -> tuple[RMatStackForSequenceClassification, np.ndarray, np.ndarray]:
     """Return the model of [`fit_stack_head`] and what it says of each row without its fold.
 
-    As [`fit_with_held_out`]; the weights of the members are those of all rows.
+    As [`fit_with_held_out`]; the weights of the members are those of all rows. `networks` are an
+    ensemble, which becomes a part of the model, and its logits of each row without its fold.
     """
     fitted = fit_kernel(
         checkpoint, dataset, model_class=RMatStackForSequenceClassification, **options
     )
     model = cast(RMatStackForSequenceClassification, fitted.model)
-    of_forest = _fit_forest(model, fitted, seed=options["seed"])
-    weights, intercepts = _weigh_members([fitted.outputs, of_forest], fitted)
+    members = [fitted.outputs, _fit_forest(model, fitted, seed=options["seed"])]
+    if networks is not None:
+        model.networks, logits = networks
+        model.config.num_networks = len(model.networks.members)
+        model.member_weights = RMatMemberWeights(model.config)
+        members.append(standardize_outputs(torch.from_numpy(logits), model.config))
+    weights, intercepts = _weigh_members(members, fitted)
     head = model.member_weights
     head.weights.copy_(weights)
     head.intercepts.copy_(intercepts)
-    members = [fitted.outputs, of_forest]
     if model.config.problem_type == "regression":
         total, _ = head(members, fitted.variances)
         errors = (total - fitted.exact_targets) ** 2
@@ -123,7 +135,7 @@ def describe_shares(model: Any) -> str:
         return ""
     weights = model.member_weights.weights
     shares = (weights / weights.sum(0)).mean(1).tolist()
-    pairs = zip(STACK_MEMBERS, shares, strict=True)
+    pairs = zip(STACK_MEMBERS, shares, strict=False)
     return f"; weights by held-out folds: {', '.join(f'{name} {it:.2f}' for name, it in pairs)}"
 
 

@@ -8,8 +8,9 @@ test part of `split_0`), or `curve` (100 to 800 labels). DATA has the folders `a
 `mat_benchmark`. A METHOD is `stack` (the default of `rmat finetune`, whose kernel head and forest
 are scored beside it), `kernel` (a kernel head alone), either with @MODEL behind it (a folder, or
 `random` for random weights), a kernel head on what it lists (`vectors+environments`: vectors and
-kinds of atoms, without any fingerprint), `finetuned` (`--head network --refit`), or a name of
-`rmat_hf.training.baselines.BASELINES`. What is there already in OUT.json is not computed again.
+kinds of atoms, without any fingerprint), `finetuned` (`--head network --refit`), `stack+network`
+(that head), or a name of `rmat_hf.training.baselines.BASELINES`. What is there already in OUT.json
+is not computed again.
 """
 
 import json
@@ -52,6 +53,11 @@ SETS = (
 CURVE_SETS = ("CHEMBL2047_EC50", "CHEMBL237_EC50", "CHEMBL287_Ki", "esol")
 CURVE_SIZES = (100, 200, 400, 800)
 CLASSES = "multi_label_classification"
+# What is a whole run of `rmat finetune`: its flags.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "finetuned": {"head": "network", "refit": True},
+    "stack+network": {"head": "stack+network"},
+}
 
 
 @dataclass
@@ -147,8 +153,8 @@ def fit(
         outputs = outputs[:, -1] if outputs.ndim > 1 else outputs
         return {method: outputs[fold.test]}, {}
     with tempfile.TemporaryDirectory() as folder:
-        if name == "finetuned":
-            return {method: fit_network(table, fold, Path(folder), seed=seed)}, {}
+        if name in NETWORKS:
+            return fit_networks(method, table, fold, Path(folder), seed=seed)
         if model == "random":
             checkpoint = build_random_checkpoint(Path(folder))
         else:
@@ -201,10 +207,12 @@ def predict_members(model: Any, packed: list[bytes], *, has_members: bool) -> di
     return {name: np.concatenate(values)[place] for name, values in found.items()}
 
 
-def fit_network(table: Table, fold: Fold, folder: Path, *, seed: int) -> np.ndarray:
-    """Return what `rmat finetune --head network --refit` says of the test rows."""
+def fit_networks(
+    method: str, table: Table, fold: Fold, folder: Path, *, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return what a run of `rmat finetune` says of the test rows, and of the known, held out."""
     chosen = np.concatenate([fold.known, fold.test])
-    rows = table.rows.iloc[chosen][["smiles", "y"]].assign(part="test")
+    rows = table.rows.iloc[chosen][["smiles", "y"]].assign(split="test")
     is_valid = np.random.default_rng(seed).permutation(len(fold.known)) < 0.1 * len(fold.known)
     rows.iloc[: len(fold.known), -1] = np.where(is_valid, "valid", "train")
     path = folder / "table.csv"
@@ -213,17 +221,19 @@ def fit_network(table: Table, fold: Fold, folder: Path, *, seed: int) -> np.ndar
         str(path),
         label_columns=["y"],
         problem_type=table.problem_type,
-        split="column",
-        split_column="part",
-        head="network",
-        refit=True,
+        split=fold.family,
         conflict_tolerance=1e9,
         output_dir=folder / "run",
         num_workers=0,
         seed=seed,
+        **NETWORKS[method],
     )
+    sys.stderr.write(f"{result.head}\n")
     found = pd.read_csv(result.output_dir / "predictions.csv").set_index("row")["prediction_y"]
-    return found.loc[np.arange(len(fold.known), len(chosen))].to_numpy()
+    known, test = (
+        found.loc[it].to_numpy() for it in np.split(range(len(chosen)), [len(fold.known)])
+    )
+    return {method: test}, {} if method == "finetuned" else {method: known}
 
 
 def score(outputs: np.ndarray, table: Table, rows: np.ndarray) -> dict[str, float]:
