@@ -63,6 +63,15 @@ def test_a_flag_that_only_a_network_reads_decides_for_it(
             build_tiny_arguments(tmp_path, model=str(tiny_encoder), head="stack", **options)
 
 
+def test_a_stack_with_networks_reads_how_these_are_trained(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"model": str(tiny_encoder), "head": "stack+network"}
+    assert build_tiny_arguments(tmp_path, num_train_epochs=3.0, **options).num_train_epochs == 3
+    with pytest.raises(UserError, match="does not read --num-members"):
+        build_tiny_arguments(tmp_path, num_members=3, **options)
+
+
 def test_flags_of_a_network_are_flags() -> None:
     assert {*NETWORK_FLAGS} <= {*FinetuningArguments.__dataclass_fields__}
 

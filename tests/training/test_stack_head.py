@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from processes import predict_without_package
 from saved_folder import STACK_CLASSES, assert_folder_is_self_contained
 from sklearn.ensemble import ExtraTreesRegressor
+from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import build_tiny_arguments
 from transformers import AutoModelForSequenceClassification, pipeline
 
@@ -25,7 +27,10 @@ from rmat_hf import (
     push_folder,
 )
 from rmat_hf.errors import UserError
-from rmat_hf.loading import read_checkpoint
+from rmat_hf.loading import load_predictor, read_checkpoint
+from rmat_hf.model.configuration_rmat import RMatConfig
+from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
+from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
 from rmat_hf.training import stack_head
 from rmat_hf.training.finetuning import run_finetuning
 from rmat_hf.training.stack_head import fit_stack_with_held_out
@@ -218,6 +223,70 @@ def test_a_run_writes_a_stack_that_predicts_what_it_reported(
         and "weights by held-out folds: kernel" in card
         and "beside it a forest" in card
     )
+
+
+@pytest.mark.slow
+def test_networks_that_were_trained_without_a_fold_are_a_member(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    parts = ["train"] * 8 + ["valid"] * 2 + ["test"] * 2
+    columns = {"y": range(12), "pH": [7.0, 5.0, 3.0] * 4, "part": parts}
+    options: dict[str, Any] = {"num_train_epochs": 3.0, "learning_rate": 0.01, "ema_decay": 0.0}
+    arguments = build_tiny_arguments(
+        tmp_path,
+        columns,
+        model=str(tiny_encoder),
+        head="stack+network",
+        label_columns=["y"],
+        feature_columns=["pH"],
+        **options,
+    )
+    result = run_finetuning(arguments)
+    assert "forest" in result.head and "networks" in result.head
+    model, _ = load_predictor(result.output_dir, device="cpu")
+    assert model.config.num_networks == len(model.networks.members) == 5
+    weights = model.member_weights.weights
+    assert weights.shape == (3, 1) and (weights > 0).all()
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+    # beside a molecule the networks read pH alone, the other members descriptors too
+    assert model.networks.config.num_molecule_descriptors == 1
+    assert model.config.num_molecule_descriptors > 100
+    first, second = (dict(it.named_parameters()) for it in model.networks.members[:2])
+    assert any((first[name] != second[name]).any() for name in first)
+    table = pd.read_csv(result.output_dir / "predictions.csv")
+    chosen = table[table["split"] == "test"]
+    cells = {"pH": [columns["pH"][row] for row in chosen["row"]]}
+    found = predict(result.output_dir, chosen["smiles"].tolist(), covariates=cells)
+    np.testing.assert_allclose(found.values[:, 0], chosen["prediction_y"], atol=1e-5)
+    np.testing.assert_allclose(found.spread[:, 0], chosen["spread_y"], atol=1e-5)
+    log = json.loads((result.output_dir / "training_log.json").read_text())
+    assert {it["member"] for it in log} == set(range(5))
+    # nothing is chosen on the fold that a network was trained without
+    assert max(it["epoch"] for it in log) == 3 and not any("eval_loss" in it for it in log)
+    card = (result.output_dir / "README.md").read_text(encoding="utf-8")
+    assert "and networks, each finetuned to its last epoch without another fold" in card
+    assert_folder_is_self_contained(result.output_dir, NAME, classes=STACK_CLASSES)
+
+
+def test_networks_of_a_stack_count_by_their_errors(
+    tiny_encoder: Path, reading: RMatProcessor
+) -> None:
+    config = RMatConfig(**TINY_ARCHITECTURE, num_labels=1, problem_type="regression")
+    fields = {"label_mean": [SIZES.mean()], "label_std": [SIZES.std()]}
+    fields |= {"id2label": {0: "y0"}, "label2id": {"y0": 0}}
+    for name, value in fields.items():
+        setattr(config, name, value)
+    networks = RMatEnsembleForSequenceClassification.from_members(
+        [RMatForSequenceClassification(config) for _ in range(2)]
+    )
+    noise = np.random.default_rng(0).normal(size=(40, 1))
+    shares = []
+    for error in (1e-3, 10.0):
+        logits = SIZES[:, None] + error * noise
+        model, outputs, _ = fit(tiny_encoder, reading, SIZES, networks=(networks, logits))
+        shares.append(model.member_weights.weights[-1, 0].item())
+        assert np.abs(outputs[:, 0] - SIZES).mean() < 1
+    assert shares[0] > 0.9 and shares[1] < 0.1
 
 
 def test_rows_without_descriptors_are_refused(tiny_encoder: Path) -> None:
