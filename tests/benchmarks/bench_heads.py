@@ -40,6 +40,7 @@ from rmat_hf.data.stored_features import (
 )
 from rmat_hf.loading import Checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.features_rmat import FINGERPRINTS, list_molecule_descriptor_names
+from rmat_hf.model.stack_rmat import STACK_MEMBERS
 from rmat_hf.training.arguments import FinetuningArguments
 from rmat_hf.training.baselines import BASELINES, fit_baseline
 from rmat_hf.training.kernel_head import fit_with_held_out
@@ -192,11 +193,10 @@ def predict_members(model: Any, packed: list[bytes], *, has_members: bool) -> di
         if has_members:
             names = ("node_features", "bond_types", "topological_distances")
             pairs = tuple(inputs[it] for it in (*names, "interatomic_distances"))
-            read = (inputs["molecule_descriptors"], inputs["fingerprint_counts"])
-            features = model.read_features(pairs, inputs["attention_mask"], *read)
-            members = {"/kernel": model.classifier(*features)[0]}
-            members["/forest"] = model.forest(model.read_forest_features(*features[1:]))
-            for name, mean in members.items():
+            read = ("attention_mask", "molecule_descriptors", "fingerprint_counts")
+            members, _ = model.predict_members(pairs, *(inputs[it] for it in read))
+            for member, mean in zip(STACK_MEMBERS, members, strict=False):
+                name = f"/{member}"
                 outputs[name] = mean[:, 0]
                 if model.config.label_std is not None:
                     scaling = model.config.label_std[0], model.config.label_mean[0]
