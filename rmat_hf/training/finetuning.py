@@ -389,10 +389,9 @@ def _train_networks(
     """
     rows, folds = fold_known_rows(arguments, task)
     split = SplitIndices(train=rows, valid=rows[:0], test=task.split.test)
-    num_members = int(1 + folds.max())
-    arguments = replace(arguments, head="network", num_members=num_members, member_folds=True)
     # descriptors beside the vector made them worse
-    arguments = replace(arguments, molecule_descriptors="none")
+    own: dict[str, Any] = {"head": "network", "member_folds": True, "molecule_descriptors": "none"}
+    arguments = replace(arguments, **own, num_members=int(1 + folds.max()))
     processor = build_finetuning_processor(arguments, task.checkpoint)
     task = replace(task, dataset=drop_molecule_inputs(task.dataset), processor=processor)
     whole = replace(task, split=split)
@@ -400,10 +399,9 @@ def _train_networks(
     arguments = resolve_defaults(arguments, config, num_train_rows=len(rows))
     epochs = math.ceil(cast(float, arguments.num_train_epochs))
     trainer, log = _train(arguments, whole, work_dir=work_dir, last_epoch=epochs)
-    trainer.compute_metrics = None
-    of_members = predict_rows(trainer, task)[1][rows]
-    splits = split_for_members(arguments, whole)
-    return {"networks": (trainer.model, predict_out_of_fold(of_members, rows, splits=splits))}, log
+    trainer.compute_metrics, splits = None, split_for_members(arguments, whole)
+    outputs = predict_out_of_fold(predict_rows(trainer, task)[1][rows], rows, splits=splits)
+    return {"networks": (trainer.model, outputs)}, log
 
 
 def _fit_head(
