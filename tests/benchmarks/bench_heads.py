@@ -212,7 +212,7 @@ def fit_networks(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return what a run of `rmat finetune` says of the test rows, and of the known, held out."""
     chosen = np.concatenate([fold.known, fold.test])
-    rows = table.rows.iloc[chosen][["smiles", "y"]].assign(split="test")
+    rows = table.rows.iloc[chosen][["smiles", "y"]].assign(part="test")
     is_valid = np.random.default_rng(seed).permutation(len(fold.known)) < 0.1 * len(fold.known)
     rows.iloc[: len(fold.known), -1] = np.where(is_valid, "valid", "train")
     path = folder / "table.csv"
@@ -222,6 +222,7 @@ def fit_networks(
         label_columns=["y"],
         problem_type=table.problem_type,
         split=fold.family,
+        split_column="part",
         conflict_tolerance=1e9,
         output_dir=folder / "run",
         num_workers=0,
@@ -229,10 +230,10 @@ def fit_networks(
         **NETWORKS[method],
     )
     sys.stderr.write(f"{result.head}\n")
-    found = pd.read_csv(result.output_dir / "predictions.csv").set_index("row")["prediction_y"]
-    known, test = (
-        found.loc[it].to_numpy() for it in np.split(range(len(chosen)), [len(fold.known)])
-    )
+    found = pd.read_csv(result.output_dir / "predictions.csv").set_index("row").sort_index()
+    if not np.array_equal(found["split"] == "test", rows["part"] == "test"):
+        raise ValueError("The run has tested other rows than those of the fold.")
+    known, test = np.split(found["prediction_y"].to_numpy(), [len(fold.known)])
     return {method: test}, {} if method == "finetuned" else {method: known}
 
 
