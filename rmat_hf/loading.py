@@ -64,6 +64,8 @@ _SHARD = re.compile(r"[\w.-]+\.safetensors")
 _BUNDLED = Path(__file__).parent / "checkpoints"
 _RESTORE = f"Restore the saved {CONFIG_NAME}, or use the release of rmat_hf that saved it"
 _ENCODER = f".{RMatPreTrainedModel.base_model_prefix}."
+# And of the members of a stack.
+_FOREST, _NETWORKS = "forest.", "networks."
 # Where a model came from and how it was saved: nothing that it computes depends on it.
 _IRRELEVANT_FIELDS = ("_name_or_path", "architectures", "auto_map", "transformers_version")
 _CONFIG_CLASSES: dict[Any, type[RMatConfig]] = {
@@ -341,6 +343,9 @@ def _validate_fit(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Raise a `ValueError` if more than pooling and head of a model would start untrained."""
+    if not any(name.startswith(_FOREST) for name in expected):
+        # of a stack its encoder alone is wanted
+        found = {name: it for name, it in found.items() if not name.startswith(_NETWORKS)}
     names = {name for name in {*expected, *found} if expected.get(name) != found.get(name)}
     of_layers = {
         it for it in names if _ENCODER in f".{it}" and f"{_ENCODER}pooler." not in f".{it}"

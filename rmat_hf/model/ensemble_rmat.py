@@ -135,6 +135,6 @@ def _without_trust(model: RMatForSequenceClassification) -> RMatForSequenceClass
 
 
 def get_member_fields(config: RMatConfig) -> dict[str, Any]:
-    """Return architecture and labels of a configuration, which has more: those of a member."""
+    """Return the fields of architecture and labels, without trust."""
     names = (*RMatConfig.__annotations__, "id2label", "label2id", "problem_type")
     return {name: getattr(config, name) for name in names if name != "trust"}

@@ -87,8 +87,8 @@ class RMatStackForSequenceClassification(RMatKernelForSequenceClassification):
     """Predicts with a kernel head and a forest, each with the weight that held-out rows gave it.
 
     [`fit_stack_head`] makes one. The forest reads ECFP4 counts and descriptors. As a kernel head it
-    keeps the features of its training molecules. `networks`, if there are some, are an ensemble of
-    which each member was finetuned without another fold.
+    keeps the features of its training molecules. `networks`, if there are some, are an ensemble:
+    each was finetuned with another fold left out.
 
     Args:
         config ([`RMatStackConfig`]): That of the kernel head, and the sizes of the other members.

@@ -34,15 +34,15 @@ TRIALS_FILE = "hpo_trials.csv"
 # What learns: the whole network, or, on the vectors of one that does not, a Gaussian process, alone
 # or with a forest beside it, perhaps with networks too; by default preparation.py says which.
 AUTO = "auto"
-STACK_WITH_NETWORK = "stack+network"
+NETWORK, STACK_WITH_NETWORK = "network", "stack+network"
 STACKS = ("stack", STACK_WITH_NETWORK)
-HEADS = (AUTO, "network", "kernel", *STACKS)
-# Flags that the networks of a stack take note of.
+HEADS = (AUTO, NETWORK, "kernel", *STACKS)
+# Flags of a network that those of a stack take note of too.
 TRAINING_FLAGS = (
     *("learning_rate", "head_learning_rate", "num_train_epochs", "batch_size", "weight_decay"),
     *("ema_decay", "warmup_ratio", "training_arguments", "report_to"),
 )
-# Flags that only a network takes note of.
+# Flags that no other head takes note of.
 NETWORK_FLAGS = (
     *TRAINING_FLAGS,
     *("noam_factor", "recipe", "dropout", "early_stopping_patience", "num_members"),
@@ -214,7 +214,8 @@ class FinetuningArguments(RunArguments):
         AUTO,
         "What learns: the network; kernel: a Gaussian process on its frozen vectors and on "
         "fingerprints, fitted in seconds on train and valid together; stack: this and a forest; "
-        f"{STACK_WITH_NETWORK}: and five networks, each trained without another fold, in minutes. "
+        f"{STACK_WITH_NETWORK}: a stack and up to five networks, each trained with another fold "
+        "left out, in minutes. "
         "Default: network or stack, by the number of rows; the network with a flag of its own.",
         choices=HEADS,
     )
@@ -420,7 +421,7 @@ class FinetuningArguments(RunArguments):
             yield f"--head {self.head} does not read {', '.join(given)}. Leave it out."
 
     def list_network_flags(self) -> list[str]:
-        """Return the flags that are given and only a network takes note of, if none learns."""
+        """Return the flags that are given, of a network, and this head does not read."""
         defaults = {field.name: field for field in fields(self)}
         known = TRAINING_FLAGS if self.head == STACK_WITH_NETWORK else ()
         given = []

@@ -51,13 +51,14 @@ from rmat_hf.output_folder import (
 )
 from rmat_hf.training.arguments import (
     ARGUMENTS_FILE,
+    NETWORK,
     STACK_WITH_NETWORK,
     STACKS,
     TRIALS_FILE,
     FinetuningArguments,
     describe_arguments,
 )
-from rmat_hf.training.kernel_head import fit_with_held_out
+from rmat_hf.training.kernel_head import fit_with_held_out, refuse_too_many
 from rmat_hf.training.metrics import compute_metrics_for_problem
 from rmat_hf.training.model_card import save_model_card
 from rmat_hf.training.preparation import choose_head, prepare_arguments
@@ -70,6 +71,7 @@ from rmat_hf.training.recipe import (
     build_finetuning_task,
     build_training_arguments,
     fold_known_rows,
+    hold_folds_out,
     resolve_defaults,
     split_for_members,
 )
@@ -203,10 +205,8 @@ def run_finetuning(
 
         validate_search(arguments, num_processes=shared.world_size)
     adapter = {} if peft_config is None else {"peft_config": list_fields(peft_config)}
-    description, is_main_process = (
-        describe_arguments(arguments) | adapter,
-        shared.process_index == 0,
-    )
+    description = describe_arguments(arguments) | adapter
+    is_main_process = shared.process_index == 0
     with open_run(arguments, description=description, is_main_process=is_main_process) as run:
         arguments, reason = choose_head(arguments, rows, has_adapter=peft_config is not None)
         task = build_finetuning_task(arguments, rows, peft_config=peft_config)
@@ -219,7 +219,7 @@ def run_finetuning(
             logger.info(line)
         # refuses what cannot be before anything is written
         config = build_finetuning_config(arguments, task)
-        if arguments.head not in FITTED_HEADS:
+        if arguments.head in (NETWORK, STACK_WITH_NETWORK):
             arguments = resolve_defaults(
                 arguments,
                 config,
@@ -270,7 +270,6 @@ def _learn(
 ) -> tuple[Trainer, list[dict[str, Any]], HeldOut | None]:
     """Return a `Trainer` with what has learned, the training log, and what it was held out of."""
     if arguments.head in FITTED_HEADS:
-        logger.info("Fitting the %s head.", arguments.head)
         return _fit_head(arguments, task, work_dir=work_dir)
     trainer, log = _train(arguments, task, work_dir=work_dir)
     if not arguments.refit:
@@ -381,25 +380,27 @@ def _end_after(trainer: Trainer, *, last_epoch: int) -> None:
 
 
 def _train_networks(
-    arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
+    arguments: FinetuningArguments,
+    task: FinetuningTask,
+    *,
+    known: tuple[np.ndarray, np.ndarray],
+    work_dir: Path,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what a stack takes of networks that were each trained without a fold, and their log.
+    """Return what a stack takes of networks that each leave out another fold, and their log.
 
     To the last epoch: one that was chosen on the fold would make it look better than it is.
     """
-    rows, folds = fold_known_rows(arguments, task)
-    split = SplitIndices(train=rows, valid=rows[:0], test=task.split.test)
+    rows, splits = known[0], hold_folds_out(*known, test=task.split.test)
     # descriptors beside the vector made them worse
-    own: dict[str, Any] = {"head": "network", "member_folds": True, "molecule_descriptors": "none"}
-    arguments = replace(arguments, **own, num_members=int(1 + folds.max()))
+    own: dict[str, Any] = {"head": NETWORK, "num_members": len(splits), "member_folds": True}
+    arguments = replace(arguments, **own, molecule_descriptors="none")
     processor = build_finetuning_processor(arguments, task.checkpoint)
     task = replace(task, dataset=drop_molecule_inputs(task.dataset), processor=processor)
-    whole = replace(task, split=split)
-    config = build_finetuning_config(arguments, whole)
-    arguments = resolve_defaults(arguments, config, num_train_rows=len(rows))
+    split = SplitIndices(train=rows, valid=rows[:0], test=task.split.test)
+    whole = replace(task, split=split, member_splits=splits)
     epochs = math.ceil(cast(float, arguments.num_train_epochs))
     trainer, log = _train(arguments, whole, work_dir=work_dir, last_epoch=epochs)
-    trainer.compute_metrics, splits = None, split_for_members(arguments, whole)
+    trainer.compute_metrics = None
     outputs = predict_out_of_fold(predict_rows(trainer, task)[1][rows], rows, splits=splits)
     return {"networks": (trainer.model, outputs)}, log
 
@@ -407,15 +408,13 @@ def _train_networks(
 def _fit_head(
     arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
 ) -> tuple[Trainer, list[dict[str, Any]], HeldOut]:
-    """Return a `Trainer` with a head on a frozen encoder, and what it says of each fold without.
-
-    And the training log of the networks beside it, if there are some.
-    """
+    """Return a `Trainer` with a head, the log of networks, and what it says of each fold without."""
     rows, folds = fold_known_rows(arguments, task)
-    beside: dict[str, Any] = {}
-    log: list[dict[str, Any]] = []
+    refuse_too_many(len(rows))
+    beside, log = cast(tuple[dict[str, Any], list[dict[str, Any]]], ({}, []))
     if arguments.head == STACK_WITH_NETWORK:
-        beside, log = _train_networks(arguments, task, work_dir=work_dir)
+        beside, log = _train_networks(arguments, task, known=(rows, folds), work_dir=work_dir)
+    logger.info("Fitting the %s head.", arguments.head)
     model, outputs, variances = FITTED_HEADS[arguments.head](
         cast(Checkpoint, task.checkpoint),
         task.dataset.select(rows),

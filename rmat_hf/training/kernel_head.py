@@ -200,11 +200,7 @@ def fit_kernel(
     **label_options: Any,
 ) -> FittedKernel:
     """Fit a model with a kernel head; without `folds`, `(num_rows,)`, each row is one."""
-    if len(dataset) > MAX_ROWS:
-        raise UserError(
-            f"{len(dataset)} rows are more than the {MAX_ROWS} that a kernel head can keep. Use "
-            "--head network, or fewer rows."
-        )
+    refuse_too_many(len(dataset))
     labeled = build_labeled_config(
         checkpoint,
         dataset,
@@ -258,6 +254,15 @@ def fit_kernel(
     is_exact = torch.from_numpy(bounds == 0)
     fitted = (model, inputs, known, targets, is_exact, fold_of_row, outputs, variances)
     return FittedKernel(*fitted)
+
+
+def refuse_too_many(num_rows: int) -> None:
+    """Raise a `UserError` for more rows than a kernel head can keep."""
+    if num_rows > MAX_ROWS:
+        raise UserError(
+            f"{num_rows} rows are more than the {MAX_ROWS} that a kernel head can keep. Use "
+            "--head network, or fewer rows."
+        )
 
 
 def _append_covariates(

@@ -443,9 +443,12 @@ def _describe_choice(report: FinetuningReport) -> list[str]:
     if arguments.head in STACKS:
         networks = ""
         if arguments.head == STACK_WITH_NETWORK:
-            networks = " and networks, each finetuned to its last epoch without another fold"
+            networks = (
+                f", and {report.config.num_networks} networks, each finetuned for "
+                f"{arguments.num_train_epochs:g} epochs with another fold left out"
+            )
         beside = [
-            f"beside it a forest on counts of ECFP4 and descriptors{networks}, the weight of each "
+            f"beside it a forest on counts of ECFP4 and descriptors{networks}; the weight of each "
             "from predictions of held-out folds"
         ]
     return [

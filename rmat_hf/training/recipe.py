@@ -83,7 +83,8 @@ class FinetuningTask:
     """Featurized rows, divided into parts, and the processor that featurized them.
 
     `class_names` are of a single-label classification; without `checkpoint` weights are random.
-    With a `peft_config` an adapter is trained. `notes` say what was done with labels.
+    With a `peft_config` an adapter is trained. `notes` say what was done with labels. Members have
+    the parts of `member_splits`, if there are some.
     """
 
     dataset: Dataset
@@ -94,6 +95,7 @@ class FinetuningTask:
     checkpoint: Checkpoint | None
     peft_config: Any = None
     notes: list[str] = field(default_factory=list)
+    member_splits: Sequence[SplitIndices] = ()
 
     def select(self, part: str) -> Dataset:
         """Return the rows of train, valid or test."""
@@ -164,17 +166,22 @@ def split_for_members(arguments: FinetuningArguments, task: FinetuningTask) -> l
 
     A fold is valid of one member and train of the others.
     """
-    if not arguments.member_folds:
-        return [task.split] * arguments.num_members
+    if task.member_splits or not arguments.member_folds:
+        return [*task.member_splits] or [task.split] * arguments.num_members
     rows, folds = fold_known_rows(arguments, task, num_folds=arguments.num_members)
     if (found := 1 + folds.max()) < arguments.num_members:
         raise UserError(
             f"Train and valid have {found} folds of what --split {arguments.split} keeps together, "
             f"too few for {arguments.num_members} members. Take fewer, or another split."
         )
+    return hold_folds_out(rows, folds, test=task.split.test)
+
+
+def hold_folds_out(rows: np.ndarray, folds: np.ndarray, *, test: np.ndarray) -> list[SplitIndices]:
+    """Return for each fold the parts of which it is valid, and the others are train."""
     return [
-        SplitIndices(train=rows[folds != idx], valid=rows[folds == idx], test=task.split.test)
-        for idx in range(arguments.num_members)
+        SplitIndices(train=rows[folds != fold], valid=rows[folds == fold], test=test)
+        for fold in range(1 + folds.max())
     ]
 
 

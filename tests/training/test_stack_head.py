@@ -31,8 +31,8 @@ from rmat_hf.loading import load_predictor, read_checkpoint
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
-from rmat_hf.training import stack_head
-from rmat_hf.training.finetuning import run_finetuning
+from rmat_hf.training import finetuning, kernel_head, stack_head
+from rmat_hf.training.finetuning import finetune, run_finetuning
 from rmat_hf.training.stack_head import fit_stack_with_held_out
 
 SMILES = ["C" * size + end for end in ("O", "N", "F", "C#N", "") for size in range(1, 9)]
@@ -264,8 +264,47 @@ def test_networks_that_were_trained_without_a_fold_are_a_member(
     # nothing is chosen on the fold that a network was trained without
     assert max(it["epoch"] for it in log) == 3 and not any("eval_loss" in it for it in log)
     card = (result.output_dir / "README.md").read_text(encoding="utf-8")
-    assert "and networks, each finetuned to its last epoch without another fold" in card
+    assert "5 networks, each finetuned for 3 epochs with another fold left out" in " ".join(
+        card.split()
+    )
+    settings = json.loads((result.output_dir / "finetuning_arguments.json").read_text())
+    assert settings["batch_size"] == 32 and settings["num_members"] == 1
+    vectors = embed(result.output_dir, NEW_SMILES).values
+    np.testing.assert_allclose(vectors, embed(tiny_encoder, NEW_SMILES).values, atol=1e-6)
     assert_folder_is_self_contained(result.output_dir, NAME, classes=STACK_CLASSES)
+
+
+def test_too_many_rows_are_refused_before_networks_are_trained(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_head, "MAX_ROWS", 9)
+    monkeypatch.setattr(finetuning, "_train", None)
+    arguments = build_tiny_arguments(tmp_path, model=str(tiny_encoder), head="stack+network")
+    with pytest.raises(UserError, match="more than the 9 that a kernel head can keep"):
+        run_finetuning(arguments)
+
+
+@pytest.mark.slow
+def test_networks_leave_out_the_folds_of_the_other_members(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    # five periods asked for, three found, and of three two
+    times = [2001] * 15 + [2003] * 6 + [2004] * 3 + [2005] * 3 + [2006] * 3
+    table = Dataset.from_dict({"smiles": SMILES[:30], "y": SIZES[:30], "t": times})
+    result = finetune(
+        table,
+        label_columns=["y"],
+        output_dir=tmp_path / "run",
+        model=str(tiny_encoder),
+        head="stack+network",
+        num_train_epochs=1,
+        num_workers=0,
+        feature_cache="none",
+        split="time",
+        time_column="t",
+    )
+    model, _ = load_predictor(result.output_dir, device="cpu")
+    assert model.config.num_networks == 3
 
 
 def test_networks_of_a_stack_count_by_their_errors(
