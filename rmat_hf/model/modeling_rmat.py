@@ -255,6 +255,13 @@ class RMatPreTrainedModel(RMatAdapterMixin, PreTrainedModel):
     }
     _can_record_outputs = {"hidden_states": RMatLayer, "attentions": RMatSelfAttention}
 
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """Keep whole numbers whole, and in float32 what is named from the start of its name."""
+        plan = super()._get_dtype_plan(dtype)
+        whole = {name: it.dtype for name, it in self.named_buffers() if not it.is_floating_point()}
+        # of a stack its own, not those of its networks
+        return whole | {f"^{it}" if it == "classifier" else it: plan[it] for it in plan}
+
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> None:

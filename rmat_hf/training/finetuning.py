@@ -408,7 +408,7 @@ def _train_networks(
 def _fit_head(
     arguments: FinetuningArguments, task: FinetuningTask, *, work_dir: Path
 ) -> tuple[Trainer, list[dict[str, Any]], HeldOut]:
-    """Return a `Trainer` with a head, the log of networks, and what it says of each fold without."""
+    """Return a `Trainer` with a head, the log of networks, and what is held out of the head."""
     rows, folds = fold_known_rows(arguments, task)
     refuse_too_many(len(rows))
     beside, log = cast(tuple[dict[str, Any], list[dict[str, Any]]], ({}, []))

@@ -180,6 +180,13 @@ def test_a_saved_stack_loads_with_the_same_predictions(
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(found.spread, expected.spread, rtol=1e-5, atol=1e-5)
     assert type(AutoModelForSequenceClassification.from_pretrained(folder)) is type(fitted[0])
+    half = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    in_half = predict(half, NEW_SMILES, processor=reading)
+    np.testing.assert_allclose(in_half.values, expected.values, rtol=0.02, atol=0.02)
+    half.save_pretrained(folder.parent / "half")
+    reading.save_pretrained(folder.parent / "half")
+    again = predict(folder.parent / "half", NEW_SMILES)
+    np.testing.assert_allclose(again.values, in_half.values, rtol=0.02, atol=0.02)
     assert_folder_is_self_contained(folder, NAME, classes=STACK_CLASSES)
     assert not [*folder.glob("*.bin"), *folder.glob("*.pkl"), *folder.glob("*.joblib")]
     vectors = embed(folder, NEW_SMILES).values
