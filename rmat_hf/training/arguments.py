@@ -34,9 +34,9 @@ TRIALS_FILE = "hpo_trials.csv"
 # What learns: the whole network, or, on the vectors of one that does not, a Gaussian process, alone
 # or with a forest beside it, perhaps with networks too; by default preparation.py says which.
 AUTO = "auto"
-NETWORK, STACK_WITH_NETWORK = "network", "stack+network"
+STACK_WITH_NETWORK = "stack+network"
 STACKS = ("stack", STACK_WITH_NETWORK)
-HEADS = (AUTO, NETWORK, "kernel", *STACKS)
+HEADS = (AUTO, "network", "kernel", *STACKS)
 # Flags of a network that those of a stack take note of too.
 TRAINING_FLAGS = (
     *("learning_rate", "head_learning_rate", "num_train_epochs", "batch_size", "weight_decay"),

@@ -51,7 +51,6 @@ from rmat_hf.output_folder import (
 )
 from rmat_hf.training.arguments import (
     ARGUMENTS_FILE,
-    NETWORK,
     STACK_WITH_NETWORK,
     STACKS,
     TRIALS_FILE,
@@ -219,7 +218,7 @@ def run_finetuning(
             logger.info(line)
         # refuses what cannot be before anything is written
         config = build_finetuning_config(arguments, task)
-        if arguments.head in (NETWORK, STACK_WITH_NETWORK):
+        if arguments.head in ("network", STACK_WITH_NETWORK):
             arguments = resolve_defaults(
                 arguments,
                 config,
@@ -392,7 +391,7 @@ def _train_networks(
     """
     rows, splits = known[0], hold_folds_out(*known, test=task.split.test)
     # descriptors beside the vector made them worse
-    own: dict[str, Any] = {"head": NETWORK, "num_members": len(splits), "member_folds": True}
+    own: dict[str, Any] = {"head": "network", "num_members": len(splits), "member_folds": True}
     arguments = replace(arguments, **own, molecule_descriptors="none")
     processor = build_finetuning_processor(arguments, task.checkpoint)
     task = replace(task, dataset=drop_molecule_inputs(task.dataset), processor=processor)
@@ -411,7 +410,8 @@ def _fit_head(
     """Return a `Trainer` with a head, the log of networks, and what is held out of the head."""
     rows, folds = fold_known_rows(arguments, task)
     refuse_too_many(len(rows))
-    beside, log = cast(tuple[dict[str, Any], list[dict[str, Any]]], ({}, []))
+    beside: dict[str, Any] = {}
+    log: list[dict[str, Any]] = []
     if arguments.head == STACK_WITH_NETWORK:
         beside, log = _train_networks(arguments, task, known=(rows, folds), work_dir=work_dir)
     logger.info("Fitting the %s head.", arguments.head)
