@@ -314,6 +314,7 @@ def test_networks_leave_out_the_folds_of_the_other_members(
     assert model.config.num_networks == 3
 
 
+@pytest.mark.slow
 def test_networks_of_a_stack_count_by_their_errors(
     tiny_encoder: Path, reading: RMatProcessor
 ) -> None:
