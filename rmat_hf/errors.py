@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -241,7 +242,8 @@ def stopped_by_signals() -> Iterator[None]:
     def interrupt_again(unraisable: Any) -> None:
         # Python drops what is raised in a finalizer or while it forks a process
         if not isinstance(unraisable.exc_value, Interruption):
-            sys.__unraisablehook__(unraisable)
+            if not received:  # else a finalizer of what the signal left half built
+                sys.__unraisablehook__(unraisable)
             return
         signal.signal(received[0], interrupt)
         timers.append(threading.Timer(0.05, _signal_main_thread, received[:1]))
@@ -254,12 +256,15 @@ def stopped_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        error = sys.exc_info()[1]
+        if received and error is not None:
+            for stopped in (error, error.__context__):  # finalizers run now, not after the block
+                traceback.clear_frames(stopped and stopped.__traceback__)
         sys.unraisablehook, sys.excepthook = hooks
         for timer in timers:
             timer.cancel()
         for number in caught:
             signal.signal(number, usual[number])
-        error = sys.exc_info()[1]
         # what goes wrong meanwhile, as with workers that have got the signal too, is its effect
         if received and error is not None and not isinstance(error, KeyboardInterrupt):
             raise Interruption(received[0]) from error

@@ -1,6 +1,7 @@
 """Signals while something runs: in this process, and in real ones of every verb that takes long."""
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -98,6 +99,29 @@ def test_error_that_a_signal_causes_is_the_interruption() -> None:
         finally:
             raise RuntimeError("a worker exited unexpectedly")
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_what_a_signal_leaves_half_built_ends_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class HalfBuilt:
+        """As the workers of a DataLoader, whose finalizer wants what was not built."""
+
+        def __init__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            self.workers: list[int] = []
+
+        def __del__(self) -> None:
+            self.workers.clear()
+
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    with pytest.raises(Interruption) as caught, stopped_by_signals():
+        HalfBuilt()
+    del caught
+    gc.collect()
+    assert unraisable == []
+    assert capsys.readouterr().err == ""
 
 
 def test_ctrl_c_is_left_to_the_parent() -> None:
