@@ -235,31 +235,27 @@ def stopped_by_signals() -> Iterator[None]:
         for other in caught:
             signal.signal(other, signal.SIG_DFL)
         received.append(number)
-        # a thread that shares tensors with workers would tell of those that the signal has ended
+        # a thread that shares tensors with workers would tell of those that the signal has ended,
+        # and a finalizer of what it left half built
         sys.excepthook = lambda *_: None
+        sys.unraisablehook = interrupt_again
         raise Interruption(number)
 
     def interrupt_again(unraisable: Any) -> None:
         # Python drops what is raised in a finalizer or while it forks a process
-        if not isinstance(unraisable.exc_value, Interruption):
-            if not received:  # else a finalizer of what the signal left half built
-                sys.__unraisablehook__(unraisable)
-            return
-        signal.signal(received[0], interrupt)
-        timers.append(threading.Timer(0.05, _signal_main_thread, received[:1]))
-        timers[-1].start()
+        if isinstance(unraisable.exc_value, Interruption):
+            signal.signal(received[0], interrupt)
+            timers.append(threading.Timer(0.05, _signal_main_thread, received[:1]))
+            timers[-1].start()
 
     for number in caught:
         signal.signal(number, interrupt)
     hooks = sys.unraisablehook, sys.excepthook
-    sys.unraisablehook = interrupt_again
     try:
         yield
     finally:
         error = sys.exc_info()[1]
-        if received and error is not None:
-            for stopped in (error, error.__context__):  # finalizers run now, not after the block
-                traceback.clear_frames(stopped and stopped.__traceback__)
+        _release(error if received else None)
         sys.unraisablehook, sys.excepthook = hooks
         for timer in timers:
             timer.cancel()
@@ -268,6 +264,13 @@ def stopped_by_signals() -> Iterator[None]:
         # what goes wrong meanwhile, as with workers that have got the signal too, is its effect
         if received and error is not None and not isinstance(error, KeyboardInterrupt):
             raise Interruption(received[0]) from error
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, so that finalizers run now and not later."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _signal_main_thread(number: Any) -> None:
