@@ -88,7 +88,7 @@ def finetune(arguments: Any) -> Report:
 
 def check(arguments: Any) -> Report:
     """Look through a table of molecules and labels; say what stands in it and what settles it."""
-    from rmat_hf.data.check_report import propose_finetuning, run_check
+    from rmat_hf.data.check_report import list_left_out, propose_finetuning, run_check
 
     report = run_check(arguments)
     print(report)
@@ -96,6 +96,8 @@ def check(arguments: Any) -> Report:
         print(f"Wrote {path}.")
     command = propose_finetuning(report, arguments)
     print(f"Next: {command or 'name a label, rmat finetune --label-columns NAME'}")
+    for line in list_left_out(report):
+        print(line)
     names = ("num_rows", "num_molecules", "smiles_column", "label_columns")
     findings = [report_fields(finding) for finding in report.findings]
     found = {name: getattr(report, name) for name in names}

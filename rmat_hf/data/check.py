@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rdkit import Chem, DataStructs
+from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
@@ -18,8 +18,10 @@ from rmat_hf.data.columns import (
     INCHI_NOTE,
     find_label_columns,
     find_number_styles,
+    find_pairs_of_words,
     find_part_columns,
     find_smiles_column,
+    find_stray_words,
     find_unit_columns,
     find_units,
     is_empty,
@@ -29,8 +31,17 @@ from rmat_hf.data.columns import (
     with_plain_numbers,
 )
 from rmat_hf.data.frames import open_rows
-from rmat_hf.data.labels import find_label_conflicts
-from rmat_hf.data.measurements import find_odd_part, is_wide, propose_label_transform
+from rmat_hf.data.labels import (
+    describe_recoding,
+    describe_words,
+    find_label_conflicts,
+)
+from rmat_hf.data.measurements import (
+    find_cliffs,
+    find_odd_part,
+    find_odd_rows,
+    propose_label_transform,
+)
 from rmat_hf.data.splits.column_splits import parse_time
 from rmat_hf.data.splits.molecule_splits import name_by_parent
 from rmat_hf.data.splits.parts import PART_WORDS, group_rows
@@ -51,9 +62,7 @@ _FOLDS = {"--split": ("kfold",), "--num-folds": ("5",), "--fold": ("0",)}
 _FEWEST_IN_FOLDS = 10
 _NO_PARTS = "Leave the column out: train or test has no label."
 _FEW_LABELS = 10
-# Molecules as alike as analogs, and how many of them are compared with each other.
-_CLIFF_SIMILARITY = 0.85
-_CLIFF_DEVIATIONS = 2.0
+# Molecules that are compared with each other.
 _MOST_COMPARED = 3000
 _LARGE_FRAGMENT = 8
 
@@ -177,7 +186,8 @@ class Examined:
         parsed = cells.map(parse_cell)
         self.empty = cells.map(is_empty)
         self.relations = parsed.map(lambda cell: cell[0])
-        self.numbers = parsed.map(lambda cell: cell[1]).astype(float)
+        numbers = parsed.map(lambda cell: cell[1]).astype(float)
+        self.numbers = numbers.mask(find_stray_words(cells, numbers))
         self.mols: list[Chem.Mol | None] = []
         self.reasons: dict[int, str] = {}
         self.smiles: list[str] = []
@@ -232,6 +242,11 @@ class Examined:
         ]
 
     @cached_property
+    def binary_columns(self) -> list[str]:
+        """Labels that are yes or no."""
+        return [name for name in self.number_columns if {*self.values(name)} == {0.0, 1.0}]
+
+    @cached_property
     def labeled_rows(self) -> list[int]:
         """Rows with a molecule and a label."""
         is_labeled = ~self.empty.to_numpy().all(axis=1)
@@ -282,12 +297,10 @@ def _check_cells(table: Examined) -> Iterator[Finding]:
         is_bad = table.numbers[column].isna() & ~table.empty[column]
         if is_bad.any():
             rows = tuple(np.flatnonzero(is_bad).tolist())
-            message = (
-                f"{column!r} has cells that are no number, as {table.frame[column][rows[0]]!r}"
-            )
-            yield Finding(
-                "cells", message, rows, "They count as missing. --fix empties them.", True
-            )
+            is_class = column in table.binary_columns
+            what, fix = ("neither yes nor no", "leaves") if is_class else ("no number", "empties")
+            message = f"{column!r} has cells that are {what}, as {table.frame[column][rows[0]]!r}"
+            yield Finding("cells", message, rows, f"They count as missing. --fix {fix} them.", True)
 
 
 def _check_censored(table: Examined) -> Iterator[Finding]:
@@ -330,6 +343,11 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
         if covariates:
             flags += f"; --feature-columns {_quote(covariates)} has them read beside molecules"
         yield Finding("labels", found + beside, (), f"{flags}.", is_serious=not labels)
+    if not table.is_told:
+        known = [table.smiles_column, *labels, *covariates, *table.part_columns]
+        for column in find_pairs_of_words(table.frame, others=known):
+            message = f"{column!r} has two words, and nobody knows which is yes: it is no label"
+            yield Finding("labels", message, (), describe_recoding(column, table.frame[column]))
     for column in table.label_columns:
         values = table.values(column)
         if table.count_values(column) < 2:
@@ -337,13 +355,16 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
             yield Finding("labels", message, (), "It is left out if there are others.", True)
         elif column not in table.number_columns:
             message = f"{column!r} has words: {table.count_values(column)} classes"
-            yield Finding("labels", message, (), classes)
+            way_out = f"{describe_recoding(column, table.frame[column])} Alone: {classes}"
+            yield Finding("labels", message, (), way_out if len(labels) > 1 else classes)
         elif len(values) < max(_FEW_LABELS, 0.02 * len(table.frame)):
             message = f"{column!r} has a value in {len(values)} of {len(table.frame)} rows"
             yield Finding("labels", message, (), "Name the others by --label-columns.")
         elif {*values} <= {0.0, 1.0}:
             count = int(values.sum())
             message = f"{column!r} is yes or no: {count} yes, {len(values) - count} no"
+            said = describe_words(table.frame[column].loc[values.index])
+            message += f"; {said}" if said else ""
             flag = f"--class-columns {_quote([column])}" if has_numbers else classes
             yield Finding("labels", message, (), flag)
 
@@ -376,19 +397,10 @@ def _check_jumps(table: Examined) -> Iterator[Finding]:
     for column in table.label_columns:
         values = table.values(column)
         values = values[values > 0]
-        rows: set[int] = set()
-        parents = pd.Series(table.parent_of_row, dtype=object).reindex(values.index)
-        is_repeated = parents.duplicated(keep=False) & parents.notna()
-        for _, group in values[is_repeated].groupby(parents[is_repeated]):
-            ratios = group / group.median()
-            factor = group.max() / group.min()
-            if 0.8 < abs(np.log10(factor)) / 3 < 1.2:
-                odd = ratios[(ratios > 30) | (ratios < 1 / 30)] if len(group) > 2 else group
-                rows |= {*odd.index}
-        if rows:
+        if rows := find_odd_rows(values, pd.Series(table.parent_of_row, dtype=object)):
             message = f"{column!r} differs a thousandfold between rows of one molecule: two units?"
             way_out = "Correct the unit of these rows, or leave one of them empty."
-            yield Finding("jumps", message, tuple(sorted(rows)), way_out, True)
+            yield Finding("jumps", message, rows, way_out, True)
         others = table.frame.drop(columns=table.label_columns)
         if found := find_odd_part(np.log10(values), others.loc[values.index]):
             message = f"{column!r} is about a thousandfold as large or small in {found[0]}"
@@ -504,19 +516,7 @@ def _check_cliffs(table: Examined) -> Iterator[Finding]:
         return
     fingerprints = {row: generator.GetFingerprint(table.mols[row]) for row in known}
     for column in table.label_columns:
-        values = table.values(column)
-        values = np.log10(values) if is_wide(values) else values
-        rows, spread = list(values.index), values.std()
-        if not spread or values.nunique() < 3:
-            continue
-        bits, numbers = [fingerprints[row] for row in rows], values.to_numpy()
-        cliffs = []
-        for idx, row in enumerate(rows):
-            alike = np.array(DataStructs.BulkTanimotoSimilarity(bits[idx], bits[:idx]))
-            apart = np.abs(numbers[:idx] - numbers[idx]) > _CLIFF_DEVIATIONS * spread
-            is_cliff = apart & (alike >= _CLIFF_SIMILARITY) & (alike < 1.0)
-            cliffs += [(row, rows[other]) for other in np.flatnonzero(is_cliff)]
-        if cliffs:
+        if cliffs := find_cliffs(table.values(column), fingerprints):
             first, second = cliffs[0]
             yield Finding(
                 "cliffs",
@@ -691,7 +691,7 @@ def look_through(
         label_units=examined.units,
         label_transforms=examined.transforms,
         useless_labels=[name for name in labels if examined.count_values(name) < 2],
-        binary_labels=[name for name in labels if {*examined.values(name)} == {0.0, 1.0}],
+        binary_labels=examined.binary_columns,
         findings=findings,
         mols=examined.mols,
         frame=examined.frame,

@@ -12,6 +12,7 @@ from rdkit import Chem
 
 from rmat_hf.data.check import TableReport, check_table, describe_rows
 from rmat_hf.data.columns import INCHI_NOTE, is_empty, parse_cell, rewrite_number
+from rmat_hf.data.labels import parse_word
 from rmat_hf.data.measurements import is_wide
 from rmat_hf.data.tables import RESERVED_COLUMNS, SMILES_COLUMN
 from rmat_hf.errors import UserError, import_draw
@@ -92,9 +93,10 @@ def _write_csv(frame: pd.DataFrame, path: str) -> None:
 def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the rows that training can use, written plainly, and every change that was made.
 
-    Cells with text after the SMILES lose it, numbers get points for decimal commas, cells that are
-    no number become empty; rows without a molecule or a label, and those that repeat another in
-    molecule and labels, go. Bounds, salts and contradictions stay: flags settle them.
+    Cells with text after the SMILES lose it, numbers get points for decimal commas, cells of a
+    column of numbers that are none become empty; rows without a molecule or a label, and those that
+    repeat another in molecule and labels, go. Words of classes stay, known or not, and bounds,
+    salts and contradictions: flags settle them.
     """
     frame, changes = report.frame.copy(), []
     name = report.smiles_column
@@ -108,7 +110,10 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
             frame.loc[row, name], mols[row] = smiles[row], mol
     for column in report.label_columns:
         before, style = frame[column], report.styles.get(column, "")
-        after = before.map(partial(_plain, style=style))
+        is_class = column not in report.label_transforms or column in report.binary_labels
+        if column in report.useless_labels:
+            is_class |= any(parse_word(text) is not None for text in before)
+        after = before.map(partial(_plain, style=style, keeps_words=is_class))
         for row in np.flatnonzero(after != before).tolist():
             why = "not known" if not after[row] else "written with a point"
             changes.append((row, column, before[row], after[row], why))
@@ -175,6 +180,20 @@ def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:
     return first + shlex.join(words)
 
 
+def list_left_out(report: TableReport) -> list[str]:
+    """Say which labels are not in the line of [`propose_finetuning`], and why."""
+    taken = _choose_flags_of_labels(report).get("--label-columns", [])
+    lines = []
+    for name in (it for it in report.label_columns if it not in taken):
+        why = "it is no measured label"
+        if name in report.useless_labels:
+            why = "it has nothing to learn"
+        elif name not in report.label_transforms:
+            why = "its words are not yes and no, and of other classes a model learns one column"
+        lines.append(f"Without {name!r}: {why}.")
+    return lines
+
+
 def _choose_flags_of_labels(report: TableReport) -> dict[str, list[str]]:
     out = {*report.useless_labels, *RESERVED_COLUMNS}
     out |= {f"{it}_{name}" for it in _ADDED for name in report.label_columns}
@@ -197,9 +216,11 @@ def _choose_flags_of_labels(report: TableReport) -> dict[str, list[str]]:
     return flags if labels else {}
 
 
-def _plain(text: str, *, style: str) -> str:
+def _plain(text: str, *, style: str, keeps_words: bool) -> str:
     plain = rewrite_number(text, style).strip()
-    return "" if is_empty(plain) or np.isnan(parse_cell(plain)[1]) else plain
+    is_number = parse_word(plain) is None and not np.isnan(parse_cell(plain)[1])
+    is_lost = not is_number and not keeps_words
+    return "" if is_empty(plain) or is_lost else plain
 
 
 def build_page(report: TableReport) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rdkit import Chem
 
-from rmat_hf.data.labels import BINARY_WORDS, MISSING_NUMBERS
+from rmat_hf.data.labels import MISSING_NUMBERS, name_several_findings, parse_word
 from rmat_hf.data.splits.parts import PART_WORDS
 from rmat_hf.data.tables import (
     SMILES_COLUMN,
@@ -31,6 +31,8 @@ _NUM_SAMPLE_ROWS = 200
 _MOST_CHARACTERS = 500
 # Share of the cells of a column that are what the column is.
 _MOST = 0.5
+_WORD = re.compile(r"[^\W\d]{2}[^\d]+")
+_FEWEST_WORDS = 10
 _RELATION = r"(?P<relation><<|>>|[<>]=?|[≤≥~≈=])?\s*"
 _NUMBER = re.compile(_RELATION + r"(?P<number>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)")
 _DECIMAL_COMMA = re.compile(_RELATION + r"[-+]?(\d{1,3}(\.\d{3})+|\d*),\d+([eE][-+]?\d+)?")
@@ -92,7 +94,20 @@ def parse_cell(text: str) -> tuple[str, float]:
     text = text.strip()
     if found := _NUMBER.fullmatch(text):
         return found["relation"] or "", float(found["number"])
-    return "", BINARY_WORDS.get(text.lower(), math.nan)
+    word = parse_word(text)
+    return "", math.nan if word is None else word
+
+
+def find_stray_words(cells: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
+    """Tell which cells are words like active that are neither 1 nor 0 in their column.
+
+    Those among numbers, as of IC50, and those that say yes to different things.
+    """
+    is_word = cells.map(lambda text: parse_word(text) is not None)
+    for name in cells:
+        others = {*numbers[name][~is_word[name]].dropna()} - {0.0, 1.0}
+        is_word[name] &= bool(others) or name_several_findings(cells[name])
+    return is_word
 
 
 def is_empty(text: str) -> bool:
@@ -214,6 +229,17 @@ def find_label_columns(
     labels = [it for it in names if not _COVARIATE.search(it) or _CONDITION.search(it)]
     labels = names if len(names) == 1 else labels
     return labels, [name for name in names if name not in labels]
+
+
+def find_pairs_of_words(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
+    """Return the columns of two words of which nobody knows which is yes."""
+    others, found = {*others, *find_unit_columns(frame)}, []
+    for name in (it for it in frame if it not in others and not _NAME_OF_ROWS.search(it.strip())):
+        texts = [text.strip() for text in frame[name] if not is_empty(text)]
+        words = [*dict.fromkeys(texts)]
+        if len(words) == 2 and len(texts) >= _FEWEST_WORDS and all(map(_WORD.fullmatch, words)):
+            found.append(name)
+    return found
 
 
 def find_name_column(columns: Iterable[str]) -> str | None:

@@ -3,7 +3,7 @@
 import math
 import re
 import reprlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -45,11 +45,22 @@ class LabelError(UserError):
         self.reason = reason
 
 
-# As people write yes and no.
-BINARY_WORDS = {
-    **dict.fromkeys(("true", "yes", "active", "positive"), 1.0),
-    **dict.fromkeys(("false", "no", "inactive", "negative"), 0.0),
-}
+# What is asked for, as people write that it is so. Of those in the second line a column has one.
+_YES = frozenset({"true", "yes", "active", "positive", "pass", "passed"})
+_FINDINGS = frozenset(
+    {"toxic", "mutagenic", "permeable", "soluble", "stable"}
+    | {"binder", "blocker", "inhibitor", "substrate"}
+)
+# That it is not so, beside these words after non or not.
+_NO = frozenset(
+    {"false", "no", "inactive", "negative", "fail", "failed"}
+    | {"impermeable", "insoluble", "unstable"}
+)
+_NEGATION = re.compile(r"(non|not) ?(?P<word>.+)")
+_GAPS = re.compile(r"[\s_\u2010-\u2014-]+")
+# Of which nobody asks which is 1.
+_PLAIN_WORDS = frozenset({"true", "yes", "false", "no"})
+_NUM_NAMED_WORDS = 4
 
 
 class Bound(float):
@@ -83,10 +94,66 @@ def parse_number(value: object) -> float | None:
 
 
 def parse_binary(value: object) -> float | None:
-    """Return a label 0 or 1, as of `BINARY_WORDS`, NaN where empty, `None` for anything else."""
-    word = BINARY_WORDS.get(str(value).strip().lower())
+    """Return a label 0 or 1, as of [`parse_word`], NaN where empty, `None` for anything else."""
+    word = parse_word(str(value))
     number = parse_number(value) if word is None else word
     return number if number is None or number in (0.0, 1.0) or math.isnan(number) else None
+
+
+def parse_word(text: str) -> float | None:
+    """Return 1 for a word like yes, active or toxic, 0 for one like no, inactive or non-toxic."""
+    word = _normalize(text)
+    if word in _YES or word in _FINDINGS:
+        return 1.0
+    negated = _NEGATION.fullmatch(word)
+    is_no = word in _NO or (negated is not None and negated["word"] in _YES | _FINDINGS)
+    return 0.0 if is_no else None
+
+
+def _normalize(text: str) -> str:
+    return _GAPS.sub(" ", text.strip().lower())
+
+
+def name_several_findings(words: Iterable[str]) -> bool:
+    """Tell whether words of a column say yes to different things, which are classes then."""
+    return len({*map(_normalize, words)} & _FINDINGS) > 1
+
+
+def describe_words(cells: Iterable[object]) -> str:
+    """Say which words of a column are 1 and which 0; nothing where these are yes and no."""
+    words: dict[float, dict[str, str]] = {1.0: {}, 0.0: {}}
+    for text in map(str, cells):
+        number = parse_word(text)
+        if number is not None and _normalize(text) not in _PLAIN_WORDS:
+            words[number].setdefault(_normalize(text), text.strip())
+    said = [f"{number:g} is {list_words([*of.values()])}" for number, of in words.items() if of]
+    return ", ".join(said)
+
+
+def list_words(words: Sequence[str]) -> str:
+    """Return the first words of many, quoted."""
+    shown = ", ".join(map(repr, words[:_NUM_NAMED_WORDS]))
+    more = len(words) - _NUM_NAMED_WORDS
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def list_other_words(cells: Iterable[object]) -> list[str]:
+    """Return the different texts that are neither 0 nor 1, nor empty, in order."""
+    texts = dict.fromkeys(it.strip() for it in cells if isinstance(it, str))
+    return [text for text in texts if parse_binary(text) is None]
+
+
+def describe_recoding(column: str, cells: Iterable[object]) -> str:
+    """Say how the words of a column, if any, of which nobody knows which is 1 become 1 and 0."""
+    if not (words := list_other_words(cells)):
+        return ""
+    example = {word: max(1 - idx, 0) for idx, word in enumerate(words[:2])}
+    pairs = " and ".join(f"{word!r} by {number}" for word, number in example.items())
+    others = ", and leave others empty" if len(words) > len(example) else ""
+    return (
+        f"In {column!r} replace {pairs}{others} (or the reverse: 1 is what the model gives the "
+        f"probability of), as table[{column!r}].map({example}) does in pandas."
+    )
 
 
 def parse_class(value: object) -> float | str | None:

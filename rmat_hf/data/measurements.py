@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+from rdkit import DataStructs
 
 from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_number
 from rmat_hf.data.table_writer import list_columns
@@ -40,6 +41,9 @@ _ASSAY = re.compile(r"(?<![A-Za-z])([A-Z]{2}50|Ki|Kd|Km|MIC)(?![A-Za-z0-9])")
 _LEAST_ODD = 5
 _MOST_WORDS = 10
 _GAP = 0.7
+# Molecules as alike as analogs, and by how many standard deviations these differ.
+_CLIFF_SIMILARITY = 0.85
+_CLIFF_DEVIATIONS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,20 @@ def is_wide(values: Any) -> bool:
     return len(values) > 2 and values.min() > 0 and np.ptp(np.log10(values)) >= _MANY_DECADES
 
 
+def find_odd_rows(values: pd.Series, parents: pd.Series) -> tuple[int, ...]:
+    """Return the rows whose value is a thousandfold that of another row of the molecule."""
+    rows: set[int] = set()
+    parents = parents.reindex(values.index)
+    is_repeated = parents.duplicated(keep=False) & parents.notna()
+    for _, group in values[is_repeated].groupby(parents[is_repeated]):
+        ratios = group / group.median()
+        factor = group.max() / group.min()
+        if 0.8 < abs(np.log10(factor)) / 3 < 1.2:
+            odd = ratios[(ratios > 30) | (ratios < 1 / 30)] if len(group) > 2 else group
+            rows |= {*odd.index}
+    return tuple(sorted(rows))
+
+
 def find_odd_part(logs: pd.Series, others: pd.DataFrame) -> tuple[str, tuple[int, ...]] | None:
     """Return which rows of a label may be in another unit, as nM among uM, in words and numbers.
 
@@ -200,6 +218,22 @@ def _is_thousandfold(first: np.ndarray, second: np.ndarray) -> bool:
         return False
     apart = abs(np.median(first) - np.median(second))
     return bool(abs(apart - 3) < 0.6 and first.std() + second.std() < 2.2)
+
+
+def find_cliffs(values: pd.Series, fingerprints: Mapping[int, Any]) -> list[tuple[int, int]]:
+    """Return the pairs of rows that are close analogs with labels far apart."""
+    values = np.log10(values) if is_wide(values) else values
+    rows, spread = list(values.index), values.std()
+    if not spread or values.nunique() < 3:
+        return []
+    bits, numbers = [fingerprints[row] for row in rows], values.to_numpy()
+    cliffs = []
+    for idx, row in enumerate(rows):
+        alike = np.array(DataStructs.BulkTanimotoSimilarity(bits[idx], bits[:idx]))
+        apart = np.abs(numbers[:idx] - numbers[idx]) > _CLIFF_DEVIATIONS * spread
+        is_cliff = apart & (alike >= _CLIFF_SIMILARITY) & (alike < 1.0)
+        cliffs += [(row, rows[other]) for other in np.flatnonzero(is_cliff)]
+    return cliffs
 
 
 def find_bounds(labels: Sequence[Sequence[Any]]) -> np.ndarray:

@@ -29,6 +29,8 @@ from rmat_hf.data.labels import (
     LISTS,
     LabelError,
     arrange_atom_labels,
+    describe_recoding,
+    describe_words,
     find_label_conflicts,
     is_missing,
     list_class_names,
@@ -74,6 +76,8 @@ logger = logging.getLogger(__name__)
 CHUNK_SIZE = 1000
 # Of dropped rows, that the screen names.
 _NUM_REASONS = 5
+_NUM_NAMED_LABELS = 8
+_YES_OR_NO = "multi_label_classification"
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 # Of rows that are featurized already.
 _FEATURIZED = ("canonical_smiles", FEATURES_COLUMN, "geometry_source")
@@ -329,7 +333,9 @@ def _build_training_data(
     if level == "atom":
         of_atoms = _arrange_labels(kept, label_columns, processor=processor)
         given_labels, sizes = list(chain(*of_atoms)), list(map(len, of_atoms))
-    _validate_labels(given_labels, dropped, label_columns=label_columns, source=table.source)
+    cells = {name: [it[name] for it in rows["cells"]] for name in label_columns}
+    _validate_labels(given_labels, dropped, cells=cells, types=types, source=table.source)
+    notes += _describe_words(cells, types)
     split = parse_split_cells(
         split_column,
         [cells[split_column] for cells in kept["cells"]] if split_column else [],
@@ -541,20 +547,39 @@ def _encode_labels(rows: Iterable[list[float | str]]) -> tuple[np.ndarray, list[
 
 
 def _validate_labels(
-    rows: Sequence[list[Any]], dropped: list[DroppedRow], *, label_columns: list[str], source: str
+    rows: Sequence[list[Any]],
+    dropped: list[DroppedRow],
+    *,
+    cells: dict[str, list[Any]],
+    types: list[str],
+    source: str,
 ) -> None:
-    for label_idx, column in enumerate(label_columns):
+    for label_idx, (column, kind) in enumerate(zip(cells, types, strict=True)):
         values = {labels[label_idx] for labels in rows}
         values = {label for label in values if not is_missing(label)}
         if len(values) < 2:
             found = f"is {values.pop()} in every usable row" if values else "has no usable value"
             first = f" Row {dropped[0].row}: {dropped[0].reason}." if dropped else ""
-            if not values and first:
+            if kind == _YES_OR_NO:
+                first += f" {describe_recoding(column, cells[column])}".rstrip()
+            elif not values and first:
                 first += " If it is yes and no, or classes: --problem-type classification."
             raise UserError(
                 f"{source}: label {column!r} {found}: nothing to learn.{first} Add labeled "
                 "molecules, or drop that label."
             )
+
+
+def _describe_words(cells: dict[str, list[Any]], types: list[str]) -> list[str]:
+    """Say what the words of labels that are yes or no were read as."""
+    said = {
+        name: describe_words(it)
+        for (name, it), kind in zip(cells.items(), types, strict=True)
+        if kind == _YES_OR_NO
+    }
+    notes = [f"of {name} {text}" for name, text in said.items() if text]
+    more = len(notes) - _NUM_NAMED_LABELS
+    return [*notes[:_NUM_NAMED_LABELS], *[f"of {more} more labels words are 1 and 0"] * (more > 0)]
 
 
 def _build_dataset(

@@ -10,6 +10,7 @@ from datasets import IterableDataset
 
 from rmat_hf.data.check import TableReport, look_through
 from rmat_hf.data.frames import open_rows
+from rmat_hf.data.labels import describe_recoding
 from rmat_hf.data.measurements import find_transform_problem
 from rmat_hf.data.stored_features import has_features
 from rmat_hf.data.table_files import HUB_PREFIX
@@ -116,14 +117,15 @@ def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[
 
 def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
     """Return what classes in these columns are: one of several, or yes and no."""
-    are_binary = all(name in report.binary_labels for name in label_columns)
-    if not are_binary and len(label_columns) > 1:
+    others = [name for name in label_columns if name not in report.binary_labels]
+    if others and len(label_columns) > 1:
+        advice = describe_recoding(others[0], report.frame[others[0]])
+        way_out = f" {advice} Or finetune that label alone." if advice else ""
         raise UserError(
             f"--problem-type {CLASSIFICATION} with several labels needs yes and no (1 and 0) in "
-            f"each, and these have other values: "
-            f"{', '.join(it for it in label_columns if it not in report.binary_labels)}."
+            f"each, and these have other values: {', '.join(others)}.{way_out}"
         )
-    return "multi_label_classification" if are_binary else "single_label_classification"
+    return "single_label_classification" if others else "multi_label_classification"
 
 
 def _describe(report: TableReport, has_transform: bool) -> str:

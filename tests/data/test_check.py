@@ -12,6 +12,7 @@ from rmat_hf.data.check_report import (
     CheckArguments,
     build_page,
     fix_table,
+    list_left_out,
     propose_finetuning,
     run_check,
 )
@@ -189,6 +190,59 @@ def test_inchi_is_told_and_written_as_smiles_and_names_are_refused() -> None:
     table = pd.DataFrame({"name": ["aspirin", "ibuprofen", "sodium acetate"], "y": [1, 2, 3]})
     with pytest.raises(UserError, match=r"no column 'smiles'.* 'name' holds names"):
         check_table(table)
+
+
+WORDS = {
+    "smiles": [f"C{'C' * row}O" for row in range(24)],
+    "binding": ["active", "INACTIVE", "active", "inconclusive"] * 6,
+    "tox": ["Toxic", "Non-toxic", "Non-toxic", ""] * 6,
+    "level": ["high", "low", "n.d."] * 8,
+    "kind": ["inhibitor", "substrate", "non-substrate"] * 8,
+}
+
+
+def test_words_of_yes_and_no_are_labels_and_it_is_told_which_is_1() -> None:
+    report = check_table(pd.DataFrame(WORDS).drop(columns="kind"))
+    assert report.label_columns == report.binary_labels == ["binding", "tox"]
+    told = [it.message for it in find(report, "labels")]
+    assert any("1 is 'active', 0 is 'INACTIVE'" in it for it in told)
+    assert any("1 is 'Toxic', 0 is 'Non-toxic'" in it for it in told)
+    # of two other words it is not known which is yes
+    (pair,) = [it for it in find(report, "labels") if "'level' has two words" in it.message]
+    assert "{'high': 1, 'low': 0}" in pair.way_out
+    (cells,) = find(report, "cells")
+    assert "neither yes nor no, as 'inconclusive'" in cells.message
+
+
+def test_a_named_column_of_words_is_neither_emptied_nor_left_out_in_silence(
+    tmp_path: Path,
+) -> None:
+    table, names = pd.DataFrame(WORDS), ["binding", "level", "kind"]
+    report = check_table(table, label_columns=names)
+    fixed, _ = fix_table(report)
+    assert len(fixed) == len(table)
+    assert fixed["binding"].tolist() == WORDS["binding"]
+    assert fixed["kind"].tolist() == WORDS["kind"]
+    assert {*fixed["level"]} == {"high", "low", ""}
+    assert report.binary_labels == ["binding"]
+    ways_out = [it.way_out for it in find(report, "labels")]
+    assert any("In 'level' replace 'high' by 1 and 'low' by 0" in it for it in ways_out)
+    assert [line.split(":")[0] for line in list_left_out(report)] == [
+        "Without 'level'",
+        "Without 'kind'",
+    ]
+
+
+def test_words_of_yes_and_no_among_numbers_are_no_numbers() -> None:
+    values = ["12.5", "300", "inactive", "not soluble", "7", "41"]
+    table = pd.DataFrame({"smiles": WORDS["smiles"][:6], "IC50 (nM)": values})
+    report = check_table(table)
+    (cells,) = find(report, "cells")
+    assert cells.rows == (2, 3)
+    assert "no number, as 'inactive'" in cells.message
+    assert fix_table(report)[0]["IC50 (nM)"].tolist() == ["12.5", "300", "7", "41"]
+    alone = check_table(table.assign(**{"IC50 (nM)": "active"}))
+    assert {*fix_table(alone)[0]["IC50 (nM)"]} == {"active"}
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from rdkit import Chem
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.labels import (
     arrange_atom_labels,
+    describe_recoding,
+    describe_words,
     find_label_conflicts,
     is_missing,
     list_class_names,
@@ -64,6 +66,34 @@ def test_bad_label_names_row_column_value_and_the_way_out(
 ) -> None:
     with pytest.raises(UserError, match=f"Row 7 .*'y' is '{value}', .*{words}.* Fix the cell"):
         parse_label(value, problem_type=problem_type, row=7, column="y")
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [
+        ("Toxic", "Non-toxic nontoxic NON_TOXIC non–toxic not\u00a0toxic"),
+        ("ACTIVE", "inactive non-active"),
+        ("positive", "negative"),
+        ("pass", "fail"),
+        ("permeable", "impermeable non-permeable"),
+        ("soluble", "insoluble"),
+        ("inhibitor", "non-inhibitor"),
+    ],
+)
+def test_words_that_negate_each_other_are_1_and_0(yes: str, no: str) -> None:
+    assert parse_binary(f" {yes} ") == 1
+    assert [parse_binary(word) for word in no.split(" ")] == [0] * len(no.split(" "))
+    assert describe_words(["", "1", yes, no.split(" ")[0], yes.lower()]) == (
+        f"1 is {yes!r}, 0 is {no.split(' ')[0]!r}"
+    )
+
+
+def test_words_that_nobody_can_order_are_no_label_and_have_a_way_out() -> None:
+    words = ["low", "high", "non-low", "Equivocal", "agonist", "antagonist", "non-", "not"]
+    assert [parse_binary(word) for word in words] == [None] * len(words)
+    advice = describe_recoding("Call", ["low", "", "n.d.", "high", "low"])
+    assert "table['Call'].map({'low': 1, 'high': 0})" in advice
+    assert describe_recoding("Call", ["yes", "0", ""]) == describe_words(["yes", "no"]) == ""
 
 
 def test_integer_classes_are_sorted_by_value_and_words_by_letter() -> None:

@@ -54,6 +54,7 @@ def test_units_in_the_names_of_columns_are_those_of_labels_unless_others_are_giv
     ("cells", "problem_type"),
     [
         (["yes", "no"], "multi_label_classification"),
+        (["Non-toxic", "Toxic"], "multi_label_classification"),
         ([1, 0], "multi_label_classification"),
         (["low", "mid", "high"], "single_label_classification"),
         ([1, 2, 3], "single_label_classification"),
@@ -84,7 +85,7 @@ def test_a_table_without_numbers_is_refused_with_its_columns() -> None:
     ):
         prepare({"note": ["high"] * len(NUMBERS)})
     words = ["a", "b"] * (len(NUMBERS) // 2)
-    with pytest.raises(UserError, match="several labels needs yes and no"):
+    with pytest.raises(UserError, match=r"several labels needs yes and no.*'a' by 1 and 'b' by 0"):
         prepare(
             {"y": words, "z": words},
             label_columns=["y", "z"],
