@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rmat_hf.data.columns import is_empty
+from rmat_hf.data.labels import describe_recoding, list_words
 from rmat_hf.data.table_writer import count_failures
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import say_count
@@ -35,6 +37,7 @@ from rmat_hf.training.plots import (
 from rmat_hf.training.report import (
     ABOUT_INTERVALS,
     REPORT_FILE,
+    WIDTHS,
     ErrorsOfLabel,
     describe_novelty,
     describe_worst,
@@ -115,6 +118,25 @@ class EvaluationResult:
         table = describe_scores({"given": self.scores}, num_intervals=1)
         own = [table, "", *self.verdict, *self.notes, *lines]
         return "\n".join([*own, *(["", self.classes.describe()] if self.classes else [])])
+
+
+def list_unread(cells: pd.DataFrame, labels: np.ndarray, *, is_of_classes: bool) -> list[str]:
+    """Say of several labels which cells are not scored, and which labels have no value at all."""
+    notes = []
+    for name, column in zip(cells, labels.T, strict=True):
+        missing = map(str, cells[name][np.isnan(column)].dropna())
+        unread = [text for text in missing if not is_empty(text)]
+        words = list_words([*dict.fromkeys(unread)])
+        if len(cells.columns) == 1:
+            continue
+        if np.isnan(column).all():
+            advice = describe_recoding(str(name), unread) if is_of_classes else ""
+            what = f"none of its {say_count(len(unread), 'cell')} is a label, as {words}"
+            notes.append(f"{name!r} is not scored: {what if unread else 'it is empty'}. {advice}")
+        elif unread:
+            number = say_count(len(unread), "cell")
+            notes.append(f"{number} of {name!r} cannot be scored, as {words}.")
+    return [note.rstrip() for note in notes]
 
 
 def save_evaluation(
@@ -265,7 +287,9 @@ def _list_errors(result: EvaluationResult, models: Sequence[str]) -> dict[str, E
         if len(names) > 1:
             blocks, names = [average_known(it)[:, None] for it in blocks], ["mean of the labels"]
         for label, *columns in zip(names, *(it.T for it in blocks), strict=True):
-            found[f"{name}, {label}"] = ErrorsOfLabel(novelty[:, 0], *columns)
+            width_name = WIDTHS[result.scores.problem_type == "regression"]
+            of_label = ErrorsOfLabel(novelty[:, 0], *columns)
+            found[f"{name}, {label}"] = of_label._replace(width_name=width_name)
     return found
 
 

@@ -29,6 +29,7 @@ from rmat_hf.evaluation.evaluation_report import (
     COVERAGES,
     EvaluationResult,
     Method,
+    list_unread,
     save_evaluation,
 )
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX
@@ -58,6 +59,7 @@ logger = logging.getLogger(__name__)
 BEST_CONSTANT = "frequencies_of_these_rows"
 # What is in the units of the labels.
 NUMBERS = ("values", "lower", "upper")
+_NO_LOGARITHM = "a prediction that is not positive has no logarithm"
 
 
 @dataclass(kw_only=True)
@@ -337,13 +339,18 @@ class _Task:
             raise LabelError(reason, row=row)
         return float(self.class_names.index(str(label)))
 
-    def learn(self, values: np.ndarray) -> np.ndarray:
-        """Return values as the first model learned them, NaN for what it could not."""
+    def learn(self, values: np.ndarray, *, is_end: bool = False) -> np.ndarray:
+        """Return values as the first model learned them, NaN for what it could not.
+
+        The end of an interval that is not positive has an infinite logarithm.
+        """
         learned = values.copy()
         for idx, (name, unit) in enumerate(zip(self.transforms, self.units, strict=True)):
             if (transform := LABEL_TRANSFORMS[name]) is not None:
-                positive = np.where(values[:, idx] > 0, values[:, idx], np.nan)
-                learned[:, idx] = transform.apply(positive, unit)
+                column = np.maximum(values[:, idx], 0.0) if is_end else values[:, idx]
+                is_known = (column > 0) | (is_end & (column == 0))
+                with np.errstate(divide="ignore"):
+                    learned[:, idx] = transform.apply(np.where(is_known, column, np.nan), unit)
         return learned
 
     @property
@@ -377,7 +384,12 @@ class _Task:
             for name, own in columns.items()
             if (block := getattr(found, name)) is not None
         }
-        blocks |= {name: self.learn(blocks[name]) for name in NUMBERS if name in blocks}
+        given = blocks["values"]
+        blocks |= {
+            name: self.learn(blocks[name], is_end=name != NUMBERS[0])
+            for name in NUMBERS
+            if name in blocks
+        }
         if "lower" in blocks and np.isnan(blocks["lower"]).all():
             # classes among numbers have no intervals
             del blocks["lower"], blocks["upper"]
@@ -387,10 +399,15 @@ class _Task:
             blocks["lower"], blocks["upper"] = ends
         if found.novelty is not None:
             blocks["novelty"] = found.novelty[:, None]
-        reasons = {row: it for row, it in enumerate(found.errors) if it is not None}
+        lost = np.flatnonzero((np.isfinite(given) & np.isnan(blocks["values"])).any(axis=1))
+        reasons = dict.fromkeys(lost.tolist(), _NO_LOGARITHM)
+        reasons |= {row: it for row, it in enumerate(found.errors) if it is not None}
         # nor has a model that was fitted with too few rows, which knows its novelty alone
         if quantiles is not None:
-            quantiles = quantiles[:, order] if "lower" in blocks else None
+            # nor are intervals of numbers those of their logarithms, narrower or wider
+            own_transforms = config.label_transforms or ["none"] * num_labels
+            is_same = [own_transforms[it] for it in order] == self.transforms
+            quantiles = quantiles[:, order] if "lower" in blocks and is_same else None
         return Method(blocks.pop("values"), reasons, trust=blocks, quantiles=quantiles)
 
 
@@ -601,6 +618,9 @@ def _compare(
     columns |= {} if novelty is None else {"novelty": novelty[kept]}
     for name, found in values.items():
         columns |= {f"{name}:{it}": cells for it, cells in zip(outputs, found.T, strict=True)}
+    unread = list_unread(
+        rows.cells[task.label_names], labels, is_of_classes=task.problem_type in CLASSIFICATION
+    )
     return EvaluationResult(
         scores=scores,
         verdict=list(dict.fromkeys(verdict)),
@@ -608,7 +628,7 @@ def _compare(
         skipped=skipped,
         label_names=task.learned_names,
         class_names=task.class_names,
-        notes=task.describe(),
+        notes=[*task.describe(), *unread],
         methods=shared,
         coverage=coverage,
     )
@@ -642,12 +662,21 @@ def _list_overlaps(
     rows: _Rows, folders: Mapping[str, str | Path], *, kept: Sequence[int]
 ) -> list[str]:
     notes = []
-    given = {rows.canonical[row] for row in kept}
+    given = {*filter(None, (rows.canonical[row] for row in kept))}
     for name, folder in folders.items():
-        trained = {_find_canonical(it) for it in _list_trained(folder)}
-        if number := len(given & trained - {None}):
+        trained = {*filter(None, map(_find_canonical, _list_trained(folder)))}
+        # stereo is no feature
+        flat = {*map(_remove_stereo, trained)}
+        known = {it for it in given if _remove_stereo(it) in flat}
+        others = len(known - trained)
+        if known:
+            stereo = f" ({others} as another stereoisomer, which it does not see)" if others else ""
             notes.append(
-                f"{number} of {len(given)} molecules are of train or valid of {name}: its numbers "
-                "are better than those of new molecules."
+                f"{len(known)} of {len(given)} molecules are of train or valid of {name}{stereo}: "
+                "its numbers are better than those of new molecules."
             )
     return notes
+
+
+def _remove_stereo(smiles: str) -> str:
+    return str(Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False))

@@ -29,6 +29,8 @@ _NUM_DRAWS = 2_000_000
 FEW_ROWS = 30
 # Of more labels or classes the coverage of intervals or sets is told of all together.
 _MOST_JUDGED = 8
+# Of more labels the worst and the best are named.
+_MOST_NAMED = 3
 # What fewer rows hold is told, and no verdict.
 _LEAST_JUDGED = 10
 # The least that a model has to beat: the mean of its labels, or the frequencies of its classes.
@@ -76,6 +78,11 @@ class Scores:
             resamples = None if resamples is None else resamples[own]
             return _build_estimate(found["per_label"][label][metric], resamples)
         return _build_estimate(found[metric], resamples)
+
+    def list_labels(self, method: str, metric: str) -> dict[str, float]:
+        """Return a metric of each of several labels, where it is defined."""
+        found = {it: of[metric] for it, of in self.metrics[method].get("per_label", {}).items()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def compare(self, method: str, reference: str, *, metric: str) -> Estimate:
         """Return how much a metric of a method is above that of a reference."""
@@ -226,12 +233,17 @@ def describe_verdict(
     these = say_count(scores.num_rows, noun.removesuffix("s"))
     if own.value is None:
         return [f"{metric.title} of {method} is undefined on these {these}."]
-    of_labels = f", mean of {len(scores.num_known)} labels" if len(scores.num_known) > 1 else ""
+    of_labels = ""
+    if found := scores.list_labels(method, metric.name):
+        number, known = len(scores.num_known), len(found)
+        of_labels = f", mean of {known} of {number} labels" if known < number else ""
+        of_labels = of_labels or f", mean of {number} labels"
     lines = [f"{method}: {metric.title}{of_labels} {format_metric(own.value)}{_add(unit)}"]
     if own.low is not None:
         ends = " to ".join(map(format_metric, own[1:]))
         lines[0] += f" ({COVERAGE:.0%} interval {ends})"
     lines[0] += f" on {these}."
+    lines += describe_spread(scores, method)
     lines += [
         text
         for it in references
@@ -240,6 +252,26 @@ def describe_verdict(
     if scores.num_rows < FEW_ROWS:
         lines.append(f"Only {these}: others could reverse this.")
     return lines
+
+
+def describe_spread(scores: Scores, method: str) -> list[str]:
+    """Return how good each of a few labels is, of more the worst and the best."""
+    metrics = list_metrics(scores.problem_type)
+    # errors are in the units of each label: what is no error can be compared
+    is_few = len(scores.num_known) <= _MOST_NAMED
+    metric = metrics[0] if is_few else next(it for it in metrics if it.greater_is_better)
+    found = scores.list_labels(method, metric.name)
+    if len(found) < 2:
+        return []
+    shown = sorted(found.items(), key=lambda it: it[1])
+    if is_few:
+        each = ", ".join(f"{name} {format_metric(it)}" for name, it in found.items())
+        return [f"{metric.title} of each label: {each}."]
+    (worst, low), (best, high) = shown[0], shown[-1]
+    return [
+        f"{metric.title} of the labels: worst {worst} {format_metric(low)}, best {best} "
+        f"{format_metric(high)}."
+    ]
 
 
 def find_inside(
@@ -296,9 +328,8 @@ def judge_coverage(
                 own = inside[labels[:, idx] == value, idx]
                 groups[f"molecules of class {of_class} of {label}"] = own
     if len(groups) > _MOST_JUDGED:
-        groups = {
-            f"values of {say_count(len(label_names), 'label')}": np.concatenate([*groups.values()])
-        }
+        num_labels = int((~np.isnan(inside)).any(axis=0).sum())
+        groups = {f"values of {say_count(num_labels, 'label')}": np.concatenate([*groups.values()])}
     lines = []
     for what, held in groups.items():
         known = held[~np.isnan(held)]

@@ -68,6 +68,10 @@ ABOUT_INTERVALS = (
     "In brackets: 95 % of bootstrap resamples of the rows; differences are of the same rows."
 )
 ENDS = ("lower", "upper")
+# Of the intervals of a regression, and of sets.
+WIDTHS = {True: "mean width", False: "classes in the set, mean"}
+# Of more labels the card and the report do not list all.
+MOST_LABELS = 50
 THIRDS = ("nearest third", "middle third", "most novel third")
 
 
@@ -200,7 +204,26 @@ class FinetuningReport:
                 name = f"{part}, each row without its fold" if is_held else part
                 name += ", learned from" * (part == "train" and not is_held)
             shown[name] = replace(scores, metrics=methods)
-        return describe_scores(shown)
+        return "\n\n".join([describe_scores(shown), *self._tabulate_labels()])
+
+    def _tabulate_labels(self) -> list[str]:
+        """Return a table of the test metrics of each label, if there are several."""
+        if "test" not in self.metrics or "per_label" not in self.metrics["test"]:
+            return []
+        found, scores = self.metrics["test"]["per_label"], self.scores["test"]
+        names = [*dict.fromkeys(name for of in found.values() for name in of)]
+        known = dict(zip(found, (~np.isnan(self.labels["test"])).sum(axis=0), strict=True))
+        rows = [["test, by label", "n", *names]]
+        for label, metrics in [*found.items()][:MOST_LABELS]:
+            cells = [
+                str(scores.estimate(MODEL_NAME, it, label=label))
+                if label in scores.num_known and it in metrics
+                else format_metric(metrics.get(it))
+                for it in names
+            ]
+            rows.append([label, str(known[label]), *cells])
+        more = len(found) - MOST_LABELS
+        return [build_table(rows), *([f"Of {more} more labels: `metrics.json`."] * (more > 0))]
 
 
 def describe_labels(config: RMatConfig) -> list[str]:
@@ -400,31 +423,39 @@ class ErrorsOfLabel(NamedTuple):
     """By molecule, `(num_rows,)`, NaN where missing: what is said of errors by novelty.
 
     `inside` and `width` are of intervals or sets: do they hold the measured value, and how wide
-    are they?
+    are they, which is called `width_name`?
     """
 
     novelty: np.ndarray
     errors: np.ndarray
     inside: np.ndarray | None = None
     width: np.ndarray | None = None
+    width_name: str = WIDTHS[True]
 
 
 def describe_thirds(of_label: ErrorsOfLabel) -> str:
     """Return a table, in Markdown, of the errors in thirds of the rows by novelty."""
-    novelty, errors, inside, width = of_label
+    novelty, errors, inside, width, width_name = of_label
     known = np.flatnonzero(~(np.isnan(novelty) | np.isnan(errors)))
     order = known[np.argsort(novelty[known], kind="stable")]
     rows = [["molecules", "n", "novelty", "mean absolute error"]]
     has_held = inside is not None and width is not None and not np.isnan(inside[order]).all()
-    rows[0] += ["measured is inside", "mean width"] if has_held else []
+    rows[0] += ["measured is inside", width_name] if has_held else []
     thirds = zip(THIRDS, np.array_split(order, len(THIRDS)), strict=True)
     for name, own in [*thirds, ("all", order)]:
         span = "–".join(format_metric(it, decimals=2) for it in novelty[own[[0, -1]]])
         cells = [name, str(len(own)), span, format_metric(errors[own].mean())]
         if inside is not None and width is not None and has_held:
-            cells += [f"{np.nanmean(inside[own]):.0%}", format_metric(np.nanmean(width[own]))]
+            cells += [f"{np.nanmean(inside[own]):.0%}", _average_width(width[own])]
         rows.append(cells)
     return build_table(rows)
+
+
+def _average_width(width: np.ndarray) -> str:
+    """Return the mean, with how many are open beside it, as those whose lower end has no log."""
+    closed, num_open = width[np.isfinite(width)], int(np.isinf(width).sum())
+    mean = format_metric(closed.mean() if len(closed) else None)
+    return f"{mean} ({num_open} open)" if num_open else mean
 
 
 def describe_novelty(
@@ -518,6 +549,7 @@ def save_run_report(folder: Path, report: FinetuningReport) -> list[str]:
     sections = [
         f"# Report of the finetuning on {name_source(report.arguments.dataset)}",
         "It names molecules: `rmat push` sends it with `--share molecules` only.",
+        *["\n".join(f"- {note}" for note in report.notes)] * bool(report.notes),
         "## Verdict",
         "\n".join(f"- {line}" for line in describe_conclusion(report, is_short=False)),
         "## Metrics",
@@ -585,7 +617,10 @@ def _list_errors(report: FinetuningReport, errors: np.ndarray) -> dict[str, Erro
     names = describe_learned(report.config)
     if report.config.problem_type != "regression" and len(names) > 1:
         blocks, names = [average_known(it)[:, None] for it in blocks], ["all labels"]
+    width_name = WIDTHS[report.config.problem_type == "regression"]
     return {
-        f"{name}, test molecules": ErrorsOfLabel(report.novelty, *columns)
+        f"{name}, test molecules": ErrorsOfLabel(report.novelty, *columns)._replace(
+            width_name=width_name
+        )
         for name, *columns in zip(names, *(it.T for it in blocks), strict=True)
     }

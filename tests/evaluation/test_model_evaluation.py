@@ -173,8 +173,34 @@ def test_molecules_that_a_model_was_trained_on_are_counted(
     split.assign(split=["train", "valid", "test"]).to_csv(trained / "split.csv", index=False)
     found = evaluate([trained, models["a"]], pd.DataFrame({"smiles": SMILES, "y": labels}))
     assert len(found.notes) == 1
+    assert "stereoisomer" not in found.notes[0]
     assert found.notes[0].startswith(f"2 of {NUM_ROWS} molecules are of train or valid of trained")
     assert found.rows["novelty"].iloc[0] == 0
+
+
+def test_a_stereoisomer_of_what_a_model_was_trained_on_is_no_new_molecule(
+    tmp_path: Path,
+) -> None:
+    trained = save_model(tmp_path / "trained", ["y"], problem_type="regression")
+    split = pd.DataFrame({"row": [0, 1], "smiles": ["C[C@H](N)O", "CCO"]})
+    split.assign(split="train").to_csv(trained / "split.csv", index=False)
+    table = pd.DataFrame({"smiles": ["C[C@@H](N)O", "CCO", "CCCN"], "y": [1.0, 2.0, 3.0]})
+    (note,) = evaluate(trained, table).notes
+    assert note.startswith("2 of 3 molecules are of train or valid of trained (1 as another stereo")
+
+
+def test_a_label_that_cannot_be_read_is_not_counted_and_is_told(tmp_path: Path) -> None:
+    names = {"problem_type": "multi_label_classification"}
+    model = save_model(tmp_path / "m", ["binding", "tox", "dose"], **names)
+    words = {"binding": ["active", "inactive", "unclear"], "tox": ["Toxic", "nontoxic", ""]}
+    table = {name: it * (NUM_ROWS // 3) for name, it in words.items()}
+    frame = pd.DataFrame({"smiles": SMILES, **table, "dose": ["high", "low"] * (NUM_ROWS // 2)})
+    found = evaluate(model, frame)
+    assert found.scores.num_known == {"binding": 16, "tox": 16, "dose": 0}
+    assert "mean of 2 of 3 labels" in found.verdict[0]
+    cells, lost = found.notes
+    assert cells == "8 cells of 'binding' cannot be scored, as 'unclear'."
+    assert lost.startswith("'dose' is not scored") and "'high' by 1 and 'low' by 0" in lost
 
 
 def test_labels_are_scored_as_they_were_learned(tmp_path: Path) -> None:
@@ -262,6 +288,24 @@ def test_several_labels_of_which_one_is_transformed_have_a_report(tmp_path: Path
     evaluate(model, table, output_dir=tmp_path / "out")
     assert "| pKi of Ki | 24 |" in (tmp_path / "out" / "report.md").read_text()
     assert "Ki" in json.loads((tmp_path / "out" / "metrics.json").read_text())["num_known"]
+
+
+def test_intervals_below_zero_are_judged_on_a_logarithmic_scale_too() -> None:
+    fields = {"problem_type": "regression", "id2label": {0: "y"}, "label_units": ["nM"]}
+    raw = RMatConfig(**TINY_ARCHITECTURE, **fields)
+    first = RMatConfig(**TINY_ARCHITECTURE, **fields, label_transforms=["pIC50"])
+    values = np.array([[10.0], [1000.0], [-5.0]])
+    found = Predictions(
+        values=values, errors=[None] * 3, config=raw, lower=values - 100, upper=values + 100
+    )
+    task = _Task.build({"first": first, "raw": raw}, [])
+    method = task.arrange(found, np.ones((6, 1)))
+    np.testing.assert_allclose(method.trust["lower"][:2, 0], 9 - np.log10([110, 1100]))
+    assert method.trust["upper"][0, 0] == np.inf
+    assert method.trust["upper"][1, 0] == pytest.approx(9 - np.log10(900))
+    # what other coverages hold cannot be told of intervals of another scale
+    assert method.quantiles is None
+    assert list(method.reasons) == [2] and "not positive" in method.reasons[2]
 
 
 def test_a_model_with_novelty_alone_has_no_intervals_to_judge() -> None:

@@ -134,6 +134,31 @@ def test_more_is_better_for_classes() -> None:
     assert "chance is worse than m" in describe_verdict(scores, "chance", references=["m"])[1]
 
 
+def test_a_mean_counts_the_labels_that_are_scored_and_the_extremes_are_named() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"y{idx}" for idx in range(5)]
+    labels = rng.normal(size=(60, 5)) * [1, 100, 1, 1, 1]
+    methods = {"m": labels + rng.normal(size=(60, 5)) * [0.1, 50, 0.8, 0.2, 0.2]}
+    labels[:, 4] = np.nan
+    lines = {}
+    for number in (2, 5):
+        given = {"labels": labels[:, -number:], "label_names": names[-number:]}
+        predicted = {"m": methods["m"][:, -number:]}
+        lines[number] = describe_verdict(score_methods("regression", predicted, **given), "m")
+    assert "RMSE, mean of 4 of 5 labels " in lines[5][0]
+    # errors of other units are not compared
+    assert lines[5][1].startswith("R² of the labels: worst y2 ")
+    assert " best y0 " in lines[5][1]
+    assert "mean of 1 of 2 labels" in lines[2][0] and "each label" not in "".join(lines[2])
+    scores = score_methods(
+        "regression",
+        {"m": methods["m"][:, :2]},
+        labels=labels[:, :2],
+        label_names=names[:2],
+    )
+    assert describe_verdict(scores, "m")[1].startswith("RMSE of each label: y0 0.")
+
+
 def test_few_rows_are_said_to_be_few() -> None:
     labels = np.arange(6.0)[:, None]
     scores = score_methods("regression", {"m": labels + 1}, labels=labels, label_names=["y"])

@@ -51,3 +51,8 @@ def test_thirds_by_novelty_have_coverage_and_width() -> None:
     assert [row[3] for row in rows] == ["0.500", "0.500", "2.000", "0.950"]
     assert [row[4] for row in rows] == ["100%", "100%", "0%", "70%"]
     assert {row[5] for row in rows} == {"2.000"}
+    # an interval from nothing on has no width on a logarithmic scale
+    width = np.where(novelty > 0.75, np.inf, 2.0)
+    table = describe_thirds(ErrorsOfLabel(novelty, errors, inside, width))
+    widths = [row[5] for row in read_cells(table)[2:]]
+    assert widths == ["2.000", "2.000", "– (3 open)", "2.000 (3 open)"]
