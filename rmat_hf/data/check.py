@@ -414,10 +414,9 @@ def _check_skew(table: Examined) -> Iterator[Finding]:
             values = table.values(column)
             units = f" --label-units {table.units[column]}" if transform == "pIC50" else ""
             span = f"{np.ptp(np.log10(values)):.1f} decades, {values.min():g} to {values.max():g}"
-            message = (
-                f"{column!r} goes over {span}: a model of the numbers learns the largest alone"
-            )
-            yield Finding("skew", message, (), f"--label-transform {transform}{units}", True)
+            message = f"{column!r} goes over {span}: the largest values would dominate"
+            way_out = f"Learn the logarithm: --label-transform {transform}{units}"
+            yield Finding("skew", message, (), way_out, True)
 
 
 def _check_replicates(table: Examined) -> Iterator[Finding]:

@@ -1,6 +1,8 @@
 """What a finetuning decides before it starts: columns, kind of labels, which head learns."""
 
 import logging
+import re
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import accumulate
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import IterableDataset
 
-from rmat_hf.data.check import TableReport, look_through
+from rmat_hf.data.check import Finding, TableReport, look_through
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import describe_recoding
 from rmat_hf.data.measurements import find_transform_problem
@@ -45,8 +47,9 @@ def prepare_arguments(
 ) -> FinetuningArguments:
     """Return the arguments with the columns and the problem type that the table itself tells.
 
-    Its cells are checked as `rmat check` does, which is told in one line, and labels with nothing
-    to learn are left out where there are others; molecules are looked at when they are featurized.
+    Its cells are checked as `rmat check` does, and what was found is told with the flag that
+    settles it; labels with nothing to learn are left out where there are others. Molecules are
+    looked at when they are featurized.
     Tables that are featurized, streamed, on the Hub or large, and labels of atoms, are taken as the
     arguments say.
     """
@@ -73,7 +76,12 @@ def prepare_arguments(
         raise UserError(
             f"{table.source} has no column {kind}. Name labels by --label-columns, of: {columns}."
         )
-    logger.info("%s", _describe(report, {*arguments.label_transform} != {"none"}))
+    unsettled = list(_list_unsettled(report, arguments))
+    logger.info("%s", _describe(report, unsettled))
+    for finding in unsettled:
+        # here a run without the flag is all but lost
+        level = logging.WARNING if finding.topic == "skew" else logging.INFO
+        logger.log(level, "%s. %s", finding.message, finding.way_out)
     changes = _choose_labels(arguments, report)
     if arguments.problem_type == CLASSIFICATION:
         changes["problem_type"] = _choose_problem_type(report, changes["label_columns"])
@@ -128,18 +136,29 @@ def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
     return "single_label_classification" if others else "multi_label_classification"
 
 
-def _describe(report: TableReport, has_transform: bool) -> str:
+def _list_unsettled(report: TableReport, arguments: FinetuningArguments) -> Iterator[Finding]:
+    """Yield what a flag settles that was not given."""
+    usual = vars(FinetuningArguments(dataset=arguments.dataset, output_dir=arguments.output_dir))
+    is_open = {name for name, it in vars(arguments).items() if usual.get(name) == it}
+    if arguments.problem_type != "regression":
+        is_open -= {"label_transform"}
+    for finding in report.findings:
+        named = {it.replace("-", "_") for it in re.findall(r"--([a-z-]+)", finding.way_out)}
+        # the unit is read off the table
+        named -= {"label_units"}
+        if named & is_open and not finding.way_out.endswith("without"):
+            yield finding
+
+
+def _describe(report: TableReport, unsettled: list[Finding]) -> str:
     labels = ", ".join(map(repr, report.label_columns))
     if report.covariate_columns:
         labels += f" (not {', '.join(map(repr, report.covariate_columns))})"
     counts: dict[str, int] = {}
-    for finding in (it for it in report.findings if it.is_serious):
-        topic = finding.topic
-        if topic == "skew" and has_transform:
-            continue
-        # what a flag settles is said with it
-        topic += f": {finding.way_out}" if topic == "skew" else ""
-        counts[topic] = counts.get(topic, 0) + len(finding.rows)
+    # what a flag settles has a line of its own, or was settled
+    others = [it for it in report.findings if it not in unsettled and it.topic != "skew"]
+    for finding in (it for it in others if it.is_serious):
+        counts[finding.topic] = counts.get(finding.topic, 0) + len(finding.rows)
     listed = "; ".join(
         f"{topic} ({say_count(number, 'row')})" if number else topic
         for topic, number in counts.items()

@@ -22,15 +22,41 @@ def prepare(columns: dict[str, list[Any]], **options: Any) -> FinetuningArgument
     return prepare_arguments(FinetuningArguments(dataset="rows", output_dir="x", **options), rows)
 
 
-def test_columns_are_found_and_what_was_found_is_told_in_one_line(
+def test_columns_are_found_and_what_was_found_is_told_with_the_flag_that_settles_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ids = [f"A{idx}" for idx in range(len(NUMBERS))]
     with caplog.at_level(logging.INFO):
-        arguments = prepare({"ID": ids, "y": NUMBERS})
+        arguments = prepare({"ID": ids, "y": [*NUMBERS[:-1], None]})
     assert (arguments.smiles_column, arguments.label_columns) == ("Structure", ["y"])
-    (line,) = caplog.messages
-    assert f"{len(NUMBERS)} rows" in line and "labels 'y'" in line and "rmat check" in line
+    line, few = caplog.messages
+    assert f"{len(NUMBERS)} rows" in line and "labels 'y'" in line
+    assert "missing (1 row)" in line and "rmat check" in line
+    assert f"{len(NUMBERS) - 1} molecules" in few and "--split kfold" in few
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        prepare({"y": NUMBERS}, split="kfold", num_folds=3, fold=0)
+    assert len(caplog.messages) == 1
+
+
+WIDE = [10.0 ** (it / 3) for it in range(len(NUMBERS))]
+
+
+def test_values_over_decades_are_warned_of_with_the_flag_unless_it_is_given(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = prepare({"IC50 (nM)": WIDE, "logP": NUMBERS})
+    # nothing is learned otherwise than as told
+    assert arguments.label_transform == []
+    (warning,) = caplog.messages
+    assert "'IC50 (nM)' goes over 3.7 decades" in warning
+    assert "--label-transform pIC50 --label-units nM" in warning
+    caplog.clear()
+    prepare({"Ki (nM)": WIDE}, label_transform=["pIC50"])
+    prepare({"Ki (nM)": WIDE}, label_transform=["none"])
+    assert not caplog.messages
+    prepare({"flux": WIDE})
+    assert "--label-transform log10" in caplog.text
 
 
 def test_a_label_with_nothing_to_learn_is_left_out_with_its_unit(
