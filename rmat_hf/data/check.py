@@ -32,11 +32,13 @@ from rmat_hf.data.columns import (
 )
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import (
+    CONFLICT_WAY_OUT,
     describe_recoding,
     describe_words,
     find_label_conflicts,
 )
 from rmat_hf.data.measurements import (
+    LOG_UNITS,
     find_cliffs,
     find_odd_part,
     find_odd_rows,
@@ -223,6 +225,11 @@ class Examined:
         """Return the exact numbers of a label of rows with a molecule."""
         numbers = self.numbers[column].where(self.relations[column] == "")
         return numbers.loc[self.known_rows].dropna()
+
+    def learned(self, column: str) -> pd.Series:
+        """Return the same on the scale that the command of the report learns."""
+        values = self.values(column)
+        return np.log10(values) if self.transforms.get(column, "none") != "none" else values
 
     def count_values(self, column: str) -> int:
         """Return how many different values a label has in rows with a molecule."""
@@ -421,19 +428,18 @@ def _check_skew(table: Examined) -> Iterator[Finding]:
 
 def _check_replicates(table: Examined) -> Iterator[Finding]:
     known = list(table.parent_of_row)
-    if not known or not table.label_columns:
-        return
     parents = [table.parent_of_row[row] for row in known]
     counts = Counter(parents)
     repeated = [row for row, name in zip(known, parents, strict=True) if counts[name] > 1]
-    if not repeated:
+    if not repeated or not table.label_columns:
         return
     num_parents = sum(count > 1 for count in counts.values())
     spreads = []
     for column in table.label_columns:
-        values = table.values(column)
+        values = table.learned(column)
         spread = values.groupby([table.parent_of_row[row] for row in values.index]).std().median()
-        spreads += [f"{spread:.2g} in {column!r}"] if spread == spread else []
+        unit = f" {LOG_UNITS}" if table.transforms.get(column, "none") != "none" else ""
+        spreads += [f"{spread:.2g}{unit} in {column!r}"] if spread == spread else []
     spread_text = f"; median spread {', '.join(spreads[:3])}" if spreads else ""
     yield Finding(
         "replicates",
@@ -443,8 +449,8 @@ def _check_replicates(table: Examined) -> Iterator[Finding]:
         "They stay in one part of every split. --replicates median makes one row of equal SMILES, "
         "which salts and tautomers have by --standardize.",
     )
-    numbers = table.numbers.where(table.relations == "").loc[known].to_numpy()
-    conflicts = find_label_conflicts(parents, numbers, tolerance=0.1)
+    numbers = pd.DataFrame({it: table.learned(it) for it in table.label_columns}, index=known)
+    conflicts = find_label_conflicts(parents, numbers.to_numpy(), tolerance=0.1)
     rows = tuple(known[position] for position in sorted(conflicts))
     if rows:
         message = "Rows of one molecule contradict each other by more than a tenth of the spread"
@@ -452,10 +458,7 @@ def _check_replicates(table: Examined) -> Iterator[Finding]:
         columns = [table.numbers.columns[it] for it, *_ in conflicts.values()]
         if any({*table.values(column)} - {0.0, 1.0} for column in columns):
             flags = {"--replicates": ("median",)}
-            way_out = (
-                "Rows of equal SMILES are left out: --conflict-tolerance 1 keeps more, "
-                "--replicates median all."
-            )
+            way_out = f"Rows of equal SMILES are left out: {CONFLICT_WAY_OUT}."
         yield Finding("replicates", message, rows, way_out, True, flags)
 
 
@@ -491,9 +494,8 @@ def _check_tautomers(table: Examined) -> Iterator[Finding]:
         if len({charge_free[numbers[idx]] for idx in group}) > 1
     ]
     if rows:
-        message = (
-            f"{say_count(len(rows), 'molecule')} written in several forms (tautomers or charges)"
-        )
+        number = say_count(len(rows), "molecule")
+        message = f"{number} written in several forms (tautomers or charges)"
         of_all = tuple(row for group in rows for row in group)
         flags = {"--standardize": ("uncharge", "tautomer")}
         yield Finding("tautomers", message, of_all, "--standardize uncharge tautomer", flags=flags)

@@ -31,6 +31,10 @@ _BOUNDS = {
     **dict.fromkeys(("<", "<=", "<<", "≤"), "<"),
     **dict.fromkeys((">", ">=", ">>", "≥"), ">"),
 }
+# What a caller may do about rows of one molecule that contradict each other.
+CONFLICT_WAY_OUT = (
+    "--replicates median makes each molecule one row, --conflict-tolerance 1 keeps more"
+)
 LARGEST_LABEL = float(np.finfo(np.float32).max)
 
 

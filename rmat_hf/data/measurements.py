@@ -33,6 +33,8 @@ COVARIATE_KINDS_COLUMN = "covariate_kinds"
 _MOST_CATEGORIES = 100
 # How the labels of several rows of a molecule become those of one; "keep": they do not.
 REPLICATES = {"keep": None, "mean": np.mean, "median": np.median}
+# What errors of a label that is learned as its logarithm are in.
+LOG_UNITS = "log units"
 # Decades of a label that is better learned as its logarithm.
 _MANY_DECADES = 3.0
 # What a column of concentrations measures, in its name.
@@ -83,6 +85,16 @@ class LabelOptions:
         other = "multi_label_classification"
         return [other if it in self.class_columns else problem_type for it in label_columns]
 
+    def name_learned(self, label_columns: Sequence[str]) -> list[str]:
+        """Return the labels as they are learned."""
+        transforms = self.label_transforms or ["none"] * len(label_columns)
+        return [*map(name_learned, label_columns, transforms)]
+
+    def list_error_units(self, num_labels: int) -> list[str]:
+        """Return the unit of errors of each label."""
+        plain = ["none"] * num_labels, [""] * num_labels
+        return list_error_units(self.label_units or plain[1], self.label_transforms or plain[0])
+
     def build_fields(
         self, dataset: datasets.Dataset, *, label_columns: Sequence[str], problem_type: str
     ) -> dict[str, Any]:
@@ -119,12 +131,22 @@ class LabelOptions:
         return Bound(learned, relation=swapped)
 
 
+def name_scale(label: str, transform: str) -> str:
+    """Return what the numbers are that a label is learned as: `pKi`, `log10`."""
+    found = _ASSAY.search(label) if transform == "pIC50" else None
+    return f"p{found[0]}" if found else transform
+
+
 def name_learned(label: str, transform: str) -> str:
     """Return a label as it is learned: `pKi of Ki (nM)`, `log10 of x`, or its own name."""
-    if transform == "none":
-        return label
-    found = _ASSAY.search(label) if transform == "pIC50" else None
-    return f"p{found[0]} of {label}" if found else f"{transform} of {label}"
+    return label if transform == "none" else f"{name_scale(label, transform)} of {label}"
+
+
+def list_error_units(units: Sequence[str], transforms: Sequence[str]) -> list[str]:
+    """Return the units in which labels are learned, and errors told."""
+    return [
+        unit if name == "none" else LOG_UNITS for unit, name in zip(units, transforms, strict=True)
+    ]
 
 
 def find_transform_problem(options: LabelOptions) -> str | None:
@@ -364,6 +386,7 @@ def merge_replicates(
     groups: Sequence[Any],
     rule: str,
     types: Mapping[str, str],
+    units: Sequence[str],
 ) -> tuple[pd.DataFrame, dict[int, str], list[str]]:
     """Merge the rows of each group into its first; return the rows left, and what was done.
 
@@ -387,10 +410,11 @@ def merge_replicates(
                 degrees[idx] += len(exact) - 1
         reasons |= dict.fromkeys(members.index[1:], f"merged into row {first}, the {rule}")
     notes = [f"{len(reasons)} rows merged into others of their molecule by the {rule}"]
-    for name, square, degree in zip(types, squares, degrees, strict=True):
+    for name, unit, square, degree in zip(types, units, squares, degrees, strict=True):
         if degree:
             spread = math.sqrt(square / degree)
-            notes.append(f"replicates of {name} have a standard deviation of {spread:.3g}")
+            text = f"replicates of {name} have a standard deviation of {spread:.3g} {unit}"
+            notes.append(text.rstrip())
     return merged.drop(index=list(reasons)), reasons, notes if reasons else []
 
 

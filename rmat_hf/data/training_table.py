@@ -26,6 +26,7 @@ from rmat_hf.data.featurization import (
 )
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import (
+    CONFLICT_WAY_OUT,
     LISTS,
     LabelError,
     arrange_atom_labels,
@@ -313,21 +314,23 @@ def _build_training_data(
         outcomes = featurize_molecules(rows["molecule"].to_list(), processor, **options)
     rows = rows.join(pd.DataFrame(outcomes, columns=FeaturizedMolecule._fields, dtype=object))
     reasons = {row: reason for row, reason in rows["failure"].items() if reason}
-    notes: list[str] = []
+    notes, way_out = list[str](), ""
     reasons |= _find_rows_without_part(rows.drop(index=list(reasons)), split_column)
     if level == "molecule":
         others, notes = _settle_replicates(
             rows,
             reasons,
-            types=dict(zip(label_columns, types, strict=True)),
-            rule=label_options.replicates,
+            types=dict(zip(label_options.name_learned(label_columns), types, strict=True)),
+            label_options=label_options,
             split_column=split_column,
-            feature_columns=label_options.feature_columns,
             tolerance=conflict_tolerance,
         )
         reasons |= others
+        # classes have no mean
+        if others and label_options.replicates == "keep" and "regression" in types:
+            way_out = f" Of rows that contradict each other: {CONFLICT_WAY_OUT}."
     dropped = [DroppedRow(row, rows["smiles"][row], reasons[row]) for row in sorted(reasons)]
-    _warn_of(dropped, num_rows=len(rows), source=table.source)
+    _warn_of(dropped, num_rows=len(rows), source=table.source, way_out=way_out)
     kept = rows.drop(index=list(reasons))
     given_labels, sizes = kept["labels"].to_list(), None
     if level == "atom":
@@ -353,13 +356,13 @@ def _build_training_data(
     return LoadedData(dataset, dropped, class_names, notes + more)
 
 
-def _warn_of(dropped: Sequence[DroppedRow], *, num_rows: int, source: str) -> None:
+def _warn_of(dropped: Sequence[DroppedRow], *, num_rows: int, source: str, way_out: str) -> None:
     if dropped:
         counts = count_failures(it.reason for it in dropped).most_common(_NUM_REASONS)
         listed = "; ".join(f"{number}: {reason}" for reason, number in counts)
-        text = "Dropped %d of %d rows of %s, of which %s. The first is row %d: %s."
-        first = dropped[0]
-        logger.warning(text, len(dropped), num_rows, source, listed, first.row, first.reason)
+        text = "Dropped %d of %d rows of %s, of which %s. The first is row %d: %s.%s"
+        first = (dropped[0].row, dropped[0].reason)
+        logger.warning(text, len(dropped), num_rows, source, listed, *first, way_out)
 
 
 def _find_rows_without_part(rows: pd.DataFrame, split_column: str | None) -> dict[int, str]:
@@ -376,15 +379,15 @@ def _settle_replicates(
     reasons: dict[int, str],
     *,
     types: dict[str, str],
-    rule: str,
+    label_options: LabelOptions,
     split_column: str | None,
-    feature_columns: Sequence[str],
     tolerance: float,
 ) -> tuple[dict[int, str], list[str]]:
     """Merge rows of one molecule, in place, or find those that contradict each other.
 
     Returns why rows are left out beside those that are already, and notes.
     """
+    rule, feature_columns = label_options.replicates, label_options.feature_columns
     usual = tolerance if rule == "keep" else math.inf
     tolerances = np.array([usual if it == "regression" else 0.0 for it in types.values()])
     known = rows[rows["canonical_smiles"] != ""]
@@ -394,7 +397,10 @@ def _settle_replicates(
         return found, []
     kept = rows.drop(index=list({**reasons, **found}))
     groups = _name_replicates(kept, [*filter(None, [split_column]), *feature_columns])
-    merged, others, notes = merge_replicates(kept, groups=groups, rule=rule, types=types)
+    units = label_options.list_error_units(len(types))
+    merged, others, notes = merge_replicates(
+        kept, groups=groups, rule=rule, types=types, units=units
+    )
     rows.loc[merged.index, "labels"] = merged["labels"]
     return found | others, notes
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 
-from rmat_hf import RMatProcessor, featurize_dataset
+from rmat_hf import RMatProcessor, check_table, featurize_dataset
 from rmat_hf.data.labels import Bound, parse_label, parse_measurement
 from rmat_hf.data.measurements import LabelOptions, propose_label_transform
 from rmat_hf.data.training_table import load_training_table
@@ -92,6 +93,31 @@ def test_replicates_become_one_row_with_their_mean_or_median(tmp_path: Path) -> 
         assert loaded.dropped[0].reason == f"merged into row 0, the {rule}"
         spread = math.sqrt(np.var([1, 2, 9]) * 3 / 2)
         assert any(f"standard deviation of {spread:.3g}" in note for note in loaded.notes)
+
+
+def test_replicates_of_concentrations_are_compared_and_told_as_logarithms(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chains = ["C" * size for size in range(1, 9)]
+    rows: dict[str, list[Any]] = {"smiles": ["CCO", "OCC", *chains]}
+    rows["IC50"] = [600, 1000, *(10**it for it in range(8))]
+    fields: dict[str, Any] = {"label_columns": ["IC50"], "label_units": ["nM"]}
+    fields["label_transforms"] = ["pIC50"]
+    loaded = load(tmp_path, rows, replicates="median", **fields)
+    spread = np.std(np.log10([600, 1000]), ddof=1)
+    note = f"replicates of pIC50 of IC50 have a standard deviation of {spread:.3g} log units"
+    assert note in loaded.notes
+    # of the numbers themselves they do not differ by a tenth of the deviation
+    assert not load(tmp_path, rows, label_columns=["IC50"]).dropped
+    assert "--replicates" not in caplog.text
+    rows["IC50"][0] = 60
+    loaded = load(tmp_path, rows, **fields)
+    assert "pIC50 of IC50 is 6.0 and 7.2" in loaded.dropped[0].reason
+    assert "--replicates median" in caplog.text and "--conflict-tolerance" in caplog.text
+    # the check counts what the command that it proposes would drop
+    found = check_table(pd.DataFrame(rows)).findings
+    (finding,) = (it for it in found if "contradict" in it.message)
+    assert finding.rows == (0, 1)
 
 
 def test_replicates_of_a_class_that_disagree_are_dropped_whatever_the_rule(tmp_path: Path) -> None:
