@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from rdkit import DataStructs
 
-from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_number
+from rmat_hf.data.labels import Bound, LabelError, flatten_labels, is_missing, parse_number
 from rmat_hf.data.table_writer import list_columns
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
@@ -149,6 +149,53 @@ def list_error_units(units: Sequence[str], transforms: Sequence[str]) -> list[st
     ]
 
 
+def find_error_unit(units: Sequence[str], transforms: Sequence[str]) -> str:
+    """Return the unit of errors of all labels; empty if they differ or have none."""
+    found = {*list_error_units(units, transforms)}
+    return found.pop() if len(found) == 1 else ""
+
+
+def describe_factor(
+    error: float | None, *, label_names: Sequence[str], transforms: Sequence[str]
+) -> list[str]:
+    """Return what an RMSE of logarithms is in the units of the table; nothing of other labels."""
+    if error is None or "none" in transforms:
+        return []
+    factor, what = 10.0**error, "the labels, which are learned as logarithms"
+    if len(label_names) == 1:
+        what = f"{label_names[0]}, which is learned as {name_scale(label_names[0], transforms[0])}"
+    shown = f"{factor:,.{int(factor < 10)}f} times (10^{error:.3f})"
+    return [f"An RMSE of {error:.3f} {LOG_UNITS} is an error of {shown} in {what}."]
+
+
+def learn_values(
+    values: np.ndarray, *, transforms: Sequence[str], units: Sequence[str], is_end: bool = False
+) -> np.ndarray:
+    """Return values `(num_rows, num_labels)` of a table as they are learned, NaN for what cannot.
+
+    The end of an interval that is not positive has an infinite logarithm. The inverse of
+    [`undo_label_transforms`].
+    """
+    learned = values.copy()
+    for idx, (name, unit) in enumerate(zip(transforms, units, strict=True)):
+        if (transform := LABEL_TRANSFORMS[name]) is not None:
+            column = np.maximum(values[:, idx], 0.0) if is_end else values[:, idx]
+            is_known = (column > 0) | (is_end & (column == 0))
+            with np.errstate(divide="ignore"):
+                learned[:, idx] = transform.apply(np.where(is_known, column, np.nan), unit)
+    return learned
+
+
+def learn_ends(
+    lower: np.ndarray, upper: np.ndarray, *, transforms: Sequence[str], units: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of intervals in the units of a table as those of what is learned."""
+    options: dict[str, Any] = {"transforms": transforms, "units": units, "is_end": True}
+    ends = [learn_values(it, **options) for it in (lower, upper)]
+    # of a negative logarithm they change places
+    return np.minimum(*ends), np.maximum(*ends)
+
+
 def find_transform_problem(options: LabelOptions) -> str | None:
     """Return what is wrong with the transforms of labels, if anything."""
     transforms = options.label_transforms
@@ -266,14 +313,21 @@ def find_bounds(labels: Sequence[Sequence[Any]]) -> np.ndarray:
 
 
 def read_exact_labels(dataset: datasets.Dataset) -> np.ndarray:
-    """Return the labels of rows of molecules, `(num_rows, num_labels)`, NaN where they are bounds.
+    """Return labels of molecules or atoms, `(num_rows, num_labels)`, NaN where they are bounds.
 
     What is scored, drawn and fitted by methods that know no bounds.
     """
-    labels = np.array(dataset["labels"][:], dtype=np.float64).reshape(len(dataset), -1)
+    labels = flatten_labels(dataset["labels"][:])
     if BOUNDS_COLUMN in dataset.column_names:
         labels[np.array(dataset[BOUNDS_COLUMN][:]) != 0] = np.nan
     return labels
+
+
+def count_bounds(dataset: datasets.Dataset) -> list[int]:
+    """Return how many of each label are bounds; nothing where no cell is one."""
+    if BOUNDS_COLUMN not in dataset.column_names:
+        return []
+    return [*np.count_nonzero(np.array(dataset[BOUNDS_COLUMN][:]), axis=0).tolist()]
 
 
 def describe_measured(dataset: datasets.Dataset, config: RMatConfig) -> dict[str, list[Any]]:

@@ -18,7 +18,13 @@ from rdkit import Chem
 from rmat_hf.data.columns import find_smiles_column, with_plain_numbers
 from rmat_hf.data.frames import FRAME_NAME, build_dataset
 from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, parse_number
-from rmat_hf.data.measurements import name_learned
+from rmat_hf.data.measurements import (
+    describe_factor,
+    find_error_unit,
+    learn_ends,
+    learn_values,
+    name_learned,
+)
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.table_writer import Predictions
@@ -39,7 +45,6 @@ from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
-from rmat_hf.model.transforms_rmat import LABEL_TRANSFORMS
 from rmat_hf.model.trust_rmat import RMatTrust, find_trust
 from rmat_hf.output_folder import create_folder_atomically, validate_output_folder
 from rmat_hf.training.baselines import MAX_ATOMS, SHOWN, fit_several, stack_outputs
@@ -57,8 +62,6 @@ logger = logging.getLogger(__name__)
 
 # Of classes nobody knows the training labels of a model: the best constant there is.
 BEST_CONSTANT = "frequencies_of_these_rows"
-# What is in the units of the labels.
-NUMBERS = ("values", "lower", "upper")
 _NO_LOGARITHM = "a prediction that is not positive has no logarithm"
 
 
@@ -339,19 +342,9 @@ class _Task:
             raise LabelError(reason, row=row)
         return float(self.class_names.index(str(label)))
 
-    def learn(self, values: np.ndarray, *, is_end: bool = False) -> np.ndarray:
-        """Return values as the first model learned them, NaN for what it could not.
-
-        The end of an interval that is not positive has an infinite logarithm.
-        """
-        learned = values.copy()
-        for idx, (name, unit) in enumerate(zip(self.transforms, self.units, strict=True)):
-            if (transform := LABEL_TRANSFORMS[name]) is not None:
-                column = np.maximum(values[:, idx], 0.0) if is_end else values[:, idx]
-                is_known = (column > 0) | (is_end & (column == 0))
-                with np.errstate(divide="ignore"):
-                    learned[:, idx] = transform.apply(np.where(is_known, column, np.nan), unit)
-        return learned
+    def learn(self, values: np.ndarray) -> np.ndarray:
+        """Return values as the first model learned them, NaN for what it could not."""
+        return learn_values(values, transforms=self.transforms, units=self.units)
 
     @property
     def learned_names(self) -> list[str]:
@@ -385,18 +378,14 @@ class _Task:
             if (block := getattr(found, name)) is not None
         }
         given = blocks["values"]
-        blocks |= {
-            name: self.learn(blocks[name], is_end=name != NUMBERS[0])
-            for name in NUMBERS
-            if name in blocks
-        }
+        blocks["values"] = self.learn(given)
         if "lower" in blocks and np.isnan(blocks["lower"]).all():
             # classes among numbers have no intervals
             del blocks["lower"], blocks["upper"]
         if "lower" in blocks:
-            # of a negative logarithm the ends change places
-            ends = np.sort([blocks["lower"], blocks["upper"]], axis=0)
-            blocks["lower"], blocks["upper"] = ends
+            blocks["lower"], blocks["upper"] = learn_ends(
+                blocks["lower"], blocks["upper"], transforms=self.transforms, units=self.units
+            )
         if found.novelty is not None:
             blocks["novelty"] = found.novelty[:, None]
         lost = np.flatnonzero((np.isfinite(given) & np.isnan(blocks["values"])).any(axis=1))
@@ -594,8 +583,7 @@ def _compare(
         task.problem_type, values, labels=labels[kept], label_names=task.label_names
     )
     metric = list_metrics(task.problem_type)[0].name
-    is_plain = {*task.transforms} == {"none"} and len({*task.units}) == 1
-    unit = task.units[0] if is_plain and metric == "rmse" else ""
+    unit = find_error_unit(task.units, task.transforms) if metric == "rmse" else ""
     verdict: list[str] = []
     models = list(folders)
     others = [name for name in methods if name not in folders]
@@ -612,6 +600,9 @@ def _compare(
             class_names=task.class_names,
             coverage=coverage,
         )
+    # once, behind the error of the model in question
+    error = scores.metrics[first].get("rmse")
+    verdict[1:1] = describe_factor(error, label_names=task.label_names, transforms=task.transforms)
     outputs = task.class_names or task.learned_names
     columns: dict[str, Any] = {"smiles": [rows.smiles[row] for row in kept]}
     columns |= dict(zip(task.learned_names, labels[kept].T, strict=True))

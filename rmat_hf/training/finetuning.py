@@ -24,6 +24,7 @@ from rmat_hf.data.featurization import LENGTH_COLUMN, drop_molecule_inputs
 from rmat_hf.data.frames import build_dataset, name_dataset
 from rmat_hf.data.labels import restore_atom_order
 from rmat_hf.data.measurements import (
+    count_bounds,
     describe_measured,
     read_covariates,
     read_exact_labels,
@@ -44,11 +45,7 @@ from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
 from rmat_hf.model.losses_rmat import compute_probabilities, compute_spread
 from rmat_hf.model.transforms_rmat import undo_label_transforms
-from rmat_hf.output_folder import (
-    name_work_dir,
-    open_run,
-    save_json,
-)
+from rmat_hf.output_folder import name_work_dir, open_run, save_json
 from rmat_hf.training.arguments import (
     ARGUMENTS_FILE,
     STACK_WITH_NETWORK,
@@ -214,6 +211,7 @@ def run_finetuning(
             arguments=arguments,
             num_dropped=len(task.dropped),
             class_names=task.class_names,
+            num_bounds=count_bounds(task.dataset),
         ):
             logger.info(line)
         # refuses what cannot be before anything is written
@@ -541,6 +539,7 @@ def build_finetuning_report(
         spreads=spreads,
         held_out=held_out,
         num_dropped=len(task.dropped),
+        num_bounds=count_bounds(task.dataset),
         notes=task.notes,
         max_atoms=task.processor.max_atoms,
         is_adapter=is_adapted(trainer.model),

@@ -16,7 +16,7 @@ from transformers.training_args import TrainingArguments
 from rmat_hf.adapters import DEFAULT_RANK, PEFT_METHODS, add_adapter
 from rmat_hf.data.featurization import LENGTH_COLUMN, choose_cache_dir
 from rmat_hf.data.labels import LISTS, flatten_labels, has_atom_labels
-from rmat_hf.data.measurements import LabelOptions, read_covariates
+from rmat_hf.data.measurements import LabelOptions, read_covariates, read_exact_labels
 from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.splits.registry import can_carve, find_split_options, split_into_folds, split_rows
@@ -102,8 +102,8 @@ class FinetuningTask:
         return self.dataset.select(getattr(self.split, part))
 
     def labels(self, part: str) -> np.ndarray:
-        """Return the labels of a part, `(num_rows, num_labels)`, NaN where missing."""
-        return flatten_labels(self.select(part)["labels"][:])
+        """Return the measured labels of a part, `(num_rows, num_labels)`, NaN where missing."""
+        return read_exact_labels(self.select(part))
 
 
 def build_finetuning_task(

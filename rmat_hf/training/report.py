@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from rmat_hf.data.measurements import name_learned
+from rmat_hf.data.measurements import (
+    LOG_UNITS,
+    describe_factor,
+    find_error_unit,
+    list_error_units,
+    name_learned,
+)
 from rmat_hf.errors import say_count
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ELEMENT_SYMBOLS
@@ -81,7 +87,8 @@ class FinetuningReport:
 
     Metrics, labels and predictions, in the labels' units, are by part. Those of an ensemble's
     members have the shape `(num_rows, num_members, num_labels)`; `spreads` are of a kernel head,
-    `held_out` the rows that the model, or a member, has not learned from.
+    `held_out` the rows that the model, or a member, has not learned from, `num_bounds` those of
+    each label that are bounds and NaN in `labels`.
     `smiles` and `rows`, numbers of the table, are of a model of molecules. `baseline_values` are
     predictions, or probabilities, by baseline and part; `baseline_settings` what each chose;
     `head_reason` says why this head learned; `trust` has the blocks of `RMatTrust` of test.
@@ -99,6 +106,7 @@ class FinetuningReport:
     member_metrics: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     spreads: dict[str, np.ndarray] | None = None
     held_out: HeldOut | None = None
+    num_bounds: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     smiles: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
@@ -114,10 +122,17 @@ class FinetuningReport:
 
     @property
     def unit(self) -> str:
-        """The unit of all labels; empty if they differ or have none."""
-        # labels that are learned as something else have none there
-        units = set(self.config.label_units or [""] if self.config.label_transforms is None else "")
-        return units.pop() if len(units) == 1 else ""
+        """The unit of errors of all numbers; empty if they differ or have none."""
+        if self.config.problem_type not in (None, "regression"):
+            return ""
+        units = self.config.label_units or [""] * len(self.transforms)
+        return find_error_unit([units[idx] for idx in self.numbers], self.transforms)
+
+    @property
+    def transforms(self) -> list[str]:
+        """What the numbers of a regression are learned as."""
+        names = self.config.label_transforms or ["none"] * len(self.config.label_columns)
+        return [names[idx] for idx in self.numbers]
 
     @cached_property
     def values(self) -> dict[str, np.ndarray]:
@@ -193,6 +208,12 @@ class FinetuningReport:
             return "valid, before the model learned from them too"
         return "train and valid, each predicted without its fold"
 
+    @property
+    def num_held(self) -> int:
+        """How many rows of `held_part` are measured."""
+        parts = ("valid",) if self.arguments.refit else ("train", "valid")
+        return sum(self.scores[part].num_rows for part in parts)
+
     def tabulate_scores(self) -> str:
         """Return the metrics of all parts: of what was learned from only those of held-out rows."""
         shown = {}
@@ -251,11 +272,14 @@ def describe_rows(
     num_dropped: int,
     class_names: Sequence[str] | None = None,
     is_public: bool = False,
+    num_bounds: Sequence[int] = (),
 ) -> list[str]:
     """Return what was read, a line for each label and one for the parts.
 
     Args:
-        parts (`Mapping[str, np.ndarray]`): Labels `(num_rows, num_labels)`, NaN where missing.
+        parts (`Mapping[str, np.ndarray]`):
+            Measured labels `(num_rows, num_labels)`, NaN where missing.
+        num_bounds (`Sequence[int]`, *optional*): How many others of each label are bounds.
     """
     labels = np.concatenate(list(parts.values()))
     units = arguments.label_units or [""] * len(arguments.label_columns)
@@ -264,10 +288,10 @@ def describe_rows(
         f"{name_source(arguments.dataset)}: {say_count(len(labels), arguments.level)} to use, "
         f"{say_count(num_dropped, 'row')} dropped."
     ]
-    columns = zip(arguments.label_columns, units, transforms, labels.T, strict=True)
-    for name, unit, transform, column in columns:
-        if transform != "none":
-            name, unit = name_learned(name, transform), ""
+    names = map(name_learned, arguments.label_columns, transforms)
+    beside = num_bounds or [0] * len(units)
+    columns = zip(names, list_error_units(units, transforms), beside, labels.T, strict=True)
+    for name, unit, number, column in columns:
         known = column[~np.isnan(column)]
         if arguments.problem_type == "regression":
             mean = known.mean() if abs(known.mean()) > 1e-9 * known.std() else 0.0
@@ -281,7 +305,8 @@ def describe_rows(
             counts = np.bincount(known.astype(np.int64), minlength=len(class_names))
             pairs = zip(class_names, counts, strict=True)
             text = ", ".join(f"{number} {it}" for it, number in pairs)
-        lines.append(f"{name}: {len(known)} values, {text}.")
+        bounds = f" and {say_count(number, 'bound')}" if number else ""
+        lines.append(f"{name}: {len(known)} values{bounds}, {text}.")
     if len(lines) > 1 + MOST_SHOWN:
         lines[1 + MOST_SHOWN :] = [f"And {len(lines) - 1 - MOST_SHOWN} more labels."]
     sizes = ", ".join(f"{len(it)} {part}" for part, it in parts.items())
@@ -301,9 +326,13 @@ def describe_conclusion(report: FinetuningReport, *, is_short: bool = True) -> l
         scores,
         MODEL_NAME,
         references=[MEAN_OF_TRAIN, *baselines],
-        unit=report.unit if metric.name in ("rmse", "mae") else "",
+        unit=report.unit,
         noun=f"test {report.noun}",
     )
+    if report.unit == LOG_UNITS:
+        names = [describe_labels(report.config)[idx] for idx in report.numbers]
+        error = scores.metrics[MODEL_NAME]["rmse"]
+        lines[1:1] = describe_factor(error, label_names=names, transforms=report.transforms)
     if not report.baseline_values and report.arguments.level == "molecule":
         lines.append("No classical model was fitted beside it: --with-baselines does.")
     held = judge_coverage(
@@ -322,10 +351,11 @@ def _describe_held_out(report: FinetuningReport) -> list[str]:
     metric, lines = list_metrics(report.config.problem_type or "regression")[0], []
     value = report.metrics.get("out_of_fold", {}).get(metric.name)
     if report.held_out is not None and value is not None:
-        lines.append(
-            f"{metric.title} of all {len(report.held_out.rows)} rows of {report.held_part}: "
-            f"{format_metric(value)}."
-        )
+        num_bounds = len(report.held_out.rows) - report.num_held
+        rows = f"all {report.num_held} rows of {report.held_part}"
+        rows += f" ({say_count(num_bounds, 'bound')} beside)" if num_bounds > 0 else ""
+        unit = f" {report.unit}" if report.unit else ""
+        lines.append(f"{metric.title} of {rows}: {format_metric(value)}{unit}.")
     return [*lines, *describe_trust(report.config)]
 
 
@@ -351,6 +381,7 @@ def describe_principles(report: FinetuningReport) -> str:
             num_dropped=report.num_dropped,
             is_public=True,
             class_names=report.class_names,
+            num_bounds=report.num_bounds,
         ),
         "An unambiguous algorithm": [
             f"{config.architectures[0] if config.architectures else 'R-MAT'}, started from "
@@ -404,11 +435,11 @@ def _describe_measures(report: FinetuningReport) -> list[str]:
     metric = list_metrics(report.config.problem_type or "regression")[0]
     found = {part: it.estimate(MODEL_NAME, metric.name) for part, it in report.scores.items()}
     texts = {part: f"{it} (n {report.scores[part].num_rows})" for part, it in found.items()}
-    unit = f" in {report.unit}" if report.unit and metric.name in ("rmse", "mae") else ""
+    unit = f" in {report.unit}" if report.unit else ""
     value = report.metrics.get("out_of_fold", {}).get(metric.name)
     held = f"valid {texts['valid']}"
     if value is not None and report.held_out is not None:
-        held = f"{report.held_part}, {format_metric(value)} (n {len(report.held_out.rows)})"
+        held = f"{report.held_part}, {format_metric(value)} (n {report.num_held})"
     fit, notes = f"goodness of fit: train {texts['train']}; robustness", []
     if report.arguments.head != "network":
         fit = "goodness of fit and robustness"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rmat_hf.data.featurization import featurize_molecules
-from rmat_hf.data.measurements import append_covariates
+from rmat_hf.data.measurements import append_covariates, learn_ends
 from rmat_hf.data.stored_features import (
     count_nodes,
     expand_features,
@@ -128,10 +128,10 @@ def predict_trust(
 ) -> dict[str, np.ndarray]:
     """Return what a finetuned model says beside its predictions, as `predict` does.
 
-    The blocks of [`RMatTrust`], `(num_rows, num_columns)`; without trust none, and no intervals of
-    labels that are learned as something else.
+    The blocks of [`RMatTrust`], `(num_rows, num_columns)`, none without trust; the ends of
+    intervals are those of what the model has learned, as metrics are.
     """
-    trust = find_trust(model)
+    trust, config = find_trust(model), model.config
     if trust is None or not len(packed):
         return {}
     model.eval()
@@ -146,9 +146,12 @@ def predict_trust(
     columns = compute_rows(packed, compute, covariates=covariates).numpy()
     ends = np.cumsum([*sizes.values()])[:-1]
     blocks = dict(zip(sizes, np.split(columns, ends, axis=1), strict=True))
-    unread = {"values", "spread"}
-    unread |= {"lower", "upper"} if model.config.label_transforms is not None else set()
-    return {name: it for name, it in blocks.items() if name not in unread}
+    if "lower" in blocks and config.label_transforms is not None:
+        units = config.label_units or [""] * len(config.label_transforms)
+        blocks["lower"], blocks["upper"] = learn_ends(
+            blocks["lower"], blocks["upper"], transforms=config.label_transforms, units=units
+        )
+    return {name: it for name, it in blocks.items() if name not in ("values", "spread")}
 
 
 def compute_novelty(molecules: Iterable[Molecule], known: Iterable[Molecule]) -> np.ndarray:

@@ -217,6 +217,8 @@ def test_labels_are_scored_as_they_were_learned(tmp_path: Path) -> None:
     assert found.scores.metrics["tool"]["mae"] == pytest.approx(expected, abs=1e-5)
     assert [it.row for it in found.skipped] == [NUM_ROWS - 2, NUM_ROWS - 1]
     assert "pIC50" in found.describe()
+    assert "RMSE 1.000 log units" in found.verdict[0]
+    assert "10 times (10^1.000) in ic50" in found.verdict[1]
     exported = tmp_path / "exported.csv"
     frame.to_csv(exported, sep=";", decimal=",", index=False)
     again = evaluate(model, exported, predictions={"tool": tool}).scores.metrics["m"]["mae"]

@@ -74,6 +74,15 @@ def test_bounds_teach_what_their_numbers_hide(run: Run, head: str) -> None:
     )
     assert {it["relation_y"] for it in rows} == {"=", ">"}
     assert any("labels are bounds" in note for note in bounded.notes)
+    # and so are their numbers of rows
+    known = [it for it in rows if it["split"] != "test"]
+    num_bounds = sum(it["relation_y"] == ">" for it in known)
+    if head != "network":
+        assert f"all {len(known) - num_bounds} rows of train and valid" in bounded.summary
+        assert f"({num_bounds} bounds beside)" in bounded.summary
+    card = (bounded.output_dir / "README.md").read_text()
+    num_bounds = sum(it["relation_y"] == ">" for it in rows)
+    assert f"y: {len(rows) - num_bounds} values and {num_bounds} bounds, mean" in card
 
 
 @each_head
@@ -95,10 +104,19 @@ def test_logarithms_are_learned_and_concentrations_predicted(run: Run, head: str
     assert result.metrics["train"]["in_table_units"]["rmse"] > 1e3
     found = predict(result.output_dir, SMILES).values[:, 0]
     assert (found > 0).all() and np.corrcoef(np.log10(found), SIZES)[0, 1] < -0.5
+    is_test = PARTS == "test"
+    trusted = predict(result.output_dir, list(np.array(SMILES)[is_test]))
     row = read_rows(result.output_dir)[0]
     assert float(row["y"]) == pytest.approx(concentrations[int(row["row"])], rel=1e-6)
     card = (result.output_dir / "README.md").read_text()
     assert "y (nM)" in card and "pIC50 of y (nM)" in card
+    assert "log units" in result.summary and "times (10^" in result.summary
+    if head == "network":
+        return  # of eight rows of valid there are no intervals
+    # those of the test part are judged as those of other labels are
+    low, high, true = trusted.lower[:, 0], trusted.upper[:, 0], concentrations[is_test]
+    inside = np.mean((low <= true) & (true <= high))
+    assert f"hold {inside:.0%} of {is_test.sum()} measured values of y" in result.summary
 
 
 MIXED = {"y": SIZES, "y_large": (SIZES > LIMIT).astype(int)}

@@ -26,6 +26,7 @@ from rmat_hf.training.report import (
     PARITY_PLOT,
     FinetuningReport,
     describe_principles,
+    describe_summary,
     save_run_report,
 )
 from rmat_hf.training.trust import HeldOut
@@ -190,12 +191,33 @@ def test_card_tells_no_single_label(tmp_path: Path) -> None:
 def test_the_fit_of_a_head_that_repeats_its_rows_is_that_of_held_out_rows() -> None:
     report = build_report(model="rmat-small", head="kernel", kernel_features=["vectors"])
     report.metrics["out_of_fold"] = {"rmse": 0.25}
-    held_out = HeldOut(np.arange(12), np.zeros((12, 1)), None, np.arange(12) % 5)
-    text = describe_principles(replace(report, held_out=held_out))
+    number = SIZES["train"] + SIZES["valid"]
+    held_out = HeldOut(np.arange(number), np.zeros((number, 1)), None, np.arange(number) % 5)
+    report = replace(report, held_out=held_out, num_bounds=[3])
+    text = describe_principles(report)
     assert "goodness of fit and robustness: train and valid, each predicted without its" in text
-    assert "0.250 (n 12)" in text
+    # the first label of each part is no number, but a bound
+    assert f"0.250 (n {number - 2})" in text
+    assert f"y: {sum(SIZES.values()) - 3} values and 3 bounds" in text
     assert "kernel head repeats" in text
+    text = describe_summary(report)
+    assert f"all {number - 2} rows of train and valid" in text and "2 bounds beside" in text
     assert "goodness of fit: train" in describe_principles(build_report(head="network"))
+
+
+def test_errors_of_logarithms_have_a_unit_and_are_told_once_as_a_factor() -> None:
+    labels = build_report().labels.items()
+    report = build_report(baseline_values={"svm": {part: np.nan_to_num(it) for part, it in labels}})
+    report.config.label_units, report.config.label_transforms = ["nM"], ["pIC50"]
+    lines = describe_summary(report).splitlines()
+    rmse = report.metrics["test"]["rmse"]
+    assert f"RMSE {rmse:.3f} log units" in lines[0]
+    assert f"{10**rmse:.1f} times (10^{rmse:.3f}) in y (nM)" in lines[1] and "pIC50" in lines[1]
+    assert sum("times" in line for line in lines) == 1
+    assert all("log units" in line for line in lines if "difference [" in line)
+    assert "RMSE in log units" in describe_principles(report)
+    report.config.label_transforms = None
+    assert f"RMSE {rmse:.3f} nM" in describe_summary(report)
 
 
 def test_card_tells_labels_units_data_and_sizes(tmp_path: Path) -> None:
