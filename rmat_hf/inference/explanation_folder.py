@@ -237,6 +237,9 @@ def _draw(row: Explanation, *, label: str, units: str) -> str:
     said = f"{row.prediction:.3g}" + (f" {units}" if units != UNKNOWN_UNITS else "")
     if row.probability is not None:
         said = f"probability {row.probability:.2f}"
+    elif units.endswith(f" of {label}"):
+        # as it was learned: `pIC50 of IC50 (nM)` names the label
+        said = f"{units.removesuffix(f' of {label}')} {row.prediction:.3g}"
     return draw_contributions(row.mol, row.atoms, units=units, title=f"{label}: {said}")
 
 

@@ -1,5 +1,8 @@
 """`rmat explain`: the rows and reasons of `rmat predict`, the same bytes, pictures and a page."""
 
+import json
+import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,22 @@ def test_the_page_and_the_pictures_are_of_the_molecules_of_interest(run: Any) ->
     assert page.count("<article>") == len(list((folder / "pictures").iterdir())) == 2
     for path in (folder / "pictures").iterdir():
         ET.fromstring(path.read_text(encoding="utf-8"))
+
+
+def test_a_picture_names_a_label_that_was_learned_as_a_logarithm_once(
+    run: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model_folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    fields = {"id2label": {"0": "IC50 (nM)"}, "label2id": {"IC50 (nM)": 0}}
+    config |= {**fields, "label_units": ["nM"], "label_transforms": ["pIC50"]}
+    path.write_text(json.dumps(config))
+    folder = run(model=str(tmp_path / "model"), num_pictures=1)
+    (picture,) = (it.read_text(encoding="utf-8") for it in (folder / "pictures").iterdir())
+    title = re.search(r">(IC50 \(nM\):[^<]*)<", picture)
+    assert title is not None
+    assert re.fullmatch(r"IC50 \(nM\): pIC50 -?[\d.e+-]+", title[1])
 
 
 @pytest.mark.slow
