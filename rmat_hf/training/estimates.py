@@ -31,8 +31,9 @@ FEW_ROWS = 30
 _MOST_JUDGED = 8
 # Of more labels the worst and the best are named.
 _MOST_NAMED = 3
-# What fewer rows hold is told, and no verdict.
-_LEAST_JUDGED = 10
+# What fewer rows hold is told, and no verdict; with fewer than the second only a large shortfall is
+# beyond chance.
+_LEAST_JUDGED, _FEW_TO_JUDGE = 10, 100
 # The least that a model has to beat: the mean of its labels, or the frequencies of its classes.
 MEAN_OF_TRAIN = "mean_of_train_labels"
 
@@ -337,16 +338,25 @@ def judge_coverage(
             continue
         result = binomtest(int(known.sum()), len(known))
         low, high = result.proportion_ci(method="wilson")
-        verdict = "as asked for"
-        if result.n < _LEAST_JUDGED:
-            verdict = "too few to judge"
-        elif not low <= coverage <= high:
-            verdict = too_few if high < coverage else "too wide"
+        verdict = _judge_share(result.statistic, (low, high), number=result.n, wanted=coverage)
         lines.append(
             f"{name}: {kind} of {coverage:.0%} hold {result.statistic:.0%} of {result.n} {what} "
-            f"(95% interval {low:.0%} to {high:.0%}): {verdict}."
+            f"(95% interval {low:.0%} to {high:.0%}): {verdict or too_few}."
         )
     return lines
+
+
+def _judge_share(
+    share: float, interval: tuple[float, float], *, number: int, wanted: float
+) -> str | None:
+    """Return what a share of some rows says of the one that was asked for; nothing of too small."""
+    if number < _LEAST_JUDGED:
+        return "too few to judge"
+    if not interval[0] <= wanted <= interval[1]:
+        return None if interval[1] < wanted else "too wide"
+    is_vague = share < wanted and number < _FEW_TO_JUDGE
+    end = "; so few cannot show a small shortfall" if is_vague else ""
+    return f"in line with the {wanted:.0%} asked for{end}"
 
 
 def _describe_difference(scores: Scores, pair: tuple[str, str], *, these: str, unit: str) -> str:

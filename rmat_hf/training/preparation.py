@@ -185,10 +185,7 @@ def choose_head(
         head, reason = "kernel", "numbers and classes together are not for the stack"
     else:
         head = "stack"
-        reason = (
-            f"up to {MAX_STACK_ROWS:,} rows, as it was as good as the network or better on the "
-            "sets of docs/heads.md"
-        )
+        reason = f"the default up to {MAX_STACK_ROWS:,} rows, see docs/heads.md"
     return replace(arguments, head=head), reason
 
 

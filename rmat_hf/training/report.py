@@ -420,7 +420,7 @@ def _describe_domain(report: FinetuningReport) -> list[str]:
             measure = "distance to the nearest center of the model's vectors"
         lines.append(
             f"The novelty of the test molecules, {measure} to them, is {middle} in the middle, "
-            f"from {low} to {high}: of what is newer, nothing is known."
+            f"from {low} to {high}; beyond novelty {high} the error was not tested."
         )
     if trust is not None and len(known):
         inside = int(np.sum(known <= trust["threshold"]))

@@ -197,7 +197,7 @@ def describe_trust(config: RMatConfig) -> list[str]:
 
 
 def _describe_folds(config: RMatConfig) -> list[str]:
-    """Return what intervals or sets hold of folds that had no part in them."""
+    """Return what intervals or sets held of folds that had no part in them."""
     trust: Any = config.trust
     found = zip(config.output_names, trust.get("fold_coverage", []), strict=False)
     is_regression = config.problem_type in (None, "regression")
@@ -208,8 +208,8 @@ def _describe_folds(config: RMatConfig) -> list[str]:
     if is_regression:
         least = float(np.mean([it[0] for it in shares]))
         worst = [it[1] for it in shares if it[1] is not None]
-        text = f"intervals of {asked} hold {least:.0%} on average"
-        text += f", {min(worst):.0%} at worst" if worst else ""
+        text = f"{asked} intervals held {least:.0%} on average"
+        text += f" and {min(worst):.0%} in the worst fold" if worst else ""
     elif config.label_name is not None:
         named = {name: it[1] for name, it in known.items()}
     else:
@@ -217,12 +217,12 @@ def _describe_folds(config: RMatConfig) -> list[str]:
     if named:
         least = min(named.values())
         pairs = ", ".join(f"{share:.0%} of class {name}" for name, share in named.items())
-        text = f"sets of {asked} hold {pairs}"
+        text = f"{asked} sets held {pairs}"
     num_rows = min(it for it in trust["num_rows"] if it)
     error = (DEFAULT_COVERAGE * (1 - DEFAULT_COVERAGE) / num_rows) ** 0.5
     is_short = least < DEFAULT_COVERAGE - max(_TOLERANCE, 2 * error)
     end = ": too few, so do not rely on them for molecules unlike those of training."
-    return [f"Of a fold that took no part in them, {text}{end if is_short else '.'}"]
+    return [f"In cross-validation, {text}{end if is_short else '.'}"]
 
 
 def _describe_molecules(packed: Sequence[bytes]) -> dict[str, Any]:

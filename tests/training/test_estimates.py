@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -190,7 +192,7 @@ def test_table_has_a_row_for_each_part_and_method_with_its_number_of_rows() -> N
 
 
 @pytest.mark.parametrize(
-    ("num_inside", "verdict"), [(90, "as asked for"), (70, "too narrow"), (100, "too wide")]
+    ("num_inside", "verdict"), [(90, "90% asked for"), (70, "too narrow"), (100, "too wide")]
 )
 def test_intervals_are_judged_by_what_they_hold(num_inside: int, verdict: str) -> None:
     values = np.zeros((101, 1))
@@ -201,6 +203,17 @@ def test_intervals_are_judged_by_what_they_hold(num_inside: int, verdict: str) -
     assert verdict in text
     assert f"{num_inside}%" in text
     assert "100 measured" in text
+
+
+def test_few_rows_are_said_to_show_no_small_shortfall() -> None:
+    labels = np.where(np.arange(14) < 11, 0.5, 2.0)[:, None]
+    ends = {"lower": np.full_like(labels, -1.0), "upper": np.ones_like(labels)}
+    options: dict[str, Any] = {"label_names": ["y"], "coverage": 0.9}
+    (few,) = judge_coverage("m", ends, labels=labels, **options)
+    assert "79% of 14" in few and "shortfall" in few
+    many = {name: np.tile(it, (10, 1))[:, :1] for name, it in ends.items()}
+    labels = np.where(np.arange(140) < 126, 0.5, 2.0)[:, None]
+    assert "shortfall" not in judge_coverage("m", many, labels=labels, **options)[0]
 
 
 @pytest.mark.parametrize(("num_rows", "verdict"), [(4, "too few to judge"), (40, "too narrow")])

@@ -209,7 +209,7 @@ def test_a_run_writes_a_stack_that_predicts_what_it_reported(
     columns = {"y": list(range(12)), "part": ["train"] * 8 + ["valid"] * 2 + ["test"] * 2}
     arguments = build_tiny_arguments(tmp_path, columns, model=str(tiny_encoder), head="auto")
     result = run_finetuning(arguments)
-    assert result.head.startswith("stack: up to 4,000 rows")
+    assert result.head.startswith("stack: the default up to 4,000 rows")
     settings = json.loads((result.output_dir / "finetuning_arguments.json").read_text())
     assert settings["head"] == "stack"
     table = np.genfromtxt(
@@ -226,7 +226,7 @@ def test_a_run_writes_a_stack_that_predicts_what_it_reported(
     np.testing.assert_allclose(found.spread[is_test, 0], table["spread_y"][is_test], atol=1e-5)
     card = (result.output_dir / "README.md").read_text(encoding="utf-8")
     assert (
-        "what learned: stack; up to 4,000 rows" in card
+        "what learned: stack; the default up to 4,000 rows" in card
         and "weights by held-out folds: kernel" in card
         and "beside it a forest" in card
     )

@@ -304,7 +304,7 @@ def test_few_rows_give_no_warning_of_intervals(num_rows: int, is_short: bool) ->
     text = describe_trust(model.config)[-1]
     assert "83%" in text
     assert ("do not rely on them" in text) == is_short
-    assert ("at worst" in text) == (num_rows == 120)
+    assert ("in the worst fold" in text) == (num_rows == 120)
 
 
 def test_the_card_says_where_sets_do_not_hold_for_a_fold() -> None:
