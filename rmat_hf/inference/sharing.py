@@ -210,8 +210,9 @@ def _validate_share(source: Path, share: str) -> None:
     config = load_json(source / CONFIG_NAME) if (source / CONFIG_NAME).is_file() else {}
     if config.get("model_type") in _KEEPING_ROWS and share != "molecules":
         raise UserError(
-            f"{source} has a kernel head, whose weights hold the vectors, counts and labels of its "
-            "training molecules: these can be reconstructed. Pass --share molecules to send them."
+            f"{source} is a stack or kernel head: its weights hold vectors, counts and labels of "
+            "the training molecules, from which these can be reconstructed. Pass --share molecules "
+            "to send them, or make a model without them: rmat finetune --head network."
         )
 
 

@@ -191,7 +191,7 @@ def test_a_saved_stack_loads_with_the_same_predictions(
     assert not [*folder.glob("*.bin"), *folder.glob("*.pkl"), *folder.glob("*.joblib")]
     vectors = embed(folder, NEW_SMILES).values
     np.testing.assert_allclose(vectors, embed(tiny_encoder, NEW_SMILES).values, atol=1e-6)
-    with pytest.raises(UserError, match="--share molecules"):
+    with pytest.raises(UserError, match=r"--share molecules .*--head network"):
         push_folder(folder, "me/model", dry_run=True)
 
 
