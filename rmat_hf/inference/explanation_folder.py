@@ -17,7 +17,7 @@ from rmat_hf.data.sources import open_table
 from rmat_hf.data.table_writer import ERROR_COLUMN, ColumnKind, build_output_schema
 from rmat_hf.data.tables import Table, validate_smiles_column
 from rmat_hf.errors import UserError
-from rmat_hf.flags import declare_flag
+from rmat_hf.flags import declare_flag, declare_required
 from rmat_hf.inference.attribution import RELATION_INPUTS
 from rmat_hf.inference.counterfactuals import find_counterfactuals
 from rmat_hf.inference.explanation import (
@@ -58,6 +58,10 @@ _STYLE = (
 class ExplanationArguments(PredictionArguments):
     """Everything `run_explanation` needs to know; each field is a flag."""
 
+    output: str = declare_required(
+        "Folder to write, a name without an extension: a page, its pictures, and Parquet files "
+        "with the numbers. The same command again continues it."
+    )
     label: str | None = declare_flag(None, "Label, or class of one, if there are several.")
     by: list[str] = declare_flag(
         list(DEFAULT_PARTS), "What contributes beside atoms.", choices=PARTS
@@ -75,10 +79,13 @@ class ExplanationArguments(PredictionArguments):
     def __post_init__(self) -> None:
         """Raise a `UserError` for flags that contradict each other or are unknown."""
         super().__post_init__()
-        if not self.is_folder or self.output_format != "parquet":
+        if not self.is_folder:
             raise UserError(
-                f"{self.output} has to be a folder of Parquet files: name one without an extension."
+                f"{self.output} names a file, and an explanation is a folder: a page, its pictures "
+                f"and a table. Name one without an extension, as {Path(self.output).stem}."
             )
+        if self.output_format != "parquet":
+            raise UserError(f"--output-format {self.output_format}: explain writes parquet alone.")
 
 
 def run_explanation(

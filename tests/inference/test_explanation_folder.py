@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,13 @@ def test_the_best_rows_alone_are_explained(run: Any) -> None:
 
 
 def test_a_file_or_an_unknown_label_is_refused_before_the_work(run: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="folder"):
+    # a page and pictures are a folder, which is what the help of the flag says
+    with pytest.raises(UserError, match=r"why\.csv.*folder.*as why\."):
         run("why.csv")
+    with pytest.raises(UserError, match="--output-format csv"):
+        run(output_format="csv")
+    (told,) = (it.metadata["help"] for it in fields(ExplanationArguments) if it.name == "output")
+    assert "folder" in told.lower() and ".csv" not in told
     with pytest.raises(UserError, match="LABEL_0"):
         run(label="logS")
     assert not (tmp_path / "why").exists()
