@@ -26,7 +26,6 @@ from rmat_hf.errors import (
     escape_message,
     list_user_errors,
     quiet_without_reader,
-    say_count,
     stopped_by_signals,
 )
 from rmat_hf.flags import list_choices, name_flag
@@ -75,11 +74,6 @@ def finetune(arguments: Any) -> Report:
         print(result.summary)
         print(f"\nWhat learned: {result.head}.")
         print(f"Wrote {result.output_dir}: model, predictions.csv, report.md and model card.")
-        for note in result.notes:
-            print(f"Labels: {note}.")
-        if result.dropped:
-            number = say_count(len(result.dropped), "row")
-            print(f"{number} left out: dropped_rows.csv says why.")
         told = f"rmat predict --model {shlex.quote(str(result.output_dir))}"
         print(f"Next: {told} --input library.csv --output predicted.csv")
     found = {name: getattr(result, name) for name in ("metrics", "baselines", "head")}

@@ -107,7 +107,7 @@ class FinetuningResult:
         baselines (`dict`): The same for every baseline; empty unless asked for.
         dropped (`list[DroppedRow]`): Rows that were not used, with their reasons.
         summary (`str`): How good the model is on the test part, and beside what: a table in
-            Markdown, with intervals, and sentences.
+            Markdown, with intervals, and sentences; and how many labels are bounds, rows left out.
         head (`str`): What learned, and why it was this.
         notes (`list[str]`): What was done with labels: bounds, weights, replicates.
     """

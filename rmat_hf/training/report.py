@@ -362,7 +362,11 @@ def _describe_held_out(report: FinetuningReport) -> list[str]:
 def describe_run(report: FinetuningReport) -> str:
     """Return the table of the test part and the verdict, for the screen."""
     table = describe_scores({"test": report.scores["test"]}, num_intervals=1)
-    return "\n".join([table, "", *describe_conclusion(report)])
+    lines = [table, "", *describe_conclusion(report)]
+    lines += [f"Labels: {note}." for note in report.notes]
+    if report.num_dropped:
+        lines.append(f"{say_count(report.num_dropped, 'row')} left out: dropped_rows.csv says why.")
+    return "\n".join(lines)
 
 
 def describe_summary(report: FinetuningReport) -> str:
