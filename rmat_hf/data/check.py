@@ -62,6 +62,7 @@ _NUM_NAMED_ROWS = 5
 _FEW_ROWS = 50
 _FOLDS = {"--split": ("kfold",), "--num-folds": ("5",), "--fold": ("0",)}
 _FEWEST_IN_FOLDS = 10
+_DETECTED = "Detected; no flag needed."
 _NO_PARTS = "Leave the column out: train or test has no label."
 _FEW_LABELS = 10
 # Molecules that are compared with each other.
@@ -182,7 +183,7 @@ class Examined:
             found = find_label_columns(self.frame, others=known)
             self.label_columns, self.covariate_columns = found
         self.units = find_units(self.frame, self.label_columns)
-        self.styles = find_number_styles(table, self.label_columns)
+        self.styles = find_number_styles(table, [*self.label_columns, *self.covariate_columns])
         plain = with_plain_numbers(table.select(self.label_columns), self.label_columns)
         cells = read_frame(plain) if self.label_columns else self.frame[[]]
         parsed = cells.map(parse_cell)
@@ -274,8 +275,8 @@ def _check_reading(table: Examined) -> Iterator[Finding]:
             "reading", message, (), "--fix writes it; rmat finetune reads SMILES alone.", True
         )
     if table.smiles_column != SMILES_COLUMN:
-        flag = f"--smiles-column {table.smiles_column!r}, which is found without"
-        yield Finding("reading", f"SMILES are in column {table.smiles_column!r}", (), flag)
+        found = f"SMILES are in column {table.smiles_column!r}"
+        yield Finding("reading", found, (), _DETECTED)
     for column, style in table.styles.items():
         what = "commas before decimals" if style == "decimal" else "commas between thousands"
         yield Finding("reading", f"{column!r} has numbers with {what}; they are read so")
@@ -284,7 +285,8 @@ def _check_reading(table: Examined) -> Iterator[Finding]:
 def _check_molecules(table: Examined) -> Iterator[Finding]:
     for reason, rows in group_rows(_shorten(it) for it in table.reasons.values()).items():
         numbers = list(table.reasons)
-        fix = "cuts the text" if reason == TEXT_AFTER_SMILES else "drops them"
+        cut = "cuts the text where a molecule stands before it, and drops the other rows"
+        fix = cut if reason == TEXT_AFTER_SMILES else "drops them"
         yield Finding(
             "molecules",
             f"No molecule: {reason}",
@@ -396,8 +398,7 @@ def _check_units(table: Examined) -> Iterator[Finding]:
             yield Finding("units", message, tuple(rows.tolist()), way_out, True)
     for column, unit in table.units.items():
         if unit:
-            message = f"{column!r} is in {unit}"
-            yield Finding("units", message, (), f"--label-units {unit}, which is taken without")
+            yield Finding("units", f"{column!r} is in {unit}", (), _DETECTED)
 
 
 def _check_jumps(table: Examined) -> Iterator[Finding]:
@@ -565,7 +566,7 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
         times = [name for name in table.frame if _holds_times(table.frame[name])]
         allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
         allowed += ["cluster"] * (num_parents >= 10)
-        allowed += [f"time (--time-column {name})" for name in times]
+        allowed += [f"time (--time-column {shlex.quote(name)})" for name in times]
         yield Finding(
             "splits",
             f"{say_count(num_parents, 'molecule')}, {say_count(len(scaffolds), 'scaffold')}; the "

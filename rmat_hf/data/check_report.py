@@ -3,20 +3,31 @@
 import html
 import shlex
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from rdkit import Chem
 
 from rmat_hf.data.check import TableReport, check_table, describe_rows
-from rmat_hf.data.columns import INCHI_NOTE, is_empty, parse_cell, rewrite_number
+from rmat_hf.data.columns import (
+    INCHI_NOTE,
+    find_label_columns,
+    find_number_style,
+    is_empty,
+    is_european,
+    parse_cell,
+    rewrite_number,
+    rewrite_numbers,
+)
 from rmat_hf.data.labels import parse_word
 from rmat_hf.data.measurements import is_wide
 from rmat_hf.data.tables import RESERVED_COLUMNS, SMILES_COLUMN
 from rmat_hf.errors import UserError, import_draw
 from rmat_hf.flags import declare_flag, declare_positional, name_flag, validate_flags
+from rmat_hf.model.features_rmat import silence_rdkit
 from rmat_hf.output_folder import open_atomically
 
 _MOST_DRAWINGS = 6
@@ -103,7 +114,8 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
     smiles = frame[name].map(lambda text: (text.split() or [""])[0])
     mols = dict(enumerate(report.mols))
     for row in np.flatnonzero(smiles != frame[name]).tolist():
-        mol = Chem.MolFromSmiles(smiles[row])
+        with silence_rdkit():
+            mol = Chem.MolFromSmiles(smiles[row])
         # an extension, as of CXSMILES, is part of a molecule that was read
         if mols[row] is None and mol is not None:
             changes.append((row, name, frame[name][row], smiles[row], "text after the SMILES"))
@@ -113,11 +125,12 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
         is_class = column not in report.label_transforms or column in report.binary_labels
         if column in report.useless_labels:
             is_class |= any(parse_word(text) is not None for text in before)
-        after = before.map(partial(_plain, style=style, keeps_words=is_class))
-        for row in np.flatnonzero(after != before).tolist():
-            why = "not known" if not after[row] else "written with a point"
-            changes.append((row, column, before[row], after[row], why))
-        frame[column] = after
+        cells = [_plain(text, style=style, keeps_words=is_class) for text in before]
+        changes += _rewrite(frame, column, cells=cells)
+    others = find_label_columns(frame, others=[name, *report.label_columns])
+    for column in chain(*others):
+        style = find_number_style(frame[column], is_european=is_european(report.description))
+        changes += _rewrite(frame, column, cells=rewrite_numbers(frame[column], style))
     keys = [
         (Chem.MolToSmiles(mols[row]) if mols[row] else "", *frame.loc[row, report.label_columns])
         for row in range(len(frame))
@@ -137,6 +150,16 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
     frame = frame.drop(index=list(reasons)).rename(columns={**taken, name: SMILES_COLUMN})
     columns = ["row", "column", "before", "after", "why"]
     return frame, pd.DataFrame(sorted(changes), columns=columns)
+
+
+def _rewrite(frame: pd.DataFrame, column: str, *, cells: list[str]) -> list[tuple[Any, ...]]:
+    """Put other cells into a column; return what was changed."""
+    before, frame[column] = frame[column].to_list(), pd.Series(cells, index=frame.index)
+    return [
+        (row, column, old, new, "written with a point" if new else "not known")
+        for row, (old, new) in enumerate(zip(before, cells, strict=True))
+        if old != new
+    ]
 
 
 def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:

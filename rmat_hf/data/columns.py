@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice, pairwise
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -134,16 +135,21 @@ def find_smiles_column(table: Table, wanted: str = SMILES_COLUMN) -> str:
     """Return the column of SMILES: the one that was named, else the one whose cells are SMILES."""
     if wanted in table.column_names or wanted != SMILES_COLUMN:
         return wanted
-    frame = read_frame(table, num_rows=_NUM_SAMPLE_ROWS)
-    shares = {name: _share_smiles(frame[name]) for name in frame}
+    return find_smiles_cells(read_frame(table, num_rows=_NUM_SAMPLE_ROWS), source=table.source)
+
+
+def find_smiles_cells(frame: pd.DataFrame, *, source: str) -> str:
+    """Return the column of a frame whose cells are SMILES, by its name if several are."""
+    cells = frame.head(_NUM_SAMPLE_ROWS)
+    shares = {name: _share_smiles(cells[name]) for name in cells}
     found = {name: share for name, share in shares.items() if share >= _MOST}
     if found:
         return max(found, key=lambda name: (_rank_name(name), found[name]))
     try:
-        validate_columns(table.column_names, [wanted], source=table.source)
+        validate_columns(frame.columns, [SMILES_COLUMN], source=source)
     except UserError as error:
-        raise UserError(f"{error}{_describe_structures(frame)}") from error
-    return wanted
+        raise UserError(f"{error}{_describe_structures(cells)}") from None
+    return SMILES_COLUMN
 
 
 def _rank_name(name: str) -> int:
@@ -155,7 +161,7 @@ def _rank_name(name: str) -> int:
 
 def _share_smiles(cells: Sequence[str]) -> float:
     """Return the share of the filled cells that RDKit reads; nothing of short words and numbers."""
-    texts = [text.split()[0] for text in cells if text.strip()]
+    texts = [text.split()[0] for text in _list_filled(cells)]
     texts = [text for text in texts if len(text) <= _MOST_CHARACTERS]
     # letters alone, such as F and M, are SMILES only by accident
     if not any("C" in text.upper() for text in texts):
@@ -174,8 +180,12 @@ def _describe_structures(frame: pd.DataFrame) -> str:
 
 
 def _share(cells: Sequence[str], form: re.Pattern[str]) -> float:
-    texts = [text.strip() for text in cells if text.strip()]
+    texts = _list_filled(cells)
     return sum(bool(form.match(text)) for text in texts) / max(len(texts), 1)
+
+
+def _list_filled(cells: Iterable[Any]) -> list[str]:
+    return [text.strip() for text in cells if isinstance(text, str) and text.strip()]
 
 
 def read_inchi(table: Table) -> Table | None:
@@ -306,6 +316,16 @@ def rewrite_number(text: str, style: str) -> str:
     return text
 
 
+def is_european(description: str) -> bool:
+    """Tell whether a table is separated as where commas are decimal, by how it is read."""
+    return any(word in description for word in ("semicolons", "tabs", "bars"))
+
+
+def rewrite_numbers(cells: Iterable[Any], style: str) -> list[Any]:
+    """Return the cells of a column with points in its numbers; what is no text as it is."""
+    return [rewrite_number(it, style) if isinstance(it, str) else it for it in cells]
+
+
 def find_number_styles(table: Table, columns: Iterable[str]) -> dict[str, str]:
     """Return the columns with numbers that have commas, and what these are."""
     names = [it for it in columns if is_text(table.schema.field(it).type)]
@@ -316,9 +336,8 @@ def find_number_styles(table: Table, columns: Iterable[str]) -> dict[str, str]:
         for name, cells in chunk.columns.items():
             found = pc.filter(cells, pc.match_substring(cells, ","))
             with_commas[name] += found.to_pylist()
-    is_european = any(word in table.description for word in ("semicolons", "tabs", "bars"))
     styles = {
-        name: find_number_style(cells, is_european=is_european)
+        name: find_number_style(cells, is_european=is_european(table.description))
         for name, cells in with_commas.items()
     }
     return {name: style for name, style in styles.items() if style}
@@ -336,7 +355,7 @@ def _read_plainly(
     for chunk in table.read(schema):
         rows = chunk.table
         for name in [it for it in rows.column_names if it in styles]:
-            cells = [it and rewrite_number(it, styles[name]) for it in rows[name].to_pylist()]
+            cells = rewrite_numbers(rows[name].to_pylist(), styles[name])
             idx = rows.schema.get_field_index(name)
             kind = rows.schema.field(idx)
             rows = rows.set_column(idx, kind, pa.array(cells, kind.type))

@@ -8,6 +8,7 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 
+from rmat_hf.data.columns import find_smiles_cells
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table, validate_columns
 from rmat_hf.errors import UserError
@@ -18,19 +19,22 @@ FRAME_NAME = "The table"
 def list_molecules_of(frame: pd.DataFrame, smiles_column: str | None = None) -> list[Any]:
     """Return the molecules in a column of a table, `None` where missing.
 
-    By default it is `"smiles"`, in small or large letters.
+    By default it is `"smiles"`, in small or large letters, else the one whose cells are SMILES.
     """
     columns = [*map(str, frame.columns)]
-    name = smiles_column or SMILES_COLUMN
-    if smiles_column is None and name not in columns:
-        # as spreadsheets have it: SMILES, Smiles
-        alike = [it for it in columns if it.strip().lower() == name]
-        name = alike[0] if len(alike) == 1 else name
+    # as spreadsheets have it: SMILES, Smiles
+    alike = [it for it in columns if it.strip().lower() == SMILES_COLUMN]
+    alike = [SMILES_COLUMN] if SMILES_COLUMN in alike else alike
     try:
-        validate_columns(columns, [name], source=FRAME_NAME)
+        if smiles_column is not None or len(alike) == 1:
+            name = smiles_column or alike[0]
+            validate_columns(columns, [name], source=FRAME_NAME)
+        else:
+            name = find_smiles_cells(frame.set_axis(columns, axis=1), source=FRAME_NAME)
     except UserError as error:
-        raise UserError(f"{error} Name that of the SMILES: smiles_column=NAME.") from error
-    return [None if it is None or it != it else it for it in frame[name].tolist()]
+        raise UserError(f"{error} Name that of the SMILES: smiles_column=NAME.") from None
+    cells = frame.iloc[:, columns.index(name)].tolist()
+    return [None if it is None or it is pd.NA or it != it else it for it in cells]
 
 
 def add_columns(frame: pd.DataFrame, columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:

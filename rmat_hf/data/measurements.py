@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 from rdkit import DataStructs
 
-from rmat_hf.data.labels import Bound, LabelError, flatten_labels, is_missing, parse_number
+from rmat_hf.data.labels import (
+    MISSING_NUMBERS,
+    Bound,
+    LabelError,
+    flatten_labels,
+    is_missing,
+    parse_number,
+)
 from rmat_hf.data.table_writer import list_columns
 from rmat_hf.errors import UserError
 from rmat_hf.model.configuration_rmat import RMatConfig
@@ -392,6 +399,25 @@ def find_covariates(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]
                 f"numbers, or of at most {_MOST_CATEGORIES} categories. Leave it out."
             )
     return kinds
+
+
+def find_unread_covariates(
+    kinds: Sequence[Mapping[str, Any]], columns: Mapping[str, Sequence[Any]], *, num_rows: int
+) -> dict[int, str]:
+    """Return by row which cells are no number, or no category that a model has learned.
+
+    The mean of training stands for them, as for an empty cell, of which nothing is said.
+    """
+    found: dict[int, list[str]] = {}
+    for kind in kinds:
+        name, what = kind["name"], "a category of training" if "categories" in kind else "a number"
+        values = encode_covariates([kind], columns, num_rows=num_rows)
+        for row in np.flatnonzero(np.isnan(values).any(axis=1)).tolist():
+            text = str(columns[name][row]).strip() if name in columns else ""
+            if text.lower() not in MISSING_NUMBERS:
+                reason = f"{name} {text!r} is not {what}: the mean of training stands for it"
+                found.setdefault(row, []).append(reason)
+    return {row: "; ".join(reasons) for row, reasons in found.items()}
 
 
 def add_covariates(

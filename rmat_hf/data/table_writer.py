@@ -369,10 +369,23 @@ def describe_prediction_columns(
 
 def count_failures(reasons: Iterable[str | None]) -> Counter[str]:
     """Count rows by reason, without what is of one molecule only; those that have none as ''."""
-    return Counter(_generalize(reason) if reason else "" for reason in reasons)
+    return Counter(name_kind(reason) if reason else "" for reason in reasons)
 
 
-def _generalize(reason: str) -> str:
+def count_by_example(reasons: Iterable[str | None]) -> Counter[str]:
+    """Count rows by reason as [`count_failures`], and show of each kind the first reason."""
+    known = [reason for reason in reasons if reason]
+    examples = {name_kind(reason): reason for reason in reversed(known)}
+    return Counter({show_example(it, examples[it]): n for it, n in count_failures(known).items()})
+
+
+def show_example(kind: str, reason: str) -> str:
+    """Return a kind of reason as [`count_failures`] has it, with a real one if they differ."""
+    return kind if kind == reason else f"e.g. {reason.splitlines()[0]}"
+
+
+def name_kind(reason: str) -> str:
+    """Return a reason without what is of one molecule only."""
     general = re.sub(r"'[^']*'", "'…'", reason.split("\n")[0])
     general = re.sub(r"(while parsing|for input): .*", r"\1 …", general)
     return re.sub(r"\b\d+(\.\d+)?(e[-+]?\d+)?\b", "N", general)

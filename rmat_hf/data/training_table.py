@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -47,7 +48,11 @@ from rmat_hf.data.measurements import (
     merge_replicates,
     parse_weights,
 )
-from rmat_hf.data.splits.column_splits import find_unread_cells, parse_split_cells
+from rmat_hf.data.splits.column_splits import (
+    find_unread_cells,
+    parse_split_cells,
+    validate_split_cells,
+)
 from rmat_hf.data.splits.molecule_splits import name_by_parent
 from rmat_hf.data.splits.registry import GROUP_COLUMN
 from rmat_hf.data.stored_features import (
@@ -60,7 +65,7 @@ from rmat_hf.data.stored_features import (
     read_column,
 )
 from rmat_hf.data.table_files import read_header
-from rmat_hf.data.table_writer import count_failures, group_cells
+from rmat_hf.data.table_writer import group_cells, name_kind
 from rmat_hf.data.tables import (
     SMILES_COLUMN,
     Table,
@@ -308,6 +313,7 @@ def _build_training_data(
     given = _iterate_rows(table, types=types, label_options=label_options, level=level, **names)
     columns = ["smiles", "molecule", "labels", "cells"]
     rows = pd.DataFrame(given, columns=columns, dtype=object)
+    validate_split_cells(split_column, _list_split_cells(rows, split_column))
     if featurized is not None:
         outcomes = _read_outcomes(featurized, rows["molecule"], max_atoms=processor.max_atoms)
     else:
@@ -357,21 +363,31 @@ def _build_training_data(
 
 
 def _warn_of(dropped: Sequence[DroppedRow], *, num_rows: int, source: str, way_out: str) -> None:
-    if dropped:
-        counts = count_failures(it.reason for it in dropped).most_common(_NUM_REASONS)
-        listed = "; ".join(f"{number}: {reason}" for reason, number in counts)
-        text = "Dropped %d of %d rows of %s, of which %s. The first is row %d: %s.%s"
-        first = (dropped[0].row, dropped[0].reason)
-        logger.warning(text, len(dropped), num_rows, source, listed, *first, way_out)
+    """Count dropped rows by reason, each with its first row."""
+    if not dropped:
+        return
+    counts = Counter(name_kind(it.reason) for it in dropped)
+    first = {name_kind(it.reason): it for it in reversed(dropped)}
+    listed = "; ".join(
+        f"{number}, {'first ' * (number > 1)}row {first[kind].row}: {first[kind].reason}"
+        for kind, number in counts.most_common(_NUM_REASONS)
+    )
+    more = "; and other reasons" if len(counts) > _NUM_REASONS else ""
+    where = source.replace("The ", "the ", 1) if source.startswith("The ") else source
+    text = "Dropped %d of %d rows of %s: %s%s.%s"
+    logger.warning(text, len(dropped), num_rows, where, listed, more, way_out)
 
 
 def _find_rows_without_part(rows: pd.DataFrame, split_column: str | None) -> dict[int, str]:
     """Return why rows have no part, or time, of a split that is given, by row."""
     if split_column is None:
         return {}
-    return find_unread_cells(
-        split_column, {row: cells[split_column] for row, cells in rows["cells"].items()}
-    )
+    return find_unread_cells(split_column, _list_split_cells(rows, split_column))
+
+
+def _list_split_cells(rows: pd.DataFrame, split_column: str | None) -> dict[int, object]:
+    """Return the cells of the column of a split, if there is one, by row."""
+    return {row: cells[split_column] for row, cells in rows["cells"].items() if split_column}
 
 
 def _settle_replicates(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rmat_hf.data.columns import is_empty
 from rmat_hf.data.labels import describe_recoding, list_words
-from rmat_hf.data.table_writer import count_failures
+from rmat_hf.data.table_writer import count_by_example
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import say_count
 from rmat_hf.output_folder import save_json
@@ -108,7 +108,7 @@ class EvaluationResult:
 
     def describe(self) -> str:
         """Return table, verdict and notes, as `rmat evaluate` prints them."""
-        reasons = count_failures(it.reason for it in self.skipped)
+        reasons = count_by_example(it.reason for it in self.skipped)
         lines = [
             f"{say_count(number, 'row')} left out: {reason}"
             for reason, number in reasons.most_common(5)
@@ -317,7 +317,7 @@ def _describe_worst(folder: Path, result: EvaluationResult, *, name: str) -> lis
 def _describe_skipped(result: EvaluationResult) -> list[str]:
     if not result.skipped:
         return []
-    counts = count_failures(it.reason for it in result.skipped)
+    counts = count_by_example(it.reason for it in result.skipped)
     rows = [["row", "molecule", "reason"]]
     rows += [[str(it.row), f"`{it.smiles}`", it.reason] for it in result.skipped[:MOST_SKIPPED]]
     lines = [f"- {number}: {reason}" for reason, number in counts.most_common()]

@@ -21,6 +21,7 @@ from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, pars
 from rmat_hf.data.measurements import (
     describe_factor,
     find_error_unit,
+    find_unread_covariates,
     learn_ends,
     learn_values,
     name_learned,
@@ -40,7 +41,7 @@ from rmat_hf.evaluation.evaluation_report import (
 )
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
-from rmat_hf.inference.prediction import limit_processor, predict
+from rmat_hf.inference.prediction import limit_processor, predict, warn_of_faults
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
@@ -442,6 +443,7 @@ def _predict(
     kinds = model.config.covariates or []
     beside = {it["name"]: list(rows.cells[it["name"]]) for it in kinds if it["name"] in rows.cells}
     options |= {"covariates": beside} if kinds else {}
+    warn_of_faults(find_unread_covariates(kinds, beside, num_rows=len(rows.cells)))
     found = predict(model, rows.molecules, processor=processor, **options)
     return cast(Predictions, found), quantiles
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from rdkit import Chem
 from rdkit.Chem import BRICS
@@ -203,7 +204,7 @@ def _skip_nan(value: float) -> float | None:
 
 def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
     model: str | Path | Any,
-    molecules: Iterable[Molecule],
+    molecules: Iterable[Molecule] | pd.DataFrame,
     *,
     label: str | None = None,
     by: Sequence[str] = DEFAULT_PARTS,
@@ -274,7 +275,7 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
     read, places = partial(read_label, column=column, config=config), locate_covariates(config)
     asked = _Question(by, method, config.types[column] != "regression", places)
     explainer = Explainer(predictor.eval(), read, batch_size=batch_size)
-    beside = read_beside(config, molecules, covariates=covariates, num_rows=len(rows))
+    beside = read_beside(config, molecules, covariates=covariates, num_rows=len(rows)).values
     used_processor = without_unread(used_processor, predictor)
     results: list[Explanation | str] = []
     outcomes = iterate_featurized(rows, used_processor, num_workers=num_workers)

@@ -13,10 +13,11 @@ import pandas as pd
 import torch
 from rdkit import Chem
 
+from rmat_hf.data.columns import find_number_style, rewrite_numbers
 from rmat_hf.data.featurization import FeaturizedMolecule, iterate_featurized
 from rmat_hf.data.frames import add_columns, list_molecules_of
 from rmat_hf.data.labels import restore_atom_order
-from rmat_hf.data.measurements import append_covariates
+from rmat_hf.data.measurements import append_covariates, find_unread_covariates
 from rmat_hf.data.stored_features import (
     count_nodes,
     expand_features,
@@ -24,7 +25,7 @@ from rmat_hf.data.stored_features import (
     unpack_features,
 )
 from rmat_hf.data.table_writer import Predictions, list_columns
-from rmat_hf.errors import UserError, is_out_of_memory
+from rmat_hf.errors import UserError, is_out_of_memory, say_count
 from rmat_hf.loading import load_embedder, load_predictor
 from rmat_hf.model.covariates_rmat import encode_covariates
 from rmat_hf.model.features_rmat import Molecule, is_table, list_molecules
@@ -48,6 +49,10 @@ logger = logging.getLogger(__name__)
 # What a stranger's processor may ask of this machine, without a word of the user.
 MAX_ATOMS_BY_DEFAULT = 1000
 MAX_TIME_LIMIT_S = 300
+MISSING_COVARIATES = (
+    "%s: the model was trained with it, the table has no such column, and the mean of training "
+    "stands in every row."
+)
 TOO_LARGE_FOR_MODEL = "the model needs more memory for it than there is"
 # Batches whose molecules are grouped by size together; the features wait in compact form.
 _BATCHES_GROUPED = 32
@@ -109,14 +114,16 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
             Folder, Hub id or finetuned model, of molecules or of atoms, or ensemble.
         molecules (`Iterable[str | Chem.Mol | None]` or `pandas.DataFrame`):
             SMILES or RDKit molecules, a column too; or a table with them.
-        smiles_column (`str`, *optional*, defaults to `"smiles"`): Column of a table.
+        smiles_column (`str`, *optional*, defaults to `"smiles"`):
+            Column of a table; if none is called so, the one whose cells are SMILES.
         coverage (`float`, *optional*, defaults to 0.9):
             Share of the intervals, or sets of classes, that are to hold the truth.
         trust (`bool`, *optional*, defaults to `True`):
             Whether to say how far to trust each prediction, if the model has what that needs.
         covariates (`Mapping[str, Sequence]`, *optional*):
             Cells of the columns that a model reads beside molecules (`config.covariates`), by
-            name; of a table its own. What is missing counts as the mean of training.
+            name; of a table its own. What is missing counts as the mean of training; a cell that
+            is no number, or a category that was not learned, does with a warning in its row.
         processor (`RMatProcessor`, *optional*): Needed with a loaded model.
         revision (`str`, *optional*): Branch, tag or commit of a model on the Hub.
         batch_size (`int`, *optional*, defaults to 32):
@@ -170,6 +177,7 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
     chosen = coverage if trust and find_trust(predictor) is not None else None
     validate_coverage(predictor, chosen)
     sizes = describe_blocks(predictor, coverage=chosen)
+    beside = read_beside(config, given, covariates=covariates, num_rows=len(molecules))
     rows, errors, warnings = _run_batches(
         predictor,
         molecules,
@@ -177,7 +185,7 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
             [*predict_blocks(predictor, inputs, coverage=chosen).values()], dim=1
         ),
         num_values=len(config.output_names),
-        covariates=read_beside(config, given, covariates=covariates, num_rows=len(molecules)),
+        covariates=beside.values,
         trust=None if chosen is None else config.trust,
         **options,
     )
@@ -186,6 +194,8 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
     found: dict[str, Any] = dict(zip(sizes, blocks, strict=True))
     if chosen is not None:
         found["novelty"], found["warnings"] = found["novelty"][:, 0], warnings
+    faults = {row: it for row, it in beside.faults.items() if errors[row] is None}
+    warn_of_faults(faults, found.get("warnings"))
     return _return_as(given, Predictions(errors=errors, config=config, **found))
 
 
@@ -194,21 +204,44 @@ def find_beside(config: Any, given: Any, *, covariates: Any) -> dict[str, list[A
     beside = {} if covariates is None else covariates  # a table has no truth value
     columns = given if covariates is None and isinstance(given, pd.DataFrame) else beside
     names = [str(it["name"]) for it in config.covariates or []]
-    return {name: list(columns[name]) for name in names if name in columns}
+    found = {}
+    for name in [it for it in names if it in columns]:
+        cells = [None if it is None or it is pd.NA else it for it in columns[name]]
+        style = find_number_style([it for it in cells if isinstance(it, str)], is_european=False)
+        found[name] = rewrite_numbers(cells, style)
+    return found
 
 
-def read_beside(config: Any, given: Any, *, covariates: Any, num_rows: int) -> np.ndarray | None:
+class Beside(NamedTuple):
+    """The covariates of rows, and by row the cells that the mean of training stands for."""
+
+    values: np.ndarray | None
+    faults: Mapping[int, str] = {}
+
+
+def read_beside(config: Any, given: Any, *, covariates: Any, num_rows: int) -> Beside:
     """Return the covariates of a model that has some; warn of those that nobody gave."""
     if config.covariates is None:
-        return None
+        return Beside(None)
     kinds, known = config.covariates, find_beside(config, given, covariates=covariates)
     if missing := [it["name"] for it in kinds if it["name"] not in known]:
         logger.warning(
-            "%s: the model reads them beside molecules, and takes the mean of its training rows "
-            "where they are missing. Give the columns, or covariates={name: cells}.",
+            MISSING_COVARIATES + " Give the columns, or covariates={name: cells}.",
             ", ".join(missing),
         )
-    return encode_covariates(kinds, known, num_rows=num_rows)
+    values = encode_covariates(kinds, known, num_rows=num_rows)
+    return Beside(values, find_unread_covariates(kinds, known, num_rows=num_rows))
+
+
+def warn_of_faults(faults: Mapping[int, str], warnings: list[str | None] | None = None) -> None:
+    """Put what is wrong with covariates behind the warnings of their rows, or log it."""
+    if warnings is not None:
+        for row, fault in faults.items():
+            warnings[row] = "; ".join(filter(None, [warnings[row], fault]))
+    elif faults:
+        row, fault = next(iter(faults.items()))
+        number = say_count(len(faults), "row")
+        logger.warning("%s with covariates not read, as row %d: %s.", number, row, fault)
 
 
 def validate_coverage(model: Any, coverage: float | None) -> None:
@@ -222,7 +255,7 @@ def validate_coverage(model: Any, coverage: float | None) -> None:
         try:
             trust.find_quantiles(coverage)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(str(error)) from None
 
 
 def embed(  # noqa: PLR0913 - the level, and what `predict` takes

@@ -1,6 +1,7 @@
 """`rmat predict` and `rmat embed`: a table in, the same rows with new columns out."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,7 +19,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from rmat_hf import __version__
-from rmat_hf.data.columns import find_smiles_column
+from rmat_hf.data.columns import find_number_styles, find_smiles_column, rewrite_numbers
 from rmat_hf.data.featurization import choose_cache_dir, describe_processor
 from rmat_hf.data.shards import (
     ROW_COLUMN,
@@ -40,6 +41,8 @@ from rmat_hf.data.table_writer import (
     build_output_schema,
     count_failures,
     describe_prediction_columns,
+    name_kind,
+    show_example,
     summarize,
     validate_output_path,
 )
@@ -47,6 +50,7 @@ from rmat_hf.data.tables import Table, build_table, validate_smiles_column
 from rmat_hf.errors import UserError, escape_message, say_count
 from rmat_hf.flags import NO_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.inference.prediction import (
+    MISSING_COVARIATES,
     Embeddings,
     embed,
     limit_processor,
@@ -58,6 +62,8 @@ from rmat_hf.loading import compute_model_hash, load_embedder, load_predictor
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE
 from rmat_hf.output_folder import lock_output, open_atomically, save_json
+
+logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "summary.json"
 # Key of the counts in the metadata of a shard that holds its best rows only.
@@ -240,7 +246,9 @@ class _Screen:
     # what belongs beside the shards of a folder: itself, the folder and these
     finish: Callable[[Any, Path, Sequence[Path]], None] | None = None
     warnings: Counter[str] = field(default_factory=Counter)
-    covariates: Sequence[str] = ()
+    examples: dict[str, str] = field(default_factory=dict)
+    # columns beside molecules, with what commas in their numbers are
+    covariates: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def extension(self) -> str:
@@ -254,8 +262,13 @@ class _Screen:
     def compute(self, pieces: Iterable[Piece]) -> Generator[tuple[int, pa.Table], None, None]:
         schema = build_output_schema(self.table.schema, self.added_columns)
         for idx, chunk in pieces:
-            own = {name: chunk.table[name].to_pylist() for name in self.covariates}
             molecules = chunk.molecules(self.arguments.smiles_column)
+            own = {
+                name: rewrite_numbers(chunk.columns[name].to_pylist(), style)
+                if name in chunk.columns
+                else [None] * chunk.num_rows
+                for name, style in self.covariates.items()
+            }
             computed = self.compute_rows(molecules, **({"covariates": own} if own else {}))
             columns = {**chunk.columns, **self.list_columns(computed)}
             yield idx, pa.Table.from_pydict(columns, schema=schema)
@@ -320,6 +333,8 @@ class _Screen:
             cells = columns[WARNING_COLUMN].to_pylist()
             texts = [text for cell in cells if cell for text in cell.split("; ")]
             self.warnings.update(count_failures(texts))
+            for text in texts:
+                self.examples.setdefault(name_kind(text), text)
 
     def count_written(self, counts: Counter[str]) -> int:
         top_k = self.arguments.top_k
@@ -387,7 +402,8 @@ def run_screen(
             counts = screen.write_file(output, show_progress=show_progress)
     num_rows, num_failed = counts.total(), counts.total() - counts[""]
     numbers = (num_rows, num_failed, screen.count_written(counts))
-    return ScreeningResult(output, *numbers, is_complete, dict(screen.warnings))
+    shown = {show_example(it, screen.examples[it]): n for it, n in screen.warnings.items()}
+    return ScreeningResult(output, *numbers, is_complete, shown)
 
 
 def _join_launched_processes(arguments: PredictionArguments) -> tuple[PredictionArguments, bool]:
@@ -484,10 +500,18 @@ def load_screen(
         **trusted,
     )
     deciding = "" if arguments.top_k is None else _find_deciding(added, arguments.top_k_label)
-    kinds = (model.config.covariates or []) if verb == "predict" else []
-    covariates = [str(it["name"]) for it in kinds if it["name"] in table.schema.names]
+    covariates = _find_covariates(model, table) if verb == "predict" else {}
     screen = (table, arguments, compute_rows, list_columns, added, deciding, description)
     return _Screen(*screen, covariates=covariates)
+
+
+def _find_covariates(model: Any, table: Table) -> dict[str, str]:
+    """Return what a model reads beside molecules, with what commas in its numbers are."""
+    names = [str(it["name"]) for it in model.config.covariates or []]
+    if missing := [it for it in names if it not in table.column_names]:
+        logger.warning(MISSING_COVARIATES, ", ".join(missing))
+    styles = find_number_styles(table, [it for it in names if it not in missing])
+    return {name: styles.get(name, "") for name in names}
 
 
 def _find_deciding(columns: Mapping[str, ColumnKind], label: str | None) -> str:

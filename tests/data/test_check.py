@@ -90,11 +90,41 @@ def test_the_cleaned_copy_is_learned_as_the_table_itself(
     # row 4 has no label, row 9 repeats row 8
     assert fixed["Compound"].tolist() == ["A0", "A1", "A2", "A5", "A6", "A7", "A8"]
     assert fixed["IC50 (nM)"].tolist()[:3] == ["12.5", "12500", ">10000"]
+    assert report.frame["IC50 (nM)"][0] == "12,5"
     assert {3, 4, 9} == {*changes[changes["why"].str.startswith("dropped")]["row"]}
     assert changes[changes["row"] == 7][["before", "after"]].to_numpy().tolist() == [
         ["CC(N)C(=O)O alanine", "CC(N)C(=O)O"]
     ]
     assert check_table(fixed).num_molecules == 5
+
+
+def test_the_cleaned_copy_has_points_in_every_column_of_numbers() -> None:
+    smiles = ["CCO", "CCN", "see ELN 2231", "CCCC with water"]
+    table = pd.DataFrame({"Structure": smiles, "IC50 (nM)": ["1,5", "2,5", "3,5", "4,5"]})
+    table["MW"], table["series"] = ["427,54", "n.d.", "1,1", "20,5"], ["1,4-diol", "2", "", ""]
+    report = check_table(table, label_columns=["IC50 (nM)"])
+    fixed, changes = fix_table(report)
+    assert fixed["MW"].tolist() == ["427.54", "n.d.", "20.5"]
+    assert fixed["series"].tolist() == ["1,4-diol", "2", ""]
+    assert fixed["smiles"].tolist() == ["CCO", "CCN", "CCCC"]
+    assert changes[changes["column"] == "MW"]["why"].unique().tolist() == ["written with a point"]
+    # of a row without a molecule in front of the text it is said that it goes
+    (way_out,) = (it.way_out for it in find(report, "molecules"))
+    assert "cuts" in way_out and "drops" in way_out
+
+
+def test_a_column_of_dates_is_proposed_for_a_split_in_time() -> None:
+    table = pd.DataFrame(
+        {"smiles": [f"{'C' * size}O" for size in range(1, 7)], "y": range(0, 60, 10)}
+    )
+    for form, is_told in {
+        "{:02}.02.2023": True,
+        "2023-02-{:02}": True,
+        "{:02}/02/2023": False,
+    }.items():
+        dated = table.assign(**{"Assay date": [form.format(day) for day in range(1, 7)]})
+        ways_out = "".join(it.way_out for it in find(check_table(dated), "splits"))
+        assert ("--time-column 'Assay date'" in ways_out) is is_told
 
 
 RINGS = "smiles,y\n" + "".join(

@@ -15,6 +15,7 @@ from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.table_writer import (
     TableWriter,
+    count_by_example,
     count_failures,
     starts_like_formula,
     validate_output_path,
@@ -263,6 +264,10 @@ def test_reasons_are_counted_without_what_is_of_one_molecule() -> None:
     assert count_failures(errors) == {"cannot parse '…'": 2, "": 2}
     assert count_failures(["row 3: EC50 is 0.5", "row 41: EC50 is 1e-05"]) == {
         "row N: EC50 is N": 2
+    }
+    assert count_by_example(["row 3: EC50 is 0.5", "no label", None, "row 41: EC50 is 1"]) == {
+        "e.g. row 3: EC50 is 0.5": 2,
+        "no label": 1,
     }
     for smiles in (["C1CC", "CC2CCC"], ["C" * 20, "C" * 30]):
         outcomes = featurize_molecules(smiles, RMatProcessor(max_atoms=5))

@@ -91,7 +91,13 @@ def test_dropped_rows_have_reasons_and_are_counted(
     assert all(row.reason for row in loaded.dropped)
     assert "ring" in loaded.dropped[0].reason
     assert "max_atoms=10" in loaded.dropped[5].reason
-    assert "Dropped 6 of 8 rows" in caplog.text
+    # each kind with its first row and what is wrong there
+    assert "Dropped 6 of 8 rows" in caplog.text and "1, row 0: " in caplog.text
+    assert "unclosed ring for input: 'C1CC'" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        rows = Dataset.from_dict({"smiles": ["CCO", "CCN", "CCF"], "y": ["1", "2", "?"]})
+        featurize_dataset(rows, PROCESSOR, label_columns=["y"])
+    assert "1 of 3 rows of the data set: 1, row 2: no label" in caplog.text
 
 
 def test_a_cell_that_is_no_label_costs_itself_and_is_named(
@@ -227,14 +233,19 @@ def test_split_and_time_columns_are_carried_over(
 
 
 @pytest.mark.parametrize(("column", "cell"), [("fold", "train"), (TimeColumn("fold"), "2001")])
-def test_cell_that_is_no_part_or_time_costs_its_row(tmp_path: Path, column: str, cell: str) -> None:
+def test_cell_that_is_no_part_or_time_costs_its_row(
+    tmp_path: Path, column: str, cell: str, caplog: pytest.LogCaptureFixture
+) -> None:
     other = "test" if cell == "train" else "2002"
     rows = f"bad,1,\nC,2,{cell}\nN,3,May\nO,4,{other}\nF,5,{cell}\n"
     loaded = load(tmp_path, f"smiles,y,fold\n{rows}", split_column=column)
     assert loaded.dataset["row"][:] == [1, 3, 4]
     assert "'fold' holds 'May'" in loaded.dropped[1].reason
+    caplog.clear()
     with pytest.raises(UserError, match=r"Row 1 .*'fold' holds 'May'"):
         load(tmp_path, "smiles,y,fold\nbad,1,\nC,2,May\nN,3,June\n", split_column=column)
+    # which is found before molecules are looked at
+    assert "Dropped" not in caplog.text
 
 
 def test_sdf_structures_come_with_their_coordinates(tmp_path: Path) -> None:

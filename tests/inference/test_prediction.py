@@ -175,6 +175,7 @@ TABLE = pd.DataFrame({"id": range(4), "smiles": ["CCO", "C1", None, "CCN"]}, ind
             UserError,
             "Did you mean 'SMILES'.*smiles_column=NAME",
         ),
+        (TABLE[["id"]], {}, UserError, "no column 'smiles'.*smiles_column=NAME"),
         (TABLE.assign(error="mine"), {}, UserError, "already has a column 'error'"),
         (TABLE.to_dict("list"), {}, TypeError, r"not as a dict.*table\['smiles'\]"),
         (pa.Table.from_pandas(TABLE), {}, TypeError, r"not as a Table.*table\['smiles'\]"),
@@ -194,6 +195,10 @@ def test_a_table_of_pandas_keeps_its_index_and_columns(processor: RMatProcessor)
     predicted = predict(model, TABLE, processor=processor)
     pd.testing.assert_frame_equal(predicted, as_exported.rename(columns={"Smiles": "smiles"}))
     pd.testing.assert_frame_equal(predicted[["id", "smiles"]], TABLE)
+    # under any name, and of other cells than text where none is SMILES
+    as_stored = TABLE.rename(columns={"smiles": "Structure"}).astype({"Structure": "string"})
+    stored = predict(model, as_stored, processor=processor)
+    assert stored["prediction_logS"].tolist()[0] == predicted["prediction_logS"].tolist()[0]
     assert predicted["error"].notna().tolist() == [False, True, True, False]
     assert predicted["prediction_logS"].notna().tolist() == [True, False, False, True]
     embedded = embed(model, TABLE, processor=processor)

@@ -74,6 +74,8 @@ def test_bounds_teach_what_their_numbers_hide(run: Run, head: str) -> None:
     )
     assert {it["relation_y"] for it in rows} == {"=", ">"}
     assert any("labels are bounds" in note for note in bounded.notes)
+    lines = bounded.summary.splitlines()
+    assert any("labels are bounds" in line for line in lines)
     # and so are their numbers of rows
     known = [it for it in rows if it["split"] != "test"]
     num_bounds = sum(it["relation_y"] == ">" for it in known)
@@ -187,6 +189,35 @@ def test_a_covariate_that_decides_the_label_is_learned(run: Run, head: str, tmp_
     means = {"pH": [None, known], "assay": ["new", None]}
     first, second = predict(result.output_dir, ["CCO", "CCO"], covariates=means).values[:, 0]
     assert first == pytest.approx(second, abs=1e-2)
+
+
+def test_covariates_of_a_prediction_are_read_as_training_read_them(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = [str(it).replace(".", ",") for it in PH]
+    result = run({"y": 2 * PH, "pH": cells, "assay": ASSAYS}, feature_columns=["pH", "assay"])
+    assert result.metrics["test"]["r2"] > 0.95
+    table = pd.DataFrame({"smiles": SMILES, "pH": cells, "assay": ASSAYS})
+    numbers = predict(result.output_dir, table.assign(pH=PH))["prediction_y"]
+    # cells that are none of what was learned
+    table.loc[0, "pH"], table.loc[1, "assay"] = "12 mg", "new"
+    table.to_csv(tmp_path / "library.csv", index=False, sep=";")
+    files = {"input": str(tmp_path / "library.csv"), "output": str(tmp_path / "predicted.csv")}
+    options: Any = {"model": str(result.output_dir), "num_workers": 0, "overwrite": True, **files}
+    screened = run_prediction(PredictionArguments(**options, chunk_size=7))
+    written, found = pd.read_csv(tmp_path / "predicted.csv"), predict(result.output_dir, table)
+    assert written["pH"].tolist() == table["pH"].tolist()
+    for predicted in (written, found):
+        np.testing.assert_allclose(predicted["prediction_y"][2:], numbers[2:], rtol=1e-4, atol=1e-4)
+        assert "'12 mg'" in predicted["warning"][0] and "'new'" in predicted["warning"][1]
+    assert sum(number for text, number in screened.warnings.items() if "'12 mg'" in text) == 1
+    assert caplog.messages == []
+    evaluate(result.output_dir, table.assign(y=2 * PH))
+    assert "2 rows" in caplog.text and "'12 mg'" in caplog.text
+    caplog.clear()
+    table.drop(columns="pH").to_csv(tmp_path / "library.csv", index=False)
+    run_prediction(PredictionArguments(**options, chunk_size=7))
+    assert caplog.text.count("pH") == 1 and "no such column" in caplog.text
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -23,6 +24,8 @@ from rmat_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_DAY_FIRST = re.compile(r"^(\d{1,2})\.(\d{1,2})\.(\d{4})")
+_SLASHES = re.compile(r"\d{1,4}/\d{1,2}/\d{1,4}\b")
 EPOCH = datetime(1970, 1, 1)
 
 
@@ -35,9 +38,9 @@ def parse_split_cells(
 ) -> dict[str, list[object]]:
     """Return the checked column that carries a split: `split` with words or `time` with numbers.
 
-    Times are numbers (years, say), ISO 8601 dates, with or without a time of day, or ISO 8601 dates
-    with a time zone, all of them alike. What looks like a number is one: `20190501`. Dates become
-    seconds since 1970.
+    Times are numbers (years, say), dates, with or without a time of day, or dates with a time zone,
+    all of them alike. Dates are written as in ISO 8601, or with dots and the day first:
+    `31.05.2019`. What looks like a number is one: `20190501`. Dates become seconds since 1970.
 
     Args:
         column: A `TimeColumn` holds times, any other the words of a split; none gives nothing.
@@ -58,6 +61,14 @@ def parse_split_cells(
             column,
         )
     return {"split": words}
+
+
+def validate_split_cells(column: str | None, cells: Mapping[int, object]) -> None:
+    """Raise a `UserError` if no row has a part, or a time, in the column of a split."""
+    parse = parse_time if isinstance(column, TimeColumn) else _parse_word
+    if column and cells and all(math.isnan(parse(cell)[1]) for cell in cells.values()):
+        row = next((row for row, cell in cells.items() if str(cell or "").strip()), *[*cells][:1])
+        _parse_cells([cells[row]], parse, rows=[row], column=column)
 
 
 def find_unread_cells(column: str, cells: Mapping[int, object]) -> dict[int, str]:
@@ -159,11 +170,11 @@ def _parse_cells(
         kind, number = parse(value)
         first_kind = first_kind or kind
         if math.isnan(number) or kind != first_kind:
+            first = f"; row {rows[0]} holds {cells[0]!r}" if row != rows[0] else ""
             raise UserError(
-                f"Row {row} (counted from 0): column {column!r} holds {value!r}, {kind}; row "
-                f"{rows[0]} holds {cells[0]!r}. Fill all rows of the column alike: with "
-                f"{', '.join(SPLIT_NAMES)}, or for a time split with numbers or ISO dates such as "
-                "2019-05-31. Or drop the row."
+                f"Row {row} (counted from 0): column {column!r} holds {value!r}, {kind}{first}. "
+                f"Fill all rows of the column alike: with {', '.join(SPLIT_NAMES)}, or for a time "
+                "split with numbers, or dates such as 2019-05-31 or 31.05.2019. Or drop the row."
             )
         numbers.append(number)
     return numbers
@@ -182,10 +193,18 @@ def parse_time(value: object) -> tuple[str, float]:
     number = parse_number(value)
     if number is not None:
         return ("which is no time" if math.isnan(number) else "a number"), number
+    text = str(value).strip()
+    if _SLASHES.match(text):
+        return "which may have the day or the month first", math.nan
     try:
-        value = datetime.fromisoformat(str(value).strip())
+        value = datetime.fromisoformat(_DAY_FIRST.sub(_write_iso, text, count=1))
     except ValueError:
-        return "neither a number nor an ISO date", math.nan
+        return "neither a number nor a date", math.nan
     if value.tzinfo is not None:
         return "a date with a time zone", value.timestamp()
     return "a date", (value - EPOCH).total_seconds()
+
+
+def _write_iso(day_first: re.Match[str]) -> str:
+    day, month, year = day_first.groups()
+    return f"{year}-{int(month):02}-{int(day):02}"

@@ -67,6 +67,7 @@ def test_cells_become_the_column_that_their_kind_says() -> None:
         [-3, 0.25, Decimal("7.5")],
         ["1969-12-31", "1970-01-01T12:00", "2019-05-31 23:59:59"],
         ["20190531T010203", "2020-W01-1"],
+        ["1.2.2023", "31.05.2023", "31.05.2023 12:00", "2023-06-01", "01.12.2023"],
         [date(1999, 1, 2), datetime(1999, 1, 2, 3), date(1999, 1, 3)],
         ["2019-05-31T12:00:00+02:00", "2019-05-31T10:00:01Z"],
         [datetime(2019, 5, 31, tzinfo=UTC), "2019-05-31T00:00:01Z"],
@@ -78,7 +79,19 @@ def test_times_of_each_kind_become_growing_numbers(values: list[object]) -> None
 
 @pytest.mark.parametrize(
     "value",
-    ["", None, float("nan"), "NA", "31.05.2019", "2019-05", "2019-02-30", "inf", "May 2019"],
+    [
+        "",
+        None,
+        float("nan"),
+        "NA",
+        "05/31/2019",
+        "01/02/2019",
+        "31.13.2019",
+        "2019-05",
+        "2019-02-30",
+        "inf",
+        "May 2019",
+    ],
 )
 @pytest.mark.parametrize("first", ["2019", "2019-05-31"])
 def test_cell_without_a_time_is_refused_by_its_row(first: str, value: object) -> None:
