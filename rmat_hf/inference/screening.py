@@ -177,6 +177,7 @@ class ScreeningResult:
         num_written (`int`): Rows in the output.
         warnings (`dict[str, int]`): Rows by what the model cannot see of them.
         is_complete (`bool`): Whether the rows of all tasks are there.
+        notes (`list[str]`): What a name of a column does not tell: units of spreads.
     """
 
     output: Path
@@ -185,6 +186,7 @@ class ScreeningResult:
     num_written: int
     is_complete: bool = True
     warnings: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def run_prediction(
@@ -228,7 +230,7 @@ def describe_screening(result: ScreeningResult, *, noun: str) -> str:
         end = f"{counts}. Wrote the best {result.num_written} to {output}."
     else:
         end = f"{counts} (reasons in the column 'error'). Wrote {output}."
-    return "\n".join([*lines, end])
+    return "\n".join([*lines, *(f"{note}." for note in result.notes), end])
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ class _Screen:
     examples: dict[str, str] = field(default_factory=dict)
     # columns beside molecules, with what commas in their numbers are
     covariates: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def extension(self) -> str:
@@ -403,7 +406,7 @@ def run_screen(
     num_rows, num_failed = counts.total(), counts.total() - counts[""]
     numbers = (num_rows, num_failed, screen.count_written(counts))
     shown = {show_example(it, screen.examples[it]): n for it, n in screen.warnings.items()}
-    return ScreeningResult(output, *numbers, is_complete, shown)
+    return ScreeningResult(output, *numbers, is_complete, shown, [*screen.notes])
 
 
 def _join_launched_processes(arguments: PredictionArguments) -> tuple[PredictionArguments, bool]:
@@ -502,7 +505,19 @@ def load_screen(
     deciding = "" if arguments.top_k is None else _find_deciding(added, arguments.top_k_label)
     covariates = _find_covariates(model, table) if verb == "predict" else {}
     screen = (table, arguments, compute_rows, list_columns, added, deciding, description)
-    return _Screen(*screen, covariates=covariates)
+    notes = _list_units_of_spreads(model.config, added) if verb == "predict" else []
+    return _Screen(*screen, covariates=covariates, notes=notes)
+
+
+def _list_units_of_spreads(config: Any, columns: Mapping[str, Any]) -> list[str]:
+    """Say of spreads in which units they are, where these are not those of the table."""
+    transforms = config.label_transforms or []
+    learned = [
+        f"spread_{label} is in units of {it}"
+        for label, it in zip(config.label_columns, transforms, strict=False)
+        if it != "none" and f"spread_{label}" in columns
+    ]
+    return [f"{'; '.join(learned)}; other columns are in those of the table"] if learned else []
 
 
 def _find_covariates(model: Any, table: Table) -> dict[str, str]:

@@ -189,7 +189,9 @@ class FinetuningArguments(RunArguments):
         None, "For --split random or kfold: rows of one value, as a project, stay together."
     )
     time_column: str | None = declare_flag(
-        None, "Column of ISO dates or numbers, for --split time: the newest are test."
+        None,
+        "Column of dates (2019-05-31 or 31.05.2019) or numbers, for --split time: the newest are "
+        "test.",
     )
     cluster_cutoff: float | None = declare_flag(
         None, "For --split cluster: largest Tanimoto distance. Default: 0.6.", above=0, below=1

@@ -98,7 +98,9 @@ def test_rows_that_weigh_next_to_nothing_are_as_if_they_were_not_there(run: Run,
 
 
 @each_head
-def test_logarithms_are_learned_and_concentrations_predicted(run: Run, head: str) -> None:
+def test_logarithms_are_learned_and_concentrations_predicted(
+    run: Run, head: str, tmp_path: Path
+) -> None:
     concentrations = 10 ** (9 - SIZES)
     options = {"label_transform": ["pIC50"], "label_units": ["nM"], "head": head}
     result = run({"y": concentrations}, **options)
@@ -110,6 +112,10 @@ def test_logarithms_are_learned_and_concentrations_predicted(run: Run, head: str
     trusted = predict(result.output_dir, list(np.array(SMILES)[is_test]))
     row = read_rows(result.output_dir)[0]
     assert float(row["y"]) == pytest.approx(concentrations[int(row["row"])], rel=1e-6)
+    # a spread has its name of the table, and is that of logarithms
+    options = {"model": str(result.output_dir), "output": str(tmp_path / "predicted.csv")}
+    screened = run_prediction(PredictionArguments(num_workers=0, smiles=SMILES[:2], **options))
+    assert ("spread_y is in units of pIC50" in "".join(screened.notes)) == (head != "network")
     card = (result.output_dir / "README.md").read_text()
     assert "y (nM)" in card and "pIC50 of y (nM)" in card
     assert "log units" in result.summary and "times (10^" in result.summary

@@ -86,7 +86,7 @@ def split_dataset(
             Of rows that are not featurized yet.
         options: What the method needs or takes: `split_column` (with the words train, valid and
             test), `group_column` (rows of one value stand in one part), `time_column` (numbers or
-            ISO dates), `num_folds` and `fold`, `cluster_cutoff` (Tanimoto distance), `fractions`.
+            dates), `num_folds` and `fold`, `cluster_cutoff` (Tanimoto distance), `fractions`.
 
     Returns:
         `datasets.DatasetDict` with `"train"`, `"valid"` and `"test"`: together all rows, in order.
