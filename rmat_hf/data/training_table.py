@@ -369,7 +369,7 @@ def _warn_of(dropped: Sequence[DroppedRow], *, num_rows: int, source: str, way_o
     counts = Counter(name_kind(it.reason) for it in dropped)
     first = {name_kind(it.reason): it for it in reversed(dropped)}
     listed = "; ".join(
-        f"{number}, {'first ' * (number > 1)}row {first[kind].row}: {first[kind].reason}"
+        f"{f'{number} like ' if number > 1 else ''}row {first[kind].row}: {first[kind].reason}"
         for kind, number in counts.most_common(_NUM_REASONS)
     )
     more = "; and other reasons" if len(counts) > _NUM_REASONS else ""
@@ -535,9 +535,13 @@ def _find_conflicts(
         first, second = rows.index[extremes]
         reasons[int(rows.index[position])] = (
             f"rows {first} and {second} hold the same molecule with contradictory labels: "
-            f"{label_columns[label_idx]} is {low} and {high}"
+            f"{label_columns[label_idx]} is {_shorten(low)} and {_shorten(high)}"
         )
     return reasons
+
+
+def _shorten(label: float | str) -> float | str:
+    return label if isinstance(label, str) else float(f"{label:.5g}")
 
 
 def _arrange_labels(

@@ -92,12 +92,12 @@ def test_dropped_rows_have_reasons_and_are_counted(
     assert "ring" in loaded.dropped[0].reason
     assert "max_atoms=10" in loaded.dropped[5].reason
     # each kind with its first row and what is wrong there
-    assert "Dropped 6 of 8 rows" in caplog.text and "1, row 0: " in caplog.text
+    assert "Dropped 6 of 8 rows" in caplog.text and "row 0: " in caplog.text
     assert "unclosed ring for input: 'C1CC'" in caplog.text
     with caplog.at_level(logging.WARNING):
         rows = Dataset.from_dict({"smiles": ["CCO", "CCN", "CCF"], "y": ["1", "2", "?"]})
         featurize_dataset(rows, PROCESSOR, label_columns=["y"])
-    assert "1 of 3 rows of the data set: 1, row 2: no label" in caplog.text
+    assert "1 of 3 rows of the data set: row 2: no label" in caplog.text
 
 
 def test_a_cell_that_is_no_label_costs_itself_and_is_named(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,10 @@ def test_logarithms_are_learned_and_concentrations_predicted(
     trusted = predict(result.output_dir, list(np.array(SMILES)[is_test]))
     row = read_rows(result.output_dir)[0]
     assert float(row["y"]) == pytest.approx(concentrations[int(row["row"])], rel=1e-6)
+    # rows that contradict each other do so in the units that are learned
+    twice = {"y": concentrations, "smiles": [SMILES[1], *SMILES[1:]]}
+    pairs = run(twice, "pairs", **options | {"head": "kernel"})
+    assert re.search(r"pIC50 of y is \d\.\d+ and \d\.\d+$", pairs.dropped[0].reason)
     # a spread has its name of the table, and is that of logarithms
     options = {"model": str(result.output_dir), "output": str(tmp_path / "predicted.csv")}
     screened = run_prediction(PredictionArguments(num_workers=0, smiles=SMILES[:2], **options))
