@@ -275,8 +275,7 @@ def _check_reading(table: Examined) -> Iterator[Finding]:
             "reading", message, (), "--fix writes it; rmat finetune reads SMILES alone.", True
         )
     if table.smiles_column != SMILES_COLUMN:
-        found = f"SMILES are in column {table.smiles_column!r}"
-        yield Finding("reading", found, (), _DETECTED)
+        yield Finding("reading", f"SMILES are in column {table.smiles_column!r}", (), _DETECTED)
     for column, style in table.styles.items():
         what = "commas before decimals" if style == "decimal" else "commas between thousands"
         yield Finding("reading", f"{column!r} has numbers with {what}; they are read so")

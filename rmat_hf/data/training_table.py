@@ -304,7 +304,6 @@ def _build_training_data(
     **options: Any,
 ) -> LoadedData:
     """Check and featurize the rows of a table, as [`load_training_table`]."""
-    is_single = problem_type == "single_label_classification"
     level, group_column = options.pop("level", "molecule"), options.pop("group_column", None)
     label_options: LabelOptions = options.pop("label_options", LabelOptions())
     validate_smiles_column(table.schema, smiles_column, source=table.source)
@@ -354,7 +353,7 @@ def _build_training_data(
     if group_column is not None:
         split[GROUP_COLUMN] = [str(cells[group_column] or "") for cells in kept["cells"]]
     labels, found = _encode_labels(given_labels)
-    class_names = found if is_single else None
+    class_names = found if problem_type == "single_label_classification" else None
     dataset = _build_dataset(
         kept, processor, labels=labels, sizes=sizes, split=split, class_names=class_names
     )

@@ -146,7 +146,7 @@ def _list_unsettled(report: TableReport, arguments: FinetuningArguments) -> Iter
         named = {it.replace("-", "_") for it in re.findall(r"--([a-z-]+)", finding.way_out)}
         # the unit is read off the table
         named -= {"label_units"}
-        if named & is_open and not finding.way_out.endswith("without"):
+        if named & is_open:
             yield finding
 
 
