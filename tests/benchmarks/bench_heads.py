@@ -4,13 +4,14 @@
 
 TASK is `activity` (the sets and test parts of MoleculeACE, with cliff RMSE), `splits` (FreeSolv and
 ESOL, six splits), `classes` (BBBP and Estrogen-beta: three times three folds of scaffolds, and the
-test part of `split_0`), or `curve` (100 to 800 labels). DATA has the folders `activity` and
-`mat_benchmark`. A METHOD is `stack` (the default of `rmat finetune`, whose kernel head and forest
-are scored beside it), `kernel` (a kernel head alone), either with @MODEL behind it (a folder, or
-`random` for random weights), a kernel head on what it lists (`vectors+environments`: vectors and
-kinds of atoms, without any fingerprint), `finetuned` (`--head network --refit`), `stack+network`
-(that head), or a name of `rmat_hf.training.baselines.BASELINES`. What is there already in OUT.json
-is not computed again.
+test part of `split_0`), `curve` (100 to 800 labels), or `large` (assays of more rows than a stack
+takes by default: two of five folds of scaffolds). DATA has the folders `activity`,
+`mat_benchmark` and `assays`. A METHOD is `stack` (the default of `rmat finetune`, whose kernel head
+and forest are scored beside it), `kernel` (a kernel head alone), either with @MODEL behind it (a
+folder, or `random` for random weights), a kernel head on what it lists (`vectors+environments`:
+vectors and kinds of atoms, without any fingerprint), `finetuned` (`--head network --refit`),
+`network` and `stack+network` (these heads), or a name of `rmat_hf.training.baselines.BASELINES`.
+What is there already in OUT.json is not computed again.
 """
 
 import json
@@ -53,9 +54,11 @@ SETS = (
 )
 CURVE_SETS = ("CHEMBL2047_EC50", "CHEMBL237_EC50", "CHEMBL287_Ki", "esol")
 CURVE_SIZES = (100, 200, 400, 800)
+LARGE_SETS = ("TOX21_Aromatase_Inhibition", "TOX21_ARE_BLA_agonist_ratio")
 CLASSES = "multi_label_classification"
 # What is a whole run of `rmat finetune`: its flags.
 NETWORKS: dict[str, dict[str, Any]] = {
+    "network": {"head": "network"},
     "finetuned": {"head": "network", "refit": True},
     "stack+network": {"head": "stack+network"},
 }
@@ -79,7 +82,13 @@ class Table:
     problem_type: str = "regression"
 
     def __post_init__(self) -> None:
-        self.rows = pd.read_csv(self.path).rename(columns={"pact": "y"})
+        if self.path.suffix:
+            self.rows = pd.read_csv(self.path).rename(columns={"pact": "y"})
+        else:
+            names = {"smiles": "smiles", "value": "y"}
+            wanted = [("assay", "==", f"toxcast:{self.path.name}")]
+            labels = pd.read_parquet(self.path.with_name("assays.parquet"), filters=wanted)
+            self.rows = labels[[*names]].rename(columns=names)
         self.labels = self.rows["y"].to_numpy(dtype=float)
         self.features: dict[tuple[str, ...], tuple[Dataset, Any]] = {}
 
@@ -125,6 +134,13 @@ def list_folds(task: str, table: Table, seed: int) -> Iterator[Fold]:
             )
         is_test = (rows["split_0"] == "test").to_numpy()
         yield Fold("split_0", everything[~is_test], everything[is_test], "scaffold")
+    elif task == "large":
+        smiles = {"canonical_smiles": rows["smiles"].tolist()}
+        folds = split_into_folds(smiles, "scaffold", most_folds=5, seed=seed)
+        for fold in range(2):
+            yield Fold(
+                f"fold_{fold}", *map(np.flatnonzero, (folds != fold, folds == fold)), "scaffold"
+            )
     else:
         is_test = (rows["part" if "part" in rows else "split_0"] == "test").to_numpy()
         order = np.random.default_rng(seed).permutation(everything[~is_test])
@@ -251,9 +267,11 @@ def score(outputs: np.ndarray, table: Table, rows: np.ndarray) -> dict[str, floa
 
 def list_tables(task: str, data: Path, chosen: list[str]) -> Iterator[Table]:
     names = {"activity": SETS, "splits": ("freesolv", "esol"), "curve": CURVE_SETS}
-    for name in chosen or names.get(task, ("estrogen-beta", "bbbp")):
+    names |= {"classes": ("estrogen-beta", "bbbp"), "large": LARGE_SETS}
+    for name in chosen or names[task]:
         kind = "activity" if name.startswith("CHEMBL") else "mat_benchmark"
-        yield Table(data / kind / f"{name}.csv", CLASSES if task == "classes" else "regression")
+        path = data / "assays" / name if task == "large" else data / kind / f"{name}.csv"
+        yield Table(path, CLASSES if task in ("classes", "large") else "regression")
 
 
 def main() -> None:
