@@ -142,7 +142,7 @@ TASK ?= activity
 METHODS ?= stack svm_log_ecfp4_counts random_forest_descriptors_and_counts
 SEEDS ?= 0 1 2
 
-bench-heads: $(INSTALLED) ## Heads METHODS and baselines on test parts of DATA for a TASK: activity, splits, classes, curve; takes hours
+bench-heads: $(INSTALLED) ## Heads METHODS and baselines on test parts of DATA for a TASK: activity, splits, classes, curve, large; takes hours
 	mkdir -p .cache/benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_heads.py $(TASK) $(DATA) \
 	  .cache/benchmarks/$(TASK).json $(METHODS) -- $(SEEDS)
