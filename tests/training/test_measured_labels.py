@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,7 @@ def test_a_covariate_that_decides_the_label_is_learned(run: Run, head: str, tmp_
 def test_covariates_of_a_prediction_are_read_as_training_read_them(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "rmat_hf")
     cells = [str(it).replace(".", ",") for it in PH]
     result = run({"y": 2 * PH, "pH": cells, "assay": ASSAYS}, feature_columns=["pH", "assay"])
     assert result.metrics["test"]["r2"] > 0.95

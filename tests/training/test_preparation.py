@@ -45,6 +45,7 @@ WIDE = [10.0 ** (it / 3) for it in range(len(NUMBERS))]
 def test_values_over_decades_are_warned_of_with_the_flag_unless_it_is_given(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.WARNING, "rmat_hf")
     arguments = prepare({"IC50 (nM)": WIDE, "logP": NUMBERS})
     # nothing is learned otherwise than as told
     assert arguments.label_transform == []
