@@ -416,14 +416,14 @@ def _check_jumps(table: Examined) -> Iterator[Finding]:
 
 
 def _check_skew(table: Examined) -> Iterator[Finding]:
-    for column, transform in table.transforms.items():
-        if transform != "none":
-            values = table.values(column)
-            units = f" --label-units {table.units[column]}" if transform == "pIC50" else ""
-            span = f"{np.ptp(np.log10(values)):.1f} decades, {values.min():g} to {values.max():g}"
-            message = f"{column!r} goes over {span}: the largest values would dominate"
-            way_out = f"Learn the logarithm: --label-transform {transform}{units}"
-            yield Finding("skew", message, (), way_out, True)
+    names = [table.transforms.get(it, "none") for it in table.label_columns]
+    units = shlex.join(table.units[it] for it in table.label_columns)
+    flags = " ".join([*names, *(["--label-units", units] if "pIC50" in names else [])])
+    for column in (it for it, name in table.transforms.items() if name != "none"):
+        values = table.values(column)
+        span = f"{np.ptp(np.log10(values)):.1f} decades, {values.min():g} to {values.max():g}"
+        message = f"{column!r} goes over {span}: the largest values would dominate"
+        yield Finding("skew", message, (), f"Learn the logarithm: --label-transform {flags}", True)
 
 
 def _check_replicates(table: Examined) -> Iterator[Finding]:

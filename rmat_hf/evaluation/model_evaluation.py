@@ -567,8 +567,9 @@ def _compare(
     name, mean = _predict_constant(task, predicted[first][0].config, labels=labels, known=known)
     methods[name] = Method(np.tile(mean, (len(labels), 1)))
     novelty = _find_novelty(rows, folders, methods=methods, known=known)
-    for method in methods.values():
-        reasons = {**method.reasons, **reasons}
+    for name, method in methods.items():
+        own = {row: f"{it}, of {name}" for row, it in method.reasons.items() if it == _NO_LOGARITHM}
+        reasons = {**method.reasons, **own, **reasons}
     for method in methods.values():
         broken = np.flatnonzero(~np.isfinite(method.values).all(axis=1)).tolist()
         reasons = {**dict.fromkeys(broken, "no prediction"), **reasons}
@@ -587,12 +588,13 @@ def _compare(
     metric = list_metrics(task.problem_type)[0].name
     unit = find_error_unit(task.units, task.transforms) if metric == "rmse" else ""
     verdict: list[str] = []
+    learned = dict(zip(task.label_names, task.learned_names, strict=True))
     models = list(folders)
     others = [name for name in methods if name not in folders]
     for idx, name in enumerate(models):
         references = [*others, *models[idx + 1 :]]
         verdict += describe_verdict(
-            scores, name, references=references, unit=unit, noun="molecules"
+            scores, name, references=references, unit=unit, noun="molecules", names=learned
         )
         verdict += judge_coverage(
             name,
@@ -658,12 +660,12 @@ def _list_overlaps(
     given = {*filter(None, (rows.canonical[row] for row in kept))}
     for name, folder in folders.items():
         trained = {*filter(None, map(_find_canonical, _list_trained(folder)))}
-        # stereo is no feature
+        # stereoisomers have at most other distances: their errors are those of molecules it knows
         flat = {*map(_remove_stereo, trained)}
         known = {it for it in given if _remove_stereo(it) in flat}
         others = len(known - trained)
         if known:
-            stereo = f" ({others} as another stereoisomer, which it does not see)" if others else ""
+            stereo = f" ({others} as another stereoisomer)" if others else ""
             notes.append(
                 f"{len(known)} of {len(given)} molecules are of train or valid of {name}{stereo}: "
                 "its numbers are better than those of new molecules."

@@ -227,8 +227,12 @@ def describe_verdict(
     references: Iterable[str] = (),
     unit: str = "",
     noun: str = "rows",
+    names: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Return what may be said of a method: its metric, and where it stands beside others."""
+    """Return what may be said of a method: its metric, and where it stands beside others.
+
+    `names` are those of labels as they were learned.
+    """
     metric = list_metrics(scores.problem_type)[0]
     own = scores.estimate(method, metric.name)
     these = say_count(scores.num_rows, noun.removesuffix("s"))
@@ -244,7 +248,7 @@ def describe_verdict(
         ends = " to ".join(map(format_metric, own[1:]))
         lines[0] += f" ({COVERAGE:.0%} interval {ends})"
     lines[0] += f" on {these}."
-    lines += describe_spread(scores, method)
+    lines += describe_spread(scores, method, names=names or {})
     lines += [
         text
         for it in references
@@ -255,13 +259,14 @@ def describe_verdict(
     return lines
 
 
-def describe_spread(scores: Scores, method: str) -> list[str]:
+def describe_spread(scores: Scores, method: str, *, names: Mapping[str, str]) -> list[str]:
     """Return how good each of a few labels is, of more the worst and the best."""
     metrics = list_metrics(scores.problem_type)
     # errors are in the units of each label: what is no error can be compared
     is_few = len(scores.num_known) <= _MOST_NAMED
     metric = metrics[0] if is_few else next(it for it in metrics if it.greater_is_better)
-    found = scores.list_labels(method, metric.name)
+    listed = scores.list_labels(method, metric.name)
+    found = {names.get(label, label): it for label, it in listed.items()}
     if len(found) < 2:
         return []
     shown = sorted(found.items(), key=lambda it: it[1])

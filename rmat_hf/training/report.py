@@ -209,6 +209,11 @@ class FinetuningReport:
         return "train and valid, each predicted without its fold"
 
     @property
+    def learned_names(self) -> dict[str, str]:
+        """The names of the labels, and those of what was learned, which metrics are about."""
+        return dict(zip(self.config.label_columns, describe_learned(self.config), strict=True))
+
+    @property
     def num_held(self) -> int:
         """How many rows of `held_part` are measured."""
         parts = ("valid",) if self.arguments.refit else ("train", "valid")
@@ -242,7 +247,7 @@ class FinetuningReport:
                 else format_metric(metrics.get(it))
                 for it in names
             ]
-            rows.append([label, str(known[label]), *cells])
+            rows.append([self.learned_names[label], str(known[label]), *cells])
         more = len(found) - MOST_LABELS
         return [build_table(rows), *([f"Of {more} more labels: `metrics.json`."] * (more > 0))]
 
@@ -328,6 +333,7 @@ def describe_conclusion(report: FinetuningReport, *, is_short: bool = True) -> l
         references=[MEAN_OF_TRAIN, *baselines],
         unit=report.unit,
         noun=f"test {report.noun}",
+        names=report.learned_names,
     )
     if report.unit == LOG_UNITS:
         names = [describe_labels(report.config)[idx] for idx in report.numbers]

@@ -1,5 +1,6 @@
 """fit_stack_head(...): a kernel head, a forest, perhaps networks, weighted by rows held out."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -178,11 +179,14 @@ def _grow(
     from sklearn.ensemble import ExtraTreesRegressor
 
     forest = ExtraTreesRegressor(_NUM_TREES, random_state=seed, **_TREE_OPTIONS)
-    return forest.fit(features, targets if targets.shape[1] > 1 else targets[:, 0], weights)
+    # its threads race for the filters of warnings; emptied, they let thousands through
+    with warnings.catch_warnings():
+        return forest.fit(features, targets if targets.shape[1] > 1 else targets[:, 0], weights)
 
 
 def _predict(forest: Any, features: np.ndarray) -> np.ndarray:
-    return np.asarray(forest.predict(features)).reshape(len(features), -1)
+    with warnings.catch_warnings():
+        return np.asarray(forest.predict(features)).reshape(len(features), -1)
 
 
 def _keep_trees(model: RMatStackForSequenceClassification, forests: Sequence[Any]) -> None:

@@ -159,6 +159,8 @@ def test_a_mean_counts_the_labels_that_are_scored_and_the_extremes_are_named() -
         label_names=names[:2],
     )
     assert describe_verdict(scores, "m")[1].startswith("RMSE of each label: y0 0.")
+    learned = describe_verdict(scores, "m", names={"y0": "pKi of y0"})[1]
+    assert learned.startswith("RMSE of each label: pKi of y0 0.") and ", y1 " in learned
 
 
 def test_few_rows_are_said_to_be_few() -> None:

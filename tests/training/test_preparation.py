@@ -51,7 +51,7 @@ def test_values_over_decades_are_warned_of_with_the_flag_unless_it_is_given(
     assert arguments.label_transform == []
     (warning,) = caplog.messages
     assert "'IC50 (nM)' goes over 3.7 decades" in warning
-    assert "--label-transform pIC50 --label-units nM" in warning
+    assert "--label-transform pIC50 none --label-units nM ''" in warning
     caplog.clear()
     prepare({"Ki (nM)": WIDE}, label_transform=["pIC50"])
     prepare({"Ki (nM)": WIDE}, label_transform=["none"])

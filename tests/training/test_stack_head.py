@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,23 @@ def test_a_value_on_the_threshold_goes_where_scikit_learn_sends_it(
     expected = forests[0].predict(features)
     assert expected.tolist() == [0.0] * 4 + [1.0] * 4
     np.testing.assert_array_equal(model.forest(torch.from_numpy(features))[:, 0], expected)
+
+
+@pytest.mark.parametrize("name", ["fit", "predict"])
+def test_threads_of_the_forest_leave_the_filters_of_warnings(
+    monkeypatch: pytest.MonkeyPatch, tiny_encoder: Path, reading: RMatProcessor, name: str
+) -> None:
+    usual = getattr(ExtraTreesRegressor, name)
+
+    def empty(self: Any, *arguments: Any) -> Any:
+        # as threads that restore filters in another order than they took them
+        warnings.resetwarnings()
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(ExtraTreesRegressor, name, empty)
+    before = list(warnings.filters)
+    fit(tiny_encoder, reading, SIZES)
+    assert list(warnings.filters) == before
 
 
 def test_the_sum_is_weighted_by_rows_held_out(fitted: Any, reading: RMatProcessor) -> None:

@@ -25,7 +25,8 @@ from rmat_hf.errors import UserError
 logger = logging.getLogger(__name__)
 
 _DAY_FIRST = re.compile(r"^(\d{1,2})\.(\d{1,2})\.(\d{4})")
-_SLASHES = re.compile(r"\d{1,4}/\d{1,2}/\d{1,4}\b")
+_YEAR_FIRST = re.compile(r"^(\d{4})/(\d{1,2})/(\d{1,2})\b")
+_SLASHES = re.compile(r"\d{1,2}/\d{1,2}/\d{1,4}\b")
 EPOCH = datetime(1970, 1, 1)
 
 
@@ -39,8 +40,9 @@ def parse_split_cells(
     """Return the checked column that carries a split: `split` with words or `time` with numbers.
 
     Times are numbers (years, say), dates, with or without a time of day, or dates with a time zone,
-    all of them alike. Dates are written as in ISO 8601, or with dots and the day first:
-    `31.05.2019`. What looks like a number is one: `20190501`. Dates become seconds since 1970.
+    all of them alike. Dates are written as in ISO 8601, with dots and the day first, `31.05.2019`,
+    or with slashes and the year first, `2019/05/31`. What looks like a number is one: `20190501`.
+    Dates become seconds since 1970.
 
     Args:
         column: A `TimeColumn` holds times, any other the words of a split; none gives nothing.
@@ -197,6 +199,7 @@ def parse_time(value: object) -> tuple[str, float]:
     if _SLASHES.match(text):
         return "which may have the day or the month first", math.nan
     try:
+        text = _YEAR_FIRST.sub(r"\3.\2.\1", text)
         value = datetime.fromisoformat(_DAY_FIRST.sub(_write_iso, text, count=1))
     except ValueError:
         return "neither a number nor a date", math.nan
