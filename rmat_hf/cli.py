@@ -333,11 +333,13 @@ def _run(words: list[str]) -> int:
     handler.setFormatter(MessageFormatter("%(levelname)s: %(message)s"))
     handler.addFilter(OnceFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    arguments = parse_flags(verb, words[1:])
-    from transformers.utils.logging import disable_progress_bar
-
+    arguments: Any = None
     try:
         with stopped_by_signals():
+            # imports PyTorch
+            arguments = parse_flags(verb, words[1:])
+            from transformers.utils.logging import disable_progress_bar
+
             # bars of weights would break up those of training and prediction
             disable_progress_bar()
             with redirect_stdout(sys.stderr) if JSON_FLAG in words else nullcontext():
