@@ -24,7 +24,6 @@ from rmat_hf.data.columns import (
     find_stray_words,
     find_unit_columns,
     find_units,
-    is_empty,
     parse_cell,
     read_frame,
     read_inchi,
@@ -36,6 +35,7 @@ from rmat_hf.data.labels import (
     describe_recoding,
     describe_words,
     find_label_conflicts,
+    is_empty,
 )
 from rmat_hf.data.measurements import (
     LOG_UNITS,
@@ -363,7 +363,7 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
             yield Finding("labels", message, (), "It is left out if there are others.", True)
         elif column not in table.number_columns:
             message = f"{column!r} has words: {table.count_values(column)} classes"
-            way_out = f"{describe_recoding(column, table.frame[column])} Alone: {classes}"
+            way_out = f"{describe_recoding(column, table.frame[column])} Alone: {classes}".strip()
             yield Finding("labels", message, (), way_out if len(labels) > 1 else classes)
         elif len(values) < max(_FEW_LABELS, 0.02 * len(table.frame)):
             message = f"{column!r} has a value in {len(values)} of {len(table.frame)} rows"

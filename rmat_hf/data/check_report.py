@@ -16,13 +16,12 @@ from rmat_hf.data.columns import (
     INCHI_NOTE,
     find_label_columns,
     find_number_style,
-    is_empty,
     is_european,
     parse_cell,
     rewrite_number,
     rewrite_numbers,
 )
-from rmat_hf.data.labels import parse_word
+from rmat_hf.data.labels import is_empty, parse_word
 from rmat_hf.data.measurements import is_wide
 from rmat_hf.data.tables import RESERVED_COLUMNS, SMILES_COLUMN
 from rmat_hf.errors import UserError, import_draw

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rdkit import Chem
 
-from rmat_hf.data.labels import MISSING_NUMBERS, name_several_findings, parse_word
+from rmat_hf.data.labels import is_empty, name_several_findings, parse_word
 from rmat_hf.data.splits.parts import PART_WORDS
 from rmat_hf.data.tables import (
     SMILES_COLUMN,
@@ -109,11 +109,6 @@ def find_stray_words(cells: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame
         others = {*numbers[name][~is_word[name]].dropna()} - {0.0, 1.0}
         is_word[name] &= bool(others) or name_several_findings(cells[name])
     return is_word
-
-
-def is_empty(text: str) -> bool:
-    """Tell whether a cell says that there is no value."""
-    return text.strip().lower() in MISSING_NUMBERS
 
 
 def read_frame(table: Table, *, num_rows: int | None = None) -> pd.DataFrame:

@@ -65,6 +65,8 @@ _GAPS = re.compile(r"[\s_\u2010-\u2014-]+")
 # Of which nobody asks which is 1.
 _PLAIN_WORDS = frozenset({"true", "yes", "false", "no"})
 _NUM_NAMED_WORDS = 4
+# How a word begins, and no number, bound or list.
+_TEXT = re.compile(r"[^\W\d_]")
 
 
 class Bound(float):
@@ -118,6 +120,11 @@ def _normalize(text: str) -> str:
     return _GAPS.sub(" ", text.strip().lower())
 
 
+def is_empty(text: str) -> bool:
+    """Tell whether a cell says that there is no value."""
+    return text.strip().lower() in MISSING_NUMBERS
+
+
 def name_several_findings(words: Iterable[str]) -> bool:
     """Tell whether words of a column say yes to different things, which are classes then."""
     return len({*map(_normalize, words)} & _FINDINGS) > 1
@@ -141,22 +148,30 @@ def list_words(words: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def list_other_words(cells: Iterable[object]) -> list[str]:
-    """Return the different texts that are neither 0 nor 1, nor empty, in order."""
-    texts = dict.fromkeys(it.strip() for it in cells if isinstance(it, str))
-    return [text for text in texts if parse_binary(text) is None]
-
-
 def describe_recoding(column: str, cells: Iterable[object]) -> str:
-    """Say how the words of a column, if any, of which nobody knows which is 1 become 1 and 0."""
-    if not (words := list_other_words(cells)):
+    """Say how the words of a column of which nobody knows which is 1 become 1 and 0.
+
+    Nothing of words of yes and no, numbers and lists; and a line for pandas where it loses no cell.
+    """
+    texts = [it for it in dict.fromkeys(map(str, cells)) if not is_empty(it)]
+    spellings: dict[str, list[str]] = {}
+    for text in (it for it in texts if parse_number(it) not in (0.0, 1.0)):
+        spellings.setdefault(_normalize(text), []).append(text)
+    is_known = None not in map(parse_word, spellings) and not name_several_findings(spellings)
+    if is_known or not all(map(_TEXT.match, spellings)):
         return ""
-    example = {word: max(1 - idx, 0) for idx, word in enumerate(words[:2])}
-    pairs = " and ".join(f"{word!r} by {number}" for word, number in example.items())
-    others = ", and leave others empty" if len(words) > len(example) else ""
+    named = {word: of[0].strip() for word, of in spellings.items()}
+    meaning = "1 is what the model gives the probability of"
+    if len(named) != 2 or len(texts) > sum(map(len, spellings.values())):
+        shown = list_words([*named.values()])
+        return f"In {column!r} write 1 or 0 in the place of each of {shown}: {meaning}."
+    # active before weak, and weak before inactive
+    words = sorted(named, key=lambda word: (1.0, None, 0.0).index(parse_word(word)))
+    mapping = {text: 1 - idx for idx, word in enumerate(words) for text in spellings[word]}
+    pairs = " and ".join(f"{named[word]!r} by {1 - idx}" for idx, word in enumerate(words))
     return (
-        f"In {column!r} replace {pairs}{others} (or the reverse: 1 is what the model gives the "
-        f"probability of), as table[{column!r}].map({example}) does in pandas."
+        f"In {column!r} replace {pairs} (or the reverse: {meaning}), as "
+        f"table[{column!r}].map({mapping}) does in pandas."
     )
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rmat_hf.data.columns import is_empty
-from rmat_hf.data.labels import describe_recoding, list_words
+from rmat_hf.data.labels import describe_recoding, is_empty, list_words
 from rmat_hf.data.table_writer import count_by_example
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import say_count

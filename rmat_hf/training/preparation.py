@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import accumulate
@@ -127,11 +128,15 @@ def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
     """Return what classes in these columns are: one of several, or yes and no."""
     others = [name for name in label_columns if name not in report.binary_labels]
     if others and len(label_columns) > 1:
-        advice = describe_recoding(others[0], report.frame[others[0]])
-        way_out = f" {advice} Or finetune that label alone." if advice else ""
+        way_out = describe_recoding(others[0], report.frame[others[0]])
+        if others[0] in report.label_transforms:
+            binary = shlex.join(it for it in label_columns if it in report.binary_labels)
+            way_out = "Numbers are learned without --problem-type"
+            way_out += f", beside --class-columns {binary}." if binary else "."
         raise UserError(
             f"--problem-type {CLASSIFICATION} with several labels needs yes and no (1 and 0) in "
-            f"each, and these have other values: {', '.join(others)}.{way_out}"
+            f"each, and these have other values: {', '.join(others)}. {way_out}".rstrip()
+            + " Or finetune that label alone."
         )
     return "single_label_classification" if others else "multi_label_classification"
 

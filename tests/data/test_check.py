@@ -257,6 +257,7 @@ def test_a_named_column_of_words_is_neither_emptied_nor_left_out_in_silence(
     assert report.binary_labels == ["binding"]
     ways_out = [it.way_out for it in find(report, "labels")]
     assert any("In 'level' replace 'high' by 1 and 'low' by 0" in it for it in ways_out)
+    assert any("In 'kind' write 1 or 0" in it and "'substrate'" in it for it in ways_out)
     assert [line.split(":")[0] for line in list_left_out(report)] == [
         "Without 'level'",
         "Without 'kind'",

@@ -96,6 +96,42 @@ def test_words_that_nobody_can_order_are_no_label_and_have_a_way_out() -> None:
     assert describe_recoding("Call", ["yes", "0", ""]) == describe_words(["yes", "no"]) == ""
 
 
+@pytest.mark.parametrize(
+    ("cells", "mapping"),
+    [
+        (["low", "High", " high"], {"low": 1, "High": 0, " high": 0}),
+        (["inactive", "weak"], {"weak": 1, "inactive": 0}),
+        (["weak", "active"], {"active": 1, "weak": 0}),
+        (["inhibitor", "substrate", None], {"inhibitor": 1, "substrate": 0}),
+    ],
+)
+def test_advice_for_two_words_maps_every_cell(
+    cells: list[str | None], mapping: dict[str, int]
+) -> None:
+    assert f".map({mapping})" in describe_recoding("Call", cells)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["active", "weak", "moderate", "strong", "active"],
+        ["inhibitor", "substrate", "non-inhibitor"],
+        ["0", "1", "weak", "unclear"],
+    ],
+)
+def test_advice_for_other_words_names_them_and_erases_none(cells: list[str]) -> None:
+    advice = describe_recoding("Call", cells)
+    assert ".map" not in advice and "write 1 or 0 in the place of each of" in advice
+    assert all((repr(word) in advice) is not word.isdigit() for word in cells)
+
+
+@pytest.mark.parametrize(
+    "cells", [["0", "1", "2"], ["4.99", "5.79", ">10"], ["[0, 0]", "[0, 0, 0]"], [[0, 1], [1]]]
+)
+def test_numbers_and_labels_of_atoms_have_no_advice_for_words(cells: list[object]) -> None:
+    assert describe_recoding("y", cells) == ""
+
+
 def test_integer_classes_are_sorted_by_value_and_words_by_letter() -> None:
     assert list_class_names(["10", "9", None, "-1", "9"]) == ["-1", "9", "10"]
     assert list_class_names(["weak", "10", "9"]) == ["10", "9", "weak"]

@@ -118,6 +118,14 @@ def test_a_table_without_numbers_is_refused_with_its_columns() -> None:
             label_columns=["y", "z"],
             problem_type="classification",
         )
+    calls = ["active", "inactive"] * (len(NUMBERS) // 2)
+    with pytest.raises(UserError, match=r"other values: z\. Numbers.*--class-columns y") as found:
+        prepare(
+            {"y": calls, "z": NUMBERS},
+            label_columns=["y", "z"],
+            problem_type="classification",
+        )
+    assert "replace" not in str(found.value)
 
 
 ROWS: list[list[Any]] = [list(it) for it in zip(TABLE_SMILES, NUMBERS, strict=True)]
