@@ -36,6 +36,7 @@ from rmat_hf.data.labels import (
     find_label_conflicts,
     is_missing,
     list_class_names,
+    name_several_findings,
     parse_atom_labels,
     parse_label,
 )
@@ -580,6 +581,12 @@ def _validate_labels(
     source: str,
 ) -> None:
     for label_idx, (column, kind) in enumerate(zip(cells, types, strict=True)):
+        if kind == _YES_OR_NO and name_several_findings(map(str, cells[column])):
+            raise UserError(
+                f"{source}: the words of label {column!r} say yes to different things, and nobody "
+                f"knows which is 1. {describe_recoding(column, cells[column])} Or finetune that "
+                "label alone, as classes: --problem-type single_label_classification."
+            )
         values = {labels[label_idx] for labels in rows}
         values = {label for label in values if not is_missing(label)}
         if len(values) < 2:

@@ -196,6 +196,14 @@ def test_words_of_yes_and_no_are_learned_and_named_and_others_have_a_way_out(
     assert "--problem-type" not in str(found.value)
 
 
+def test_words_that_say_yes_to_different_things_are_not_learned_as_yes(tmp_path: Path) -> None:
+    content = "smiles,y\nC,inhibitor\nN,substrate\nO,non-inhibitor\n"
+    with pytest.raises(UserError, match=r"'y' write 1 or 0 .*'substrate'.* single_label_class"):
+        load(tmp_path, content, problem_type="multi_label_classification")
+    loaded = load(tmp_path, content, problem_type="single_label_classification")
+    assert loaded.class_names == ["inhibitor", "non-inhibitor", "substrate"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
