@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from rmat_hf.data.labels import (
     name_several_findings,
     parse_atom_labels,
     parse_label,
+    parse_word,
 )
 from rmat_hf.data.measurements import (
     BOUNDS_COLUMN,
@@ -592,14 +594,25 @@ def _validate_labels(
         if len(values) < 2:
             found = f"is {values.pop()} in every usable row" if values else "has no usable value"
             first = f" Row {dropped[0].row}: {dropped[0].reason}." if dropped else ""
+            way_out = "Add labeled molecules, or drop that label."
             if kind == _YES_OR_NO:
                 first += f" {describe_recoding(column, cells[column])}".rstrip()
+            elif (
+                not values
+                and kind == "regression"
+                and len(cells) > 1
+                and _holds_words(cells[column])
+            ):
+                way_out = f"Its words are yes and no: --class-columns {shlex.quote(column)}."
             elif not values and first:
                 first += " If it is yes and no, or classes: --problem-type classification."
             raise UserError(
-                f"{source}: label {column!r} {found}: nothing to learn.{first} Add labeled "
-                "molecules, or drop that label."
+                f"{source}: label {column!r} {found}: nothing to learn.{first} {way_out}"
             )
+
+
+def _holds_words(cells: Iterable[object]) -> bool:
+    return any(parse_word(str(it)) is not None for it in cells)
 
 
 def _describe_words(cells: dict[str, list[Any]], types: list[str]) -> list[str]:

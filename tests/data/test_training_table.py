@@ -196,6 +196,13 @@ def test_words_of_yes_and_no_are_learned_and_named_and_others_have_a_way_out(
     assert "--problem-type" not in str(found.value)
 
 
+def test_words_of_yes_and_no_beside_numbers_are_told_their_flag(tmp_path: Path) -> None:
+    content = "smiles,the call,y\nC,active,1.5\nN,inactive,2.5\n"
+    with pytest.raises(UserError, match=r"--class-columns 'the call'\.") as found:
+        load(tmp_path, content, label_columns=["the call", "y"])
+    assert "drop that label" not in str(found.value)
+
+
 def test_words_that_say_yes_to_different_things_are_not_learned_as_yes(tmp_path: Path) -> None:
     content = "smiles,y\nC,inhibitor\nN,substrate\nO,non-inhibitor\n"
     with pytest.raises(UserError, match=r"'y' write 1 or 0 .*'substrate'.* single_label_class"):
