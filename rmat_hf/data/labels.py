@@ -137,7 +137,11 @@ def describe_words(cells: Iterable[object]) -> str:
         number = parse_word(text)
         if number is not None and _normalize(text) not in _PLAIN_WORDS:
             words[number].setdefault(_normalize(text), text.strip())
-    said = [f"{number:g} is {list_words([*of.values()])}" for number, of in words.items() if of]
+    said = [
+        f"{list_words([*of.values()])} {'is' if len(of) == 1 else 'are'} {number:g}"
+        for number, of in words.items()
+        if of
+    ]
     return ", ".join(said)
 
 

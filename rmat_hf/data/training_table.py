@@ -622,9 +622,9 @@ def _describe_words(cells: dict[str, list[Any]], types: list[str]) -> list[str]:
         for (name, it), kind in zip(cells.items(), types, strict=True)
         if kind == _YES_OR_NO
     }
-    notes = [f"of {name} {text}" for name, text in said.items() if text]
+    notes = [f"In {name}, {text}" for name, text in said.items() if text]
     more = len(notes) - _NUM_NAMED_LABELS
-    return [*notes[:_NUM_NAMED_LABELS], *[f"of {more} more labels words are 1 and 0"] * (more > 0)]
+    return [*notes[:_NUM_NAMED_LABELS], *[f"In {more} more labels words are 1 and 0"] * (more > 0)]
 
 
 def _build_dataset(

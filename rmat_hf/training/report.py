@@ -369,7 +369,7 @@ def describe_run(report: FinetuningReport) -> str:
     """Return the table of the test part and the verdict, for the screen."""
     table = describe_scores({"test": report.scores["test"]}, num_intervals=1)
     lines = [table, "", *describe_conclusion(report)]
-    lines += [f"Labels: {note}." for note in report.notes]
+    lines += [f"{note[0].upper()}{note[1:]}." for note in report.notes]
     if report.num_dropped:
         lines.append(f"{say_count(report.num_dropped, 'row')} left out: dropped_rows.csv says why.")
     return "\n".join(lines)

@@ -84,7 +84,7 @@ def test_words_that_negate_each_other_are_1_and_0(yes: str, no: str) -> None:
     assert parse_binary(f" {yes} ") == 1
     assert [parse_binary(word) for word in no.split(" ")] == [0] * len(no.split(" "))
     assert describe_words(["", "1", yes, no.split(" ")[0], yes.lower()]) == (
-        f"1 is {yes!r}, 0 is {no.split(' ')[0]!r}"
+        f"{yes!r} is 1, {no.split(' ')[0]!r} is 0"
     )
 
 

@@ -190,7 +190,7 @@ def test_words_of_yes_and_no_are_learned_and_named_and_others_have_a_way_out(
     options = {"problem_type": "multi_label_classification"}
     loaded = load(tmp_path, "smiles,y\nC,Toxic\nN,non-toxic\nO,\n", **options)
     assert np.array(loaded.dataset["labels"]).tolist() == [[1.0], [0.0]]
-    assert loaded.notes == ["of y 1 is 'Toxic', 0 is 'non-toxic'"]
+    assert loaded.notes == ["In y, 'Toxic' is 1, 'non-toxic' is 0"]
     with pytest.raises(UserError, match=r"In 'y' replace 'high' by 1 and 'low' by 0") as found:
         load(tmp_path, "smiles,y\nC,high\nN,low\n", **options)
     assert "--problem-type" not in str(found.value)

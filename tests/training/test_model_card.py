@@ -150,13 +150,13 @@ def test_table_has_every_metric_of_every_part_and_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_labels", [2, 60])
 def test_card_and_report_have_the_metrics_of_each_label(tmp_path: Path, num_labels: int) -> None:
     names = tuple(f"y{idx}" for idx in range(num_labels))
-    report = replace(build_report(names=names), notes=["of y0 1 is 'toxic'"])
+    report = replace(build_report(names=names), notes=["In y0, 'toxic' is 1"])
     text = save_card(tmp_path, report).text
     value = report.metrics["test"]["per_label"]["y1"]["rmse"]
     for document in (text, (tmp_path / "report.md").read_text()):
         (line,) = [it for it in document.splitlines() if it.startswith("| y1 ")]
         assert f"| {value:.3f} [" in line
-        assert "- of y0 1 is 'toxic'" in document
+        assert "- In y0, 'toxic' is 1" in document
         assert ("Of 10 more labels" in document) == (num_labels == 60)
         assert document.count("\n| y") == min(num_labels, 50)
 
