@@ -385,8 +385,9 @@ def show_example(kind: str, reason: str) -> str:
 
 
 def name_kind(reason: str) -> str:
-    """Return a reason without what is of one molecule only."""
-    general = re.sub(r"'[^']*'", "'…'", reason.split("\n")[0])
+    """Return a reason without what is of one molecule only; the name of a label stays."""
+    texts = re.compile(r"(?P<kept>\blabel '[^']*')|'[^']*'")
+    general = texts.sub(lambda it: it["kept"] or "'…'", reason.split("\n")[0])
     general = re.sub(r"(while parsing|for input): .*", r"\1 …", general)
     return re.sub(r"\b\d+(\.\d+)?(e[-+]?\d+)?\b", "N", general)
 

@@ -269,6 +269,12 @@ def test_reasons_are_counted_without_what_is_of_one_molecule() -> None:
         "e.g. row 3: EC50 is 0.5": 2,
         "no label": 1,
     }
+    # cells of two labels are two kinds
+    lost = ["label 'Ames' is 'high', no", "label 'Tox' is 'low', no", "label 'Tox' is 'x', no"]
+    assert count_by_example(lost) == {
+        "e.g. label 'Tox' is 'low', no": 2,
+        "e.g. label 'Ames' is 'high', no": 1,
+    }
     for smiles in (["C1CC", "CC2CCC"], ["C" * 20, "C" * 30]):
         outcomes = featurize_molecules(smiles, RMatProcessor(max_atoms=5))
         assert list(count_failures(outcome.failure for outcome in outcomes).values()) == [2]
