@@ -232,15 +232,21 @@ class _Rows:
         """Return the labels `(num_rows, num_labels)`, NaN where missing, and why a row has none."""
         validate_columns(self.cells.columns, task.label_names, source=self.source)
         labels = np.full((len(self.cells), len(task.label_names)), np.nan)
-        reasons: dict[int, str] = {}
+        faults: list[tuple[int, int, str]] = []
         for row, cells in enumerate(zip(*(self.cells[it] for it in task.label_names), strict=True)):
             for idx, cell in enumerate(cells):
                 try:
                     labels[row, idx] = task.parse(cell, row=row, label_idx=idx)
                 except LabelError as error:
-                    reasons[row] = error.reason
-            if np.isnan(labels[row]).all():
-                reasons.setdefault(row, "no label")
+                    faults.append((row, idx, error.reason))
+        # a label that is read in no row is at fault in none, if others are read
+        is_known = ~np.isnan(labels).all(axis=0)
+        reasons: dict[int, str] = {}
+        for row, idx, reason in faults:
+            if is_known[idx] or not is_known.any():
+                reasons.setdefault(row, reason)
+        for row in np.flatnonzero(np.isnan(labels).all(axis=1)).tolist():
+            reasons.setdefault(row, "no label")
         learned = task.learn(labels)
         for row in np.flatnonzero(np.isnan(learned).all(axis=1)).tolist():
             reasons.setdefault(row, "a label that is not positive has no logarithm")

@@ -201,6 +201,8 @@ def test_a_label_that_cannot_be_read_is_not_counted_and_is_told(tmp_path: Path) 
     cells, lost = found.notes
     assert cells == "8 cells of 'binding' cannot be scored, as 'unclear'."
     assert lost.startswith("'dose' is not scored") and "'high' by 1 and 'low' by 0" in lost
+    reasons = {it.reason for it in evaluate(model, frame.assign(tox="")).skipped}
+    assert reasons == {"label 'binding' is 'unclear', neither 0 nor 1"}
 
 
 def test_labels_are_scored_as_they_were_learned(tmp_path: Path) -> None:
