@@ -24,6 +24,7 @@ from rmat_hf.data.columns import (
     find_stray_words,
     find_unit_columns,
     find_units,
+    holds_yes_or_no,
     parse_cell,
     read_frame,
     read_inchi,
@@ -303,9 +304,9 @@ def _shorten(reason: str) -> str:
 def _check_cells(table: Examined) -> Iterator[Finding]:
     for column in table.number_columns:
         is_bad = table.numbers[column].isna() & ~table.empty[column]
-        if is_bad.any():
-            rows = tuple(np.flatnonzero(is_bad).tolist())
+        if rows := tuple(np.flatnonzero(is_bad).tolist()):
             is_class = column in table.binary_columns
+            is_class |= holds_yes_or_no(table.frame[column], table.styles.get(column, ""))
             what, fix = ("neither yes nor no", "leaves") if is_class else ("no number", "empties")
             message = f"{column!r} has cells that are {what}, as {table.frame[column][rows[0]]!r}"
             yield Finding("cells", message, rows, f"They count as missing. --fix {fix} them.", True)
@@ -410,8 +411,8 @@ def _check_jumps(table: Examined) -> Iterator[Finding]:
             yield Finding("jumps", message, rows, way_out, True)
         others = table.frame.drop(columns=table.label_columns)
         if found := find_odd_part(np.log10(values), others.loc[values.index]):
-            message = f"{column!r} is about a thousandfold as large or small in {found[0]}"
-            message += ": two units?"
+            what = f"about a thousandfold as large or small in {found[0]}: two units?"
+            message = f"{column!r} is {what}"
             yield Finding("jumps", message, found[1], "Convert them to one before training.", True)
 
 
@@ -477,9 +478,8 @@ def _check_fragments(table: Examined) -> Iterator[Finding]:
         yield Finding("fragments", message, mixtures, "Which has the label?", True)
     for message, rows in {"Salts and solvates": salts, "Ions": alone}.items():
         if rows:
-            flags = {"--standardize": steps}
             way_out = f"--standardize {' '.join(steps)}"
-            yield Finding("fragments", message, rows, way_out, flags=flags)
+            yield Finding("fragments", message, rows, way_out, flags={"--standardize": steps})
 
 
 def _check_tautomers(table: Examined) -> Iterator[Finding]:

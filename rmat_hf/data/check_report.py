@@ -16,6 +16,7 @@ from rmat_hf.data.columns import (
     INCHI_NOTE,
     find_label_columns,
     find_number_style,
+    holds_yes_or_no,
     is_european,
     parse_cell,
     rewrite_number,
@@ -122,8 +123,7 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
     for column in report.label_columns:
         before, style = frame[column], report.styles.get(column, "")
         is_class = column not in report.label_transforms or column in report.binary_labels
-        if column in report.useless_labels:
-            is_class |= any(parse_word(text) is not None for text in before)
+        is_class |= holds_yes_or_no(before, style)
         cells = [_plain(text, style=style, keeps_words=is_class) for text in before]
         changes += _rewrite(frame, column, cells=cells)
     others = find_label_columns(frame, others=[name, *report.label_columns])

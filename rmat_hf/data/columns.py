@@ -247,6 +247,13 @@ def find_pairs_of_words(frame: pd.DataFrame, *, others: Iterable[str]) -> list[s
     return found
 
 
+def holds_yes_or_no(cells: Iterable[str], style: str) -> bool:
+    """Tell whether cells have words of yes and no, and beside them no numbers but 1 and 0."""
+    plain = [rewrite_number(text, style) for text in cells]
+    others = {parse_cell(text)[1] for text in plain if not is_empty(text)} - {0.0, 1.0}
+    return all(map(math.isnan, others)) and any(parse_word(it) is not None for it in plain)
+
+
 def find_name_column(columns: Iterable[str]) -> str | None:
     """Return the column that says what compounds are called, if one is named so."""
     return next((it for it in columns if _NAME_OF_COMPOUND.search(it.strip())), None)

@@ -272,6 +272,10 @@ def test_words_of_yes_and_no_among_numbers_are_no_numbers() -> None:
     assert cells.rows == (2, 3)
     assert "no number, as 'inactive'" in cells.message
     assert fix_table(report)[0]["IC50 (nM)"].tolist() == ["12.5", "300", "7", "41"]
+    one = check_table(table.assign(tox=["toxic"] * 5 + ["unclear"]), label_columns=["tox"])
+    (cells,) = find(one, "cells")
+    assert "neither yes nor no" in cells.message and "--fix leaves them" in cells.way_out
+    assert "unclear" in {*fix_table(one)[0]["tox"]}
     alone = check_table(table.assign(**{"IC50 (nM)": "active"}))
     assert {*fix_table(alone)[0]["IC50 (nM)"]} == {"active"}
 
