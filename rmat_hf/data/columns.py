@@ -74,6 +74,18 @@ _COVARIATE = re.compile(
     r"stdev|stddev|sd|sem|err(or)?|weight|confidence|hill|slope)($|[\s_)\].,/-])|^num_?|molwt$",
     re.IGNORECASE,
 )
+# What is found of a molecule, in the name of a column or in its words.
+_NAME_OF_OUTCOME = re.compile(
+    r"(^|[\s_.-])(y|label|class|call|outcome|result|response|hit|target|endpoint|readout|finding|"
+    r"category|grade|level|ames|herg|bbb|pgp|p-gp|cyp\w*|dili)($|[\s_.-])|tox|activ|mutagen|"
+    r"carcino|permea|solub|stabil|clearance|inhib|bind|potency|sensitiv",
+    re.IGNORECASE,
+)
+_OUTCOME = re.compile(
+    r"^(very )?(high|low|good|bad|poor|strong|weak|slow|fast|rapid|safe|unsafe|normal|abnormal)\b|"
+    r"agonist|sensitive|resistant|activator|inhibitor|substrate|(^|\W)(in)?active|tox|bound",
+    re.IGNORECASE,
+)
 # A condition in the name of a label: LogD (pH 7.4), inhibition at conc 10.
 _CONDITION = re.compile(r"\bph[\s=]*\d|\bat\b", re.IGNORECASE)
 # A column of units, but not those of a time, temperature or dose.
@@ -237,12 +249,17 @@ def find_label_columns(
 
 
 def find_pairs_of_words(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
-    """Return the columns of two words of which nobody knows which is yes."""
+    """Return the columns of two words of which nobody knows which is yes.
+
+    Those that their names or words tell to be outcomes: that of a vendor is none.
+    """
     others, found = {*others, *find_unit_columns(frame)}, []
     for name in (it for it in frame if it not in others and not _NAME_OF_ROWS.search(it.strip())):
         texts = [text.strip() for text in frame[name] if not is_empty(text)]
         words = [*dict.fromkeys(texts)]
-        if len(words) == 2 and len(texts) >= _FEWEST_WORDS and all(map(_WORD.fullmatch, words)):
+        is_outcome = _NAME_OF_OUTCOME.search(name) or any(map(_OUTCOME.search, words))
+        is_pair = len(words) == 2 and all(map(_WORD.fullmatch, words))
+        if is_pair and is_outcome and len(texts) >= _FEWEST_WORDS:
             found.append(name)
     return found
 

@@ -232,12 +232,14 @@ WORDS = {
 
 
 def test_words_of_yes_and_no_are_labels_and_it_is_told_which_is_1() -> None:
-    report = check_table(pd.DataFrame(WORDS).drop(columns="kind"))
+    vendors = {"vendor": ["Merck", "Sigma"] * 12}
+    report = check_table(pd.DataFrame({**WORDS, **vendors}).drop(columns="kind"))
+    assert not any("vendor" in it.message + it.way_out for it in report.findings)
     assert report.label_columns == report.binary_labels == ["binding", "tox"]
     told = [it.message for it in find(report, "labels")]
     assert any("'active' is 1, 'INACTIVE' is 0" in it for it in told)
     assert any("'Toxic' is 1, 'Non-toxic' is 0" in it for it in told)
-    # of two other words it is not known which is yes
+    # of two other words it is not known which is yes, and those of a vendor are no outcome
     (pair,) = [it for it in find(report, "labels") if "'level' has two words" in it.message]
     assert "{'high': 1, 'low': 0}" in pair.way_out
     (cells,) = find(report, "cells")
