@@ -325,6 +325,28 @@ def find_number_style(cells: Iterable[str], *, is_european: bool) -> str:
     return "decimal" if is_certain or is_european else "thousands"
 
 
+def find_told_style(cells: Iterable[Any], *, usual: str = "") -> str:
+    """Return what a comma before three digits is, as other cells tell; else what is usual."""
+    told = {_find_own_style(it) for it in cells if isinstance(it, str)} - {""}
+    return told.pop() if len(told) == 1 else usual
+
+
+def _find_own_style(text: str) -> str:
+    forms = {"thousands": _THOUSANDS, "decimal": _DECIMAL_COMMA}
+    styles = [style for style, form in forms.items() if form.fullmatch(text.strip())]
+    return styles[0] if len(styles) == 1 else ""
+
+
+def rewrite_told_number(cell: Any, style: str) -> Any:
+    """Return a number with commas with a point, `4,616` only of a style; what is none as it is."""
+    return rewrite_number(cell, _find_own_style(cell) or style) if isinstance(cell, str) else cell
+
+
+def may_be_either(text: str) -> bool:
+    """Tell whether a comma is decimal or between thousands, which nobody knows of `4,616`."""
+    return all(it.fullmatch(text.strip()) for it in (_THOUSANDS, _DECIMAL_COMMA))
+
+
 def rewrite_number(text: str, style: str) -> str:
     """Return a number with commas of a style with a point; any other text as it is."""
     cell = text.strip()
@@ -347,25 +369,30 @@ def rewrite_numbers(cells: Iterable[Any], style: str) -> list[Any]:
 
 def find_number_styles(table: Table, columns: Iterable[str]) -> dict[str, str]:
     """Return the columns with numbers that have commas, and what these are."""
+    styles = {
+        name: find_number_style(cells, is_european=is_european(table.description))
+        for name, cells in list_cells_with_commas(table, columns).items()
+    }
+    return {name: style for name, style in styles.items() if style}
+
+
+def list_cells_with_commas(table: Table, columns: Iterable[str]) -> dict[str, list[str]]:
+    """Return the cells with commas of the columns of text among some."""
     names = [it for it in columns if is_text(table.schema.field(it).type)]
-    if not names:
-        return {}
     with_commas: dict[str, list[str]] = {name: [] for name in names}
-    for chunk in table.select(names).iterate_chunks(_CHUNK_SIZE):
+    for chunk in table.select(names).iterate_chunks(_CHUNK_SIZE) if names else ():
         for name, cells in chunk.columns.items():
             found = pc.filter(cells, pc.match_substring(cells, ","))
             with_commas[name] += found.to_pylist()
-    styles = {
-        name: find_number_style(cells, is_european=is_european(table.description))
-        for name, cells in with_commas.items()
-    }
-    return {name: style for name, style in styles.items() if style}
+    return with_commas
 
 
 def with_plain_numbers(table: Table, columns: Iterable[str]) -> Table:
     """Return a table in whose columns numbers have points, as where commas are decimal."""
     styles = find_number_styles(table, columns)
-    return replace(table, read=partial(_read_plainly, table, styles=styles)) if styles else table
+    if not styles:
+        return table
+    return replace(table, read=partial(_read_plainly, table, styles=styles), commas=styles)
 
 
 def _read_plainly(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from rdkit import DataStructs
 
+from rmat_hf.data.columns import may_be_either
 from rmat_hf.data.labels import (
     MISSING_NUMBERS,
     Bound,
@@ -415,16 +416,21 @@ def find_unread_covariates(
         for row in np.flatnonzero(np.isnan(values).any(axis=1)).tolist():
             text = str(columns[name][row]).strip() if name in columns else ""
             if text.lower() not in MISSING_NUMBERS:
-                reason = f"{name} {text!r} is not {what}: the mean of training stands for it"
+                problem = f"is not {what}"
+                if "categories" not in kind and may_be_either(text):
+                    problem = f"may be {text.replace(',', '.')} or {text.replace(',', '')}"
+                reason = f"{name} {text!r} {problem}: the mean of training stands for it"
                 found.setdefault(row, []).append(reason)
     return {row: "; ".join(reasons) for row, reasons in found.items()}
 
 
 def add_covariates(
-    dataset: datasets.Dataset, columns: Mapping[str, Sequence[Any]]
+    dataset: datasets.Dataset, columns: Mapping[str, Sequence[Any]], *, commas: Mapping[str, str]
 ) -> datasets.Dataset:
-    """Return rows with the covariates in columns of their table."""
+    """Return rows with the covariates in columns of their table, whose commas were so read."""
     kinds = find_covariates(columns)
+    for kind in [it for it in kinds if it["name"] in commas]:
+        kind["commas"] = commas[kind["name"]]
     values = encode_covariates(kinds, columns, num_rows=len(dataset)).astype(np.float64)
     kind = datasets.List(datasets.Value("float64"))
     dataset = dataset.add_column(COVARIATES_COLUMN, values.tolist(), feature=kind)

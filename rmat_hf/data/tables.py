@@ -1,7 +1,7 @@
 """Tables of molecules as Arrow columns, read in chunks; how files become tables: table_files.py."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyarrow as pa
@@ -79,6 +79,8 @@ class Table:
         may_lack_columns (`bool`, *optional*, defaults to `False`):
             Whether other files of its kind may lack its columns, as records of SDF do.
         description (`str`, *optional*): How it is read, for example `"CSV with ';', cp1252"`.
+        commas (`Mapping[str, str]`, *optional*): Of columns whose numbers were read with commas,
+            what these are: `"decimal"` or `"thousands"`.
     """
 
     source: str
@@ -89,6 +91,7 @@ class Table:
     split_column: str | None = None
     may_lack_columns: bool = False
     description: str = ""
+    commas: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def column_names(self) -> list[str]:
@@ -180,11 +183,11 @@ def join_tables(
     may_lack = all(table.may_lack_columns for table in tables)
     for table in tables:
         own = {field.name: field.type for field in table.schema}
-        for name, field in fields.items():
-            found = own.get(name, field.type if may_lack else "missing")
-            if found != field.type:
+        for name, kind in fields.items():
+            found = own.get(name, kind.type if may_lack else "missing")
+            if found != kind.type:
                 raise UserError(
-                    f"{table.source}: column {name!r} is {found}, but {field.type} in other files "
+                    f"{table.source}: column {name!r} is {found}, but {kind.type} in other files "
                     f"of {source}. Files that are read together need the same columns."
                 )
     words = dict(words or {})

@@ -5,7 +5,7 @@ import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
@@ -360,7 +360,9 @@ def _build_training_data(
     dataset = _build_dataset(
         kept, processor, labels=labels, sizes=sizes, split=split, class_names=class_names
     )
-    dataset, more = _add_measured(dataset, given_labels, kept=kept, label_options=label_options)
+    dataset, more = _add_measured(
+        dataset, given_labels, kept=kept, label_options=label_options, commas=table.commas
+    )
     return LoadedData(dataset, dropped, class_names, notes + more)
 
 
@@ -435,6 +437,7 @@ def _add_measured(
     *,
     kept: pd.DataFrame,
     label_options: LabelOptions,
+    commas: Mapping[str, str],
 ) -> tuple[datasets.Dataset, list[str]]:
     """Return the rows with which labels are bounds, and with weights; and notes on both."""
     bounds, notes = find_bounds(labels), []
@@ -451,7 +454,7 @@ def _add_measured(
         notes.append(f"rows weigh what column {name} says")
     if names := label_options.feature_columns:
         columns = {name: [it[name] for it in kept["cells"]] for name in names}
-        dataset = add_covariates(dataset, columns)
+        dataset = add_covariates(dataset, columns, commas=commas)
         notes.append(f"rows have the covariates {', '.join(names)}")
     return dataset, notes
 

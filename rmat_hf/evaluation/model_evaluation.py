@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from rdkit import Chem
 
-from rmat_hf.data.columns import find_smiles_column, with_plain_numbers
+from rmat_hf.data.columns import find_smiles_column, rewrite_numbers, with_plain_numbers
 from rmat_hf.data.frames import FRAME_NAME, build_dataset
 from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, parse_number
 from rmat_hf.data.measurements import (
@@ -41,7 +41,13 @@ from rmat_hf.evaluation.evaluation_report import (
 )
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
-from rmat_hf.inference.prediction import limit_processor, predict, warn_of_faults
+from rmat_hf.inference.prediction import (
+    find_beside,
+    find_styles_beside,
+    limit_processor,
+    predict,
+    warn_of_faults,
+)
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
@@ -219,14 +225,30 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
 
 @dataclass(frozen=True)
 class _Rows:
-    """Molecules of a table, with all its cells as they are, and their canonical SMILES."""
+    """Molecules of a table, with all its cells, commas as points, and their canonical SMILES."""
 
-    source: str
+    table: Table
     smiles_column: str
     smiles: list[str]
     molecules: list[Molecule]
     cells: pd.DataFrame
     canonical: list[str | None]
+
+    @property
+    def source(self) -> str:
+        return self.table.source
+
+    def read_covariates(self, config: RMatConfig) -> dict[str, list[Any]]:
+        """Return the cells that a model reads beside molecules, as `rmat predict` reads them."""
+        names = [str(it["name"]) for it in config.covariates or []]
+        names = [it for it in names if it in self.table.column_names]
+        found: dict[str, list[Any]] = {name: [] for name in names}
+        for chunk in self.table.select(names).iterate_chunks(CHUNK_SIZE) if names else ():
+            for name, cells in chunk.columns.items():
+                found[name] += cells.to_pylist()
+        styles = find_styles_beside(config, self.table)
+        found |= {name: rewrite_numbers(found[name], it) for name, it in styles.items()}
+        return find_beside(config, None, covariates=found)
 
     def read_labels(self, task: "_Task") -> tuple[np.ndarray, dict[int, str]]:
         """Return the labels `(num_rows, num_labels)`, NaN where missing, and why a row has none."""
@@ -258,7 +280,7 @@ def _read_rows(source: str | Path | pd.DataFrame, *, smiles_column: str) -> _Row
     smiles_column = find_smiles_column(table, smiles_column)
     validate_columns(table.column_names, [smiles_column], source=table.source)
     others = [it for it in table.column_names if it != smiles_column]
-    table = with_plain_numbers(table, others)
+    given, table = table, with_plain_numbers(table, others)
     molecules: list[Molecule] = []
     frames = []
     for chunk in table.iterate_chunks(CHUNK_SIZE):
@@ -269,7 +291,7 @@ def _read_rows(source: str | Path | pd.DataFrame, *, smiles_column: str) -> _Row
     cells = pd.concat(frames, ignore_index=True)
     smiles = ["" if pd.isna(it) else str(it) for it in cells[smiles_column]]
     canonical = [_find_canonical(it) for it in molecules]
-    return _Rows(table.source, smiles_column, smiles, molecules, cells, canonical)
+    return _Rows(given, smiles_column, smiles, molecules, cells, canonical)
 
 
 def _open(source: str | Path | pd.DataFrame) -> Table:
@@ -447,7 +469,7 @@ def _predict(
             quantiles = np.array([_find_quantiles(trust, it) for it in (coverage, *COVERAGES)])
             quantiles = quantiles[1:] / quantiles[0]
     kinds = model.config.covariates or []
-    beside = {it["name"]: list(rows.cells[it["name"]]) for it in kinds if it["name"] in rows.cells}
+    beside = rows.read_covariates(model.config)
     options |= {"covariates": beside} if kinds else {}
     warn_of_faults(find_unread_covariates(kinds, beside, num_rows=len(rows.cells)))
     found = predict(model, rows.molecules, processor=processor, **options)

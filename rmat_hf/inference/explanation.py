@@ -33,6 +33,7 @@ from rmat_hf.inference.prediction import (
     open_model,
     read_beside,
     require_list,
+    warn_of_faults,
     without_unread,
 )
 from rmat_hf.loading import load_predictor
@@ -275,12 +276,13 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
     read, places = partial(read_label, column=column, config=config), locate_covariates(config)
     asked = _Question(by, method, config.types[column] != "regression", places)
     explainer = Explainer(predictor.eval(), read, batch_size=batch_size)
-    beside = read_beside(config, molecules, covariates=covariates, num_rows=len(rows)).values
+    beside = read_beside(config, molecules, covariates=covariates, num_rows=len(rows))
     used_processor = without_unread(used_processor, predictor)
     results: list[Explanation | str] = []
     outcomes = iterate_featurized(rows, used_processor, num_workers=num_workers)
     with closing(outcomes):
-        known = zip(rows, outcomes, repeat(None) if beside is None else beside, strict=False)
+        cells = repeat(None) if beside.values is None else beside.values
+        known = zip(rows, outcomes, cells, strict=False)
         while group := list(islice(known, _NUM_TOGETHER)):
             opened = [
                 _open_molecule(molecule, outcome.features, processor=used_processor, covariates=own)
@@ -289,6 +291,8 @@ def explain(  # noqa: PLR0913 - what is explained, and what `predict` takes
             ]
             found = iter(_explain_group(explainer, opened, asked=asked))
             results += [outcome.failure or next(found) for _, outcome, _ in group]
+    explained = [not isinstance(it, str) for it in results]
+    warn_of_faults({row: it for row, it in beside.faults.items() if explained[row]})
     return Explanations(
         [None if isinstance(it, str) else it for it in results],
         [it if isinstance(it, str) else None for it in results],

@@ -31,6 +31,7 @@ from rmat_hf.inference.explanation import (
     locate_covariates,
 )
 from rmat_hf.inference.pictures import draw_contributions
+from rmat_hf.inference.prediction import drop_unread
 from rmat_hf.inference.screening import (
     PredictionArguments,
     ScreeningResult,
@@ -166,6 +167,8 @@ class Computation:
         kept = self.choose_rows(columns)
         chosen: list[Molecule] = [molecules[row] for row in kept]
         beside = {name: [cells[it] for it in kept] for name, cells in (covariates or {}).items()}
+        # the prediction has told which cells cannot be read
+        beside = drop_unread(self.model.config, beside)
         options: Any = {"label": self.label, "processor": self.processor, "covariates": beside}
         num_workers = self.arguments.num_workers if len(chosen) else 0
         found = explain(

@@ -13,7 +13,12 @@ import pandas as pd
 import torch
 from rdkit import Chem
 
-from rmat_hf.data.columns import find_number_style, rewrite_numbers
+from rmat_hf.data.columns import (
+    find_told_style,
+    is_european,
+    list_cells_with_commas,
+    rewrite_told_number,
+)
 from rmat_hf.data.featurization import FeaturizedMolecule, iterate_featurized
 from rmat_hf.data.frames import add_columns, list_molecules_of
 from rmat_hf.data.labels import restore_atom_order
@@ -25,6 +30,7 @@ from rmat_hf.data.stored_features import (
     unpack_features,
 )
 from rmat_hf.data.table_writer import Predictions, list_columns
+from rmat_hf.data.tables import Table
 from rmat_hf.errors import UserError, is_out_of_memory, say_count
 from rmat_hf.loading import load_embedder, load_predictor
 from rmat_hf.model.covariates_rmat import encode_covariates
@@ -200,16 +206,46 @@ def predict(  # noqa: PLR0913 - what is predicted, and how
 
 
 def find_beside(config: Any, given: Any, *, covariates: Any) -> dict[str, list[Any]]:
-    """Return the cells of the covariates of a model, by name: those of a table, or the given."""
-    beside = {} if covariates is None else covariates  # a table has no truth value
-    columns = given if covariates is None and isinstance(given, pd.DataFrame) else beside
-    names = [str(it["name"]) for it in config.covariates or []]
+    """Return the cells of the covariates of a model, by name: those of a table, or the given.
+
+    In a table other cells of a column may tell what the comma of `4,616` is; what is given as cells
+    may be some rows of many, and is read as training read it, or not at all.
+    """
+    is_table = covariates is None and isinstance(given, pd.DataFrame)
+    columns = given if is_table else ({} if covariates is None else covariates)
     found = {}
-    for name in [it for it in names if it in columns]:
-        cells = [None if it is None or it is pd.NA else it for it in columns[name]]
-        style = find_number_style([it for it in cells if isinstance(it, str)], is_european=False)
-        found[name] = rewrite_numbers(cells, style)
+    for kind in [it for it in config.covariates or [] if it["name"] in columns]:
+        cells = [None if it is None or it is pd.NA else it for it in columns[kind["name"]]]
+        style = find_told_style(cells if is_table else (), usual=kind.get("commas") or "")
+        known = {*(kind.get("categories") or [])}
+        found[str(kind["name"])] = [
+            it if str(it).strip() in known else rewrite_told_number(it, style) for it in cells
+        ]
     return found
+
+
+def drop_unread(config: Any, covariates: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Return the cells of covariates as they are read, nothing where they cannot be."""
+    found = find_beside(config, None, covariates=covariates)
+    for kind in [it for it in config.covariates or [] if it["name"] in found]:
+        name, cells = str(kind["name"]), found[str(kind["name"])]
+        unread = find_unread_covariates([kind], found, num_rows=len(cells))
+        found[name] = [None if row in unread else it for row, it in enumerate(cells)]
+    return found
+
+
+def find_styles_beside(config: Any, table: Table) -> dict[str, str]:
+    """Return what commas are in the columns of numbers that a model reads beside molecules.
+
+    A table tells of all its rows at once, so that a cell is read alike in every chunk.
+    """
+    usual = "decimal" if is_european(table.description) else ""
+    kinds = [it for it in config.covariates or [] if it["name"] in table.column_names]
+    numbers = {str(it["name"]): it for it in kinds if not it.get("categories")}
+    return {
+        name: find_told_style(cells, usual=numbers[name].get("commas") or usual)
+        for name, cells in list_cells_with_commas(table, numbers).items()
+    }
 
 
 class Beside(NamedTuple):

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from rmat_hf import __version__
-from rmat_hf.data.columns import find_number_styles, find_smiles_column, rewrite_numbers
+from rmat_hf.data.columns import find_smiles_column, rewrite_numbers
 from rmat_hf.data.featurization import choose_cache_dir, describe_processor
 from rmat_hf.data.shards import (
     ROW_COLUMN,
@@ -53,6 +53,7 @@ from rmat_hf.inference.prediction import (
     MISSING_COVARIATES,
     Embeddings,
     embed,
+    find_styles_beside,
     limit_processor,
     name_components,
     predict,
@@ -525,7 +526,7 @@ def _find_covariates(model: Any, table: Table) -> dict[str, str]:
     names = [str(it["name"]) for it in model.config.covariates or []]
     if missing := [it for it in names if it not in table.column_names]:
         logger.warning(MISSING_COVARIATES, ", ".join(missing))
-    styles = find_number_styles(table, [it for it in names if it not in missing])
+    styles = find_styles_beside(model.config, table)
     return {name: styles.get(name, "") for name in names}
 
 

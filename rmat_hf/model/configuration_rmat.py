@@ -163,7 +163,8 @@ class RMatConfig(PreTrainedConfig):
         num_molecule_descriptors: Molecule descriptors concatenated to the molecule vector before
             the head.
         covariates: Of a model that knows more of a row than its molecule: a `name` for each, and
-            `categories` of one that is no number. They follow the molecule descriptors, and
+            `categories` of one that is no number; `commas`, `"decimal"` or `"thousands"`, where the
+            table of training had some. They follow the molecule descriptors, and
             `num_molecule_descriptors` counts both.
         num_atom_contexts: Outputs of the head `"context"` of models without `pretraining_heads`.
         num_descriptor_labels: Outputs of their head `"descriptor"`.

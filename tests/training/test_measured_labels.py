@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from processes import predict_without_package
 
-from rmat_hf import evaluate, finetune, predict
+from rmat_hf import evaluate, explain, finetune, predict
 from rmat_hf.errors import UserError
 from rmat_hf.inference.screening import PredictionArguments, run_prediction
 from rmat_hf.training.finetuning import FinetuningResult
@@ -231,6 +231,52 @@ def test_covariates_of_a_prediction_are_read_as_training_read_them(
     table.drop(columns="pH").to_csv(tmp_path / "library.csv", index=False)
     run_prediction(PredictionArguments(**options, chunk_size=7))
     assert caplog.text.count("pH") == 1 and "no such column" in caplog.text
+
+
+def test_a_comma_before_three_digits_is_read_as_training_read_it_or_not_at_all(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "rmat_hf")
+    cells = [str(it).replace(".", ",") for it in PH]
+    folder = run({"y": 2 * PH, "pH": cells}, feature_columns=["pH"]).output_dir
+    number, mean = predict(folder, ["CCO"] * 2, covariates={"pH": [7.412, None]}).values[:, 0]
+
+    def screen(cells: list[str], *, separator: str = ",", chunk_size: int = 2) -> pd.DataFrame:
+        table = pd.DataFrame({"smiles": ["CCO"] * len(cells), "pH": cells})
+        table.to_csv(tmp_path / "library.csv", index=False, sep=separator)
+        files = {"input": str(tmp_path / "library.csv"), "output": str(tmp_path / "predicted.csv")}
+        options: Any = {"num_workers": 0, "overwrite": True, "chunk_size": chunk_size, **files}
+        run_prediction(PredictionArguments(model=str(folder), **options))
+        return pd.read_csv(tmp_path / "predicted.csv")
+
+    def read(cells: list[str]) -> Any:
+        return predict(folder, pd.DataFrame({"smiles": ["CCO"] * len(cells), "pH": cells}))
+
+    for found in (screen(["7,412"]), read(["7,412"])):
+        assert found["prediction_y"].tolist() == pytest.approx([number], abs=1e-4)
+        assert found["warning"].isna().all()
+    # of a model whose training had no commas other cells tell, or how the table is written
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["covariates"][0].pop("commas") == "decimal"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    told = ["7,412", "7,412", "7,412", "7,4"]
+    for found in (screen(told), screen(["7,412"] * 3, separator=";"), read(told)):
+        assert found["prediction_y"][:3].tolist() == pytest.approx([number] * 3, abs=1e-4)
+        assert found["warning"].isna().all()
+    explain(folder, ["CCO"], covariates={"pH": [5.0]})
+    assert caplog.messages == []
+    # nobody tells, whatever stands in other chunks
+    for found in (screen(["7,412"] * 3), screen(["7,412", "1,250.5", "7,4"], chunk_size=1)):
+        assert found["prediction_y"][0] == pytest.approx(mean, abs=1e-4)
+        assert "'7,412' may be 7.412 or 7412" in found["warning"][0]
+    assert "may be 7.412 or 7412" in read(["7,412"])["warning"][0]
+    assert caplog.messages == []
+    table = pd.DataFrame({"smiles": SMILES, "pH": "7,412", "y": 2 * PH})
+    evaluate(folder, table)
+    assert "40 rows" in caplog.text and "may be 7.412 or 7412" in caplog.text
+    caplog.clear()
+    explain(folder, table[["smiles", "pH"]].iloc[:1])
+    assert caplog.text.count("may be 7.412 or 7412") == 1
 
 
 @pytest.mark.slow
