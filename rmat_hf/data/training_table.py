@@ -30,6 +30,7 @@ from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import (
     CONFLICT_WAY_OUT,
     LISTS,
+    Bound,
     LabelError,
     arrange_atom_labels,
     describe_recoding,
@@ -594,6 +595,12 @@ def _validate_labels(
             )
         values = {labels[label_idx] for labels in rows}
         values = {label for label in values if not is_missing(label)}
+        if values and all(isinstance(it, Bound) for it in values):
+            raise UserError(
+                f"{source}: label {column!r} has bounds alone, with < or >, and no measured "
+                "value to score predictions with. Add molecules that have one, drop that label, or "
+                "learn which side of a limit they are on: a column of 0 and 1."
+            )
         if len(values) < 2:
             found = f"is {values.pop()} in every usable row" if values else "has no usable value"
             first = f" Row {dropped[0].row}: {dropped[0].reason}." if dropped else ""

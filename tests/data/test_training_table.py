@@ -170,6 +170,8 @@ def test_class_without_a_usable_row_is_no_class(tmp_path: Path) -> None:
         ("smiles,y\n", "label 'y' has no usable value.* Add labeled molecules"),
         ("smiles,y\nbad,1\n", r"label 'y' has no usable value.* Row 0: .*bad"),
         ("smiles,y\nC,\n", r"Row 0: no label"),
+        ("smiles,y\nC,>1\nN,>1\n", r"label 'y' has bounds alone.* a column of 0 and 1"),
+        ("smiles,y\nC,>1\nN,<2\nO,\n", r"label 'y' has bounds alone"),
         ("smiles,y\nC,1\nN,1\n", r"label 'y' is 1.0 in every usable row: nothing to learn"),
         (
             "smiles,y\nC,high\nN,high\n",
