@@ -145,11 +145,18 @@ def find_smiles_column(table: Table, wanted: str = SMILES_COLUMN) -> str:
     return find_smiles_cells(read_frame(table, num_rows=_NUM_SAMPLE_ROWS), source=table.source)
 
 
-def find_smiles_cells(frame: pd.DataFrame, *, source: str) -> str:
-    """Return the column of a frame whose cells are SMILES, by its name if several are."""
+def find_smiles_cells(frame: pd.DataFrame, *, source: str, is_sure: bool = False) -> str:
+    """Return the column of a frame whose cells are SMILES, by its name if several are.
+
+    If it is to be sure, of several one is called canonical.
+    """
     cells = frame.head(_NUM_SAMPLE_ROWS)
     shares = {name: _share_smiles(cells[name]) for name in cells}
     found = {name: share for name, share in shares.items() if share >= _MOST}
+    ranks = [_rank_name(name) for name in found]
+    if is_sure and len(found) > 1 and (max(ranks) < 2 or ranks.count(max(ranks)) > 1):
+        listed = ", ".join(map(repr, found))
+        raise UserError(f"{source} has several columns of SMILES: {listed}.")
     if found:
         return max(found, key=lambda name: (_rank_name(name), found[name]))
     try:

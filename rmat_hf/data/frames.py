@@ -1,5 +1,6 @@
 """Rows in memory as tables; pandas in, pandas out: molecules of a table, columns beside them."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +14,16 @@ from rmat_hf.data.sources import open_table
 from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table, validate_columns
 from rmat_hf.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 FRAME_NAME = "The table"
 
 
 def list_molecules_of(frame: pd.DataFrame, smiles_column: str | None = None) -> list[Any]:
     """Return the molecules in a column of a table, `None` where missing.
 
-    By default it is `"smiles"`, in small or large letters, else the one whose cells are SMILES.
+    By default it is `"smiles"`, in small or large letters, else the one whose cells are SMILES, of
+    several the one called canonical.
     """
     columns = [*map(str, frame.columns)]
     # as spreadsheets have it: SMILES, Smiles
@@ -30,7 +34,9 @@ def list_molecules_of(frame: pd.DataFrame, smiles_column: str | None = None) -> 
             name = smiles_column or alike[0]
             validate_columns(columns, [name], source=FRAME_NAME)
         else:
-            name = find_smiles_cells(frame.set_axis(columns, axis=1), source=FRAME_NAME)
+            named = frame.set_axis(columns, axis=1)
+            name = find_smiles_cells(named, source=FRAME_NAME, is_sure=True)
+            logger.info("SMILES in %r.", name)
     except UserError as error:
         raise UserError(f"{error} Name that of the SMILES: smiles_column=NAME.") from None
     cells = frame.iloc[:, columns.index(name)].tolist()

@@ -1,6 +1,7 @@
 """Inference: a row for every molecule, in order, whatever stands beside it."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,12 @@ TABLE = pd.DataFrame({"id": range(4), "smiles": ["CCO", "C1", None, "CCN"]}, ind
             "Did you mean 'SMILES'.*smiles_column=NAME",
         ),
         (TABLE[["id"]], {}, UserError, "no column 'smiles'.*smiles_column=NAME"),
+        (
+            TABLE.rename(columns={"smiles": "Drug"}).assign(reagent_smiles="C").drop(index="b"),
+            {},
+            UserError,
+            "several columns of SMILES: 'Drug', 'reagent_smiles'.*smiles_column=NAME",
+        ),
         (TABLE.assign(error="mine"), {}, UserError, "already has a column 'error'"),
         (TABLE.to_dict("list"), {}, TypeError, r"not as a dict.*table\['smiles'\]"),
         (pa.Table.from_pandas(TABLE), {}, TypeError, r"not as a Table.*table\['smiles'\]"),
@@ -189,7 +196,10 @@ def test_a_table_that_cannot_be_read_is_refused_with_a_way_out(
         run(build_regression_model(), molecules, processor=processor, **options)
 
 
-def test_a_table_of_pandas_keeps_its_index_and_columns(processor: RMatProcessor) -> None:
+def test_a_table_of_pandas_keeps_its_index_and_columns(
+    processor: RMatProcessor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rmat_hf.data.frames")
     model = build_regression_model()
     as_exported = predict(model, TABLE.rename(columns={"smiles": "Smiles"}), processor=processor)
     predicted = predict(model, TABLE, processor=processor)
@@ -197,7 +207,9 @@ def test_a_table_of_pandas_keeps_its_index_and_columns(processor: RMatProcessor)
     pd.testing.assert_frame_equal(predicted[["id", "smiles"]], TABLE)
     # under any name, and of other cells than text where none is SMILES
     as_stored = TABLE.rename(columns={"smiles": "Structure"}).astype({"Structure": "string"})
+    assert caplog.messages == []
     stored = predict(model, as_stored, processor=processor)
+    assert caplog.messages == ["SMILES in 'Structure'."]
     assert stored["prediction_logS"].tolist()[0] == predicted["prediction_logS"].tolist()[0]
     assert predicted["error"].notna().tolist() == [False, True, True, False]
     assert predicted["prediction_logS"].notna().tolist() == [True, False, False, True]
