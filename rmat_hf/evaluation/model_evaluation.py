@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from rdkit import Chem
 
 from rmat_hf.data.columns import find_smiles_column, rewrite_numbers, with_plain_numbers
@@ -241,11 +242,10 @@ class _Rows:
     def read_covariates(self, config: RMatConfig) -> dict[str, list[Any]]:
         """Return the cells that a model reads beside molecules, as `rmat predict` reads them."""
         names = [str(it["name"]) for it in config.covariates or []]
-        names = [it for it in names if it in self.table.column_names]
-        found: dict[str, list[Any]] = {name: [] for name in names}
-        for chunk in self.table.select(names).iterate_chunks(CHUNK_SIZE) if names else ():
-            for name, cells in chunk.columns.items():
-                found[name] += cells.to_pylist()
+        found: dict[str, list[Any]] = {name: [None] * len(self.smiles) for name in names}
+        if names := [it for it in names if it in self.table.column_names]:
+            chunks = [it.table for it in self.table.select(names).iterate_chunks(CHUNK_SIZE)]
+            found |= pa.concat_tables(chunks).to_pydict()
         styles = find_styles_beside(config, self.table)
         found |= {name: rewrite_numbers(found[name], it) for name, it in styles.items()}
         return find_beside(config, None, covariates=found)

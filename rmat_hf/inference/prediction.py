@@ -237,8 +237,12 @@ def drop_unread(config: Any, covariates: Mapping[str, Sequence[Any]]) -> dict[st
 def find_styles_beside(config: Any, table: Table) -> dict[str, str]:
     """Return what commas are in the columns of numbers that a model reads beside molecules.
 
-    A table tells of all its rows at once, so that a cell is read alike in every chunk.
+    A table tells of all its rows at once, so that a cell is read alike in every chunk. Columns that
+    it lacks are told.
     """
+    names = [str(it["name"]) for it in config.covariates or []]
+    if missing := [it for it in names if it not in table.column_names]:
+        logger.warning(MISSING_COVARIATES, ", ".join(missing))
     usual = "decimal" if is_european(table.description) else ""
     kinds = [it for it in config.covariates or [] if it["name"] in table.column_names]
     numbers = {str(it["name"]): it for it in kinds if not it.get("categories")}

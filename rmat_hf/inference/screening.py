@@ -50,7 +50,6 @@ from rmat_hf.data.tables import Table, build_table, validate_smiles_column
 from rmat_hf.errors import UserError, escape_message, say_count
 from rmat_hf.flags import NO_CACHE, declare_flag, declare_required, validate_flags
 from rmat_hf.inference.prediction import (
-    MISSING_COVARIATES,
     Embeddings,
     embed,
     find_styles_beside,
@@ -524,8 +523,6 @@ def _list_units_of_spreads(config: Any, columns: Mapping[str, Any]) -> list[str]
 def _find_covariates(model: Any, table: Table) -> dict[str, str]:
     """Return what a model reads beside molecules, with what commas in its numbers are."""
     names = [str(it["name"]) for it in model.config.covariates or []]
-    if missing := [it for it in names if it not in table.column_names]:
-        logger.warning(MISSING_COVARIATES, ", ".join(missing))
     styles = find_styles_beside(model.config, table)
     return {name: styles.get(name, "") for name in names}
 
