@@ -235,9 +235,12 @@ def describe_verdict(
     """
     metric = list_metrics(scores.problem_type)[0]
     own = scores.estimate(method, metric.name)
-    these = say_count(scores.num_rows, noun.removesuffix("s"))
+    one = noun.removesuffix("s")
+    these = f"this {one}" if scores.num_rows == 1 else f"these {say_count(scores.num_rows, one)}"
+    if not scores.num_rows:
+        return [f"{metric.title} of {method} is unknown: all labels of the {noun} are bounds."]
     if own.value is None:
-        return [f"{metric.title} of {method} is undefined on these {these}."]
+        return [f"{metric.title} of {method} is undefined on {these}."]
     of_labels = ""
     if found := scores.list_labels(method, metric.name):
         number, known = len(scores.num_known), len(found)
@@ -247,7 +250,7 @@ def describe_verdict(
     if own.low is not None:
         ends = " to ".join(map(format_metric, own[1:]))
         lines[0] += f" ({COVERAGE:.0%} interval {ends})"
-    lines[0] += f" on {these}."
+    lines[0] += f" on {say_count(scores.num_rows, one)}."
     lines += describe_spread(scores, method, names=names or {})
     lines += [
         text
@@ -255,7 +258,7 @@ def describe_verdict(
         if (text := _describe_difference(scores, (method, it), these=these, unit=unit))
     ]
     if scores.num_rows < FEW_ROWS:
-        lines.append(f"Only {these}: others could reverse this.")
+        lines.append(f"Only {say_count(scores.num_rows, one)}: others could reverse this.")
     return lines
 
 
@@ -379,7 +382,7 @@ def _describe_difference(scores: Scores, pair: tuple[str, str], *, these: str, u
         verdict = "worse than"
     other = format_metric(scores.metrics[reference][metric.name])
     return (
-        f"{method} is {verdict} {reference} ({metric.title} {other}) on these {these}: difference "
+        f"{method} is {verdict} {reference} ({metric.title} {other}) on {these}: difference "
         f"{found}{_add(unit)}."
     )
 

@@ -97,6 +97,12 @@ def test_an_undefined_metric_has_no_interval() -> None:
     assert "undefined" in describe_verdict(scores, "m")[0]
     empty = score_methods(kind, {"m": values[:0]}, labels=labels[:0], label_names=["y"])
     assert empty.estimate("m", "accuracy").value is None
+    told = describe_verdict(empty, "m", noun="test molecules")
+    assert told == ["ROC AUC of m is unknown: all labels of the test molecules are bounds."]
+    one = score_methods("regression", {"m": values[:1]}, labels=labels[:1], label_names=["y"])
+    one.metrics["m"]["rmse"] = None
+    told = describe_verdict(one, "m", noun="test molecules")
+    assert told == ["RMSE of m is undefined on this test molecule."]
 
 
 @pytest.mark.parametrize(
