@@ -13,10 +13,9 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from rdkit import Chem
 
-from rmat_hf.data.columns import find_smiles_column, rewrite_numbers, with_plain_numbers
+from rmat_hf.data.columns import find_smiles_column, with_plain_numbers
 from rmat_hf.data.frames import FRAME_NAME, build_dataset
 from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, parse_number
 from rmat_hf.data.measurements import (
@@ -43,10 +42,9 @@ from rmat_hf.evaluation.evaluation_report import (
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
 from rmat_hf.inference.prediction import (
-    find_beside,
-    find_styles_beside,
     limit_processor,
     predict,
+    read_covariates_of,
     warn_of_faults,
 )
 from rmat_hf.loading import load_predictor
@@ -238,17 +236,6 @@ class _Rows:
     @property
     def source(self) -> str:
         return self.table.source
-
-    def read_covariates(self, config: RMatConfig) -> dict[str, list[Any]]:
-        """Return the cells that a model reads beside molecules, as `rmat predict` reads them."""
-        names = [str(it["name"]) for it in config.covariates or []]
-        found: dict[str, list[Any]] = {name: [None] * len(self.smiles) for name in names}
-        if names := [it for it in names if it in self.table.column_names]:
-            chunks = [it.table for it in self.table.select(names).iterate_chunks(CHUNK_SIZE)]
-            found |= pa.concat_tables(chunks).to_pydict()
-        styles = find_styles_beside(config, self.table)
-        found |= {name: rewrite_numbers(found[name], it) for name, it in styles.items()}
-        return find_beside(config, None, covariates=found)
 
     def read_labels(self, task: "_Task") -> tuple[np.ndarray, dict[int, str]]:
         """Return the labels `(num_rows, num_labels)`, NaN where missing, and why a row has none."""
@@ -469,7 +456,7 @@ def _predict(
             quantiles = np.array([_find_quantiles(trust, it) for it in (coverage, *COVERAGES)])
             quantiles = quantiles[1:] / quantiles[0]
     kinds = model.config.covariates or []
-    beside = rows.read_covariates(model.config)
+    beside = read_covariates_of(rows.table, model.config)
     options |= {"covariates": beside} if kinds else {}
     warn_of_faults(find_unread_covariates(kinds, beside, num_rows=len(rows.cells)))
     found = predict(model, rows.molecules, processor=processor, **options)

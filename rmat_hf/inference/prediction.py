@@ -17,6 +17,7 @@ from rmat_hf.data.columns import (
     find_told_style,
     is_european,
     list_cells_with_commas,
+    rewrite_numbers,
     rewrite_told_number,
 )
 from rmat_hf.data.featurization import FeaturizedMolecule, iterate_featurized
@@ -62,6 +63,7 @@ MISSING_COVARIATES = (
 TOO_LARGE_FOR_MODEL = "the model needs more memory for it than there is"
 # Batches whose molecules are grouped by size together; the features wait in compact form.
 _BATCHES_GROUPED = 32
+_ROWS_READ = 1000
 
 
 class Embeddings(NamedTuple):
@@ -250,6 +252,20 @@ def find_styles_beside(config: Any, table: Table) -> dict[str, str]:
         name: find_told_style(cells, usual=numbers[name].get("commas") or usual)
         for name, cells in list_cells_with_commas(table, numbers).items()
     }
+
+
+def read_covariates_of(table: Table, config: Any) -> dict[str, list[Any]]:
+    """Return the cells of a table that a model reads beside molecules, as `rmat predict` does."""
+    names = [str(it["name"]) for it in config.covariates or []]
+    found: dict[str, list[Any]] = {name: [None] * table.num_rows for name in names}
+    styles = find_styles_beside(config, table)
+    if names := [it for it in names if it in table.column_names]:
+        for name in names:
+            found[name] = []
+        for chunk in table.select(names).iterate_chunks(_ROWS_READ):
+            for name, cells in chunk.columns.items():
+                found[name] += rewrite_numbers(cells.to_pylist(), styles.get(name, ""))
+    return find_beside(config, None, covariates=found)
 
 
 class Beside(NamedTuple):
