@@ -125,22 +125,16 @@ def list_folds(task: str, table: Table, seed: int) -> Iterator[Fold]:
         for name in (f"split_{idx}" for idx in range(6)):
             is_test = (rows[name] == "test").to_numpy()
             yield Fold(name, everything[~is_test], everything[is_test])
-    elif task == "classes":
-        smiles = {"canonical_smiles": rows["smiles"].tolist()}
-        folds = split_into_folds(smiles, "scaffold", most_folds=3, seed=seed)
-        for fold in range(3):
-            yield Fold(
-                f"fold_{fold}", *map(np.flatnonzero, (folds != fold, folds == fold)), "scaffold"
-            )
-        is_test = (rows["split_0"] == "test").to_numpy()
-        yield Fold("split_0", everything[~is_test], everything[is_test], "scaffold")
-    elif task == "large":
-        smiles = {"canonical_smiles": rows["smiles"].tolist()}
-        folds = split_into_folds(smiles, "scaffold", most_folds=5, seed=seed)
-        for fold in range(2):
-            yield Fold(
-                f"fold_{fold}", *map(np.flatnonzero, (folds != fold, folds == fold)), "scaffold"
-            )
+    elif task in ("classes", "large"):
+        most, num_tested = (3, 3) if task == "classes" else (5, 2)
+        columns = {"canonical_smiles": rows["smiles"].tolist()}
+        folds = split_into_folds(columns, "scaffold", most_folds=most, seed=seed)
+        for fold in range(num_tested):
+            known, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            yield Fold(f"fold_{fold}", known, test, "scaffold")
+        if task == "classes":
+            is_test = (rows["split_0"] == "test").to_numpy()
+            yield Fold("split_0", everything[~is_test], everything[is_test], "scaffold")
     else:
         is_test = (rows["part" if "part" in rows else "split_0"] == "test").to_numpy()
         order = np.random.default_rng(seed).permutation(everything[~is_test])
