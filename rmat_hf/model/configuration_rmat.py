@@ -205,6 +205,8 @@ class RMatConfig(PreTrainedConfig):
     """
 
     model_type = "rmat"
+    # whether `Trainer` trains the head; else it is solved for its labels
+    learns_by_gradient = True
     _auto_class = "AutoConfig"
     # All heads share the pairs, so the attention stays whole on each device.
     base_model_tp_plan = {
@@ -345,7 +347,8 @@ class RMatConfig(PreTrainedConfig):
         # CODEPATH: the package is installed; this is not the code of a folder.
         if isinstance(pipelines, dict) and not cls.__module__.startswith("transformers_modules."):
             saved["custom_pipelines"] = RMatRegisteredPipelines(pipelines)
-        return super().from_dict(_replace_labels(saved, kwargs), **kwargs)
+        saved = _replace_labels(saved, kwargs, can_learn=cls.learns_by_gradient)
+        return super().from_dict(saved, **kwargs)
 
     @classmethod
     def list_architecture_fields(cls) -> list[str]:
@@ -415,8 +418,13 @@ def _sort_names(id2label: Mapping[Any, Any] | None) -> list[str]:
     return [str(name) for _, name in names]
 
 
-def _replace_labels(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved fields with the labels that are given, if these are others."""
+def _replace_labels(
+    saved: dict[str, Any], given: dict[str, Any], *, can_learn: bool = True
+) -> dict[str, Any]:
+    """Return the saved fields with the labels that are given, if these are others.
+
+    `can_learn`: whether the head can be trained on them.
+    """
     new = {name: given[name] for name in (*LABEL_FIELDS, "problem_type") if name in given}
     old_names, names = _sort_names(saved.get("id2label")), _sort_names(new.get("id2label"))
     old_size = len(old_names) or saved.get("num_labels", 2)
@@ -427,6 +435,12 @@ def _replace_labels(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, A
     )
     if not is_other:
         return saved
+    if not can_learn:
+        raise ValueError(
+            "The head of this model is solved for its own labels and learns no others. finetune("
+            "model=...) fits a new one; RMatForSequenceClassification.from_pretrained(...) takes "
+            "its encoder alone."
+        )
     kept = {name: value for name, value in saved.items() if name not in LABEL_FIELDS}
     new.setdefault("num_labels", len(names) or old_size)
     return kept | new
@@ -494,6 +508,7 @@ class RMatKernelConfig(RMatConfig):
     """
 
     model_type = "rmat_kernel"
+    learns_by_gradient = False
 
     kernel_features: list[str] = field(default_factory=lambda: ["vectors"])
     num_train_rows: int = interval(min=1)(default=1)

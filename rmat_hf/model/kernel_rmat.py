@@ -275,8 +275,8 @@ class RMatKernelForSequenceClassification(RMatPredictor):
         config ([`RMatKernelConfig`]): That of the encoder with the labels, and what has a kernel.
 
     Raises:
-        ValueError: As [`RMatForSequenceClassification`], or the inputs lack the fingerprint counts
-            or descriptors that the model was fitted with.
+        ValueError: As [`RMatForSequenceClassification`]; the inputs lack the fingerprint counts or
+            descriptors that the model was fitted with; it is given labels in training mode.
 
     Example:
     ```python
@@ -397,6 +397,11 @@ class RMatKernelForSequenceClassification(RMatPredictor):
         self, mean: torch.Tensor, variance: torch.Tensor, labels: torch.Tensor | None
     ) -> RMatKernelOutput:
         """Return the output of standardized means and variances, or of logits."""
+        if self.training and labels is not None:
+            raise ValueError(
+                "A kernel head or a stack is solved, not trained by gradients: these would change "
+                "the encoder under it. fit_kernel_head, fit_stack_head or finetune(...) fits one."
+            )
         head_output = mean.float()
         loss = None if labels is None else self.compute_loss(head_output, labels)
         if self.meaning.is_probability:

@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_rmat import RMatPairFeatures, RMatSelfAttention, build_activation, build_head, widen
 from .configuration_rmat import DUMMY_NODE_IDX, RMatConfig
 from .losses_rmat import LOSSES, RMatAdapterMixin, choose, compute_label_loss, restore_labels
-from .trust_rmat import build_trust
+from .trust_rmat import build_trust, kept_exact
 
 # A standardized descriptor further out than this is an outlier of the descriptor, not a signal.
 MAX_SCALED_DESCRIPTOR = 8.0
@@ -261,6 +261,10 @@ class RMatPreTrainedModel(RMatAdapterMixin, PreTrainedModel):
         whole = {name: it.dtype for name, it in self.named_buffers() if not it.is_floating_point()}
         # of a stack its own, not those of its networks
         return whole | {f"^{it}" if it == "classifier" else it: plan[it] for it in plan}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        with kept_exact(self):
+            return super()._apply(fn, recurse)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any

@@ -273,6 +273,22 @@ def _interpolate(
     return values[left] + share * (values[right] - values[left])
 
 
+@contextmanager
+def kept_exact(model: Any) -> Iterator[None]:
+    """Leave what was fitted as wide as it is, whatever `half()` or `to(dtype)` do to the weights.
+
+    These are the buffers of what `from_pretrained(dtype=...)` leaves in float32.
+    """
+    owners = [getattr(model, name, None) for name in model._keep_in_fp32_modules_strict]
+    fitted = [it._buffers for owner in owners if owner is not None for it in owner.modules()]
+    before = [dict(buffers) for buffers in fitted]
+    yield
+    for buffers, wide in zip(fitted, before, strict=True):
+        for name, value in buffers.items():
+            if value is not None and value.dtype.itemsize < wide[name].dtype.itemsize:
+                buffers[name] = wide[name].to(value.device)
+
+
 def build_trust(model: Any, encoder: Any) -> RMatTrust | None:
     """Return the trust of a model with a head, with the numbers of molecules of its configuration.
 

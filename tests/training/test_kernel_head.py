@@ -15,6 +15,7 @@ from tiny_finetuning import build_tiny_arguments
 from transformers import AutoModelForSequenceClassification, AutoProcessor, pipeline
 
 from rmat_hf import (
+    RMatForSequenceClassification,
     RMatKernelForSequenceClassification,
     RMatProcessor,
     embed,
@@ -201,6 +202,31 @@ def test_half_precision_of_the_encoder_leaves_the_head_as_it_is(
     loaded = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float16)
     assert loaded.classifier.coefficients.dtype == torch.float32
     assert loaded.rmat.embeddings.node_proj.weight.dtype == torch.float16
+    exact = predict_new(fitted[0], counting)
+    for cast in (torch.nn.Module.half, torch.nn.Module.bfloat16):
+        narrow = cast(AutoModelForSequenceClassification.from_pretrained(folder))
+        assert narrow.classifier.coefficients.dtype == torch.float32
+        found = predict_new(narrow, counting)
+        np.testing.assert_allclose(found.values, exact.values, rtol=0.01)
+        np.testing.assert_allclose(found.spread, exact.spread, rtol=0.05)
+
+
+def test_other_labels_are_refused(folder: Path, counting: RMatProcessor) -> None:
+    options = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    with pytest.raises(ValueError, match=r"learns no others\. finetune\(model"):
+        AutoModelForSequenceClassification.from_pretrained(
+            folder, ignore_mismatched_sizes=True, **options
+        )
+    model = RMatForSequenceClassification.from_pretrained(folder, **options)
+    assert model.classifier.out_proj.out_features == 3
+
+
+def test_training_by_gradients_is_refused(folder: Path, counting: RMatProcessor) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    batch = counting(["CCO", "C"], return_tensors="pt") | {"labels": torch.zeros(2)}
+    assert model(**batch).loss.isfinite()
+    with pytest.raises(ValueError, match="not trained by gradients"):
+        model.train()(**batch)
 
 
 @pytest.mark.slow
