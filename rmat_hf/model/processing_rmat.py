@@ -1,7 +1,7 @@
 """RMatProcessor: SMILES or RDKit molecules → one padded batch of compact arrays."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -63,7 +63,7 @@ PADDINGS = (*UNPADDED, True, "longest", "max_length")
 Errors = Literal["raise", "skip"]
 
 # Columns of a data set that are no features of a molecule, but go into a batch.
-LABEL_KEYS = ("label", "label_ids", LABELS)
+LABEL_KEYS = (LABELS, "label", "label_ids")
 
 # Type, padding value and number of node axes of every model input that has nodes.
 NODE_INPUTS: dict[str, tuple[type[np.generic], float, int]] = {
@@ -479,7 +479,8 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
             features: One entry per molecule, as [`~RMatProcessor.featurize`] returns them, or the
                 result of a call with `padding=False`. An empty list gives arrays with zero rows.
                 `labels` may stand beside them, a number or a list of a molecule, `None` or NaN
-                where missing: they become an array, float32 unless they are integers.
+                where missing: they become an array, float32 unless they are integers. `label` and
+                `label_ids` are other names of theirs, as for the collators of transformers.
                 Those of atoms are `(num_atoms, num_labels)`, two axes also for one label, in
                 the order of the atoms; see [`stack_labels`].
             padding: `True` or `"longest"`: to the largest molecule. `"max_length"`: to `max_length`
@@ -506,6 +507,8 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
             pad_to_multiple_of=pad_to_multiple_of,
         )
         batch: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+        if own := find_labels(batch):
+            batch[LABELS] = batch.pop(own)
         if padding not in UNPADDED:
             for name in batch.keys() & {*NODE_INPUTS, *MOLECULE_INPUTS}:
                 batch[name] = _pad_and_stack(batch[name], name=name, num_nodes=num_nodes)
@@ -601,6 +604,11 @@ def choose_num_nodes(
             f"max_length={max_length}. Raise max_length or drop the row."
         )
     return -(-(max_length or largest) // multiple) * multiple
+
+
+def find_labels(names: Container[str]) -> str | None:
+    """Return the name that the labels of a row have, if it has some."""
+    return next((name for name in LABEL_KEYS if name in names), None)
 
 
 def stack_labels(labels: Sequence[Any], num_atoms: Sequence[int], *, num_nodes: int) -> np.ndarray:

@@ -31,12 +31,14 @@ from rmat_hf.data.stored_features import (
     read_column,
     read_rows,
 )
+from rmat_hf.errors import UserError
 from rmat_hf.model.losses_rmat import compute_loss_denominator
 from rmat_hf.model.processing_rmat import (
     DESCRIPTOR_INPUT,
     LABELS,
     RMatProcessor,
     build_batch,
+    find_labels,
     stack_labels,
 )
 from rmat_hf.output_folder import (
@@ -65,9 +67,9 @@ _FILE_INTERVAL_S = 30.0
 class RMatDataCollator:
     """Makes a padded batch of featurized rows, with their labels.
 
-    Rows are those of [`featurize_dataset`], or hold what `RMatProcessor.featurize` returns; their
-    other columns are left out. A `Trainer` of transformers needs `remove_unused_columns=False`
-    to hand it the former.
+    Rows are those of [`featurize_dataset`], or hold what `RMatProcessor.featurize` returns and
+    `labels`, or `label` as a `Trainer` takes it; their other columns are left out. A `Trainer` of
+    transformers needs `remove_unused_columns=False` to hand it the former.
 
     Args:
         processor (`RMatProcessor`): Featurized the rows.
@@ -98,9 +100,9 @@ class RMatDataCollator:
         `(batch_size, num_labels)`, or of atoms `(batch_size, num_nodes, num_labels)`; of rows with
         bounds or weights `(batch_size, 3 * num_labels)`, as the loss `"bounded"` takes them.
         """
-        names = [*self.processor.model_input_names, LABELS]
         if FEATURES_COLUMN not in rows[0]:
-            plain = [{name: row[name] for name in names if name in row} for row in rows]
+            names = {*self.processor.model_input_names, find_labels(rows[0])}
+            plain = [{name: it for name, it in row.items() if name in names} for row in rows]
             return dict(self.processor.pad(plain, return_tensors="pt"))
         features = build_batch(read_rows([row[FEATURES_COLUMN] for row in rows]))
         num_descriptors = len(self.processor.molecule_descriptors or [])
@@ -235,7 +237,8 @@ class RMatTrainer(Trainer):
         model ([`RMatForSequenceClassification`]):
             For example from [`load_for_finetuning`], or what `peft.get_peft_model` makes of it:
             then the adapter is saved, with its labels beside it.
-        args ([`RMatTrainingArguments`]): By default those of the recipe.
+        args ([`RMatTrainingArguments`]): By default those of the recipe, whose fields
+            `TrainingArguments` lacks.
         data_collator (`Callable`, *optional*):
             Makes a batch of rows. By default [`RMatDataCollator`] of the processor.
         compute_metrics (`Callable`, *optional*):
@@ -245,9 +248,11 @@ class RMatTrainer(Trainer):
             chosen), `processing_class` (the [`RMatProcessor`], saved with the model) and others.
 
     Raises:
+        TypeError: `args` are `TrainingArguments`.
         ValueError: There is no `eval_dataset` and the arguments evaluate.
         UserError: The metric that chooses the epoch is undefined on the rows of `eval_dataset`, or
-            rows were featurized by a processor of another kind than `processing_class`.
+            rows have no labels or were featurized by a processor of another kind than
+            `processing_class`.
 
     Example:
     ```python
@@ -288,6 +293,11 @@ class RMatTrainer(Trainer):
         **options: Any,
     ) -> None:
         args = RMatTrainingArguments("trainer_output") if args is None else args
+        if not isinstance(args, RMatTrainingArguments):
+            raise TypeError(
+                f"args are {type(args).__name__}. Pass RMatTrainingArguments, which take the same "
+                "options, or train with the Trainer of transformers."
+            )
         callbacks = list(callbacks or [])
         if args.early_stopping_patience is not None and args.load_best_model_at_end:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -466,7 +476,12 @@ class RMatTrainer(Trainer):
         return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
 
     def _compute_denominator(self, batch: dict[str, Any]) -> torch.Tensor:
-        return compute_loss_denominator(batch["labels"], cast(Any, self.model).config)
+        if LABELS not in batch:
+            raise UserError(
+                "The rows have no labels. Name their column labels, or the columns of the table: "
+                "featurize_dataset(table, processor, label_columns=[...])."
+            )
+        return compute_loss_denominator(batch[LABELS], cast(Any, self.model).config)
 
 
 def _validate_rows(rows: Any, processor: RMatProcessor, *, source: str) -> None:

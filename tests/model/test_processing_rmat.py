@@ -491,6 +491,15 @@ def test_other_keys_are_carried_along() -> None:
     assert batch["smiles"] == ["CC", "CC"]
 
 
+@pytest.mark.parametrize("name", ["label", "label_ids"])
+def test_labels_may_have_the_names_that_collators_of_transformers_know(name: str) -> None:
+    rows = [build_features(3) | {name: value} for value in (1.0, None)]
+    for padding in (True, False):
+        batch = PROCESSOR.pad(rows, padding=padding)
+        assert name not in batch
+        np.testing.assert_array_equal(np.array(batch["labels"], float), [1.0, np.nan])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from tiny_trainer import PROCESSOR, build_model, build_rows, build_trainer
 from torch import nn
+from transformers.trainer import Trainer
 from transformers.trainer_callback import TrainerCallback
+from transformers.training_args import TrainingArguments
 
 from rmat_hf.data.featurization import featurize_molecules
 from rmat_hf.data.stored_features import build_features_column
@@ -300,6 +302,33 @@ def test_missing_labels_stay_nan_in_float32(processor: RMatProcessor) -> None:
     batch = RMatDataCollator(processor)(list(rows))
     assert batch["labels"].dtype == torch.float32
     np.testing.assert_array_equal(batch["labels"].numpy(), np.array(labels, dtype=np.float32))
+
+
+@pytest.mark.parametrize("name", ["label", "labels"])
+@pytest.mark.parametrize("trainer_class", [Trainer, RMatTrainer])
+def test_a_label_has_the_name_that_a_trainer_of_transformers_gives_it(
+    trainer_class: type[Trainer], name: str, tmp_path: Path
+) -> None:
+    table = Dataset.from_dict({"smiles": TINY_SMILES, name: [float(len(it)) for it in TINY_SMILES]})
+    rows = table.map(lambda row: PROCESSOR.featurize(row["smiles"])[0])
+    batch = RMatDataCollator(PROCESSOR)(list(rows))
+    assert batch["labels"].tolist() == table[name][:]
+    assert {name, "smiles"} & {*batch} <= {"labels"}
+    model = build_model(num_labels=1)
+    trainer = build_trainer(
+        tmp_path, model=model, trainer_class=trainer_class, train_dataset=rows, eval_dataset=rows
+    )
+    assert trainer.train().training_loss > 0
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_a_trainer_says_what_its_rows_and_arguments_lack(tmp_path: Path) -> None:
+    table = Dataset.from_dict({"smiles": TINY_SMILES, "label": ["low"] * len(TINY_SMILES)})
+    rows = featurize_dataset(table, PROCESSOR)
+    with pytest.raises(UserError, match=r"no labels.*label_columns="):
+        build_trainer(tmp_path, model=build_model(num_labels=1), train_dataset=rows).train()
+    with pytest.raises(TypeError, match=r"are TrainingArguments.*RMatTrainingArguments"):
+        RMatTrainer(build_model(), TrainingArguments(str(tmp_path)))  # type: ignore[arg-type]  # wrong
 
 
 # Atoms
