@@ -173,6 +173,7 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
     Raises:
         TypeError: There is no such option. A molecule that has no features raises nothing: its
             entry has an `error`.
+        ValueError: The model was pretrained only, its head would be random.
 
     Example:
     ```python
@@ -192,6 +193,20 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
     task_name = "molecule-property-prediction"
     result_name = "predictions"
     auto_class: Any = AutoModelForSequenceClassification
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The classes of the files, of a model built in this process none. A bias that can learn is
+        # zero until it does; an adapter has frozen those that it leaves alone.
+        saved, own = self.model.config.architectures, type(self.model).__name__
+        named = [it for it in self.model.named_parameters() if it[1].requires_grad]
+        biases = [it for name, it in named if "classifier." in name and name.endswith("bias")]
+        if saved and own not in saved and biases and not any(it.any() for it in biases):
+            raise ValueError(
+                f"The model {self.model.name_or_path!r} is a {saved[0]} and has no trained "
+                "classifier: the output would be random. Finetune it first (rmat finetune --model "
+                "...); its vectors are those of the task 'molecule-feature-extraction'."
+            )
 
     def _sanitize_parameters(
         self, coverage: float = DEFAULT_COVERAGE, trust: bool = True, **kwargs: Any
@@ -263,7 +278,7 @@ class RMatAtomPropertyPredictionPipeline(RMatPropertyPredictionPipeline):
         feature_extractor, kwargs: As in [`RMatPropertyPredictionPipeline`].
 
     Raises:
-        TypeError: As in [`RMatPropertyPredictionPipeline`].
+        TypeError, ValueError: As in [`RMatPropertyPredictionPipeline`].
 
     Example:
     ```python

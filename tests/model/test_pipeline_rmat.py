@@ -13,10 +13,15 @@ from datasets import Dataset
 from rdkit import Chem
 from tiny import TINY_ARCHITECTURE, TINY_SMILES
 from transformers import pipeline
+from transformers.models.auto.modeling_auto import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import rmat_hf
 from rmat_hf.inference.prediction import embed, predict
+from rmat_hf.loading import checkpoint_path
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import (
     RMatForPreTraining,
@@ -114,6 +119,34 @@ def test_a_classification_gives_one_probability_per_class(
         assert ((row > 0) & (row < 1)).all()
         if problem_type == "single_label_classification":
             assert row.sum() == pytest.approx(1, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [
+        ("molecule-property-prediction", AutoModelForSequenceClassification),
+        ("atom-property-prediction", AutoModelForTokenClassification),
+    ],
+)
+def test_a_head_that_never_learned_is_refused_and_one_that_did_is_not(task: str, head: Any) -> None:
+    folder = checkpoint_path("rmat-small")
+    with pytest.raises(ValueError, match=r"no trained classifier.*[Ff]inetune"):
+        pipeline(task, model=folder)
+    assert pipeline("molecule-feature-extraction", model=folder)("CCO")["embedding"]
+    model = head.from_pretrained(folder, num_labels=1)
+    torch.nn.init.constant_(model.classifier.out_proj.bias, 0.5)
+    processor = RMatProcessor.from_pretrained(folder)
+    assert pipeline(task, model=model, feature_extractor=processor)("CCO")["error"] is None
+
+
+def test_a_head_that_only_an_adapter_changed_is_not_refused() -> None:
+    peft = pytest.importorskip("peft")
+    folder = checkpoint_path("rmat-small")
+    model = RMatForSequenceClassification.from_pretrained(folder, num_labels=1)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    processor = RMatProcessor.from_pretrained(folder)
+    pipe = RMatPropertyPredictionPipeline(model.merge_and_unload(), feature_extractor=processor)
+    assert pipe("CCO")["error"] is None
 
 
 # Batches and bad molecules
