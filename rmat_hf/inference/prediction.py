@@ -419,10 +419,15 @@ def open_model(
     if isinstance(model, str | Path):
         model, processor = load(model, revision=revision, device=device)
         return model, limit_processor(processor)
-    if processor is None or revision is not None:
+    if revision is not None:
         raise ValueError(
-            "A loaded model needs its processor, processor=AutoProcessor.from_pretrained(...), "
-            f"and takes no revision, but revision is {revision!r}. Or pass the model's name."
+            f"A loaded model takes no revision, but revision is {revision!r}. Leave it out, or "
+            "pass the model's name."
+        )
+    if processor is None:
+        raise ValueError(
+            "A loaded model needs its processor, processor=AutoProcessor.from_pretrained(...). Or "
+            "pass the model's name."
         )
     return model if device is None else model.to(device), processor
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResultEntry, HfApi, ModelCard, eval_result_entries_to_yaml
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -342,8 +342,13 @@ def _upload(stage: Path, repo_id: str, *, private: bool) -> str:
             repo_id=repo_id, folder_path=stage, commit_message="Push with rmat-hf"
         )
     except list_reading_errors() as error:
+        way_out = "Repeat the push with a connection to the Hub."
+        if isinstance(error, HfHubHTTPError | LocalTokenNotFoundError):
+            way_out = (
+                "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there."
+            )
+        reason = get_reason(error).rstrip(".")
         raise UserError(
-            f"The repository {repo_id!r} cannot be written: {get_reason(error)}. Log in with "
-            "`hf auth login`, or set HF_TOKEN to a token that may write there."
+            f"The repository {repo_id!r} cannot be written: {reason}. {way_out}"
         ) from error
     return str(commit.commit_url)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_finetuning import TABLE_PARTS, TABLE_SMILES, build_tiny_arguments
@@ -215,6 +216,25 @@ def test_a_wrong_argument_is_one_line_and_nothing_is_sent(
     with pytest.raises(UserError, match=message) as caught:
         push_folder(arguments.pop("folder"), arguments.pop("repo_id"), **arguments)
     assert "\n" not in str(caught.value) and not hub.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out", "other"),
+    [
+        (OfflineModeIsEnabled("unset HF_HUB_OFFLINE."), r"OFFLINE\. .*connection", "auth login"),
+        (LocalTokenNotFoundError("no token"), "auth login", "connection"),
+    ],
+)
+def test_a_push_that_fails_names_one_way_out(
+    error: Exception, way_out: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(HfApi, "create_repo", fail)
+    with pytest.raises(UserError, match=way_out) as caught:
+        push_folder("rmat-small", REPO)
+    assert other not in str(caught.value)
 
 
 def test_a_model_of_the_package_gets_code_and_a_card_that_says_how_to_use_it(hub: Path) -> None:
