@@ -63,6 +63,7 @@ MAX_UNTRAINED_VALUES = 10_000_000
 _SHARD = re.compile(r"[\w.-]+\.safetensors")
 _BUNDLED = Path(__file__).parent / "checkpoints"
 _RESTORE = f"Restore the saved {CONFIG_NAME}, or use the release of rmat_hf that saved it"
+_LEAVE_OUT = "Leave that out, or train from random weights: model=None, as a flag --model scratch"
 _ENCODER = f".{RMatPreTrainedModel.base_model_prefix}."
 # And of the members of a stack.
 _FOREST, _NETWORKS = "forest.", "networks."
@@ -102,10 +103,20 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     adapter: Adapter | None = None
 
-    def load_model(self, model_class: type[ModelT], *, config: RMatConfig | None = None) -> ModelT:
-        """Load a model; head and pooling that do not fit the configuration start untrained."""
+    def load_model(
+        self,
+        model_class: type[ModelT],
+        *,
+        config: RMatConfig | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> ModelT:
+        """Load a model; head and pooling that do not fit the configuration start untrained.
+
+        `overrides` are what the caller changed of the architecture, for the message if it fits no
+        more.
+        """
         config = config or self.config
-        untrained = self.find_untrained(model_class, config=config)
+        untrained = self.find_untrained(model_class, config=config, overrides=overrides)
         with _explained(self.name), without_loading_report():
             adapter = self.adapter
             model = model_class.from_pretrained(
@@ -126,7 +137,11 @@ class Checkpoint:
         return model
 
     def find_untrained(
-        self, model_class: type[RMatPreTrainedModel], *, config: RMatConfig | None = None
+        self,
+        model_class: type[RMatPreTrainedModel],
+        *,
+        config: RMatConfig | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> list[str]:
         """Return the names of weights of head and pooling that are not in the files."""
         with _explained(self.name):
@@ -134,7 +149,19 @@ class Checkpoint:
                 weights = model_class(config or self.config).state_dict()
             expected = _name_in_full({name: tuple(it.shape) for name, it in weights.items()})
             found = _name_in_full(self.shapes)
-            _validate_fit(expected, found)
+            if misfit := _find_misfit(expected, found):
+                given = (overrides or {}).items()
+                changed = [
+                    f"{name}={it!r}" for name, it in given if it != getattr(self.config, name)
+                ]
+                if changed:
+                    self.find_untrained(model_class)  # says so if they did not fit before either
+                way_out = _LEAVE_OUT if changed else _RESTORE
+                raise ValueError(
+                    f"weights and {', '.join(changed) or CONFIG_NAME} do not fit: {misfit} are "
+                    f"missing, left over or of another shape. {way_out}. An encoder with other "
+                    "sizes, pair_relations or pair_terms has to start from random weights."
+                )
         return sorted(name for name in expected if found.get(name) != expected[name])
 
 
@@ -265,10 +292,12 @@ def _load_trained(
     processor = load_processor(checkpoint.name, revision=checkpoint.revision)
     untrained = checkpoint.find_untrained(model_class)
     if untrained and needs_pooling:
+        way_out = "For embeddings rmat embed and embed(...) need no head."
+        if model_class is RMatModel:
+            way_out = "Or convert it with mean pooling (rmat convert --pooling mean)."
         raise UserError(
             f"The model {str(checkpoint.name)!r} has no trained {untrained[0]}: the output would "
-            "be random. Finetune it first (rmat finetune --model ...), or, for embeddings, convert "
-            "it with mean pooling (rmat convert --pooling mean)."
+            f"be random. Finetune it first (rmat finetune --model ...). {way_out}"
         )
     model: Any = checkpoint.load_model(model_class)
     return model.to(find_device(device)), processor
@@ -339,10 +368,10 @@ def _name_in_full(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int,
     return {f"{_ENCODER[1:]}{name}": shape for name, shape in shapes.items()}
 
 
-def _validate_fit(
+def _find_misfit(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raise a `ValueError` if more than pooling and head of a model would start untrained."""
+) -> str | None:
+    """Return the weights that do not fit, if more than pooling and head would start untrained."""
     if not any(name.startswith(_FOREST) for name in expected):
         # of a stack its encoder alone is wanted
         found = {name: it for name, it in found.items() if not name.startswith(_NETWORKS)}
@@ -353,11 +382,8 @@ def _validate_fit(
     sizes = {name: torch.Size(expected.get(name, ())).numel() for name in names & expected.keys()}
     num_found = sum(torch.Size(shape).numel() for shape in found.values())
     if of_layers or sum(sizes.values()) > max(num_found, MAX_UNTRAINED_VALUES):
-        raise ValueError(
-            f"weights and {CONFIG_NAME} do not fit: {min(of_layers or sizes)} and {len(names) - 1} "
-            f"more are missing, left over or of another shape. {_RESTORE}. An encoder with other "
-            "sizes, pair_relations or pair_terms has to start from random weights."
-        )
+        return f"{min(of_layers or sizes)} and {len(names) - 1} more"
+    return None
 
 
 def _explained(model: str | Path, *, way_out: str = "") -> AbstractContextManager[None]:

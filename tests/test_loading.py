@@ -171,6 +171,7 @@ def test_a_missing_head_is_named_and_embeddings_work_without_it(
     message = read_error(load_predictor, tmp_path)
     assert "no trained classifier.out_proj" in message
     assert "rmat finetune --model" in message
+    assert "embed" in message and "--pooling" not in message
     assert type(load_embedder(tmp_path, device="cpu")[0]) is RMatModel
 
 
@@ -181,7 +182,8 @@ def test_missing_pooling_weights_are_named(
     weights = {k: v for k, v in encoder.state_dict().items() if not k.startswith("pooler.")}
     encoder.save_pretrained(tmp_path, state_dict=weights)
     processor.save_pretrained(tmp_path)
-    assert "has no trained rmat.pooler.hidden_proj" in read_error(load_embedder, tmp_path)
+    message = read_error(load_embedder, tmp_path)
+    assert "has no trained rmat.pooler.hidden_proj" in message and "--pooling mean" in message
 
 
 # Weights and configuration that do not belong together

@@ -472,7 +472,7 @@ def load_for_finetuning(  # noqa: PLR0913 - all that a label has
     if checkpoint is None:
         built = model_class(config)
     else:
-        built = checkpoint.load_model(model_class, config=config)
+        built = checkpoint.load_model(model_class, config=config, overrides=architecture)
     if getattr(built, "descriptor_scaler", None) is not None:
         blocks = [read_covariates(dataset)]
         if _count_descriptors(dataset):
@@ -489,17 +489,9 @@ def build_finetuning_model(arguments: FinetuningArguments, task: FinetuningTask)
     """
     options, overrides = _read_options(arguments, task)
     options |= arguments.label_options.of_model
-    try:
-        model = load_for_finetuning(
-            task.checkpoint, task.select("train"), seed=arguments.seed, **options, **overrides
-        )
-    except UserError as error:
-        if arguments.model_config is None or task.checkpoint is None:
-            raise
-        raise UserError(
-            f"{error} If {arguments.model_config!r} is to change sizes that the weights of "
-            f"{arguments.model!r} have, pass --model scratch to train from random weights."
-        ) from error
+    model = load_for_finetuning(
+        task.checkpoint, task.select("train"), seed=arguments.seed, **options, **overrides
+    )
     if task.peft_config is None or task.checkpoint is None:
         return model
     untrained = task.checkpoint.find_untrained(type(model), config=model.config)
