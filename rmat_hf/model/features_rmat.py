@@ -183,6 +183,9 @@ def _build_mol(molecule: Molecule, *, max_atoms: int) -> Chem.Mol | str:
         return Chem.Mol(molecule)
     if isinstance(molecule, MoleculeError):
         return molecule.reason
+    if isinstance(molecule, list | tuple | np.ndarray):
+        kind = type(molecule).__name__
+        return f"a {kind}, not a molecule: give one at a time, as map does without batched=True"
     if not isinstance(molecule, str):
         return f"the molecule is missing: no SMILES or Chem.Mol but {molecule!r}"
     smiles = molecule.strip()

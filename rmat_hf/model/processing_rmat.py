@@ -60,6 +60,7 @@ LABELS = "labels"
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 UNPADDED = (False, "do_not_pad")
 PADDINGS = (*UNPADDED, True, "longest", "max_length")
+_LIMITS = ("max_length", "pad_to_multiple_of")
 Errors = Literal["raise", "skip"]
 
 # Columns of a data set that are no features of a molecule, but go into a batch.
@@ -399,10 +400,16 @@ class RMatProcessor(RMatGeometryOptions, SequenceFeatureExtractor):
             errors: `"raise"` stops at the first molecule without features. `"skip"` leaves such
                 molecules out; `row_indices` and `skipped_rows` of the result tell which. If none
                 is left, every array has zero rows.
-            padding, return_tensors, limits: As in [`~RMatProcessor.pad`].
+            padding, return_tensors: As in [`~RMatProcessor.pad`].
+            limits: `max_length` and `pad_to_multiple_of`, as there.
         """
         if errors not in get_args(Errors):
             raise ValueError(f"errors is {errors!r}. Choose one of {get_args(Errors)}.")
+        if unknown := [name for name in limits if name not in _LIMITS]:
+            raise TypeError(
+                f"RMatProcessor takes no {unknown[0]!r}. Leave it out: molecules are never cut, "
+                "and one larger than max_atoms is an error."
+            )
         rows = list_molecules(molecules)
         features: dict[int, RMatCompactFeatures] = {}
         skipped_rows: dict[int, str] = {}
@@ -653,9 +660,11 @@ def _build_row(row: Mapping[str, Any], *, idx: int, keys: Iterable[str]) -> dict
         fits = fits and built[name].shape[:num_node_axes] == (num_nodes,) * num_node_axes
     if not fits:
         raise ValueError(
-            f"Row {idx} is not one molecule with the keys of row 0, {sorted(keys)}. Pass what "
-            "RMatProcessor.featurize returns, of one processor. Rows of rmat_hf.featurize_dataset "
-            "need the collator RMatDataCollator and remove_unused_columns=False."
+            f"Row {idx} is not one molecule with the keys of row 0, {sorted(keys)}. Featurize "
+            "first, with one processor: table.map(lambda row: processor.featurize(row['smiles'])"
+            "[0]). A Trainer removes what is no input of the model, as SMILES are. Rows of "
+            "rmat_hf.featurize_dataset need the collator RMatDataCollator and "
+            "remove_unused_columns=False."
         )
     return built
 

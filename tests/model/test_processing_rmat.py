@@ -491,6 +491,17 @@ def test_other_keys_are_carried_along() -> None:
     assert batch["smiles"] == ["CC", "CC"]
 
 
+def test_an_option_of_other_processors_is_refused_by_the_name_of_this_one() -> None:
+    with pytest.raises(TypeError, match=r"RMatProcessor takes no 'truncation'.*never cut"):
+        PROCESSOR(["CCO"], truncation=True)
+
+
+@pytest.mark.parametrize("molecules", [["C", "CC"], ("C",), np.array(["C", "CC"])])
+def test_several_molecules_in_the_place_of_one_are_named(molecules: Any) -> None:
+    with pytest.raises(MoleculeError, match=r"not a molecule: give one at a time.*batched"):
+        PROCESSOR.featurize(molecules)
+
+
 @pytest.mark.parametrize("name", ["label", "label_ids"])
 def test_labels_may_have_the_names_that_collators_of_transformers_know(name: str) -> None:
     rows = [build_features(3) | {name: value} for value in (1.0, None)]

@@ -327,6 +327,10 @@ def test_a_trainer_says_what_its_rows_and_arguments_lack(tmp_path: Path) -> None
     rows = featurize_dataset(table, PROCESSOR)
     with pytest.raises(UserError, match=r"no labels.*label_columns="):
         build_trainer(tmp_path, model=build_model(num_labels=1), train_dataset=rows).train()
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    stock = Trainer(build_model(), arguments, train_dataset=table, processing_class=PROCESSOR)
+    with pytest.raises(ValueError, match=r"Featurize first.*processor\.featurize"):
+        stock.train()
     with pytest.raises(TypeError, match=r"are TrainingArguments.*RMatTrainingArguments"):
         RMatTrainer(build_model(), TrainingArguments(str(tmp_path)))  # type: ignore[arg-type]  # wrong
 
