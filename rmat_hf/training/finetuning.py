@@ -137,10 +137,10 @@ def finetune(
             on the Hub, or rows. Those that [`featurize_dataset`] has made, one's own or somebody
             else's, are not featurized again.
         label_columns (`Sequence[str]`, *optional*):
-            Columns with the labels; an empty cell is a missing one. By default all of numbers,
-            except those that count or name the rows. With `level="atom"` a cell
-            has those of all heavy atoms, in the order of the SMILES: a list, JSON in a CSV file,
-            or the atom property of an SDF file, `"atom.dprop.NAME"`.
+            Columns with the labels; an empty cell is a missing one. By default all of numbers, or
+            of yes and no (classes beside numbers), except those that count or name the rows. With
+            `level="atom"` a cell has those of all heavy atoms, in the order of the SMILES: a list,
+            JSON in a CSV file, or the atom property of an SDF file, `"atom.dprop.NAME"`.
         output_dir (`str` or `Path`):
             Folder to write: the model, its processor, `metrics.json` and `predictions.csv` in the
             units of the labels, and a model card.

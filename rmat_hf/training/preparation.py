@@ -12,6 +12,7 @@ import pyarrow as pa
 from datasets import IterableDataset
 
 from rmat_hf.data.check import Finding, TableReport, look_through
+from rmat_hf.data.columns import holds_yes_or_no
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import describe_recoding
 from rmat_hf.data.measurements import find_transform_problem
@@ -77,13 +78,17 @@ def prepare_arguments(
         raise UserError(
             f"{table.source} has no column {kind}. Name labels by --label-columns, of: {columns}."
         )
-    unsettled = list(_list_unsettled(report, arguments))
+    changes = _choose_labels(arguments, report)
+    settled = replace(arguments, class_columns=changes["class_columns"])
+    unsettled = list(_list_unsettled(report, settled))
     logger.info("%s", _describe(report, unsettled))
+    if added := [it for it in settled.class_columns if it not in arguments.class_columns]:
+        text = "Yes or no beside numbers is learned as a class: --class-columns %s."
+        logger.info(text, shlex.join(added))
     for finding in unsettled:
         # here a run without the flag is all but lost
         level = logging.WARNING if finding.topic == "skew" else logging.INFO
         logger.log(level, "%s. %s", finding.message, finding.way_out)
-    changes = _choose_labels(arguments, report)
     if arguments.problem_type == CLASSIFICATION:
         changes["problem_type"] = _choose_problem_type(report, changes["label_columns"])
     return _refuse_without_units(replace(arguments, smiles_column=report.smiles_column, **changes))
@@ -112,6 +117,7 @@ def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[
         left_out = ", ".join(repr(name) for name in names if name not in kept)
         logger.warning("Labels with nothing to learn are left out: %s.", left_out)
     changes: dict[str, Any] = {"label_columns": kept}
+    changes["class_columns"] = _choose_class_columns(arguments, report, label_columns=kept)
     units = [report.label_units[name] for name in kept]
     if not arguments.label_units and any(units):
         changes["label_units"] = units
@@ -122,6 +128,22 @@ def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[
             of_names = dict(zip(names, given, strict=True))
             changes[flag] = [of_names[name] for name in kept]
     return changes
+
+
+def _choose_class_columns(
+    arguments: FinetuningArguments, report: TableReport, *, label_columns: list[str]
+) -> list[str]:
+    """Return the labels that are yes or no among numbers.
+
+    Of labels that are named, 1 and 0 are numbers unless told otherwise, and words are not.
+    """
+    given, binary = arguments.class_columns, report.binary_labels
+    are_numbers = [it in report.label_transforms and it not in binary for it in label_columns]
+    if arguments.problem_type != "regression" or not any(are_numbers):
+        return given
+    is_told = bool(arguments.label_columns)
+    found = [it for it in binary if not is_told or holds_yes_or_no(report.frame[it], "")]
+    return [it for it in label_columns if it in found or it in given]
 
 
 def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
