@@ -1,7 +1,7 @@
 """The dataclasses behind every CLI flag: a field is a flag, its `help` is the flag's help."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,7 +12,14 @@ from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.data.tables import RESERVED_COLUMNS
 from rmat_hf.errors import UserError, hide_credentials
-from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, name_flag, validate_flags
+from rmat_hf.flags import (
+    DEFAULT_CACHE,
+    declare_flag,
+    declare_required,
+    name_flag,
+    normalize_flags,
+    validate_flags,
+)
 from rmat_hf.model.configuration_rmat import TRUST_KINDS, RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES, FINGERPRINTS
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
@@ -117,10 +124,10 @@ class RunArguments:
 
     def __post_init__(self) -> None:
         """Raise a `UserError` for values that are out of bounds or contradict each other."""
-        for flag in fields(self):
-            # one name in the place of a list of one
-            if str(flag.type).startswith("list") and isinstance(getattr(self, flag.name), str):
-                setattr(self, flag.name, [getattr(self, flag.name)])
+        for name in ("model_config", "training_arguments"):
+            if isinstance(given := getattr(self, name), Mapping):
+                setattr(self, name, json.dumps(dict(given)))
+        normalize_flags(self)
         validate_flags(self)
         for problem in self.list_contradictions():
             raise UserError(problem)
