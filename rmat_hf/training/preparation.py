@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import IterableDataset
 
 from rmat_hf.data.check import Finding, TableReport, look_through
-from rmat_hf.data.columns import holds_yes_or_no
+from rmat_hf.data.columns import find_numbered_columns, holds_yes_or_no, list_numbers
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import describe_recoding
 from rmat_hf.data.measurements import find_transform_problem
@@ -73,11 +73,7 @@ def prepare_arguments(
         with_molecules=False,
     )
     if not report.label_columns:
-        kind = "that is a label for certain" if report.covariate_columns else "of numbers"
-        columns = ", ".join(report.covariate_columns or table.column_names)
-        raise UserError(
-            f"{table.source} has no column {kind}. Name labels by --label-columns, of: {columns}."
-        )
+        raise UserError(f"{table.source} has no column {_describe_lack(report, others=beside)}")
     changes = _choose_labels(arguments, report)
     settled = replace(arguments, class_columns=changes["class_columns"])
     unsettled = list(_list_unsettled(report, settled))
@@ -130,6 +126,19 @@ def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[
     return changes
 
 
+def _describe_lack(report: TableReport, *, others: list[str]) -> str:
+    """Say why no label was found, and how to name one."""
+    names = report.covariate_columns
+    if not names and (numbered := find_numbered_columns(report.frame, others=others)):
+        return (
+            f"of numbers but {', '.join(map(repr, numbered))}, which seems to count or name the "
+            f"rows. If it is a label: --label-columns {shlex.quote(numbered[0])}."
+        )
+    kind = "that is a label for certain" if names else "of numbers"
+    columns = ", ".join(names or report.frame.columns)
+    return f"{kind}. Name labels by --label-columns, of: {columns}."
+
+
 def _choose_class_columns(
     arguments: FinetuningArguments, report: TableReport, *, label_columns: list[str]
 ) -> list[str]:
@@ -159,6 +168,13 @@ def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
             f"--problem-type {CLASSIFICATION} with several labels needs yes and no (1 and 0) in "
             f"each, and these have other values: {', '.join(others)}. {way_out}".rstrip()
             + " Or finetune that label alone."
+        )
+    numbers = list_numbers(report.frame[others[0]]) if others else []
+    fractions = [it for it in numbers if it % 1]
+    if 2 * len(fractions) > len(numbers):
+        raise UserError(
+            f"Label {others[0]!r} has numbers, as {fractions[0]:g}, which are no classes. They are "
+            "learned without --problem-type; where classes are wanted, write these in a column."
         )
     return "single_label_classification" if others else "multi_label_classification"
 

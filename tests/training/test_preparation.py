@@ -128,6 +128,16 @@ def test_yes_and_no_beside_numbers_is_learned_as_a_class_and_told(
     assert prepare({"y": column}, problem_type="classification").class_columns == []
 
 
+def test_numbers_that_are_no_classes_are_told_to_be_learned_as_numbers() -> None:
+    # some of them whole
+    numbers = [it if idx % 3 else round(it) for idx, it in enumerate(NUMBERS)]
+    with pytest.raises(UserError, match=r"'y' has numbers, as -5\.75.*without --problem-type"):
+        prepare({"y": numbers}, problem_type="classification")
+    classes = [*[1, 2, 3] * 3, 1.5, 2, None]
+    found = prepare({"y": classes}, problem_type="classification")
+    assert found.problem_type == "single_label_classification"
+
+
 def test_covariates_are_not_taken_for_labels_and_both_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -146,6 +156,10 @@ def test_a_table_without_numbers_is_refused_with_its_columns() -> None:
         UserError, match=r"no column of numbers.*--label-columns.*: Structure, note"
     ):
         prepare({"note": ["high"] * len(NUMBERS)})
+    counted = {"y": [float(it) for it in range(len(NUMBERS))], "note": ["a"] * len(NUMBERS)}
+    with pytest.raises(UserError, match=r"but 'y', .* count or name.*--label-columns y\."):
+        prepare(counted)
+    assert prepare(counted, label_columns=["y"]).label_columns == ["y"]
     words = ["a", "b"] * (len(NUMBERS) // 2)
     with pytest.raises(UserError, match=r"several labels needs yes and no.*'a' by 1 and 'b' by 0"):
         prepare(
