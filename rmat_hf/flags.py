@@ -1,10 +1,12 @@
 """The fields of the argument classes, which become flags of the command line."""
 
+import difflib
 import operator
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, field, fields
-from numbers import Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from numbers import Integral, Real
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from rmat_hf.errors import UserError
 
@@ -14,6 +16,8 @@ _BOUNDS = {
     "above": (operator.gt, "is too small. It has to be above {}."),
     "below": (operator.lt, "is too large. It has to be below {}."),
 }
+Built = TypeVar("Built")
+
 # Values of --feature-cache beside a folder.
 DEFAULT_CACHE = "default"
 NO_CACHE = "none"
@@ -64,6 +68,48 @@ def list_choices(flag: "Field[Any]", hint: Any) -> list[str]:
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     return [name for part in get_args(hint) for name in list_choices(flag, part)]
+
+
+def build_arguments(kind: type[Built], options: Mapping[str, Any]) -> Built:
+    """Return the arguments of a function, or raise a `TypeError` that tells a misspelled one."""
+    known = [*get_type_hints(kind)]
+    for name in (it for it in options if it not in known):
+        words = {*name.split("_")}
+        alike = difflib.get_close_matches(name, known, n=1)
+        alike = alike or [it for it in known if words & {*it.split("_")}]
+        meant = f" Did you mean {' or '.join(alike[:3])}?" if alike else ""
+        raise TypeError(f"There is no option {name!r}.{meant}")
+    return kind(**options)
+
+
+def normalize_flags(arguments: Any) -> None:
+    """Write what Python has for a name as the command line does, in place.
+
+    A path is its text, an integer the name of a column, and one name or any sequence of them a
+    list. Raise a [`UserError`] for another object, as a model where the folder of one belongs.
+    """
+    hints = get_type_hints(type(arguments))
+    for flag in fields(arguments):
+        given, hint = getattr(arguments, flag.name), hints[flag.name]
+        if hint == list[str] and given is not None:
+            is_one = isinstance(given, str | os.PathLike) or not isinstance(given, Iterable)
+            texts = [_as_text(it, name=flag.name) for it in ([given] if is_one else given)]
+            setattr(arguments, flag.name, texts)
+        elif hint in (str, str | None):
+            setattr(arguments, flag.name, _as_text(given, name=flag.name))
+
+
+def _as_text(value: Any, *, name: str) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(value)
+    way_out = "Pass a name or a path."
+    if hasattr(value, "save_pretrained"):
+        way_out = "Save it and its processor by save_pretrained(FOLDER), and pass that folder."
+    raise UserError(f"{name_flag(name)} is a {type(value).__name__}. {way_out}")
 
 
 def validate_flags(arguments: Any) -> None:

@@ -623,7 +623,7 @@ def check_table(
             bundled name, data set on the Hub, or rows.
         smiles_column (`str`, *optional*, defaults to `"smiles"`):
             Column of SMILES; if there is none of that name, it is found by its cells.
-        label_columns (`Sequence[str]`, *optional*): By default all columns of numbers.
+        label_columns (`Sequence[str]`, *optional*): By default all of numbers, or of yes and no.
         split_column (`str`, *optional*): Column of parts; by default those that look so.
         revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
 

@@ -54,7 +54,9 @@ class CheckArguments:
         "folder, bundled name or Hub data set."
     )
     smiles_column: str = declare_flag(SMILES_COLUMN, "Column of SMILES; else it is found.")
-    label_columns: list[str] = declare_flag([], "Columns of labels. Default: those of numbers.")
+    label_columns: list[str] = declare_flag(
+        [], "Columns of labels. Default: of numbers, or of yes and no."
+    )
     split_column: str | None = declare_flag(None, "Column of train, valid and test, if any.")
     input_revision: str | None = declare_flag(None, "Branch, tag or commit of a Hub data set.")
     fix: str | None = declare_flag(

@@ -255,6 +255,13 @@ def find_label_columns(
     return labels, [name for name in names if name not in labels]
 
 
+def find_numbered_columns(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
+    """Return the columns of numbers that seem to count or name the rows."""
+    labels = find_label_columns(frame, others=others)
+    known = {*others, *labels[0], *labels[1]}
+    return [name for name in frame if name not in known and list_numbers(frame[name])]
+
+
 def find_pairs_of_words(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
     """Return the columns of two words of which nobody knows which is yes.
 
@@ -283,15 +290,19 @@ def find_name_column(columns: Iterable[str]) -> str | None:
     return next((it for it in columns if _NAME_OF_COMPOUND.search(it.strip())), None)
 
 
-def _holds_labels(cells: pd.Series) -> bool:
+def list_numbers(cells: pd.Series) -> list[float]:
+    """Return the numbers, or yes and no as 1 and 0, of a column of them; none of any other."""
     texts = [text for text in cells if not is_empty(text)]
     style = find_number_style(texts, is_european=True)
     plain = (rewrite_number(text, style) for text in texts)
     numbers = [number for _, number in map(parse_cell, plain) if number == number]
-    if len(numbers) <= _MOST * len(texts) or not numbers:
-        return False
+    return numbers if len(numbers) > _MOST * len(texts) else []
+
+
+def _holds_labels(cells: pd.Series) -> bool:
+    numbers = list_numbers(cells)
     steps = {second - first for first, second in pairwise(numbers)}
-    return not (len(numbers) > 2 and steps == {1.0})
+    return bool(numbers) and not (len(numbers) > 2 and steps == {1.0})
 
 
 def find_unit(column: str) -> str:

@@ -31,7 +31,7 @@ def list_molecules_of(frame: pd.DataFrame, smiles_column: str | None = None) -> 
     alike = [SMILES_COLUMN] if SMILES_COLUMN in alike else alike
     try:
         if smiles_column is not None or len(alike) == 1:
-            name = smiles_column or alike[0]
+            name = alike[0] if smiles_column is None else str(smiles_column)
             validate_columns(columns, [name], source=FRAME_NAME)
         else:
             named = frame.set_axis(columns, axis=1)
@@ -55,6 +55,10 @@ def add_columns(frame: pd.DataFrame, columns: Mapping[str, Sequence[Any]]) -> pd
 
 def build_dataset(frame: pd.DataFrame) -> datasets.Dataset:
     """Return the rows of a table; a column of numbers and words, as `">10"`, becomes text."""
+    names = pd.Index(map(str, frame.columns))
+    if not names.is_unique:
+        twice = names[names.duplicated()][0]
+        raise UserError(f"{FRAME_NAME} has several columns {twice!r}. Rename or drop them.")
     mixed = [
         name
         for name in frame.columns

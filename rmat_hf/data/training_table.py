@@ -41,6 +41,7 @@ from rmat_hf.data.labels import (
     name_several_findings,
     parse_atom_labels,
     parse_label,
+    parse_number,
     parse_word,
 )
 from rmat_hf.data.measurements import (
@@ -605,7 +606,11 @@ def _validate_labels(
             found = f"is {values.pop()} in every usable row" if values else "has no usable value"
             first = f" Row {dropped[0].row}: {dropped[0].reason}." if dropped else ""
             way_out = "Add labeled molecules, or drop that label."
-            if kind == _YES_OR_NO:
+            if kind != "regression" and any(
+                (parse_number(it) or 0) % 1 > 0 for it in cells[column]
+            ):
+                first += " Its numbers are learned without --problem-type."
+            elif kind == _YES_OR_NO:
                 first += f" {describe_recoding(column, cells[column])}".rstrip()
             elif (
                 not values
@@ -614,7 +619,7 @@ def _validate_labels(
                 and _holds_words(cells[column])
             ):
                 way_out = f"Its words are yes and no: --class-columns {shlex.quote(column)}."
-            elif not values and first:
+            elif kind == "regression" and first:
                 first += " If it is yes and no, or classes: --problem-type classification."
             raise UserError(
                 f"{source}: label {column!r} {found}: nothing to learn.{first} {way_out}"

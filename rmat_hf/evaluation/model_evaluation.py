@@ -16,7 +16,7 @@ import pandas as pd
 from rdkit import Chem
 
 from rmat_hf.data.columns import find_smiles_column, with_plain_numbers
-from rmat_hf.data.frames import FRAME_NAME, build_dataset
+from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, parse_number
 from rmat_hf.data.measurements import (
     describe_factor,
@@ -29,8 +29,8 @@ from rmat_hf.data.measurements import (
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.parts import SplitIndices
 from rmat_hf.data.table_writer import Predictions
-from rmat_hf.data.tables import SMILES_COLUMN, Table, build_table, validate_columns
-from rmat_hf.data.training_table import CHUNK_SIZE, DroppedRow
+from rmat_hf.data.tables import SMILES_COLUMN, Table, validate_columns
+from rmat_hf.data.training_table import CHUNK_SIZE, DroppedRow, Rows
 from rmat_hf.errors import UserError
 from rmat_hf.evaluation.evaluation_report import (
     COVERAGES,
@@ -120,13 +120,13 @@ def run_model_evaluation(arguments: ModelEvaluationArguments) -> EvaluationResul
 
 def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
     models: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
-    dataset: str | Path | pd.DataFrame,
+    dataset: str | Path | Rows | pd.DataFrame,
     *,
     smiles_column: str = SMILES_COLUMN,
     label_columns: Sequence[str] = (),
     predictions: Mapping[str, str | Path | pd.DataFrame] | None = None,
     prediction_columns: Sequence[str] = (),
-    train: str | Path | pd.DataFrame | None = None,
+    train: str | Path | Rows | pd.DataFrame | None = None,
     output_dir: str | Path | None = None,
     coverage: float = 0.9,
     batch_size: int = 32,
@@ -141,7 +141,8 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
     Args:
         models (`str`, `Path`, or several of them, or a `Mapping` of names to them):
             Folders or Hub ids of models of molecules; the first one is in question.
-        dataset (`str`, `Path` or `pandas.DataFrame`): Table of molecules with measured labels.
+        dataset (`str`, `Path`, `pandas.DataFrame` or `datasets.Dataset`):
+            Table of molecules with measured labels.
         smiles_column (`str`, *optional*, defaults to `"smiles"`):
             Column with the SMILES; if there is no such column it is found.
         label_columns (`Sequence[str]`, *optional*):
@@ -152,7 +153,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
             of a yes. Of several classes `probability_LABEL_CLASS`, as `rmat predict` writes.
         prediction_columns (`Sequence[str]`, *optional*):
             Columns of these, one for each label; by default `prediction_LABEL` or `prediction`.
-        train (`str`, `Path` or `pandas.DataFrame`, *optional*):
+        train (`str`, `Path`, `pandas.DataFrame` or `datasets.Dataset`, *optional*):
             Labeled molecules, with the same columns, on which the baselines of `rmat finetune` are
             fitted. Novelty is measured to them where a model does not know its own.
         output_dir (`str` or `Path`, *optional*): New folder for the report and its pictures.
@@ -186,11 +187,12 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
     folders = _name_models(models)
     if output_dir is not None:
         validate_output_folder(Path(output_dir), overwrite=False)
+    smiles_column, label_names = str(smiles_column), [*map(str, label_columns)]
     rows = _read_rows(dataset, smiles_column=smiles_column)
     # what cannot be is refused before anything is predicted
     loaded = {name: _load(folder, device=device) for name, folder in folders.items()}
     configs = {name: model.config for name, (model, _) in loaded.items()}
-    task = _Task.build(configs, list(label_columns))
+    task = _Task.build(configs, label_names)
     rows.read_labels(task)
     tools = {
         name: _read_tool(it, rows, task=task, columns=list(prediction_columns), name=name)
@@ -208,7 +210,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
     compare: Any = partial(_compare, rows, folders, predicted=predicted, known=known)
     result = compare(task=task, tools=tools, coverage=coverage)
     if configs[next(iter(folders))].label_types is not None:
-        of_classes = _Task.build(configs, list(label_columns), of=CLASSIFICATION[0])
+        of_classes = _Task.build(configs, label_names, of=CLASSIFICATION[0])
         if {*of_classes.label_names} <= {*rows.cells}:
             classes = compare(task=of_classes, tools={}, coverage=coverage)
             result = replace(result, classes=classes)
@@ -262,7 +264,7 @@ class _Rows:
         return learned, {row: it for row, it in reasons.items() if np.isnan(learned[row]).all()}
 
 
-def _read_rows(source: str | Path | pd.DataFrame, *, smiles_column: str) -> _Rows:
+def _read_rows(source: str | Path | Rows | pd.DataFrame, *, smiles_column: str) -> _Rows:
     table = _open(source)
     smiles_column = find_smiles_column(table, smiles_column)
     validate_columns(table.column_names, [smiles_column], source=table.source)
@@ -281,11 +283,8 @@ def _read_rows(source: str | Path | pd.DataFrame, *, smiles_column: str) -> _Row
     return _Rows(given, smiles_column, smiles, molecules, cells, canonical)
 
 
-def _open(source: str | Path | pd.DataFrame) -> Table:
-    if isinstance(source, pd.DataFrame):
-        rows = build_dataset(source).with_format("arrow")[:]
-        return build_table(rows, source=FRAME_NAME)
-    return open_table(source)
+def _open(source: str | Path | Rows | pd.DataFrame) -> Table:
+    return open_table(source) if isinstance(source, str | Path) else open_rows(source)
 
 
 def _find_canonical(molecule: Molecule) -> str | None:

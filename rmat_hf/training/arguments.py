@@ -1,7 +1,7 @@
 """The dataclasses behind every CLI flag: a field is a flag, its `help` is the flag's help."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,7 +12,14 @@ from rmat_hf.data.splits.molecule_splits import validate_fold
 from rmat_hf.data.splits.registry import SPLITS, find_split_options, validate_split
 from rmat_hf.data.tables import RESERVED_COLUMNS
 from rmat_hf.errors import UserError, hide_credentials
-from rmat_hf.flags import DEFAULT_CACHE, declare_flag, declare_required, name_flag, validate_flags
+from rmat_hf.flags import (
+    DEFAULT_CACHE,
+    declare_flag,
+    declare_required,
+    name_flag,
+    normalize_flags,
+    validate_flags,
+)
 from rmat_hf.model.configuration_rmat import TRUST_KINDS, RMatConfig
 from rmat_hf.model.features_rmat import ATOM_FEATURES, FINGERPRINTS
 from rmat_hf.model.geometry_rmat import ConformerFailure, Geometry
@@ -117,10 +124,10 @@ class RunArguments:
 
     def __post_init__(self) -> None:
         """Raise a `UserError` for values that are out of bounds or contradict each other."""
-        for flag in fields(self):
-            # one name in the place of a list of one
-            if str(flag.type).startswith("list") and isinstance(getattr(self, flag.name), str):
-                setattr(self, flag.name, [getattr(self, flag.name)])
+        for name in ("model_config", "training_arguments"):
+            if isinstance(given := getattr(self, name), Mapping):
+                setattr(self, name, json.dumps(dict(given)))
+        normalize_flags(self)
         validate_flags(self)
         for problem in self.list_contradictions():
             raise UserError(problem)
@@ -139,7 +146,9 @@ class FinetuningArguments(RunArguments):
         "CSV, Parquet or SDF file, freesolv, or Hub data set; features that it has are used."
     )
     label_columns: list[str] = declare_flag(
-        [], "Columns with the labels. Default: all of numbers that do not count or name rows."
+        [],
+        "Columns with the labels. Default: all of numbers, or of yes and no, that do not count or "
+        "name rows.",
     )
     model: str = declare_flag(
         DEFAULT_MODEL, "Bundled name, model folder, Hub id, or 'scratch' for random weights."
@@ -155,7 +164,9 @@ class FinetuningArguments(RunArguments):
         choices=LABEL_TRANSFORMS,
     )
     class_columns: list[str] = declare_flag(
-        [], "Label columns that are yes or no (1 or 0) among the numbers of a regression."
+        [],
+        "Label columns that are yes or no (1 or 0) among the numbers of a regression. Default: "
+        "those that are, where no labels are named; else those of words.",
     )
     weight_column: str | None = declare_flag(
         None, "Column with what each row counts in the loss; empty cells count 1."
@@ -321,9 +332,14 @@ class FinetuningArguments(RunArguments):
     def label_options(self) -> LabelOptions:
         """How labels are learned, and what of their rows counts."""
         names = ("label_units", "class_columns", "weight_column", "feature_columns", "replicates")
-        transforms, num_labels = self.label_transform, len(self.label_columns)
+        transforms, classes = self.label_transform, self.class_columns
+        if len(transforms) == 1:
+            # one for all, and classes have none
+            transforms = [
+                *("none" if it in classes else transforms[0] for it in self.label_columns)
+            ]
         return LabelOptions(
-            label_transforms=transforms * num_labels if len(transforms) == 1 else transforms,
+            label_transforms=transforms,
             **{name: getattr(self, name) for name in names},
         )
 
@@ -418,7 +434,10 @@ class FinetuningArguments(RunArguments):
                 f"--head {self.head} takes the vectors of a trained --model, and scratch has none."
             )
         if self.head in STACKS and self.class_columns:
-            yield "--class-columns are for --head kernel and network. Choose one of them."
+            yield (
+                f"{', '.join(self.class_columns)}: yes or no beside numbers (--class-columns) is "
+                "for --head kernel and network. Choose one, or name other --label-columns."
+            )
         if given := self.list_network_flags():
             yield f"--head {self.head} does not read {', '.join(given)}. Leave it out."
 

@@ -40,6 +40,7 @@ from rmat_hf.data.table_writer import (
     group_cells,
 )
 from rmat_hf.data.training_table import DroppedRow, Rows
+from rmat_hf.flags import build_arguments
 from rmat_hf.loading import Checkpoint, load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.ensemble_rmat import RMatEnsembleForSequenceClassification
@@ -137,17 +138,18 @@ def finetune(
             on the Hub, or rows. Those that [`featurize_dataset`] has made, one's own or somebody
             else's, are not featurized again.
         label_columns (`Sequence[str]`, *optional*):
-            Columns with the labels; an empty cell is a missing one. By default all of numbers,
-            except those that count or name the rows. With `level="atom"` a cell
-            has those of all heavy atoms, in the order of the SMILES: a list, JSON in a CSV file,
-            or the atom property of an SDF file, `"atom.dprop.NAME"`.
+            Columns with the labels; an empty cell is a missing one. By default all of numbers, or
+            of yes and no (classes beside numbers), except those that count or name the rows. With
+            `level="atom"` a cell has those of all heavy atoms, in the order of the SMILES: a list,
+            JSON in a CSV file, or the atom property of an SDF file, `"atom.dprop.NAME"`.
         output_dir (`str` or `Path`):
             Folder to write: the model, its processor, `metrics.json` and `predictions.csv` in the
             units of the labels, and a model card.
         peft_config (`peft.LoraConfig`, *optional*):
             Trains and saves an adapter and the head alone. `peft="lora"` has our defaults.
         options: The flags of `rmat finetune` with underscores, as `split="scaffold"`,
-            `problem_type="multi_label_classification"`, `label_units=["kcal/mol"]` or `seed=1`.
+            `problem_type="multi_label_classification"`, `label_units=["kcal/mol"]` or `seed=1`; a
+            `dict` where the command takes JSON.
 
     Returns:
         [`FinetuningResult`], with `metrics` by part, in the units of the labels.
@@ -175,11 +177,11 @@ def finetune(
 
     ```
     """
-    label_columns = [label_columns] if isinstance(label_columns, str) else list(label_columns)
-    fields = {"label_columns": label_columns, "output_dir": str(output_dir), **options}
+    fields = {"label_columns": label_columns, "output_dir": output_dir, **options}
     if isinstance(dataset, pd.DataFrame):
         dataset = build_dataset(dataset)
-    arguments = FinetuningArguments(dataset=name_dataset(dataset), **fields)
+    fields["dataset"] = name_dataset(dataset)
+    arguments = build_arguments(FinetuningArguments, fields)
     rows = dataset if isinstance(dataset, Rows) else None
     return run_finetuning(arguments, rows=rows, peft_config=peft_config)
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from datasets import IterableDataset
 
 from rmat_hf.data.check import Finding, TableReport, look_through
+from rmat_hf.data.columns import find_numbered_columns, holds_yes_or_no, list_numbers
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import describe_recoding
 from rmat_hf.data.measurements import find_transform_problem
@@ -72,18 +73,18 @@ def prepare_arguments(
         with_molecules=False,
     )
     if not report.label_columns:
-        kind = "that is a label for certain" if report.covariate_columns else "of numbers"
-        columns = ", ".join(report.covariate_columns or table.column_names)
-        raise UserError(
-            f"{table.source} has no column {kind}. Name labels by --label-columns, of: {columns}."
-        )
-    unsettled = list(_list_unsettled(report, arguments))
+        raise UserError(f"{table.source} has no column {_describe_lack(report, others=beside)}")
+    changes = _choose_labels(arguments, report)
+    settled = replace(arguments, class_columns=changes["class_columns"])
+    unsettled = list(_list_unsettled(report, settled))
     logger.info("%s", _describe(report, unsettled))
+    if added := [it for it in settled.class_columns if it not in arguments.class_columns]:
+        text = "Yes or no beside numbers is learned as a class: --class-columns %s."
+        logger.info(text, shlex.join(added))
     for finding in unsettled:
         # here a run without the flag is all but lost
         level = logging.WARNING if finding.topic == "skew" else logging.INFO
         logger.log(level, "%s. %s", finding.message, finding.way_out)
-    changes = _choose_labels(arguments, report)
     if arguments.problem_type == CLASSIFICATION:
         changes["problem_type"] = _choose_problem_type(report, changes["label_columns"])
     return _refuse_without_units(replace(arguments, smiles_column=report.smiles_column, **changes))
@@ -112,6 +113,7 @@ def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[
         left_out = ", ".join(repr(name) for name in names if name not in kept)
         logger.warning("Labels with nothing to learn are left out: %s.", left_out)
     changes: dict[str, Any] = {"label_columns": kept}
+    changes["class_columns"] = _choose_class_columns(arguments, report, label_columns=kept)
     units = [report.label_units[name] for name in kept]
     if not arguments.label_units and any(units):
         changes["label_units"] = units
@@ -122,6 +124,35 @@ def _choose_labels(arguments: FinetuningArguments, report: TableReport) -> dict[
             of_names = dict(zip(names, given, strict=True))
             changes[flag] = [of_names[name] for name in kept]
     return changes
+
+
+def _describe_lack(report: TableReport, *, others: list[str]) -> str:
+    """Say why no label was found, and how to name one."""
+    names = report.covariate_columns
+    if not names and (numbered := find_numbered_columns(report.frame, others=others)):
+        return (
+            f"of numbers but {', '.join(map(repr, numbered))}, which seems to count or name the "
+            f"rows. If it is a label: --label-columns {shlex.quote(numbered[0])}."
+        )
+    kind = "that is a label for certain" if names else "of numbers"
+    columns = ", ".join(names or report.frame.columns)
+    return f"{kind}. Name labels by --label-columns, of: {columns}."
+
+
+def _choose_class_columns(
+    arguments: FinetuningArguments, report: TableReport, *, label_columns: list[str]
+) -> list[str]:
+    """Return the labels that are yes or no among numbers.
+
+    Of labels that are named, 1 and 0 are numbers unless told otherwise, and words are not.
+    """
+    given, binary = arguments.class_columns, report.binary_labels
+    are_numbers = [it in report.label_transforms and it not in binary for it in label_columns]
+    if arguments.problem_type != "regression" or not any(are_numbers):
+        return given
+    is_told = bool(arguments.label_columns)
+    found = [it for it in binary if not is_told or holds_yes_or_no(report.frame[it], "")]
+    return [it for it in label_columns if it in found or it in given]
 
 
 def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
@@ -137,6 +168,13 @@ def _choose_problem_type(report: TableReport, label_columns: list[str]) -> str:
             f"--problem-type {CLASSIFICATION} with several labels needs yes and no (1 and 0) in "
             f"each, and these have other values: {', '.join(others)}. {way_out}".rstrip()
             + " Or finetune that label alone."
+        )
+    numbers = list_numbers(report.frame[others[0]]) if others else []
+    fractions = [it for it in numbers if it % 1]
+    if 2 * len(fractions) > len(numbers):
+        raise UserError(
+            f"Label {others[0]!r} has numbers, as {fractions[0]:g}, which are no classes. They are "
+            "learned without --problem-type; where classes are wanted, write these in a column."
         )
     return "single_label_classification" if others else "multi_label_classification"
 

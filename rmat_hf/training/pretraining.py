@@ -24,6 +24,7 @@ from rmat_hf.data.stored_features import (
 )
 from rmat_hf.data.training_table import Rows
 from rmat_hf.errors import UserError
+from rmat_hf.flags import build_arguments
 from rmat_hf.loading import find_checkpoint, load_processor, read_checkpoint
 from rmat_hf.model.modeling_rmat import RMatForPreTraining
 from rmat_hf.model.processing_rmat import RMatProcessor
@@ -115,7 +116,7 @@ def pretrain(
         output_dir (`str` or `Path`):
             Folder to write: a model to finetune, its processor, metrics and a model card.
         options: The flags of `rmat pretrain` with underscores, as `objective="contexts"`,
-            `model="rmat-small"` or `max_steps=1000`.
+            `model="rmat-small"` or `max_steps=1000`; a `dict` where the command takes JSON.
 
     Returns:
         [`PretrainingResult`], with the metrics of the molecules held out.
@@ -138,11 +139,11 @@ def pretrain(
 
     ```
     """
-    fields = {"corpus": name_dataset(corpus), "output_dir": str(output_dir), **options}
+    fields = {"corpus": name_dataset(corpus), "output_dir": output_dir, **options}
     rows = corpus if isinstance(corpus, Rows) else None
     if rows is not None:
         fields["streaming"] = isinstance(rows, datasets.IterableDataset)
-    return run_pretraining(PretrainingArguments(**fields), rows=rows)
+    return run_pretraining(build_arguments(PretrainingArguments, fields), rows=rows)
 
 
 def run_pretraining(

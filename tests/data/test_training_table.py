@@ -205,6 +205,15 @@ def test_words_of_yes_and_no_beside_numbers_are_told_their_flag(tmp_path: Path) 
     assert "drop that label" not in str(found.value)
 
 
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
+def test_numbers_that_are_no_classes_are_not_told_the_flag_that_was_given(
+    kind: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="numbers are learned without --problem-type") as found:
+        load(tmp_path, "smiles,y\nC,-10\nN,-11.01\nO,3.5\n", problem_type=kind)
+    assert "--problem-type classification" not in str(found.value)
+
+
 def test_words_that_say_yes_to_different_things_are_not_learned_as_yes(tmp_path: Path) -> None:
     content = "smiles,y\nC,inhibitor\nN,substrate\nO,non-inhibitor\n"
     with pytest.raises(UserError, match=r"'y' write 1 or 0 .*'substrate'.* single_label_class"):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from tiny import TINY_ARCHITECTURE
 
 from rmat_hf.cli import main
@@ -60,6 +61,22 @@ def labels(models: dict[str, Path]) -> np.ndarray:
     """What model a predicts, and noise: it is right, others are not."""
     noise = np.random.default_rng(0).normal(scale=0.1, size=NUM_ROWS)
     return np.asarray(predict(models["a"], SMILES).values[:, 0] + noise)
+
+
+def test_rows_in_memory_are_taken_in_every_form(
+    models: dict[str, Path], labels: np.ndarray
+) -> None:
+    rows = Dataset.from_dict({"smiles": SMILES, "y": labels})
+    options: dict[str, Any] = {"smiles_column": 0, "label_columns": [2020]}
+    found = [
+        evaluate(models["a"], rows, train=rows),
+        evaluate(models["a"], pd.DataFrame({0: SMILES, 2020: labels}), **options),
+    ]
+    assert {it.scores.num_rows for it in found} == {NUM_ROWS}
+    with pytest.raises(UserError, match="is a list"):
+        evaluate(models["a"], [("CCO", 1.0)])  # type: ignore[arg-type]  # what is refused
+    with pytest.raises(UserError, match="no rows"):
+        evaluate(models["a"], pd.DataFrame({"smiles": [], "y": []}))
 
 
 def test_models_and_tools_are_compared_on_the_rows_that_all_have(

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -206,6 +206,10 @@ def test_a_table_of_pandas_keeps_its_index_and_columns(
     predicted = predict(model, TABLE, processor=processor)
     pd.testing.assert_frame_equal(predicted, as_exported.rename(columns={"Smiles": "smiles"}))
     pd.testing.assert_frame_equal(predicted[["id", "smiles"]], TABLE)
+    numbered = predict(
+        model, TABLE.set_axis([1, 0], axis=1), processor=processor, smiles_column=cast(Any, 0)
+    )
+    assert numbered["prediction_logS"].equals(predicted["prediction_logS"])
     # under any name, and of other cells than text where none is SMILES
     as_stored = TABLE.rename(columns={"smiles": "Structure"}).astype({"Structure": "string"})
     assert caplog.messages == []

@@ -3,12 +3,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import TINY_ARCHITECTURE
 from tiny_finetuning import build_tiny_arguments, write_json
 from tiny_pretraining import ARCHITECTURE, build_pretraining_arguments
 
+from rmat_hf import finetune, pretrain
 from rmat_hf.errors import UserError
 from rmat_hf.inference.conversion import ConversionArguments
 from rmat_hf.inference.screening import PredictionArguments
@@ -87,6 +89,49 @@ def test_json_fields_are_the_object_in_the_file(tmp_path: Path) -> None:
     assert load_json_fields(json.dumps(content)) == content
     with pytest.raises(UserError, match="is no JSON"):
         load_json_fields("{pooling: mean}")
+
+
+def test_what_python_has_for_a_name_is_taken_as_the_command_line_writes_it(
+    tmp_path: Path,
+) -> None:
+    arguments = build(
+        label_columns=(2020, np.int64(1)),
+        smiles_column=0,
+        label_transform=(it for it in ["none", "log10"]),
+        feature_cache=tmp_path,
+        model=tmp_path,
+        model_config={"pooling": "mean"},
+        training_arguments={"bf16": True},
+    )
+    assert (arguments.label_columns, arguments.smiles_column) == (["2020", "1"], "0")
+    assert arguments.label_transform == ["none", "log10"]
+    assert (arguments.model, arguments.feature_cache) == (str(tmp_path), str(tmp_path))
+    assert load_json_fields(arguments.model_config) == {"pooling": "mean"}
+    assert describe_arguments(arguments)["training_arguments"] == {"bf16": True}
+    assert build(label_columns=2020).label_columns == ["2020"]
+    assert not build(label_units=None).label_units
+    options: dict[str, Any] = {"corpus": "corpus", "model_config": {"pooling": "mean"}}
+    pretraining = PretrainingArguments(output_dir="run", **options)
+    assert load_json_fields(pretraining.model_config) == {"pooling": "mean"}
+
+
+def test_an_object_in_the_place_of_a_name_is_refused_with_what_to_pass(tiny_model: Any) -> None:
+    with pytest.raises(UserError, match=r"--model is a RMatForSeq.*save_pretrained\(FOLDER\)"):
+        build(model=tiny_model)
+    with pytest.raises(UserError, match=r"--time-column is a bool.*name"):
+        build(time_column=True)
+    with pytest.raises(UserError, match=r"--label-columns is a float"):
+        build(label_columns=[1.5])
+    with pytest.raises(UserError, match=r"--label-columns is a float"):
+        build(label_columns=1.5)
+
+
+def test_a_misspelled_option_is_told_with_the_one_that_is_meant() -> None:
+    for given, meant in {"epochs": "num_train_epochs", "batchsize": "batch_size"}.items():
+        with pytest.raises(TypeError, match=f"no option '{given}'.*mean {meant}"):
+            finetune("table.csv", label_columns=["y"], output_dir="run", **{given: 3})
+    with pytest.raises(TypeError, match=r"no option 'objectives'.*mean objective"):
+        pretrain("corpus", output_dir="run", objectives="contexts")
 
 
 def test_a_value_that_a_class_refuses_is_an_error_with_the_file(tmp_path: Path) -> None:

@@ -441,6 +441,13 @@ def test_what_is_no_data_set_is_refused_with_a_way_out(dataset: Any, message: st
             run(dataset, output_dir="never")
 
 
+@pytest.mark.parametrize("names", [["smiles", "y", "y"], ["smiles", 1, "1"]])
+def test_a_table_of_pandas_with_two_columns_of_one_name_is_refused(names: list[Any]) -> None:
+    table = pd.DataFrame([["CCO", 1.0, 2.0]], columns=names)
+    with pytest.raises(UserError, match=r"several columns '(y|1)'.*Rename or drop"):
+        finetune(table, output_dir="never")
+
+
 def test_a_table_of_pandas_goes_in_and_comes_out_with_its_index_and_columns(work: Path) -> None:
     arguments = build_tiny_arguments(work)
     table = pd.read_csv(arguments.dataset).set_index(pd.Index([f"id-{it}" for it in range(12)]))

@@ -93,6 +93,51 @@ def test_what_classes_are_is_read_off_the_labels(cells: list[Any], problem_type:
     assert found.problem_type == problem_type
 
 
+CALLS: dict[str, list[Any]] = {
+    "words": ["yes", "no", "no"],
+    "findings": ["non-toxic", "Toxic", None],
+    "booleans": [True, False, False],
+    "1 and 0": [1, 0, 0],
+}
+
+
+@pytest.mark.parametrize("form", CALLS)
+def test_yes_and_no_beside_numbers_is_learned_as_a_class_and_told(
+    form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    column = [CALLS[form][idx % 3] for idx in range(len(NUMBERS))]
+    columns = {"y": NUMBERS, "a call": column}
+    with caplog.at_level(logging.INFO):
+        arguments = prepare(columns)
+    assert (arguments.label_columns, arguments.class_columns) == (["y", "a call"], ["a call"])
+    assert caplog.text.count("--class-columns 'a call'") == 1
+    # named, 1 and 0 are numbers, of which the check tells
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        arguments = prepare(columns, label_columns=["y", "a call"])
+    assert arguments.class_columns == ([] if form == "1 and 0" else ["a call"])
+    assert caplog.text.count("--class-columns 'a call'") == 1
+    # one transform for all is one of the numbers
+    positive = {**columns, "y": [it + 10 for it in NUMBERS]}
+    of_labels = prepare(positive, label_transform=["log10"]).label_options
+    assert of_labels.label_transforms == ["log10", "none"]
+    # what cannot learn both says so
+    with pytest.raises(UserError, match=r"a call: .*--head kernel and network.*--label-columns"):
+        prepare(columns, head="stack")
+    assert prepare(columns, head="stack", label_columns=["y"]).class_columns == []
+    assert prepare({"y": column}, problem_type="classification").class_columns == []
+
+
+def test_numbers_that_are_no_classes_are_told_to_be_learned_as_numbers() -> None:
+    # some of them whole
+    numbers = [it if idx % 3 else round(it) for idx, it in enumerate(NUMBERS)]
+    with pytest.raises(UserError, match=r"'y' has numbers, as -5\.75.*without --problem-type"):
+        prepare({"y": numbers}, problem_type="classification")
+    classes = [*[1, 2, 3] * 3, 1.5, 2, None]
+    found = prepare({"y": classes}, problem_type="classification")
+    assert found.problem_type == "single_label_classification"
+
+
 def test_covariates_are_not_taken_for_labels_and_both_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -111,6 +156,10 @@ def test_a_table_without_numbers_is_refused_with_its_columns() -> None:
         UserError, match=r"no column of numbers.*--label-columns.*: Structure, note"
     ):
         prepare({"note": ["high"] * len(NUMBERS)})
+    counted = {"y": [float(it) for it in range(len(NUMBERS))], "note": ["a"] * len(NUMBERS)}
+    with pytest.raises(UserError, match=r"but 'y', .* count or name.*--label-columns y\."):
+        prepare(counted)
+    assert prepare(counted, label_columns=["y"]).label_columns == ["y"]
     words = ["a", "b"] * (len(NUMBERS) // 2)
     with pytest.raises(UserError, match=r"several labels needs yes and no.*'a' by 1 and 'b' by 0"):
         prepare(
