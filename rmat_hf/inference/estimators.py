@@ -18,7 +18,7 @@ from rmat_hf.data.splits.registry import split_dataset
 from rmat_hf.data.table_writer import Predictions
 from rmat_hf.data.training_table import featurize_dataset
 from rmat_hf.flags import DEFAULT_CACHE
-from rmat_hf.inference.prediction import embed, name_components, predict
+from rmat_hf.inference.prediction import embed, name_components, predict, require_list
 from rmat_hf.loading import load_embedder, load_processor, read_checkpoint
 from rmat_hf.model.configuration_rmat import FOREST_FINGERPRINT
 from rmat_hf.model.features_rmat import FINGERPRINTS, list_molecule_descriptor_names
@@ -67,7 +67,7 @@ class _RMatInputMixin:
         if isinstance(molecules, pd.DataFrame):
             only = str(molecules.columns[0]) if molecules.shape[1] == 1 else None
             return list_molecules_of(molecules, self.smiles_column or only)
-        rows = list(molecules)
+        rows: list[Any] = require_list(molecules)
         if rows and isinstance(rows[0], np.ndarray | list | tuple):
             if any(len(row) != 1 for row in rows):
                 raise ValueError(
@@ -263,13 +263,27 @@ class RMatClassifier(ClassifierMixin, _RMatPredictor):
 
         Args:
             X: As of [`RMatRegressor.fit`].
-            y: One class for each molecule.
+            y: One class for each molecule, NaN or `None` where missing.
         """
-        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        given = np.asarray(y)
+        if given.ndim > 1 and given.shape[1:] != (1,):
+            raise ValueError(
+                f"y has the shape {given.shape}. Give one class for each molecule; several labels "
+                "are a classifier each, or label_columns of finetune(...)."
+            )
+        given = given.reshape(-1, 1)
+        is_known = pd.notna(given)
+        known = given[is_known]
+        # what pandas has beside missing cells comes as objects
+        known = np.array(known.tolist()) if known.dtype == object else known
+        self.classes_, codes = np.unique(known, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y has the class {self.classes_.tolist()} only. Give two or more.")
-        labels = codes.reshape(-1, 1)
+        labels = np.full(given.shape, None, dtype=object)
+        labels[is_known] = codes
         self._fit(X, labels, weights=None, problem_type="single_label_classification")
+        # without those of which no row has a molecule
+        self.classes_ = self.classes_[[int(it) for it in self.model_.config.output_names]]
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803 - as scikit-learn has it
@@ -298,7 +312,8 @@ class RMatClassifier(ClassifierMixin, _RMatPredictor):
 class RMatTransformer(_RMatInputMixin, TransformerMixin, BaseEstimator):
     """A transformer of scikit-learn: molecules in, the vectors of a pretrained encoder out.
 
-    Nothing is learned, so that vectors of one fold know nothing of another.
+    Nothing is learned, so that vectors of one fold know nothing of another, and [`fit`] may be left
+    out.
 
     Args:
         model (`str`, *optional*, defaults to `"rmat-small"`): As of [`embed`].
@@ -331,8 +346,13 @@ class RMatTransformer(_RMatInputMixin, TransformerMixin, BaseEstimator):
         self.smiles_column = smiles_column
         self.feature_cache = feature_cache
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        return tags
+
     def fit(self, X: Any, y: Any = None) -> "RMatTransformer":  # noqa: N803 - as scikit-learn has it
-        """Load the encoder; nothing is learned.
+        """Load the encoder, so that [`transform`] need not each time; nothing is learned.
 
         Args:
             X, y: Not read.
@@ -340,16 +360,21 @@ class RMatTransformer(_RMatInputMixin, TransformerMixin, BaseEstimator):
         self.model_, self.processor_ = load_embedder(self.model, needs_pooling=True)
         return self
 
+    def _load(self) -> tuple[Any, Any]:
+        if hasattr(self, "model_"):
+            return self.model_, self.processor_
+        return load_embedder(self.model, needs_pooling=True)
+
     def transform(self, X: Any) -> np.ndarray:  # noqa: N803 - as scikit-learn has it
         """Return vectors `(num_molecules, pooled_size)`, NaN of what is no molecule.
 
         Args:
             X: As of [`RMatRegressor.fit`].
         """
-        check_is_fitted(self, "model_")
         cache_dir = choose_cache_dir(self.feature_cache)
         rows = self._list_molecules(X)
-        return embed(self.model_, rows, processor=self.processor_, cache_dir=cache_dir).values
+        model, processor = self._load()
+        return embed(model, rows, processor=processor, cache_dir=cache_dir).values
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the columns, `embedding_0` and so on.
@@ -357,8 +382,7 @@ class RMatTransformer(_RMatInputMixin, TransformerMixin, BaseEstimator):
         Args:
             input_features: Not read.
         """
-        check_is_fitted(self, "model_")
-        encoder: Any = self.model_.base_model
+        encoder: Any = self._load()[0].base_model
         names = name_components(range(encoder.pooler.output_size))
         return np.array([*names], dtype=object)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rdkit import Chem
 from sklearn.base import clone
 from sklearn.exceptions import SkipTestWarning
 from sklearn.feature_extraction.text import CountVectorizer
@@ -98,6 +99,50 @@ def test_a_classifier_gives_classes_and_their_probabilities() -> None:
         classifier.predict(["CCO", "C1"])
     with pytest.raises(ValueError, match="Give two or more"):
         RMatClassifier(**FAST).fit(SMILES, ["same"] * len(SMILES))
+
+
+CLASSES = ["yes" if smiles.endswith("O") else "no" for smiles in SMILES]
+ONES = [float(it == "yes") for it in CLASSES]
+
+
+@pytest.mark.parametrize(
+    ("labels", "missing", "dtype"),
+    [
+        (ONES, np.nan, float),
+        (CLASSES, None, object),
+        (ONES, None, "boolean"),
+        (CLASSES, None, "string"),
+        (CLASSES, None, "category"),
+    ],
+)
+def test_molecules_without_a_class_are_left_out(labels: Any, missing: Any, dtype: Any) -> None:
+    known = RMatClassifier(**FAST).fit(SMILES, pd.Series(labels, dtype=dtype))
+    column = pd.Series([*labels, missing, missing], dtype=dtype)
+    classifier = RMatClassifier(**FAST).fit([*SMILES, "CCO", "CCC"], column)
+    assert classifier.classes_.tolist() == known.classes_.tolist() == sorted(set(labels))
+    assert classifier.predict(SMILES).tolist() == known.predict(SMILES).tolist()
+
+
+def test_a_class_without_a_molecule_has_no_probability() -> None:
+    classifier = RMatClassifier(**FAST).fit([*SMILES, "C1"], [*CLASSES, "other"])
+    assert classifier.classes_.tolist() == ["no", "yes"]
+    assert classifier.predict(SMILES[8:16]).tolist() == CLASSES[8:16]
+    with pytest.raises(ValueError, match=r"shape \(16, 2\).*one class for each molecule"):
+        RMatClassifier(**FAST).fit(SMILES, np.zeros((16, 2)))
+
+
+def test_a_single_molecule_is_no_list_of_letters(regressor: RMatRegressor) -> None:
+    for single in ("CCO", Chem.MolFromSmiles("CCO")):
+        for call in (regressor.predict, RMatTransformer().transform):
+            with pytest.raises(TypeError, match=r"\['CCO'\]"):
+                call(single)
+
+
+def test_a_transformer_needs_no_fit() -> None:
+    vectors = RMatTransformer(feature_cache="none")
+    expected = clone(vectors).fit(SMILES).transform(SMILES[:2])
+    np.testing.assert_array_equal(vectors.transform(SMILES[:2]), expected)
+    assert vectors.get_feature_names_out().shape == expected.shape[1:]
 
 
 @pytest.mark.slow
