@@ -121,11 +121,13 @@ def add_adapter(
     chosen.modules_to_save = sorted(parts | {*whole_modules, *(chosen.modules_to_save or [])})
     # peft would call a model with a task with the arguments of a language model
     chosen.task_type, chosen.base_model_name_or_path = None, None
+    chosen.target_modules = chosen.target_modules or {*TARGET_MODULES}
     try:
         adapted = get_peft_model(model, chosen)
         read_options(list_fields(chosen), source="peft_config")
     except ValueError as error:
-        raise UserError(f"peft_config does not fit: {error}") from error
+        way_out = f"Without target_modules it adds to {', '.join(TARGET_MODULES)}."
+        raise UserError(f"peft_config does not fit: {error} {way_out}") from error
     chosen.revision = revision
     return adapted
 

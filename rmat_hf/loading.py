@@ -181,9 +181,14 @@ def read_checkpoint(
     name = find_checkpoint(model)
     way_out = "Give a folder written by rmat finetune, or a Hub id; a private one needs HF_TOKEN."
     with _explained(model, way_out=way_out):
-        path = cached_file(name, CONFIG_NAME, revision=revision) or Path(name, CONFIG_NAME)
+        path = cached_file(name, CONFIG_NAME, revision=revision)
     with _explained(model):
-        fields = load_json(path)
+        if path is None and _find_file(name, ADAPTER_CONFIG_NAME, revision=revision):
+            raise ValueError(
+                f"it is an adapter without {CONFIG_NAME}, which knows head and labels. Write that "
+                "of the model it was trained on beside it: model.config.save_pretrained(folder)."
+            )
+        fields = load_json(path or Path(name, CONFIG_NAME))
         config_class = _CONFIG_CLASSES.get(str(fields.get("model_type")))
         if config_class is None:
             raise ValueError(f"it is a {fields.get('model_type')!r} model, not R-MAT.")

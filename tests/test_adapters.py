@@ -281,8 +281,27 @@ def test_weights_that_are_missing_or_left_over_are_refused(base: Path, tmp_path:
     assert "k_proj" in read_error(tmp_path / "adapter")
     change_fields(tmp_path / "adapter", target_modules=["q_proj"])
     assert "up_proj" in read_error(tmp_path / "adapter")
-    (tmp_path / "adapter" / "config.json").unlink()
-    assert "config.json" in read_error(tmp_path / "adapter")
+
+
+def test_what_peft_alone_has_saved_needs_the_configuration_beside_it(
+    base: Path, tmp_path: Path
+) -> None:
+    model: Any = load_for_finetuning(base, ROWS["one"], label_columns=LABELS["one"])
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"])
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    PROCESSOR.save_pretrained(tmp_path / "adapter")
+    assert "model.config.save_pretrained(folder)" in read_error(tmp_path / "adapter")
+    model.config.save_pretrained(tmp_path / "adapter")
+    found = predict(tmp_path / "adapter", TINY_SMILES, device="cpu")
+    expected = predict(model.eval(), TINY_SMILES, processor=PROCESSOR)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-5)
+
+
+def test_without_names_of_modules_every_projection_is_adapted(base: Path) -> None:
+    model: Any = read_checkpoint(base).load_model(RMatForSequenceClassification)
+    adapted = add_adapter(model, peft.LoraConfig(r=2))
+    names = {name.split(".lora_")[0].split(".")[-1] for name in adapted.state_dict()}
+    assert {"q_proj", "v_proj", "up_proj", "down_proj"} <= names
 
 
 def test_without_peft_the_way_to_install_it_is_told(
@@ -297,7 +316,7 @@ def test_without_peft_the_way_to_install_it_is_told(
     ("config", "message"),
     [
         (peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "Pass a peft.LoraConf"),
-        (peft.LoraConfig(target_modules=["nothing"]), "does not fit"),
+        (peft.LoraConfig(target_modules=["nothing"]), "does not fit.*q_proj"),
         (peft.LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa"), "base model"),
     ],
     ids=["ia3", "nothing", "pissa"],
