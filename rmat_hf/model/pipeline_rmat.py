@@ -303,7 +303,8 @@ class RMatFeatureExtractionPipeline(RMatPipeline):
     Of a saved model: `pipeline("molecule-feature-extraction", model="path or id")`.
 
     Args:
-        model ([`RMatModel`]): Or one with a head.
+        model ([`RMatModel`]): Or a network with a head. Of a kernel head or a stack it is
+            `RMatModel.from_pretrained(folder)`; its name alone is one for [`embed`].
         feature_extractor ([`RMatProcessor`]): Saved with it.
         kwargs: `device`, `batch_size` and others, as in [`Pipeline`].
 
