@@ -50,7 +50,11 @@ def add_columns(frame: pd.DataFrame, columns: Mapping[str, Sequence[Any]]) -> pd
             f"{FRAME_NAME} already has a column {known[0]!r}, which the result adds. Rename or "
             "drop it first."
         )
-    return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
+    added = pd.DataFrame(columns)
+    # what text lacks is None in every table; pandas makes NaN of it beside other text
+    others = added.select_dtypes(exclude=["number", "bool"])
+    kept = {str(name): pd.Series(columns[name], dtype=object) for name in others}
+    return pd.concat([frame, added.assign(**kept).set_axis(frame.index)], axis=1)
 
 
 def build_dataset(frame: pd.DataFrame) -> datasets.Dataset:

@@ -217,6 +217,9 @@ def test_a_table_of_pandas_keeps_its_index_and_columns(
     assert caplog.messages == ["SMILES in 'Structure'."]
     assert stored["prediction_logS"].tolist()[0] == predicted["prediction_logS"].tolist()[0]
     assert predicted["error"].notna().tolist() == [False, True, True, False]
+    # where others have an error as where none has
+    alone = predict(model, TABLE[:1], processor=processor)
+    assert [it["error"].iloc[0] for it in (predicted, alone)] == [None, None]
     assert predicted["prediction_logS"].notna().tolist() == [True, False, False, True]
     embedded = embed(model, TABLE, processor=processor)
     vectors = embed(model, ["CCO", "CCN"], processor=processor).values
