@@ -90,12 +90,12 @@ def bounded(
 
 
 def chosen_from(known: Iterable[str], *, least: int = 0) -> Callable[..., Any]:
-    """Return a field for a list of so many names at least, each a known one."""
+    """Return a field for a list of so many names at least, each a known one and there once."""
 
     @as_validated_field
     def validate(value: list[str] | tuple[str, ...]) -> None:
-        if len(value) < least or not set(value) <= set(known):
-            raise ValueError(f"Choose {least} or more of {list(known)}, got {value}.")
+        if not least <= len(value) == len({*value} & {*known}):
+            raise ValueError(f"Choose {least} or more of {list(known)}, each once, got {value}.")
 
     return validate
 
@@ -290,7 +290,9 @@ class RMatConfig(PreTrainedConfig):
                 )
 
     def validate_labels(self) -> None:
-        """Raise unless what is known of the labels is known of each."""
+        """Raise unless there are labels and what is known of them is known of each."""
+        if not self.output_names:
+            raise ValueError("num_labels is 0. A head has one label or more.")
         names = ("label_mean", "label_std", "label_units", "label_types", "label_transforms")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         has_others = any(len(values) != self.num_labels for values in given.values())

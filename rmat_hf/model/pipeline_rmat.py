@@ -1,5 +1,6 @@
 """Molecules in, properties or vectors out: the pipelines of transformers for R-MAT."""
 
+import logging
 import multiprocessing
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -16,10 +17,13 @@ from transformers.models.auto.modeling_auto import (
     AutoModelForTokenClassification,
 )
 from transformers.pipelines.base import Pipeline
+from transformers.utils.logging import warning_once
 
 from .covariates_rmat import encode_covariates
 from .processing_rmat import DESCRIPTOR_INPUT, list_warnings
 from .trust_rmat import DEFAULT_COVERAGE, describe_blocks, list_possible_classes, predict_blocks
+
+logger = logging.getLogger(__name__)
 
 # Output of the encoder that has one vector for each of them.
 LEVELS = {"molecule": "pooler_output", "atom": "last_hidden_state"}
@@ -214,6 +218,24 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
         super()._sanitize_parameters(**kwargs)
         chosen = {"coverage": coverage if trust else None}
         return {}, chosen, chosen
+
+    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
+        """Do as [`RMatPipeline.preprocess`], and warn of covariates that a molecule comes without.
+
+        Args:
+            input_, preprocess_parameters: As there.
+        """
+        known = input_ if isinstance(input_, Mapping) else {}
+        names = [it["name"] for it in getattr(self.model.config, "covariates", None) or []]
+        if missing := [name for name in names if name not in known]:
+            warning_once(
+                logger,
+                "%s: the model was trained with it, and the mean of training stands for it. Pass "
+                'it beside the molecule: {"smiles": ..., "%s": ...}.',
+                ", ".join(missing),
+                missing[0],
+            )
+        return super().preprocess(input_, **preprocess_parameters)
 
     def compute_rows(
         self,

@@ -194,7 +194,7 @@ def test_a_value_of_another_type_is_refused_by_field_name(name: str, value: obje
         *(("attention_probs_dropout_prob", 1, 2), ("initializer_range", 0.0, -0.1)),
         *(("num_pooling_heads", 1, 0), ("num_molecule_descriptors", 0, -1)),
         *(("pair_relations", ["bond"], []), ("pair_relations", ["bond"], ["bond", "angle"])),
-        ("pair_terms", [], ["queries"]),
+        *(("pair_terms", [], ["queries"]), ("pair_relations", ["bond"], ["bond", "bond"])),
     ],
 )
 def test_a_value_out_of_range_is_refused_and_the_last_one_in_range_is_not(
@@ -212,6 +212,7 @@ def test_a_value_out_of_range_is_refused_and_the_last_one_in_range_is_not(
         ({"num_labels": 2, "label_mean": [0.0], "label_std": [1.0, 1.0]}, "do not fit 2 labels"),
         ({"num_labels": 2, "label_mean": [0.0] * 2, "label_std": [1.0] * 3}, "do not fit 2 labels"),
         ({"num_labels": 2, "label_units": ["Å"]}, "do not fit 2 labels"),
+        ({"num_labels": 0}, "num_labels is 0"),
         (
             {"pretraining_heads": {"charge": {"level": "bond", "size": 1, "loss": "regression"}}},
             "'charge'.*'bond'.*node.*molecule",

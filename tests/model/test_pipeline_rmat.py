@@ -68,6 +68,20 @@ def expected(tiny_model: RMatForSequenceClassification, processor: RMatProcessor
     return predict(tiny_model, TINY_SMILES, processor=processor).values[:, 0].tolist()
 
 
+def test_a_molecule_without_the_covariates_of_a_model_is_told_of(
+    processor: RMatProcessor, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside = [{"name": "pH of its assay"}, {"name": "salt", "categories": ["Na", "K"]}]
+    pipe = build_pipeline(processor, covariates=beside, num_molecule_descriptors=3)
+    assert pipe({"smiles": "CCO", "pH of its assay": 7.4, "salt": None})["error"] is None
+    assert not caplog.text
+    assert pipe({"smiles": "CCO", "pH of its assay": 7.4})["error"] is None
+    assert "salt: the model was trained with it" in caplog.text
+    caplog.clear()
+    assert [it["error"] for it in pipe(["CCO", "CC"])] == [None, None]
+    assert caplog.text.count("pH of its assay, salt: the model was trained with it") == 1
+
+
 def read_values(results: list[dict[str, Any]]) -> list[float]:
     assert all(result["error"] is None for result in results)
     return [result["predictions"][0]["value"] for result in results]
