@@ -160,8 +160,9 @@ def test_convert_writes_a_folder_that_predicts(tmp_path: Path, run_cli: RunCli) 
 
 def test_the_installed_command_reports_its_version() -> None:
     command = Path(sys.executable).with_name("rmat")
-    result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == __version__
+    for words in ([command], [sys.executable, "-m", "rmat_hf"]):
+        result = subprocess.run([*words, "--version"], capture_output=True, text=True, check=True)
+        assert result.stdout.strip() == __version__
 
 
 @pytest.mark.parametrize("is_set", [True, False])
