@@ -142,7 +142,10 @@ def find_smiles_column(table: Table, wanted: str = SMILES_COLUMN) -> str:
     """Return the column of SMILES: the one that was named, else the one whose cells are SMILES."""
     if wanted in table.column_names or wanted != SMILES_COLUMN:
         return wanted
-    return find_smiles_cells(read_frame(table, num_rows=_NUM_SAMPLE_ROWS), source=table.source)
+    cells = read_frame(table, num_rows=_NUM_SAMPLE_ROWS)
+    if cells.empty:
+        raise UserError(f"{table.source} has no rows.")
+    return find_smiles_cells(cells, source=table.source)
 
 
 def find_smiles_cells(frame: pd.DataFrame, *, source: str, is_sure: bool = False) -> str:

@@ -205,9 +205,13 @@ def test_files_are_written_and_not_replaced_unless_told(tmp_path: Path) -> None:
     run_check(CheckArguments(input=str(path), overwrite=True, **outputs))
 
 
-def test_rows_that_are_none_are_called_that() -> None:
+def test_rows_that_are_none_are_called_that(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no rows"):
         check_table(pd.DataFrame({"smiles": [], "y": []}))
+    # whatever its column of SMILES is called
+    (tmp_path / "a.csv").write_text("SMILES,y\n")
+    with pytest.raises(UserError, match=r"a\.csv has no rows"):
+        check_table(tmp_path / "a.csv")
     with pytest.raises(UserError, match="The data set is a list"):
         check_table([{"smiles": "C", "y": 1}])
 
