@@ -97,7 +97,7 @@ def run_explanation(
     Its shards have the columns that [`run_prediction`] writes, in the same order and with the same
     reasons, those of [`Explanations.to_columns`] and `picture`, an SVG drawing. The same call
     again continues it, and its bytes are the same. When all rows are there, `index.html` shows the
-    molecules of interest: with `top_k` the best, else those with the highest and the lowest
+    molecules of interest: with `top_k` those it keeps, else those with the highest and the lowest
     predictions; `pictures` has their drawings.
 
     Args:
@@ -113,6 +113,8 @@ def run_explanation(
 def load_explanation(arguments: ExplanationArguments, table: Table) -> Any:
     """Load the model, with what explains the rows of a table."""
     screen = load_screen(arguments, table, verb="predict")
+    # an order that was not given follows from the model
+    arguments = replace(arguments, top_k_order=screen.arguments.top_k_order)
     computation = Computation(screen, arguments)
     # a column that cannot be added is found before there is a folder
     build_output_schema(table.schema, computation.added_columns)
@@ -189,7 +191,7 @@ class Computation:
         return columns
 
     def choose_rows(self, columns: Mapping[str, Sequence[Any]]) -> list[int]:
-        """Return the rows that are predicted and may be among the best."""
+        """Return the rows that are predicted and may be among those that are kept."""
         rows = [row for row, error in enumerate(columns[ERROR_COLUMN]) if error is None]
         if self.arguments.top_k is None:
             return rows
@@ -228,7 +230,7 @@ def write_page(screen: Any, folder: Path, shards: Sequence[Path]) -> None:  # no
 
 
 def choose_rows(screen: Any, shards: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the rows of interest, the highest prediction, or the best one, first."""
+    """Return the rows of interest, the highest prediction first, of `top_k` the end it keeps."""
     number = screen.arguments.num_pictures
     if screen.arguments.top_k is not None:
         best = screen.find_best(pq.read_table(it).replace_schema_metadata() for it in shards)

@@ -60,6 +60,7 @@ from rmat_hf.inference.prediction import (
 )
 from rmat_hf.loading import compute_model_hash, load_embedder, load_predictor
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
+from rmat_hf.model.transforms_rmat import LABEL_TRANSFORMS
 from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE
 from rmat_hf.output_folder import lock_output, open_atomically, save_json
 
@@ -69,6 +70,11 @@ SUMMARY_FILE = "summary.json"
 # Key of the counts in the metadata of a shard that holds its best rows only.
 _COUNTS_KEY = b"rmat_hf.counts"
 _COUNT_CHUNK_SIZE = 8192
+_ENDS: dict[Order | None, str] = {"descending": "largest", "ascending": "smallest"}
+_OTHER_END: dict[Order | None, str] = {
+    "descending": "--top-k-order ascending keeps the smallest",
+    "ascending": "--top-k-order descending keeps the largest",
+}
 
 
 @dataclass(kw_only=True)
@@ -124,10 +130,14 @@ class PredictionArguments:
     task: str | None = declare_flag(
         None, "RANK/NUM: write every NUM-th shard from RANK (from 0) on, one task per machine."
     )
-    top_k: int | None = declare_flag(None, "Keep so many rows only, the best first.", least=1)
+    top_k: int | None = declare_flag(
+        None, "Keep so many rows only: the largest predictions, or the smallest.", least=1
+    )
     top_k_label: str | None = declare_flag(None, "Label that decides, if there are several.")
-    top_k_order: Order = declare_flag(
-        "descending", "Whether the best are the largest numbers or the smallest (ascending)."
+    top_k_order: Order | None = declare_flag(
+        None,
+        "Keep the largest (descending) or the smallest (ascending). Default: of concentrations "
+        "learned as pIC50 the smallest, else the largest.",
     )
     feature_cache: str | None = declare_flag(NO_CACHE, "Folder of features, 'default' or 'none'.")
     device: str | None = declare_flag(None, "Torch device. Default: an accelerator, if any.")
@@ -175,6 +185,7 @@ class ScreeningResult:
         num_rows (`int`): Rows of the input, of a task that does not end last those of its shards.
         num_failed (`int`): Rows with a reason in the column `error` instead of a value.
         num_written (`int`): Rows in the output.
+        kept (`str`): Which these are, with `top_k`: `smallest prediction_IC50`.
         warnings (`dict[str, int]`): Rows by what the model cannot see of them.
         is_complete (`bool`): Whether the rows of all tasks are there.
         notes (`list[str]`): What a name of a column does not tell: units of spreads.
@@ -185,6 +196,7 @@ class ScreeningResult:
     num_failed: int
     num_written: int
     is_complete: bool = True
+    kept: str = ""
     warnings: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -226,8 +238,9 @@ def describe_screening(result: ScreeningResult, *, noun: str) -> str:
     lines = [f"{say_count(number, 'row')} with a warning: {text}." for text, number in warned]
     if not result.is_complete:
         end = f"{counts}, in the shards of this task. Those of others are missing."
-    elif result.num_written < result.num_rows:
-        end = f"{counts}. Wrote the best {result.num_written} to {output}."
+    elif result.kept:
+        rows = say_count(result.num_written, "row")
+        end = f"{counts}. Wrote {rows} to {output}, with the {escape_message(result.kept)}."
     else:
         end = f"{counts} (reasons in the column 'error'). Wrote {output}."
     return "\n".join([*lines, *(f"{note}." for note in result.notes), end])
@@ -252,6 +265,10 @@ class _Screen:
     # columns beside molecules, with what commas in their numbers are
     covariates: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+    @property
+    def kept(self) -> str:
+        return f"{_ENDS[self.arguments.top_k_order]} {self.deciding_column}"
 
     @property
     def extension(self) -> str:
@@ -318,7 +335,7 @@ class _Screen:
             chain([schema.empty_table()], tables),
             self.arguments.top_k or 0,
             column=self.deciding_column,
-            order=self.arguments.top_k_order,
+            order=self.arguments.top_k_order or "descending",
         )
 
     def count(self, path: Path) -> Counter[str]:
@@ -406,7 +423,8 @@ def run_screen(
     num_rows, num_failed = counts.total(), counts.total() - counts[""]
     numbers = (num_rows, num_failed, screen.count_written(counts))
     shown = {show_example(it, screen.examples[it]): n for it, n in screen.warnings.items()}
-    return ScreeningResult(output, *numbers, is_complete, shown, [*screen.notes])
+    kept = "" if arguments.top_k is None else screen.kept
+    return ScreeningResult(output, *numbers, is_complete, kept, shown, [*screen.notes])
 
 
 def _join_launched_processes(arguments: PredictionArguments) -> tuple[PredictionArguments, bool]:
@@ -478,6 +496,11 @@ def load_screen(
     build_output_schema(
         table.schema, {**added, ROW_COLUMN: "integer"} if arguments.top_k else added
     )
+    deciding = "" if arguments.top_k is None else _find_deciding(added, arguments.top_k_label)
+    notes = _list_units_of_spreads(model.config, added) if verb == "predict" else []
+    if deciding and arguments.top_k_order is None:
+        arguments = replace(arguments, top_k_order=_choose_order(model.config, deciding))
+        notes.append(_OTHER_END[arguments.top_k_order])
     trusted: dict[str, Any] = {}
     if verb == "predict":
         trusted = {"trust": arguments.trust, "coverage": arguments.coverage}
@@ -502,10 +525,8 @@ def load_screen(
         cache_dir=choose_cache_dir(arguments.feature_cache),
         **trusted,
     )
-    deciding = "" if arguments.top_k is None else _find_deciding(added, arguments.top_k_label)
     covariates = _find_covariates(model, table) if verb == "predict" else {}
     screen = (table, arguments, compute_rows, list_columns, added, deciding, description)
-    notes = _list_units_of_spreads(model.config, added) if verb == "predict" else []
     return _Screen(*screen, covariates=covariates, notes=notes)
 
 
@@ -528,7 +549,7 @@ def _find_covariates(model: Any, table: Table) -> dict[str, str]:
 
 
 def _find_deciding(columns: Mapping[str, ColumnKind], label: str | None) -> str:
-    """Return the column that says which rows are the best."""
+    """Return the column that says which rows are kept."""
     numbers = [name for name, kind in columns.items() if kind == "number"]
     found = [name for name in numbers if name in (label, f"prediction_{label}")]
     if label is None:
@@ -539,3 +560,11 @@ def _find_deciding(columns: Mapping[str, ColumnKind], label: str | None) -> str:
             f"Choose one of: {', '.join(numbers) or 'there are none, leave --top-k out'}."
         )
     return found[0]
+
+
+def _choose_order(config: Any, deciding: str) -> Order:
+    """Return which end is kept: of a pIC50, which rises where its concentration falls, the low."""
+    names = config.label_transforms or []
+    of_columns = dict(zip(map("prediction_{}".format, config.label_columns), names, strict=False))
+    transform = LABEL_TRANSFORMS[of_columns.get(deciding, "none")]
+    return "ascending" if transform is not None and transform.power < 0 else "descending"

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,33 @@ def test_summary_tells_what_was_written() -> None:
     assert describe_screening(rows, noun="predictions") == (
         "10 rows: 8 predictions, 2 failed (reasons in the column 'error'). Wrote out."
     )
-    best = ScreeningResult(Path("out"), 10, 2, 3)
-    assert describe_screening(best, noun="predictions").endswith("Wrote the best 3 to out.")
+    kept = ScreeningResult(Path("out"), 10, 2, 3, kept="smallest prediction_y")
+    told = describe_screening(kept, noun="predictions")
+    assert told.endswith("Wrote 3 rows to out, with the smallest prediction_y.")
+    assert "best" not in told
     part = ScreeningResult(Path("out"), 10, 2, 10, is_complete=False)
     assert "in the shards of this task" in describe_screening(part, noun="predictions")
+
+
+@pytest.mark.parametrize(
+    ("transform", "order", "is_smallest"),
+    [("pIC50", None, True), ("pIC50", "descending", False), ("log10", None, False)],
+)
+def test_the_most_potent_are_kept_of_concentrations_learned_as_pic50(
+    tiny_model_folder: Path, tmp_path: Path, transform: str, order: Any, is_smallest: bool
+) -> None:
+    model = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"id2label": {"0": "IC50 (nM)"}, "label2id": {"IC50 (nM)": 0}}
+    config |= {"label_units": ["nM"], "label_transforms": [transform]}
+    (model / "config.json").write_text(json.dumps(config))
+    smiles = [*dict.fromkeys(TINY_SMILES)]
+    values = sorted(predict(model, smiles).values[:, 0].tolist(), reverse=not is_smallest)
+    result = screen(model, smiles, tmp_path / "k.csv", top_k=2, top_k_order=order)
+    kept = [float(it["prediction_IC50 (nM)"]) for it in read_csv(tmp_path / "k.csv")]
+    assert kept == pytest.approx(values[:2], rel=1e-5)
+    end, other = ("smallest", "descending") if is_smallest else ("largest", "ascending")
+    told = describe_screening(result, noun="predictions")
+    assert f"{end} prediction_IC50 (nM)" in told
+    # who has not chosen learns how to
+    assert (f"--top-k-order {other}" in told) == (order is None)
