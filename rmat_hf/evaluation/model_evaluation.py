@@ -17,14 +17,11 @@ from rdkit import Chem
 
 from rmat_hf.data.columns import find_smiles_column, with_plain_numbers
 from rmat_hf.data.frames import open_rows
-from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label, parse_number
+from rmat_hf.data.labels import LabelError, parse_number
 from rmat_hf.data.measurements import (
     describe_factor,
     find_error_unit,
     find_unread_covariates,
-    learn_ends,
-    learn_values,
-    name_learned,
 )
 from rmat_hf.data.sources import open_table
 from rmat_hf.data.splits.parts import SplitIndices
@@ -38,6 +35,12 @@ from rmat_hf.evaluation.evaluation_report import (
     Method,
     list_unread,
     save_evaluation,
+)
+from rmat_hf.evaluation.evaluation_task import (
+    NO_LOGARITHM,
+    EvaluationTask,
+    list_left_out,
+    list_tasks,
 )
 from rmat_hf.evaluation.predictions import PREDICTION_PREFIX
 from rmat_hf.flags import declare_flag, declare_required, validate_flags
@@ -68,7 +71,6 @@ logger = logging.getLogger(__name__)
 
 # Of classes nobody knows the training labels of a model: the best constant there is.
 BEST_CONSTANT = "frequencies_of_these_rows"
-_NO_LOGARITHM = "a prediction that is not positive has no logarithm"
 
 
 @dataclass(kw_only=True)
@@ -82,7 +84,9 @@ class ModelEvaluationArguments:
     )
     smiles_column: str = declare_flag(SMILES_COLUMN, "Column with the SMILES; else it is found.")
     label_columns: list[str] = declare_flag(
-        [], "Columns with the labels, in the order of the models'. Default: their names."
+        [],
+        "Columns with the labels, one for each of the model's, or some of these by their names. "
+        "Default: those of these names that the table has.",
     )
     predictions: list[str] = declare_flag(
         [],
@@ -146,7 +150,8 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
         smiles_column (`str`, *optional*, defaults to `"smiles"`):
             Column with the SMILES; if there is no such column it is found.
         label_columns (`Sequence[str]`, *optional*):
-            Columns with the labels, in the order of the models'; by default their names.
+            Columns with the labels, in the order of the models', or some of the models' labels by
+            their names; by default those of these names that the table has.
         predictions (`Mapping`, *optional*):
             By the name of a tool a file or table with its predictions: a column `smiles`, or as
             many rows in the same order, and numbers in the units of the labels or probabilities
@@ -192,8 +197,10 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
     # what cannot be is refused before anything is predicted
     loaded = {name: _load(folder, device=device) for name, folder in folders.items()}
     configs = {name: model.config for name, (model, _) in loaded.items()}
-    task = _Task.build(configs, label_names)
-    rows.read_labels(task)
+    columns = [it for it in rows.cells if it != rows.smiles_column]
+    tasks = list_tasks(configs, label_names, columns=columns)
+    for task in reversed(tasks):
+        rows.read_labels(task)
     tools = {
         name: _read_tool(it, rows, task=task, columns=list(prediction_columns), name=name)
         for name, it in (predictions or {}).items()
@@ -209,11 +216,11 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
         known = _read_rows(train, smiles_column=smiles_column)
     compare: Any = partial(_compare, rows, folders, predicted=predicted, known=known)
     result = compare(task=task, tools=tools, coverage=coverage)
-    if configs[next(iter(folders))].label_types is not None:
-        of_classes = _Task.build(configs, label_names, of=CLASSIFICATION[0])
-        if {*of_classes.label_names} <= {*rows.cells}:
-            classes = compare(task=of_classes, tools={}, coverage=coverage)
-            result = replace(result, classes=classes)
+    for of_classes in tasks[1:]:
+        classes = compare(task=of_classes, tools={}, coverage=coverage)
+        result = replace(result, classes=classes)
+    if not label_columns:
+        result.notes.extend(list_left_out(configs, tasks, source=rows.source))
     result.notes.extend(_list_overlaps(rows, folders, kept=result.rows.index))
     if output_dir is not None:
         with create_folder_atomically(output_dir) as folder:
@@ -239,7 +246,7 @@ class _Rows:
     def source(self) -> str:
         return self.table.source
 
-    def read_labels(self, task: "_Task") -> tuple[np.ndarray, dict[int, str]]:
+    def read_labels(self, task: EvaluationTask) -> tuple[np.ndarray, dict[int, str]]:
         """Return the labels `(num_rows, num_labels)`, NaN where missing, and why a row has none."""
         validate_columns(self.cells.columns, task.label_names, source=self.source)
         labels = np.full((len(self.cells), len(task.label_names)), np.nan)
@@ -294,134 +301,6 @@ def _find_canonical(molecule: Molecule) -> str | None:
         return None
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What all methods predict: a yes or no in a label with the classes 0 and 1 is one of several.
-
-    `model_labels` are the names of the first model's labels, `label_names` those of the table.
-    """
-
-    problem_type: str
-    model_labels: list[str]
-    label_names: list[str]
-    class_names: list[str] | None
-    units: list[str]
-    transforms: list[str]
-
-    @classmethod
-    def build(
-        cls, configs: Mapping[str, RMatConfig], label_columns: list[str], *, of: str = ""
-    ) -> "_Task":
-        """Return what models predict; `of` is the type of the labels, where they have several."""
-        config = next(iter(configs.values()))
-        kind, names = _find_kind(config), config.label_columns
-        if label_columns and len(label_columns) != len(names):
-            raise UserError(
-                f"The model has the labels {', '.join(names)}, and --label-columns names "
-                f"{len(label_columns)}. Name one column for each, in this order."
-            )
-        classes = config.output_names if kind == "single_label_classification" else None
-        for name, other in configs.items():
-            same = len(other.label_columns) == len(names) or {*names} <= {*other.label_columns}
-            has_classes = classes is None or {*classes} == {*other.output_names}
-            if _find_kind(other) != kind or not same or not has_classes:
-                raise UserError(
-                    f"{name} predicts other things ({', '.join(other.output_names)}) than "
-                    f"{next(iter(configs))} ({', '.join(config.output_names)}). Evaluate it alone."
-                )
-        transforms = config.label_transforms or ["none"] * len(names)
-        units = config.label_units or [""] * len(names)
-        columns, scored = label_columns or names, list(range(len(names)))
-        if config.label_types is not None:
-            kind = of or kind
-            scored = [idx for idx, it in enumerate(config.types) if it == kind]
-        of_labels = [[it[idx] for idx in scored] for it in (names, columns, units, transforms)]
-        return cls(kind, of_labels[0], of_labels[1], classes, *of_labels[2:])
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.class_names or self.label_names)
-
-    def parse(self, cell: Any, *, row: int, label_idx: int) -> float:
-        """Return the label in a cell, a class as its index, NaN where missing."""
-        name = self.label_names[label_idx]
-        label = parse_label(
-            None if pd.isna(cell) else cell, problem_type=self.problem_type, row=row, column=name
-        )
-        if isinstance(label, Bound):
-            raise LabelError(f"label {name!r} is a bound, {cell}", row=row)
-        if self.class_names is None or is_missing(label):
-            return float(label)
-        if label not in self.class_names:
-            reason = f"label {name!r} is {label!r}, none of {', '.join(self.class_names)}"
-            raise LabelError(reason, row=row)
-        return float(self.class_names.index(str(label)))
-
-    def learn(self, values: np.ndarray) -> np.ndarray:
-        """Return values as the first model learned them, NaN for what it could not."""
-        return learn_values(values, transforms=self.transforms, units=self.units)
-
-    @property
-    def learned_names(self) -> list[str]:
-        """The labels as they are scored."""
-        return [*map(name_learned, self.label_names, self.transforms)]
-
-    def describe(self) -> list[str]:
-        """Return what to know of the labels that are scored as something else."""
-        names = [it for it in self.learned_names if it not in self.label_names]
-        return [f"Scored as it was learned: {name}." for name in names]
-
-    def arrange(self, found: Predictions, quantiles: np.ndarray | None) -> Method:
-        """Return what a model predicts in the order of the task's outputs."""
-        config, order = found.config, [1]  # of the classes 0 and 1
-        if self.class_names is not None:
-            order = [config.output_names.index(it) for it in self.class_names]
-        elif config.label_name is None:
-            own = config.label_columns
-            order = list(range(len(own)))
-            if {*self.model_labels} <= {*own}:
-                order = [own.index(it) for it in self.model_labels]
-        num_labels = len(config.output_names)
-        columns = dict.fromkeys(("values", "lower", "upper", "probabilities"), order)
-        # of labels of their own the classes 1 of all, then the classes 0
-        columns["is_possible"] = [*order, *(num_labels + it for it in order)]
-        if config.label_name is not None:
-            columns["is_possible"] = [1, 0] if self.class_names is None else order
-        blocks = {
-            name: block[:, own]
-            for name, own in columns.items()
-            if (block := getattr(found, name)) is not None
-        }
-        given = blocks["values"]
-        blocks["values"] = self.learn(given)
-        if "lower" in blocks and np.isnan(blocks["lower"]).all():
-            # classes among numbers have no intervals
-            del blocks["lower"], blocks["upper"]
-        if "lower" in blocks:
-            blocks["lower"], blocks["upper"] = learn_ends(
-                blocks["lower"], blocks["upper"], transforms=self.transforms, units=self.units
-            )
-        if found.novelty is not None:
-            blocks["novelty"] = found.novelty[:, None]
-        lost = np.flatnonzero((np.isfinite(given) & np.isnan(blocks["values"])).any(axis=1))
-        reasons = dict.fromkeys(lost.tolist(), _NO_LOGARITHM)
-        reasons |= {row: it for row, it in enumerate(found.errors) if it is not None}
-        # nor has a model that was fitted with too few rows, which knows its novelty alone
-        if quantiles is not None:
-            # nor are intervals of numbers those of their logarithms, narrower or wider
-            own_transforms = config.label_transforms or ["none"] * num_labels
-            is_same = [own_transforms[it] for it in order] == self.transforms
-            quantiles = quantiles[:, order] if "lower" in blocks and is_same else None
-        return Method(blocks.pop("values"), reasons, trust=blocks, quantiles=quantiles)
-
-
-def _find_kind(config: RMatConfig) -> str:
-    kind = config.problem_type or "regression"
-    if kind == "single_label_classification" and config.output_names == ["0", "1"]:
-        return CLASSIFICATION[0]
-    return kind
-
-
 def _name_models(models: Any) -> dict[str, str | Path]:
     """Return the models by short names that tell them apart."""
     if isinstance(models, Mapping):
@@ -474,7 +353,12 @@ def _find_quantiles(trust: RMatTrust, coverage: float) -> list[float]:
 
 
 def _read_tool(
-    source: str | Path | pd.DataFrame, rows: _Rows, *, task: _Task, columns: list[str], name: str
+    source: str | Path | pd.DataFrame,
+    rows: _Rows,
+    *,
+    task: EvaluationTask,
+    columns: list[str],
+    name: str,
 ) -> Method:
     """Return a tool's predictions for the rows: by SMILES if it has these, else in their order."""
     table = _open(source)
@@ -513,7 +397,7 @@ def _read_tool(
     return Method(values, {int(row): reason for row in np.flatnonzero(~is_known)})
 
 
-def _fit_baselines(rows: _Rows, known: _Rows, *, task: _Task) -> dict[str, Method]:
+def _fit_baselines(rows: _Rows, known: _Rows, *, task: EvaluationTask) -> dict[str, Method]:
     """Fit the baselines on other molecules, and predict the rows that are molecules."""
     labels, _ = known.read_labels(task)
     train = [
@@ -548,7 +432,7 @@ def _fit_baselines(rows: _Rows, known: _Rows, *, task: _Task) -> dict[str, Metho
 
 
 def _predict_constant(
-    task: _Task, config: RMatConfig, *, labels: np.ndarray, known: _Rows | None
+    task: EvaluationTask, config: RMatConfig, *, labels: np.ndarray, known: _Rows | None
 ) -> tuple[str, np.ndarray]:
     """Return the outputs of who knows no molecule, and their name."""
     if known is None and config.label_mean is not None and task.problem_type == "regression":
@@ -569,7 +453,7 @@ def _compare(
     predicted: Mapping[str, tuple[Predictions, np.ndarray | None]],
     tools: Mapping[str, Method],
     known: _Rows | None,
-    task: _Task,
+    task: EvaluationTask,
     coverage: float,
 ) -> EvaluationResult:
     """Score the methods on the rows that all of them have, and say what follows."""
@@ -582,7 +466,7 @@ def _compare(
     methods[name] = Method(np.tile(mean, (len(labels), 1)))
     novelty = _find_novelty(rows, folders, methods=methods, known=known)
     for name, method in methods.items():
-        own = {row: f"{it}, of {name}" for row, it in method.reasons.items() if it == _NO_LOGARITHM}
+        own = {row: f"{it}, of {name}" for row, it in method.reasons.items() if it == NO_LOGARITHM}
         reasons = {**method.reasons, **own, **reasons}
     for method in methods.values():
         broken = np.flatnonzero(~np.isfinite(method.values).all(axis=1)).tolist()

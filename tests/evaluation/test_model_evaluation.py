@@ -14,7 +14,8 @@ from tiny import TINY_ARCHITECTURE
 from rmat_hf.cli import main
 from rmat_hf.data.table_writer import Predictions
 from rmat_hf.errors import UserError
-from rmat_hf.evaluation.model_evaluation import _Task, evaluate
+from rmat_hf.evaluation.evaluation_task import list_tasks
+from rmat_hf.evaluation.model_evaluation import evaluate
 from rmat_hf.inference.prediction import predict
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.modeling_rmat import RMatForSequenceClassification
@@ -297,8 +298,32 @@ def test_numbers_and_classes_of_one_model_are_both_judged(tmp_path: Path) -> Non
     assert "ROC AUC 1.000" in found.describe()
     assert "classes/report.md" in (tmp_path / "out" / "report.md").read_text()
     assert "ROC AUC" in (tmp_path / "out" / "classes" / "report.md").read_text()
-    # without the column of the classes the numbers alone
+    # without the column of the classes the numbers alone, without that of numbers the classes
     assert evaluate(model, frame.drop(columns="is_z")).classes is None
+    assert evaluate(model, frame.drop(columns="y")).scores.metrics["m"]["roc_auc"] == 1.0
+
+
+def test_a_table_with_some_of_the_labels_is_scored_by_these(tmp_path: Path) -> None:
+    fields = {"label_units": ["nM", "%", ""], "label_transforms": ["pIC50", "none", "log10"]}
+    scaling = {"label_mean": [6.0, 50.0, 1.0], "label_std": [1.0] * 3, "problem_type": "regression"}
+    first = save_model(tmp_path / "first", ["IC50", "% left", "dose"], **scaling, **fields)
+    scaling = {"label_mean": [50.0, 0.0], "label_std": [1.0] * 2, "problem_type": "regression"}
+    second = save_model(tmp_path / "second", ["dose", "other"], seed=1, **scaling)
+    frame = pd.DataFrame({"smiles": SMILES, "dose": predict(first, SMILES).values[:, 2] * 10})
+    found = evaluate([first, second], frame, output_dir=tmp_path / "out")
+    assert found.scores.metrics["first"]["mae"] == pytest.approx(1, abs=1e-5)
+    assert {"first", "second"} < {*found.methods}
+    lost = "has no column 'IC50', '% left': not scored."
+    assert any(note.endswith(lost) for note in found.notes)
+    # of a table with more labels those that are asked for
+    whole = frame.assign(IC50=1.0)
+    named = evaluate(first, whole, label_columns=["dose"], train=whole)
+    assert named.scores.metrics["first"] == pytest.approx(found.scores.metrics["first"])
+    assert "no column" not in named.describe()
+    with pytest.raises(UserError, match=r"names tox\. Name some of these labels"):
+        evaluate(first, whole, label_columns=["tox"])
+    with pytest.raises(UserError, match=r"--label-columns"):
+        evaluate([first, second], whole)
 
 
 def test_several_labels_of_which_one_is_transformed_have_a_report(tmp_path: Path) -> None:
@@ -319,7 +344,7 @@ def test_intervals_below_zero_are_judged_on_a_logarithmic_scale_too() -> None:
     found = Predictions(
         values=values, errors=[None] * 3, config=raw, lower=values - 100, upper=values + 100
     )
-    task = _Task.build({"first": first, "raw": raw}, [])
+    (task,) = list_tasks({"first": first, "raw": raw}, [], columns=["y"])
     method = task.arrange(found, np.ones((6, 1)))
     np.testing.assert_allclose(method.trust["lower"][:2, 0], 9 - np.log10([110, 1100]))
     assert method.trust["upper"][0, 0] == np.inf
@@ -333,7 +358,7 @@ def test_a_model_with_novelty_alone_has_no_intervals_to_judge() -> None:
     config = RMatConfig(**TINY_ARCHITECTURE, id2label={0: "y"}, problem_type="regression")
     block = np.zeros((2, 1))
     found = Predictions(values=block, errors=[None] * 2, config=config, novelty=block[:, 0])
-    task = _Task.build({"model": config}, [])
+    (task,) = list_tasks({"model": config}, [], columns=["y"])
     method = task.arrange(found, np.full((6, 1), np.nan))
     assert method.quantiles is None
     assert [*method.trust] == ["novelty"]
