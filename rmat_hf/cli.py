@@ -19,6 +19,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from rmat_hf import __version__
 from rmat_hf.errors import (
+    ConsoleHandler,
     MessageFormatter,
     OnceFilter,
     UserError,
@@ -82,11 +83,17 @@ def finetune(arguments: Any) -> Report:
 
 def check(arguments: Any) -> Report:
     """Look through a table of molecules and labels; say what stands in it and what settles it."""
-    from rmat_hf.data.check_report import list_left_out, propose_finetuning, run_check
+    from rmat_hf.data.check_report import (
+        list_left_out,
+        name_changes,
+        propose_finetuning,
+        run_check,
+    )
 
     report = run_check(arguments)
     print(report)
-    for path in filter(None, [arguments.fix, arguments.html]):
+    changes = name_changes(arguments.fix) if arguments.fix else None
+    for path in filter(None, [arguments.fix, changes, arguments.html]):
         print(f"Wrote {path}.")
     command = propose_finetuning(report, arguments)
     print(f"Next: {command or 'name a label, rmat finetune --label-columns NAME'}")
@@ -329,7 +336,7 @@ def _run(words: list[str]) -> int:
         return 0 if verb else 2
     if verb not in VERBS:
         FlagParser(prog="rmat").error(f"There is no verb {verb!r}. Known: {', '.join(VERBS)}")
-    handler = logging.StreamHandler()
+    handler = ConsoleHandler()
     handler.setFormatter(MessageFormatter("%(levelname)s: %(message)s"))
     handler.addFilter(OnceFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -16,7 +16,9 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
+
+from tqdm import tqdm
 
 # Characters of a message on the screen; its end tells the way out, so the middle is left out.
 MAX_MESSAGE = 2000
@@ -198,6 +200,15 @@ class OnceFilter(logging.Filter):
         is_new = message not in self._shown or record.levelno < logging.WARNING
         self._shown.add(message)
         return is_new
+
+
+class ConsoleHandler(logging.StreamHandler[TextIO]):
+    """Writes records on lines of their own, not behind a progress bar that stands there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, and the bars of its stream again below it."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class MessageFormatter(logging.Formatter):

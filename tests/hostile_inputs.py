@@ -179,7 +179,7 @@ MOLECULES = [
     _build_row("999,999,999 hydrogens", "[CH999999999]", "Violation"),
     _build_row("a ring that is not closed", "C1CC", "unclosed ring"),
     _build_row("an empty cell", "", "is empty"),
-    _build_row("a spreadsheet formula", "=cmd|' /C calc'!A0", "text after the SMILES"),
+    _build_row("a spreadsheet formula", "=cmd|' /C calc'!A0", "words, and no SMILES"),
 ]
 
 

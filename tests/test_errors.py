@@ -3,6 +3,7 @@
 import csv
 import errno
 import importlib
+import io
 import logging
 import os
 import pickle
@@ -17,9 +18,11 @@ from full_disks import small_files
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 from rmat_hf.errors import (
     MAX_MESSAGE,
+    ConsoleHandler,
     MessageFormatter,
     UserError,
     describe_error,
@@ -229,3 +232,12 @@ def test_log_records_are_escaped() -> None:
     record = logging.LogRecord("x", logging.WARNING, "f", 1, "%s: bad", ("a\n\x1b[2J.csv",), None)
     line = MessageFormatter("%(levelname)s: %(message)s").format(record)
     assert line == r"WARNING: a \x1b[2J.csv: bad"
+
+
+def test_a_warning_stands_on_a_line_of_its_own_beside_a_progress_bar() -> None:
+    screen = io.StringIO()
+    with tqdm(total=3, file=screen) as bar:
+        bar.update(2)
+        record = logging.LogRecord("x", logging.WARNING, "f", 1, "two cells", None, None)
+        ConsoleHandler(screen).handle(record)
+    assert "two cells" in screen.getvalue().replace("\r", "\n").split("\n")

@@ -68,7 +68,7 @@ class CheckArguments:
     def __post_init__(self) -> None:
         """Raise a `UserError` for an output that is there."""
         validate_flags(self)
-        for path in filter(None, [self.fix, self.fix and _name_changes(self.fix), self.html]):
+        for path in filter(None, [self.fix, self.fix and name_changes(self.fix), self.html]):
             if Path(path).exists() and not self.overwrite:
                 raise UserError(f"{path} is there already. Pass --overwrite, or another name.")
         if self.fix and Path(self.fix).suffix != ".csv":
@@ -87,14 +87,15 @@ def run_check(arguments: CheckArguments) -> TableReport:
     if arguments.fix:
         fixed, changes = fix_table(report)
         _write_csv(fixed, arguments.fix)
-        _write_csv(changes, _name_changes(arguments.fix))
+        _write_csv(changes, name_changes(arguments.fix))
     if arguments.html:
         with open_atomically(arguments.html) as stream:
             stream.write(build_page(report).encode())
     return report
 
 
-def _name_changes(path: str) -> str:
+def name_changes(path: str) -> str:
+    """Return the file of all changes beside a cleaned table."""
     return str(Path(path).with_name(f"{Path(path).stem}_changes.csv"))
 
 

@@ -504,7 +504,9 @@ def _find_reason(mol_block: str) -> str:
             Chem.MolFromMolBlock(mol_block, sanitize=False)
     finally:
         rdBase.LogToCppStreams()
-    reason = " ".join(log.getvalue().split()).partition("] ")[2]
+    # of a condition violated inside RDKit its words, without the place in the code and the stack
+    reason = " ".join(log.getvalue().split()).partition("] ")[2].partition(" -----")[0].strip("* ")
+    reason = re.sub(r"Violation occurred on line .*?(?=Failed Expression)", "", reason)
     return reason or "the record has no mol block that RDKit reads"
 
 

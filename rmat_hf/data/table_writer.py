@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rmat_hf.errors import UserError
+from rmat_hf.errors import UserError, say_count
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.trust_rmat import list_possible_classes
 from rmat_hf.output_folder import open_atomically
@@ -141,10 +141,9 @@ class TableWriter:
         self._stack.__exit__(error_type, *details)
         if error_type is None and self._num_escaped:
             logger.warning(
-                "%s: %d cells start like a formula; an apostrophe in front keeps spreadsheets from "
-                "running them.",
+                "%s: an apostrophe in front keeps spreadsheets from running %s like a formula.",
                 self.path,
-                self._num_escaped,
+                say_count(self._num_escaped, "cell"),
             )
 
     def _write_csv_rows(self, rows: pa.Table) -> None:

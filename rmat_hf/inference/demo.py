@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmat_hf import __version__
 from rmat_hf.adapters import HUB_ID
@@ -63,7 +63,9 @@ class DemoArguments:
     )
     title: str = declare_flag("Predict molecules", "Headline of the page.")
     share: str = declare_flag(
-        "model", "As of rmat push. A kernel head needs molecules.", choices=("model", "molecules")
+        "model",
+        "As of rmat push. A stack or kernel head needs molecules.",
+        choices=("model", "molecules"),
     )
     license: str = declare_flag("other", "License in the card, for example apache-2.0.")
     overwrite: bool = declare_flag(False, "Replace the folder if it has files.")
@@ -83,6 +85,8 @@ def write_demo(arguments: DemoArguments) -> Path:
     Args:
         arguments (`DemoArguments`): Folder, model, title and how much of the model is shared.
     """
+    if arguments.launch:
+        _import_page()
     is_local = Path(arguments.model).is_dir() or not HUB_ID.fullmatch(arguments.model)
     words = {"title": arguments.title, "license": arguments.license}
     with create_folder_atomically(arguments.folder, overwrite=arguments.overwrite) as folder:
@@ -103,17 +107,22 @@ def write_demo(arguments: DemoArguments) -> Path:
 
 def launch_demo(arguments: DemoArguments) -> "gradio.Blocks":
     """Open the page of a written folder on this machine, and return it."""
-    try:
-        from rmat_hf.inference.demo_page import build_page, launch_page
-    except ModuleNotFoundError as error:
-        raise UserError("The page needs gradio: pip install 'rmat-hf[demo]'.") from error
+    module = _import_page()
     local = Path(arguments.folder) / MODEL_FOLDER
-    page = build_page(local if local.is_dir() else arguments.model, title=arguments.title)
+    page = module.build_page(local if local.is_dir() else arguments.model, title=arguments.title)
     try:
-        launch_page(page, server_port=arguments.port, prevent_thread_lock=True)
+        module.launch_page(page, server_port=arguments.port, prevent_thread_lock=True)
     except OSError as error:
         raise UserError(f"Port {arguments.port} is taken. Pass another --port.") from error
     return page
+
+
+def _import_page() -> Any:
+    try:
+        from rmat_hf.inference import demo_page
+    except ModuleNotFoundError as error:
+        raise UserError("The page needs gradio: pip install 'rmat-hf[demo]'.") from error
+    return demo_page
 
 
 def _find_gradio() -> str:

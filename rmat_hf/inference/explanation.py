@@ -313,7 +313,8 @@ def choose_column(model: Any, label: str | None) -> int:
     if len(names) == 1 and label is None:
         return 0
     if label not in names:
-        raise UserError(f"The label is {label!r}. Choose one of {', '.join(names)}.")
+        fault = "There are several outputs" if label is None else f"There is no label {label!r}"
+        raise UserError(f"{fault}. Name one with --label: {', '.join(map(repr, names))}.")
     return names.index(label)
 
 

@@ -57,8 +57,8 @@ logger = logging.getLogger(__name__)
 MAX_ATOMS_BY_DEFAULT = 1000
 MAX_TIME_LIMIT_S = 300
 MISSING_COVARIATES = (
-    "%s: the model was trained with it, the table has no such column, and the mean of training "
-    "stands in every row."
+    "The table has no column %s, which the model was trained with: the mean of training stands in "
+    "every row."
 )
 TOO_LARGE_FOR_MODEL = "the model needs more memory for it than there is"
 # Batches whose molecules are grouped by size together; the features wait in compact form.

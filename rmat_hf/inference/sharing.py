@@ -212,7 +212,8 @@ def _validate_share(source: Path, share: str) -> None:
         raise UserError(
             f"{source} is a stack or kernel head: its weights hold vectors, counts and labels of "
             "the training molecules, from which these can be reconstructed. Pass --share molecules "
-            "to send them, or make a model without them: rmat finetune --head network."
+            "if whoever gets the copy may have them, or make a model without them: rmat finetune "
+            "--head network."
         )
 
 

@@ -38,9 +38,12 @@ MAX_REASON = 300
 _QUICK_LENGTH = 256
 # Why a cell with a name behind the SMILES is none.
 TEXT_AFTER_SMILES = "there is text after the SMILES"
+_WORDS = "there are words, and no SMILES"
 _LOG_TIMESTAMP = re.compile(r"^\[\d\d:\d\d:\d\d\]\s*")
 # RDKit reads the atomic number primitive [#6] of SMARTS as a bare atom without hydrogens.
 _SMARTS_ATOM = re.compile(r"\[\d*#\d+[^\]]*\]")
+# What may stand in a SMILES outside of its brackets.
+_SMILES_LETTERS = re.compile(r"(?:\[[^\]]*\]|Cl|Br|[BCNOPSFIbcnops*]|[-=#$:/\\.~@+()%0-9])+")
 _SMILES_TOKEN = re.compile(
     r"(?P<hydrogen>\[\d*H(?![a-z])[^\]]*\])|(?P<heavy>\*|\[[^\]]*\]|Cl|Br|[BCNOPSFIbcnops])"
     r"|(?P<closure>%\(\d+\)|%\d\d|\d)|(?P<dot>\.)"
@@ -212,7 +215,7 @@ def _find_fault_of_text(smiles: str, *, max_atoms: int) -> str:
     if not text:
         return "the SMILES is empty"
     if len(text.split()) > 1 or (extension and not extension.lstrip().startswith("|")):
-        return TEXT_AFTER_SMILES
+        return TEXT_AFTER_SMILES if _SMILES_LETTERS.fullmatch(text.split()[0]) else _WORDS
     if not (text.isascii() and text.isprintable()):  # RDKit skips some of them without a word
         code = next(ord(letter) for letter in text if not "!" <= letter <= "~")
         return f"the SMILES has the character U+{code:04X}, which SMILES do not have"

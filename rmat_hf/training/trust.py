@@ -184,7 +184,10 @@ def describe_trust(config: RMatConfig) -> list[str]:
         what = "Calibrated probabilities and sets"
     rows = f"{min(numbers)} rows"
     if len({*numbers}) > 1:
-        rows = f"{min(numbers)} to {max(numbers)} rows of a label"
+        known = [it for it in numbers if it]
+        rows = f"{min(known)} to {max(known)} rows of a label"
+        if len(known) < len(numbers):
+            rows += f" ({len(numbers) - len(known)} of {len(numbers)} have too few, and none)"
     if trust["source"] != "valid":
         text = f"{what} rest on {rows}, each predicted without its fold ({trust['source']})."
         return [text, *_describe_folds(config)]

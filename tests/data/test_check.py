@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from rmat_hf import check_table
-from rmat_hf.cli import parse_flags
+from rmat_hf.cli import check, parse_flags
 from rmat_hf.data.check import CHECKS, Finding, TableReport
 from rmat_hf.data.check_report import (
     CheckArguments,
@@ -108,9 +108,9 @@ def test_the_cleaned_copy_has_points_in_every_column_of_numbers() -> None:
     assert fixed["series"].tolist() == ["1,4-diol", "2", ""]
     assert fixed["smiles"].tolist() == ["CCO", "CCN", "CCCC"]
     assert changes[changes["column"] == "MW"]["why"].unique().tolist() == ["written with a point"]
-    # of a row without a molecule in front of the text it is said that it goes
-    (way_out,) = (it.way_out for it in find(report, "molecules"))
-    assert "cuts" in way_out and "drops" in way_out
+    # a row without a molecule in front of the text is told apart, and that it goes
+    way_outs = {it.rows: it.way_out for it in find(report, "molecules")}
+    assert "drops them" in way_outs[2,] and "cuts" in way_outs[3,]
 
 
 def test_a_column_of_dates_is_proposed_for_a_split_in_time() -> None:
@@ -191,11 +191,16 @@ def test_the_line_to_finetune_with_settles_what_was_found(
     assert {name: getattr(told, name) for name in expected} == expected
 
 
-def test_files_are_written_and_not_replaced_unless_told(tmp_path: Path) -> None:
+def test_files_are_written_and_told_and_not_replaced_unless_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "in.csv"
     path.write_text("smiles,y\nCCO,1\nC1,2\nCCN,<b>\n")
     outputs = {"fix": str(tmp_path / "out.csv"), "html": str(tmp_path / "page.html")}
-    run_check(CheckArguments(input=str(path), **outputs))
+    check(CheckArguments(input=str(path), **outputs))
+    screen = capsys.readouterr().out
+    for name in ("out.csv", "out_changes.csv", "page.html"):
+        assert f"Wrote {tmp_path / name}." in screen
     assert pd.read_csv(outputs["fix"]).to_dict("list") == {"smiles": ["CCO"], "y": [1]}
     assert (tmp_path / "out_changes.csv").is_file()
     page = (tmp_path / "page.html").read_text()

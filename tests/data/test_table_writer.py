@@ -245,8 +245,8 @@ def test_a_csv_file_gets_an_apostrophe_and_a_count_and_is_the_original_without_i
     assert [row[0] for row in written[1:]] == [f"'{text}" for text in FORMULAS] + HARMLESS
     assert {tuple(row[1:]) for row in written[1:]} == {("CCO", "-1.2", "", "-0.5")}
     assert caplog.messages == [
-        f"{output}: {len(FORMULAS) + 2} cells start like a formula; an apostrophe in front keeps "
-        "spreadsheets from running them."
+        f"{output}: an apostrophe in front keeps spreadsheets from running "
+        f"{len(FORMULAS) + 2} cells like a formula."
     ]
 
 

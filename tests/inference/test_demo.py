@@ -42,6 +42,18 @@ def test_the_folder_is_a_space_without_a_molecule_of_the_training(
         write_demo(arguments)
 
 
+def test_without_gradio_nothing_is_written_that_was_to_be_launched(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "rmat_hf.inference.demo_page", raising=False)
+    arguments = {"folder": str(tmp_path / "space"), "model": str(tiny_model_folder)}
+    with pytest.raises(UserError, match=r"rmat-hf\[demo\]"):
+        write_demo(DemoArguments(**arguments, launch=True))
+    assert not (tmp_path / "space").exists()
+    assert write_demo(DemoArguments(**arguments)).is_dir()
+
+
 def test_a_model_on_the_hub_is_named_and_not_copied(tmp_path: Path) -> None:
     space = write_demo(DemoArguments(folder=str(tmp_path / "space"), model="me/solubility"))
     assert {path.name for path in space.iterdir()} == {"app.py", "requirements.txt", "README.md"}

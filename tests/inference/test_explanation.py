@@ -149,7 +149,7 @@ def test_classes_have_logits_and_probabilities_and_members_a_spread(
     fields |= {"id2label": {0: "low", 1: "mid", 2: "high"}, "label_name": "dose"}
     members = [build_model(seed, **fields) for seed in range(3)]
     ensemble = RMatEnsembleForSequenceClassification.from_members(members)
-    with pytest.raises(UserError, match="low, mid, high"):
+    with pytest.raises(UserError, match="'low', 'mid', 'high'"):
         explain(ensemble, [SMILES], processor=processor)
     found = explain(ensemble, [SMILES], label="high", processor=processor, method="drop")
     row = found[0]
@@ -173,8 +173,10 @@ def test_one_label_of_several_is_explained(processor: RMatProcessor) -> None:
     assert found[0] is not None
     assert found[0].prediction == pytest.approx(values[1], abs=1e-5)
     assert (found.label, found.units) == ("logP", "1")
+    with pytest.raises(UserError, match=r"several outputs\. .*--label: 'logS', 'logP'"):
+        explain(model, ["CCO"], processor=processor)
     for wrong in ({"label": "pH"}, {"label": "logP", "by": ["atoms"]}, {"method": "lime"}):
-        with pytest.raises(UserError, match="Choose"):
+        with pytest.raises(UserError, match=r"Choose|Name one"):
             explain(model, ["CCO"], processor=processor, **wrong)
 
 

@@ -154,6 +154,7 @@ def test_bond_type_code(smiles: str, code: int) -> None:
         *((None, "missing: no SMILES or Chem.Mol but None"), (float("nan"), "but nan")),
         *((7, "but 7"), (b"CCO", "but b'CCO'")),
         *(("CCO ethanol", "text after the SMILES"), ("CCO\tethanol", "text after the SMILES")),
+        *(("structure restricted", "words, and no SMILES"), ("C1CC bad", "text after the SMILES")),
         *(("C1CC", "unclosed ring for input: 'C1CC'"), ("CC(", "syntax error while parsing")),
         ("C(C)(C)(C)(C)C", "Explicit valence for atom # 0 C, 5, is greater than permitted"),
         *(("c1cccc1", "Can't kekulize mol"), ("CCO |bad|", "RDKit cannot parse the SMILES")),

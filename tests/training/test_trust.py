@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -348,3 +349,10 @@ def test_one_group_of_a_split_has_folds_of_molecules_and_says_so(tmp_path: Path)
     model, _ = load_predictor(tmp_path / "run")
     assert model.config.trust["threshold"] < 1
     assert any("one group" in it for it in result.notes)
+
+
+def test_labels_without_intervals_are_counted_beside_the_rows_of_the_others() -> None:
+    trust = {"num_rows": [0, 104, 230], "source": "folds"}
+    config: Any = SimpleNamespace(trust=trust, problem_type="regression", output_names=[])
+    text = describe_trust(config)[0]
+    assert "104 to 230 rows of a label (1 of 3 have too few" in text
