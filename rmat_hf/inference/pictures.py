@@ -1,5 +1,6 @@
 """Explanations as pictures: contributions and attention on the structure, with a legend."""
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -17,8 +18,13 @@ Color = tuple[float, float, float]
 LOWERS: Color = (0.25, 0.53, 0.84)
 RAISES: Color = (0.95, 0.52, 0.10)
 WIDTH, HEIGHT, LEGEND_HEIGHT = 420, 240, 46
-# Atoms from this share of the largest contribution on have their number beside them.
+# Atoms from this share of the largest contribution on have their number beside them; others have
+# it where there is room.
 MIN_SHARE_WITH_NUMBER = 0.35
+_RADIUS = 0.42  # of the colored circle of an atom, in the unit of the drawing
+_FONT_SIZE, _LETTER_WIDTH = 10, 5.8
+# Between molecules of one drawing, in the same unit: more than a bond.
+_GAP = 2.2
 # Pairs that attention is drawn of: the strongest.
 NUM_PAIRS = 12
 _STEPS = 21
@@ -37,7 +43,8 @@ def draw_contributions(
     """Return an SVG picture of a molecule with a contribution at each atom.
 
     Blue atoms lower the prediction, orange ones raise it. Atoms on which the members of an ensemble
-    do not agree are pale: the color is that of the contribution less the spread.
+    do not agree are pale: the color is that of the contribution less the spread. Every atom has
+    its number beside it, the smaller ones where there is room.
 
     Args:
         contributions ([`Contributions`], each `(num_atoms,)`): Of its atoms, as
@@ -47,10 +54,8 @@ def draw_contributions(
     limit = _find_limit(values)
     sure = values if spread is None else np.sign(values) * np.maximum(np.abs(values) - spread, 0)
     drawing = _prepare(mol)
-    for atom, value in enumerate(values.tolist()):
-        if abs(value) >= MIN_SHARE_WITH_NUMBER * limit:
-            doubt = "" if spread is None else f"±{spread[atom]:.2g}"
-            drawing.GetAtomWithIdx(atom).SetProp("atomNote", f"{value:+.2g}{doubt}")
+    doubts = [""] * len(values) if spread is None else [f"±{it:.2g}" for it in spread.tolist()]
+    numbers = [f"{it:+.2g}{doubt}" for it, doubt in zip(values.tolist(), doubts, strict=True)]
     colors = {atom: choose_color(value / limit) for atom, value in enumerate(sure.tolist())}
     canvas = _open_canvas()
     canvas.DrawMolecule(
@@ -58,10 +63,61 @@ def draw_contributions(
         highlightAtoms=list(colors),
         highlightAtomColors=colors,
         highlightBonds=[],
-        highlightAtomRadii=dict.fromkeys(colors, 0.42),
+        highlightAtomRadii=dict.fromkeys(colors, _RADIUS),
     )
+    places = _place_numbers(canvas, drawing, numbers=numbers, shares=np.abs(values) / limit)
     legend = (f"{-limit:.2g}", f"{limit:+.2g}", f"{units}: the atom lowers | raises")
-    return _frame(canvas, title=title, legend=legend)
+    return _frame(canvas, title=title, legend=legend, beside=_write_numbers(numbers, places))
+
+
+def _place_numbers(
+    canvas: Any, mol: Chem.Mol, *, numbers: Sequence[str], shares: np.ndarray
+) -> dict[int, np.ndarray]:
+    """Return where the number of each atom stands that has room for it, the largest first.
+
+    A number touches no other. It stays off bonds and atoms and nearest to its own one, if it can;
+    else only the large ones are there.
+    """
+    points = [canvas.GetDrawCoords(it) for it in range(mol.GetNumAtoms())]
+    atoms = np.array([[it.x, it.y] for it in points])
+    radius = np.ptp([canvas.GetDrawCoords(Point2D(it, 0.0)).x for it in (0.0, _RADIUS)])
+    ends = [(it.GetBeginAtomIdx(), it.GetEndAtomIdx()) for it in mol.GetBonds()]
+    steps = np.linspace(0, 1, 13)[:, None]
+    on_bonds = [atoms[a] + steps * (atoms[b] - atoms[a]) for a, b in ends]
+    drawn = np.concatenate([atoms, *on_bonds])
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    ways = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    places: dict[int, np.ndarray] = {}
+    boxes: dict[int, np.ndarray] = {}
+    for atom in np.argsort(-shares, kind="stable")[: len(numbers)].tolist():
+        box = np.array([_LETTER_WIDTH * len(numbers[atom]), _FONT_SIZE]) / 2
+        # around the symbol too, which hydrogens and charges make larger than the circle
+        own = mol.GetAtomWithIdx(atom)
+        has_more = own.GetFormalCharge() or (own.GetAtomicNum() != 6 and own.GetTotalNumHs())
+        tries = atoms[atom] + ways * (max(radius, 9.0) * (2.1 if has_more else 1) + box)
+        is_free = (np.abs(tries - [WIDTH / 2, HEIGHT / 2]) < [WIDTH / 2, HEIGHT / 2] - box).all(1)
+        for other, place in places.items():
+            is_free &= (np.abs(tries - place) > box + boxes[other]).any(axis=1)
+        covered = (np.abs(tries[:, None] - drawn) < box + 2).all(axis=2).sum(axis=1)
+        others = np.delete(atoms, atom, axis=0)
+        gaps = np.maximum(np.abs(tries[:, None] - others) - box, 0)
+        nearest = np.linalg.norm(gaps, axis=2).min(axis=1, initial=WIDTH)
+        covered += nearest < max(radius, 9.0)
+        covered[~is_free] = len(drawn) + 1
+        chosen = np.lexsort((-nearest, covered))[0]
+        limit = len(drawn) if shares[atom] >= MIN_SHARE_WITH_NUMBER else 0
+        if covered[chosen] <= limit:
+            places[atom], boxes[atom] = tries[chosen], box
+    return places
+
+
+def _write_numbers(numbers: Sequence[str], places: Mapping[int, np.ndarray]) -> str:
+    words = f"font-family='sans-serif' font-size='{_FONT_SIZE}' fill='#000' text-anchor='middle'"
+    return "".join(
+        f"<text x='{x:.1f}' y='{y + 18 + 0.35 * _FONT_SIZE:.1f}' {words}>{escape(numbers[atom])}"
+        "</text>"
+        for atom, (x, y) in sorted(places.items())
+    )
 
 
 def build_3d_view(mol: Chem.Mol, contributions: Contributions) -> Any:
@@ -137,7 +193,21 @@ def _prepare(mol: Chem.Mol) -> Chem.Mol:
     drawing = Chem.Mol(mol)
     drawing.RemoveAllConformers()
     rdDepictor.Compute2DCoords(drawing, canonOrient=True)
+    _set_apart(drawing)
     return import_draw().rdMolDraw2D.PrepareMolForDrawing(drawing, addChiralHs=False)
+
+
+def _set_apart(mol: Chem.Mol) -> None:
+    """Put the molecules of a salt or mixture side by side, off each other's symbols."""
+    start, conformer = 0.0, mol.GetConformer()
+    fragments = Chem.GetMolFrags(mol)
+    for atoms in fragments if len(fragments) > 1 else ():
+        points = conformer.GetPositions()[list(atoms)]
+        left, right = points.min(axis=0), points.max(axis=0)
+        shift = np.array([start - left[0], -(left[1] + right[1]) / 2, 0.0])
+        for atom, point in zip(atoms, (points + shift).tolist(), strict=True):
+            conformer.SetAtomPosition(atom, point)
+        start += right[0] - left[0] + _GAP
 
 
 def _open_canvas() -> Any:
@@ -146,12 +216,11 @@ def _open_canvas() -> Any:
     options.useBWAtomPalette()
     options.fillHighlights = True
     options.clearBackground = False
-    options.annotationFontScale = 0.6
     options.padding, options.fixedBondLength = 0.08, 36
     return canvas
 
 
-def _frame(canvas: Any, *, title: str, legend: tuple[str, str, str]) -> str:
+def _frame(canvas: Any, *, title: str, legend: tuple[str, str, str], beside: str = "") -> str:
     """Return the picture with a title and the scale of colors under it."""
     canvas.FinishDrawing()
     body = canvas.GetDrawingText()
@@ -170,7 +239,7 @@ def _frame(canvas: Any, *, title: str, legend: tuple[str, str, str]) -> str:
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{total}' "
         f"viewBox='0 0 {WIDTH} {total}'><rect width='100%' height='100%' fill='#fff'/>"
         f"<text x='{WIDTH / 2}' y='14' text-anchor='middle' {words}>{escape(title)}</text>"
-        f"{body}{boxes}"
+        f"{body}{beside}{boxes}"
         f"<text x='{left - 6}' y='{top + 9}' text-anchor='end' {words}>{low}</text>"
         f"<text x='{left + bar + 6}' y='{top + 9}' {words}>{high}</text>"
         f"<text x='{WIDTH / 2}' y='{top + 28}' text-anchor='middle' {words}>{text}</text></svg>"

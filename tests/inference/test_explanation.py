@@ -276,4 +276,14 @@ def test_pictures_are_valid_and_show_signs_units_and_doubt() -> None:
     assert "#F28419" in text  # the strongest atom, which raises
     doubtful = sure._replace(spread=np.array([0.0, 0.0, 3.0]))
     assert "#F28419" not in draw_contributions(mol, doubtful, units="1")
+    salt = Chem.MolFromSmiles("CC(=O)[O-].[Na+]")
+    values = np.array([-0.39, -3.6, -2.0, -1.6, 0.8])
+    tree = ET.fromstring(draw_contributions(salt, Contributions(values), units="1"))
+    shown = {it.text: it for it in tree if it.tag.endswith("text")}
+    # every atom has its number, none on another, and the cation stands off the anion
+    places = [shown[f"{it:+.2g}"] for it in values]
+    points = np.array([[float(it.attrib[axis]) for axis in "xy"] for it in places])
+    gaps = np.abs(points[:, None] - points) / [25, 10]
+    assert (gaps.max(axis=2)[np.triu_indices(5, 1)] > 1).all()
+    assert points[4, 0] > points[:4, 0].max() + 40
     ET.fromstring(draw_pairs(mol, np.eye(3)[::-1], units="attention"))
