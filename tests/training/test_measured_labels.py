@@ -230,10 +230,10 @@ def test_covariates_of_a_prediction_are_read_as_training_read_them(
     caplog.clear()
     table.drop(columns="pH").to_csv(tmp_path / "library.csv", index=False)
     run_prediction(PredictionArguments(**options, chunk_size=7))
-    assert caplog.text.count("pH") == 1 and "no such column" in caplog.text
+    assert caplog.text.count("pH") == 1 and "has no column pH" in caplog.text
     caplog.clear()
     evaluate(result.output_dir, table.drop(columns="pH").assign(y=2 * PH))
-    assert caplog.text.count("no such column") == 1 and "covariates=" not in caplog.text
+    assert caplog.text.count("has no column pH") == 1 and "covariates=" not in caplog.text
 
 
 def test_a_comma_before_three_digits_is_read_as_training_read_it_or_not_at_all(
