@@ -34,7 +34,7 @@ from rmat_hf.data.measurements import (
     find_odd_part,
     find_odd_rows,
 )
-from rmat_hf.data.splits.column_splits import parse_time
+from rmat_hf.data.splits.column_splits import AMBIGUOUS, build_time_parser
 from rmat_hf.data.splits.parts import PART_WORDS, group_rows
 from rmat_hf.data.tables import SMILES_COLUMN, Table
 from rmat_hf.errors import say_count
@@ -443,10 +443,15 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
             )
         largest = max(scaffolds.values()) / num_rows
         are_many = num_labeled >= _FEW_ROWS and len(scaffolds) >= 10 and largest <= 0.5
-        times = [name for name in table.frame if _holds_times(table.frame[name])]
+        times = {name: _name_kind_of_times(table.frame[name]) for name in table.frame}
         allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
         allowed += ["cluster"] * (num_parents >= 10)
-        allowed += [f"time (--time-column {shlex.quote(name)})" for name in times]
+        hints = {"": "", AMBIGUOUS: ", once its days are written as 2019-05-31"}
+        allowed += [
+            f"time (--time-column {shlex.quote(name)}{hints.get(kind, '')})"
+            for name, kind in times.items()
+            if kind
+        ]
         yield Finding(
             "splits",
             f"{say_count(num_parents, 'molecule')}, {say_count(len(scaffolds), 'scaffold')}; the "
@@ -461,10 +466,13 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
         yield Finding("splits", message, (), "--split kfold, or more rows.", True, flags)
 
 
-def _holds_times(cells: pd.Series) -> bool:
-    texts = [text for text in cells.head(200) if text.strip()]
-    kinds = {parse_time(text)[0] for text in texts}
-    return bool(kinds) and kinds <= {"a date", "a date with a time zone"}
+def _name_kind_of_times(cells: pd.Series) -> str:
+    """Return "a date" of a column of dates, what is unclear of them all, else nothing."""
+    texts = [text for text in cells if text.strip()]
+    parse = build_time_parser(texts)
+    kinds = {parse(text)[0] for text in texts[:200]}
+    known = kinds <= {"a date", "a date with a time zone"} or kinds == {AMBIGUOUS}
+    return min(kinds) if kinds and known else ""
 
 
 # What is looked at, in the order of the report.
