@@ -82,14 +82,19 @@ def finetune(arguments: Any) -> Report:
 
 def check(arguments: Any) -> Report:
     """Look through a table of molecules and labels; say what stands in it and what settles it."""
-    from rmat_hf.data.check_report import list_left_out, propose_finetuning, run_check
+    from rmat_hf.data.check_report import (
+        list_left_out,
+        name_first_step,
+        propose_finetuning,
+        run_check,
+    )
 
     report = run_check(arguments)
     print(report)
     for path in filter(None, [arguments.fix, arguments.html]):
         print(f"Wrote {path}.")
     command = propose_finetuning(report, arguments)
-    print(f"Next: {command or 'name a label, rmat finetune --label-columns NAME'}")
+    print(f"Next: {command or name_first_step(report)}")
     for line in list_left_out(report):
         print(line)
     names = ("num_rows", "num_molecules", "smiles_column", "label_columns")

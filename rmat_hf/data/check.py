@@ -12,11 +12,16 @@ from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
+from rmat_hf.data.assay_columns import (
+    find_relations,
+    is_convertible,
+    name_kind_of_times,
+    name_usual_unit,
+)
 from rmat_hf.data.columns import (
     INCHI_NOTE,
     find_pairs_of_words,
     find_smiles_column,
-    find_unit_columns,
     holds_yes_or_no,
     read_inchi,
 )
@@ -34,7 +39,7 @@ from rmat_hf.data.measurements import (
     find_odd_part,
     find_odd_rows,
 )
-from rmat_hf.data.splits.column_splits import AMBIGUOUS, build_time_parser
+from rmat_hf.data.splits.column_splits import AMBIGUOUS
 from rmat_hf.data.splits.parts import PART_WORDS, group_rows
 from rmat_hf.data.tables import SMILES_COLUMN, Table
 from rmat_hf.errors import say_count
@@ -48,6 +53,7 @@ _NUM_NAMED_ROWS = 5
 _FEW_ROWS = 50
 _FOLDS = {"--split": ("kfold",), "--num-folds": ("5",), "--fold": ("0",)}
 _FEWEST_IN_FOLDS = 10
+CONVERT = "Convert them to one before training."
 _DETECTED = "Detected; no flag needed."
 _NO_PARTS = "Leave the column out: train or test has no label."
 _FEW_LABELS = 10
@@ -67,6 +73,7 @@ class Finding:
         way_out (`str`): The flag of `rmat finetune` that settles it, or what to do.
         is_serious (`bool`): Whether rows or labels are lost, or a result would mislead.
         flags (`Mapping[str, tuple[str, ...]]`): Those that `rmat check` proposes.
+        needs_fix (`bool`): Whether the copy that `--fix` writes is to be learned instead.
     """
 
     topic: str
@@ -75,6 +82,7 @@ class Finding:
     way_out: str = ""
     is_serious: bool = False
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    needs_fix: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,18 @@ def _check_cells(table: Examined) -> Iterator[Finding]:
 
 
 def _check_censored(table: Examined) -> Iterator[Finding]:
+    for name, (label, signs) in find_relations(table.frame, table.label_columns).items():
+        column = label or _list_names(table.label_columns)
+        exact = table.exact_cells(label)
+        rows = tuple(np.flatnonzero((signs != "") & exact).tolist())
+        if rows:
+            counts = Counter(signs.iloc[list(rows)])
+            listed = ", ".join(f"{count} with {sign}" for sign, count in counts.items())
+            message = f"{name!r} says of bounds, {listed}, which {column} has as exact numbers"
+            way_out = "Write the sign before the number (turned around where it is a logarithm)."
+            if label is not None:
+                way_out = "--fix writes the sign before the number, as bounds are read."
+            yield Finding("censored", message, rows, way_out, True, needs_fix=bool(label))
     for column in table.label_columns:
         relations = table.relations[column]
         rows = tuple(np.flatnonzero(relations != "").tolist())
@@ -234,7 +254,7 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
             flags += f"; --feature-columns {_quote(covariates)} has them read beside molecules"
         yield Finding("labels", found + beside, (), f"{flags}.", is_serious=not labels)
     if not table.is_told:
-        known = [table.smiles_column, *labels, *covariates, *table.part_columns]
+        known = [*table.others, *labels, *covariates, *table.assays]
         for column in find_pairs_of_words(table.frame, others=known):
             message = f"{column!r} has two words, and nobody knows which is yes: it is no label"
             yield Finding("labels", message, (), describe_recoding(column, table.frame[column]))
@@ -259,6 +279,26 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
             yield Finding("labels", message, (), flag)
 
 
+def _check_assays(table: Examined) -> Iterator[Finding]:
+    either = "take the rows of one, or make a label column of each, docs/tables.md"
+    for name, number in table.assays.items():
+        message = f"The labels are of {number} assays in one column, as {name!r} says"
+        if name in table.learnable_assays:
+            yield _propose_covariates([name], message=message, otherwise=f" Or: {either}.")
+        else:
+            yield Finding("assays", message, (), f"T{either[1:]}.")
+    if names := table.conditions:
+        message = f"Rows of one molecule differ in {_list_names(names)}: conditions?"
+        yield _propose_covariates(names, message=message)
+
+
+def _propose_covariates(names: Sequence[str], *, message: str, otherwise: str = "") -> Finding:
+    way_out = f"--feature-columns {shlex.join(names)} tells a model of them; their rows are then "
+    way_out += f"no replicates.{otherwise}"
+    flags = {"--feature-columns": tuple(names)}
+    return Finding("assays", message, (), way_out, True, flags)
+
+
 def _list_names(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:_NUM_NAMED_ROWS]))
     return f"{shown} and {len(names) - _NUM_NAMED_ROWS} more" if names[_NUM_NAMED_ROWS:] else shown
@@ -269,14 +309,14 @@ def _quote(names: Sequence[str]) -> str:
 
 
 def _check_units(table: Examined) -> Iterator[Finding]:
-    for name, cells in find_unit_columns(table.frame).items():
-        units = Counter(cells[cells != ""])
-        if len(units) > 1:
-            rows = np.flatnonzero(~cells.isin([units.most_common(1)[0][0], ""]))
-            listed = ", ".join(f"{count} {unit!r}" for unit, count in units.items())
-            message = f"{name!r} names several units: {listed}"
-            way_out = "Convert them to one before training."
-            yield Finding("units", message, tuple(rows.tolist()), way_out, True)
+    for name, (label, cells) in table.mixed_units.items():
+        usual, units = name_usual_unit(cells), Counter(cells[cells != ""])
+        listed = ", ".join(f"{count} {unit!r}" for unit, count in units.items())
+        message, rows = f"{name!r} names several units: {listed}", np.flatnonzero(cells != usual)
+        way_out, is_fixed = CONVERT, label is not None and is_convertible(cells)
+        if is_fixed:
+            way_out = f"--fix writes {label!r} in {usual}, and empties what is in no molar unit."
+        yield Finding("units", message, tuple(rows.tolist()), way_out, True, needs_fix=is_fixed)
     for column, unit in table.units.items():
         if unit:
             yield Finding("units", f"{column!r} is in {unit}", (), _DETECTED)
@@ -294,7 +334,7 @@ def _check_jumps(table: Examined) -> Iterator[Finding]:
         if found := find_odd_part(np.log10(values), others.loc[values.index]):
             what = f"about a thousandfold as large or small in {found[0]}: two units?"
             message = f"{column!r} is {what}"
-            yield Finding("jumps", message, found[1], "Convert them to one before training.", True)
+            yield Finding("jumps", message, found[1], CONVERT, True)
 
 
 def _check_skew(table: Examined) -> Iterator[Finding]:
@@ -305,12 +345,15 @@ def _check_skew(table: Examined) -> Iterator[Finding]:
         values = table.values(column)
         span = f"{np.ptp(np.log10(values)):.1f} decades, {values.min():g} to {values.max():g}"
         message = f"{column!r} goes over {span}: the largest values would dominate"
-        yield Finding("skew", message, (), f"Learn the logarithm: --label-transform {flags}", True)
+        way_out = f"Learn the logarithm: --label-transform {flags}"
+        if column in (label for label, _ in table.mixed_units.values()):
+            way_out = "In one unit, look again: they may need a --label-transform."
+        yield Finding("skew", message, (), way_out, True)
 
 
 def _check_replicates(table: Examined) -> Iterator[Finding]:
     known = list(table.parent_of_row)
-    parents = [table.parent_of_row[row] for row in known]
+    parents = table.name_replicates()
     counts = Counter(parents)
     repeated = [row for row, name in zip(known, parents, strict=True) if counts[name] > 1]
     if not repeated or not table.label_columns:
@@ -443,7 +486,7 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
             )
         largest = max(scaffolds.values()) / num_rows
         are_many = num_labeled >= _FEW_ROWS and len(scaffolds) >= 10 and largest <= 0.5
-        times = {name: _name_kind_of_times(table.frame[name]) for name in table.frame}
+        times = {name: name_kind_of_times(table.frame[name]) for name in table.frame}
         allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
         allowed += ["cluster"] * (num_parents >= 10)
         hints = {"": "", AMBIGUOUS: ", once its days are written as 2019-05-31"}
@@ -466,15 +509,6 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
         yield Finding("splits", message, (), "--split kfold, or more rows.", True, flags)
 
 
-def _name_kind_of_times(cells: pd.Series) -> str:
-    """Return "a date" of a column of dates, what is unclear of them all, else nothing."""
-    texts = [text for text in cells if text.strip()]
-    parse = build_time_parser(texts)
-    kinds = {parse(text)[0] for text in texts[:200]}
-    known = kinds <= {"a date", "a date with a time zone"} or kinds == {AMBIGUOUS}
-    return min(kinds) if kinds and known else ""
-
-
 # What is looked at, in the order of the report.
 CHECKS: dict[str, Callable[[Examined], Iterator[Finding]]] = {
     "reading": _check_reading,
@@ -484,6 +518,7 @@ CHECKS: dict[str, Callable[[Examined], Iterator[Finding]]] = {
     "censored": _check_censored,
     "labels": _check_labels,
     "units": _check_units,
+    "assays": _check_assays,
     "jumps": _check_jumps,
     "skew": _check_skew,
     "replicates": _check_replicates,

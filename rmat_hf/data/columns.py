@@ -54,7 +54,7 @@ _STRUCTURES = (
 )
 _SMILES_NAME = re.compile(r"smi|structure|^mol(ecule)?$", re.IGNORECASE)
 # Numbers that say which row it is, and nothing of the molecule.
-_NAME_OF_ROWS = re.compile(
+NAME_OF_ROWS = re.compile(
     r"(^|[\s_.-])(ids?|idx|index|no|nr|num|number|row|cid|sid|cas|key|batch|plate|well|lot|fold|"
     r"cluster|unnamed: \d+)$|^(unnamed: \d+|)$|(?-i:[a-z]ID)$|^#|"
     r"^(mol|cmpd|compound|sample|row)id$",
@@ -81,7 +81,7 @@ _NAME_OF_OUTCOME = re.compile(
     r"carcino|permea|solub|stabil|clearance|inhib|bind|potency|sensitiv",
     re.IGNORECASE,
 )
-_OUTCOME = re.compile(
+OUTCOME = re.compile(
     r"^(very )?(high|low|good|bad|poor|strong|weak|slow|fast|rapid|safe|unsafe|normal|abnormal)\b|"
     r"agonist|sensitive|resistant|activator|inhibitor|substrate|(^|\W)(in)?active|tox|bound",
     re.IGNORECASE,
@@ -92,7 +92,7 @@ _CONDITION = re.compile(r"\bph[\s=]*\d|\bat\b", re.IGNORECASE)
 _UNIT_COLUMN = re.compile(
     r"^(?!.*(?i:time|temp|dose)).*(?:(?<![A-Za-z])(?:[Uu]nit|UNIT)|(?<=[a-z])Unit)[sS]?(?![A-Za-z])"
 )
-_LOGARITHM = re.compile(r"(?i)(^|[^a-z])(log|p(chembl|act|[a-z]{2}50|ki|kd|km|mic))")
+LOGARITHM = re.compile(r"(?i)(^|[^a-z])(log|p(chembl|act|[a-z]{2}50|ki|kd|km|mic))")
 _UNIT = re.compile(
     r"(?:^|[\s_(\[,/])(?P<unit>[pnuµμm]?M|[munµμ]?mol/L|kcal/mol|kJ/mol|[munµμ]?g/m?L|%|min|h|"
     r"log ?M)[)\]\s]*$"
@@ -250,7 +250,7 @@ def find_label_columns(
         name
         for name in frame
         if name not in others
-        and not _NAME_OF_ROWS.search(name.strip())
+        and not NAME_OF_ROWS.search(name.strip())
         and _holds_labels(frame[name])
     ]
     labels = [it for it in names if not _COVARIATE.search(it) or _CONDITION.search(it)]
@@ -271,10 +271,10 @@ def find_pairs_of_words(frame: pd.DataFrame, *, others: Iterable[str]) -> list[s
     Those that their names or words tell to be outcomes: that of a vendor is none.
     """
     others, found = {*others, *find_unit_columns(frame)}, []
-    for name in (it for it in frame if it not in others and not _NAME_OF_ROWS.search(it.strip())):
+    for name in (it for it in frame if it not in others and not NAME_OF_ROWS.search(it.strip())):
         texts = [text.strip() for text in frame[name] if not is_empty(text)]
         words = [*dict.fromkeys(texts)]
-        is_outcome = _NAME_OF_OUTCOME.search(name) or any(map(_OUTCOME.search, words))
+        is_outcome = _NAME_OF_OUTCOME.search(name) or any(map(OUTCOME.search, words))
         is_pair = len(words) == 2 and all(map(_WORD.fullmatch, words))
         if is_pair and is_outcome and len(texts) >= _FEWEST_WORDS:
             found.append(name)
@@ -324,7 +324,7 @@ def find_units(frame: pd.DataFrame, label_columns: Sequence[str]) -> dict[str, s
     units = {name: find_unit(name) for name in label_columns}
     beside = [{*cells} - {""} for cells in find_unit_columns(frame).values()]
     # of pIC50 beside nM it is not that of the numbers
-    is_told = any(units.values()) or any(map(_LOGARITHM.search, units))
+    is_told = any(units.values()) or any(map(LOGARITHM.search, units))
     if [len(units), *map(len, beside)] == [1, 1] and not is_told:
         return dict.fromkeys(units, find_unit(beside[0].pop()))
     return units

@@ -8,6 +8,12 @@ import numpy as np
 import pandas as pd
 from rdkit import Chem
 
+from rmat_hf.data.assay_columns import (
+    find_assays,
+    find_conditions,
+    find_mixed_units,
+    list_learnable,
+)
 from rmat_hf.data.columns import (
     find_label_columns,
     find_number_styles,
@@ -43,7 +49,8 @@ class Examined:
         self.table, self.smiles_column = table, smiles_column
         self.frame = read_frame(table)
         self.part_columns = [part] if part else find_part_columns(self.frame)
-        self.is_told, known = bool(label_columns), [smiles_column, *self.part_columns, *others]
+        known = [smiles_column, *self.part_columns, *others]
+        self.is_told, self.others = bool(label_columns), known
         self.label_columns, self.covariate_columns = list(label_columns), list[str]()
         if not label_columns:
             found = find_label_columns(self.frame, others=known)
@@ -87,6 +94,42 @@ class Examined:
             name: propose_label_transform(self.values(name), self.units[name])
             for name in self.number_columns
         }
+
+    def exact_cells(self, column: str | None) -> pd.Series:
+        """Tell which cells of a label, or of any, are numbers without a relation."""
+        is_exact = self.numbers.notna() & (self.relations == "")
+        return is_exact.any(axis=1) if column is None else is_exact[column]
+
+    @cached_property
+    def mixed_units(self) -> dict[str, tuple[str | None, pd.Series]]:
+        """Columns with several units, the label beside each, and the cells."""
+        return find_mixed_units(self.frame, self.label_columns)
+
+    @cached_property
+    def assays(self) -> dict[str, int]:
+        """Columns of what was measured, where it is several things, and of how many."""
+        others = [*self.others, *self.label_columns]
+        return find_assays(self.frame, self.labeled_rows, others=others)
+
+    @cached_property
+    def learnable_assays(self) -> list[str]:
+        """Those of many rows for each."""
+        return list_learnable(self.frame, self.assays, num_rows=len(self.labeled_rows))
+
+    @cached_property
+    def conditions(self) -> list[str]:
+        """Other columns in which rows of one molecule differ, as of other conditions."""
+        parents = pd.Series(self.parent_of_row, dtype=object)
+        others = [*self.others, *self.label_columns, *self.assays]
+        return find_conditions(self.frame, parents, others=others)
+
+    def name_replicates(self) -> list[tuple[str, ...]]:
+        """Return what replicates have in common: molecule, assay and conditions."""
+        names = [*self.learnable_assays, *self.conditions]
+        cells = self.frame[names].loc[[*self.parent_of_row]]
+        parents = self.parent_of_row.values()
+        rows = cells.itertuples(index=False, name=None)
+        return [(parent, *row) for parent, row in zip(parents, rows, strict=True)]
 
     def values(self, column: str) -> pd.Series:
         """Return the exact numbers of a label of rows with a molecule."""

@@ -83,7 +83,8 @@ def prepare_arguments(
         logger.info(text, shlex.join(added))
     for finding in unsettled:
         # here a run without the flag is all but lost
-        level = logging.WARNING if finding.topic == "skew" else logging.INFO
+        is_loss = finding.topic == "skew" or finding.needs_fix
+        level = logging.WARNING if is_loss else logging.INFO
         logger.log(level, "%s. %s", finding.message, finding.way_out)
     if arguments.problem_type == CLASSIFICATION:
         changes["problem_type"] = _choose_problem_type(report, changes["label_columns"])
@@ -189,7 +190,7 @@ def _list_unsettled(report: TableReport, arguments: FinetuningArguments) -> Iter
         named = {it.replace("-", "_") for it in re.findall(r"--([a-z-]+)", finding.way_out)}
         # the unit is read off the table
         named -= {"label_units"}
-        if named & is_open:
+        if named & is_open or finding.needs_fix:
             yield finding
 
 

@@ -13,6 +13,7 @@ from rmat_hf.data.check_report import (
     build_page,
     fix_table,
     list_left_out,
+    name_first_step,
     propose_finetuning,
     run_check,
 )
@@ -371,3 +372,96 @@ def test_labels_are_the_numbers_that_do_not_name_rows(
 ) -> None:
     table = pd.DataFrame({"smiles": ["CCO", "CCN", "CCC"], **columns}).astype(str)
     assert check_table(table).label_columns == labels
+
+
+# Long tables
+
+
+def build_long_table() -> pd.DataFrame:
+    """Return forty molecules in nM or uM, of two targets, some of them bounds."""
+    rows = range(40)
+    units = ["uM" if row % 4 == 0 else "nM" for row in rows]
+    values = 10.0 ** np.random.default_rng(1).uniform(0, 5, size=40)
+    return pd.DataFrame(
+        {
+            "smiles": ["C" * (row + 1) for row in rows],
+            "Target Name": ["kinase A", "kinase B"] * 20,
+            "Assay ChEMBL ID": [f"CHEMBL{row // 3}" for row in rows],
+            "Standard Relation": ["'>'" if row < 5 else "'='" for row in rows],
+            "Standard Value": [
+                f"{value / 1000 if unit == 'uM' else value:.6g}"
+                for value, unit in zip(values, units, strict=True)
+            ],
+            "Standard Units": units,
+            "nM": values,
+        }
+    )
+
+
+def test_relations_units_and_assays_beside_a_label_are_told_and_fixed(tmp_path: Path) -> None:
+    table = build_long_table()
+    truth = table.pop("nM")
+    table.to_csv(tmp_path / "long.csv", index=False)
+    arguments = CheckArguments(input=str(tmp_path / "long.csv"))
+    report = run_check(arguments)
+    (censored,) = find(report, "censored")
+    assert "'Standard Relation'" in censored.message and "5 with >" in censored.message
+    assert censored.rows == (0, 1, 2, 3, 4) and "--fix" in censored.way_out
+    (units,) = (it for it in find(report, "units") if it.is_serious)
+    assert "30 'nM'" in units.message and "--fix" in units.way_out
+    target, assay = find(report, "assays")
+    assert "2 assays" in target.message and "--feature-columns 'Target Name'" in target.way_out
+    # of three rows each nothing is learned
+    assert "14 assays" in assay.message and "--feature-columns" not in assay.way_out
+    fixed, changes = fix_table(report)
+    cells = fixed["Standard Value"].astype(str)
+    assert [cell.startswith(">") for cell in cells] == [True] * 5 + [False] * 35
+    np.testing.assert_allclose(cells.str.strip(">").astype(float), truth, rtol=1e-5)
+    assert {*fixed["Standard Units"]} == {"nM"} and (changes["why"] != "").all()
+    check, finetuning = propose_finetuning(report, arguments).split(" && ")
+    assert check.endswith("long.csv --fix clean.csv")
+    told = parse_flags("finetune", shlex.split(finetuning)[2:])
+    assert (told.dataset, told.feature_columns) == ("clean.csv", ["Target Name"])
+    assert (told.label_units, told.label_transform) == (["nM"], ["pIC50"])
+    # of the copy nothing is left to fix
+    assert not any(it.needs_fix for it in check_table(fixed).findings)
+
+
+def test_units_that_none_can_be_made_of_another_have_no_line_to_finetune_with(
+    tmp_path: Path,
+) -> None:
+    table = build_long_table().drop(columns=["nM", "Standard Relation"])
+    table["Standard Units"] = ["%", "ug/mL"] * 20
+    table.to_csv(tmp_path / "long.csv", index=False)
+    arguments = CheckArguments(input=str(tmp_path / "long.csv"))
+    report = run_check(arguments)
+    assert propose_finetuning(report, arguments) == ""
+    assert "one unit" in name_first_step(report)
+
+
+def test_signs_beside_a_logarithm_are_told_and_not_written(tmp_path: Path) -> None:
+    table = build_long_table().rename(columns={"Standard Value": "pIC50"})
+    report = check_table(table.drop(columns=["nM", "Standard Units"]))
+    (censored,) = find(report, "censored")
+    assert censored.is_serious and not censored.needs_fix and "turned" in censored.way_out
+    assert fix_table(report)[0]["pIC50"].tolist() == table["pIC50"].tolist()
+
+
+def test_rows_of_one_molecule_under_several_conditions_are_no_replicates(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(2).normal(6, 1, size=12)
+    columns = {
+        "smiles": [f"C{'C' * (row // 2)}O" for row in range(24)],
+        "temperature": [25, 37] * 12,
+        "cell line": ["HEK", "CHO"] * 12,
+        "replicate": [1, 2] * 12,
+        "operator": ["ab", "ab", "cd"] * 8,
+        "pIC50": [numbers[row // 2] + row % 2 for row in range(24)],
+    }
+    pd.DataFrame(columns).to_csv(tmp_path / "a.csv", index=False)
+    arguments = CheckArguments(input=str(tmp_path / "a.csv"))
+    report = run_check(arguments)
+    (conditions,) = find(report, "assays")
+    assert "'temperature', 'cell line'" in conditions.message
+    assert find(report, "replicates") == []
+    told = parse_flags("finetune", shlex.split(propose_finetuning(report, arguments))[2:])
+    assert told.feature_columns == ["temperature", "cell line"] and told.replicates == "keep"

@@ -39,6 +39,14 @@ def test_columns_are_found_and_what_was_found_is_told_with_the_flag_that_settles
     assert len(caplog.messages) == 1
 
 
+def test_signs_and_units_beside_a_label_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "rmat_hf")
+    relations, units = [">", *["="] * (len(NUMBERS) - 1)], ["uM", *["nM"] * (len(NUMBERS) - 1)]
+    prepare({"relation": relations, "y": NUMBERS, "units": units})
+    for warning, column in zip(caplog.messages, ["'relation'", "'units'"], strict=True):
+        assert column in warning and "--fix" in warning
+
+
 WIDE = [10.0 ** (it / 3) for it in range(len(NUMBERS))]
 
 
