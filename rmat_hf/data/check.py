@@ -1,5 +1,6 @@
 """check_table(...): what stands in a table of molecules and labels, and what settles it."""
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from rmat_hf.data.assay_columns import (
 )
 from rmat_hf.data.columns import (
     INCHI_NOTE,
+    find_goods,
     find_pairs_of_words,
     find_smiles_column,
     holds_yes_or_no,
@@ -48,11 +50,19 @@ from rmat_hf.model.features_rmat import (
     silence_rdkit,
 )
 
+# Rows of a table that a finetuning looks through.
+MOST_CHECKED_ROWS = 50_000
 # Rows that a line of the report names.
 _NUM_NAMED_ROWS = 5
 _FEW_ROWS = 50
 _FOLDS = {"--split": ("kfold",), "--num-folds": ("5",), "--fold": ("0",)}
 _FEWEST_IN_FOLDS = 10
+# A result beyond the limit of an assay, in words.
+_BEYOND = re.compile(
+    r"^(in|not )active\b|^[abul]l?o?q\b|\b(above|below|over|under|out of|no)\b.*"
+    r"\b(limit|range|loq|lod|lloq|uloq|blq|activity|effect|inhibition)\b",
+    re.IGNORECASE,
+)
 CONVERT = "Convert them to one before training."
 _DETECTED = "Detected; no flag needed."
 _NO_PARTS = "Leave the column out: train or test has no label."
@@ -142,7 +152,7 @@ class TableReport:
         num_serious = sum(finding.is_serious for finding in self.findings)
         found = say_count(len(self.findings), "finding")
         lines += ["", f"{found}; {num_serious} (!) cost{'s' * (num_serious == 1)} rows or trust."]
-        lines.append("Rows are counted from 0, without the header: line 2 of a sheet is row 0.")
+        lines.append("Rows are counted from 0, below the header: row 0 is the first line under it.")
         return "\n".join(lines)
 
 
@@ -197,8 +207,22 @@ def _check_cells(table: Examined) -> Iterator[Finding]:
             is_class = column in table.binary_columns
             is_class |= holds_yes_or_no(table.frame[column], table.styles.get(column, ""))
             what, fix = ("neither yes nor no", "leaves") if is_class else ("no number", "empties")
-            message = f"{column!r} has cells that are {what}, as {table.frame[column][rows[0]]!r}"
-            yield Finding("cells", message, rows, f"They count as missing. --fix {fix} them.", True)
+            words = Counter(table.frame[column].iloc[list(rows)].str.strip())
+            message = f"{column!r} has cells that are {what}, as {_count_words(words)}"
+            way_out = f"They count as missing. --fix {fix} them."
+            if not is_class and any(map(_BEYOND.search, words)):
+                way_out += " Of what was beyond the assay's limit write the bound: >10000, <0.1."
+            yield Finding("cells", message, rows, way_out, True)
+
+
+def _count_words(words: Counter[str]) -> str:
+    """Return the most frequent of some words with their numbers, of a single one without."""
+    shown = words.most_common(_NUM_NAMED_ROWS)
+    if len(words) == 1:
+        return repr(shown[0][0])
+    more = len(words) - len(shown)
+    listed = ", ".join(f"{word!r} ({count})" for word, count in shown)
+    return f"{listed} and {more} more" if more else listed
 
 
 def _check_censored(table: Examined) -> Iterator[Finding]:
@@ -243,21 +267,9 @@ def _check_missing(table: Examined) -> Iterator[Finding]:
 
 
 def _check_labels(table: Examined) -> Iterator[Finding]:
-    labels, covariates = table.label_columns, table.covariate_columns
-    classes = "--problem-type classification"
-    has_numbers = any({*table.values(name)} - {0.0, 1.0} for name in table.number_columns)
-    if not table.is_told and (covariates or len(labels) > 1):
-        found = f"Labels seem to be {_list_names(labels)}" if labels else "No label is certain"
-        beside = f"; likely covariates: {_list_names(covariates)}" if covariates else ""
-        flags = f"--label-columns {_quote(labels[:1] or covariates[:1])} chooses"
-        if covariates:
-            flags += f"; --feature-columns {_quote(covariates)} has them read beside molecules"
-        yield Finding("labels", found + beside, (), f"{flags}.", is_serious=not labels)
     if not table.is_told:
-        known = [*table.others, *labels, *covariates, *table.assays]
-        for column in find_pairs_of_words(table.frame, others=known):
-            message = f"{column!r} has two words, and nobody knows which is yes: it is no label"
-            yield Finding("labels", message, (), describe_recoding(column, table.frame[column]))
+        yield from _check_found_labels(table)
+    classes, is_beside = "--problem-type classification", len(table.label_columns) > 1
     for column in table.label_columns:
         values = table.values(column)
         if table.count_values(column) < 2:
@@ -266,7 +278,7 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
         elif column not in table.number_columns:
             message = f"{column!r} has words: {table.count_values(column)} classes"
             way_out = f"{describe_recoding(column, table.frame[column])} Alone: {classes}".strip()
-            yield Finding("labels", message, (), way_out if len(labels) > 1 else classes)
+            yield Finding("labels", message, (), way_out if is_beside else classes)
         elif len(values) < max(_FEW_LABELS, 0.02 * len(table.frame)):
             message = f"{column!r} has a value in {len(values)} of {len(table.frame)} rows"
             yield Finding("labels", message, (), "Name the others by --label-columns.")
@@ -275,8 +287,26 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
             message = f"{column!r} is yes or no: {count} yes, {len(values) - count} no"
             said = describe_words(table.frame[column].loc[values.index])
             message += f"; {said}" if said else ""
-            flag = f"--class-columns {_quote([column])}" if has_numbers else classes
+            flag = f"--class-columns {_quote([column])}" if table.has_numbers else classes
             yield Finding("labels", message, (), flag)
+
+
+def _check_found_labels(table: Examined) -> Iterator[Finding]:
+    labels, covariates = table.label_columns, table.covariate_columns
+    if covariates or len(labels) > 1:
+        found = f"Labels seem to be {_list_names(labels)}" if labels else "No label is certain"
+        beside = f"; likely covariates: {_list_names(covariates)}" if covariates else ""
+        flags = f"--label-columns {_quote(labels[:1] or covariates[:1])} chooses"
+        if covariates:
+            flags += f"; --feature-columns {_quote(covariates)} has them read beside molecules"
+        yield Finding("labels", found + beside, (), f"{flags}.", is_serious=not labels)
+    known = [*table.others, *labels, *covariates, *table.assays]
+    for column in find_goods(table.frame, others=known):
+        message = f"{column!r} seems to be of a catalog, and nothing measured: it is no label"
+        yield Finding("labels", message, (), f"--label-columns {_quote([column])} takes it.")
+    for column in find_pairs_of_words(table.frame, others=known):
+        message = f"{column!r} has two words, and nobody knows which is yes: it is no label"
+        yield Finding("labels", message, (), describe_recoding(column, table.frame[column]))
 
 
 def _check_assays(table: Examined) -> Iterator[Finding]:
@@ -359,26 +389,26 @@ def _check_replicates(table: Examined) -> Iterator[Finding]:
     if not repeated or not table.label_columns:
         return
     num_parents = sum(count > 1 for count in counts.values())
-    spreads = []
+    has_numbers, spreads = table.has_numbers, []
     for column in table.label_columns:
         values = table.learned(column)
         spread = values.groupby([table.parent_of_row[row] for row in values.index]).std().median()
         unit = f" {LOG_UNITS}" if table.transforms.get(column, "none") != "none" else ""
         spreads += [f"{spread:.2g}{unit} in {column!r}"] if spread == spread else []
     spread_text = f"; median spread {', '.join(spreads[:3])}" if spreads else ""
-    yield Finding(
-        "replicates",
-        f"{say_count(num_parents, 'molecule')} in several rows, salts and tautomers included"
-        f"{spread_text}",
-        tuple(repeated),
-        "They stay in one part of every split. --replicates median makes one row of equal SMILES, "
-        "which salts and tautomers have by --standardize.",
-    )
+    text = f"{say_count(num_parents, 'molecule')} in several rows, salts and tautomers included"
+    way_out = "They stay in one part of every split."
+    if has_numbers:
+        text += spread_text
+        way_out += " --replicates median makes one row of equal SMILES, which salts and tautomers "
+        way_out += "have by --standardize."
+    yield Finding("replicates", text, tuple(repeated), way_out)
     numbers = pd.DataFrame({it: table.learned(it) for it in table.label_columns}, index=known)
     conflicts = find_label_conflicts(parents, numbers.to_numpy(), tolerance=0.1)
     rows = tuple(known[position] for position in sorted(conflicts))
     if rows:
-        message = "Rows of one molecule contradict each other by more than a tenth of the spread"
+        message = "Rows of one molecule contradict each other"
+        message += " by more than a tenth of the spread" * has_numbers
         way_out, flags = "Rows of equal SMILES are left out: correct or drop one of them.", {}
         columns = [table.numbers.columns[it] for it, *_ in conflicts.values()]
         if any({*table.values(column)} - {0.0, 1.0} for column in columns):
@@ -399,7 +429,11 @@ def _check_fragments(table: Examined) -> Iterator[Finding]:
     steps = ("largest_fragment", "uncharge")
     if mixtures:
         message = "Mixtures of several large molecules"
-        yield Finding("fragments", message, mixtures, "Which has the label?", True)
+        way_out = (
+            "Which has the label? Drop such rows: --standardize largest_fragment, which is for "
+        )
+        way_out += "salts, takes the largest molecule whatever was measured."
+        yield Finding("fragments", message, mixtures, way_out, True)
     for message, rows in {"Salts and solvates": salts, "Ions": alone}.items():
         if rows:
             way_out = f"--standardize {' '.join(steps)}"
@@ -503,7 +537,8 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
             f"--split: {', '.join(allowed) or 'too few molecules'}",
             flags={"--split": ("scaffold",)} if are_many else {},
         )
-    if num_labeled < _FEW_ROWS:
+    # without labels there is nothing to divide
+    if num_labeled < _FEW_ROWS and table.label_columns:
         message = f"{say_count(num_labeled, 'molecule')} with a label: a tenth as test says little"
         flags = _FOLDS if num_labeled >= _FEWEST_IN_FOLDS else {}
         yield Finding("splits", message, (), "--split kfold, or more rows.", True, flags)

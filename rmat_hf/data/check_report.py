@@ -12,9 +12,10 @@ import pandas as pd
 from rdkit import Chem
 
 from rmat_hf.data.assay_columns import convert_units, write_bounds
-from rmat_hf.data.check import CONVERT, TableReport, check_table, describe_rows
+from rmat_hf.data.check import CONVERT, MOST_CHECKED_ROWS, TableReport, check_table, describe_rows
 from rmat_hf.data.columns import (
     INCHI_NOTE,
+    find_goods,
     find_label_columns,
     find_number_style,
     holds_yes_or_no,
@@ -25,6 +26,7 @@ from rmat_hf.data.columns import (
 )
 from rmat_hf.data.labels import is_empty, parse_word
 from rmat_hf.data.measurements import is_wide
+from rmat_hf.data.stored_features import FEATURES_COLUMN
 from rmat_hf.data.tables import RESERVED_COLUMNS, SMILES_COLUMN
 from rmat_hf.errors import UserError, import_draw
 from rmat_hf.flags import declare_flag, declare_positional, name_flag, validate_flags
@@ -137,7 +139,7 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
             units = convert_units(signed, column, **options)
             changes += _rewrite(frame, column, cells=units, why="as the unit beside it says")
     others = find_label_columns(frame, others=[name, *report.label_columns])
-    for column in chain(*others):
+    for column in chain(*others, find_goods(frame, others=chain(*others))):
         style = find_number_style(frame[column], is_european=is_european(report.description))
         changes += _rewrite(frame, column, cells=rewrite_numbers(frame[column], style))
     keys = [
@@ -202,6 +204,10 @@ def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:
         **labels,
     }
     flags["--smiles-column"] *= is_given
+    is_looked_through = report.num_rows <= MOST_CHECKED_ROWS and Path(arguments.input).is_file()
+    if flags["--problem-type"] and is_looked_through and FEATURES_COLUMN not in report.frame:
+        # which classes there are a finetuning finds out
+        flags["--problem-type"] = ["classification"]
     for finding in report.findings:
         for flag, values in finding.flags.items():
             # steps of several findings go together, of other flags the first is taken

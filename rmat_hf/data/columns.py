@@ -74,6 +74,12 @@ _COVARIATE = re.compile(
     r"stdev|stddev|sd|sem|err(or)?|weight|confidence|hill|slope)($|[\s_)\].,/-])|^num_?|molwt$",
     re.IGNORECASE,
 )
+# What a compound costs, or how much of it there is: no measurement.
+_NAME_OF_GOODS = re.compile(
+    r"(^|[\s_(\[.,/-])(prices?|costs?|eur|euro|usd|gbp|chf|jpy|stock|availab(le|ility)|amount|"
+    r"quantity|pack(age)?[\s_]?size|delivery|lead[\s_]?time)($|[\s_)\].,/-])|[$€£]",
+    re.IGNORECASE,
+)
 # What is found of a molecule, in the name of a column or in its words.
 _NAME_OF_OUTCOME = re.compile(
     r"(^|[\s_.-])(y|label|class|call|outcome|result|response|hit|target|endpoint|readout|finding|"
@@ -97,6 +103,12 @@ _UNIT = re.compile(
     r"(?:^|[\s_(\[,/])(?P<unit>[pnuµμm]?M|[munµμ]?mol/L|kcal/mol|kJ/mol|[munµμ]?g/m?L|%|min|h|"
     r"log ?M)[)\]\s]*$"
 )
+
+# What stands before the unit of a condition, and what has none but per cent.
+_AMOUNT = re.compile(r"(^|[\s_@(\[=,])\d+([.,]\d+)?[\s_]*$")
+_PERCENT = re.compile(r"^\s*%|(?i:\bpercent\b)|^\w+ %")
+# What a column of concentrations measures, in its name.
+ASSAY = re.compile(r"(?<![A-Za-z])([A-Z]{2}50|Ki|Kd|Km|MIC)(?![A-Za-z0-9])")
 
 
 def parse_cell(text: str) -> tuple[str, float]:
@@ -242,8 +254,8 @@ def find_label_columns(
 ) -> tuple[list[str], list[str]]:
     """Return the columns that seem labels, and the other numbers, which are likely covariates.
 
-    Labels are numbers, or yes and no, that neither count or name the rows nor, beside others, are
-    called as pH, temperature, counts or molecular weight are.
+    Labels are numbers, or yes and no, that neither count or name the rows, nor are prices of a
+    catalog, nor, beside others, are called as pH, temperature, counts or molecular weight are.
     """
     others = {*others, *find_part_columns(frame)}
     names = [
@@ -251,6 +263,7 @@ def find_label_columns(
         for name in frame
         if name not in others
         and not NAME_OF_ROWS.search(name.strip())
+        and not _NAME_OF_GOODS.search(name)
         and _holds_labels(frame[name])
     ]
     labels = [it for it in names if not _COVARIATE.search(it) or _CONDITION.search(it)]
@@ -263,6 +276,13 @@ def find_numbered_columns(frame: pd.DataFrame, *, others: Iterable[str]) -> list
     labels = find_label_columns(frame, others=others)
     known = {*others, *labels[0], *labels[1]}
     return [name for name in frame if name not in known and list_numbers(frame[name])]
+
+
+def find_goods(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
+    """Return the columns of numbers that are of a catalog, as prices, and no labels."""
+    others = {*others}
+    names = [it for it in frame if it not in others and _NAME_OF_GOODS.search(it)]
+    return [name for name in names if _holds_labels(frame[name])]
 
 
 def find_pairs_of_words(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
@@ -309,8 +329,14 @@ def _holds_labels(cells: pd.Series) -> bool:
 
 
 def find_unit(column: str) -> str:
-    """Return the unit in the name of a column, as in `IC50 (nM)`; empty if there is none."""
+    """Return the unit in the name of a column, as in `IC50 (nM)`; empty if there is none.
+
+    Behind a number it is that of a condition: `% inhibition @10 uM` is in per cent.
+    """
     found = _UNIT.search(column)
+    is_condition = found and _AMOUNT.search(column[: found.start("unit")])
+    if not found or (is_condition and not ASSAY.search(column)):
+        return "%" if _PERCENT.search(column) else ""
     return found["unit"].replace("μ", "u").replace("µ", "u") if found else ""
 
 

@@ -164,6 +164,11 @@ class Examined:
         return [name for name in self.number_columns if {*self.values(name)} == {0.0, 1.0}]
 
     @cached_property
+    def has_numbers(self) -> bool:
+        """Tell whether a label is measured, and not yes or no."""
+        return any({*self.values(name)} - {0.0, 1.0} for name in self.number_columns)
+
+    @cached_property
     def labeled_rows(self) -> list[int]:
         """Rows with a molecule and a label."""
         is_labeled = ~self.empty.to_numpy().all(axis=1)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import IterableDataset
 
-from rmat_hf.data.check import Finding, TableReport, look_through
+from rmat_hf.data.check import MOST_CHECKED_ROWS, Finding, TableReport, look_through
 from rmat_hf.data.columns import find_numbered_columns, holds_yes_or_no, list_numbers
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import describe_recoding
@@ -31,7 +31,6 @@ from rmat_hf.training.arguments import AUTO, CLASSIFICATION, SCRATCH, Finetuning
 logger = logging.getLogger(__name__)
 
 # Larger tables are not looked through before training.
-_MOST_CHECKED_ROWS = 50_000
 # Flags with an entry for each label.
 _OF_LABELS = ("label_units", "label_transform")
 
@@ -61,7 +60,7 @@ def prepare_arguments(
     table = open_rows(arguments.dataset if rows is None else rows, revision=revision)
     is_remote = any(file.startswith(HUB_PREFIX) for file in table.files)
     is_other = has_features(table.schema) or is_remote or arguments.level == "atom"
-    if is_other or table.num_rows > _MOST_CHECKED_ROWS:
+    if is_other or table.num_rows > MOST_CHECKED_ROWS:
         return _refuse_without_units(_take_as_given(arguments))
     beside = [*arguments.label_options.columns, *filter(None, [arguments.group_column])]
     report = look_through(

@@ -170,7 +170,7 @@ INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
         ),
         # few rows, if of many scaffolds
         (RINGS, {"split": "kfold", "num_folds": 5, "fold": 0}),
-        ("smiles,toxic\nC,yes\nCC,no\n", {"problem_type": "multi_label_classification"}),
+        ("smiles,toxic\nC,yes\nCC,no\n", {"problem_type": "classification"}),
         # a unit beside a logarithm is not its own, and what predict wrote is no label
         (
             "smiles,pIC50,prediction_pIC50,Standard Units,time_unit\nC,5,5,nM,h\nCC,6,6,nM,h\n",
@@ -280,7 +280,8 @@ def test_words_of_yes_and_no_among_numbers_are_no_numbers() -> None:
     report = check_table(table)
     (cells,) = find(report, "cells")
     assert cells.rows == (2, 3)
-    assert "no number, as 'inactive'" in cells.message
+    assert "no number, as 'inactive' (1), 'not soluble' (1)" in cells.message
+    assert ">10000" in cells.way_out
     assert fix_table(report)[0]["IC50 (nM)"].tolist() == ["12.5", "300", "7", "41"]
     one = check_table(table.assign(tox=["toxic"] * 5 + ["unclear"]), label_columns=["tox"])
     (cells,) = find(one, "cells")
@@ -465,3 +466,55 @@ def test_rows_of_one_molecule_under_several_conditions_are_no_replicates(tmp_pat
     assert find(report, "replicates") == []
     told = parse_flags("finetune", shlex.split(propose_finetuning(report, arguments))[2:])
     assert told.feature_columns == ["temperature", "cell line"] and told.replicates == "keep"
+
+
+def test_the_words_of_cells_are_counted_and_the_most_frequent_is_first() -> None:
+    cells = ["geomean", *["12", "7", "inactive"] * 4]
+    table = pd.DataFrame({"smiles": ["C" * (row + 1) for row in range(13)], "IC50 (nM)": cells})
+    (told,) = find(check_table(table), "cells")
+    assert "'inactive' (4), 'geomean' (1)" in told.message
+    # of a word that says nothing of a limit nothing is advised
+    (told,) = find(check_table(table.iloc[[0, 1, 2]]), "cells")
+    assert ">10000" not in told.way_out
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("% Inhibition @10 µM", "%"),
+        ("Hemmung bei 10 µM (%)", "%"),
+        ("inhibition_at_10_uM", ""),
+        ("% inhibition (10 µM)", "%"),
+        ("IC50_1_nM", "nM"),
+        ("Ki 5HT2 (nM)", "nM"),
+        ("t1/2 h", "h"),
+        ("% bound", "%"),
+    ],
+)
+def test_the_unit_of_a_condition_is_not_that_of_the_label(name: str, unit: str) -> None:
+    table = pd.DataFrame({"smiles": ["CCO", "CCN", "CCC"], name: [1.5, 2.5, 7.5]})
+    assert check_table(table, label_columns=[name]).label_units == {name: unit}
+
+
+def test_of_classes_no_median_and_no_spread_is_told(tmp_path: Path) -> None:
+    table = pd.DataFrame({"smiles": ["CCO", "CCO", "CCN"], "toxic": ["yes", "no", "yes"]})
+    said = find(check_table(table), "replicates")
+    assert len(said) == 2
+    assert not any("median" in it.message + it.way_out or "spread" in it.message for it in said)
+
+
+def test_a_table_without_labels_has_nothing_to_divide_and_prices_are_none(tmp_path: Path) -> None:
+    table = pd.DataFrame({"smiles": ["CCO", "CCN", "CCC"], "Price, EUR": ["12,5", "7,25", "100,5"]})
+    report = check_table(table)
+    assert report.label_columns == [] and not any(it.is_serious for it in report.findings)
+    (catalog,) = find(report, "labels")
+    assert "'Price, EUR'" in catalog.message and "no label" in catalog.message
+    assert fix_table(report)[0]["Price, EUR"].tolist() == ["12.5", "7.25", "100.5"]
+    assert check_table(table, label_columns=["Price, EUR"]).label_columns == ["Price, EUR"]
+
+
+def test_the_largest_of_a_mixture_is_not_advised_without_a_word() -> None:
+    mixture = "CC(=O)Oc1ccccc1C(=O)O.CN1C=NC2=C1C(=O)N(C)C(=O)N2C"
+    report = check_table(pd.DataFrame({"smiles": [mixture, "CCO"], "y": [1.5, 2.5]}))
+    (told,) = find(report, "fragments")
+    assert told.rows == (0,) and "largest_fragment" in told.way_out and "Drop" in told.way_out

@@ -233,6 +233,6 @@ def test_a_table_in_another_form_gives_the_same_model_digit_by_digit(
 def test_a_transform_without_the_unit_it_needs_is_refused_for_tables_that_are_not_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rmat_hf.training.preparation._MOST_CHECKED_ROWS", 1)
+    monkeypatch.setattr("rmat_hf.training.preparation.MOST_CHECKED_ROWS", 1)
     with pytest.raises(UserError, match="--label-units"):
         prepare({"y": NUMBERS}, label_columns=["y"], label_transform=["pIC50"])
