@@ -3,7 +3,6 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-import numpy as np
 import pandas as pd
 
 from rmat_hf.data.columns import (
@@ -13,7 +12,7 @@ from rmat_hf.data.columns import (
     find_unit_columns,
     parse_cell,
 )
-from rmat_hf.data.labels import BOUNDS, is_empty
+from rmat_hf.data.labels import BOUNDS, is_empty, parse_number, parse_word
 from rmat_hf.data.splits.column_splits import AMBIGUOUS, build_time_parser
 from rmat_hf.model.transforms_rmat import MOLAR_UNITS
 
@@ -147,8 +146,10 @@ def find_assays(
         cells = frame[name].iloc[list(rows)].str.strip()
         words = [it for it in cells.unique() if not is_empty(it)]
         codes = pd.factorize(cells)[0].tobytes()
-        is_outcome = len(words) == 2 and any(map(OUTCOME.search, words))
-        is_taken = is_outcome or codes in seen or _holds_times(words)
+        is_outcome = len(words) == 2 and any(map(_is_outcome, words))
+        # numbers are measured, or conditions, unless they are called identifiers
+        is_number = _are_numbers(words) and not NAME_OF_ROWS.search(name.strip())
+        is_taken = is_outcome or is_number or codes in seen or _holds_times(words)
         if 1 < len(words) <= len(rows) / 2 and not is_taken:
             found[name] = len(words)
             seen.add(codes)
@@ -161,8 +162,16 @@ def list_learnable(frame: pd.DataFrame, assays: dict[str, int], *, num_rows: int
         name
         for name, number in assays.items()
         if number <= min(_MOST_CATEGORIES, num_rows / _ROWS_OF_ASSAY)
-        and not all(np.isfinite(parse_cell(text)[1]) for text in frame[name].unique())
+        and not _are_numbers(it for it in frame[name].unique() if not is_empty(it))
     ]
+
+
+def _is_outcome(word: str) -> bool:
+    return bool(OUTCOME.search(word)) or parse_word(word) is not None
+
+
+def _are_numbers(words: Iterable[str]) -> bool:
+    return all(parse_number(it) is not None for it in words)
 
 
 def find_conditions(

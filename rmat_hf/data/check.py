@@ -312,7 +312,7 @@ def _check_found_labels(table: Examined) -> Iterator[Finding]:
 def _check_assays(table: Examined) -> Iterator[Finding]:
     either = "take the rows of one, or make a label column of each, docs/tables.md"
     for name, number in table.assays.items():
-        message = f"The labels are of {number} assays in one column, as {name!r} says"
+        message = f"{name!r} tells {number} assays or targets apart, with labels in one column"
         if name in table.learnable_assays:
             yield _propose_covariates([name], message=message, otherwise=f" Or: {either}.")
         else:

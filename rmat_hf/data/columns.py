@@ -272,7 +272,7 @@ def find_label_columns(
 
 
 def find_numbered_columns(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
-    """Return the columns of numbers that seem to count or name the rows."""
+    """Return the columns of numbers that seem to count, name or price the rows."""
     labels = find_label_columns(frame, others=others)
     known = {*others, *labels[0], *labels[1]}
     return [name for name in frame if name not in known and list_numbers(frame[name])]

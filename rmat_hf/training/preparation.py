@@ -131,8 +131,8 @@ def _describe_lack(report: TableReport, *, others: list[str]) -> str:
     names = report.covariate_columns
     if not names and (numbered := find_numbered_columns(report.frame, others=others)):
         return (
-            f"of numbers but {', '.join(map(repr, numbered))}, which seems to count or name the "
-            f"rows. If it is a label: --label-columns {shlex.quote(numbered[0])}."
+            f"of numbers but {', '.join(map(repr, numbered))}, which seems to count or name "
+            f"the rows, or a price. If it is a label: --label-columns {shlex.quote(numbered[0])}."
         )
     kind = "that is a label for certain" if names else "of numbers"
     columns = ", ".join(names or report.frame.columns)

@@ -411,7 +411,11 @@ def test_relations_units_and_assays_beside_a_label_are_told_and_fixed(tmp_path: 
     (units,) = (it for it in find(report, "units") if it.is_serious)
     assert "30 'nM'" in units.message and "--fix" in units.way_out
     target, assay = find(report, "assays")
-    assert "2 assays" in target.message and "--feature-columns 'Target Name'" in target.way_out
+    assert (
+        "2 assays" in target.message
+        and "'Target Name'" in target.message
+        and "--feature-columns 'Target Name'" in target.way_out
+    )
     # of three rows each nothing is learned
     assert "14 assays" in assay.message and "--feature-columns" not in assay.way_out
     fixed, changes = fix_table(report)
@@ -424,6 +428,10 @@ def test_relations_units_and_assays_beside_a_label_are_told_and_fixed(tmp_path: 
     told = parse_flags("finetune", shlex.split(finetuning)[2:])
     assert (told.dataset, told.feature_columns) == ("clean.csv", ["Target Name"])
     assert (told.label_units, told.label_transform) == (["nM"], ["pIC50"])
+    # a column of numbers, or of yes and no, is no name of an assay
+    for cells in ([1, 0], ["yes", "no"], ["2024-01-01", "2024-01-02"]):
+        other = table.drop(columns=["Target Name", "Assay ChEMBL ID"]).assign(assay=cells * 20)
+        assert find(check_table(other, label_columns=["Standard Value"]), "assays") == []
     # of the copy nothing is left to fix
     assert not any(it.needs_fix for it in check_table(fixed).findings)
 
