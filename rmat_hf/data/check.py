@@ -236,7 +236,7 @@ def _check_censored(table: Examined) -> Iterator[Finding]:
             message = f"{name!r} says of bounds, {listed}, which {column} has as exact numbers"
             way_out = "Write the sign before the number (turned around where it is a logarithm)."
             if label is not None:
-                way_out = "--fix writes the sign before the number, as bounds are read."
+                way_out = "rmat check --fix writes the sign before the number: a bound."
             yield Finding("censored", message, rows, way_out, True, needs_fix=bool(label))
     for column in table.label_columns:
         relations = table.relations[column]
@@ -345,7 +345,7 @@ def _check_units(table: Examined) -> Iterator[Finding]:
         message, rows = f"{name!r} names several units: {listed}", np.flatnonzero(cells != usual)
         way_out, is_fixed = CONVERT, label is not None and is_convertible(cells)
         if is_fixed:
-            way_out = f"--fix writes {label!r} in {usual}, and empties what is in no molar unit."
+            way_out = f"rmat check --fix writes {label!r} in {usual}; what is in no molar unit is emptied."
         yield Finding("units", message, tuple(rows.tolist()), way_out, True, needs_fix=is_fixed)
     for column, unit in table.units.items():
         if unit:
