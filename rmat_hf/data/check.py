@@ -345,7 +345,7 @@ def _check_units(table: Examined) -> Iterator[Finding]:
         message, rows = f"{name!r} names several units: {listed}", np.flatnonzero(cells != usual)
         way_out, is_fixed = CONVERT, label is not None and is_convertible(cells)
         if is_fixed:
-            way_out = f"rmat check --fix writes {label!r} in {usual}; what is in no molar unit is emptied."
+            way_out = f"rmat check --fix writes {label!r} in {usual}, or empty if not molar."
         yield Finding("units", message, tuple(rows.tolist()), way_out, True, needs_fix=is_fixed)
     for column, unit in table.units.items():
         if unit:
