@@ -86,6 +86,7 @@ def check(arguments: Any) -> Report:
     from rmat_hf.data.check_report import (
         list_left_out,
         name_changes,
+        name_first_step,
         propose_finetuning,
         run_check,
     )
@@ -96,7 +97,7 @@ def check(arguments: Any) -> Report:
     for path in filter(None, [arguments.fix, changes, arguments.html]):
         print(f"Wrote {path}.")
     command = propose_finetuning(report, arguments)
-    print(f"Next: {command or 'name a label, rmat finetune --label-columns NAME'}")
+    print(f"Next: {command or name_first_step(report)}")
     for line in list_left_out(report):
         print(line)
     names = ("num_rows", "num_molecules", "smiles_column", "label_columns")

@@ -1,11 +1,10 @@
 """check_table(...): what stands in a table of molecules and labels, and what settles it."""
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,55 +13,57 @@ from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
+from rmat_hf.data.assay_columns import (
+    find_relations,
+    is_convertible,
+    name_kind_of_times,
+    name_usual_unit,
+)
 from rmat_hf.data.columns import (
     INCHI_NOTE,
-    find_label_columns,
-    find_number_styles,
+    find_goods,
     find_pairs_of_words,
-    find_part_columns,
     find_smiles_column,
-    find_stray_words,
-    find_unit_columns,
-    find_units,
     holds_yes_or_no,
-    parse_cell,
-    read_frame,
     read_inchi,
-    with_plain_numbers,
 )
+from rmat_hf.data.examined_table import Examined
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import (
     CONFLICT_WAY_OUT,
     describe_recoding,
     describe_words,
     find_label_conflicts,
-    is_empty,
 )
 from rmat_hf.data.measurements import (
     LOG_UNITS,
     find_cliffs,
     find_odd_part,
     find_odd_rows,
-    propose_label_transform,
 )
-from rmat_hf.data.splits.column_splits import parse_time
-from rmat_hf.data.splits.molecule_splits import name_by_parent
+from rmat_hf.data.splits.column_splits import AMBIGUOUS
 from rmat_hf.data.splits.parts import PART_WORDS, group_rows
 from rmat_hf.data.tables import SMILES_COLUMN, Table
 from rmat_hf.errors import say_count
 from rmat_hf.model.features_rmat import (
     TEXT_AFTER_SMILES,
-    MoleculeError,
-    parse_molecule,
     silence_rdkit,
 )
 
-MAX_ATOMS = 256
+# Rows of a table that a finetuning looks through.
+MOST_CHECKED_ROWS = 50_000
 # Rows that a line of the report names.
 _NUM_NAMED_ROWS = 5
 _FEW_ROWS = 50
 _FOLDS = {"--split": ("kfold",), "--num-folds": ("5",), "--fold": ("0",)}
 _FEWEST_IN_FOLDS = 10
+# A result beyond the limit of an assay, in words.
+_BEYOND = re.compile(
+    r"^(in|not )active\b|^[abul]l?o?q\b|\b(above|below|over|under|out of|no)\b.*"
+    r"\b(limit|range|loq|lod|lloq|uloq|blq|activity|effect|inhibition)\b",
+    re.IGNORECASE,
+)
+CONVERT = "Convert them to one before training."
 _DETECTED = "Detected; no flag needed."
 _NO_PARTS = "Leave the column out: train or test has no label."
 _FEW_LABELS = 10
@@ -82,6 +83,7 @@ class Finding:
         way_out (`str`): The flag of `rmat finetune` that settles it, or what to do.
         is_serious (`bool`): Whether rows or labels are lost, or a result would mislead.
         flags (`Mapping[str, tuple[str, ...]]`): Those that `rmat check` proposes.
+        needs_fix (`bool`): Whether the copy that `--fix` writes is to be learned instead.
     """
 
     topic: str
@@ -90,6 +92,7 @@ class Finding:
     way_out: str = ""
     is_serious: bool = False
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    needs_fix: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class TableReport:
         num_serious = sum(finding.is_serious for finding in self.findings)
         found = say_count(len(self.findings), "finding")
         lines += ["", f"{found}; {num_serious} (!) cost{'s' * (num_serious == 1)} rows or trust."]
-        lines.append("Rows are counted from 0, without the header: line 2 of a sheet is row 0.")
+        lines.append("Rows are counted from 0, below the header: row 0 is the first line under it.")
         return "\n".join(lines)
 
 
@@ -160,110 +163,6 @@ def describe_rows(rows: Sequence[int]) -> str:
     shown = ", ".join(map(str, rows[:_NUM_NAMED_ROWS]))
     more = f", ... ({len(rows)})" if len(rows) > _NUM_NAMED_ROWS else ""
     return f" [row{'s' * (len(rows) > 1)} {shown}{more}]"
-
-
-class Examined:
-    """A table whose cells have been read: text, molecules, parents and numbers."""
-
-    def __init__(
-        self,
-        table: Table,
-        *,
-        smiles_column: str,
-        label_columns: Sequence[str],
-        part: str | None,
-        others: Sequence[str] = (),
-        with_molecules: bool = True,
-    ) -> None:
-        self.table, self.smiles_column = table, smiles_column
-        self.frame = read_frame(table)
-        self.part_columns = [part] if part else find_part_columns(self.frame)
-        self.is_told, known = bool(label_columns), [smiles_column, *self.part_columns, *others]
-        self.label_columns, self.covariate_columns = list(label_columns), list[str]()
-        if not label_columns:
-            found = find_label_columns(self.frame, others=known)
-            self.label_columns, self.covariate_columns = found
-        self.units = find_units(self.frame, self.label_columns)
-        self.styles = find_number_styles(table, [*self.label_columns, *self.covariate_columns])
-        plain = with_plain_numbers(table.select(self.label_columns), self.label_columns)
-        cells = read_frame(plain) if self.label_columns else self.frame[[]]
-        parsed = cells.map(parse_cell)
-        self.empty = cells.map(is_empty)
-        self.relations = parsed.map(lambda cell: cell[0])
-        numbers = parsed.map(lambda cell: cell[1]).astype(float)
-        self.numbers = numbers.mask(find_stray_words(cells, numbers))
-        self.mols: list[Chem.Mol | None] = []
-        self.reasons: dict[int, str] = {}
-        self.smiles: list[str] = []
-        self.parent_of_row: dict[int, str] = {}
-        self.known_rows = list(range(len(self.frame)))
-        if with_molecules:
-            self._read_molecules()
-
-    def _read_molecules(self) -> None:
-        chunks = self.table.iterate_chunks(1000)
-        for molecule in chain.from_iterable(it.molecules(self.smiles_column) for it in chunks):
-            try:
-                self.mols.append(parse_molecule(molecule, max_atoms=MAX_ATOMS))
-            except MoleculeError as error:
-                self.reasons[len(self.mols)] = error.reason
-                self.mols.append(None)
-        with silence_rdkit():
-            self.smiles = ["" if mol is None else Chem.MolToSmiles(mol) for mol in self.mols]
-        self.known_rows = [row for row, text in enumerate(self.smiles) if text]
-        mols = {self.smiles[row]: self.mols[row] for row in self.known_rows}
-        names = name_by_parent([self.smiles[row] for row in self.known_rows], mols=mols)
-        self.parent_of_row = dict(zip(self.known_rows, names, strict=True))
-
-    @cached_property
-    def transforms(self) -> dict[str, str]:
-        """What each label of numbers is best learned as."""
-        return {
-            name: propose_label_transform(self.values(name), self.units[name])
-            for name in self.number_columns
-        }
-
-    def values(self, column: str) -> pd.Series:
-        """Return the exact numbers of a label of rows with a molecule."""
-        numbers = self.numbers[column].where(self.relations[column] == "")
-        return numbers.loc[self.known_rows].dropna()
-
-    def learned(self, column: str) -> pd.Series:
-        """Return the same on the scale that the command of the report learns."""
-        values = self.values(column)
-        return np.log10(values) if self.transforms.get(column, "none") != "none" else values
-
-    def count_values(self, column: str) -> int:
-        """Return how many different values a label has in rows with a molecule."""
-        if column in self.number_columns:
-            return int(self.numbers[column].loc[self.known_rows].nunique())
-        words = self.frame[column].loc[self.known_rows]
-        return int(words[~self.empty[column].loc[self.known_rows]].nunique())
-
-    @cached_property
-    def number_columns(self) -> list[str]:
-        """Labels that are numbers; the others are words of classes."""
-        filled = {name: ~self.empty[name] for name in self.label_columns}
-        return [
-            name
-            for name, is_filled in filled.items()
-            if 2 * self.numbers[name].notna().sum() >= is_filled.sum()
-        ]
-
-    @cached_property
-    def binary_columns(self) -> list[str]:
-        """Labels that are yes or no."""
-        return [name for name in self.number_columns if {*self.values(name)} == {0.0, 1.0}]
-
-    @cached_property
-    def labeled_rows(self) -> list[int]:
-        """Rows with a molecule and a label."""
-        is_labeled = ~self.empty.to_numpy().all(axis=1)
-        return [row for row in self.known_rows if is_labeled[row]]
-
-    def find_rows(self, holds: Callable[[Chem.Mol], bool]) -> tuple[int, ...]:
-        """Return the rows whose molecule is so."""
-        return tuple(row for row, mol in enumerate(self.mols) if mol is not None and holds(mol))
 
 
 # The checks, each for one topic
@@ -308,11 +207,37 @@ def _check_cells(table: Examined) -> Iterator[Finding]:
             is_class = column in table.binary_columns
             is_class |= holds_yes_or_no(table.frame[column], table.styles.get(column, ""))
             what, fix = ("neither yes nor no", "leaves") if is_class else ("no number", "empties")
-            message = f"{column!r} has cells that are {what}, as {table.frame[column][rows[0]]!r}"
-            yield Finding("cells", message, rows, f"They count as missing. --fix {fix} them.", True)
+            words = Counter(table.frame[column].iloc[list(rows)].str.strip())
+            message = f"{column!r} has cells that are {what}, as {_count_words(words)}"
+            way_out = f"They count as missing. --fix {fix} them."
+            if not is_class and any(map(_BEYOND.search, words)):
+                way_out += " Of what was beyond the assay's limit write the bound: >10000, <0.1."
+            yield Finding("cells", message, rows, way_out, True)
+
+
+def _count_words(words: Counter[str]) -> str:
+    """Return the most frequent of some words with their numbers, of a single one without."""
+    shown = words.most_common(_NUM_NAMED_ROWS)
+    if len(words) == 1:
+        return repr(shown[0][0])
+    more = len(words) - len(shown)
+    listed = ", ".join(f"{word!r} ({count})" for word, count in shown)
+    return f"{listed} and {more} more" if more else listed
 
 
 def _check_censored(table: Examined) -> Iterator[Finding]:
+    for name, (label, signs) in find_relations(table.frame, table.label_columns).items():
+        column = label or _list_names(table.label_columns)
+        exact = table.exact_cells(label)
+        rows = tuple(np.flatnonzero((signs != "") & exact).tolist())
+        if rows:
+            counts = Counter(signs.iloc[list(rows)])
+            listed = ", ".join(f"{count} with {sign}" for sign, count in counts.items())
+            message = f"{name!r} says of bounds, {listed}, which {column} has as exact numbers"
+            way_out = "Write the sign before the number (turned around where it is a logarithm)."
+            if label is not None:
+                way_out = "rmat check --fix writes the sign before the number: a bound."
+            yield Finding("censored", message, rows, way_out, True, needs_fix=bool(label))
     for column in table.label_columns:
         relations = table.relations[column]
         rows = tuple(np.flatnonzero(relations != "").tolist())
@@ -342,21 +267,9 @@ def _check_missing(table: Examined) -> Iterator[Finding]:
 
 
 def _check_labels(table: Examined) -> Iterator[Finding]:
-    labels, covariates = table.label_columns, table.covariate_columns
-    classes = "--problem-type classification"
-    has_numbers = any({*table.values(name)} - {0.0, 1.0} for name in table.number_columns)
-    if not table.is_told and (covariates or len(labels) > 1):
-        found = f"Labels seem to be {_list_names(labels)}" if labels else "No label is certain"
-        beside = f"; likely covariates: {_list_names(covariates)}" if covariates else ""
-        flags = f"--label-columns {_quote(labels[:1] or covariates[:1])} chooses"
-        if covariates:
-            flags += f"; --feature-columns {_quote(covariates)} has them read beside molecules"
-        yield Finding("labels", found + beside, (), f"{flags}.", is_serious=not labels)
     if not table.is_told:
-        known = [table.smiles_column, *labels, *covariates, *table.part_columns]
-        for column in find_pairs_of_words(table.frame, others=known):
-            message = f"{column!r} has two words, and nobody knows which is yes: it is no label"
-            yield Finding("labels", message, (), describe_recoding(column, table.frame[column]))
+        yield from _check_found_labels(table)
+    classes, is_beside = "--problem-type classification", len(table.label_columns) > 1
     for column in table.label_columns:
         values = table.values(column)
         if table.count_values(column) < 2:
@@ -365,7 +278,7 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
         elif column not in table.number_columns:
             message = f"{column!r} has words: {table.count_values(column)} classes"
             way_out = f"{describe_recoding(column, table.frame[column])} Alone: {classes}".strip()
-            yield Finding("labels", message, (), way_out if len(labels) > 1 else classes)
+            yield Finding("labels", message, (), way_out if is_beside else classes)
         elif len(values) < max(_FEW_LABELS, 0.02 * len(table.frame)):
             message = f"{column!r} has a value in {len(values)} of {len(table.frame)} rows"
             yield Finding("labels", message, (), "Name the others by --label-columns.")
@@ -374,8 +287,46 @@ def _check_labels(table: Examined) -> Iterator[Finding]:
             message = f"{column!r} is yes or no: {count} yes, {len(values) - count} no"
             said = describe_words(table.frame[column].loc[values.index])
             message += f"; {said}" if said else ""
-            flag = f"--class-columns {_quote([column])}" if has_numbers else classes
+            flag = f"--class-columns {_quote([column])}" if table.has_numbers else classes
             yield Finding("labels", message, (), flag)
+
+
+def _check_found_labels(table: Examined) -> Iterator[Finding]:
+    labels, covariates = table.label_columns, table.covariate_columns
+    if covariates or len(labels) > 1:
+        found = f"Labels seem to be {_list_names(labels)}" if labels else "No label is certain"
+        beside = f"; likely covariates: {_list_names(covariates)}" if covariates else ""
+        flags = f"--label-columns {_quote(labels[:1] or covariates[:1])} chooses"
+        if covariates:
+            flags += f"; --feature-columns {_quote(covariates)} has them read beside molecules"
+        yield Finding("labels", found + beside, (), f"{flags}.", is_serious=not labels)
+    known = [*table.others, *labels, *covariates, *table.assays]
+    for column in find_goods(table.frame, others=known):
+        message = f"{column!r} seems to be of a catalog, and nothing measured: it is no label"
+        yield Finding("labels", message, (), f"--label-columns {_quote([column])} takes it.")
+    for column in find_pairs_of_words(table.frame, others=known):
+        message = f"{column!r} has two words, and nobody knows which is yes: it is no label"
+        yield Finding("labels", message, (), describe_recoding(column, table.frame[column]))
+
+
+def _check_assays(table: Examined) -> Iterator[Finding]:
+    either = "take the rows of one, or make a label column of each, docs/tables.md"
+    for name, number in table.assays.items():
+        message = f"{name!r} tells {number} assays or targets apart, with labels in one column"
+        if name in table.learnable_assays:
+            yield _propose_covariates([name], message=message, otherwise=f" Or: {either}.")
+        else:
+            yield Finding("assays", message, (), f"T{either[1:]}.")
+    if names := table.conditions:
+        message = f"Rows of one molecule differ in {_list_names(names)}: conditions?"
+        yield _propose_covariates(names, message=message)
+
+
+def _propose_covariates(names: Sequence[str], *, message: str, otherwise: str = "") -> Finding:
+    way_out = f"--feature-columns {shlex.join(names)} tells a model of them; their rows are then "
+    way_out += f"no replicates.{otherwise}"
+    flags = {"--feature-columns": tuple(names)}
+    return Finding("assays", message, (), way_out, True, flags)
 
 
 def _list_names(names: Sequence[str]) -> str:
@@ -388,14 +339,14 @@ def _quote(names: Sequence[str]) -> str:
 
 
 def _check_units(table: Examined) -> Iterator[Finding]:
-    for name, cells in find_unit_columns(table.frame).items():
-        units = Counter(cells[cells != ""])
-        if len(units) > 1:
-            rows = np.flatnonzero(~cells.isin([units.most_common(1)[0][0], ""]))
-            listed = ", ".join(f"{count} {unit!r}" for unit, count in units.items())
-            message = f"{name!r} names several units: {listed}"
-            way_out = "Convert them to one before training."
-            yield Finding("units", message, tuple(rows.tolist()), way_out, True)
+    for name, (label, cells) in table.mixed_units.items():
+        usual, units = name_usual_unit(cells), Counter(cells[cells != ""])
+        listed = ", ".join(f"{count} {unit!r}" for unit, count in units.items())
+        message, rows = f"{name!r} names several units: {listed}", np.flatnonzero(cells != usual)
+        way_out, is_fixed = CONVERT, label is not None and is_convertible(cells)
+        if is_fixed:
+            way_out = f"rmat check --fix writes {label!r} in {usual}, or empty if not molar."
+        yield Finding("units", message, tuple(rows.tolist()), way_out, True, needs_fix=is_fixed)
     for column, unit in table.units.items():
         if unit:
             yield Finding("units", f"{column!r} is in {unit}", (), _DETECTED)
@@ -413,7 +364,7 @@ def _check_jumps(table: Examined) -> Iterator[Finding]:
         if found := find_odd_part(np.log10(values), others.loc[values.index]):
             what = f"about a thousandfold as large or small in {found[0]}: two units?"
             message = f"{column!r} is {what}"
-            yield Finding("jumps", message, found[1], "Convert them to one before training.", True)
+            yield Finding("jumps", message, found[1], CONVERT, True)
 
 
 def _check_skew(table: Examined) -> Iterator[Finding]:
@@ -424,37 +375,40 @@ def _check_skew(table: Examined) -> Iterator[Finding]:
         values = table.values(column)
         span = f"{np.ptp(np.log10(values)):.1f} decades, {values.min():g} to {values.max():g}"
         message = f"{column!r} goes over {span}: the largest values would dominate"
-        yield Finding("skew", message, (), f"Learn the logarithm: --label-transform {flags}", True)
+        way_out = f"Learn the logarithm: --label-transform {flags}"
+        if column in (label for label, _ in table.mixed_units.values()):
+            way_out = "In one unit, look again: they may need a --label-transform."
+        yield Finding("skew", message, (), way_out, True)
 
 
 def _check_replicates(table: Examined) -> Iterator[Finding]:
     known = list(table.parent_of_row)
-    parents = [table.parent_of_row[row] for row in known]
+    parents = table.name_replicates()
     counts = Counter(parents)
     repeated = [row for row, name in zip(known, parents, strict=True) if counts[name] > 1]
     if not repeated or not table.label_columns:
         return
     num_parents = sum(count > 1 for count in counts.values())
-    spreads = []
+    has_numbers, spreads = table.has_numbers, []
     for column in table.label_columns:
         values = table.learned(column)
         spread = values.groupby([table.parent_of_row[row] for row in values.index]).std().median()
         unit = f" {LOG_UNITS}" if table.transforms.get(column, "none") != "none" else ""
         spreads += [f"{spread:.2g}{unit} in {column!r}"] if spread == spread else []
     spread_text = f"; median spread {', '.join(spreads[:3])}" if spreads else ""
-    yield Finding(
-        "replicates",
-        f"{say_count(num_parents, 'molecule')} in several rows, salts and tautomers included"
-        f"{spread_text}",
-        tuple(repeated),
-        "They stay in one part of every split. --replicates median makes one row of equal SMILES, "
-        "which salts and tautomers have by --standardize.",
-    )
+    text = f"{say_count(num_parents, 'molecule')} in several rows, salts and tautomers included"
+    way_out = "They stay in one part of every split."
+    if has_numbers:
+        text += spread_text
+        way_out += " --replicates median makes one row of equal SMILES, which salts and tautomers "
+        way_out += "have by --standardize."
+    yield Finding("replicates", text, tuple(repeated), way_out)
     numbers = pd.DataFrame({it: table.learned(it) for it in table.label_columns}, index=known)
     conflicts = find_label_conflicts(parents, numbers.to_numpy(), tolerance=0.1)
     rows = tuple(known[position] for position in sorted(conflicts))
     if rows:
-        message = "Rows of one molecule contradict each other by more than a tenth of the spread"
+        message = "Rows of one molecule contradict each other"
+        message += " by more than a tenth of the spread" * has_numbers
         way_out, flags = "Rows of equal SMILES are left out: correct or drop one of them.", {}
         columns = [table.numbers.columns[it] for it, *_ in conflicts.values()]
         if any({*table.values(column)} - {0.0, 1.0} for column in columns):
@@ -475,7 +429,11 @@ def _check_fragments(table: Examined) -> Iterator[Finding]:
     steps = ("largest_fragment", "uncharge")
     if mixtures:
         message = "Mixtures of several large molecules"
-        yield Finding("fragments", message, mixtures, "Which has the label?", True)
+        way_out = (
+            "Which has the label? Drop such rows: --standardize largest_fragment, which is for "
+        )
+        way_out += "salts, takes the largest molecule whatever was measured."
+        yield Finding("fragments", message, mixtures, way_out, True)
     for message, rows in {"Salts and solvates": salts, "Ions": alone}.items():
         if rows:
             way_out = f"--standardize {' '.join(steps)}"
@@ -562,10 +520,15 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
             )
         largest = max(scaffolds.values()) / num_rows
         are_many = num_labeled >= _FEW_ROWS and len(scaffolds) >= 10 and largest <= 0.5
-        times = [name for name in table.frame if _holds_times(table.frame[name])]
+        times = {name: name_kind_of_times(table.frame[name]) for name in table.frame}
         allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
         allowed += ["cluster"] * (num_parents >= 10)
-        allowed += [f"time (--time-column {shlex.quote(name)})" for name in times]
+        hints = {"": "", AMBIGUOUS: ", once its days are written as 2019-05-31"}
+        allowed += [
+            f"time (--time-column {shlex.quote(name)}{hints.get(kind, '')})"
+            for name, kind in times.items()
+            if kind
+        ]
         yield Finding(
             "splits",
             f"{say_count(num_parents, 'molecule')}, {say_count(len(scaffolds), 'scaffold')}; the "
@@ -574,16 +537,11 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
             f"--split: {', '.join(allowed) or 'too few molecules'}",
             flags={"--split": ("scaffold",)} if are_many else {},
         )
-    if num_labeled < _FEW_ROWS:
+    # without labels there is nothing to divide
+    if num_labeled < _FEW_ROWS and table.label_columns:
         message = f"{say_count(num_labeled, 'molecule')} with a label: a tenth as test says little"
         flags = _FOLDS if num_labeled >= _FEWEST_IN_FOLDS else {}
         yield Finding("splits", message, (), "--split kfold, or more rows.", True, flags)
-
-
-def _holds_times(cells: pd.Series) -> bool:
-    texts = [text for text in cells.head(200) if text.strip()]
-    kinds = {parse_time(text)[0] for text in texts}
-    return bool(kinds) and kinds <= {"a date", "a date with a time zone"}
 
 
 # What is looked at, in the order of the report.
@@ -595,6 +553,7 @@ CHECKS: dict[str, Callable[[Examined], Iterator[Finding]]] = {
     "censored": _check_censored,
     "labels": _check_labels,
     "units": _check_units,
+    "assays": _check_assays,
     "jumps": _check_jumps,
     "skew": _check_skew,
     "replicates": _check_replicates,

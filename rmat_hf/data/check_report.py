@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 from rdkit import Chem
 
-from rmat_hf.data.check import TableReport, check_table, describe_rows
+from rmat_hf.data.assay_columns import convert_units, write_bounds
+from rmat_hf.data.check import CONVERT, MOST_CHECKED_ROWS, TableReport, check_table, describe_rows
 from rmat_hf.data.columns import (
     INCHI_NOTE,
+    find_goods,
     find_label_columns,
     find_number_style,
     holds_yes_or_no,
@@ -24,6 +26,7 @@ from rmat_hf.data.columns import (
 )
 from rmat_hf.data.labels import is_empty, parse_word
 from rmat_hf.data.measurements import is_wide
+from rmat_hf.data.stored_features import FEATURES_COLUMN
 from rmat_hf.data.tables import RESERVED_COLUMNS, SMILES_COLUMN
 from rmat_hf.errors import UserError, import_draw
 from rmat_hf.flags import declare_flag, declare_positional, name_flag, validate_flags
@@ -35,6 +38,7 @@ _NUM_BARS = 24
 # Of predictions that stand beside the label that they are of.
 _ADDED = ("prediction", "spread", "lower", "upper", "probability", "set")
 # What a column of parts takes the place of.
+_FLAGS_OF_SEVERAL = ("--standardize", "--feature-columns")
 _FLAGS_OF_SPLITS = ("--split", "--num-folds", "--fold")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -129,8 +133,14 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
         is_class |= holds_yes_or_no(before, style)
         cells = [_plain(text, style=style, keeps_words=is_class) for text in before]
         changes += _rewrite(frame, column, cells=cells)
+        if column in report.label_transforms:
+            options: dict[str, Any] = {"frame": frame, "label_columns": report.label_columns}
+            signed = write_bounds(cells, column, **options)
+            changes += _rewrite(frame, column, cells=signed, why="as the relation beside it says")
+            units = convert_units(signed, column, **options)
+            changes += _rewrite(frame, column, cells=units, why="as the unit beside it says")
     others = find_label_columns(frame, others=[name, *report.label_columns])
-    for column in chain(*others):
+    for column in chain(*others, find_goods(frame, others=chain(*others))):
         style = find_number_style(frame[column], is_european=is_european(report.description))
         changes += _rewrite(frame, column, cells=rewrite_numbers(frame[column], style))
     keys = [
@@ -154,11 +164,13 @@ def fix_table(report: TableReport) -> tuple[pd.DataFrame, pd.DataFrame]:
     return frame, pd.DataFrame(sorted(changes), columns=columns)
 
 
-def _rewrite(frame: pd.DataFrame, column: str, *, cells: list[str]) -> list[tuple[Any, ...]]:
+def _rewrite(
+    frame: pd.DataFrame, column: str, *, cells: list[str], why: str = ""
+) -> list[tuple[Any, ...]]:
     """Put other cells into a column; return what was changed."""
     before, frame[column] = frame[column].to_list(), pd.Series(cells, index=frame.index)
     return [
-        (row, column, old, new, "written with a point" if new else "not known")
+        (row, column, old, new, why or ("written with a point" if new else "not known"))
         for row, (old, new) in enumerate(zip(before, cells, strict=True))
         if old != new
     ]
@@ -169,14 +181,19 @@ def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:
 
     Of the cleaned copy, if one was asked for, or is needed. Without labels there is none.
     """
+    is_needed = INCHI_NOTE in report.description
+    if any(it.needs_fix for it in report.findings):
+        named = {name: getattr(arguments, name) for name in ("label_columns", "split_column")}
+        report, is_needed = check_table(fix_table(report)[0], **named), True
     labels = _choose_flags_of_labels(report)
-    if not labels:
+    if not labels or any(it.way_out == CONVERT and it.topic == "units" for it in report.findings):
         return ""
     dataset, first = arguments.fix or arguments.input, ""
-    if INCHI_NOTE in report.description and not arguments.fix:
+    if is_needed and not arguments.fix:
         words = ["rmat", "check", dataset, "--fix", "clean.csv"]
         words += ["--label-columns", *arguments.label_columns] * bool(arguments.label_columns)
-        for flag in ("split_column", "input_revision"):
+        is_usual = arguments.smiles_column == SMILES_COLUMN
+        for flag in ["smiles_column", "split_column", "input_revision"][is_usual:]:
             words += [name_flag(flag), getattr(arguments, flag)] * bool(getattr(arguments, flag))
         dataset, first = "clean.csv", f"{shlex.join(words)} && "
     is_given = dataset == arguments.input
@@ -188,11 +205,15 @@ def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:
         **labels,
     }
     flags["--smiles-column"] *= is_given
+    is_looked_through = report.num_rows <= MOST_CHECKED_ROWS and Path(arguments.input).is_file()
+    if flags["--problem-type"] and is_looked_through and FEATURES_COLUMN not in report.frame:
+        # which classes there are a finetuning finds out
+        flags["--problem-type"] = ["classification"]
     for finding in report.findings:
         for flag, values in finding.flags.items():
             # steps of several findings go together, of other flags the first is taken
             known = flags.get(flag, [])
-            is_of_steps = flag == "--standardize" or not known
+            is_of_steps = flag in _FLAGS_OF_SEVERAL or not known
             flags[flag] = [*dict.fromkeys([*known, *values])] if is_of_steps else known
     if "--split-column" in flags:
         flags = {flag: it for flag, it in flags.items() if flag not in _FLAGS_OF_SPLITS}
@@ -203,6 +224,13 @@ def propose_finetuning(report: TableReport, arguments: CheckArguments) -> str:
         has_dash = any(it.startswith("-") for it in given)
         words += [f"{flag}={it}" for it in given] if has_dash else [flag, *given] * bool(given)
     return first + shlex.join(words)
+
+
+def name_first_step(report: TableReport) -> str:
+    """Say what comes before a finetuning, where [`propose_finetuning`] has no line for it."""
+    if any(it.way_out == CONVERT for it in report.findings):
+        return "write the labels in one unit, and check again."
+    return "name a label, rmat finetune --label-columns NAME"
 
 
 def list_left_out(report: TableReport) -> list[str]:

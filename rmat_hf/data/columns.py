@@ -54,7 +54,7 @@ _STRUCTURES = (
 )
 _SMILES_NAME = re.compile(r"smi|structure|^mol(ecule)?$", re.IGNORECASE)
 # Numbers that say which row it is, and nothing of the molecule.
-_NAME_OF_ROWS = re.compile(
+NAME_OF_ROWS = re.compile(
     r"(^|[\s_.-])(ids?|idx|index|no|nr|num|number|row|cid|sid|cas|key|batch|plate|well|lot|fold|"
     r"cluster|unnamed: \d+)$|^(unnamed: \d+|)$|(?-i:[a-z]ID)$|^#|"
     r"^(mol|cmpd|compound|sample|row)id$",
@@ -74,6 +74,12 @@ _COVARIATE = re.compile(
     r"stdev|stddev|sd|sem|err(or)?|weight|confidence|hill|slope)($|[\s_)\].,/-])|^num_?|molwt$",
     re.IGNORECASE,
 )
+# What a compound costs, or how much of it there is: no measurement.
+_NAME_OF_GOODS = re.compile(
+    r"(^|[\s_(\[.,/-])(prices?|costs?|eur|euro|usd|gbp|chf|jpy|stock|availab(le|ility)|amount|"
+    r"quantity|pack(age)?[\s_]?size|delivery|lead[\s_]?time)($|[\s_)\].,/-])|[$€£]",
+    re.IGNORECASE,
+)
 # What is found of a molecule, in the name of a column or in its words.
 _NAME_OF_OUTCOME = re.compile(
     r"(^|[\s_.-])(y|label|class|call|outcome|result|response|hit|target|endpoint|readout|finding|"
@@ -81,7 +87,7 @@ _NAME_OF_OUTCOME = re.compile(
     r"carcino|permea|solub|stabil|clearance|inhib|bind|potency|sensitiv",
     re.IGNORECASE,
 )
-_OUTCOME = re.compile(
+OUTCOME = re.compile(
     r"^(very )?(high|low|good|bad|poor|strong|weak|slow|fast|rapid|safe|unsafe|normal|abnormal)\b|"
     r"agonist|sensitive|resistant|activator|inhibitor|substrate|(^|\W)(in)?active|tox|bound",
     re.IGNORECASE,
@@ -92,11 +98,17 @@ _CONDITION = re.compile(r"\bph[\s=]*\d|\bat\b", re.IGNORECASE)
 _UNIT_COLUMN = re.compile(
     r"^(?!.*(?i:time|temp|dose)).*(?:(?<![A-Za-z])(?:[Uu]nit|UNIT)|(?<=[a-z])Unit)[sS]?(?![A-Za-z])"
 )
-_LOGARITHM = re.compile(r"(?i)(^|[^a-z])(log|p(chembl|act|[a-z]{2}50|ki|kd|km|mic))")
+LOGARITHM = re.compile(r"(?i)(^|[^a-z])(log|p(chembl|act|[a-z]{2}50|ki|kd|km|mic))")
 _UNIT = re.compile(
     r"(?:^|[\s_(\[,/])(?P<unit>[pnuµμm]?M|[munµμ]?mol/L|kcal/mol|kJ/mol|[munµμ]?g/m?L|%|min|h|"
     r"log ?M)[)\]\s]*$"
 )
+
+# What stands before the unit of a condition, and what has none but per cent.
+_AMOUNT = re.compile(r"(^|[\s_@(\[=,])\d+([.,]\d+)?[\s_]*$")
+_PERCENT = re.compile(r"^\s*%|(?i:\bpercent\b)|^\w+ %")
+# What a column of concentrations measures, in its name.
+ASSAY = re.compile(r"(?<![A-Za-z])([A-Z]{2}50|Ki|Kd|Km|MIC)(?![A-Za-z0-9])")
 
 
 def parse_cell(text: str) -> tuple[str, float]:
@@ -242,15 +254,16 @@ def find_label_columns(
 ) -> tuple[list[str], list[str]]:
     """Return the columns that seem labels, and the other numbers, which are likely covariates.
 
-    Labels are numbers, or yes and no, that neither count or name the rows nor, beside others, are
-    called as pH, temperature, counts or molecular weight are.
+    Labels are numbers, or yes and no, that neither count or name the rows, nor are prices of a
+    catalog, nor, beside others, are called as pH, temperature, counts or molecular weight are.
     """
     others = {*others, *find_part_columns(frame)}
     names = [
         name
         for name in frame
         if name not in others
-        and not _NAME_OF_ROWS.search(name.strip())
+        and not NAME_OF_ROWS.search(name.strip())
+        and not _NAME_OF_GOODS.search(name)
         and _holds_labels(frame[name])
     ]
     labels = [it for it in names if not _COVARIATE.search(it) or _CONDITION.search(it)]
@@ -259,10 +272,17 @@ def find_label_columns(
 
 
 def find_numbered_columns(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
-    """Return the columns of numbers that seem to count or name the rows."""
+    """Return the columns of numbers that seem to count, name or price the rows."""
     labels = find_label_columns(frame, others=others)
     known = {*others, *labels[0], *labels[1]}
     return [name for name in frame if name not in known and list_numbers(frame[name])]
+
+
+def find_goods(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
+    """Return the columns of numbers that are of a catalog, as prices, and no labels."""
+    others = {*others}
+    names = [it for it in frame if it not in others and _NAME_OF_GOODS.search(it)]
+    return [name for name in names if _holds_labels(frame[name])]
 
 
 def find_pairs_of_words(frame: pd.DataFrame, *, others: Iterable[str]) -> list[str]:
@@ -271,10 +291,10 @@ def find_pairs_of_words(frame: pd.DataFrame, *, others: Iterable[str]) -> list[s
     Those that their names or words tell to be outcomes: that of a vendor is none.
     """
     others, found = {*others, *find_unit_columns(frame)}, []
-    for name in (it for it in frame if it not in others and not _NAME_OF_ROWS.search(it.strip())):
+    for name in (it for it in frame if it not in others and not NAME_OF_ROWS.search(it.strip())):
         texts = [text.strip() for text in frame[name] if not is_empty(text)]
         words = [*dict.fromkeys(texts)]
-        is_outcome = _NAME_OF_OUTCOME.search(name) or any(map(_OUTCOME.search, words))
+        is_outcome = _NAME_OF_OUTCOME.search(name) or any(map(OUTCOME.search, words))
         is_pair = len(words) == 2 and all(map(_WORD.fullmatch, words))
         if is_pair and is_outcome and len(texts) >= _FEWEST_WORDS:
             found.append(name)
@@ -309,8 +329,14 @@ def _holds_labels(cells: pd.Series) -> bool:
 
 
 def find_unit(column: str) -> str:
-    """Return the unit in the name of a column, as in `IC50 (nM)`; empty if there is none."""
+    """Return the unit in the name of a column, as in `IC50 (nM)`; empty if there is none.
+
+    Behind a number it is that of a condition: `% inhibition @10 uM` is in per cent.
+    """
     found = _UNIT.search(column)
+    is_condition = found and _AMOUNT.search(column[: found.start("unit")])
+    if not found or (is_condition and not ASSAY.search(column)):
+        return "%" if _PERCENT.search(column) else ""
     return found["unit"].replace("μ", "u").replace("µ", "u") if found else ""
 
 
@@ -324,7 +350,7 @@ def find_units(frame: pd.DataFrame, label_columns: Sequence[str]) -> dict[str, s
     units = {name: find_unit(name) for name in label_columns}
     beside = [{*cells} - {""} for cells in find_unit_columns(frame).values()]
     # of pIC50 beside nM it is not that of the numbers
-    is_told = any(units.values()) or any(map(_LOGARITHM.search, units))
+    is_told = any(units.values()) or any(map(LOGARITHM.search, units))
     if [len(units), *map(len, beside)] == [1, 1] and not is_told:
         return dict.fromkeys(units, find_unit(beside[0].pop()))
     return units

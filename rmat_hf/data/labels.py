@@ -27,7 +27,7 @@ MISSING_CLASSES = frozenset({"", "nan"})
 _SEPARATORS = re.compile(r"[\s,;\[\]\"']+")
 # In front of a number, and which of them say that it is a bound.
 _RELATION = re.compile(r"\s*(<<|>>|[<>]=?|[≤≥~≈=])\s*(.*)", re.DOTALL)
-_BOUNDS = {
+BOUNDS = {
     **dict.fromkeys(("<", "<=", "<<", "≤"), "<"),
     **dict.fromkeys((">", ">=", ">>", "≥"), ">"),
 }
@@ -90,7 +90,7 @@ def parse_measurement(value: object) -> float | None:
     number = parse_number(value if found is None else found[2])
     if found is None or number is None or math.isnan(number):
         return number if found is None else None
-    return Bound(number, relation=_BOUNDS[found[1]]) if found[1] in _BOUNDS else number
+    return Bound(number, relation=BOUNDS[found[1]]) if found[1] in BOUNDS else number
 
 
 def parse_number(value: object) -> float | None:

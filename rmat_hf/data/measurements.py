@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 from rdkit import DataStructs
 
-from rmat_hf.data.columns import may_be_either
+from rmat_hf.data.columns import ASSAY, may_be_either
 from rmat_hf.data.labels import (
     MISSING_NUMBERS,
     Bound,
@@ -45,8 +44,6 @@ REPLICATES = {"keep": None, "mean": np.mean, "median": np.median}
 LOG_UNITS = "log units"
 # Decades of a label that is better learned as its logarithm.
 _MANY_DECADES = 3.0
-# What a column of concentrations measures, in its name.
-_ASSAY = re.compile(r"(?<![A-Za-z])([A-Z]{2}50|Ki|Kd|Km|MIC)(?![A-Za-z0-9])")
 # Of values in another unit: how many, words of a column that may tell them, decades without any.
 _LEAST_ODD = 5
 _MOST_WORDS = 10
@@ -141,7 +138,7 @@ class LabelOptions:
 
 def name_scale(label: str, transform: str) -> str:
     """Return what the numbers are that a label is learned as: `pKi`, `log10`."""
-    found = _ASSAY.search(label) if transform == "pIC50" else None
+    found = ASSAY.search(label) if transform == "pIC50" else None
     return f"p{found[0]}" if found else transform
 
 

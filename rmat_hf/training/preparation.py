@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import IterableDataset
 
-from rmat_hf.data.check import Finding, TableReport, look_through
+from rmat_hf.data.check import MOST_CHECKED_ROWS, Finding, TableReport, look_through
 from rmat_hf.data.columns import find_numbered_columns, holds_yes_or_no, list_numbers
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import describe_recoding
@@ -31,7 +31,6 @@ from rmat_hf.training.arguments import AUTO, CLASSIFICATION, SCRATCH, Finetuning
 logger = logging.getLogger(__name__)
 
 # Larger tables are not looked through before training.
-_MOST_CHECKED_ROWS = 50_000
 # Flags with an entry for each label.
 _OF_LABELS = ("label_units", "label_transform")
 
@@ -61,7 +60,7 @@ def prepare_arguments(
     table = open_rows(arguments.dataset if rows is None else rows, revision=revision)
     is_remote = any(file.startswith(HUB_PREFIX) for file in table.files)
     is_other = has_features(table.schema) or is_remote or arguments.level == "atom"
-    if is_other or table.num_rows > _MOST_CHECKED_ROWS:
+    if is_other or table.num_rows > MOST_CHECKED_ROWS:
         return _refuse_without_units(_take_as_given(arguments))
     beside = [*arguments.label_options.columns, *filter(None, [arguments.group_column])]
     report = look_through(
@@ -83,7 +82,8 @@ def prepare_arguments(
         logger.info(text, shlex.join(added))
     for finding in unsettled:
         # here a run without the flag is all but lost
-        level = logging.WARNING if finding.topic == "skew" else logging.INFO
+        is_loss = finding.topic == "skew" or finding.needs_fix
+        level = logging.WARNING if is_loss else logging.INFO
         logger.log(level, "%s. %s", finding.message, finding.way_out)
     if arguments.problem_type == CLASSIFICATION:
         changes["problem_type"] = _choose_problem_type(report, changes["label_columns"])
@@ -131,8 +131,8 @@ def _describe_lack(report: TableReport, *, others: list[str]) -> str:
     names = report.covariate_columns
     if not names and (numbered := find_numbered_columns(report.frame, others=others)):
         return (
-            f"of numbers but {', '.join(map(repr, numbered))}, which seems to count or name the "
-            f"rows. If it is a label: --label-columns {shlex.quote(numbered[0])}."
+            f"of numbers but {', '.join(map(repr, numbered))}, which seems to count or name "
+            f"the rows, or a price. If it is a label: --label-columns {shlex.quote(numbered[0])}."
         )
     kind = "that is a label for certain" if names else "of numbers"
     columns = ", ".join(names or report.frame.columns)
@@ -189,7 +189,7 @@ def _list_unsettled(report: TableReport, arguments: FinetuningArguments) -> Iter
         named = {it.replace("-", "_") for it in re.findall(r"--([a-z-]+)", finding.way_out)}
         # the unit is read off the table
         named -= {"label_units"}
-        if named & is_open:
+        if named & is_open or finding.needs_fix:
             yield finding
 
 

@@ -13,6 +13,7 @@ from rmat_hf.data.check_report import (
     build_page,
     fix_table,
     list_left_out,
+    name_first_step,
     propose_finetuning,
     run_check,
 )
@@ -117,14 +118,17 @@ def test_a_column_of_dates_is_proposed_for_a_split_in_time() -> None:
     table = pd.DataFrame(
         {"smiles": [f"{'C' * size}O" for size in range(1, 7)], "y": range(0, 60, 10)}
     )
-    for form, is_told in {
-        "{:02}.02.2023": True,
-        "2023-02-{:02}": True,
-        "{:02}/02/2023": False,
+    for form, told in {
+        "{:02}.02.2023": "--time-column 'Assay date')",
+        "2023-02-{:02}": "--time-column 'Assay date')",
+        "{:02}-Feb-2023": "--time-column 'Assay date')",
+        "02/1{}/2023": "--time-column 'Assay date')",
+        "{:02}/02/2023": "--time-column 'Assay date', once",
+        "Q{}": "",
     }.items():
         dated = table.assign(**{"Assay date": [form.format(day) for day in range(1, 7)]})
         ways_out = "".join(it.way_out for it in find(check_table(dated), "splits"))
-        assert ("--time-column 'Assay date'" in ways_out) is is_told
+        assert told in ways_out and ("Assay date" in ways_out) is bool(told)
 
 
 RINGS = "smiles,y\n" + "".join(
@@ -166,7 +170,7 @@ INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
         ),
         # few rows, if of many scaffolds
         (RINGS, {"split": "kfold", "num_folds": 5, "fold": 0}),
-        ("smiles,toxic\nC,yes\nCC,no\n", {"problem_type": "multi_label_classification"}),
+        ("smiles,toxic\nC,yes\nCC,no\n", {"problem_type": "classification"}),
         # a unit beside a logarithm is not its own, and what predict wrote is no label
         (
             "smiles,pIC50,prediction_pIC50,Standard Units,time_unit\nC,5,5,nM,h\nCC,6,6,nM,h\n",
@@ -281,7 +285,8 @@ def test_words_of_yes_and_no_among_numbers_are_no_numbers() -> None:
     report = check_table(table)
     (cells,) = find(report, "cells")
     assert cells.rows == (2, 3)
-    assert "no number, as 'inactive'" in cells.message
+    assert "no number, as 'inactive' (1), 'not soluble' (1)" in cells.message
+    assert ">10000" in cells.way_out
     assert fix_table(report)[0]["IC50 (nM)"].tolist() == ["12.5", "300", "7", "41"]
     one = check_table(table.assign(tox=["toxic"] * 5 + ["unclear"]), label_columns=["tox"])
     (cells,) = find(one, "cells")
@@ -373,3 +378,156 @@ def test_labels_are_the_numbers_that_do_not_name_rows(
 ) -> None:
     table = pd.DataFrame({"smiles": ["CCO", "CCN", "CCC"], **columns}).astype(str)
     assert check_table(table).label_columns == labels
+
+
+# Long tables
+
+
+def build_long_table() -> pd.DataFrame:
+    """Return forty molecules in nM or uM, of two targets, some of them bounds."""
+    rows = range(40)
+    units = ["uM" if row % 4 == 0 else "nM" for row in rows]
+    values = 10.0 ** np.random.default_rng(1).uniform(0, 5, size=40)
+    return pd.DataFrame(
+        {
+            "smiles": ["C" * (row + 1) for row in rows],
+            "Target Name": ["kinase A", "kinase B"] * 20,
+            "Assay ChEMBL ID": [f"CHEMBL{row // 3}" for row in rows],
+            "Standard Relation": ["'>'" if row < 5 else "'='" for row in rows],
+            "Standard Value": [
+                f"{value / 1000 if unit == 'uM' else value:.6g}"
+                for value, unit in zip(values, units, strict=True)
+            ],
+            "Standard Units": units,
+            "nM": values,
+        }
+    )
+
+
+def test_relations_units_and_assays_beside_a_label_are_told_and_fixed(tmp_path: Path) -> None:
+    table = build_long_table()
+    truth = table.pop("nM")
+    table.to_csv(tmp_path / "long.csv", index=False)
+    arguments = CheckArguments(input=str(tmp_path / "long.csv"))
+    report = run_check(arguments)
+    (censored,) = find(report, "censored")
+    assert "'Standard Relation'" in censored.message and "5 with >" in censored.message
+    assert censored.rows == (0, 1, 2, 3, 4) and "--fix" in censored.way_out
+    (units,) = (it for it in find(report, "units") if it.is_serious)
+    assert "30 'nM'" in units.message and "--fix" in units.way_out
+    target, assay = find(report, "assays")
+    assert (
+        "2 assays" in target.message
+        and "'Target Name'" in target.message
+        and "--feature-columns 'Target Name'" in target.way_out
+    )
+    # of three rows each nothing is learned
+    assert "14 assays" in assay.message and "--feature-columns" not in assay.way_out
+    fixed, changes = fix_table(report)
+    cells = fixed["Standard Value"].astype(str)
+    assert [cell.startswith(">") for cell in cells] == [True] * 5 + [False] * 35
+    np.testing.assert_allclose(cells.str.strip(">").astype(float), truth, rtol=1e-5)
+    assert {*fixed["Standard Units"]} == {"nM"} and (changes["why"] != "").all()
+    check, finetuning = propose_finetuning(report, arguments).split(" && ")
+    assert check.endswith("long.csv --fix clean.csv")
+    told = parse_flags("finetune", shlex.split(finetuning)[2:])
+    assert (told.dataset, told.feature_columns) == ("clean.csv", ["Target Name"])
+    assert (told.label_units, told.label_transform) == (["nM"], ["pIC50"])
+    # a column of numbers, or of yes and no, is no name of an assay
+    for cells in ([1, 0], ["yes", "no"], ["2024-01-01", "2024-01-02"]):
+        other = table.drop(columns=["Target Name", "Assay ChEMBL ID"]).assign(assay=cells * 20)
+        assert find(check_table(other, label_columns=["Standard Value"]), "assays") == []
+    # of the copy nothing is left to fix
+    assert not any(it.needs_fix for it in check_table(fixed).findings)
+
+
+def test_units_that_none_can_be_made_of_another_have_no_line_to_finetune_with(
+    tmp_path: Path,
+) -> None:
+    table = build_long_table().drop(columns=["nM", "Standard Relation"])
+    table["Standard Units"] = ["%", "ug/mL"] * 20
+    table.to_csv(tmp_path / "long.csv", index=False)
+    arguments = CheckArguments(input=str(tmp_path / "long.csv"))
+    report = run_check(arguments)
+    assert propose_finetuning(report, arguments) == ""
+    assert "one unit" in name_first_step(report)
+
+
+def test_signs_beside_a_logarithm_are_told_and_not_written(tmp_path: Path) -> None:
+    table = build_long_table().rename(columns={"Standard Value": "pIC50"})
+    report = check_table(table.drop(columns=["nM", "Standard Units"]))
+    (censored,) = find(report, "censored")
+    assert censored.is_serious and not censored.needs_fix and "turned" in censored.way_out
+    assert fix_table(report)[0]["pIC50"].tolist() == table["pIC50"].tolist()
+
+
+def test_rows_of_one_molecule_under_several_conditions_are_no_replicates(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(2).normal(6, 1, size=12)
+    columns = {
+        "smiles": [f"C{'C' * (row // 2)}O" for row in range(24)],
+        "temperature": [25, 37] * 12,
+        "cell line": ["HEK", "CHO"] * 12,
+        "replicate": [1, 2] * 12,
+        "operator": ["ab", "ab", "cd"] * 8,
+        "pIC50": [numbers[row // 2] + row % 2 for row in range(24)],
+    }
+    pd.DataFrame(columns).to_csv(tmp_path / "a.csv", index=False)
+    arguments = CheckArguments(input=str(tmp_path / "a.csv"))
+    report = run_check(arguments)
+    (conditions,) = find(report, "assays")
+    assert "'temperature', 'cell line'" in conditions.message
+    assert find(report, "replicates") == []
+    told = parse_flags("finetune", shlex.split(propose_finetuning(report, arguments))[2:])
+    assert told.feature_columns == ["temperature", "cell line"] and told.replicates == "keep"
+
+
+def test_the_words_of_cells_are_counted_and_the_most_frequent_is_first() -> None:
+    cells = ["geomean", *["12", "7", "inactive"] * 4]
+    table = pd.DataFrame({"smiles": ["C" * (row + 1) for row in range(13)], "IC50 (nM)": cells})
+    (told,) = find(check_table(table), "cells")
+    assert "'inactive' (4), 'geomean' (1)" in told.message
+    # of a word that says nothing of a limit nothing is advised
+    (told,) = find(check_table(table.iloc[[0, 1, 2]]), "cells")
+    assert ">10000" not in told.way_out
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("% Inhibition @10 µM", "%"),
+        ("Hemmung bei 10 µM (%)", "%"),
+        ("inhibition_at_10_uM", ""),
+        ("% inhibition (10 µM)", "%"),
+        ("IC50_1_nM", "nM"),
+        ("Ki 5HT2 (nM)", "nM"),
+        ("t1/2 h", "h"),
+        ("% bound", "%"),
+    ],
+)
+def test_the_unit_of_a_condition_is_not_that_of_the_label(name: str, unit: str) -> None:
+    table = pd.DataFrame({"smiles": ["CCO", "CCN", "CCC"], name: [1.5, 2.5, 7.5]})
+    assert check_table(table, label_columns=[name]).label_units == {name: unit}
+
+
+def test_of_classes_no_median_and_no_spread_is_told(tmp_path: Path) -> None:
+    table = pd.DataFrame({"smiles": ["CCO", "CCO", "CCN"], "toxic": ["yes", "no", "yes"]})
+    said = find(check_table(table), "replicates")
+    assert len(said) == 2
+    assert not any("median" in it.message + it.way_out or "spread" in it.message for it in said)
+
+
+def test_a_table_without_labels_has_nothing_to_divide_and_prices_are_none(tmp_path: Path) -> None:
+    table = pd.DataFrame({"smiles": ["CCO", "CCN", "CCC"], "Price, EUR": ["12,5", "7,25", "100,5"]})
+    report = check_table(table)
+    assert report.label_columns == [] and not any(it.is_serious for it in report.findings)
+    (catalog,) = find(report, "labels")
+    assert "'Price, EUR'" in catalog.message and "no label" in catalog.message
+    assert fix_table(report)[0]["Price, EUR"].tolist() == ["12.5", "7.25", "100.5"]
+    assert check_table(table, label_columns=["Price, EUR"]).label_columns == ["Price, EUR"]
+
+
+def test_the_largest_of_a_mixture_is_not_advised_without_a_word() -> None:
+    mixture = "CC(=O)Oc1ccccc1C(=O)O.CN1C=NC2=C1C(=O)N(C)C(=O)N2C"
+    report = check_table(pd.DataFrame({"smiles": [mixture, "CCO"], "y": [1.5, 2.5]}))
+    (told,) = find(report, "fragments")
+    assert told.rows == (0,) and "largest_fragment" in told.way_out and "Drop" in told.way_out

@@ -39,6 +39,14 @@ def test_columns_are_found_and_what_was_found_is_told_with_the_flag_that_settles
     assert len(caplog.messages) == 1
 
 
+def test_signs_and_units_beside_a_label_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "rmat_hf")
+    relations, units = [">", *["="] * (len(NUMBERS) - 1)], ["uM", *["nM"] * (len(NUMBERS) - 1)]
+    prepare({"relation": relations, "y": NUMBERS, "units": units})
+    for warning, column in zip(caplog.messages, ["'relation'", "'units'"], strict=True):
+        assert column in warning and "--fix" in warning
+
+
 WIDE = [10.0 ** (it / 3) for it in range(len(NUMBERS))]
 
 
@@ -225,6 +233,6 @@ def test_a_table_in_another_form_gives_the_same_model_digit_by_digit(
 def test_a_transform_without_the_unit_it_needs_is_refused_for_tables_that_are_not_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rmat_hf.training.preparation._MOST_CHECKED_ROWS", 1)
+    monkeypatch.setattr("rmat_hf.training.preparation.MOST_CHECKED_ROWS", 1)
     with pytest.raises(UserError, match="--label-units"):
         prepare({"y": NUMBERS}, label_columns=["y"], label_transform=["pIC50"])

@@ -4,8 +4,9 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 _DAY_FIRST = re.compile(r"^(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _YEAR_FIRST = re.compile(r"^(\d{4})/(\d{1,2})/(\d{1,2})\b")
-_SLASHES = re.compile(r"\d{1,2}/\d{1,2}/\d{1,4}\b")
+_SLASHES = re.compile(r"^(\d{1,2})/(\d{1,2})/(\d{4}|\d{2})\b")
+_NAMED_MONTH = re.compile(r"^(\d{1,2})[- ]([A-Za-z]{3})[a-z]*[- ](\d{4}|\d{2})\b")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+AMBIGUOUS = "which may have the day or the month first"
 EPOCH = datetime(1970, 1, 1)
 
 
@@ -41,8 +45,9 @@ def parse_split_cells(
 
     Times are numbers (years, say), dates, with or without a time of day, or dates with a time zone,
     all of them alike. Dates are written as in ISO 8601, with dots and the day first, `31.05.2019`,
-    or with slashes and the year first, `2019/05/31`. What looks like a number is one: `20190501`.
-    Dates become seconds since 1970.
+    with the month's English name, `31-May-2019`, or with slashes: the year first, `2019/05/31`, or
+    day and month in the order that other cells of the column leave no doubt of, `05/31/2019`. What
+    looks like a number is one: `20190501`. Dates become seconds since 1970.
 
     Args:
         column: A `TimeColumn` holds times, any other the words of a split; none gives nothing.
@@ -51,7 +56,8 @@ def parse_split_cells(
     if not column:
         return {}
     if isinstance(column, TimeColumn):
-        return {"time": list(_parse_cells(cells, parse_time, rows=rows, column=column))}
+        parse = build_time_parser(cells)
+        return {"time": list(_parse_cells(cells, parse, rows=rows, column=column))}
     numbers = _parse_cells(cells, _parse_word, rows=rows, column=column)
     words: list[Any] = [SPLIT_NAMES[int(number)] for number in numbers]
     split_by_column(words, split_column=column)
@@ -67,7 +73,8 @@ def parse_split_cells(
 
 def validate_split_cells(column: str | None, cells: Mapping[int, object]) -> None:
     """Raise a `UserError` if no row has a part, or a time, in the column of a split."""
-    parse = parse_time if isinstance(column, TimeColumn) else _parse_word
+    is_time = isinstance(column, TimeColumn)
+    parse = build_time_parser(cells.values()) if is_time else _parse_word
     if column and cells and all(math.isnan(parse(cell)[1]) for cell in cells.values()):
         row = next((row for row, cell in cells.items() if str(cell or "").strip()), *[*cells][:1])
         _parse_cells([cells[row]], parse, rows=[row], column=column)
@@ -75,7 +82,8 @@ def validate_split_cells(column: str | None, cells: Mapping[int, object]) -> Non
 
 def find_unread_cells(column: str, cells: Mapping[int, object]) -> dict[int, str]:
     """Return why rows have no part or no time, by row; nothing where no row has one."""
-    parse = parse_time if isinstance(column, TimeColumn) else _parse_word
+    is_time = isinstance(column, TimeColumn)
+    parse = build_time_parser(cells.values()) if is_time else _parse_word
     parsed = {row: parse(cell) for row, cell in cells.items()}
     kinds = Counter(kind for kind, number in parsed.values() if not math.isnan(number))
     if not kinds:
@@ -190,22 +198,48 @@ def _parse_word(value: object) -> tuple[str, float]:
     return "no part of a split", math.nan
 
 
-def parse_time(value: object) -> tuple[str, float]:
-    """Return what a cell holds, in words, and its number; NaN if it is no time."""
+def build_time_parser(cells: Iterable[object]) -> Callable[[object], tuple[str, float]]:
+    """Return what reads the cells of a column of times, as all of them are written.
+
+    A number above 12 tells where the day is in dates such as `05/31/2019`; two that contradict each
+    other, or none, tell nothing.
+    """
+    found = [match for it in cells if (match := _SLASHES.match(str(it).strip()))]
+    orders = {order for it in found for order in (1, 2) if int(it[order]) > 12}
+    return partial(_parse_time, day_at=orders.pop() if len(orders) == 1 else 0)
+
+
+def _parse_time(value: object, *, day_at: int) -> tuple[str, float]:
+    """Return what a cell holds, in words, and its number; NaN if it is no time.
+
+    Args:
+        day_at: Whether the day is first or second where there are slashes; 0 if nobody knows.
+    """
     number = parse_number(value)
     if number is not None:
         return ("which is no time" if math.isnan(number) else "a number"), number
     text = str(value).strip()
-    if _SLASHES.match(text):
-        return "which may have the day or the month first", math.nan
+    if _SLASHES.match(text) and not day_at:
+        return AMBIGUOUS, math.nan
     try:
         text = _YEAR_FIRST.sub(r"\3.\2.\1", text)
+        text = _SLASHES.sub(partial(_write_dots, day_at=day_at), text)
+        text = _NAMED_MONTH.sub(partial(_write_dots, day_at=1), text)
         value = datetime.fromisoformat(_DAY_FIRST.sub(_write_iso, text, count=1))
     except ValueError:
         return "neither a number nor a date", math.nan
     if value.tzinfo is not None:
         return "a date with a time zone", value.timestamp()
     return "a date", (value - EPOCH).total_seconds()
+
+
+def _write_dots(found: re.Match[str], *, day_at: int) -> str:
+    day, month, year = found[day_at], found[3 - day_at], found[3]
+    if month.isalpha():
+        month = str(_MONTHS.index(month.lower()) + 1)
+    # of two digits as POSIX and Python read them
+    century = ("19" if int(year) > 68 else "20") * (len(year) == 2)
+    return f"{day}.{month}.{century}{year}"
 
 
 def _write_iso(day_first: re.Match[str]) -> str:
