@@ -46,6 +46,7 @@ from rmat_hf.data.labels import (
 )
 from rmat_hf.data.measurements import (
     BOUNDS_COLUMN,
+    MERGED_INTO,
     WEIGHT_COLUMN,
     LabelOptions,
     add_covariates,
@@ -54,8 +55,10 @@ from rmat_hf.data.measurements import (
     parse_weights,
 )
 from rmat_hf.data.splits.column_splits import (
+    TimeColumn,
     find_unread_cells,
     parse_split_cells,
+    parse_time,
     validate_split_cells,
 )
 from rmat_hf.data.splits.molecule_splits import name_by_parent
@@ -100,6 +103,11 @@ class DroppedRow(NamedTuple):
     row: int
     smiles: str
     reason: str
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the labels of the row are part of those of another."""
+        return self.reason.startswith(MERGED_INTO)
 
 
 @dataclass(frozen=True)
@@ -369,7 +377,8 @@ def _build_training_data(
 
 
 def _warn_of(dropped: Sequence[DroppedRow], *, num_rows: int, source: str, way_out: str) -> None:
-    """Count dropped rows by reason, each with its first row."""
+    """Count dropped rows by reason, each with its first row; those that were merged are a note."""
+    dropped = [it for it in dropped if not it.is_merged]
     if not dropped:
         return
     counts = Counter(name_kind(it.reason) for it in dropped)
@@ -418,7 +427,12 @@ def _settle_replicates(
     if rule == "keep":
         return found, []
     kept = rows.drop(index=list({**reasons, **found}))
-    groups = _name_replicates(kept, [*filter(None, [split_column]), *feature_columns])
+    own = [*filter(None, [split_column])]
+    if isinstance(split_column, TimeColumn):
+        # the first measurement takes in what was measured later, as a split by time does
+        times = [parse_time(it[split_column])[1] for it in kept["cells"]]
+        kept, own = kept.iloc[np.argsort(times, kind="stable")], []
+    groups = _name_replicates(kept, [*own, *feature_columns])
     units = label_options.list_error_units(len(types))
     merged, others, notes = merge_replicates(
         kept, groups=groups, rule=rule, types=types, units=units
