@@ -71,7 +71,7 @@ class Scores:
         problem_type (`str`): As in the config of a model.
         num_rows (`int`): Rows with any label.
         num_known (`dict[str, int]`): Rows that have each label.
-        num_rarest (`dict[str, int]`): Of classes how many are of the rarest of those there are.
+        num_rarest (`dict[str, int]`): Of classes how many are of the rarest; 0 if all are of one.
         metrics (`dict`): Of each method, as from [`compute_metrics`].
         resamples (`dict`): Of each method and metric, `(num_labels, num_resamples)`.
         scales (`dict[str, float]`, *optional*):
@@ -221,9 +221,7 @@ def score_methods(
         int(known.any(axis=1).sum()),
         dict(zip(label_names, known.sum(axis=0).tolist(), strict=True)),
         {
-            name: int(
-                np.unique(column[~np.isnan(column)], return_counts=True)[1].min(initial=number)
-            )
+            name: _count_rarest(column[~np.isnan(column)])
             for name, column in zip(label_names, labels.T, strict=True)
         },
         {
@@ -233,6 +231,12 @@ def score_methods(
         drawn,
         None if scales is None else dict(zip(label_names, scales.tolist(), strict=True)),
     )
+
+
+def _count_rarest(classes: np.ndarray) -> int:
+    """Return how many are of the rarest class, 0 where there are no two."""
+    counts = np.unique(classes, return_counts=True)[1]
+    return int(counts.min()) if len(counts) > 1 else 0
 
 
 def find_scales(deviations: Sequence[float] | None, labels: np.ndarray) -> np.ndarray:

@@ -230,6 +230,12 @@ def test_few_rows_of_a_class_decide_nothing(num_yes: int, is_decided: bool) -> N
     text = " ".join(describe_verdict(scores, "m", references=["forest"]))
     assert ("m is better than forest" in text) == is_decided
     assert (f"of 100 rows {num_yes} " in text and "fewer than 10 of a class" in text) != is_decided
+    # a label without rows, or of one class, is none of those that decide
+    three = np.concatenate([labels, np.full((100, 1), np.nan), np.ones((100, 1))], axis=1)
+    values = {name: np.tile(it, (1, 3)) for name, it in methods.items()}
+    given: dict[str, Any] = {"labels": three, "label_names": ["y", "none", "one"]}
+    text = " ".join(describe_verdict(score_methods(kind, values, **given), "m"))
+    assert ("Nothing is decided" in text) != is_decided
     # of several labels the one with too few
     two, columns = {"a": labels[:, 0], "b": np.arange(100) % 2.0}, ["a", "b"]
     scores = score_methods(
