@@ -378,8 +378,7 @@ def _build_training_data(
 
 def _warn_of(dropped: Sequence[DroppedRow], *, num_rows: int, source: str, way_out: str) -> None:
     """Count dropped rows by reason, each with its first row; those that were merged are a note."""
-    dropped = [it for it in dropped if not it.is_merged]
-    if not dropped:
+    if not (dropped := [it for it in dropped if not it.is_merged]):
         return
     counts = Counter(name_kind(it.reason) for it in dropped)
     first = {name_kind(it.reason): it for it in reversed(dropped)}

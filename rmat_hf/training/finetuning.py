@@ -566,10 +566,9 @@ def _predict_trust(model: Any, task: FinetuningTask) -> dict[str, np.ndarray]:
 def _name_molecules(task: FinetuningTask) -> dict[str, Any]:
     """Return number and SMILES of every row, by part."""
     columns = {"rows": "row", "smiles": "smiles", "molecules": "canonical_smiles"}
-    names = {name: task.dataset[column][:] for name, column in columns.items()}
     return {
-        name: {part: [cells[row] for row in rows] for part, rows in vars(task.split).items()}
-        for name, cells in names.items()
+        name: {part: task.dataset.select(rows)[it][:] for part, rows in vars(task.split).items()}
+        for name, it in columns.items()
     }
 
 
