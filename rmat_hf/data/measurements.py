@@ -39,6 +39,7 @@ COVARIATES_COLUMN = "covariates"
 COVARIATE_KINDS_COLUMN = "covariate_kinds"
 _MOST_CATEGORIES = 100
 # How the labels of several rows of a molecule become those of one; "keep": they do not.
+MERGED_INTO = "merged into row"
 REPLICATES = {"keep": None, "mean": np.mean, "median": np.median}
 # What errors of a label that is learned as its logarithm are in.
 LOG_UNITS = "log units"
@@ -491,7 +492,7 @@ def merge_replicates(
             if kind == "regression" and len(exact) > 1:
                 squares[idx] += np.var(exact) * len(exact)
                 degrees[idx] += len(exact) - 1
-        reasons |= dict.fromkeys(members.index[1:], f"merged into row {first}, the {rule}")
+        reasons |= dict.fromkeys(members.index[1:], f"{MERGED_INTO} {first}, the {rule}")
     notes = [f"{len(reasons)} rows merged into others of their molecule by the {rule}"]
     for name, unit, square, degree in zip(types, units, squares, degrees, strict=True):
         if degree:

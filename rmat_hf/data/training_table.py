@@ -46,6 +46,7 @@ from rmat_hf.data.labels import (
 )
 from rmat_hf.data.measurements import (
     BOUNDS_COLUMN,
+    MERGED_INTO,
     WEIGHT_COLUMN,
     LabelOptions,
     add_covariates,
@@ -54,6 +55,8 @@ from rmat_hf.data.measurements import (
     parse_weights,
 )
 from rmat_hf.data.splits.column_splits import (
+    TimeColumn,
+    build_time_parser,
     find_unread_cells,
     parse_split_cells,
     validate_split_cells,
@@ -100,6 +103,11 @@ class DroppedRow(NamedTuple):
     row: int
     smiles: str
     reason: str
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the labels of the row are part of those of another."""
+        return self.reason.startswith(MERGED_INTO)
 
 
 @dataclass(frozen=True)
@@ -369,8 +377,8 @@ def _build_training_data(
 
 
 def _warn_of(dropped: Sequence[DroppedRow], *, num_rows: int, source: str, way_out: str) -> None:
-    """Count dropped rows by reason, each with its first row."""
-    if not dropped:
+    """Count dropped rows by reason, each with its first row; those that were merged are a note."""
+    if not (dropped := [it for it in dropped if not it.is_merged]):
         return
     counts = Counter(name_kind(it.reason) for it in dropped)
     first = {name_kind(it.reason): it for it in reversed(dropped)}
@@ -418,7 +426,13 @@ def _settle_replicates(
     if rule == "keep":
         return found, []
     kept = rows.drop(index=list({**reasons, **found}))
-    groups = _name_replicates(kept, [*filter(None, [split_column]), *feature_columns])
+    own = [split_column] if split_column else []
+    if isinstance(split_column, TimeColumn):
+        # the first measurement takes in what was measured later, as a split by time does
+        dates = [it[split_column] for it in kept["cells"]]
+        times = [parsed[1] for parsed in map(build_time_parser(dates), dates)]
+        kept, own = kept.iloc[np.argsort(times, kind="stable")], []
+    groups = _name_replicates(kept, [*own, *feature_columns])
     units = label_options.list_error_units(len(types))
     merged, others, notes = merge_replicates(
         kept, groups=groups, rule=rule, types=types, units=units
@@ -651,8 +665,7 @@ def _build_dataset(
     split: dict[str, list[Any]],
     class_names: list[str] | None,
 ) -> datasets.Dataset:
-    num_step_downs = rows["geometry_source"].str.contains("step down").sum()
-    if num_step_downs:
+    if num_step_downs := rows["geometry_source"].str.contains("step down").sum():
         logger.warning("%d molecules stepped down to another geometry.", num_step_downs)
     columns: dict[str, tuple[Sequence[Any], str]] = {
         "row": (rows.index, "int64"),

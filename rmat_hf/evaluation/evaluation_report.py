@@ -8,18 +8,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rdkit import Chem
 
 from rmat_hf.data.labels import describe_recoding, is_empty, list_words
 from rmat_hf.data.table_writer import count_by_example
 from rmat_hf.data.training_table import DroppedRow
 from rmat_hf.errors import say_count
+from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
 from rmat_hf.output_folder import save_json
+from rmat_hf.training.baselines import MAX_ATOMS
 from rmat_hf.training.estimates import (
     Estimate,
     Scores,
     average_known,
     build_table,
     compute_errors,
+    describe_each,
     describe_scores,
     find_inside,
 )
@@ -138,12 +142,55 @@ def list_unread(cells: pd.DataFrame, labels: np.ndarray, *, is_of_classes: bool)
     return [note.rstrip() for note in notes]
 
 
+def find_canonical(molecule: Molecule) -> str | None:
+    """Return the canonical SMILES of a molecule; none of what is no molecule."""
+    try:
+        return str(Chem.MolToSmiles(parse_molecule(molecule, max_atoms=MAX_ATOMS)))
+    except MoleculeError:
+        return None
+
+
+def list_trained(folder: str | Path) -> list[Molecule]:
+    """Return the molecules that a model has learned from, if its folder knows them."""
+    path = Path(folder) / "split.csv"
+    if not path.is_file():
+        return []
+    split = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return list(split["smiles"][split["split"] != "test"])
+
+
+def list_overlaps(canonical: Sequence[str | None], folders: Mapping[str, str | Path]) -> list[str]:
+    """Say how many molecules models have learned from."""
+    notes = []
+    given = {*filter(None, canonical)}
+    for name, folder in folders.items():
+        trained = {*filter(None, map(find_canonical, list_trained(folder)))}
+        # stereoisomers have at most other distances: their errors are those of molecules it knows
+        flat = {*map(_remove_stereo, trained)}
+        known = {it for it in given if _remove_stereo(it) in flat}
+        others = len(known - trained)
+        if known:
+            stereo = f" ({others} as another stereoisomer)" if others else ""
+            notes.append(
+                f"{len(known)} of {len(given)} molecules are of train or valid of {name}{stereo}: "
+                "its numbers are better than those of new molecules."
+            )
+    return notes
+
+
+def _remove_stereo(smiles: str) -> str:
+    return str(Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False))
+
+
 def save_evaluation(
     folder: Path, result: EvaluationResult, *, models: Sequence[str], source: str
 ) -> None:
     """Write report, pictures, metrics and predictions of an evaluation into a folder."""
     scores = result.scores
     differences = _list_differences(result, models)
+    metric = list_metrics(scores.problem_type)[0]
+    is_scaled = scores.scales is not None and not metric.greater_is_better
+    name_of_metric = f"standardized_{metric.name}" if is_scaled else metric.name
     save_json(
         folder / "metrics.json",
         {
@@ -153,7 +200,7 @@ def save_evaluation(
             "num_skipped": len(result.skipped),
             "metrics": scores.to_json(),
             "differences": [
-                {"method": pair[0], "reference": pair[1], **it._asdict()}
+                {"method": pair[0], "reference": pair[1], "metric": name_of_metric, **it._asdict()}
                 for pair, it in differences.items()
             ],
             "verdict": [*result.verdict, *result.notes],
@@ -162,14 +209,15 @@ def save_evaluation(
     result.rows.to_csv(folder / "predictions.csv")
     sections = [
         f"# {', '.join(models)} on {Path(source).name}",
-        f"{scores.num_rows} molecules with a label and a prediction of every method; "
+        f"{say_count(scores.num_rows, 'row')} with a label and a prediction of every method; "
         f"{say_count(len(result.skipped), 'row')} left out.",
         "## Verdict",
         "\n".join(f"- {line}" for line in [*result.verdict, *result.notes]),
         "## Metrics",
         ABOUT_INTERVALS,
         describe_scores({"given": scores}),
-        *_describe_labels(result),
+        # scores have the names of the columns, the report those of what is learned of them
+        *describe_each(scores, names=dict(zip(scores.num_known, result.label_names, strict=True))),
         *_draw_predictions(folder, result),
         *_describe_trust(folder, result, models=models),
         *describe_novelty(folder, _list_errors(result, models), has_one_scale=True),
@@ -195,20 +243,6 @@ def _list_differences(
         for idx, name in enumerate(models)
         for other in [*others, *models[idx + 1 :]]
     }
-
-
-def _describe_labels(result: EvaluationResult) -> list[str]:
-    """Return a table of the first metric of every label, if there are several."""
-    scores, names = result.scores, result.label_names
-    if len(names) == 1:
-        return []
-    metric = list_metrics(scores.problem_type)[0]
-    rows = [[f"{metric.title} of", "n", *scores.metrics]]
-    # scores have the names of the columns, the report those of what is learned of them
-    for name, (column, number) in zip(names, scores.num_known.items(), strict=True):
-        cells = [str(scores.estimate(it, metric.name, label=column)) for it in scores.metrics]
-        rows.append([name, str(number), *cells])
-    return [build_table(rows)]
 
 
 def _draw_predictions(folder: Path, result: EvaluationResult) -> list[str]:

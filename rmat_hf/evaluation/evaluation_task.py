@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 
 from rmat_hf.data.labels import Bound, LabelError, is_missing, parse_label
-from rmat_hf.data.measurements import learn_ends, learn_values, name_learned
+from rmat_hf.data.measurements import (
+    find_error_unit,
+    learn_ends,
+    learn_values,
+    list_error_units,
+    name_learned,
+)
 from rmat_hf.data.table_writer import Predictions
 from rmat_hf.errors import UserError
 from rmat_hf.evaluation.evaluation_report import Method
@@ -84,6 +90,14 @@ class EvaluationTask:
     def learned_names(self) -> list[str]:
         """The labels as they are scored."""
         return [*map(name_learned, self.label_names, self.transforms)]
+
+    def find_units(self) -> tuple[str, dict[str, str]]:
+        """Return the unit of errors of all labels, and of each; nothing of classes."""
+        if self.problem_type != "regression":
+            return "", {}
+        own = list_error_units(self.units, self.transforms)
+        unit = find_error_unit(self.units, self.transforms)
+        return unit, dict(zip(self.label_names, own, strict=True))
 
     def describe(self) -> list[str]:
         """Return what to know of the labels that are scored as something else."""

@@ -13,14 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from rdkit import Chem
 
 from rmat_hf.data.columns import find_smiles_column, with_plain_numbers
 from rmat_hf.data.frames import open_rows
 from rmat_hf.data.labels import LabelError, parse_number
 from rmat_hf.data.measurements import (
     describe_factor,
-    find_error_unit,
     find_unread_covariates,
 )
 from rmat_hf.data.sources import open_table
@@ -33,6 +31,9 @@ from rmat_hf.evaluation.evaluation_report import (
     COVERAGES,
     EvaluationResult,
     Method,
+    find_canonical,
+    list_overlaps,
+    list_trained,
     list_unread,
     save_evaluation,
 )
@@ -52,19 +53,21 @@ from rmat_hf.inference.prediction import (
 )
 from rmat_hf.loading import load_predictor
 from rmat_hf.model.configuration_rmat import RMatConfig
-from rmat_hf.model.features_rmat import Molecule, MoleculeError, parse_molecule
+from rmat_hf.model.features_rmat import Molecule
 from rmat_hf.model.modeling_rmat import RMatForTokenClassification
 from rmat_hf.model.trust_rmat import RMatTrust, find_trust
 from rmat_hf.output_folder import create_folder_atomically, validate_output_folder
-from rmat_hf.training.baselines import MAX_ATOMS, SHOWN, fit_several, stack_outputs
+from rmat_hf.training.baselines import SHOWN, fit_several, stack_outputs
 from rmat_hf.training.estimates import (
     MEAN_OF_TRAIN,
     describe_verdict,
+    find_scales,
     judge_coverage,
     predict_mean,
     score_methods,
 )
-from rmat_hf.training.metrics import CLASSIFICATION, list_metrics
+from rmat_hf.training.metrics import CLASSIFICATION
+from rmat_hf.training.report import name_row
 from rmat_hf.training.trust import compute_novelty
 
 logger = logging.getLogger(__name__)
@@ -221,7 +224,7 @@ def evaluate(  # noqa: PLR0913 - what is evaluated beside what, and how to run
         result = replace(result, classes=classes)
     if not label_columns:
         result.notes.extend(list_left_out(configs, tasks, source=rows.source))
-    result.notes.extend(_list_overlaps(rows, folders, kept=result.rows.index))
+    result.notes.extend(list_overlaps([rows.canonical[row] for row in result.rows.index], folders))
     if output_dir is not None:
         with create_folder_atomically(output_dir) as folder:
             save_evaluation(folder, result, models=list(folders), source=rows.source)
@@ -286,19 +289,12 @@ def _read_rows(source: str | Path | Rows | pd.DataFrame, *, smiles_column: str) 
         raise UserError(f"{table.source} has no rows.")
     cells = pd.concat(frames, ignore_index=True)
     smiles = ["" if pd.isna(it) else str(it) for it in cells[smiles_column]]
-    canonical = [_find_canonical(it) for it in molecules]
+    canonical = [find_canonical(it) for it in molecules]
     return _Rows(given, smiles_column, smiles, molecules, cells, canonical)
 
 
 def _open(source: str | Path | Rows | pd.DataFrame) -> Table:
     return open_table(source) if isinstance(source, str | Path) else open_rows(source)
-
-
-def _find_canonical(molecule: Molecule) -> str | None:
-    try:
-        return str(Chem.MolToSmiles(parse_molecule(molecule, max_atoms=MAX_ATOMS)))
-    except MoleculeError:
-        return None
 
 
 def _name_models(models: Any) -> dict[str, str | Path]:
@@ -380,7 +376,7 @@ def _read_tool(
     values = values.reshape(len(frame), len(columns))
     keys = [it for it in (rows.smiles_column, SMILES_COLUMN) if it in frame]
     if keys:
-        canonical = [_find_canonical(str(it)) for it in frame[keys[0]]]
+        canonical = [find_canonical(str(it)) for it in frame[keys[0]]]
         by_molecule = dict(zip(canonical, values, strict=True))
         missing = np.full(len(columns), np.nan)
         values = np.array([by_molecule.get(it, missing) for it in rows.canonical])
@@ -443,6 +439,16 @@ def _predict_constant(
     return name, predict_mean(task.problem_type, given, num_outputs=task.num_outputs)
 
 
+def _find_scales(
+    task: EvaluationTask, config: RMatConfig, *, labels: np.ndarray, known: _Rows | None
+) -> np.ndarray:
+    """Return the deviations of labels in training, or else in these rows."""
+    if config.label_std is None:
+        return find_scales(None, labels if known is None else known.read_labels(task)[0])
+    own = [config.label_columns.index(it) for it in task.model_labels]
+    return find_scales(config.label_std, labels)[own]
+
+
 # What is said of them
 
 
@@ -480,19 +486,33 @@ def _compare(
         )
     shared = {name: it.take(kept) for name, it in methods.items()}
     values = {name: it.values for name, it in shared.items()}
+    unit, units = task.find_units()
+    scales = None
+    if units and len(units) > 1 and not unit:
+        scales = _find_scales(task, predicted[first][0].config, labels=labels[kept], known=known)
     scores = score_methods(
-        task.problem_type, values, labels=labels[kept], label_names=task.label_names
+        task.problem_type,
+        values,
+        labels=labels[kept],
+        label_names=task.label_names,
+        scales=scales,
     )
-    metric = list_metrics(task.problem_type)[0].name
-    unit = find_error_unit(task.units, task.transforms) if metric == "rmse" else ""
     verdict: list[str] = []
     learned = dict(zip(task.label_names, task.learned_names, strict=True))
+    noun = f"{name_row('molecule', [str(rows.canonical[row]) for row in kept])}s"
     models = list(folders)
     others = [name for name in methods if name not in folders]
     for idx, name in enumerate(models):
         references = [*others, *models[idx + 1 :]]
         verdict += describe_verdict(
-            scores, name, references=references, unit=unit, noun="molecules", names=learned
+            scores,
+            name,
+            references=references,
+            rivals=references,
+            unit=unit,
+            noun=noun,
+            names=learned,
+            units=units,
         )
         verdict += judge_coverage(
             name,
@@ -501,6 +521,7 @@ def _compare(
             label_names=task.learned_names,
             class_names=task.class_names,
             coverage=coverage,
+            noun=noun,
         )
     # once, behind the error of the model in question
     error = scores.metrics[first].get("rmse")
@@ -538,38 +559,5 @@ def _find_novelty(
     first = next(iter(folders))
     if "novelty" in methods[first].trust:
         return methods[first].trust["novelty"][:, 0]
-    trained = _list_trained(folders[first]) if known is None else known.molecules
+    trained = list_trained(folders[first]) if known is None else known.molecules
     return compute_novelty(rows.molecules, trained) if trained else None
-
-
-def _list_trained(folder: str | Path) -> list[Molecule]:
-    """Return the molecules that a model has learned from, if its folder knows them."""
-    path = Path(folder) / "split.csv"
-    if not path.is_file():
-        return []
-    split = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return list(split["smiles"][split["split"] != "test"])
-
-
-def _list_overlaps(
-    rows: _Rows, folders: Mapping[str, str | Path], *, kept: Sequence[int]
-) -> list[str]:
-    notes = []
-    given = {*filter(None, (rows.canonical[row] for row in kept))}
-    for name, folder in folders.items():
-        trained = {*filter(None, map(_find_canonical, _list_trained(folder)))}
-        # stereoisomers have at most other distances: their errors are those of molecules it knows
-        flat = {*map(_remove_stereo, trained)}
-        known = {it for it in given if _remove_stereo(it) in flat}
-        others = len(known - trained)
-        if known:
-            stereo = f" ({others} as another stereoisomer)" if others else ""
-            notes.append(
-                f"{len(known)} of {len(given)} molecules are of train or valid of {name}{stereo}: "
-                "its numbers are better than those of new molecules."
-            )
-    return notes
-
-
-def _remove_stereo(smiles: str) -> str:
-    return str(Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False))

@@ -322,7 +322,7 @@ def _add_card(source: Path, stage: Path, *, kept: list[str], repo_id: str) -> No
     entries = [
         EvalResultEntry(
             dataset_id=result.dataset_type,
-            task_id=result.metric_type,
+            task_id=result.metric_name or result.metric_type,
             value=result.metric_value,
             notes=result.dataset_split,
         )

@@ -4,8 +4,10 @@ Intervals are percentiles of bootstrap resamples of the rows. Methods are resamp
 the difference between two has its own interval, which is narrower than their two intervals say.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median_low
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from scipy.stats import binomtest
 
 from rmat_hf.errors import say_count
 from rmat_hf.training.metrics import (
+    METRICS,
     compute_metrics,
     draw_weights,
     format_metric,
@@ -29,8 +32,15 @@ _NUM_DRAWS = 2_000_000
 FEW_ROWS = 30
 # Of more labels or classes the coverage of intervals or sets is told of all together.
 _MOST_JUDGED = 8
-# Of more labels the worst and the best are named.
+# Of more labels the worst and the best are named, where there is nothing to compare with.
 _MOST_NAMED = 3
+# Of more labels it is counted on how many a method is better.
+_MOST_COMPARED = 8
+# Of fewer rows of the rarest class chance decides which method is better.
+_LEAST_DECIDING = 10
+UNDECIDED = "cannot be told apart from"
+# Of more labels the card and the report do not list all.
+MOST_LABELS = 50
 # What fewer rows hold is told, and no verdict; with fewer than the second only a large shortfall is
 # beyond chance.
 _LEAST_JUDGED, _FEW_TO_JUDGE = 10, 100
@@ -61,47 +71,112 @@ class Scores:
         problem_type (`str`): As in the config of a model.
         num_rows (`int`): Rows with any label.
         num_known (`dict[str, int]`): Rows that have each label.
+        num_rarest (`dict[str, int]`): Of classes how many are of the rarest; 0 if all are of one.
         metrics (`dict`): Of each method, as from [`compute_metrics`].
         resamples (`dict`): Of each method and metric, `(num_labels, num_resamples)`.
+        scales (`dict[str, float]`, *optional*):
+            Of labels in units of their own: what their errors are divided by before the mean.
     """
 
     problem_type: str
     num_rows: int
     num_known: dict[str, int]
+    num_rarest: dict[str, int]
     metrics: dict[str, dict[str, Any]]
     resamples: dict[str, dict[str, np.ndarray]]
+    scales: dict[str, float] | None = None
 
     def estimate(self, method: str, metric: str, *, label: str | None = None) -> Estimate:
         """Return a metric of a method with its interval, of one label or the mean of all."""
+        return _build_estimate(*self._find(method, metric, label=label))
+
+    def _find(
+        self, method: str, metric: str, *, label: str | None
+    ) -> tuple[float | None, np.ndarray | None]:
+        """Return a metric of a method, and of each resample, `(num_labels, num_resamples)`."""
         found, resamples = self.metrics[method], self.resamples[method].get(metric)
-        if label is not None and "per_label" in found:
+        if "per_label" not in found:
+            return found.get(metric), resamples
+        if label is not None:
             own = [[*self.num_known].index(label)]
-            resamples = None if resamples is None else resamples[own]
-            return _build_estimate(found["per_label"][label][metric], resamples)
-        return _build_estimate(found[metric], resamples)
+            return found["per_label"][label][metric], None if resamples is None else resamples[own]
+        if self.scales is None or METRICS[metric].greater_is_better:
+            return found.get(metric), resamples
+        if resamples is not None:
+            resamples = resamples / np.array([self.scales[it] for it in self.num_known])[:, None]
+        return average_scaled(found, metric, scales=self.scales), resamples
 
     def list_labels(self, method: str, metric: str) -> dict[str, float]:
         """Return a metric of each of several labels, where it is defined."""
         found = {it: of[metric] for it, of in self.metrics[method].get("per_label", {}).items()}
         return {name: value for name, value in found.items() if value is not None}
 
-    def compare(self, method: str, reference: str, *, metric: str) -> Estimate:
+    def compare(
+        self, method: str, reference: str, *, metric: str, label: str | None = None
+    ) -> Estimate:
         """Return how much a metric of a method is above that of a reference."""
-        values = [self.metrics[name].get(metric) for name in (method, reference)]
-        if values[0] is None or values[1] is None:
+        (own, drawn), (other, others_drawn) = (
+            self._find(name, metric, label=label) for name in (method, reference)
+        )
+        if own is None or other is None:
             return Estimate(None)
-        drawn = [self.resamples[name].get(metric) for name in (method, reference)]
-        if drawn[0] is None or drawn[1] is None:
-            return Estimate(values[0] - values[1])
-        return _build_estimate(values[0] - values[1], drawn[0] - drawn[1])
+        if drawn is None or others_drawn is None:
+            return Estimate(own - other)
+        return _build_estimate(own - other, drawn - others_drawn)
+
+    def judge(
+        self, method: str, reference: str, *, label: str | None = None
+    ) -> tuple[str, Estimate]:
+        """Return where a method stands beside a reference by the first metric, in words."""
+        metric = list_metrics(self.problem_type)[0]
+        found = self.compare(method, reference, metric=metric.name, label=label)
+        if found.value is None or found.low is None or found.high is None:
+            return "", found
+        if self.count_rarest(label) < _LEAST_DECIDING:
+            # a bootstrap of so few rows knows of no others
+            return UNDECIDED, Estimate(found.value)
+        sign = 1 if metric.greater_is_better else -1
+        ends = sorted((sign * found.low, sign * found.high))
+        if ends[0] > 0:
+            return "better than", found
+        if ends[1] < 0:
+            return "worse than", found
+        return "no better than" if sign * found.value <= 0 else "not clearly better than", found
+
+    def count_rarest(self, label: str | None = None) -> float:
+        """Return how many rows of the rarest class a label has, or the middle one of the labels."""
+        if self.problem_type == "regression":
+            return math.inf
+        if label is not None:
+            return self.num_rarest[label]
+        return median_low([it for it in self.num_rarest.values() if it] or [0])
+
+    def find_best(self, methods: Iterable[str], *, label: str | None = None) -> str | None:
+        """Return the method that is best by the first metric; none if it is defined of none."""
+        metric = list_metrics(self.problem_type)[0]
+        sign = 1 if metric.greater_is_better else -1
+        values = {name: self._find(name, metric.name, label=label)[0] for name in methods}
+        known = {name: sign * it for name, it in values.items() if it is not None}
+        return max(known, key=lambda name: known[name]) if known else None
+
+    def name_mean(self, text: str, metric: str) -> str:
+        """Return the name of a metric; of what is divided by `scales` one that says so."""
+        is_scaled = self.scales is not None and not METRICS[metric].greater_is_better
+        return f"{text}/SD" if is_scaled else text
 
     def to_json(self) -> dict[str, Any]:
-        """Return every method's metrics as `[value, low, high]`."""
+        """Return every method's metrics as `[value, low, high]`.
+
+        With `scales` means of errors are `standardized_rmse` and the like too.
+        """
         names = [it.name for it in list_metrics(self.problem_type)]
+        errors = [it for it in names if not METRICS[it].greater_is_better and self.scales]
         labels = list(self.num_known) if len(self.num_known) > 1 else []
+        plain = replace(self, scales=None)
         return {
             method: {
-                **{name: list(self.estimate(method, name)) for name in names},
+                **{name: list(plain.estimate(method, name)) for name in names},
+                **{f"standardized_{name}": list(self.estimate(method, name)) for name in errors},
                 **{
                     label: {name: list(self.estimate(method, name, label=label)) for name in names}
                     for label in labels
@@ -117,6 +192,7 @@ def score_methods(
     *,
     labels: np.ndarray,
     label_names: Sequence[str],
+    scales: np.ndarray | None = None,
     with_intervals: bool = True,
     seed: int = 0,
 ) -> Scores:
@@ -126,6 +202,8 @@ def score_methods(
         methods (`Mapping[str, np.ndarray]`):
             Predictions of each, `(num_rows, num_outputs)`, as [`compute_metrics`] takes them.
         labels (`np.ndarray` of shape `(num_rows, num_labels)`): Labels, NaN where missing.
+        scales (`np.ndarray` of shape `(num_labels,)`, *optional*):
+            Of labels in units of their own: what their errors are divided by before the mean.
     """
     labels = np.asarray(labels, dtype=np.float64).reshape(-1, len(label_names))
     known, number = ~np.isnan(labels), len(labels)
@@ -143,11 +221,40 @@ def score_methods(
         int(known.any(axis=1).sum()),
         dict(zip(label_names, known.sum(axis=0).tolist(), strict=True)),
         {
+            name: _count_rarest(column[~np.isnan(column)])
+            for name, column in zip(label_names, labels.T, strict=True)
+        },
+        {
             name: compute_metrics(problem_type, it, is_quiet=True, **options)
             for name, it in methods.items()
         },
         drawn,
+        None if scales is None else dict(zip(label_names, scales.tolist(), strict=True)),
     )
+
+
+def _count_rarest(classes: np.ndarray) -> int:
+    """Return how many are of the rarest class, 0 where there are no two."""
+    counts = np.unique(classes, return_counts=True)[1]
+    return int(counts.min()) if len(counts) > 1 else 0
+
+
+def find_scales(deviations: Sequence[float] | None, labels: np.ndarray) -> np.ndarray:
+    """Return the standard deviations of labels: those that are given, or of `labels`."""
+    if deviations is not None:
+        return np.array(deviations, dtype=np.float64)
+    known = [column[~np.isnan(column)] for column in labels.T]
+    return np.array([(it.std() if len(it) else 0.0) or 1.0 for it in known])
+
+
+def average_scaled(
+    metrics: Mapping[str, Any], metric: str, *, scales: Mapping[str, float]
+) -> float | None:
+    """Return the mean of errors of several labels, each divided by its scale."""
+    per_label = metrics["per_label"]
+    found = [per_label[name].get(metric) for name in scales]
+    scaled = [it / of for it, of in zip(found, scales.values(), strict=True) if it is not None]
+    return float(np.mean(scaled)) if scaled else None
 
 
 def _resample(
@@ -198,8 +305,9 @@ def predict_mean(problem_type: str, labels: np.ndarray, *, num_outputs: int) -> 
 
 def describe_scores(parts: Mapping[str, Scores], *, num_intervals: int | None = None) -> str:
     """Return a table, in Markdown: a row for each part and method, a column for each metric."""
-    names = [it.name for it in list_metrics(next(iter(parts.values())).problem_type)]
-    rows = [["model", "part", "n", *names]]
+    first = next(iter(parts.values()))
+    names = [it.name for it in list_metrics(first.problem_type)]
+    rows = [["model", "part", "n", *(first.name_mean(it, it) for it in names)]]
     for part, scores in parts.items():
         for method in scores.metrics:
             cells = [scores.estimate(method, name) for name in names]
@@ -220,18 +328,33 @@ def build_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
+def describe_each(scores: Scores, *, names: Mapping[str, str] | None = None) -> list[str]:
+    """Return a table, in Markdown, of every method's first metric of each of several labels."""
+    if len(scores.num_known) == 1:
+        return []
+    metric = list_metrics(scores.problem_type)[0]
+    rows = [[f"{metric.title} of", "n", *scores.metrics]]
+    for label, number in [*scores.num_known.items()][:MOST_LABELS]:
+        cells = [str(scores.estimate(it, metric.name, label=label)) for it in scores.metrics]
+        rows.append([(names or {}).get(label, label), str(number), *cells])
+    return [build_table(rows)]
+
+
 def describe_verdict(
     scores: Scores,
     method: str,
     *,
     references: Iterable[str] = (),
+    rivals: Sequence[str] = (),
     unit: str = "",
     noun: str = "rows",
     names: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return what may be said of a method: its metric, and where it stands beside others.
 
-    `names` are those of labels as they were learned.
+    `names` are those of labels as they were learned, `units` of their errors. On each of several
+    labels it is compared with the best of its `rivals`.
     """
     metric = list_metrics(scores.problem_type)[0]
     own = scores.estimate(method, metric.name)
@@ -241,25 +364,86 @@ def describe_verdict(
         return [f"{metric.title} of {method} is unknown: all labels of the {noun} are bounds."]
     if own.value is None:
         return [f"{metric.title} of {method} is undefined on {these}."]
-    of_labels = ""
+    of_labels, title = "", scores.name_mean(metric.title, metric.name)
     if found := scores.list_labels(method, metric.name):
         number, known = len(scores.num_known), len(found)
         of_labels = f", mean of {known} of {number} labels" if known < number else ""
         of_labels = of_labels or f", mean of {number} labels"
-    lines = [f"{method}: {metric.title}{of_labels} {format_metric(own.value)}{_add(unit)}"]
+    lines = [f"{method}: {title}{of_labels} {format_metric(own.value)}{_add(unit)}"]
     if own.low is not None:
         ends = " to ".join(map(format_metric, own[1:]))
         lines[0] += f" ({COVERAGE:.0%} interval {ends})"
     lines[0] += f" on {say_count(scores.num_rows, one)}."
-    lines += describe_spread(scores, method, names=names or {})
+    if title != metric.title:
+        lines.append(
+            f"{title} is the {metric.title} of each label divided by its standard deviation in "
+            "training, as labels in units of their own have no other mean."
+        )
+    if len(found) > 1 and rivals:
+        lines += _compare_labels(scores, method, rivals=rivals, names=names or {}, units=units)
+    elif len(found) > 1:
+        lines += describe_spread(scores, method, names=names or {})
     lines += [
         text
         for it in references
         if (text := _describe_difference(scores, (method, it), these=these, unit=unit))
     ]
-    if scores.num_rows < FEW_ROWS:
-        lines.append(f"Only {say_count(scores.num_rows, one)}: others could reverse this.")
+    if reason := _find_doubt(scores, one=one):
+        lines.append(reason)
     return lines
+
+
+def _find_doubt(scores: Scores, *, one: str) -> str:
+    """Say why the rows decide nothing, or not much."""
+    few = scores.count_rarest()
+    if few < _LEAST_DECIDING:
+        of_labels = " in half of the labels" * (len(scores.num_rarest) > 1)
+        return (
+            f"Nothing is decided: of {say_count(scores.num_rows, one)} {few} "
+            f"{'is' if few == 1 else 'are'} of the rarest class{of_labels}, and with fewer than "
+            f"{_LEAST_DECIDING} of a class chance decides. Test more of it: --split kfold, or more "
+            "rows."
+        )
+    is_few = scores.num_rows < FEW_ROWS
+    return f"Only {say_count(scores.num_rows, one)}: others could reverse this." * is_few
+
+
+def _compare_labels(
+    scores: Scores,
+    method: str,
+    *,
+    rivals: Sequence[str],
+    names: Mapping[str, str],
+    units: Mapping[str, str] | None,
+) -> list[str]:
+    """Return where a method stands on each label beside the best rival, of many how often."""
+    metric, counts, lines = list_metrics(scores.problem_type)[0], dict[str, int](), []
+    for label in scores.list_labels(method, metric.name):
+        best = scores.find_best(rivals, label=label)
+        if best is None:
+            continue
+        verdict, found = scores.judge(method, best, label=label)
+        own, other = (scores.estimate(it, metric.name, label=label) for it in (method, best))
+        unit, number = (units or {}).get(label, ""), say_count(scores.num_known[label], "row")
+        number = f"only {number}" if scores.num_known[label] < FEW_ROWS else number
+        if (few := scores.count_rarest(label)) < math.inf:
+            number += f", {few} of the rarest class"
+        text = f"{names.get(label, label)}: {metric.title} {format_metric(own.value)}{_add(unit)}"
+        beside = f"{best} ({format_metric(other.value)})"
+        if verdict == UNDECIDED:
+            text += f" beside {beside}; {number}: too few to decide."
+        else:
+            text += f", {verdict or 'beside'} {beside}: difference {found}; {number}."
+        lines.append(text)
+        counts[verdict] = counts.get(verdict, 0) + 1
+    if len(lines) <= _MOST_COMPARED:
+        return lines
+    better, worse = (counts.get(f"{it} than", 0) for it in ("better", "worse"))
+    return [
+        *describe_spread(scores, method, names=names),
+        f"Beside the best other on each of {len(lines)} labels, {method} is better on {better}, "
+        f"worse on {worse}; {len(lines) - better - worse} are not decided.",
+    ]
 
 
 def describe_spread(scores: Scores, method: str, *, names: Mapping[str, str]) -> list[str]:
@@ -320,6 +504,7 @@ def judge_coverage(
     label_names: Sequence[str],
     coverage: float,
     class_names: Sequence[str] | None = None,
+    noun: str = "molecules",
 ) -> list[str]:
     """Return whether intervals of each label, or sets of each class, hold as many as asked."""
     found = find_inside(trust, labels, class_names=class_names)
@@ -335,7 +520,7 @@ def judge_coverage(
         for idx, label in enumerate(label_names):
             for value, of_class in enumerate(names):
                 own = inside[labels[:, idx] == value, idx]
-                groups[f"molecules of class {of_class} of {label}"] = own
+                groups[f"{noun} of class {of_class} of {label}"] = own
     if len(groups) > _MOST_JUDGED:
         num_labels = int((~np.isnan(inside)).any(axis=0).sum())
         groups = {f"values of {say_count(num_labels, 'label')}": np.concatenate([*groups.values()])}
@@ -370,20 +555,14 @@ def _judge_share(
 def _describe_difference(scores: Scores, pair: tuple[str, str], *, these: str, unit: str) -> str:
     method, reference = pair
     metric = list_metrics(scores.problem_type)[0]
-    found = scores.compare(method, reference, metric=metric.name)
-    if found.value is None or found.low is None or found.high is None:
+    verdict, found = scores.judge(method, reference)
+    if not verdict:
         return ""
-    sign = 1 if metric.greater_is_better else -1
-    ends = sorted((sign * found.low, sign * found.high))
-    verdict = "no better than" if sign * found.value <= 0 else "not clearly better than"
-    if ends[0] > 0:
-        verdict = "better than"
-    elif ends[1] < 0:
-        verdict = "worse than"
-    other = format_metric(scores.metrics[reference][metric.name])
+    other = format_metric(scores.estimate(reference, metric.name).value)
+    title = scores.name_mean(metric.title, metric.name)
     return (
-        f"{method} is {verdict} {reference} ({metric.title} {other}) on {these}: difference "
-        f"{found}{_add(unit)}."
+        f"{method} {'' if verdict == UNDECIDED else 'is '}{verdict} {reference} ({title} {other}) "
+        f"on {these}: difference {found}{_add(unit)}."
     )
 
 

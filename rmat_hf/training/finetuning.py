@@ -77,6 +77,7 @@ from rmat_hf.training.report import (
     FinetuningReport,
     describe_rows,
     describe_run,
+    name_row,
     save_run_report,
 )
 from rmat_hf.training.stack_head import describe_shares, fit_stack_with_held_out
@@ -88,8 +89,6 @@ logger = logging.getLogger(__name__)
 ROW_COLUMNS: dict[str, ColumnKind] = {"row": "integer", "smiles": "text", "split": "text"}
 # Where `Trainer` lets TensorBoard write; the names of its files tell that of the machine.
 TENSORBOARD_DIR = "runs"
-
-
 # What is fitted in seconds on a frozen encoder, and says of each row what it does without it.
 FITTED_HEADS: dict[str, Any] = {
     "kernel": fit_with_held_out,
@@ -211,9 +210,11 @@ def run_finetuning(
         for line in describe_rows(
             {part: task.labels(part) for part in PARTS},
             arguments=arguments,
-            num_dropped=len(task.dropped),
+            num_dropped=task.num_dropped,
+            num_merged=len(task.dropped) - task.num_dropped,
             class_names=task.class_names,
             num_bounds=count_bounds(task.dataset),
+            noun=f"{name_row(arguments.level, task.dataset['canonical_smiles'][:])}s",
         ):
             logger.info(line)
         # refuses what cannot be before anything is written
@@ -540,7 +541,7 @@ def build_finetuning_report(
         member_metrics=member_metrics,
         spreads=spreads,
         held_out=held_out,
-        num_dropped=len(task.dropped),
+        num_dropped=task.num_dropped,
         num_bounds=count_bounds(task.dataset),
         notes=task.notes,
         max_atoms=task.processor.max_atoms,
@@ -564,10 +565,10 @@ def _predict_trust(model: Any, task: FinetuningTask) -> dict[str, np.ndarray]:
 
 def _name_molecules(task: FinetuningTask) -> dict[str, Any]:
     """Return number and SMILES of every row, by part."""
-    names = {"rows": task.dataset["row"][:], "smiles": task.dataset["smiles"][:]}
+    columns = {"rows": "row", "smiles": "smiles", "molecules": "canonical_smiles"}
     return {
-        name: {part: [cells[row] for row in rows] for part, rows in vars(task.split).items()}
-        for name, cells in names.items()
+        name: {part: task.dataset.select(rows)[it][:] for part, rows in vars(task.split).items()}
+        for name, it in columns.items()
     }
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
@@ -23,8 +24,8 @@ from rmat_hf.training.arguments import (
     name_source,
     name_split,
 )
-from rmat_hf.training.estimates import build_table
-from rmat_hf.training.metrics import METRICS, format_metric, list_metrics
+from rmat_hf.training.estimates import MOST_LABELS, build_table
+from rmat_hf.training.metrics import METRICS, Metric, format_metric, list_metrics
 from rmat_hf.training.plots import save_figure
 from rmat_hf.training.report import (
     REPORT_FILE,
@@ -190,7 +191,11 @@ class ModelCardCallback(TrainerCallback):
             _describe_limits(max_atoms) + TRUST,
         ]
         results = build_eval_results(
-            self.metrics, problem_type=problem_type, dataset=dataset, split=self.split
+            self.metrics,
+            problem_type=problem_type,
+            dataset=dataset,
+            split=self.split,
+            names=dict(zip(config.label_columns, describe_learned(config), strict=True)),
         )
         _save_card(
             Path(folder),
@@ -232,7 +237,7 @@ def save_model_card(
     card.metrics = report.metrics
     sizes = ", ".join(f"{len(labels)} {part}" for part, labels in report.labels.items())
     facts = [
-        f"{arguments.level}s: {sizes}; {report.num_dropped} rows dropped (`dropped_rows.csv`)",
+        f"{report.noun}: {sizes}; {report.num_dropped} rows dropped (`dropped_rows.csv`)",
         *report.notes,
         *_describe_ensemble(report),
         *_describe_choice(report),
@@ -246,9 +251,18 @@ def save_model_card(
 
 
 def build_eval_results(
-    metrics: Mapping[str, dict[str, Any]], *, problem_type: str, dataset: str, split: str
+    metrics: Mapping[str, dict[str, Any]],
+    *,
+    problem_type: str,
+    dataset: str,
+    split: str,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[EvalResult]:
-    """Return the `model-index` of a finetuned model: its metrics of the test part."""
+    """Return the `model-index` of a finetuned model: its metrics of the test part.
+
+    Of several labels it has the first metric of each, and of classes the mean of these. `names` are
+    those of labels as they are learned.
+    """
     return [
         EvalResult(
             task_type="graph-ml",
@@ -257,10 +271,32 @@ def build_eval_results(
             dataset_name=dataset,
             dataset_split=f"test ({split} split)",
             metric_type=metric.name,
+            metric_name=name,
             metric_value=float(format_metric(value, decimals=4)),
         )
-        for metric in list_metrics(problem_type)
-        if (value := metrics.get("test", {}).get(metric.name)) is not None
+        for metric, name, value in _list_results(metrics.get("test", {}), problem_type, names=names)
+        if value is not None
+    ]
+
+
+def _list_results(
+    metrics: Mapping[str, Any], problem_type: str, *, names: Mapping[str, str]
+) -> list[tuple[Metric, str | None, float | None]]:
+    """Return metrics with a name of those of one label, or of a mean, and their values."""
+    found, known = list_metrics(problem_type), metrics.get("per_label", {})
+    if not known:
+        return [(it, None, metrics.get(it.name)) for it in found]
+    # errors have the units of their label, and no mean
+    means = [it for it in found[:1] if it.greater_is_better]
+    if len(known) > MOST_LABELS:
+        means, known = [it for it in found if it.greater_is_better], {}
+    number = len(metrics["per_label"])
+    of_labels = [
+        (METRICS[next(iter(own))], names.get(label, label), own) for label, own in known.items()
+    ]
+    return [
+        *((it, f"{it.title}, mean of {number} labels", metrics.get(it.name)) for it in means),
+        *((it, f"{it.title} of {label}", own[it.name]) for it, label, own in of_labels),
     ]
 
 

@@ -105,6 +105,11 @@ class FinetuningTask:
         """Return the measured labels of a part, `(num_rows, num_labels)`, NaN where missing."""
         return read_exact_labels(self.select(part))
 
+    @property
+    def num_dropped(self) -> int:
+        """How many rows were left out, without those that were merged into others."""
+        return sum(not it.is_merged for it in self.dropped)
+
 
 def build_finetuning_task(
     arguments: FinetuningArguments, rows: Rows | None = None, *, peft_config: Any = None

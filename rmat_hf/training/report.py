@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from rmat_hf.data.measurements import (
-    LOG_UNITS,
-    describe_factor,
-    find_error_unit,
-    list_error_units,
-    name_learned,
-)
+from rmat_hf.data.measurements import LOG_UNITS, describe_factor, list_error_units, name_learned
 from rmat_hf.errors import say_count
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.features_rmat import ELEMENT_SYMBOLS
@@ -28,13 +22,17 @@ from rmat_hf.model.trust_rmat import DEFAULT_COVERAGE
 from rmat_hf.training.arguments import FinetuningArguments, name_source, name_split
 from rmat_hf.training.estimates import (
     MEAN_OF_TRAIN,
+    MOST_LABELS,
     Scores,
     average_known,
+    average_scaled,
     build_table,
     compute_errors,
+    describe_each,
     describe_scores,
     describe_verdict,
     find_inside,
+    find_scales,
     judge_coverage,
     predict_mean,
     score_methods,
@@ -76,8 +74,6 @@ ABOUT_INTERVALS = (
 ENDS = ("lower", "upper")
 # Of the intervals of a regression, and of sets.
 WIDTHS = {True: "mean width", False: "classes in the set, mean"}
-# Of more labels the card and the report do not list all.
-MOST_LABELS = 50
 THIRDS = ("nearest third", "middle third", "most novel third")
 
 
@@ -89,8 +85,9 @@ class FinetuningReport:
     members have the shape `(num_rows, num_members, num_labels)`; `spreads` are of a kernel head,
     `held_out` the rows that the model, or a member, has not learned from, `num_bounds` those of
     each label that are bounds and NaN in `labels`.
-    `smiles` and `rows`, numbers of the table, are of a model of molecules. `baseline_values` are
-    predictions, or probabilities, by baseline and part; `baseline_settings` what each chose;
+    `smiles`, `molecules`, which are canonical, and `rows`, numbers of the table, are of a model of
+    molecules. `baseline_values` are predictions, or probabilities, by baseline and part;
+    `baseline_settings` what each chose;
     `head_reason` says why this head learned; `trust` has the blocks of `RMatTrust` of test.
     """
 
@@ -109,6 +106,7 @@ class FinetuningReport:
     num_bounds: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     smiles: dict[str, list[str]] = field(default_factory=dict)
+    molecules: dict[str, list[str]] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
     baseline_values: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     baseline_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -117,16 +115,24 @@ class FinetuningReport:
 
     @property
     def noun(self) -> str:
-        """What a row is."""
-        return f"{self.arguments.level}s"
+        """What a row is: an atom, or a molecule if none has several."""
+        return f"{name_row(self.arguments.level, *self.molecules.values())}s"
+
+    @property
+    def error_units(self) -> dict[str, str]:
+        """The unit in which errors of each number are told."""
+        if self.config.problem_type not in (None, "regression"):
+            return {}
+        names = self.config.label_columns
+        units = self.config.label_units or [""] * len(names)
+        own = list_error_units([units[idx] for idx in self.numbers], self.transforms)
+        return dict(zip([names[idx] for idx in self.numbers], own, strict=True))
 
     @property
     def unit(self) -> str:
         """The unit of errors of all numbers; empty if they differ or have none."""
-        if self.config.problem_type not in (None, "regression"):
-            return ""
-        units = self.config.label_units or [""] * len(self.transforms)
-        return find_error_unit([units[idx] for idx in self.numbers], self.transforms)
+        found = {*self.error_units.values()}
+        return found.pop() if len(found) == 1 else ""
 
     @property
     def transforms(self) -> list[str]:
@@ -157,7 +163,9 @@ class FinetuningReport:
         num_outputs = len(self.config.output_names)
         mean = predict_mean(problem_type, self.labels["train"], num_outputs=num_outputs)
         names, shown = self.arguments.label_columns, self.numbers
-        found = {}
+        found, scales = {}, None
+        if problem_type == "regression" and len(shown) > 1 and not self.unit:
+            scales = find_scales(self.config.label_std, self.labels["train"])[shown]
         for part, labels in self.labels.items():
             methods = {MODEL_NAME: self.values[part]}
             methods[MEAN_OF_TRAIN] = np.tile(mean, (len(labels), 1))
@@ -167,6 +175,7 @@ class FinetuningReport:
                 {name: it[:, shown] for name, it in methods.items()},
                 labels=labels[:, shown[: labels.shape[1]]],
                 label_names=[names[idx] for idx in shown[: len(names)]],
+                scales=scales,
                 # what was learned by heart has no interval
                 with_intervals=part != "train",
             )
@@ -230,7 +239,16 @@ class FinetuningReport:
                 name = f"{part}, each row without its fold" if is_held else part
                 name += ", learned from" * (part == "train" and not is_held)
             shown[name] = replace(scores, metrics=methods)
-        return "\n\n".join([describe_scores(shown), *self._tabulate_labels()])
+        beside = describe_each(self.scores["test"], names=self.learned_names)
+        return "\n\n".join([describe_scores(shown), *self._tabulate_labels(), *beside])
+
+    def find_out_of_fold(self) -> float | None:
+        """Return the first metric of `held_part`, of several labels as the mean of `scores`."""
+        metrics, scales = self.metrics.get("out_of_fold", {}), self.scores["test"].scales
+        metric = list_metrics(self.config.problem_type or "regression")[0]
+        if scales is None or metric.greater_is_better or not metrics:
+            return metrics.get(metric.name)
+        return average_scaled(metrics, metric.name, scales=scales)
 
     def _tabulate_labels(self) -> list[str]:
         """Return a table of the test metrics of each label, if there are several."""
@@ -278,6 +296,8 @@ def describe_rows(
     class_names: Sequence[str] | None = None,
     is_public: bool = False,
     num_bounds: Sequence[int] = (),
+    noun: str = "molecules",
+    num_merged: int = 0,
 ) -> list[str]:
     """Return what was read, a line for each label and one for the parts.
 
@@ -289,8 +309,9 @@ def describe_rows(
     labels = np.concatenate(list(parts.values()))
     units = arguments.label_units or [""] * len(arguments.label_columns)
     transforms = arguments.label_options.label_transforms or ["none"] * len(units)
+    merged = f"{say_count(num_merged, 'row')} merged into others, " if num_merged else ""
     lines = [
-        f"{name_source(arguments.dataset)}: {say_count(len(labels), arguments.level)} to use, "
+        f"{name_source(arguments.dataset)}: {say_count(len(labels), noun[:-1])} to use, {merged}"
         f"{say_count(num_dropped, 'row')} dropped."
     ]
     names = map(name_learned, arguments.label_columns, transforms)
@@ -315,31 +336,36 @@ def describe_rows(
     if len(lines) > 1 + MOST_SHOWN:
         lines[1 + MOST_SHOWN :] = [f"And {len(lines) - 1 - MOST_SHOWN} more labels."]
     sizes = ", ".join(f"{len(it)} {part}" for part, it in parts.items())
-    return [*lines, f"Parts by {name_split(arguments)} split: {sizes} {arguments.level}s."]
+    return [*lines, f"Parts by {name_split(arguments)} split: {sizes} {noun}."]
+
+
+def name_row(level: str, *molecules: Sequence[str]) -> str:
+    """Return what a row is called: `row` where several are of one of the canonical SMILES."""
+    names = [it for part in molecules for it in part]
+    return "row" if level == "molecule" and len({*names}) < len(names) else level
 
 
 def describe_conclusion(report: FinetuningReport, *, is_short: bool = True) -> list[str]:
     """Return the verdict on the test part: beside the mean and all baselines, or the best one."""
     scores, baselines = report.scores["test"], list(report.baseline_values)
-    metric = list_metrics(scores.problem_type)[0]
+    rivals = [MEAN_OF_TRAIN, *baselines]
     if is_short and baselines:
-        sign = 1 if metric.greater_is_better else -1
-        values = {name: scores.metrics[name][metric.name] for name in baselines}
-        known = {name: sign * it for name, it in values.items() if it is not None}
-        baselines = [max(known, key=lambda name: known[name])] if known else []
+        baselines = [*filter(None, [scores.find_best(baselines)])]
     lines = describe_verdict(
         scores,
         MODEL_NAME,
         references=[MEAN_OF_TRAIN, *baselines],
+        rivals=rivals,
         unit=report.unit,
         noun=f"test {report.noun}",
         names=report.learned_names,
+        units=report.error_units,
     )
     if report.unit == LOG_UNITS:
         names = [describe_labels(report.config)[idx] for idx in report.numbers]
         error = scores.metrics[MODEL_NAME]["rmse"]
         lines[1:1] = describe_factor(error, label_names=names, transforms=report.transforms)
-    if not report.baseline_values and report.arguments.level == "molecule":
+    if not report.baseline_values and report.arguments.level != "atom":
         lines.append("No classical model was fitted beside it: --with-baselines does.")
     held = judge_coverage(
         MODEL_NAME,
@@ -348,6 +374,7 @@ def describe_conclusion(report: FinetuningReport, *, is_short: bool = True) -> l
         label_names=report.arguments.label_columns,
         class_names=report.class_names,
         coverage=DEFAULT_COVERAGE,
+        noun=report.noun,
     )
     return [*lines, *_describe_held_out(report), *held]
 
@@ -355,13 +382,14 @@ def describe_conclusion(report: FinetuningReport, *, is_short: bool = True) -> l
 def _describe_held_out(report: FinetuningReport) -> list[str]:
     """Return the error of all rows without their folds, and what intervals rest on."""
     metric, lines = list_metrics(report.config.problem_type or "regression")[0], []
-    value = report.metrics.get("out_of_fold", {}).get(metric.name)
+    value = report.find_out_of_fold()
     if report.held_out is not None and value is not None:
         num_bounds = len(report.held_out.rows) - report.num_held
         rows = f"all {report.num_held} rows of {report.held_part}"
         rows += f" ({say_count(num_bounds, 'bound')} beside)" if num_bounds > 0 else ""
         unit = f" {report.unit}" if report.unit else ""
-        lines.append(f"{metric.title} of {rows}: {format_metric(value)}{unit}.")
+        title = report.scores["test"].name_mean(metric.title, metric.name)
+        lines.append(f"{title} of {rows}: {format_metric(value)}{unit}.")
     return [*lines, *describe_trust(report.config)]
 
 
@@ -371,7 +399,7 @@ def describe_run(report: FinetuningReport) -> str:
     lines = [table, "", *describe_conclusion(report)]
     lines += [f"{note[0].upper()}{note[1:]}." for note in report.notes]
     if report.num_dropped:
-        lines.append(f"{say_count(report.num_dropped, 'row')} left out: dropped_rows.csv says why.")
+        lines.append(f"{say_count(report.num_dropped, 'row')} dropped: dropped_rows.csv says why.")
     return "\n".join(lines)
 
 
@@ -392,6 +420,7 @@ def describe_principles(report: FinetuningReport) -> str:
             is_public=True,
             class_names=report.class_names,
             num_bounds=report.num_bounds,
+            noun=report.noun,
         ),
         "An unambiguous algorithm": [
             f"{config.architectures[0] if config.architectures else 'R-MAT'}, started from "
@@ -429,14 +458,14 @@ def _describe_domain(report: FinetuningReport) -> list[str]:
         if trust is not None and trust["kind"] != "fingerprints":
             measure = "distance to the nearest center of the model's vectors"
         lines.append(
-            f"The novelty of the test molecules, {measure} to them, is {middle} in the middle, "
+            f"The novelty of the test {report.noun}, {measure} to them, is {middle} in the middle, "
             f"from {low} to {high}; beyond novelty {high} the error was not tested."
         )
     if trust is not None and len(known):
         inside = int(np.sum(known <= trust["threshold"]))
         lines.append(
             f"The domain (`in_domain`) ends at {format_metric(trust['threshold'], decimals=2)}; "
-            f"{inside} of {len(known)} test molecules are inside."
+            f"{inside} of {len(known)} test {report.noun} are inside."
         )
     return lines
 
@@ -446,7 +475,7 @@ def _describe_measures(report: FinetuningReport) -> list[str]:
     found = {part: it.estimate(MODEL_NAME, metric.name) for part, it in report.scores.items()}
     texts = {part: f"{it} (n {report.scores[part].num_rows})" for part, it in found.items()}
     unit = f" in {report.unit}" if report.unit else ""
-    value = report.metrics.get("out_of_fold", {}).get(metric.name)
+    value = report.find_out_of_fold()
     held = f"valid {texts['valid']}"
     if value is not None and report.held_out is not None:
         held = f"{report.held_part}, {format_metric(value)} (n {report.num_held})"
@@ -457,7 +486,8 @@ def _describe_measures(report: FinetuningReport) -> list[str]:
             f"The fit is measured on held-out rows: a {report.arguments.head} head repeats those "
             "that it has learned from, and its error on them says nothing."
         ]
-    return [f"{metric.title}{unit}, {fit}: {held}; predictivity: test {texts['test']}.", *notes]
+    title = report.scores["test"].name_mean(metric.title, metric.name)
+    return [f"{title}{unit}, {fit}: {held}; predictivity: test {texts['test']}.", *notes]
 
 
 class ErrorsOfLabel(NamedTuple):
@@ -660,7 +690,7 @@ def _list_errors(report: FinetuningReport, errors: np.ndarray) -> dict[str, Erro
         blocks, names = [average_known(it)[:, None] for it in blocks], ["all labels"]
     width_name = WIDTHS[report.config.problem_type == "regression"]
     return {
-        f"{name}, test molecules": ErrorsOfLabel(report.novelty, *columns)._replace(
+        f"{name}, test {report.noun}": ErrorsOfLabel(report.novelty, *columns)._replace(
             width_name=width_name
         )
         for name, *columns in zip(names, *(it.T for it in blocks), strict=True)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from rmat_hf import RMatProcessor, check_table, featurize_dataset
 from rmat_hf.data.labels import Bound, parse_label, parse_measurement
 from rmat_hf.data.measurements import LabelOptions, propose_label_transform
+from rmat_hf.data.splits.column_splits import TimeColumn
 from rmat_hf.data.training_table import load_training_table
 from rmat_hf.errors import UserError
 
@@ -93,6 +94,31 @@ def test_replicates_become_one_row_with_their_mean_or_median(tmp_path: Path) -> 
         assert loaded.dropped[0].reason == f"merged into row 0, the {rule}"
         spread = math.sqrt(np.var([1, 2, 9]) * 3 / 2)
         assert any(f"standard deviation of {spread:.3g}" in note for note in loaded.notes)
+
+
+def test_replicates_of_other_days_are_one_row_of_the_first_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = {"smiles": ["C", "CCO", "OCC"], "y": ["5", "2", "4"]}
+    rows["day"] = ["2020-01-01", "2021-05-02", "2019-03-04"]
+    path = tmp_path / "rows.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    fields: dict[str, Any] = {"label_columns": ["y"], "smiles_column": "smiles"}
+    fields |= {"problem_type": "regression", "num_workers": 0}
+    loaded = load_training_table(
+        str(path),
+        PROCESSOR,
+        split_column=TimeColumn("day"),
+        label_options=LabelOptions(replicates="median"),
+        **fields,
+    )
+    assert loaded.dataset["row"][:] == [0, 2]
+    assert loaded.dataset["labels"][:] == [[5], [3]]
+    assert np.diff(loaded.dataset["time"][:])[0] < 0
+    (merged,) = loaded.dropped
+    assert (merged.row, merged.is_merged) == (1, True)
+    # it is no row that was lost
+    assert "Dropped" not in caplog.text
 
 
 def test_replicates_of_concentrations_are_compared_and_told_as_logarithms(

@@ -223,6 +223,25 @@ def test_a_label_that_cannot_be_read_is_not_counted_and_is_told(tmp_path: Path) 
     assert reasons == {"label 'binding' is 'unclear', neither 0 nor 1"}
 
 
+def test_labels_in_other_units_have_a_verdict_each_and_a_mean_in_deviations(tmp_path: Path) -> None:
+    names = ["logD", "solubility"]
+    fields = {"label_units": ["", "ug/mL"], "label_mean": [0.0, 50.0], "label_std": [2.0, 100.0]}
+    model = save_model(tmp_path / "m", names, problem_type="regression", **fields)
+    values = predict(model, SMILES).values
+    table = pd.DataFrame({"smiles": SMILES, "logD": values[:, 0] + 1, "solubility": 200.0})
+    found = evaluate(model, table, output_dir=tmp_path / "out")
+    errors = np.sqrt(np.mean((values - table[names].to_numpy()) ** 2, axis=0))
+    expected = np.mean(errors / [2.0, 100.0])
+    assert f"RMSE/SD, mean of 2 labels {expected:.3f}" in found.verdict[0]
+    text = " ".join(found.verdict)
+    assert f"logD: RMSE {errors[0]:.3f}, " in text
+    assert f"solubility: RMSE {errors[1]:.3f} ug/mL, " in text
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert stored["metrics"]["m"]["rmse"][0] == pytest.approx(errors.mean())
+    assert stored["metrics"]["m"]["standardized_rmse"][0] == pytest.approx(expected)
+    assert stored["differences"][0]["metric"] == "standardized_rmse"
+
+
 def test_labels_are_scored_as_they_were_learned(tmp_path: Path) -> None:
     fields = {"label_units": ["nM"], "label_transforms": ["pIC50"]}
     model = save_model(tmp_path / "m", ["ic50"], problem_type="regression", **fields)

@@ -10,6 +10,7 @@ from rmat_hf.training.estimates import (
     describe_scores,
     describe_verdict,
     draw_weights,
+    find_scales,
     judge_coverage,
     predict_mean,
     score_methods,
@@ -167,6 +168,85 @@ def test_a_mean_counts_the_labels_that_are_scored_and_the_extremes_are_named() -
     assert describe_verdict(scores, "m")[1].startswith("RMSE of each label: y0 0.")
     learned = describe_verdict(scores, "m", names={"y0": "pKi of y0"})[1]
     assert learned.startswith("RMSE of each label: pKi of y0 0.") and ", y1 " in learned
+
+
+def build_labels_of_two_scales() -> dict[str, Any]:
+    """Of 60 rows a pIC50 that is predicted well and a solubility that is not."""
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=(60, 2)) * [1.0, 40.0]
+    methods = {
+        "m": labels + rng.normal(size=(60, 2)) * [0.1, 60.0],
+        "forest": labels + rng.normal(size=(60, 2)) * [0.6, 10.0],
+        MEAN_OF_TRAIN: np.zeros((60, 2)),
+    }
+    return {"methods": methods, "labels": labels, "label_names": ["pIC50", "solubility"]}
+
+
+def test_errors_of_labels_in_other_units_are_averaged_in_standard_deviations() -> None:
+    rows = build_labels_of_two_scales()
+    scales = find_scales(None, rows["labels"])
+    scores = score_methods("regression", **rows, scales=scales)
+    per_label = scores.metrics["m"]["per_label"]
+    own = [per_label[name]["rmse"] for name in rows["label_names"]]
+    value, low, high = scores.estimate("m", "rmse")
+    assert value == pytest.approx(np.mean(own / scales))
+    assert low is not None and high is not None and low < value < high < 2
+    assert scores.estimate("m", "r2").value == scores.metrics["m"]["r2"]
+    found = scores.compare("m", "forest", metric="rmse")
+    assert found.value == pytest.approx(value - scores.estimate("forest", "rmse")[0])
+    # what files have had stays
+    stored = scores.to_json()["m"]
+    assert stored["rmse"][0] == pytest.approx(np.mean(own))
+    assert stored["standardized_rmse"] == [value, low, high]
+    assert "rmse/SD" in describe_scores({"test": scores})
+    first, about, *_ = describe_verdict(scores, "m", references=["forest"])
+    assert f"RMSE/SD, mean of 2 labels {value:.3f}" in first
+    assert "standard deviation" in about
+
+
+def test_each_label_has_a_verdict_beside_the_best_of_the_others() -> None:
+    rows = build_labels_of_two_scales()
+    scores = score_methods("regression", **rows)
+    names, units = {"pIC50": "pIC50 of IC50"}, {"solubility": "ug/mL"}
+    options: dict[str, Any] = {"rivals": ["forest", MEAN_OF_TRAIN], "names": names, "units": units}
+    _, first, second = describe_verdict(scores, "m", **options)
+    assert first.startswith("pIC50 of IC50: RMSE 0.") and "better than forest (0." in first
+    assert second.startswith("solubility: RMSE ") and " ug/mL, worse than forest (" in second
+    # of many it is counted
+    many = {name: np.tile(it, (1, 5)) for name, it in rows["methods"].items()}
+    labels, label_names = np.tile(rows["labels"], (1, 5)), [f"y{idx}" for idx in range(10)]
+    scores = score_methods("regression", many, labels=labels, label_names=label_names)
+    lines = describe_verdict(scores, "m", **options)
+    assert "each of 10 labels, m is better on 5, worse on 5; 0 are not decided" in lines[-1]
+
+
+@pytest.mark.parametrize(("num_yes", "is_decided"), [(1, False), (9, False), (20, True)])
+def test_few_rows_of_a_class_decide_nothing(num_yes: int, is_decided: bool) -> None:
+    labels = (np.arange(100) < num_yes).astype(float)[:, None]
+    rng = np.random.default_rng(0)
+    methods = {"m": 0.1 * labels + 0.01 * rng.random((100, 1)), "forest": rng.random((100, 1))}
+    kind = "multi_label_classification"
+    scores = score_methods(kind, methods, labels=labels, label_names=["y"])
+    text = " ".join(describe_verdict(scores, "m", references=["forest"]))
+    assert ("m is better than forest" in text) == is_decided
+    assert (f"of 100 rows {num_yes} " in text and "fewer than 10 of a class" in text) != is_decided
+    # a label without rows, or of one class, is none of those that decide
+    three = np.concatenate([labels, np.full((100, 1), np.nan), np.ones((100, 1))], axis=1)
+    values = {name: np.tile(it, (1, 3)) for name, it in methods.items()}
+    given: dict[str, Any] = {"labels": three, "label_names": ["y", "none", "one"]}
+    text = " ".join(describe_verdict(score_methods(kind, values, **given), "m"))
+    assert ("Nothing is decided" in text) != is_decided
+    # of several labels the one with too few
+    two, columns = {"a": labels[:, 0], "b": np.arange(100) % 2.0}, ["a", "b"]
+    scores = score_methods(
+        kind,
+        {name: np.tile(it, (1, 2)) for name, it in methods.items()},
+        labels=np.stack([*two.values()], axis=1),
+        label_names=columns,
+    )
+    of_a, of_b = describe_verdict(scores, "m", rivals=["forest"])[1:3]
+    assert ("too few to decide" in of_a) != is_decided
+    assert "too few" not in of_b and "50 of the rarest class" in of_b
 
 
 def test_few_rows_are_said_to_be_few() -> None:

@@ -14,7 +14,7 @@ from tiny import TINY_ARCHITECTURE
 from rmat_hf.model.configuration_rmat import RMatConfig
 from rmat_hf.model.processing_rmat import RMatProcessor
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.metrics import compute_metrics_for_problem
+from rmat_hf.training.metrics import METRICS, compute_metrics_for_problem
 from rmat_hf.training.model_card import (
     LOSS_PLOT,
     list_requirements,
@@ -99,8 +99,6 @@ def read_png_size(path: Path) -> tuple[int, int]:
     ("problem_type", "names", "metrics"),
     [
         ("regression", ("y",), ["rmse", "mae", "r2", "spearman"]),
-        ("regression", ("a", "b"), ["rmse", "mae", "r2", "spearman"]),
-        ("multi_label_classification", ("a", "b"), ["roc_auc", "pr_auc", "accuracy", "mcc"]),
         ("single_label_classification", ("y",), ["roc_auc", "pr_auc", "accuracy", "mcc"]),
     ],
 )
@@ -119,6 +117,26 @@ def test_card_metadata_hold_the_test_metrics(
     assert data.pipeline_tag == "graph-ml"
     assert "rmat" in data.tags
     assert data.model_name == f"R-MAT {', '.join(names)}"
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "metric", "mean"),
+    [
+        ("regression", "rmse", []),
+        ("multi_label_classification", "roc_auc", ["ROC AUC, mean of 2 labels"]),
+    ],
+)
+def test_card_metadata_have_a_metric_of_each_label(
+    tmp_path: Path, problem_type: str, metric: str, mean: list[str]
+) -> None:
+    """An error has the units of its label, and a mean of several has none."""
+    report = build_report(problem_type, ("a", "b"))
+    results = save_card(tmp_path, report).data.eval_results
+    title = METRICS[metric].title
+    assert {it.metric_type for it in results} == {metric}
+    assert [it.metric_name for it in results] == [*mean, f"{title} of a", f"{title} of b"]
+    expected = report.metrics["test"]["per_label"]["b"][metric]
+    assert results[-1].metric_value == pytest.approx(expected, abs=5e-5)
 
 
 def test_names_with_yaml_syntax_make_a_valid_card(tmp_path: Path) -> None:
@@ -154,11 +172,13 @@ def test_card_and_report_have_the_metrics_of_each_label(tmp_path: Path, num_labe
     text = save_card(tmp_path, report).text
     value = report.metrics["test"]["per_label"]["y1"]["rmse"]
     for document in (text, (tmp_path / "report.md").read_text()):
-        (line,) = [it for it in document.splitlines() if it.startswith("| y1 ")]
+        line, beside = [it for it in document.splitlines() if it.startswith("| y1 ")]
         assert f"| {value:.3f} [" in line
+        # beside it the mean of training
+        assert f"| {value:.3f} [" in beside and beside.count("|") == 5
         assert "- In y0, 'toxic' is 1" in document
         assert ("Of 10 more labels" in document) == (num_labels == 60)
-        assert document.count("\n| y") == min(num_labels, 50)
+        assert document.count("\n| y") == 2 * min(num_labels, 50)
 
 
 def test_card_ends_in_a_verdict_beside_the_mean_and_the_best_baseline(tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 import numpy as np
 
 from rmat_hf.training.arguments import FinetuningArguments
-from rmat_hf.training.report import ErrorsOfLabel, describe_rows, describe_thirds
+from rmat_hf.training.report import (
+    ErrorsOfLabel,
+    describe_rows,
+    describe_thirds,
+    name_row,
+)
 
 
 def build_arguments(problem_type: str, names: list[str]) -> FinetuningArguments:
@@ -24,6 +29,16 @@ def test_what_was_read_is_told_by_label_and_part() -> None:
     assert "from -3.000 to 1.000" in lines[1]
     assert "nM" in lines[1]
     assert lines[2] == "Parts by random split: 2 train, 1 test molecules."
+    options = {"noun": "rows", "num_merged": 4}
+    first, *_, last = describe_rows(parts, arguments=arguments, num_dropped=2, **options)
+    assert first == "table.csv: 3 rows to use, 4 rows merged into others, 2 rows dropped."
+    assert last.endswith("1 test rows.")
+
+
+def test_a_row_is_a_molecule_unless_one_has_several() -> None:
+    assert name_row("molecule", ["C", "CC"], ["N"]) == "molecule"
+    assert name_row("molecule", ["C", "CC"], ["C"]) == "row"
+    assert name_row("atom", ["C", "C"]) == "atom"
 
 
 def test_classes_are_counted_and_of_many_labels_only_the_first_are_named() -> None:

@@ -112,8 +112,9 @@ def split_by_time(
     """Return the split in which train is oldest, then comes valid, and test is newest.
 
     A molecule belongs to its earliest time with all of its rows, so that valid and test hold only
-    molecules that were new. Molecules of one time stay together: each part ends at the time that
-    brings it closest to its share. The order of the rows does not matter.
+    molecules that were new; rows that are later than their part are warned of. Molecules of one
+    time stay together: each part ends at the time that brings it closest to its share. The order of
+    the rows does not matter.
 
     Args:
         smiles: Canonical SMILES, or another name, of each row. Rows of one name stay together.
@@ -136,6 +137,16 @@ def split_by_time(
     if (np.abs(sizes - targets) > 0.1 * len(times)).any():
         logger.warning(
             "Many rows share their time: %d are in train, %d in valid, %d in test.", *sizes
+        )
+    own_idx = np.searchsorted(moments, times, side="right") - 1
+    own_part = (own_idx >= valid_idx).astype(np.int64) + (own_idx >= test_idx)
+    if num_later := np.count_nonzero(own_part > part_of_row):
+        logger.warning(
+            "%d of %d rows were measured later than their part ends: their molecules had been "
+            "measured before, and stay in the part of the first time. --replicates median merges "
+            "the rows of a molecule.",
+            num_later,
+            len(times),
         )
     return build_split_indices(part_of_row, reason=reason)
 

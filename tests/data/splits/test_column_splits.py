@@ -151,6 +151,17 @@ def test_time_split_never_divides_a_molecule_or_a_time(rows: list[tuple[int, int
     assert max(moments[row] for row in split.valid) < min(moments[row] for row in split.test)
 
 
+def test_rows_that_are_later_than_their_part_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    names = [str(idx) for idx in range(20)]
+    split_in_time([float(idx) for idx in range(20)], names)
+    assert not caplog.text
+    # measured again: two of train in the time of test, one in that of train
+    split = split_in_time([*map(float, range(20)), 19.0, 25.0, 5.0], [*names, "0", "1", "2"])
+    assert {20, 21, 22} < {*split.train}
+    assert "2 of 23 rows were measured later" in caplog.text
+    assert "--replicates" in caplog.text
+
+
 def test_time_split_may_leave_valid_out() -> None:
     groups = [str(i) for i in range(10)]
     split = split_in_time([float(i) for i in range(10)], groups, fractions=(0.8, 0.0, 0.2))
