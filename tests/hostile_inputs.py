@@ -3,6 +3,7 @@
 import gzip
 import io
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,12 +74,13 @@ def _build_parquet(columns: dict[str, object]) -> bytes:
 
 
 def _build_cluster(num_atoms: int) -> str:
-    mol = Chem.RWMol()
-    for end in range(num_atoms):
-        mol.AddAtom(Chem.Atom("U"))
-        for begin in range(end):
-            mol.AddBond(begin, end, Chem.BondType.SINGLE)
-    return str(Chem.MolToSmiles(mol, canonical=False))
+    """Write a chain with a ring closure for each further pair of atoms."""
+    atoms = ["[U]"] * num_atoms
+    pairs = combinations(range(num_atoms), 2)
+    for label, pair in enumerate(it for it in pairs if it[1] - it[0] > 1):
+        for idx in pair:
+            atoms[idx] += f"%({label})"
+    return "".join(atoms)
 
 
 BLOCK = Chem.MolToMolBlock(_draw("CCO"))
