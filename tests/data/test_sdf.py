@@ -50,7 +50,7 @@ def test_record_that_is_too_long_is_named(
         read(record * 7 + too_long + record)
 
 
-@pytest.mark.parametrize("line", ["", "x" * 1000])
+@pytest.mark.parametrize("line", [pytest.param("", marks=pytest.mark.slow), "x" * 1000])
 def test_record_that_never_ends_does_not_fill_the_memory(line: str) -> None:
     endless = chain(BLOCK.splitlines(), (line + "\n" for _ in count()))  # new texts, as of a file
     tracemalloc.start()

@@ -78,7 +78,12 @@ def test_atom_order_permutes_the_nodes_and_keeps_the_molecule_vector(
 
 
 @pytest.mark.parametrize(
-    ("pooling", "num_head_layers"), [("attention", 1), ("mean", 2), ("dummy_node", 2)]
+    ("pooling", "num_head_layers"),
+    [
+        ("attention", 1),
+        pytest.param("mean", 2, marks=pytest.mark.slow),
+        pytest.param("dummy_node", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_overfits_eight_molecules(
     pooling: str, num_head_layers: int, processor: RMatProcessor
