@@ -520,6 +520,7 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
             )
         largest = max(scaffolds.values()) / num_rows
         are_many = num_labeled >= _FEW_ROWS and len(scaffolds) >= 10 and largest <= 0.5
+        are_many &= len(table.rare_columns) < max(len(table.label_columns), 1)
         times = {name: name_kind_of_times(table.frame[name]) for name in table.frame}
         allowed = ["random"] * (num_parents >= 3) + ["scaffold"] * (len(scaffolds) >= 3)
         allowed += ["cluster"] * (num_parents >= 10)
@@ -541,6 +542,11 @@ def _check_splits(table: Examined) -> Iterator[Finding]:
     if num_labeled < _FEW_ROWS and table.label_columns:
         message = f"{say_count(num_labeled, 'molecule')} with a label: a tenth as test says little"
         flags = _FOLDS if num_labeled >= _FEWEST_IN_FOLDS else {}
+        yield Finding("splits", message, (), "--split kfold, or more rows.", True, flags)
+    elif rare := table.rare_columns:
+        listed = ", ".join(f"{count} in {name!r}" for name, count in rare.items())
+        message = f"Few rows of the rarer class, {listed}: a tenth of them as test decides nothing"
+        flags = _FOLDS if len(rare) == len(table.label_columns) else {}
         yield Finding("splits", message, (), "--split kfold, or more rows.", True, flags)
 
 

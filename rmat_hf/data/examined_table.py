@@ -31,6 +31,8 @@ from rmat_hf.data.tables import Table
 from rmat_hf.model.features_rmat import MoleculeError, parse_molecule, silence_rdkit
 
 MAX_ATOMS = 256
+# Of a class: a tenth of them as test are too few for a verdict.
+FEW_OF_CLASS = 100
 
 
 class Examined:
@@ -162,6 +164,12 @@ class Examined:
     def binary_columns(self) -> list[str]:
         """Labels that are yes or no."""
         return [name for name in self.number_columns if {*self.values(name)} == {0.0, 1.0}]
+
+    @cached_property
+    def rare_columns(self) -> dict[str, int]:
+        """Labels that are yes or no with few rows of the rarer of the two, and how many."""
+        counts = {name: self.values(name).value_counts().min() for name in self.binary_columns}
+        return {name: int(it) for name, it in counts.items() if it < FEW_OF_CLASS}
 
     @cached_property
     def has_numbers(self) -> bool:

@@ -134,6 +134,10 @@ def test_a_column_of_dates_is_proposed_for_a_split_in_time() -> None:
 RINGS = "smiles,y\n" + "".join(
     f"C1{'C' * row}N1,{row * row}\nC1{'C' * row}O1,{row}\n" for row in range(1, 7)
 )
+# as many scaffolds as rows; few are 1 in the last column
+SCAFFOLDS = "smiles,y,toxic\n" + "".join(
+    f"C1{'C' * row}{atom}1,{row / 7:.3f},{int(row < 4)}\n" for row in range(1, 41) for atom in "NO"
+)
 LEAKING = "".join(
     f"{'C' * row}O,{part},{row}\n" for row in range(1, 61) for part in ("train", "test")[row % 2 :]
 )
@@ -170,6 +174,8 @@ INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
         ),
         # few rows, if of many scaffolds
         (RINGS, {"split": "kfold", "num_folds": 5, "fold": 0}),
+        (SCAFFOLDS.replace(",toxic", ",x"), {"split": "scaffold"}),
+        (SCAFFOLDS.replace("y,toxic", "row,toxic"), {"split": "kfold", "num_folds": 5}),
         ("smiles,toxic\nC,yes\nCC,no\n", {"problem_type": "classification"}),
         # a unit beside a logarithm is not its own, and what predict wrote is no label
         (
