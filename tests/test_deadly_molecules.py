@@ -120,6 +120,7 @@ def test_deadly_rows_of_one_file_of_embeddings_and_of_the_best_have_a_reason(
     assert list_processes() == []
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_a_screen_without_workers(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:

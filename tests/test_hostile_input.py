@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -104,12 +104,8 @@ def list_files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def mark_large(hostile: HostileInput) -> Any:
-    marks = [pytest.mark.slow] if "400 MB" in hostile.description else []
-    return pytest.param(hostile, id=hostile.description, marks=marks)
-
-
-@pytest.mark.parametrize("hostile", map(mark_large, HOSTILE_INPUTS))
+@pytest.mark.slow
+@pytest.mark.parametrize("hostile", HOSTILE_INPUTS, ids=lambda hostile: hostile.description)
 def test_hostile_input_is_refused_in_one_line_or_counted_row_by_row(
     hostile: HostileInput, model: Path, tmp_path: Path
 ) -> None:

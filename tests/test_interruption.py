@@ -211,10 +211,8 @@ def write_library(folder: Path) -> Path:
 SCREENS = [("predict", signal.SIGTERM, False), ("embed", signal.SIGINT, True)]
 
 
-@pytest.mark.parametrize(
-    ("verb", "number", "whole_group"),
-    [SCREENS[0], pytest.param(*SCREENS[1], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "number", "whole_group"), SCREENS)
 def test_a_screen_that_is_stopped_leaves_nothing_but_one_line(
     tiny_model_folder: Path, tmp_path: Path, verb: str, number: int, whole_group: bool
 ) -> None:

@@ -469,6 +469,7 @@ def test_second_run_is_refused_before_it_writes(tmp_path: Path, run: Callable[..
     assert not (tmp_path / "run.in_progress").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_checkpoint_that_cannot_be_written_is_one_error_and_resuming_works(
     tmp_path: Path, run: Callable[..., None]

@@ -142,6 +142,7 @@ def test_scores_are_those_of_the_runs_and_a_tool_stands_beside_them(tmp_path: Pa
     assert str(tmp_path) not in json.dumps(results)
 
 
+@pytest.mark.slow
 def test_failed_run_is_reported_and_a_dropped_row_is_dropped_for_all(tmp_path: Path) -> None:
     content = build_tiny_protocol(tmp_path)
     del content["datasets"]["numbers"]["splits"][1]

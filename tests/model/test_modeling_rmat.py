@@ -433,6 +433,7 @@ def test_predictions_of_atoms_follow_their_order(processor: RMatProcessor) -> No
     assert logits.std(0).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_overfits_the_atoms_of_eight_molecules(processor: RMatProcessor) -> None:
     model = build_atom_model(1, "regression", label_mean=[7.0], label_std=[4.0]).float()
     batch = dict(processor([*TINY_SMILES, "CCCCCC", "OCC(O)CO"], return_tensors="pt"))

@@ -154,6 +154,7 @@ def test_label_unknown_in_a_part_is_an_error(masses: np.ndarray, part: str) -> N
         fit(labels, "regression")
 
 
+@pytest.mark.slow
 def test_gradient_boosting_learns_a_descriptor_and_chooses_on_valid(
     masses: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_fingerprints_count_and_descriptors_are_finite_or_nan() -> None:
     assert not np.isinf(descriptors).any()
 
 
+@pytest.mark.slow
 def test_the_setting_is_chosen_on_train_alone_and_the_mean_is_that_of_its_members(
     masses: np.ndarray,
 ) -> None:

@@ -78,6 +78,7 @@ def finetune_freesolv(table: Path, output_dir: Path, **options: object) -> float
     return float(result.metrics["test"]["rmse"])
 
 
+@pytest.mark.slow
 def test_the_script_gives_the_test_error_of_rmat_finetune_digit_by_digit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_authors_recipe_keeps_the_last_epoch_and_says_so(work: Path) -> None:
     table = pd.read_csv(work / "table.csv")
     # the more is learned, the worse is valid
@@ -154,6 +155,7 @@ def test_the_saved_model_is_the_one_with_the_best_validation_metric(work: Path) 
     assert result.metrics["valid"]["rmse"] == pytest.approx(min(history), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_that_gets_no_better(work: Path) -> None:
     run_finetuning(
         build_arguments(work, num_train_epochs=60, learning_rate=0.1, early_stopping_patience=3)
@@ -226,6 +228,7 @@ def run_interrupted(monkeypatch: pytest.MonkeyPatch, arguments: FinetuningArgume
             run_finetuning(arguments)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_weights_of_an_undisturbed_one(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def test_every_molecule_is_seen_once_an_epoch_in_batches_within_the_limits(
     assert trainer.state.epoch == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 3])
 def test_the_log_has_both_losses_and_the_speed_and_they_add_up(
     tmp_path: Path, task: PretrainingTask, gradient_accumulation_steps: int
@@ -172,6 +173,7 @@ def _get_times(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if "runtime" in name or "per" in name}
 
 
+@pytest.mark.slow
 def test_an_evaluation_within_the_training_leaves_the_training_as_it_is(
     tmp_path: Path, task: PretrainingTask
 ) -> None:

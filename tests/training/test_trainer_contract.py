@@ -50,6 +50,7 @@ def measure_step(folder: Path, rows: Dataset, *, micro_batches: int, **options: 
     return log["grad_norm"], log["loss"], trainer.model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share_missing", [0.0, 0.5])
 def test_four_micro_batches_train_like_one_batch(tmp_path: Path, share_missing: float) -> None:
     rows = build_rows(16, share_missing=share_missing)
@@ -85,6 +86,7 @@ def test_a_batch_without_labels_costs_nothing_and_keeps_everything_finite(
 # Batches of similar length
 
 
+@pytest.mark.slow
 def test_batches_of_a_finetuning_hold_molecules_of_similar_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ class StopAfter(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -233,6 +236,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
 # Experiment trackers
 
 
+@pytest.mark.slow
 def test_tensorboard_events_land_in_the_output_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
