@@ -130,7 +130,8 @@ class Examined:
         names = [*self.learnable_assays, *self.conditions]
         cells = self.frame[names].loc[[*self.parent_of_row]]
         parents = self.parent_of_row.values()
-        rows = cells.itertuples(index=False, name=None)
+        # itertuples has no rows where there are no columns, before pandas 3
+        rows = cells.to_numpy().tolist()
         return [(parent, *row) for parent, row in zip(parents, rows, strict=True)]
 
     def values(self, column: str) -> pd.Series:
