@@ -201,7 +201,7 @@ def test_a_saved_stack_loads_with_the_same_predictions(
     half = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
     in_half = predict(half, NEW_SMILES, processor=reading)
     np.testing.assert_allclose(in_half.values, expected.values, rtol=0.02, atol=0.02)
-    cast = AutoModelForSequenceClassification.from_pretrained(folder).bfloat16()
+    cast = AutoModelForSequenceClassification.from_pretrained(folder).half()
     np.testing.assert_allclose(
         predict(cast, NEW_SMILES, processor=reading).values, expected.values, rtol=0.02, atol=0.02
     )
