@@ -200,9 +200,11 @@ class RMatPropertyPredictionPipeline(RMatPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The classes of the files, of a model built in this process none. A bias that can learn is
-        # zero until it does; an adapter has frozen those that it leaves alone.
-        saved, own = self.model.config.architectures, type(self.model).__name__
+        # The classes of the files, of a model built in this process none; an adapter brings its
+        # head. A bias that can learn is zero until it does.
+        has_adapter = getattr(self.model, "_hf_peft_config_loaded", False)
+        saved = None if has_adapter else self.model.config.architectures
+        own = type(self.model).__name__
         named = [it for it in self.model.named_parameters() if it[1].requires_grad]
         biases = [it for name, it in named if "classifier." in name and name.endswith("bias")]
         if saved and own not in saved and biases and not any(it.any() for it in biases):
