@@ -13,6 +13,7 @@ from rmat_hf.data.columns import (
     parse_cell,
 )
 from rmat_hf.data.labels import BOUNDS, is_empty, parse_number, parse_word
+from rmat_hf.data.measurements import MOST_CATEGORIES
 from rmat_hf.data.splits.column_splits import AMBIGUOUS, build_time_parser
 from rmat_hf.model.transforms_rmat import MOLAR_UNITS
 
@@ -37,7 +38,6 @@ _NAME_OF_REPEAT = re.compile(
 )
 # Rows that each of several assays has, so that a model may learn what they differ in.
 _ROWS_OF_ASSAY = 10
-_MOST_CATEGORIES = 100
 # Of a column without such a name: its different cells, the molecules that have several of them.
 _FEW_CONDITIONS = 10
 _FEWEST_REPEATED = 5
@@ -161,7 +161,7 @@ def list_learnable(frame: pd.DataFrame, assays: dict[str, int], *, num_rows: int
     return [
         name
         for name, number in assays.items()
-        if number <= min(_MOST_CATEGORIES, num_rows / _ROWS_OF_ASSAY)
+        if number <= min(MOST_CATEGORIES, num_rows / _ROWS_OF_ASSAY)
         and not _are_numbers(it for it in frame[name].unique() if not is_empty(it))
     ]
 
@@ -192,7 +192,7 @@ def find_conditions(
         several = cells.groupby(parents.loc[cells.index]).nunique() > 1
         is_named, number = bool(_NAME_OF_CONDITION.search(name)), cells.nunique()
         needed = 0.5 if is_named else 0.9
-        is_many = number > (_MOST_CATEGORIES if is_named else _FEW_CONDITIONS)
+        is_many = number > (MOST_CATEGORIES if is_named else _FEW_CONDITIONS)
         is_rare = sum(several) < (1 if is_named else _FEWEST_REPEATED)
         if is_rare or is_many or several.mean() < needed or _holds_times(cells.unique()):
             continue

@@ -37,9 +37,10 @@ WEIGHT_COLUMN = "weight"
 COVARIATES_COLUMN = "covariates"
 # Its type says which they are; every row has the value 0.
 COVARIATE_KINDS_COLUMN = "covariate_kinds"
-_MOST_CATEGORIES = 100
-# How the labels of several rows of a molecule become those of one; "keep": they do not.
+MOST_CATEGORIES = 100
+# Why a row is gone whose labels are part of those of another.
 MERGED_INTO = "merged into row"
+# How the labels of several rows of a molecule become those of one; "keep": they do not.
 REPLICATES = {"keep": None, "mean": np.mean, "median": np.median}
 # What errors of a label that is learned as its logarithm are in.
 LOG_UNITS = "log units"
@@ -390,12 +391,12 @@ def find_covariates(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]
         numbers = [parse_number(it) for it in texts]
         if texts and all(it is not None for it in numbers):
             kinds.append({"name": name})
-        elif 0 < len(texts) <= _MOST_CATEGORIES:
+        elif 0 < len(texts) <= MOST_CATEGORIES:
             kinds.append({"name": name, "categories": sorted(texts)})
         else:
             raise UserError(
                 f"Column {name!r} has {len(texts)} different words, and a feature column is one of "
-                f"numbers, or of at most {_MOST_CATEGORIES} categories. Leave it out."
+                f"numbers, or of at most {MOST_CATEGORIES} categories. Leave it out."
             )
     return kinds
 

@@ -71,10 +71,6 @@ SUMMARY_FILE = "summary.json"
 _COUNTS_KEY = b"rmat_hf.counts"
 _COUNT_CHUNK_SIZE = 8192
 _ENDS: dict[Order | None, str] = {"descending": "largest", "ascending": "smallest"}
-_OTHER_END: dict[Order | None, str] = {
-    "descending": "--top-k-order ascending keeps the smallest",
-    "ascending": "--top-k-order descending keeps the largest",
-}
 
 
 @dataclass(kw_only=True)
@@ -500,7 +496,8 @@ def load_screen(
     notes = _list_units_of_spreads(model.config, added) if verb == "predict" else []
     if deciding and arguments.top_k_order is None:
         arguments = replace(arguments, top_k_order=_choose_order(model.config, deciding))
-        notes.append(_OTHER_END[arguments.top_k_order])
+        (other,) = (it for it in _ENDS if it != arguments.top_k_order)
+        notes.append(f"--top-k-order {other} keeps the {_ENDS[other]}")
     trusted: dict[str, Any] = {}
     if verb == "predict":
         trusted = {"trust": arguments.trust, "coverage": arguments.coverage}
